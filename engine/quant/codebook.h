@@ -1,0 +1,58 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <span>
+
+#include "engine/quant/scheme.h"
+
+namespace nibblenet {
+
+/// The values that codes stand for, and how a real number finds its code.
+///
+/// A weight is reconstructed as  value[code] * (scale / scale_to):  `scale` is what is stored for the
+/// group (its absolute or signed maximum), `scale_to` the codebook value that maximum is mapped to
+/// (1 for most, 2^(n-1)-1 for linear, 448 for FP8 E4M3). Linear's values are integers and FP8's codes the
+/// OCP bit patterns, so a decoder may compute them instead of looking them up and gets the same bits.
+struct Codebook {
+  int bits = 0;
+  float scale_to = 1.0F;
+  std::array<float, 256> values{};  ///< by code; unused codes hold 0
+  int count = 0;                    ///< codes in use
+
+  /// Ascending values of the codes in use, their codes, and the decision points between neighbours:
+  /// x maps to ordered_codes[i] for threshold[i-1] < x < threshold[i]; at a threshold itself the upper
+  /// neighbour is taken where tie_up says so. A midpoint that is no float is rounded and tie_up set to the side it
+  /// really lies on, so every decision is exact; a true tie goes to the even one for linear and FP8, else to the
+  /// lower one. Unused thresholds are +Inf.
+  std::array<uint8_t, 256> ordered_codes{};
+  std::array<float, 255> thresholds{};
+  std::array<bool, 255> tie_up{};
+  uint8_t zero_code = 0;  ///< the code of exactly 0, or of the value nearest to it where 0 is no value
+};
+
+/// Builds the codebook of a method at a width. Values in float32. Throws UsageError for other widths.
+/// Definitions: FP8 after OCP OFP8 1.0, dynamic tree after Dettmers 2015 (arXiv 1511.04561) in closed form,
+/// NF4 after QLoRA (arXiv 2305.14314), FP4 after OCP MX 1.0 (E2M1).
+Codebook make_codebook(Method method, int bits);
+
+/// From explicit ascending values (trained codebooks): codes are ranks. 1 to 2^bits finite values, equal ones
+/// allowed. Throws UsageError for anything else.
+Codebook make_codebook(std::span<const float> values, int bits, float scale_to);
+
+/// Nearest code of x; beyond the ends the outermost one. NaN is not accepted (weights are checked before).
+inline uint8_t encode(const Codebook& codebook, float x) {
+  // Counts the thresholds below x, the largest power of two first: as many steps for every x, and no bounds to
+  // check, since unused thresholds are above everything.
+  uint32_t below = 0;
+  for (uint32_t step = std::bit_floor(static_cast<uint32_t>(codebook.count - 1)); step != 0; step >>= 1) {
+    const uint32_t candidate = below + step - 1;
+    const float threshold = codebook.thresholds[candidate];
+    const bool above = (x > threshold) | ((x == threshold) & codebook.tie_up[candidate]);
+    below += above ? step : 0;
+  }
+  return codebook.ordered_codes[below];
+}
+
+}  // namespace nibblenet

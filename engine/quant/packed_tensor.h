@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "engine/core/half.h"
+#include "engine/quant/codebook.h"
+#include "engine/quant/scheme.h"
+
+namespace nibblenet {
+
+/// A weight tensor as n-bit codes, on the host: what a packed file holds and a backend makes resident.
+struct PackedTensor {
+  Scheme scheme;
+  Shape shape;  ///< OI or OIHW
+
+  std::vector<uint8_t> codes;  ///< shape[0] x channel_stride(inner, bits) bytes
+  /// One per group, raw little-endian bytes in scheme.scale's type: 4 or 2 bytes each. For zero-point
+  /// schemes the group's max - min (widened to include 0), else its absolute or signed maximum.
+  std::vector<uint8_t> scales;
+  std::vector<uint8_t> zero_points;  ///< one per group, affine schemes only: the code that stands for 0
+  std::vector<uint8_t> block_ids;    ///< shape[0] x channel_stride(inner, block_id_bits()), sorted schemes only
+  /// Values stored with the tensor, ascending, scale_to 1: 2^bits, or empty when the method fixes them.
+  std::vector<float> codebook;
+
+  int64_t groups() const { return static_cast<int64_t>(scales.size()) / (scheme.scale == ScaleType::f16 ? 2 : 4); }
+  int block_id_bits() const;  ///< ceil(log2(groups)) for sorted schemes, at least 1; else 0
+  int64_t code_stride() const;
+  int64_t block_id_stride() const;
+  float scale(int64_t group) const;
+};
+
+/// Throws FormatError naming the tensor unless every part has exactly the size that scheme and shape ask for, scales
+/// are finite and decode to finite weights, zero points fit the width, block ids name existing groups, and a stored
+/// codebook is finite and ascending. Nothing about `packed` is assumed: this is what stands between a file and a
+/// kernel.
+void validate(const PackedTensor& packed, std::string_view name);
+
+/// The codebook of a packed tensor: its stored values, or those of its method. For zero-point schemes the
+/// values are the codes themselves (0…2^n-1) and scale_to is 2^n-1.
+Codebook codebook_of(const PackedTensor& packed);
+
+/// Everything needed to turn codes into weights, as plain pointers: views of memory of any kind, so the same
+/// struct serves the host's vectors, a backend's resident buffers and device code.
+///   weight(channel, k) = (values[code] - zero_point[group]) * (scale[group] / scale_to)
+struct PackedView {
+  int bits = 0;
+  int64_t channels = 0;
+  int64_t channel_elements = 0;
+  int64_t code_stride = 0;
+  const uint8_t* codes = nullptr;
+  const void* scales = nullptr;  ///< float or f16 bits
+  ScaleType scale_type = ScaleType::f32;
+  const uint8_t* zero_points = nullptr;  ///< null: symmetric
+  const uint8_t* block_ids = nullptr;    ///< null: `groups` maps the index
+  int block_id_bits = 0;
+  int64_t block_id_stride = 0;
+  const float* values = nullptr;  ///< 256 entries by code
+  float scale_to = 1.0F;
+  GroupMap groups;
+
+  float scale(int64_t group) const {
+    if (scale_type == ScaleType::f32) return static_cast<const float*>(scales)[group];
+    return f16_to_f32(static_cast<const uint16_t*>(scales)[group]);
+  }
+  /// (scale / scale_to) in float32: what a decoded value is multiplied by.
+  float step(int64_t group) const { return scale(group) / scale_to; }
+};
+
+/// `codebook` must outlive the view.
+PackedView view_of(const PackedTensor& packed, const Codebook& codebook);
+
+/// Decodes weights [k, k + count) of one channel: the plain reference every faster decoder must equal, bit for bit.
+void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
+
+/// Rounds every weight to the nearest value of its scheme. Deterministic; uses all OpenMP threads.
+/// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4 and tensors without elements,
+/// Error naming `name` for NaN, Inf, or a scale beyond the range of its type.
+PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name);
+
+/// All weights in float32; `out` has the packed tensor's shape.
+void dequantize(const PackedTensor& packed, TensorView<float> out);
+
+}  // namespace nibblenet

@@ -1,0 +1,167 @@
+#include "engine/quant/scheme.h"
+
+#include <fmt/ranges.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "engine/quant/text.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr Granularity per_channel{Granularity::Kind::channel};
+constexpr Granularity per_row{Granularity::Kind::row};
+constexpr Granularity per_block_of_64{Granularity::Kind::block, 64};
+constexpr Granularity by_magnitude{Granularity::Kind::sorted};
+
+constexpr auto absolute = ScaleSign::absolute;
+constexpr auto signed_max = ScaleSign::signed_max;
+
+// In the order of the enum: traits_of() indexes it.
+constexpr std::array<MethodTraits, 8> methods{{
+    {Method::linear, "linear", 2, 8, per_channel, absolute, false,
+     "integers in equal steps, symmetric around 0; with zero-point: affine over [min, max]"},
+    {Method::fp8_e4m3, "fp8-e4m3", 8, 8, per_row, absolute, false, "OCP FP8 with 4 exponent and 3 mantissa bits"},
+    {Method::fp8_e5m2, "fp8-e5m2", 8, 8, per_row, absolute, false, "OCP FP8 with 5 exponent and 2 mantissa bits"},
+    {Method::dynamic_tree, "dynamic-tree", 3, 8, per_row, signed_max, false,
+     "sign, unary decimal exponent, linear fraction (Dettmers 2015)"},
+    {Method::stable_embedding, "stable-embedding", 3, 8, by_magnitude, signed_max, true,
+     "dynamic tree over magnitude-sorted blocks (the seed's stable embedding)"},
+    {Method::stable_embedding_fp8, "stable-embedding-fp8", 8, 8, by_magnitude, absolute, true,
+     "FP8 E4M3 over magnitude-sorted blocks (the seed's stable embedding)"},
+    {Method::nf4, "nf4", 4, 4, per_block_of_64, absolute, false, "NormalFloat-4, quantiles of a normal distribution"},
+    {Method::fp4, "fp4", 4, 4, per_block_of_64, absolute, false, "OCP FP4 with 2 exponent bits and 1 mantissa bit"},
+}};
+
+std::string bits_text(const MethodTraits& traits) {
+  return traits.min_bits == traits.max_bits ? fmt::format("{} bits only", traits.min_bits)
+                                            : fmt::format("{} to {} bits", traits.min_bits, traits.max_bits);
+}
+
+void validate_granularity(const MethodTraits& traits, const Granularity& granularity) {
+  const bool is_sorted = granularity.kind == Granularity::Kind::sorted;
+  if (traits.sorted && !is_sorted)
+    fail<UsageError>("{} does not support the granularity {}; supported: sorted, sorted:B", traits.name,
+                     to_string(granularity));
+  if (!traits.sorted && is_sorted)
+    fail<UsageError>(
+        "{} does not support the granularity {}; supported: tensor, channel, row, block:N, tile:RxC "
+        "(sorted belongs to stable-embedding and stable-embedding-fp8)",
+        traits.name, to_string(granularity));
+  const bool has_rows = granularity.kind == Granularity::Kind::block || granularity.kind == Granularity::Kind::tile;
+  const bool has_columns = granularity.kind == Granularity::Kind::tile;
+  if (granularity.rows < (has_rows ? 1 : 0) || granularity.columns < (has_columns ? 1 : 0))
+    fail<UsageError>("granularity {}: sizes must be at least 1", to_string(granularity));
+}
+
+/// "block", "tile" and "sorted" may be followed by ":SIZE", which belongs to them. Takes both from `parts`.
+std::string take_granularity(std::span<const std::string_view>& parts) {
+  std::string text(parts[0]);
+  const bool size_follows =
+      text == "block" || text == "tile" || (text == "sorted" && parts.size() > 1 && parse_integer(parts[1]));
+  parts = parts.subspan(1);
+  if (size_follows && !parts.empty()) {
+    text += fmt::format(":{}", parts[0]);
+    parts = parts.subspan(1);
+  }
+  return text;
+}
+
+bool is_scale_option(std::string_view part) {
+  return part == "f16" || part == "f32" || part == "absolute" || part == "signed" || part == "zero-point";
+}
+
+}  // namespace
+
+std::span<const MethodTraits> method_table() { return methods; }
+
+const MethodTraits& traits_of(Method method) { return methods.at(static_cast<size_t>(method)); }
+
+Method parse_method(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const MethodTraits& traits : methods) {
+    if (traits.name == name) return traits.method;
+    names.push_back(traits.name);
+  }
+  fail<UsageError>("unknown method '{}'; supported: {}", name, fmt::join(names, ", "));
+}
+
+std::string_view to_string(ScaleType type) { return type == ScaleType::f16 ? "f16" : "f32"; }
+
+std::string_view to_string(ScaleSign sign) { return sign == ScaleSign::signed_max ? "signed" : "absolute"; }
+
+ScaleType parse_scale_type(std::string_view text) {
+  if (text == "f32") return ScaleType::f32;
+  if (text == "f16") return ScaleType::f16;
+  fail<UsageError>("unknown scale type '{}'; supported: f32, f16", text);
+}
+
+ScaleSign parse_scale_sign(std::string_view text) {
+  if (text == "absolute") return ScaleSign::absolute;
+  if (text == "signed") return ScaleSign::signed_max;
+  fail<UsageError>("unknown scale sign '{}'; supported: absolute, signed", text);
+}
+
+Scheme default_scheme(Method method, int bits) {
+  const MethodTraits& traits = traits_of(method);
+  return {.method = method, .bits = bits, .granularity = traits.default_granularity, .sign = traits.default_sign};
+}
+
+void validate(const Scheme& scheme) {
+  const MethodTraits& traits = traits_of(scheme.method);
+  if (scheme.bits < traits.min_bits || scheme.bits > traits.max_bits)
+    fail<UsageError>("{} does not support {} bits; supported: {}", traits.name, scheme.bits, bits_text(traits));
+  validate_granularity(traits, scheme.granularity);
+  if (scheme.zero_point && scheme.method != Method::linear)
+    fail<UsageError>("{} does not support zero-point; supported by: linear", traits.name);
+  if (scheme.zero_point && scheme.sign == ScaleSign::signed_max)
+    fail<UsageError>("zero-point does not support the scale sign signed (its scale is max - min); supported: absolute");
+}
+
+std::string to_string(const Scheme& scheme) {
+  const MethodTraits& traits = traits_of(scheme.method);
+  std::string text = fmt::format("{}:{}:{}", traits.name, scheme.bits, to_string(scheme.granularity));
+  if (scheme.scale != ScaleType::f32) text += fmt::format(":{}", to_string(scheme.scale));
+  if (scheme.sign != traits.default_sign) text += fmt::format(":{}", to_string(scheme.sign));
+  if (scheme.zero_point) text += ":zero-point";
+  return text;
+}
+
+Scheme parse_scheme(std::string_view text) {
+  const std::vector<std::string_view> all = split(text, ':');
+  std::span<const std::string_view> parts(all);
+  const MethodTraits& traits = traits_of(parse_method(parts[0]));
+  parts = parts.subspan(1);
+  Scheme scheme = default_scheme(traits.method, traits.min_bits <= 4 && 4 <= traits.max_bits ? 4 : traits.max_bits);
+
+  if (!parts.empty()) {
+    if (const std::optional<int64_t> bits = parse_integer(parts[0])) {
+      // Clamped only to fit an int: 0 and 99 are refused by every method.
+      scheme.bits = static_cast<int>(std::min<int64_t>(*bits, 99));
+      parts = parts.subspan(1);
+    }
+  }
+  if (!parts.empty() && !is_scale_option(parts[0])) scheme.granularity = parse_granularity(take_granularity(parts));
+
+  const auto take_if = [&parts](auto... options) {
+    if (parts.empty() || ((parts[0] != options) && ...)) return std::string_view{};
+    const std::string_view taken = parts[0];
+    parts = parts.subspan(1);
+    return taken;
+  };
+  if (const auto part = take_if("f16", "f32"); !part.empty()) scheme.scale = parse_scale_type(part);
+  if (const auto part = take_if("absolute", "signed"); !part.empty()) scheme.sign = parse_scale_sign(part);
+  if (!take_if("zero-point").empty()) scheme.zero_point = true;
+  if (!parts.empty())
+    fail<UsageError>(
+        "scheme '{}': '{}' is not expected there; the form is "
+        "METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point]",
+        text, parts[0]);
+  validate(scheme);
+  return scheme;
+}
+
+}  // namespace nibblenet
