@@ -1,0 +1,191 @@
+#include "engine/io/archive.h"
+
+#include <archive.h>
+#include <archive_entry.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <system_error>
+
+#include "engine/core/error.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr size_t smallest_piece = size_t{1} << 12;
+constexpr size_t largest_piece = size_t{1} << 22;
+
+using File = std::unique_ptr<FILE, int (*)(FILE*)>;
+
+File open_file(const std::filesystem::path& path) {
+  File file(std::fopen(path.c_str(), "rb"), std::fclose);
+  if (file == nullptr) fail<IoError>("cannot open {}: {}", path.string(), std::generic_category().message(errno));
+  return file;
+}
+
+/// Reads to the end in growing pieces, so that memory follows what is really there. `read_some(data, size)` returns
+/// the bytes it got, 0 at the end.
+template <class ReadSome>
+std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome read_some) {
+  std::vector<uint8_t> content;
+  for (size_t used = 0;;) {
+    const size_t piece = std::clamp(used, smallest_piece, largest_piece);
+    content.resize(used + std::min(piece, most - used + 1));  // one byte beyond `most` shows that there is more
+    const size_t got = read_some(content.data() + used, content.size() - used);
+    used += got;
+    if (used > most) fail<FormatError>("{} has more than the {} bytes allowed here", location, most);
+    if (got == 0) {
+      content.resize(used);
+      content.shrink_to_fit();
+      return content;
+    }
+  }
+}
+
+/// Nothing when the path is empty or a part of it is hidden; "." is no part, and ".." counts as hidden.
+std::optional<std::vector<std::string>> visible_parts(std::string_view path) {
+  std::vector<std::string> parts;
+  while (!path.empty()) {
+    const std::string_view part = path.substr(0, path.find('/'));
+    path.remove_prefix(std::min(path.size(), part.size() + 1));
+    if (part.empty() || part == ".") continue;
+    if (part.front() == '.') return std::nullopt;
+    parts.emplace_back(part);
+  }
+  if (parts.empty()) return std::nullopt;
+  return parts;
+}
+
+class DiskEntry final : public FileEntry {
+ public:
+  DiskEntry(std::vector<std::string> parts, std::filesystem::path file)
+      : FileEntry(std::move(parts)), file_(std::move(file)) {}
+  std::string location() const override { return file_.string(); }
+  std::filesystem::path on_disk() const override { return file_; }
+  std::vector<uint8_t> read(size_t most) override { return read_file(file_, most); }
+
+ private:
+  std::filesystem::path file_;
+};
+
+class ArchivedEntry final : public FileEntry {
+ public:
+  ArchivedEntry(std::vector<std::string> parts, const std::filesystem::path& path, archive* source,
+                archive_entry* header)
+      : FileEntry(std::move(parts)), path_(path), source_(source), header_(header) {}
+
+  std::string location() const override { return fmt::format("{}: {}", path_.string(), name()); }
+
+  std::vector<uint8_t> read(size_t most) override {
+    if (archive_entry_filetype(header_) != AE_IFREG || archive_entry_hardlink(header_) != nullptr)
+      fail<FormatError>(
+          "{} is a link, which cannot be followed inside an archive; repack it with the links resolved "
+          "(tar --dereference --hard-dereference)",
+          location());
+    const int64_t declared = archive_entry_size(header_);
+    if (archive_entry_size_is_set(header_) != 0 && (declared < 0 || static_cast<uint64_t>(declared) > most))
+      fail<FormatError>("{} says it has {} bytes; at most {} are allowed here", location(), declared, most);
+    return read_all(location(), most, [this](uint8_t* data, size_t size) {
+      const la_ssize_t got = archive_read_data(source_, data, size);
+      if (got < 0) {
+        const char* reason = archive_error_string(source_);
+        fail<FormatError>("{} cannot be read, the archive is truncated or corrupt: {}", location(),
+                          reason != nullptr ? reason : "no reason given");
+      }
+      return static_cast<size_t>(got);
+    });
+  }
+
+ private:
+  const std::filesystem::path& path_;
+  archive* source_;
+  archive_entry* header_;
+};
+
+void walk_folder(const std::filesystem::path& folder, const std::function<void(FileEntry&)>& visit) {
+  namespace fs = std::filesystem;
+  try {
+    for (fs::recursive_directory_iterator item(folder, fs::directory_options::follow_directory_symlink), end;
+         item != end; ++item) {
+      // The depth limit also ends circles of links.
+      if (item.depth() + 1 >= max_walk_depth || item->path().filename().string().front() == '.')
+        item.disable_recursion_pending();
+      std::error_code dangling;
+      if (!item->is_regular_file(dangling)) continue;
+      auto parts = visible_parts(item->path().lexically_relative(folder).generic_string());
+      if (!parts) continue;
+      DiskEntry entry(std::move(*parts), item->path());
+      visit(entry);
+    }
+  } catch (const fs::filesystem_error& error) {
+    fail<IoError>("cannot read the folder {}: {}", folder.string(), error.code().message());
+  }
+}
+
+void walk_archive(const std::filesystem::path& path, const std::function<void(FileEntry&)>& visit) {
+  // Opening the file ourselves tells a missing permission from a wrong format.
+  const File file = open_file(path);
+  const std::unique_ptr<archive, int (*)(archive*)> source(archive_read_new(), archive_read_free);
+  if (source == nullptr) fail<IoError>("cannot open {}: out of memory", path.string());
+  const auto reason = [&source] {
+    const char* text = archive_error_string(source.get());
+    return text != nullptr ? text : "no reason given";
+  };
+  // Only what is promised: every further format would be more code that meets untrusted bytes.
+  archive_read_support_filter_gzip(source.get());
+  archive_read_support_format_tar(source.get());
+  if (archive_read_open_FILE(source.get(), file.get()) != ARCHIVE_OK)
+    fail<FormatError>("{} is neither a folder nor a .tar or .tar.gz archive: {}", path.string(), reason());
+
+  for (;;) {
+    archive_entry* header = nullptr;
+    const int status = archive_read_next_header(source.get(), &header);
+    if (status == ARCHIVE_EOF) return;
+    // A warning means a name outside the locale or an odd attribute: the file itself is fine. "Retry" would pass over
+    // a damaged header, and the file with it.
+    if (status != ARCHIVE_OK && status != ARCHIVE_WARN)
+      fail<FormatError>("{} is truncated or corrupt, or no .tar or .tar.gz archive: {}", path.string(), reason());
+    const auto type = archive_entry_filetype(header);
+    if (type != AE_IFREG && type != AE_IFLNK && archive_entry_hardlink(header) == nullptr) continue;
+    // Names that the locale cannot express are still there in UTF-8.
+    const char* name = archive_entry_pathname(header);
+    if (name == nullptr) name = archive_entry_pathname_utf8(header);
+    if (name == nullptr) fail<FormatError>("{} is corrupt: a file has no readable name", path.string());
+    auto parts = visible_parts(name);
+    if (!parts) continue;
+    ArchivedEntry entry(std::move(*parts), path, source.get(), header);
+    visit(entry);
+  }
+}
+
+}  // namespace
+
+std::string FileEntry::name() const { return fmt::format("{}", fmt::join(parts_, "/")); }
+
+void walk_files(const std::filesystem::path& path, const std::function<void(FileEntry&)>& visit) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status))
+    fail<IoError>("cannot open {}: {}", path.string(), error ? error.message() : "no such file or folder");
+  if (std::filesystem::is_directory(status)) return walk_folder(path, visit);
+  if (!std::filesystem::is_regular_file(status))
+    fail<IoError>("cannot open {}: neither a file nor a folder", path.string());
+  walk_archive(path, visit);
+}
+
+std::vector<uint8_t> read_file(const std::filesystem::path& path, size_t most) {
+  const File file = open_file(path);
+  return read_all(path.string(), most, [&](uint8_t* data, size_t size) {
+    const size_t got = std::fread(data, 1, size, file.get());
+    if (got < size && std::ferror(file.get()) != 0)
+      fail<IoError>("cannot read {}: {}", path.string(), std::generic_category().message(errno));
+    return got;
+  });
+}
+
+}  // namespace nibblenet

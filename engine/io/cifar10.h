@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/io/archive.h"
+#include "engine/io/dataset.h"
+
+namespace nibblenet {
+
+/// CIFAR-10's binary format: records of a label and three planes of 32 x 32 bytes, red, green, blue.
+inline constexpr int cifar_side = 32;
+inline constexpr size_t cifar_plane_bytes = size_t{cifar_side} * cifar_side;
+inline constexpr size_t cifar_record_bytes = 1 + 3 * cifar_plane_bytes;
+inline constexpr int cifar_train_files = 5;
+
+/// Gathers the files of a CIFAR-10 binary data set from a walk. They may come in any order.
+class Cifar10Reader {
+ public:
+  Cifar10Reader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
+  /// True when the file belongs to the format. Reads it when it belongs to the split. Throws FormatError.
+  bool take(FileEntry& entry);
+  /// Whether any batch of either split came by.
+  bool found() const { return found_; }
+  /// The data set in the order of its files and records. Throws FormatError or UsageError. Call once, at the end.
+  Dataset finish(int64_t limit);
+
+ private:
+  struct File {
+    std::string location;
+    std::vector<uint8_t> records;
+  };
+  void append(Dataset& dataset, const File& file, std::vector<int64_t>& room) const;
+
+  std::filesystem::path path_;
+  Split split_;
+  bool found_ = false;
+  std::map<int, File> files_;  // by number, 1 … 5; the test batch is 1
+  std::vector<std::string> classes_;
+};
+
+}  // namespace nibblenet

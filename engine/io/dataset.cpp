@@ -1,0 +1,37 @@
+#include "engine/io/dataset.h"
+
+#include <limits>
+
+#include "engine/io/archive.h"
+#include "engine/io/cifar10.h"
+#include "engine/io/image_folder.h"
+
+namespace nibblenet {
+
+int64_t images_per_class(int64_t limit, size_t classes) {
+  if (limit == 0) return std::numeric_limits<int64_t>::max();
+  if (limit < 0 || static_cast<size_t>(limit) < classes)
+    fail<UsageError>("a limit of {} images leaves none for some of the {} classes; use 0 (no limit) or at least {}",
+                     limit, classes, classes);
+  return limit / static_cast<int64_t>(classes);
+}
+
+Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit) {
+  if (limit < 0) fail<UsageError>("a limit of {} images makes no sense; use 0 for no limit", limit);
+  // One pass, since an archive can only be read forwards: both readers look at every file.
+  Cifar10Reader binary(path, split);
+  ImageFolderReader folder(path, split);
+  walk_files(path, [&](FileEntry& entry) {
+    if (!binary.take(entry)) folder.take(entry);
+  });
+  if (binary.found() && folder.found())
+    fail<FormatError>("{} holds both CIFAR-10 batches and an image folder; keep them apart", path.string());
+  if (binary.found()) return binary.finish(limit);
+  if (folder.found()) return folder.finish(limit);
+  fail<FormatError>(
+      "{} holds no data set; supported are CIFAR-10's binary version (data_batch_1.bin … test_batch.bin) "
+      "and image folders (train/<class>/*.jpg|jpeg|png, test/<class>/…), as a folder, .tar or .tar.gz",
+      path.string());
+}
+
+}  // namespace nibblenet

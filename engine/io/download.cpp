@@ -1,0 +1,204 @@
+#include "engine/io/download.h"
+
+#include <curl/curl.h>
+#include <openssl/evp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <system_error>
+#include <vector>
+
+#include "engine/core/error.h"
+
+namespace nibblenet {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr long connect_seconds = 8;  // offline must be told soon
+constexpr long stall_seconds = 30;
+constexpr long stall_bytes_per_second = 1024;
+constexpr long most_redirects = 5;
+
+using File = std::unique_ptr<FILE, int (*)(FILE*)>;
+using Curl = std::unique_ptr<CURL, void (*)(CURL*)>;
+
+std::string reason_of(int error) { return std::generic_category().message(error); }
+
+File open_file(const fs::path& path, const char* mode) {
+  File file(std::fopen(path.c_str(), mode), std::fclose);
+  if (file == nullptr) fail<IoError>("cannot open {}: {}", path.string(), reason_of(errno));
+  return file;
+}
+
+/// Length of a file, -1 when there is none.
+int64_t length_of(const fs::path& path) {
+  std::error_code error;
+  const auto length = fs::file_size(path, error);
+  return error ? -1 : static_cast<int64_t>(length);
+}
+
+void remove_file(const fs::path& path) {
+  std::error_code error;
+  fs::remove(path, error);
+  if (error) fail<IoError>("cannot remove {}: {}", path.string(), error.message());
+}
+
+/// Where arriving bytes go. Nothing may be thrown through libcurl, so errors wait here until it returns.
+struct Sink {
+  const fs::path& path;
+  FILE* file;
+  int64_t received;  // the resumed part included
+  int64_t expected;
+  const DownloadProgress& progress;
+  bool too_long = false;
+  std::exception_ptr error = nullptr;
+
+  bool take(const char* data, size_t size) {
+    if (static_cast<int64_t>(size) > expected - received) {
+      too_long = true;
+      return false;
+    }
+    try {
+      if (std::fwrite(data, 1, size, file) != size)
+        fail<IoError>("cannot write {}: {}", path.string(), reason_of(errno));
+      received += static_cast<int64_t>(size);
+      if (progress) progress(received, expected);
+      return true;
+    } catch (...) {
+      error = std::current_exception();
+      return false;
+    }
+  }
+};
+
+size_t write_callback(char* data, size_t one, size_t size, void* sink) {
+  return static_cast<Sink*>(sink)->take(data, one * size) ? one * size : 0;
+}
+
+enum class Transfer : uint8_t { done, cannot_resume };
+
+template <class Value>
+void set_option(CURL* curl, CURLoption option, Value value) {
+  if (const CURLcode code = curl_easy_setopt(curl, option, value); code != CURLE_OK)
+    fail<IoError>("this libcurl does not support an option that downloads need ({}: {})", static_cast<int>(option),
+                  curl_easy_strerror(code));
+}
+
+/// Appends to `part` what `url` has beyond it.
+Transfer transfer(const std::string& url, const fs::path& part, int64_t expected, const DownloadProgress& progress) {
+  static const CURLcode global = curl_global_init(CURL_GLOBAL_DEFAULT);
+  const Curl curl(global == CURLE_OK ? curl_easy_init() : nullptr, curl_easy_cleanup);
+  if (curl == nullptr) fail<IoError>("cannot download {}: libcurl does not start", url);
+
+  const int64_t resumed = std::max<int64_t>(length_of(part), 0);
+  File file = open_file(part, "ab");
+  Sink sink{part, file.get(), resumed, expected, progress};
+  std::array<char, CURL_ERROR_SIZE> detail{};
+  set_option(curl.get(), CURLOPT_URL, url.c_str());
+  set_option(curl.get(), CURLOPT_ERRORBUFFER, detail.data());
+  set_option(curl.get(), CURLOPT_WRITEFUNCTION, &write_callback);
+  set_option(curl.get(), CURLOPT_WRITEDATA, static_cast<void*>(&sink));
+  set_option(curl.get(), CURLOPT_RESUME_FROM_LARGE, static_cast<curl_off_t>(resumed));
+  set_option(curl.get(), CURLOPT_FAILONERROR, 1L);
+  set_option(curl.get(), CURLOPT_FOLLOWLOCATION, 1L);
+  set_option(curl.get(), CURLOPT_MAXREDIRS, most_redirects);
+  set_option(curl.get(), CURLOPT_PROTOCOLS_STR, "https,http,file");
+  set_option(curl.get(), CURLOPT_REDIR_PROTOCOLS_STR, "https,http");  // a server must not lead to local files
+  set_option(curl.get(), CURLOPT_CONNECTTIMEOUT, connect_seconds);
+  set_option(curl.get(), CURLOPT_LOW_SPEED_LIMIT, stall_bytes_per_second);
+  set_option(curl.get(), CURLOPT_LOW_SPEED_TIME, stall_seconds);
+  set_option(curl.get(), CURLOPT_NOSIGNAL, 1L);  // signals and threads do not go together
+
+  const CURLcode code = curl_easy_perform(curl.get());
+  if (sink.error != nullptr) std::rethrow_exception(sink.error);
+  if (sink.too_long) {
+    file.reset();
+    remove_file(part);
+    fail<FormatError>("{} has more than the expected {} bytes: not the expected file", url, expected);
+  }
+  if (code != CURLE_OK) {
+    long status = 0;
+    curl_easy_getinfo(curl.get(), CURLINFO_RESPONSE_CODE, &status);
+    constexpr long range_not_satisfiable = 416;
+    if (resumed > 0 &&
+        (code == CURLE_RANGE_ERROR || code == CURLE_BAD_DOWNLOAD_RESUME || status == range_not_satisfiable))
+      return Transfer::cannot_resume;
+    fail<IoError>("cannot download {}: {}{}", url, detail[0] != '\0' ? detail.data() : curl_easy_strerror(code),
+                  sink.received > 0
+                      ? fmt::format(" ({} of {} bytes are kept; run again to go on)", sink.received, expected)
+                      : "");
+  }
+  // On the disk before the rename, or a power cut could leave a whole name with half a file.
+  if (std::fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0)
+    fail<IoError>("cannot write {}: {}", part.string(), reason_of(errno));
+  return Transfer::done;
+}
+
+}  // namespace
+
+std::string md5_of_file(const fs::path& path) {
+  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_md5(), nullptr) != 1)
+    fail<IoError>("cannot check {}: this OpenSSL has no MD5", path.string());
+  const File file = open_file(path, "rb");
+  std::vector<uint8_t> block(size_t{1} << 18);
+  while (const size_t got = std::fread(block.data(), 1, block.size(), file.get()))
+    EVP_DigestUpdate(context.get(), block.data(), got);
+  if (std::ferror(file.get()) != 0) fail<IoError>("cannot read {}: {}", path.string(), reason_of(errno));
+  std::array<uint8_t, EVP_MAX_MD_SIZE> digest{};
+  unsigned length = 0;
+  EVP_DigestFinal_ex(context.get(), digest.data(), &length);
+  std::string text;
+  for (unsigned i = 0; i < length; ++i) text += fmt::format("{:02x}", digest[i]);
+  return text;
+}
+
+void download(const std::string& url, const fs::path& to, std::string_view expected_md5_hex, int64_t expected_bytes,
+              const DownloadProgress& progress) {
+  if (length_of(to) == expected_bytes && md5_of_file(to) == expected_md5_hex) return;
+  std::error_code error;
+  if (to.has_parent_path()) fs::create_directories(to.parent_path(), error);
+  if (error) fail<IoError>("cannot make the folder {}: {}", to.parent_path().string(), error.message());
+
+  fs::path part = to;
+  part += ".part";
+  // A part that is too long, that the server cannot continue, or that leads to a wrong checksum was of another file
+  // or version: that is worth one new start, but only one.
+  bool resumed = length_of(part) > 0;
+  for (;;) {
+    if (length_of(part) > expected_bytes) remove_file(part);
+    if (length_of(part) < expected_bytes && transfer(url, part, expected_bytes, progress) == Transfer::cannot_resume) {
+      remove_file(part);
+      resumed = false;
+      continue;
+    }
+    const int64_t length = length_of(part);
+    if (length < expected_bytes)
+      fail<FormatError>("{} ended after {} of {} bytes (they are kept; run again to go on)", url, length,
+                        expected_bytes);
+    const std::string md5 = md5_of_file(part);
+    if (md5 == expected_md5_hex) break;
+    remove_file(part);
+    if (!resumed)
+      fail<FormatError>("{} is not the expected file: its MD5 is {}, expected {}", url, md5, expected_md5_hex);
+    resumed = false;
+  }
+  fs::rename(part, to, error);
+  if (error) fail<IoError>("cannot rename {} to {}: {}", part.string(), to.string(), error.message());
+}
+
+fs::path obtain_cifar10(const fs::path& folder, const DownloadProgress& progress) {
+  constexpr int64_t archive_bytes = 170'052'171;
+  fs::path archive = folder / "cifar-10-binary.tar.gz";
+  download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", archive, "c32a1d4ab5d03f1284b67883e8d87530",
+           archive_bytes, progress);
+  return archive;
+}
+
+}  // namespace nibblenet

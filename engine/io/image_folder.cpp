@@ -1,0 +1,166 @@
+#include "engine/io/image_folder.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <tuple>
+
+#include "engine/io/image.h"
+
+namespace nibblenet {
+namespace {
+
+// A data set lives in memory whole, so these bound what a hostile archive can ask for.
+constexpr size_t max_total_bytes = size_t{16} << 30;  // compressed pictures, and again decoded ones
+constexpr size_t max_pictures = 10'000'000;
+constexpr size_t max_classes = 256;  // labels are bytes
+constexpr unsigned max_threads = 8;
+
+constexpr std::array<std::string_view, 3> readable = {".jpg", ".jpeg", ".png"};
+constexpr std::array<std::string_view, 8> unreadable = {".bmp", ".gif",  ".heic", ".ppm",
+                                                        ".tif", ".tiff", ".webp", ".avif"};
+
+std::string lower_case_extension(const std::string& name) {
+  const size_t dot = name.rfind('.');
+  std::string extension = dot == std::string::npos ? "" : name.substr(dot);
+  for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return extension;
+}
+
+/// Calls work(i) for 0 <= i < count on a few threads. Rethrows the exception of the smallest i that threw, which does
+/// not depend on timing: indices are handed out in order, so that every smaller one has been tried.
+void parallel_for(size_t count, const std::function<void(size_t)>& work) {
+  constexpr size_t stride = 16;  // indices a thread takes at once
+  std::atomic<size_t> next = 0;
+  std::atomic<bool> failed = false;
+  std::mutex mutex;
+  size_t failed_index = count;
+  std::exception_ptr error;
+
+  const auto run = [&] {
+    while (!failed) {
+      const size_t begin = next.fetch_add(stride);
+      if (begin >= count) return;
+      for (size_t i = begin; i < std::min(count, begin + stride); ++i) {
+        try {
+          work(i);
+        } catch (...) {
+          const std::lock_guard lock(mutex);
+          if (i < failed_index) {
+            failed_index = i;
+            error = std::current_exception();
+          }
+          failed = true;
+          return;
+        }
+      }
+    }
+  };
+  {
+    const size_t wanted = std::min<size_t>(std::clamp(std::thread::hardware_concurrency(), 1U, max_threads),
+                                           (count + stride - 1) / stride);
+    std::vector<std::jthread> helpers;
+    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(run);
+    run();
+  }
+  if (error != nullptr) std::rethrow_exception(error);
+}
+
+}  // namespace
+
+bool ImageFolderReader::take(FileEntry& entry) {
+  const auto& parts = entry.parts();
+  if (parts.size() != 3 && parts.size() != 4) return false;
+  const std::string& folder = parts[parts.size() - 3];
+  if (folder != "train" && folder != "test") return false;
+  const std::string extension = lower_case_extension(parts.back());
+  if (std::ranges::find(unreadable, extension) != unreadable.end())
+    fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg and .png",
+                      entry.location());
+  if (std::ranges::find(readable, extension) == readable.end()) return false;
+
+  const std::string root = parts.size() == 4 ? parts[0] : "";
+  if (!root_) root_ = root;
+  if (*root_ != root)
+    fail<FormatError>("{} holds more than one data set: pictures in '{}' and '{}'", path_.string(), *root_ + "/train",
+                      root + "/" + folder);
+  const std::string& class_name = parts[parts.size() - 2];
+  classes_.insert(class_name);
+  if (classes_.size() > max_classes)
+    fail<FormatError>("{} has more than {} classes, which is not supported", path_.string(), max_classes);
+  if ((folder == "train") != (split_ == Split::train)) return true;
+
+  Picture picture;
+  picture.class_name = class_name;
+  picture.file_name = parts.back();
+  picture.location = entry.location();
+  picture.on_disk = entry.on_disk();
+  if (picture.on_disk.empty()) picture.file = entry.read(max_image_file_bytes);
+  file_bytes_ += picture.file.size();
+  pictures_.push_back(std::move(picture));
+  if (file_bytes_ > max_total_bytes || pictures_.size() > max_pictures)
+    fail<FormatError>("{} has more than {} pictures or {} bytes of them in one split, which is not supported",
+                      path_.string(), max_pictures, max_total_bytes);
+  return true;
+}
+
+/// CIFAR-10's order when all classes are among its ten, else the alphabetical one.
+std::vector<std::string> ImageFolderReader::label_order() const {
+  const auto& cifar = cifar10_classes();
+  const bool all_cifar = std::ranges::all_of(
+      classes_, [&cifar](const std::string& name) { return std::ranges::find(cifar, name) != cifar.end(); });
+  if (all_cifar) return {cifar.begin(), cifar.end()};
+  return {classes_.begin(), classes_.end()};
+}
+
+void ImageFolderReader::order_and_limit(const std::vector<std::string>& classes, int64_t limit) {
+  const int64_t most = images_per_class(limit, classes.size());
+  for (Picture& picture : pictures_)
+    picture.label = static_cast<uint8_t>(std::ranges::find(classes, picture.class_name) - classes.begin());
+  const auto key = [](const Picture& picture) { return std::tie(picture.label, picture.file_name); };
+  std::ranges::sort(pictures_, {}, key);
+  const auto twice = std::ranges::adjacent_find(pictures_, {}, key);
+  if (twice != pictures_.end()) fail<FormatError>("{} is there twice", twice->location);
+  std::vector<int64_t> room(classes.size(), most);
+  std::erase_if(pictures_, [&room](const Picture& picture) { return room[picture.label]-- <= 0; });
+}
+
+Dataset ImageFolderReader::finish(int64_t limit) {
+  if (pictures_.empty())
+    fail<FormatError>("{} holds no pictures in {}/<class>/", path_.string(), split_ == Split::train ? "train" : "test");
+  Dataset dataset;
+  dataset.description = "image folder";
+  dataset.classes = label_order();
+  order_and_limit(dataset.classes, limit);
+
+  std::vector<RgbImage> decoded(pictures_.size());
+  std::atomic<size_t> total = 0;
+  parallel_for(pictures_.size(), [&](size_t i) {
+    Picture& picture = pictures_[i];
+    if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);
+    decoded[i] = decode_image(picture.file, picture.location);
+    picture.file = {};
+    const size_t so_far = total += decoded[i].pixels.size();
+    if (so_far > max_total_bytes)
+      fail<FormatError>("{} has more than {} bytes of pixels in one split; use a limit", path_.string(),
+                        max_total_bytes);
+  });
+
+  dataset.images.reserve(decoded.size());
+  dataset.labels.reserve(decoded.size());
+  dataset.pixels.reserve(total);
+  for (size_t i = 0; i < decoded.size(); ++i) {
+    dataset.images.push_back({decoded[i].width, decoded[i].height, dataset.pixels.size()});
+    dataset.labels.push_back(pictures_[i].label);
+    dataset.pixels.insert(dataset.pixels.end(), decoded[i].pixels.begin(), decoded[i].pixels.end());
+    decoded[i].pixels = {};
+  }
+  return dataset;
+}
+
+}  // namespace nibblenet

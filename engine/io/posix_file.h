@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cerrno>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace nibblenet {
+
+/// Owns an open file of the operating system. Move-only; closed when it goes out of scope.
+class FileDescriptor {
+ public:
+  FileDescriptor() = default;
+  explicit FileDescriptor(int descriptor) : descriptor_(descriptor) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  ~FileDescriptor() { close(); }
+
+  int get() const { return descriptor_; }
+  bool is_open() const { return descriptor_ >= 0; }
+  /// False, with errno set, when the system reports that something was lost on the way to the disk.
+  bool close();
+
+ private:
+  int descriptor_ = -1;
+};
+
+/// Throws IoError "cannot <action> <path>: <reason>; <what to do about it>" for an errno value.
+[[noreturn]] void fail_io(std::string_view action, const std::filesystem::path& path, int error = errno);
+
+}  // namespace nibblenet

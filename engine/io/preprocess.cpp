@@ -1,0 +1,190 @@
+#include "engine/io/preprocess.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace nibblenet {
+namespace {
+
+/// PIL's 8-bit resampling: weights in fixed point with 32 - 8 - 2 bits behind the point (8 for the pixel, 2 to spare).
+constexpr int precision_bits = 22;
+constexpr int32_t half_step = 1 << (precision_bits - 1);
+
+/// One direction of the resize, for the output pixels inside the crop: output i is the sum over t < count[i] of
+/// weights[i * taps + t] * source[first[i] + t].
+struct Axis {
+  int taps = 0;
+  std::vector<int> first;
+  std::vector<int> count;
+  std::vector<int32_t> weights;
+};
+
+/// Pillow, Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter, in double as there.
+/// Output pixels begin … begin + size of `resized`.
+Axis make_axis(int source, int64_t resized, int64_t begin, int size) {
+  const double scale = static_cast<double>(source) / static_cast<double>(resized);
+  const double filter_scale = std::max(scale, 1.0);  // shrinking widens the filter: antialiasing
+  const double support = filter_scale;               // the triangle reaches 1 to each side
+  const double inverse = 1.0 / filter_scale;
+  Axis axis;
+  axis.taps = static_cast<int>(std::ceil(support)) * 2 + 1;
+  axis.weights.assign(static_cast<size_t>(axis.taps) * static_cast<size_t>(size), 0);
+  std::vector<double> raw(static_cast<size_t>(axis.taps));
+  for (int i = 0; i < size; ++i) {
+    const double center = (static_cast<double>(begin + i) + 0.5) * scale;
+    const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int count = std::min(static_cast<int>(center + support + 0.5), source) - first;
+    double sum = 0;
+    for (int t = 0; t < count; ++t) {
+      const double distance = std::abs((t + first - center + 0.5) * inverse);
+      raw[static_cast<size_t>(t)] = distance < 1.0 ? 1.0 - distance : 0.0;
+      sum += raw[static_cast<size_t>(t)];
+    }
+    for (int t = 0; t < count; ++t) {
+      double weight = raw[static_cast<size_t>(t)];
+      if (sum != 0.0) weight /= sum;
+      axis.weights[static_cast<size_t>(i) * static_cast<size_t>(axis.taps) + static_cast<size_t>(t)] =
+          static_cast<int32_t>(0.5 + weight * (1 << precision_bits));
+    }
+    axis.first.push_back(first);
+    axis.count.push_back(count);
+  }
+  return axis;
+}
+
+/// The weights are positive and sum to 1, so that only rounding can leave 0 … 255.
+uint8_t to_byte(int32_t sum) { return static_cast<uint8_t>(std::min(sum >> precision_bits, 255)); }
+
+/// torchvision: int(round((resized - crop) / 2.0)), where Python rounds halves to the even neighbour.
+int64_t crop_begin(int64_t resized, int crop) {
+  const int64_t difference = resized - crop;
+  const int64_t half = difference / 2;
+  return half + (difference & half & 1);
+}
+
+}  // namespace
+
+struct Preprocessor::State {
+  Preprocess parameters;
+  /// What each byte of each channel becomes; computed with float32 steps, as torch does.
+  std::array<std::array<float, 256>, 3> normalized{};
+  int width = 0;  // of the image that the axes are made for
+  int height = 0;
+  Axis horizontal;
+  Axis vertical;
+  int first_row = 0;          // source rows first_row … are resized horizontally
+  std::vector<uint8_t> rows;  // [needed source rows, crop, 3]
+  std::vector<int32_t> sums;  // [crop, 3], one output row before rounding
+
+  void prepare(int new_width, int new_height);
+  void resize_rows(const uint8_t* image, bool flip);
+  void write_row(int y, float* out);
+};
+
+Preprocess Preprocess::for_image_size(int size) {
+  if (size < 1 || size > max_size)
+    fail<UsageError>("an image size of {} is not supported; use 1 to {}", size, max_size);
+  Preprocess parameters;
+  parameters.resize = static_cast<int>(std::lround(size * 256.0 / 224.0));
+  parameters.crop = size;
+  return parameters;
+}
+
+Preprocessor::Preprocessor(const Preprocess& parameters) : state_(std::make_unique<State>()) {
+  if (parameters.crop < 1 || parameters.crop > parameters.resize || parameters.resize > 2 * Preprocess::max_size)
+    fail<UsageError>("cannot crop {} of {} pixels; expected 1 <= crop <= resize <= {}", parameters.crop,
+                     parameters.resize, 2 * Preprocess::max_size);
+  state_->parameters = parameters;
+  for (size_t channel = 0; channel < 3; ++channel) {
+    const float mean = parameters.mean[channel];
+    const float deviation = parameters.deviation[channel];
+    if (!(deviation > 0))
+      fail<UsageError>("channel {} has a standard deviation of {}; expected above 0", channel, deviation);
+    for (size_t value = 0; value < 256; ++value)
+      state_->normalized[channel][value] = (static_cast<float>(value) / 255.0F - mean) / deviation;
+  }
+  state_->sums.resize(static_cast<size_t>(parameters.crop) * 3);
+}
+
+Preprocessor::~Preprocessor() = default;
+Preprocessor::Preprocessor(Preprocessor&&) noexcept = default;
+Preprocessor& Preprocessor::operator=(Preprocessor&&) noexcept = default;
+
+void Preprocessor::run(const uint8_t* image, int width, int height, bool flip, float* out) {
+  if (width < 1 || height < 1) fail<ShapeError>("an image of {} x {} pixels cannot be resized", width, height);
+  State& state = *state_;
+  if (width != state.width || height != state.height) state.prepare(width, height);
+  state.resize_rows(image, flip);
+  for (int y = 0; y < state.parameters.crop; ++y) state.write_row(y, out + static_cast<size_t>(y) * state.sums.size());
+}
+
+void Preprocessor::State::prepare(int new_width, int new_height) {
+  const int crop = parameters.crop;
+  // torchvision: the shorter side becomes `resize`, the longer one int(resize * longer / shorter).
+  const int64_t shorter = std::min(new_width, new_height);
+  const int64_t longer = std::max(new_width, new_height);
+  const auto stretched =
+      static_cast<int64_t>(static_cast<double>(parameters.resize * longer) / static_cast<double>(shorter));
+  const int64_t resized_width = new_width <= new_height ? parameters.resize : stretched;
+  const int64_t resized_height = new_width <= new_height ? stretched : parameters.resize;
+  width = height = 0;  // no half-made tables when memory runs out
+  horizontal = make_axis(new_width, resized_width, crop_begin(resized_width, crop), crop);
+  vertical = make_axis(new_height, resized_height, crop_begin(resized_height, crop), crop);
+  first_row = vertical.first.front();
+  const int end_row = vertical.first.back() + vertical.count.back();
+  rows.resize(static_cast<size_t>(end_row - first_row) * static_cast<size_t>(crop) * 3);
+  width = new_width;
+  height = new_height;
+}
+
+/// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` mirrors here, where it
+/// costs nothing: column x is written to its mirror's place.
+void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
+  const auto crop = static_cast<size_t>(parameters.crop);
+  const size_t row_count = rows.size() / (crop * 3);
+  for (size_t row = 0; row < row_count; ++row) {
+    const uint8_t* source = image + (static_cast<size_t>(first_row) + row) * static_cast<size_t>(width) * 3;
+    uint8_t* target = rows.data() + row * crop * 3;
+    for (size_t x = 0; x < crop; ++x) {
+      const int32_t* weights = horizontal.weights.data() + x * static_cast<size_t>(horizontal.taps);
+      const uint8_t* pixel = source + static_cast<size_t>(horizontal.first[x]) * 3;
+      int32_t red = half_step, green = half_step, blue = half_step;
+      for (int t = 0; t < horizontal.count[x]; ++t, pixel += 3) {
+        red += weights[t] * pixel[0];
+        green += weights[t] * pixel[1];
+        blue += weights[t] * pixel[2];
+      }
+      uint8_t* to = target + (flip ? crop - 1 - x : x) * 3;
+      to[0] = to_byte(red);
+      to[1] = to_byte(green);
+      to[2] = to_byte(blue);
+    }
+  }
+}
+
+/// The vertical pass of one output row, and the table look-up that turns its bytes into floats.
+void Preprocessor::State::write_row(int y, float* out) {
+  const size_t row_bytes = sums.size();
+  const auto index = static_cast<size_t>(y);
+  const uint8_t* source = rows.data() + static_cast<size_t>(vertical.first[index] - first_row) * row_bytes;
+  const int32_t* weights = vertical.weights.data() + index * static_cast<size_t>(vertical.taps);
+  int32_t* sum = sums.data();
+  std::fill_n(sum, row_bytes, half_step);
+  for (int t = 0; t < vertical.count[index]; ++t, source += row_bytes) {
+    // A weight of 1 is 2^22: cut into halves of 11 bits, each product is one 16-bit multiplication, which every x86
+    // processor does eight at a time, unlike 32-bit ones. The sum is exactly weight * pixel.
+    const auto high = static_cast<int16_t>(weights[t] >> 11);
+    const auto low = static_cast<int16_t>(weights[t] & 2047);
+    for (size_t i = 0; i < row_bytes; ++i) {
+      const auto pixel = static_cast<int16_t>(source[i]);
+      sum[i] += ((high * pixel) << 11) + low * pixel;
+    }
+  }
+  for (size_t i = 0; i < row_bytes; i += 3) {
+    for (size_t channel = 0; channel < 3; ++channel) out[i + channel] = normalized[channel][to_byte(sum[i + channel])];
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/io/safetensors.h"
+
+namespace nibblenet {
+
+/// Longest header that is read or written: the limit of the format's reference implementation.
+inline constexpr uint64_t max_safetensors_header = 100'000'000;
+
+/// Bytes of the little-endian length in front of the JSON.
+inline constexpr uint64_t safetensors_prefix = 8;
+
+/// Prefix of the metadata keys that hold checksums: "xxh3:<tensor>".
+inline constexpr std::string_view checksum_prefix = "xxh3:";
+
+/// XXH3 (64 bits) of some bytes as 16 hexadecimal digits.
+std::string checksum_of(std::span<const uint8_t> bytes);
+
+/// Bytes of a tensor; false when there are more than 2^62 or a size is negative.
+bool tensor_bytes(DType dtype, std::span<const int64_t> sizes, uint64_t& bytes);
+
+/// `text` for a one-line error message: in quotes, control characters escaped, cut when long. Names come from files.
+std::string in_quotes(std::string_view text);
+
+/// What the JSON in front of the data says, checked.
+struct SafetensorsHeader {
+  struct Tensor {
+    std::string name;
+    DType dtype = DType::f32;
+    std::vector<int64_t> sizes;
+    uint64_t begin = 0;  ///< of its bytes within the data
+    uint64_t end = 0;
+  };
+  std::map<std::string, std::string> metadata;
+  std::vector<Tensor> tensors;  ///< in the order of the data, which they cover without gap or overlap
+};
+
+/// Reads the JSON of a file whose data is `data_bytes` long. Throws FormatError naming `file` for anything but the
+/// format's own structure: the parser accepts three levels and nothing else, so hostile nesting costs nothing.
+SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes, const std::string& file);
+
+}  // namespace nibblenet

@@ -1,0 +1,165 @@
+#include "engine/io/archive.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/engine/io/io_helpers.h"
+#include "tests/support/golden.h"
+
+namespace nibblenet {
+namespace {
+
+using namespace testing;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Pair;
+
+constexpr size_t plenty = 1 << 20;
+
+std::string joined(const FileEntry& entry) {
+  std::string name;
+  for (const std::string& part : entry.parts()) name += "/" + part;
+  return name;
+}
+
+std::map<std::string, Bytes> contents(const std::filesystem::path& path, size_t most = plenty) {
+  std::map<std::string, Bytes> found;
+  walk_files(path, [&](FileEntry& entry) { found[joined(entry)] = entry.read(most); });
+  return found;
+}
+
+TEST(Archive, WalksFoldersTarsAndCompressedTarsAlike) {
+  const TemporaryFolder folder;
+  const std::vector<FileToPack> files = {{"a.txt", {1, 2}}, {"sub/b.txt", {3}}, {"sub/empty", {}}};
+  for (const FileToPack& file : files) write_bytes(folder.path() / "plain" / file.name, file.content);
+  write_tar(folder.path() / "x.tar", files);
+  write_tar(folder.path() / "x.tar.gz", files);
+  for (const char* name : {"plain", "x.tar", "x.tar.gz"}) {
+    EXPECT_THAT(contents(folder.path() / name),
+                ElementsAre(Pair("/a.txt", Bytes{1, 2}), Pair("/sub/b.txt", Bytes{3}), Pair("/sub/empty", Bytes{})))
+        << name;
+  }
+}
+
+TEST(Archive, PassesOverHiddenFilesAndNormalisesNames) {
+  const TemporaryFolder folder;
+  const auto tar = folder.path() / "x.tar";
+  write_tar(tar, {{"./a//b", {1}}, {"._a", {2}}, {".git/c", {3}}, {"../up", {4}}, {"/rooted", {5}}});
+  EXPECT_THAT(contents(tar), ElementsAre(Pair("/a/b", Bytes{1}), Pair("/rooted", Bytes{5})));
+}
+
+TEST(Archive, LooksFourLevelsDeepIntoFoldersAndSurvivesCirclesOfLinks) {
+  const TemporaryFolder folder;
+  write_bytes(folder.path() / "1/2/3/file", Bytes{1});
+  write_bytes(folder.path() / "1/2/3/4/too-deep", Bytes{2});
+  write_bytes(folder.path() / ".hidden/file", Bytes{3});
+  std::filesystem::create_directory_symlink(folder.path() / "nowhere", folder.path() / "dangling");
+  EXPECT_THAT(contents(folder.path()), ElementsAre(Pair("/1/2/3/file", Bytes{1})));
+  std::filesystem::create_directory_symlink(folder.path(), folder.path() / "1/circle");
+  EXPECT_THAT(contents(folder.path()), ::testing::Contains(Pair("/1/2/3/file", Bytes{1})));
+}
+
+TEST(Archive, ReadsWholeFilesOfAnySizeAndNoMoreThanAllowed) {
+  const TemporaryFolder folder;
+  for (const size_t size : {0UL, 1UL, 4095UL, 4096UL, 4097UL, 300'001UL}) {
+    Bytes content(size);
+    for (size_t i = 0; i < size; ++i) content[i] = static_cast<uint8_t>(i * 7);
+    write_bytes(folder.path() / "file", content);
+    write_tar(folder.path() / "x.tar.gz", {{"file", content}});
+    EXPECT_EQ(read_file(folder.path() / "file", size), content) << size;
+    EXPECT_EQ(contents(folder.path() / "x.tar.gz", size)["/file"], content) << size;
+    if (size == 0) continue;
+    EXPECT_THAT(message_of<FormatError>([&] { read_file(folder.path() / "file", size - 1); }), HasSubstr("allowed"));
+    EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "x.tar.gz", size - 1); }),
+                HasSubstr("x.tar.gz: file"));
+  }
+}
+
+TEST(Archive, RefusesWhatIsMissingOrNoArchive) {
+  const TemporaryFolder folder;
+  EXPECT_THAT(message_of<IoError>([&] { contents(folder.path() / "missing.tar"); }), HasSubstr("missing.tar"));
+  EXPECT_THROW(read_file(folder.path() / "missing", 1), IoError);
+  write_bytes(folder.path() / "text.zip", bytes_of_text(std::string(2000, 'x')));
+  EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "text.zip"); }), HasSubstr(".tar.gz"));
+  write_bytes(folder.path() / "empty.tar.gz", {});
+  EXPECT_THROW(contents(folder.path() / "empty.tar.gz"), FormatError);
+  EXPECT_THROW(contents("/dev/null"), IoError);
+}
+
+TEST(Archive, RefusesEveryTruncatedCompressedTar) {
+  const TemporaryFolder folder;
+  Bytes content(20'000);
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<uint8_t>(i * i >> 3);
+  write_tar(folder.path() / "whole.tar.gz", {{"a", content}, {"b", content}});
+  const Bytes whole = read_bytes(folder.path() / "whole.tar.gz");
+  const auto cut_path = folder.path() / "cut.tar.gz";
+  // The last 8 bytes are gzip's own checksum and length, behind all of the content.
+  for (size_t length = 0; length + 8 < whole.size(); length += 1 + whole.size() / 50) {
+    write_bytes(cut_path, std::span(whole).first(length));
+    EXPECT_THAT(message_of<FormatError>([&] { contents(cut_path); }), HasSubstr("cut.tar.gz")) << length;
+  }
+}
+
+TEST(Archive, RefusesTarsCutInsideAFileOrWithBrokenHeaders) {
+  const TemporaryFolder folder;
+  write_tar(folder.path() / "whole.tar", {{"a", Bytes(5000, 1)}, {"b", Bytes(100, 2)}});
+  const Bytes whole = read_bytes(folder.path() / "whole.tar");
+  write_bytes(folder.path() / "cut.tar", std::span(whole).first(3000));
+  EXPECT_THROW(contents(folder.path() / "cut.tar"), FormatError);
+
+  Bytes broken = whole;
+  constexpr size_t second_header = 512 + 5120;
+  broken[second_header + 3] ^= 0x55;  // the name no longer agrees with the header's checksum
+  write_bytes(folder.path() / "broken.tar", broken);
+  EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "broken.tar"); }), HasSubstr("broken.tar"));
+}
+
+/// A header that announces 8 GiB is refused at once; one within the limit, but without the bytes, is truncated.
+TEST(Archive, DoesNotBelieveAnnouncedSizes) {
+  const TemporaryFolder folder;
+  write_tar(folder.path() / "x.tar", {{"a", Bytes(600, 1)}});
+  Bytes tar = read_bytes(folder.path() / "x.tar");
+  const auto announce = [&](const std::string& octal) {
+    std::copy(octal.begin(), octal.end(), tar.begin() + 124);
+    std::fill_n(tar.begin() + 148, 8, ' ');
+    unsigned sum = 0;
+    for (size_t i = 0; i < 512; ++i) sum += tar[i];
+    const std::string text = fmt::format("{:06o}", sum) + '\0';
+    std::copy(text.begin(), text.end(), tar.begin() + 148);
+    write_bytes(folder.path() / "x.tar", tar);
+  };
+  announce("77777777777");
+  EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "x.tar"); }), HasSubstr("8589934591"));
+  announce("00003000000");
+  EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "x.tar"); }), HasSubstr("truncated"));
+}
+
+TEST(Archive, RefusesToReadLinksInArchives) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "x.tar";
+  archive* tar = archive_write_new();
+  archive_write_set_format_pax_restricted(tar);
+  ASSERT_EQ(archive_write_open_filename(tar, path.c_str()), ARCHIVE_OK);
+  archive_entry* entry = archive_entry_new();
+  archive_entry_set_pathname(entry, "link");
+  archive_entry_set_filetype(entry, AE_IFLNK);
+  archive_entry_set_symlink(entry, "/etc/passwd");
+  archive_write_header(tar, entry);
+  archive_entry_free(entry);
+  archive_write_free(tar);
+  EXPECT_THAT(message_of<FormatError>([&] { contents(path); }), HasSubstr("link"));
+}
+
+TEST(Archive, PassesTheVisitorsExceptionsOn) {
+  const TemporaryFolder folder;
+  write_tar(folder.path() / "x.tar", {{"a", {1}}});
+  write_bytes(folder.path() / "plain/a", Bytes{1});
+  for (const char* name : {"x.tar", "plain"}) {
+    EXPECT_THROW(walk_files(folder.path() / name, [](FileEntry&) { throw UsageError("stop"); }), UsageError);
+  }
+}
+
+}  // namespace
+}  // namespace nibblenet
