@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "engine/core/memory.h"
+#include "engine/core/tensor.h"
+#include "engine/quant/packed_tensor.h"
+#include "engine/quant/size.h"
+#include "kernels/shapes.h"
+
+namespace nibblenet {
+
+/// A filter or matrix as it lies in a backend's memory: float32, or packed n-bit codes that the backend's kernels
+/// dequantize while they multiply.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  virtual const Shape& shape() const = 0;
+  virtual bool packed() const = 0;
+  /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed weights.
+  virtual TensorView<float> values() = 0;
+  /// To be called after values() were written to: derived copies are out of date.
+  virtual void changed() = 0;
+  /// Bytes this weight occupies, by what they are for (no biases).
+  virtual ResidentSize resident() const = 0;
+};
+
+/// Position in the random sequence of one dropout call: the same key gives the same mask again in the backward pass.
+struct DropoutKey {
+  uint64_t seed = 0;
+  uint64_t stream = 0;
+  /// Added to each element's index: element i draws random_bits(seed, stream, offset + i).
+  uint64_t offset = 0;
+};
+
+struct SgdParameters {
+  float learning_rate = 0.001F;
+  float momentum = 0.9F;
+  float weight_decay = 0.0F;
+};
+
+/// Every operation of the network, forward and backward, on one kind of device. Outputs come first; shapes were
+/// checked by layers/. All views lie in this backend's memory unless the name says host. Results are the same bits on
+/// every run with the same thread count.
+class Backend : public MemoryResource {
+ public:
+  virtual std::string name() const = 0;         ///< "cpu", "cuda"
+  virtual std::string description() const = 0;  ///< for reports: device, library, threads
+
+  // Data
+  virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;
+  virtual void copy_to_host(void* destination, const void* source, size_t bytes) = 0;
+  virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values) = 0;
+  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed) = 0;
+
+  /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
+  virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
+
+  // y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
+  virtual void conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                              Window window, Epilogue epilogue) = 0;
+  virtual void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) = 0;
+  virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                      TensorView<const float> x, Window window) = 0;
+
+  // y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])
+  virtual void linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                              Epilogue epilogue) = 0;
+  virtual void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) = 0;
+  virtual void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                      TensorView<const float> x) = 0;
+
+  // y = max(x, 0); dx = dy where y > 0, else 0. dx may be dy.
+  virtual void relu_forward(TensorView<float> y, TensorView<const float> x) = 0;
+  virtual void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) = 0;
+
+  /// `argmax` (may be empty when no backward pass follows): position in the window, row by row, of the first maximum.
+  virtual void max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
+                                  Window window) = 0;
+  virtual void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+                                   Window window) = 0;
+
+  // Output pixel p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch does.
+  virtual void adaptive_average_pool2d_forward(TensorView<float> y, TensorView<const float> x) = 0;
+  virtual void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
+
+  // y[N, C H W] in PyTorch's order from x[N, H, W, C], and back.
+  virtual void flatten_forward(TensorView<float> y, TensorView<const float> x) = 0;
+  virtual void flatten_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
+
+  // y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of dy.
+  virtual void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) = 0;
+
+  /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale unless `dlogits` is empty.
+  virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                             TensorView<const int32_t> labels, float scale) = 0;
+
+  /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening 0). The first step
+  /// starts from v = 0.
+  virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters) = 0;
+};
+
+/// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all cores.
+/// Throws UsageError for a device this build or machine does not have.
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+
+}  // namespace nibblenet

@@ -1,0 +1,68 @@
+#include "kernels/cpu/backend_cpu.h"
+
+#include <omp.h>
+
+#include <cstring>
+
+
+#include "kernels/cpu/convolutions_cpu.h"
+#include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/weight_cpu.h"
+
+namespace nibblenet {
+
+CpuBackend::CpuBackend(int threads) : threads_(threads) {
+  if (threads < 0) fail<UsageError>("--threads {}: must be 0 (all cores) or more", threads);
+  if (threads_ == 0) threads_ = omp_get_num_procs();
+  omp_set_num_threads(threads_);
+  omp_set_dynamic(0);
+  convolutions_ = std::make_unique<Convolutions>();
+}
+
+CpuBackend::~CpuBackend() = default;
+
+std::string CpuBackend::description() const {
+  constexpr std::array paths = {"portable", "AVX2", "AVX-512"};
+  const dnnl_version_t* version = dnnl_version();
+  return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {} decoder", threads_, version->major, version->minor,
+                     version->patch, paths.at(static_cast<size_t>(best_decode_path())));
+}
+
+void CpuBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
+  if (bytes != 0) std::memcpy(destination, source, bytes);
+}
+
+void CpuBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
+  if (bytes != 0) std::memcpy(destination, source, bytes);
+}
+
+std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_values) {
+  return std::make_unique<FloatWeightCpu>(*this, host_values);
+}
+
+std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed) {
+  return std::make_unique<PackedWeightCpu>(*this, packed);
+}
+
+void CpuBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
+  const int64_t columns = x.shape().inner_elements();
+#pragma omp parallel for schedule(static)
+  for (size_t i = 0; i < rows.size(); ++i)
+    std::memcpy(y.data() + static_cast<int64_t>(i) * columns, x.data() + rows[i] * columns, sizeof(float) * static_cast<size_t>(columns));
+}
+
+void* CpuBackend::do_allocate(size_t bytes) { return host_.allocate(bytes, MemoryCategory::data); }
+
+void CpuBackend::do_deallocate(void* data, size_t bytes) noexcept {
+  host_.deallocate(data, bytes, MemoryCategory::data);
+}
+
+float* CpuBackend::workspace(size_t size) {
+  if (workspace_.size() < size) {
+    workspace_ = {};  // free the old one first
+    workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
+  }
+  return workspace_.data();
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,62 @@
+#pragma once
+
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// The CPU backend: convolutions and matrix products by oneDNN, decoding and the rest by our own loops; all of them
+/// on OpenMP threads. Not for use from several threads at once.
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads = 0);
+  ~CpuBackend() override;
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override;
+
+  void copy_from_host(void* destination, const void* source, size_t bytes) override;
+  void copy_to_host(void* destination, const void* source, size_t bytes) override;
+  std::unique_ptr<Weight> make_weight(TensorView<const float> host_values) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
+
+  void conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                      Window window, Epilogue epilogue) override;
+  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x, Window window) override;
+  void linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                      Epilogue epilogue) override;
+  void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x) override;
+  void relu_forward(TensorView<float> y, TensorView<const float> x) override;
+  void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
+  void max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
+                          Window window) override;
+  void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+                           Window window) override;
+  void adaptive_average_pool2d_forward(TensorView<float> y, TensorView<const float> x) override;
+  void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) override;
+  void flatten_forward(TensorView<float> y, TensorView<const float> x) override;
+  void flatten_backward(TensorView<float> dx, TensorView<const float> dy) override;
+  void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
+  void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                     TensorView<const int32_t> labels, float scale) override;
+  void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters) override;
+
+ private:
+  void* do_allocate(size_t bytes) override;
+  void do_deallocate(void* data, size_t bytes) noexcept override;
+  /// Scratch of at least `size` floats that lives as long as the backend; grows only.
+  float* workspace(size_t size);
+
+  int threads_;
+  HostMemory host_;
+  Buffer<float> workspace_;
+  struct Convolutions;  ///< compiled oneDNN primitives by shape
+  std::unique_ptr<Convolutions> convolutions_;
+};
+
+}  // namespace nibblenet

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include <array>
+#include <map>
+
+#include "kernels/cpu/backend_cpu.h"
+
+namespace nibblenet {
+
+/// oneDNN's engine and stream, and the forward convolutions compiled so far: choosing an implementation takes longer
+/// than running a small one. (The backward passes run in training steps that dwarf it, and oneDNN keeps a cache itself.)
+struct CpuBackend::Convolutions {
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream{engine};
+
+  dnnl::convolution_forward::primitive_desc forward(const Shape& x, const Shape& w, const Shape& y, Window window,
+                                                    Epilogue epilogue);
+
+ private:
+  struct Key {
+    Shape x;
+    Shape w;
+    int64_t stride;
+    int64_t padding;
+    Epilogue epilogue;
+    friend bool operator<(const Key& a, const Key& b) { return a.parts() < b.parts(); }
+    std::array<int64_t, 11> parts() const {
+      return {x[0], x[1], x[2], x[3], w[0], w[1], w[2], w[3], stride, padding, static_cast<int64_t>(epilogue)};
+    }
+  };
+  std::map<Key, dnnl::convolution_forward::primitive_desc> forwards_;
+};
+
+}  // namespace nibblenet

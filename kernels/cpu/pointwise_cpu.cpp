@@ -1,0 +1,56 @@
+#include <algorithm>
+#include <cmath>
+
+#include "engine/core/random.h"
+#include "kernels/cpu/backend_cpu.h"
+
+namespace nibblenet {
+
+void CpuBackend::relu_forward(TensorView<float> y, TensorView<const float> x) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < x.elements(); ++i) y[i] = x[i] < 0.0F ? 0.0F : x[i];  // keeps NaN
+}
+
+void CpuBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < y.elements(); ++i) dx[i] = y[i] > 0.0F ? dy[i] : 0.0F;
+}
+
+void CpuBackend::dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+  const float scale = probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F;
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < x.elements(); ++i) {
+    const float draw = uniform_from_bits(random_bits(key.seed, key.stream, key.offset + static_cast<uint64_t>(i)));
+    y[i] = draw >= probability ? x[i] * scale : 0.0F;
+  }
+}
+
+void CpuBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                               TensorView<const int32_t> labels, float scale) {
+  const int64_t classes = logits.size(1);
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < logits.size(0); ++n) {
+    const float* row = logits.data() + n * classes;
+    const float largest = *std::max_element(row, row + classes);
+    double sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += std::exp(static_cast<double>(row[k] - largest));
+    losses[n] = static_cast<float>(std::log(sum) - static_cast<double>(row[labels[n]] - largest));
+    if (dlogits.data() == nullptr) continue;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double probability = std::exp(static_cast<double>(row[k] - largest)) / sum;
+      dlogits[n * classes + k] = static_cast<float>(probability - (k == labels[n] ? 1.0 : 0.0)) * scale;
+    }
+  }
+}
+
+void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                          SgdParameters parameters) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < w.elements(); ++i) {
+    const float gradient = dw[i] + parameters.weight_decay * w[i];
+    v[i] = parameters.momentum * v[i] + gradient;
+    w[i] -= parameters.learning_rate * v[i];
+  }
+}
+
+}  // namespace nibblenet

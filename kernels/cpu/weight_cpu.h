@@ -1,0 +1,56 @@
+#pragma once
+
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// Float32 weights in PyTorch's order. For convolutions a copy in the order that oneDNN's kernel prefers is kept beside
+/// them and renewed after changed().
+class FloatWeightCpu final : public Weight {
+ public:
+  FloatWeightCpu(MemoryResource& memory, TensorView<const float> values);
+  const Shape& shape() const override { return values_.shape(); }
+  bool packed() const override { return false; }
+  TensorView<float> values() override { return values_.view(); }
+  void changed() override { reordered_valid_ = false; }
+  ResidentSize resident() const override;
+
+  /// The weights in the layout `wanted`; the plain tensor itself when it has that layout already.
+  dnnl::memory in_layout(const dnnl::memory::desc& wanted, const dnnl::engine& engine, dnnl::stream& stream);
+
+ private:
+  MemoryResource& memory_;
+  Tensor<float> values_;
+  Buffer<float> reordered_;
+  dnnl::memory::desc layout_;
+  bool reordered_valid_ = false;
+};
+
+/// Packed weights: codes, scales and the rest as they lie in the file, and nothing else.
+class PackedWeightCpu final : public Weight {
+ public:
+  PackedWeightCpu(MemoryResource& memory, const PackedTensor& packed);
+  const Shape& shape() const override { return shape_; }
+  bool packed() const override { return true; }
+  TensorView<float> values() override;
+  void changed() override {}
+  ResidentSize resident() const override { return resident_; }
+  const PackedView& view() const { return view_; }
+
+ private:
+  Shape shape_;
+  Buffer<uint8_t> codes_;
+  Buffer<uint8_t> scales_;
+  Buffer<uint8_t> zero_points_;
+  Buffer<uint8_t> block_ids_;
+  Buffer<float> stored_codebook_;  ///< what the file brings along, metered
+  Codebook codebook_;              ///< decoded form, a fixed 256 entries
+  PackedView view_;
+  ResidentSize resident_;
+};
+
+dnnl::memory::desc plain_filter_desc(const Shape& shape);
+
+}  // namespace nibblenet
