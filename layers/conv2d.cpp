@@ -1,0 +1,31 @@
+#include "layers/conv2d.h"
+
+namespace nibblenet {
+
+Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window) {
+  if (x.rank() != 4 || w.rank() != 4 || x[3] != w[1] || w[2] != window.size || w[3] != window.size)
+    fail<ShapeError>("convolution of an input {} (NHWC) with filters {} (KCRS) of window {}: channels or sizes differ",
+                     to_string(x), to_string(w), window.size);
+  return {x[0], window.output(x[1]), window.output(x[2]), w[0]};
+}
+
+void conv2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
+                    TensorView<const float> bias, Window window, Epilogue epilogue) {
+  expect_shape(y.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output");
+  expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
+  backend.conv2d_forward(y, x, w, bias, window, epilogue);
+}
+
+void conv2d_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
+                     TensorView<const float> dy, TensorView<const float> x, Weight& w, Window window) {
+  expect_shape(dy.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output gradient");
+  expect_shape(dw.shape(), w.shape(), "convolution weight gradient");
+  expect_shape(dbias.shape(), {w.shape()[0]}, "convolution bias gradient");
+  if (dx.data() != nullptr) {
+    expect_shape(dx.shape(), x.shape(), "convolution input gradient");
+    backend.conv2d_backward_data(dx, dy, w, window);
+  }
+  backend.conv2d_backward_weight(dw, dbias, dy, x, window);
+}
+
+}  // namespace nibblenet

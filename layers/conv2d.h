@@ -1,0 +1,19 @@
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// [N, P, Q, K] of a convolution of x[N, H, W, C] with filters w[K, C, R, R]. Throws ShapeError when they do not fit.
+Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
+
+/// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in PyTorch.
+void conv2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
+                    TensorView<const float> bias, Window window, Epilogue epilogue);
+
+/// dx (skipped when it has no data: the first layer needs none), dw and dbias from dy = dLoss/d(x * w + bias), the
+/// gradient before the epilogue.
+void conv2d_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
+                     TensorView<const float> dy, TensorView<const float> x, Weight& w, Window window);
+
+}  // namespace nibblenet

@@ -1,0 +1,16 @@
+#include "layers/relu.h"
+
+namespace nibblenet {
+
+void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float> x) {
+  expect_shape(y.shape(), x.shape(), "relu output");
+  backend.relu_forward(y, x);
+}
+
+void relu_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+  expect_shape(dx.shape(), y.shape(), "relu input gradient");
+  expect_shape(dy.shape(), y.shape(), "relu output gradient");
+  backend.relu_backward(dx, dy, y);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// y = max(x, 0); y may be x.
+void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float> x);
+
+/// dx = dy where the output y is positive, else 0 (at 0 too, as PyTorch); dx may be dy.
+void relu_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y);
+
+}  // namespace nibblenet
