@@ -1,0 +1,219 @@
+#include "engine/model/network.h"
+
+#include <algorithm>
+
+#include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/linear.h"
+#include "layers/pooling.h"
+#include "layers/relu.h"
+
+namespace nibblenet {
+namespace {
+
+Shape with_batch(const Shape& shape, int64_t batch) {
+  std::array<int64_t, Shape::max_rank> sizes{};
+  std::ranges::copy(shape.sizes(), sizes.begin());
+  sizes[0] = batch;
+  return Shape(std::span(sizes.data(), static_cast<size_t>(shape.rank())));
+}
+
+/// The first elements of a tensor that was planned for a larger batch.
+template <class T>
+TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
+  return {tensor.data(), shape};
+}
+
+SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, const Weight& resident) {
+  SizeRow row;
+  row.name = spec.name;
+  row.weights = weight.shape().elements();
+  row.resident = resident.resident();
+  row.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
+  row.rest = weight.file_bytes + bias.file_bytes;
+  if (weight.packed()) {
+    row.scheme = to_string(weight.packed_values().scheme);
+    row.groups = weight.packed_values().groups();
+    row.estimated = estimated_size(weight.packed_values());
+  } else {
+    row.scheme = "float32";
+    row.estimated.codes = 4.0 * static_cast<double>(row.weights);
+  }
+  return row;
+}
+
+}  // namespace
+
+Network::Network(Backend& backend, StateDict parameters)
+    : backend_(&backend), file_bytes_(parameters.file_bytes), header_bytes_(parameters.header_bytes) {
+  for (LayerSpec& spec : alexnet_layers(parameters)) {
+    Layer layer;
+    if (spec.has_parameters()) {
+      Parameter& weight = parameters.at(spec.name + ".weight");
+      Parameter& bias = parameters.at(spec.name + ".bias");
+      layer.weight = weight.packed() ? backend.make_weight(weight.packed_values())
+                                     : backend.make_weight(std::as_const(weight).values().view());
+      layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
+      backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
+      layer.size = size_row(spec, weight, bias, *layer.weight);
+      weight.value = Tensor<float>();
+    }
+    layer.spec = std::move(spec);
+    layers_.push_back(std::move(layer));
+  }
+  const auto flatten = std::ranges::find(layers_, LayerKind::flatten, [](const Layer& layer) { return layer.spec.kind; });
+  classifier_begin_ = static_cast<size_t>(flatten - layers_.begin()) + 1;
+  const auto first = std::find_if(flatten, layers_.end(), [](const Layer& layer) { return layer.spec.has_parameters(); });
+  feature_count_ = first->spec.weight[1];
+}
+
+std::vector<SizeRow> Network::ledger() const {
+  std::vector<SizeRow> rows;
+  for (const Layer& layer : layers_)
+    if (layer.spec.has_parameters()) rows.push_back(layer.size);
+  return rows;
+}
+
+StateDict Network::state() const {
+  StateDict dict;
+  const auto add = [&](std::string name, TensorView<const float> values) {
+    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+    backend_->copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+    Parameter parameter;
+    parameter.name = std::move(name);
+    parameter.value = std::move(copy);
+    dict.parameters.push_back(std::move(parameter));
+  };
+  for (const Layer& layer : layers_) {
+    if (!layer.spec.has_parameters()) continue;
+    add(layer.spec.name + ".weight", layer.weight->values());
+    add(layer.spec.name + ".bias", layer.bias.view());
+  }
+  return dict;
+}
+
+Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode)
+    : network_(&network), begin_(begin), mode_(mode) {
+  Backend& backend = network.backend();
+  Shape shape = input;
+  int64_t largest = 0;
+  int64_t largest_weight = 0;
+  int64_t largest_bias = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const LayerSpec& spec = network.layers()[i].spec;
+    if (spec.kind == LayerKind::max_pool2d && (shape[1] < spec.window.size || shape[2] < spec.window.size))
+      fail<ShapeError>("images of this size are too small for the network: use {} pixels or more", smallest_image_size);
+    shape = spec.output_shape(shape);
+    shapes_.push_back(shape);
+    largest = std::max(largest, shape.elements());
+    if (spec.has_parameters()) {
+      largest_weight = std::max(largest_weight, spec.weight.elements());
+      largest_bias = std::max(largest_bias, spec.weight[0]);
+    }
+  }
+  live_.resize(shapes_.size());
+  if (mode == Mode::inference) {
+    for (int i = 0; i < 2; ++i) outputs_.emplace_back(backend, Shape{largest}, MemoryCategory::activations);
+    return;
+  }
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    outputs_.emplace_back(backend, shapes_[i], MemoryCategory::activations);
+    const bool pooling = network.layers()[begin + i].spec.kind == LayerKind::max_pool2d;
+    argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
+  }
+  for (auto& gradient : gradients_) gradient = Tensor<float>(backend, {largest}, MemoryCategory::activations);
+  dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
+  dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
+}
+
+TensorView<float> Pass::output_view(size_t index, int64_t batch) {
+  Tensor<float>& buffer = mode_ == Mode::training ? outputs_[index] : outputs_[index % 2];
+  return front(buffer, with_batch(shapes_[index], batch));
+}
+
+DropoutKey Pass::dropout_key(size_t index) const {
+  constexpr uint64_t layers_at_most = 64;
+  return {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0};
+}
+
+TensorView<const float> Pass::forward(TensorView<const float> x, const DropoutPlan& dropout) {
+  Backend& backend = network_->backend();
+  const int64_t batch = x.size(0);
+  if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
+  input_ = x;
+  dropout_ = dropout;
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    Layer& layer = network_->layers()[begin_ + i];
+    TensorView<float> y = output_view(i, batch);
+    switch (layer.spec.kind) {
+      case LayerKind::conv2d:
+        conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
+        break;
+      case LayerKind::max_pool2d:
+        max_pool2d_forward(backend, y, mode_ == Mode::training ? front(argmax_[i], y.shape()) : TensorView<uint8_t>(), x,
+                           layer.spec.window);
+        break;
+      case LayerKind::adaptive_average_pool2d:
+        adaptive_average_pool2d_forward(backend, y, x);
+        break;
+      case LayerKind::flatten:
+        flatten_forward(backend, y, x);
+        break;
+      case LayerKind::dropout:
+        dropout_forward(backend, y, x, mode_ == Mode::training ? dropout.probability : 0.0F, dropout_key(i));
+        break;
+      case LayerKind::linear:
+        linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
+        break;
+    }
+    live_[i] = y;
+    x = y;
+  }
+  return x;
+}
+
+void Pass::backward(TensorView<const float> dy, const OnGradient& on_gradient) {
+  if (mode_ != Mode::training) throw Error("backward() needs a training pass");
+  Backend& backend = network_->backend();
+  size_t lowest = 0;  // below the first layer with parameters no gradient is needed
+  while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
+  for (size_t i = shapes_.size(); i-- > lowest;) {
+    Layer& layer = network_->layers()[begin_ + i];
+    const TensorView<const float> x = i == 0 ? input_ : live_[i - 1];
+    const TensorView<float> dx = i == lowest ? TensorView<float>() : front(gradients_[i % 2], x.shape());
+    if (layer.spec.epilogue == Epilogue::relu) {
+      const TensorView<float> masked = front(gradients_[(i + 1) % 2], dy.shape());  // where dy is already, unless i is last
+      relu_backward(backend, masked, dy, live_[i]);
+      dy = masked;
+    }
+    switch (layer.spec.kind) {
+      case LayerKind::conv2d:
+      case LayerKind::linear: {
+        const TensorView<float> dw = front(dw_, layer.spec.weight);
+        const TensorView<float> dbias = front(dbias_, Shape{layer.spec.weight[0]});
+        if (layer.spec.kind == LayerKind::conv2d) {
+          conv2d_backward(backend, dx, dw, dbias, dy, x, *layer.weight, layer.spec.window);
+        } else {
+          linear_backward(backend, dx, dw, dbias, dy, x, *layer.weight);
+        }
+        on_gradient(layer, dw, dbias);
+        break;
+      }
+      case LayerKind::max_pool2d:
+        max_pool2d_backward(backend, dx, dy, front(argmax_[i], dy.shape()), layer.spec.window);
+        break;
+      case LayerKind::adaptive_average_pool2d:
+        adaptive_average_pool2d_backward(backend, dx, dy);
+        break;
+      case LayerKind::flatten:
+        flatten_backward(backend, dx, dy);
+        break;
+      case LayerKind::dropout:
+        dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(i));
+        break;
+    }
+    dy = dx;
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "engine/model/alexnet.h"
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// A layer with its parameters resident in a backend.
+struct Layer {
+  LayerSpec spec;
+  std::unique_ptr<Weight> weight;  ///< null without parameters
+  Tensor<float> bias;              ///< [K]
+  SizeRow size;                    ///< its row in the ledger; meaningful with parameters
+};
+
+/// An AlexNet whose parameters live in a backend's memory.
+class Network {
+ public:
+  /// Takes the parameters over and frees the host's copy of each as soon as it is resident.
+  Network(Backend& backend, StateDict parameters);
+
+  Backend& backend() const { return *backend_; }
+  std::vector<Layer>& layers() { return layers_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+  int64_t classes() const { return layers_.back().spec.weight[0]; }
+  /// Index of the first layer behind the flatten: [0, this) are the features, the rest the classifier.
+  size_t classifier_begin() const { return classifier_begin_; }
+  /// Length of a feature vector: what the flatten gives for one image.
+  int64_t feature_count() const { return feature_count_; }
+
+  /// One row for every layer with parameters. The sums equal the backend's meter to the byte.
+  std::vector<SizeRow> ledger() const;
+  /// The file this came from, 0 for a network that was made here: `header_bytes` belongs to no layer.
+  int64_t file_bytes() const { return file_bytes_; }
+  int64_t header_bytes() const { return header_bytes_; }
+
+  /// A copy of the parameters in host memory. Throws Error when they are packed.
+  StateDict state() const;
+
+ private:
+  Backend* backend_;
+  std::vector<Layer> layers_;
+  size_t classifier_begin_ = 0;
+  int64_t feature_count_ = 0;
+  int64_t file_bytes_ = 0;
+  int64_t header_bytes_ = 0;
+};
+
+/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run draws the same ones.
+struct DropoutPlan {
+  float probability = 0.0F;
+  uint64_t seed = 0;
+  uint64_t step = 0;
+};
+
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when the
+/// pass is made: two alternating buffers for inference; every layer's output, and two gradients, for training.
+class Pass {
+ public:
+  enum class Mode : uint8_t { inference, training };
+  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the flatten.
+  Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
+
+  /// The last layer's output for x, a batch in the backend's memory; valid until the next call. With a training pass
+  /// everything backward() needs is kept; x must stay where it is until then.
+  TensorView<const float> forward(TensorView<const float> x, const DropoutPlan& dropout = {});
+
+  /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
+  /// parameters may be changed: its input's gradient has been computed already.
+  using OnGradient = std::function<void(Layer& layer, TensorView<float> dw, TensorView<float> dbias)>;
+  /// From dy = dLoss/d(output), for the batch of the last forward(). Calls back layer by layer, last layer first.
+  void backward(TensorView<const float> dy, const OnGradient& on_gradient);
+
+ private:
+  TensorView<float> output_view(size_t index, int64_t batch);
+  DropoutKey dropout_key(size_t index) const;
+
+  Network* network_;
+  size_t begin_;
+  Mode mode_;
+  std::vector<Shape> shapes_;               ///< of each layer's output, for the largest batch
+  std::vector<Tensor<float>> outputs_;      ///< training: one per layer; inference: two that alternate
+  std::vector<Tensor<uint8_t>> argmax_;     ///< training, max pooling only
+  std::array<Tensor<float>, 2> gradients_;  ///< of layer outputs, alternating
+  Tensor<float> dw_;                        ///< as large as the largest weight of the range
+  Tensor<float> dbias_;
+  std::vector<TensorView<float>> live_;     ///< outputs of the last forward()
+  TensorView<const float> input_;
+  DropoutPlan dropout_;
+};
+
+}  // namespace nibblenet

@@ -1,0 +1,205 @@
+#include "engine/model/state_dict.h"
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+namespace nibblenet {
+namespace {
+
+constexpr std::string_view format_key = "format";
+constexpr std::string_view packed_format = "nibblenet-packed";
+constexpr std::string_view version_key = "format_version";
+constexpr std::string_view current_version = "1";
+constexpr std::string_view scheme_prefix = "scheme:";
+constexpr std::string_view shape_prefix = "shape:";
+
+constexpr std::array<std::string_view, 5> part_suffixes = {".codes", ".scales", ".zero_points", ".block_ids", ".codebook"};
+
+Shape parse_shape(std::string_view text, std::string_view name) {
+  std::vector<int64_t> sizes;
+  const char* at = text.data();
+  const char* end = text.data() + text.size();
+  while (true) {
+    int64_t size = 0;
+    const auto [next, error] = std::from_chars(at, end, size);
+    if (error != std::errc() || size < 1 || sizes.size() == Shape::max_rank)
+      fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
+    sizes.push_back(size);
+    if (next == end) break;
+    if (*next != 'x') fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
+    at = next + 1;
+  }
+  return Shape(sizes);
+}
+
+/// The bytes of one part of a packed weight, which has to be of the type the format says.
+std::span<const uint8_t> part(const SafetensorsFile& file, const std::string& name, DType dtype) {
+  const TensorEntry& entry = file.at(name);
+  if (entry.dtype != dtype)
+    fail<FormatError>("{}: {} is {}, expected {}", file.path().string(), name, to_string(entry.dtype), to_string(dtype));
+  return entry.bytes;
+}
+
+std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::string& name) {
+  if (file.find(name) == nullptr) return {};
+  const auto bytes = part(file, name, DType::u8);
+  return {bytes.begin(), bytes.end()};
+}
+
+Parameter read_packed(const SafetensorsFile& file, const std::string& weight, std::string_view scheme_text) {
+  const auto shape = file.metadata().find(std::string(shape_prefix) + weight);
+  if (shape == file.metadata().end()) fail<FormatError>("{}: no shape of packed weight {}", file.path().string(), weight);
+  PackedTensor packed;
+  try {
+    packed.scheme = parse_scheme(scheme_text);
+  } catch (const UsageError& error) {
+    fail<FormatError>("{}: scheme of {}: {}", file.path().string(), weight, error.what());
+  }
+  packed.shape = parse_shape(shape->second, weight);
+  const auto codes = part(file, weight + ".codes", DType::u8);
+  packed.codes.assign(codes.begin(), codes.end());
+  const auto scales = part(file, weight + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32);
+  packed.scales.assign(scales.begin(), scales.end());
+  packed.zero_points = bytes_or_none(file, weight + ".zero_points");
+  packed.block_ids = bytes_or_none(file, weight + ".block_ids");
+  if (const TensorEntry* entry = file.find(weight + ".codebook")) {
+    const auto bytes = part(file, entry->name, DType::f32);
+    packed.codebook.resize(bytes.size() / sizeof(float));
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(packed.codebook.data()));
+  }
+  validate(packed, file.path().string() + ": " + weight);
+
+  Parameter parameter;
+  parameter.name = weight;
+  for (std::string_view suffix : part_suffixes)
+    if (const TensorEntry* entry = file.find(weight + std::string(suffix)))
+      parameter.file_bytes += static_cast<int64_t>(entry->bytes.size());
+  parameter.value = std::move(packed);
+  return parameter;
+}
+
+}  // namespace
+
+const Shape& Parameter::shape() const {
+  return packed() ? std::get<PackedTensor>(value).shape : std::get<Tensor<float>>(value).shape();
+}
+
+Tensor<float>& Parameter::values() {
+  if (packed()) fail<FormatError>("{} is packed; a float model is needed here", name);
+  return std::get<Tensor<float>>(value);
+}
+
+const Tensor<float>& Parameter::values() const { return const_cast<Parameter*>(this)->values(); }
+
+const PackedTensor& Parameter::packed_values() const {
+  if (!packed()) fail<FormatError>("{} is not packed; a packed model is needed here", name);
+  return std::get<PackedTensor>(value);
+}
+
+const Parameter* StateDict::find(std::string_view name) const {
+  const auto found = std::ranges::find(parameters, name, &Parameter::name);
+  return found == parameters.end() ? nullptr : &*found;
+}
+
+Parameter* StateDict::find(std::string_view name) { return const_cast<Parameter*>(std::as_const(*this).find(name)); }
+
+const Parameter& StateDict::at(std::string_view name) const {
+  const Parameter* found = find(name);
+  if (found == nullptr) fail<FormatError>("the model has no parameter {}: not the state dict of an AlexNet?", name);
+  return *found;
+}
+
+Parameter& StateDict::at(std::string_view name) { return const_cast<Parameter&>(std::as_const(*this).at(name)); }
+
+bool StateDict::packed() const { return std::ranges::any_of(parameters, &Parameter::packed); }
+
+StateDict load_state_dict(const std::filesystem::path& path) {
+  const SafetensorsFile file(path);
+  StateDict dict;
+  dict.metadata = file.metadata();
+  dict.file_bytes = file.file_bytes();
+  dict.header_bytes = file.header_bytes();
+
+  const auto format = dict.metadata.find(std::string(format_key));
+  const bool packed = format != dict.metadata.end() && format->second == packed_format;
+  if (packed && dict.metadata[std::string(version_key)] != current_version)
+    fail<FormatError>("{}: packed format version '{}', this program reads version {}", path.string(),
+                      dict.metadata[std::string(version_key)], current_version);
+
+  std::set<std::string> consumed;
+  if (packed) {
+    for (const auto& [key, value] : file.metadata()) {
+      if (!key.starts_with(scheme_prefix)) continue;
+      const std::string weight = key.substr(scheme_prefix.size());
+      dict.parameters.push_back(read_packed(file, weight, value));
+      for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
+    }
+  }
+  for (const TensorEntry& entry : file.tensors()) {
+    if (consumed.contains(entry.name)) continue;
+    Parameter parameter;
+    parameter.name = entry.name;
+    parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
+    parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
+    dict.parameters.push_back(std::move(parameter));
+  }
+  return dict;
+}
+
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict) {
+  std::map<std::string, std::string> metadata;
+  for (const auto& [key, value] : dict.metadata)
+    if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with("xxh3:") &&
+        key != version_key && !(key == format_key && value == packed_format))
+      metadata[key] = value;
+  if (dict.packed()) {
+    metadata[std::string(format_key)] = packed_format;
+    metadata[std::string(version_key)] = current_version;
+  }
+
+  std::vector<TensorToWrite> tensors;
+  const auto add = [&](std::string name, DType dtype, std::vector<int64_t> sizes, std::span<const uint8_t> bytes) {
+    if (!bytes.empty()) tensors.push_back({std::move(name), dtype, std::move(sizes), bytes});
+  };
+  for (const Parameter& parameter : dict.parameters) {
+    if (!parameter.packed()) {
+      const Tensor<float>& values = parameter.values();
+      const auto sizes = values.shape().sizes();
+      tensors.push_back({parameter.name, DType::f32, {sizes.begin(), sizes.end()}, bytes_of(values.view().span())});
+      continue;
+    }
+    const PackedTensor& packed = parameter.packed_values();
+    metadata[std::string(scheme_prefix) + parameter.name] = to_string(packed.scheme);
+    metadata[std::string(shape_prefix) + parameter.name] = to_string(packed.shape);
+    const int64_t channels = packed.shape[0];
+    add(parameter.name + ".codes", DType::u8, {channels, packed.code_stride()}, packed.codes);
+    add(parameter.name + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32, {packed.groups()},
+        packed.scales);
+    add(parameter.name + ".zero_points", DType::u8, {packed.groups()}, packed.zero_points);
+    add(parameter.name + ".block_ids", DType::u8, {channels, packed.block_id_stride()}, packed.block_ids);
+    add(parameter.name + ".codebook", DType::f32, {static_cast<int64_t>(packed.codebook.size())},
+        bytes_of(std::span<const float>(packed.codebook)));
+  }
+  write_safetensors(path, tensors, metadata);
+}
+
+StateDict dequantized(const StateDict& dict) {
+  StateDict result;
+  result.metadata = dict.metadata;
+  for (const Parameter& parameter : dict.parameters) {
+    Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
+    if (parameter.packed()) {
+      dequantize(parameter.packed_values(), values.view());
+    } else {
+      std::ranges::copy(parameter.values().view(), values.data());
+    }
+    Parameter copy;
+    copy.name = parameter.name;
+    copy.value = std::move(values);
+    result.parameters.push_back(std::move(copy));
+  }
+  return result;
+}
+
+}  // namespace nibblenet

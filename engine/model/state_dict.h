@@ -1,0 +1,55 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "engine/io/safetensors.h"
+#include "engine/quant/packed_tensor.h"
+
+namespace nibblenet {
+
+/// A weight or bias under its PyTorch name, in host memory: float32, or packed.
+struct Parameter {
+  std::string name;  ///< "features.0.weight"
+  std::variant<Tensor<float>, PackedTensor> value;
+  int64_t file_bytes = 0;  ///< of all its tensors in the file it was read from; 0 when it was not
+
+  bool packed() const { return std::holds_alternative<PackedTensor>(value); }
+  const Shape& shape() const;
+  /// Throws FormatError for a packed one.
+  Tensor<float>& values();
+  const Tensor<float>& values() const;
+  const PackedTensor& packed_values() const;
+};
+
+/// The parameters of a network, in the order of the file, and the file's own metadata.
+struct StateDict {
+  std::vector<Parameter> parameters;
+  std::map<std::string, std::string> metadata;
+  int64_t file_bytes = 0;    ///< the rest size; 0 when not read from a file
+  int64_t header_bytes = 0;  ///< of these, what is not tensor data
+
+  Parameter* find(std::string_view name);
+  const Parameter* find(std::string_view name) const;
+  /// Throws FormatError naming what is missing.
+  Parameter& at(std::string_view name);
+  const Parameter& at(std::string_view name) const;
+  bool packed() const;  ///< at least one parameter is
+};
+
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or FormatError.
+StateDict load_state_dict(const std::filesystem::path& path);
+
+/// Writes every parameter as it is: float ones as F32 under their names, packed ones as
+///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]   W.block_ids U8 [K, stride]
+///   W.codebook F32 [2^bits]
+/// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict);
+
+/// A copy with every packed parameter dequantized to float32.
+StateDict dequantized(const StateDict& dict);
+
+}  // namespace nibblenet
