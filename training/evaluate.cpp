@@ -1,0 +1,139 @@
+#include "training/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "layers/cross_entropy.h"
+#include "training/loader.h"
+
+namespace nibblenet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Collects logits batch by batch, and their losses.
+class Scorer {
+ public:
+  Scorer(Network& network, std::vector<int32_t> labels, int64_t batch_size)
+      : backend_(network.backend()),
+        device_labels_(backend_, {batch_size}, MemoryCategory::data),
+        losses_(backend_, {batch_size}, MemoryCategory::data),
+        host_losses_(static_cast<size_t>(batch_size)) {
+    result_.images = static_cast<int64_t>(labels.size());
+    result_.labels = std::move(labels);
+    result_.logits = Tensor<float>(host_memory(), {result_.images, network.classes()}, MemoryCategory::data);
+  }
+
+  void add(TensorView<const float> logits, int64_t first) {
+    const int64_t batch = logits.size(0);
+    const TensorView<float> target = result_.logits.view().slice(first, batch);
+    backend_.copy_to_host(target.data(), logits.data(), target.span().size_bytes());
+    backend_.copy_from_host(device_labels_.data(), result_.labels.data() + first, sizeof(int32_t) * static_cast<size_t>(batch));
+    cross_entropy(backend_, losses_.view().slice(0, batch), {}, logits, std::as_const(device_labels_).view().slice(0, batch));
+    backend_.copy_to_host(host_losses_.data(), losses_.data(), sizeof(float) * static_cast<size_t>(batch));
+    for (int64_t i = 0; i < batch; ++i) {
+      loss_sum_ += static_cast<double>(host_losses_[static_cast<size_t>(i)]);
+      result_.correct += result_.predicted(first + i) == result_.labels[static_cast<size_t>(first + i)] ? 1 : 0;
+    }
+  }
+
+  Evaluation finish() {
+    result_.loss = result_.images == 0 ? 0.0 : loss_sum_ / static_cast<double>(result_.images);
+    return std::move(result_);
+  }
+
+ private:
+  Backend& backend_;
+  Tensor<int32_t> device_labels_;
+  Tensor<float> losses_;
+  std::vector<float> host_losses_;
+  double loss_sum_ = 0;
+  Evaluation result_;
+};
+
+/// Feeds every image through layers [0, end) and hands each batch's output to `use(output, first)`.
+template <class Use>
+Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
+                   const OnProgress& on_progress, Use use) {
+  Backend& backend = network.backend();
+  batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
+  const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
+  Pass pass(network, 0, end, input, Pass::Mode::inference);
+  Tensor<float> images(backend, input, MemoryCategory::data);
+  Loader loader(dataset, preprocess, {.batch_size = batch_size});
+  Evaluation timing;
+  const auto start = Clock::now();
+  int64_t done = 0;
+  for (Batch batch; loader.next(batch); done += batch.size()) {
+    if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
+    backend.copy_from_host(images.data(), batch.images.data(), batch.images.span().size_bytes());
+    use(pass.forward(std::as_const(images).view().slice(0, batch.size())), done);
+  }
+  timing.seconds = seconds_since(start);
+  timing.prepare_seconds = loader.prepare_seconds();
+  timing.wait_seconds = loader.wait_seconds();
+  if (on_progress) on_progress(done, dataset.size());
+  return timing;
+}
+
+}  // namespace
+
+int64_t Evaluation::predicted(int64_t image) const {
+  const TensorView<const float> row = logits.view().slice(image, 1);
+  return std::max_element(row.begin(), row.end()) - row.begin();
+}
+
+std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
+  std::vector<int32_t> labels(dataset.labels.begin(), dataset.labels.end());
+  const auto largest = std::ranges::max_element(labels);
+  if (largest != labels.end() && *largest >= classes)
+    fail<UsageError>("the data has a label {} but the network tells only {} classes apart; --reset tail makes a head that fits",
+                     *largest, classes);
+  return labels;
+}
+
+Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
+                    const OnProgress& on_progress) {
+  Scorer scorer(network, checked_labels(dataset, network.classes()), std::max<int64_t>(1, batch_size));
+  const Evaluation timing =
+      run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
+              [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
+  Evaluation result = scorer.finish();
+  result.seconds = timing.seconds;
+  result.prepare_seconds = timing.prepare_seconds;
+  result.wait_seconds = timing.wait_seconds;
+  return result;
+}
+
+Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
+                             int64_t batch_size) {
+  const int64_t images = features.size(0);
+  batch_size = std::max<int64_t>(1, std::min(batch_size, images));
+  Scorer scorer(network, {labels.begin(), labels.end()}, batch_size);
+  Pass pass(network, network.classifier_begin(), network.layers().size(), {batch_size, features.size(1)},
+            Pass::Mode::inference);
+  const auto start = Clock::now();
+  for (int64_t first = 0; first < images; first += batch_size)
+    scorer.add(pass.forward(features.slice(first, std::min(batch_size, images - first))), first);
+  Evaluation result = scorer.finish();
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
+                               const OnProgress& on_progress) {
+  Backend& backend = network.backend();
+  Tensor<float> features(backend, {dataset.size(), network.feature_count()}, MemoryCategory::features);
+  std::vector<int64_t> rows;
+  run_all(network, network.classifier_begin(), dataset, preprocess, batch_size, on_progress,
+          [&](TensorView<const float> output, int64_t first) {
+            rows.resize(static_cast<size_t>(output.size(0)));
+            for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+            backend.gather_rows(features.view().slice(first, output.size(0)), output, rows);
+          });
+  return features;
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/core/tensor.h"
+#include "engine/io/dataset.h"
+#include "engine/io/preprocess.h"
+
+namespace nibblenet {
+
+/// A batch ready for the network. Views stay valid until the next call of Loader::next, or the loader's end.
+struct Batch {
+  TensorView<const float> images;    ///< [N, crop, crop, 3]
+  std::span<const int32_t> labels;   ///< N
+  std::span<const int64_t> indices;  ///< N, into the data set
+  int64_t size() const { return images.size(0); }
+};
+
+struct LoaderOptions {
+  int64_t batch_size = 128;
+  bool flip = false;     ///< mirror each image with probability 1/2, a function of (seed, epoch, index)
+  bool shuffle = false;  ///< order is a function of (seed, epoch)
+  uint64_t seed = 0;
+  int64_t epoch = 0;
+  int64_t first_batch = 0;  ///< start here, for resuming inside an epoch
+};
+
+/// The order of an epoch: 0…size-1, shuffled (Fisher-Yates) when asked for.
+std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int64_t epoch);
+
+/// Prepares the next batch on a thread of its own while the caller computes on the current one. The last batch may be
+/// smaller. What it yields depends only on its options, never on timing. An exception in the thread is rethrown by
+/// next.
+class Loader {
+ public:
+  /// `dataset` must outlive the loader. Throws UsageError for a batch size below 1 or a first batch outside the epoch.
+  Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options);
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  int64_t batches() const;  ///< in the whole epoch
+  /// False when the epoch is over. After an exception every further call throws it again.
+  bool next(Batch& batch);
+  /// Seconds of processor time the preparing thread has used so far, and seconds next() has waited for it.
+  double prepare_seconds() const;
+  double wait_seconds() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nibblenet

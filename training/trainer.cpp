@@ -1,0 +1,192 @@
+#include "training/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "layers/cross_entropy.h"
+#include "training/loader.h"
+
+namespace nibblenet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options)
+    : network_(network),
+      train_(train),
+      test_(test),
+      options_(options),
+      preprocess_(Preprocess::for_image_size(options.image_size)),
+      train_labels_(checked_labels(train, network.classes())),
+      test_labels_(checked_labels(test, network.classes())) {
+  validate(options_);
+  options_.batch_size = std::min(options_.batch_size, train.size());
+  batches_ = (train.size() + options_.batch_size - 1) / options_.batch_size;
+
+  Backend& backend = network.backend();
+  const size_t first_trained = options_.freeze_features ? network.classifier_begin() : 0;
+  momenta_.resize(network.layers().size());
+  for (size_t i = first_trained; i < network.layers().size(); ++i) {
+    Layer& layer = network.layers()[i];
+    if (!layer.spec.has_parameters()) continue;
+    momenta_[i] = {Tensor<float>(backend, layer.spec.weight, MemoryCategory::optimizer),
+                   Tensor<float>(backend, {layer.spec.weight[0]}, MemoryCategory::optimizer)};
+    const std::vector<float> zeros(static_cast<size_t>(layer.spec.weight.elements()));
+    backend.copy_from_host(momenta_[i].weight.data(), zeros.data(), zeros.size() * sizeof(float));
+    backend.copy_from_host(momenta_[i].bias.data(), zeros.data(), static_cast<size_t>(layer.spec.weight[0]) * sizeof(float));
+  }
+
+  const int64_t batch = options_.batch_size;
+  const Shape images{batch, preprocess_.crop, preprocess_.crop, 3};
+  const Shape features{batch, network.feature_count()};
+  if (options_.freeze_features) {
+    if (options_.flip) frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
+    gathered_ = Tensor<float>(backend, features, MemoryCategory::data);
+  }
+  trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
+                   Pass::Mode::training);
+  x_ = Tensor<float>(backend, images, MemoryCategory::data);
+  labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
+  losses_ = Tensor<float>(backend, {batch}, MemoryCategory::data);
+  dlogits_ = Tensor<float>(backend, {batch, network.classes()}, MemoryCategory::activations);
+}
+
+void Trainer::prepare(const Callbacks& callbacks) {
+  if (!options_.freeze_features || !train_features_.empty()) return;
+  const int64_t total = test_.size() + (options_.flip ? 0 : train_.size());
+  const auto shifted = [&](int64_t before) {
+    return [&callbacks, before, total](int64_t done, int64_t) {
+      return callbacks.on_features && callbacks.on_features(before + done, total);
+    };
+  };
+  if (test_features_.empty())
+    test_features_ = compute_features(network_, test_, preprocess_, options_.batch_size, shifted(0));
+  if (!options_.flip)
+    train_features_ = compute_features(network_, train_, preprocess_, options_.batch_size, shifted(test_.size()));
+}
+
+bool Trainer::run(const Callbacks& callbacks) {
+  try {
+    prepare(callbacks);
+  } catch (const Interrupted&) {
+    return false;
+  }
+  while (position_.epoch < options_.epochs) {
+    double seconds = 0;
+    if (!run_epoch(callbacks, seconds)) return false;
+    const Evaluation tested = test();
+    EpochReport report;
+    report.epoch = ++position_.epoch;
+    report.loss = position_.loss_sum / static_cast<double>(position_.images);
+    report.train_accuracy = static_cast<double>(position_.correct) / static_cast<double>(position_.images);
+    report.test_loss = tested.loss;
+    report.test_accuracy = tested.accuracy();
+    report.seconds = seconds;
+    report.images_per_second = static_cast<double>(train_.size()) / seconds;
+    position_.history.push_back(report);
+    position_.batch = 0;
+    position_.loss_sum = 0;
+    position_.correct = 0;
+    position_.images = 0;
+    if (callbacks.on_epoch) callbacks.on_epoch(report);
+  }
+  return true;
+}
+
+bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
+  Backend& backend = network_.backend();
+  const auto start = Clock::now();
+  int64_t images = 0;
+  std::vector<int32_t> labels;
+  const auto after_step = [&](int64_t batch) {
+    ++position_.batch;
+    ++position_.step;
+    images += batch;
+    seconds = seconds_since(start);
+    return callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
+  };
+  const auto labels_of = [&](std::span<const int64_t> indices) {
+    labels.clear();
+    for (const int64_t index : indices) labels.push_back(train_labels_[static_cast<size_t>(index)]);
+  };
+
+  if (!train_features_.empty()) {
+    const std::vector<int64_t> order = epoch_order(train_.size(), true, options_.seed, position_.epoch);
+    while (position_.batch < batches_) {
+      const int64_t first = position_.batch * options_.batch_size;
+      const int64_t batch = std::min(options_.batch_size, train_.size() - first);
+      const std::span<const int64_t> rows(order.data() + first, static_cast<size_t>(batch));
+      const TensorView<float> x = gathered_.view().slice(0, batch);
+      backend.gather_rows(x, std::as_const(train_features_).view(), rows);
+      labels_of(rows);
+      step(x, labels);
+      if (after_step(batch)) return false;
+    }
+    return true;
+  }
+  Loader loader(train_, preprocess_,
+                {.batch_size = options_.batch_size,
+                 .flip = options_.flip,
+                 .shuffle = true,
+                 .seed = options_.seed,
+                 .epoch = position_.epoch,
+                 .first_batch = position_.batch});
+  for (Batch batch; loader.next(batch);) {
+    const TensorView<float> x = x_.view().slice(0, batch.size());
+    backend.copy_from_host(x.data(), batch.images.data(), batch.images.span().size_bytes());
+    labels_of(batch.indices);
+    step(frozen_ ? frozen_->forward(x) : TensorView<const float>(x), labels);
+    if (after_step(batch.size())) return false;
+  }
+  return true;
+}
+
+void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
+  Backend& backend = network_.backend();
+  const int64_t batch = x.size(0);
+  const TensorView<const float> logits =
+      trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
+                            .seed = options_.seed,
+                            .step = static_cast<uint64_t>(position_.step)});
+  backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());
+  const TensorView<float> losses = losses_.view().slice(0, batch);
+  const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
+  cross_entropy(backend, losses, dlogits, logits, std::as_const(labels_).view().slice(0, batch));
+
+  const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
+  const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
+                          .momentum = static_cast<float>(options_.momentum),
+                          .weight_decay = static_cast<float>(options_.weight_decay)};
+  trained_->backward(dlogits, [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
+    Momentum& momentum = momenta_[static_cast<size_t>(&layer - network_.layers().data())];
+    backend.sgd_step(layer.weight->values(), momentum.weight.view(), dw, sgd);
+    backend.sgd_step(layer.bias.view(), momentum.bias.view(), dbias, sgd);
+    layer.weight->changed();
+  });
+
+  std::vector<float> host_losses(static_cast<size_t>(batch));
+  std::vector<float> host_logits(static_cast<size_t>(logits.elements()));
+  backend.copy_to_host(host_losses.data(), losses.data(), host_losses.size() * sizeof(float));
+  backend.copy_to_host(host_logits.data(), logits.data(), host_logits.size() * sizeof(float));
+  position_.images += batch;
+  const auto classes = static_cast<size_t>(logits.size(1));
+  for (size_t i = 0; i < host_losses.size(); ++i) {
+    position_.loss_sum += static_cast<double>(host_losses[i]);
+    const auto row = std::span(host_logits).subspan(i * classes, classes);
+    position_.correct += std::ranges::max_element(row) - row.begin() == labels[i] ? 1 : 0;
+  }
+  if (!(position_.loss_sum < 1e30))
+    fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step, options_.learning_rate);
+}
+
+Evaluation Trainer::test() {
+  if (!test_features_.empty())
+    return evaluate_features(network_, std::as_const(test_features_).view(), test_labels_, options_.batch_size);
+  return evaluate(network_, test_, preprocess_, options_.batch_size);
+}
+
+}  // namespace nibblenet
