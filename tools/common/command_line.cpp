@@ -1,0 +1,117 @@
+#include "tools/common/command_line.h"
+
+#include <fmt/core.h>
+
+#include <charconv>
+#include <csignal>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+
+#include "engine/model/alexnet.h"
+#include "training/evaluate.h"
+
+namespace nibblenet::tools {
+namespace {
+
+volatile std::sig_atomic_t stop_signals = 0;
+
+void on_signal(int signal) {
+  stop_signals = stop_signals + 1;
+  if (stop_signals > 1) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+}
+
+constexpr int exit_error = 1;
+constexpr int exit_usage = 2;
+constexpr int exit_interrupted = 130;
+
+/// Messages of libraries may hold several lines; ours are one.
+std::string one_line(std::string text) {
+  for (char& c : text)
+    if (c == '\n' || c == '\r') c = ' ';
+  return text;
+}
+
+}  // namespace
+
+int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
+  const auto report = [&](const std::exception& error, int code) {
+    fmt::print(stderr, "{}: error: {}\n", app.get_name(), one_line(error.what()));
+    return code;
+  };
+  try {
+    app.parse(argc, argv);
+    body();
+    std::cout.flush();
+    if (!std::cout || std::fflush(stdout) != 0) throw IoError("cannot write to the standard output");
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    fmt::print(stderr, "{}: error: {} (see {} --help)\n", app.get_name(), one_line(error.what()), app.get_name());
+    return exit_usage;
+  } catch (const UsageError& error) {
+    return report(error, exit_usage);
+  } catch (const Interrupted& error) {
+    return report(error, exit_interrupted);
+  } catch (const Stopped& error) {
+    fmt::print(stderr, "{}: {}\n", app.get_name(), error.what());
+    return exit_interrupted;
+  } catch (const std::bad_alloc&) {
+    return report(Error("out of memory"), exit_error);
+  } catch (const std::exception& error) {
+    return report(error, exit_error);
+  }
+}
+
+void catch_interrupts() {
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+}
+
+bool interrupted() { return stop_signals > 0; }
+
+void DeviceOptions::add_to(CLI::App& app) {
+  app.add_option("--device", device, "Where to compute: auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024))->capture_default_str();
+}
+
+std::unique_ptr<Backend> DeviceOptions::make() const { return make_backend(device, threads); }
+
+void add_json_option(CLI::App& app, std::string& path) {
+  app.add_option("--json", path, "Write the results as JSON to FILE ('-': standard output)")->type_name("FILE");
+}
+
+void write_json(const std::string& path, const nlohmann::json& document) {
+  if (path.empty()) return;
+  if (path == "-") {
+    std::cout << document.dump(2) << '\n';
+    return;
+  }
+  std::ofstream file(path);
+  file << document.dump(2) << '\n';
+  file.close();
+  if (!file) fail<IoError>("cannot write {}: is the folder there and writable, the disk not full?", path);
+}
+
+std::filesystem::path project_root() {
+  const char* root = std::getenv("NIBBLENET_ROOT");
+  return root != nullptr && *root != '\0' ? std::filesystem::path(root) : std::filesystem::current_path();
+}
+
+int image_size_of(const std::map<std::string, std::string>& metadata, int fallback) {
+  const auto found = metadata.find(image_size_key);
+  if (found == metadata.end()) return fallback;
+  int size = 0;
+  const std::string& text = found->second;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
+  if (error != std::errc() || end != text.data() + text.size() || size < smallest_image_size || size > 4096)
+    fail<FormatError>("the model's metadata names the image size '{}': not a size this network takes", text);
+  return size;
+}
+
+}  // namespace nibblenet::tools

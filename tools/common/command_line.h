@@ -1,0 +1,48 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "kernels/backend.h"
+
+namespace nibblenet::tools {
+
+/// Parses the arguments, runs the tool, and is the one place where errors are caught: prints one line and returns the
+/// exit code. 0 done, 1 an error, 2 bad arguments, 130 interrupted by Ctrl-C.
+int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
+
+/// Ctrl-C (SIGINT) and SIGTERM ask to stop; the second one ends the program at once.
+void catch_interrupts();
+bool interrupted();
+
+/// Thrown when work ended early on request; the message says how to go on.
+class Stopped : public Error {
+ public:
+  using Error::Error;
+};
+
+/// --device and --threads, as every computing tool has them.
+struct DeviceOptions {
+  std::string device = "auto";
+  int threads = 0;
+  void add_to(CLI::App& app);
+  std::unique_ptr<Backend> make() const;
+};
+
+/// Adds --json FILE ('-' is the standard output).
+void add_json_option(CLI::App& app, std::string& path);
+/// Writes the document when a path was given. Throws IoError.
+void write_json(const std::string& path, const nlohmann::json& document);
+
+/// The project's root: NIBBLENET_ROOT, which the launcher sets, else the current folder.
+std::filesystem::path project_root();
+
+/// Parses "224" and the like from a model's metadata; `fallback` when there is none. Throws FormatError.
+int image_size_of(const std::map<std::string, std::string>& metadata, int fallback = 224);
+inline constexpr const char* image_size_key = "image_size";
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,73 @@
+#include "tools/common/data_search.h"
+
+#include <fmt/core.h>
+
+#include <cstdlib>
+#include <optional>
+
+#include "engine/io/dataset.h"
+#include "engine/io/download.h"
+#include "tools/common/command_line.h"
+#include "tools/common/progress.h"
+
+namespace nibblenet::tools {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t standin_train_images = 10'000;
+constexpr int64_t standin_test_images = 2'000;
+constexpr uint64_t standin_seed = 1;
+
+bool is_archive(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.ends_with(".tar") || name.ends_with(".tar.gz") || name.ends_with(".tgz");
+}
+
+/// Something load_dataset reads inside data/: the folder itself, a known subfolder, or an archive.
+std::optional<fs::path> inside(const fs::path& folder) {
+  std::error_code error;
+  for (const char* marker : {"data_batch_1.bin", "test_batch.bin", "train", "test", "cifar-10-batches-bin"})
+    if (fs::exists(folder / marker, error)) return folder;
+  std::optional<fs::path> archive;
+  for (const auto& entry : fs::directory_iterator(folder, error))
+    if (entry.is_regular_file(error) && is_archive(entry.path()) && (!archive || entry.path() < *archive)) archive = entry.path();
+  return archive;
+}
+
+fs::path announce(const fs::path& path, std::string_view why) {
+  fmt::print("data: {} ({})\n", path.string(), why);
+  return path;
+}
+
+}  // namespace
+
+const char* const data_help =
+    "Images: a folder or tar(.gz) with CIFAR-10's binary version or train/<class>/*.jpg|png and test/…; without it "
+    "NIBBLENET_DATA, else data/, else CIFAR-10 is downloaded there, else (offline) a stand-in is drawn";
+
+fs::path find_data(const std::string& given) {
+  std::error_code error;
+  if (!given.empty()) {
+    if (!fs::exists(given, error)) fail<UsageError>("--data {}: no such file or folder", given);
+    return announce(given, "--data");
+  }
+  if (const char* variable = std::getenv("NIBBLENET_DATA"); variable != nullptr && *variable != '\0') {
+    if (!fs::exists(variable, error)) fail<UsageError>("NIBBLENET_DATA={}: no such file or folder", variable);
+    return announce(variable, "NIBBLENET_DATA");
+  }
+  const fs::path folder = project_root() / "data";
+  if (const auto found = inside(folder)) return announce(*found, "found in data/");
+  try {
+    Progress progress("downloading CIFAR-10", "bytes");
+    return announce(obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); }),
+                    "CIFAR-10, downloaded");
+  } catch (const Error& failure) {
+    fmt::print(stderr, "CIFAR-10 could not be downloaded: {}\n", failure.what());
+  }
+  const fs::path standin = folder / "standin";
+  if (!fs::exists(standin / "test_batch.bin", error)) write_standin(standin, standin_train_images, standin_test_images, standin_seed);
+  return announce(standin, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images");
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,45 @@
+#include "tools/common/model_search.h"
+
+#include <fmt/core.h>
+
+#include <optional>
+
+#include "engine/io/safetensors.h"
+#include "tools/common/command_line.h"
+
+namespace nibblenet::tools {
+namespace {
+
+bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
+  try {
+    const SafetensorsFile file(path);
+    const auto format = file.metadata().find("format");
+    const bool packed = format != file.metadata().end() && format->second == "nibblenet-packed";
+    const bool checkpoint = file.metadata().contains("training_position");
+    return kind == ModelKind::packed ? packed : !packed && !checkpoint;
+  } catch (const Error&) {
+    return false;  // a broken file in weights/ is not the newest model
+  }
+}
+
+}  // namespace
+
+std::filesystem::path find_model(const std::string& given, ModelKind kind) {
+  if (!given.empty()) return given;
+  const std::filesystem::path folder = project_root() / "weights";
+  std::optional<std::filesystem::directory_entry> newest;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.path().extension() != ".safetensors" || !entry.is_regular_file(error)) continue;
+    if (newest && entry.last_write_time(error) <= newest->last_write_time(error)) continue;
+    if (is_of_kind(entry.path(), kind)) newest = entry;
+  }
+  const bool packed = kind == ModelKind::packed;
+  if (!newest)
+    fail<UsageError>("no {} model in {}: {}, or name a MODEL", packed ? "packed" : "fine-tuned", folder.string(),
+                     packed ? "run tools/pack first" : "run tools/finetune first");
+  fmt::print("model: {} (the newest {} one in weights/)\n", newest->path().string(), packed ? "packed" : "fine-tuned");
+  return newest->path();
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,46 @@
+#include "tools/common/progress.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+namespace nibblenet::tools {
+namespace {
+
+std::string time_left(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  return whole >= 3600 ? fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60)
+                       : fmt::format("{}:{:02}", whole / 60, whole % 60);
+}
+
+}  // namespace
+
+Progress::Progress(std::string label, std::string unit)
+    : label_(std::move(label)),
+      unit_(std::move(unit)),
+      start_(std::chrono::steady_clock::now()),
+      last_(start_),
+      terminal_(isatty(STDERR_FILENO) != 0) {}
+
+Progress::~Progress() { finish(); }
+
+void Progress::update(int64_t done, int64_t total, const std::string& note) {
+  const auto now = std::chrono::steady_clock::now();
+  if (first_done_ < 0) first_done_ = done;  // what a resumed run had done before does not count for the rate
+  const auto pause = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10'000);
+  if (now - last_ < pause) return;
+  last_ = now;
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double rate = static_cast<double>(done - first_done_) / seconds;
+  const std::string left = rate > 0 ? time_left(static_cast<double>(total - done) / rate) : "?";
+  fmt::print(stderr, "{}{}: {}/{} {} ({:.0f} %), {:.1f} {}/s, {} left{}{}", terminal_ ? "\r\033[K" : "", label_, done, total,
+             unit_, total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0, rate, unit_, left,
+             note.empty() ? "" : ", " + note, terminal_ ? "" : "\n");
+  drawn_ = true;
+}
+
+void Progress::finish() {
+  if (drawn_ && terminal_) fmt::print(stderr, "\r\033[K");
+  drawn_ = false;
+}
+
+}  // namespace nibblenet::tools

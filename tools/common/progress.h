@@ -1,0 +1,32 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace nibblenet::tools {
+
+/// One line on the standard error that shows how far long work has come: done, total, rate and time left. Redrawn in
+/// place on a terminal, printed every ten seconds elsewhere.
+class Progress {
+ public:
+  Progress(std::string label, std::string unit);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void update(int64_t done, int64_t total, const std::string& note = "");
+  /// Removes or completes the line; what is printed next starts on a fresh one.
+  void finish();
+
+ private:
+  std::string label_;
+  std::string unit_;
+  std::chrono::steady_clock::time_point start_;
+  std::chrono::steady_clock::time_point last_;
+  int64_t first_done_ = -1;
+  bool terminal_;
+  bool drawn_ = false;
+};
+
+}  // namespace nibblenet::tools

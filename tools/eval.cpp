@@ -1,0 +1,166 @@
+#include <fmt/core.h>
+
+#include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
+#include "tools/common/model_search.h"
+#include "tools/common/progress.h"
+#include "tools/common/report.h"
+#include "training/evaluate.h"
+
+namespace {
+
+using namespace nibblenet;
+using namespace nibblenet::tools;
+
+struct Options {
+  std::string model;
+  std::string data;
+  std::string split = "test";
+  int64_t limit = 0;
+  int64_t batch = 128;
+  int image_size = 0;
+  DeviceOptions device;
+  std::string compare;
+  std::string logits;
+  std::string json;
+};
+
+/// One model, evaluated, with what there is to say about its size.
+struct Result {
+  std::string model;
+  Evaluation evaluation;
+  std::vector<SizeRow> ledger;
+  int64_t file_bytes = 0;
+  int64_t header_bytes = 0;
+  int64_t peak_bytes = 0;
+  std::string device;
+  std::string device_description;
+};
+
+Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options) {
+  const auto backend = options.device.make();
+  StateDict dict = load_state_dict(path);
+  const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
+  Network network(*backend, std::move(dict));
+  Progress progress("evaluating", "images");
+  Result result{.model = path.string(),
+                .evaluation = evaluate(network, dataset, Preprocess::for_image_size(image_size), options.batch,
+                                       [&](int64_t done, int64_t total) {
+                                         progress.update(done, total);
+                                         return interrupted();
+                                       }),
+                .ledger = network.ledger(),
+                .file_bytes = network.file_bytes(),
+                .header_bytes = network.header_bytes(),
+                .peak_bytes = static_cast<int64_t>(backend->meter().peak_total()),
+                .device = backend->name(),
+                .device_description = backend->description()};
+  return result;
+}
+
+void print(const Result& result) {
+  const Evaluation& e = result.evaluation;
+  const Interval interval = wilson_interval(e.correct, e.images);
+  fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n", 100 * e.accuracy(),
+             e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
+  fmt::print("{:.1f} images/s; preparing images took {:.2f} s beside {:.2f} s, {:.2f} s of it waited for\n",
+             e.images_per_second(), e.prepare_seconds, e.seconds, e.wait_seconds);
+  fmt::print("{}", size_table(result.ledger, result.file_bytes, result.header_bytes));
+  fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(result.peak_bytes)));
+}
+
+nlohmann::json to_json(const Result& result) {
+  const Evaluation& e = result.evaluation;
+  const Interval interval = wilson_interval(e.correct, e.images);
+  return {{"model", result.model},
+          {"images", e.images},
+          {"correct", e.correct},
+          {"accuracy", e.accuracy()},
+          {"accuracy_interval", {interval.low, interval.high}},
+          {"loss", e.loss},
+          {"images_per_second", e.images_per_second()},
+          {"seconds", e.seconds},
+          {"prepare_seconds", e.prepare_seconds},
+          {"wait_seconds", e.wait_seconds},
+          {"peak_bytes", result.peak_bytes},
+          {"device", result.device},
+          {"size", size_json(result.ledger, result.file_bytes, result.header_bytes)}};
+}
+
+/// The same images through both models: who is right where the other is not.
+nlohmann::json compare(const Result& result, const Result& other) {
+  int64_t only_this = 0, only_other = 0;
+  for (int64_t i = 0; i < result.evaluation.images; ++i) {
+    const int32_t label = result.evaluation.labels[static_cast<size_t>(i)];
+    const bool right = result.evaluation.predicted(i) == label, other_right = other.evaluation.predicted(i) == label;
+    only_this += right && !other_right ? 1 : 0;
+    only_other += other_right && !right ? 1 : 0;
+  }
+  const double p = mcnemar_p(only_this, only_other);
+  const double points = 100 * (result.evaluation.accuracy() - other.evaluation.accuracy());
+  const auto resident = static_cast<double>(sum(result.ledger, "").resident.total());
+  const auto other_resident = static_cast<double>(sum(other.ledger, "").resident.total());
+  fmt::print("\ncompared with {}, on the same {} images:\n", other.model, result.evaluation.images);
+  fmt::print("{:<10} {:>10} {:>14} {:>16} {:>16}\n", "", "accuracy", "cross-entropy", "file bytes", "resident bytes");
+  for (const auto& [name, each, bytes] : {std::tuple{"that model", &other, other_resident}, std::tuple{"this model", &result, resident}})
+    fmt::print("{:<10} {:>8.2f} % {:>14.5f} {:>16} {:>16}\n", name, 100 * each->evaluation.accuracy(), each->evaluation.loss,
+               thousands(each->file_bytes), thousands(static_cast<int64_t>(bytes)));
+  fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n", points,
+             only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
+  fmt::print("resident size {:.2f}x smaller, speed {:.2f}x\n", other_resident / resident,
+             result.evaluation.images_per_second() / other.evaluation.images_per_second());
+  return {{"model", other.model},
+          {"accuracy", other.evaluation.accuracy()},
+          {"loss", other.evaluation.loss},
+          {"images_per_second", other.evaluation.images_per_second()},
+          {"size", size_json(other.ledger, other.file_bytes, other.header_bytes)},
+          {"only_this", only_this},
+          {"only_other", only_other},
+          {"mcnemar_p", p}};
+}
+
+void write_logits(const std::filesystem::path& path, const Evaluation& evaluation) {
+  const std::vector<int64_t> labels(evaluation.labels.begin(), evaluation.labels.end());
+  const auto sizes = evaluation.logits.shape().sizes();
+  write_safetensors(path,
+                    {{"logits", DType::f32, {sizes.begin(), sizes.end()}, bytes_of(evaluation.logits.view().span())},
+                     {"labels", DType::i64, {evaluation.images}, bytes_of(std::span<const int64_t>(labels))}},
+                    {});
+}
+
+void eval(const Options& options) {
+  const std::filesystem::path model = find_model(options.model, ModelKind::packed);
+  SafetensorsFile{model};  // a missing or broken file is reported before the images are read
+  const Dataset dataset = load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
+  if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
+  const Result result = evaluate_model(model, dataset, options);
+  fmt::print("{} on {} {} images of {} ({})\n", result.model, dataset.size(), options.split, dataset.description, result.device_description);
+  print(result);
+  nlohmann::json json = to_json(result);
+  if (!options.compare.empty()) json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, options));
+  if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
+  json["data"] = dataset.description;
+  json["split"] = options.split;
+  write_json(options.json, json);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Measures accuracy, speed and size of a float or packed model.", "eval");
+  Options options;
+  app.add_option("MODEL", options.model, "Float or packed model (safetensors); without it the newest packed one in weights/");
+  app.add_option("--data", options.data, data_help)->type_name("PATH");
+  app.add_option("--split", options.split, "test or train")->check(CLI::IsMember({"test", "train"}))->capture_default_str();
+  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")->check(CLI::Range(63, 4096));
+  options.device.add_to(app);
+  app.add_option("--compare", options.compare, "Evaluate a second model on the same images and compare image by image (McNemar)")->type_name("MODEL");
+  app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")->type_name("FILE");
+  add_json_option(app, options.json);
+  return run_tool(app, argc, argv, [&] {
+    catch_interrupts();
+    eval(options);
+  });
+}

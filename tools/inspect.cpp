@@ -1,0 +1,128 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/model/state_dict.h"
+#include "engine/quant/bits.h"
+#include "engine/quant/size.h"
+#include "tools/common/command_line.h"
+#include "tools/common/report.h"
+
+namespace {
+
+using namespace nibblenet;
+using namespace nibblenet::tools;
+
+struct Range {
+  float low = std::numeric_limits<float>::infinity();
+  float high = -std::numeric_limits<float>::infinity();
+};
+
+Range range_of(const Parameter& parameter) {
+  Tensor<float> decoded;
+  TensorView<const float> values;
+  if (parameter.packed()) {
+    decoded = Tensor<float>(host_memory(), parameter.shape(), MemoryCategory::data);
+    dequantize(parameter.packed_values(), decoded.view());
+    values = std::as_const(decoded).view();
+  } else {
+    values = parameter.values().view();
+  }
+  Range range;
+  for (const float value : values) {
+    range.low = std::min(range.low, value);
+    range.high = std::max(range.high, value);
+  }
+  return range;
+}
+
+/// How many weights have which decimal exponent: entry e counts codes whose value lies in (10^-(e+1), 10^-e], the last
+/// entry the zeros. Empty for methods that are no dynamic tree.
+std::vector<int64_t> exponent_counts(const PackedTensor& packed) {
+  if (packed.scheme.method != Method::dynamic_tree && packed.scheme.method != Method::stable_embedding) return {};
+  const Codebook codebook = codebook_of(packed);
+  const auto exponents = static_cast<size_t>(packed.scheme.bits - 1);
+  std::vector<size_t> exponent_of(256, exponents);
+  for (int code = 0; code < 256; ++code) {
+    const double magnitude = std::abs(static_cast<double>(codebook.values[static_cast<size_t>(code)]));
+    if (magnitude > 0) exponent_of[static_cast<size_t>(code)] = std::min(exponents - 1, static_cast<size_t>(std::floor(-std::log10(magnitude) + 1e-9)));
+  }
+  std::vector<int64_t> counts(exponents + 1);
+  for (int64_t channel = 0; channel < packed.shape[0]; ++channel) {
+    const uint8_t* codes = packed.codes.data() + channel * packed.code_stride();
+    for (int64_t k = 0; k < packed.shape.inner_elements(); ++k) ++counts[exponent_of[read_field(codes, k, packed.scheme.bits)]];
+  }
+  return counts;
+}
+
+nlohmann::json describe(const Parameter& parameter) {
+  const Range range = range_of(parameter);
+  nlohmann::json json = {{"name", parameter.name},
+                         {"shape", parameter.shape().sizes()},
+                         {"scheme", "float32"},
+                         {"bits_per_weight", 32.0},
+                         {"bytes", parameter.file_bytes},
+                         {"min", range.low},
+                         {"max", range.high}};
+  if (!parameter.packed()) return json;
+  const PackedTensor& packed = parameter.packed_values();
+  SizeRow row{.weights = packed.shape.elements(), .groups = packed.groups(), .resident = resident_size(packed)};
+  json["scheme"] = to_string(packed.scheme);
+  json["groups"] = packed.groups();
+  json["bits_per_weight"] = row.bits_per_weight();
+  if (const auto counts = exponent_counts(packed); !counts.empty()) {
+    json["exponent_counts"] = std::vector<int64_t>(counts.begin(), counts.end() - 1);
+    json["zeros"] = counts.back();
+  }
+  return json;
+}
+
+void print(const nlohmann::json& tensor) {
+  std::string shape;
+  for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : "x") + std::to_string(size.get<int64_t>());
+  fmt::print("{:<20} {:<14} {:<28} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", tensor["name"].get<std::string>(), shape,
+             tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
+             thousands(tensor["bytes"].get<int64_t>()), tensor["min"].is_null() ? NAN : tensor["min"].get<double>(),
+             tensor["max"].is_null() ? NAN : tensor["max"].get<double>());
+  if (!tensor.contains("exponent_counts")) return;
+  fmt::print("  exponent counts:");
+  int exponent = 0;
+  for (const auto& count : tensor["exponent_counts"]) fmt::print(" 1e-{}: {}", exponent++, thousands(count.get<int64_t>()));
+  fmt::print(" zero: {}\n", thousands(tensor["zeros"].get<int64_t>()));
+}
+
+void inspect(const std::string& model, bool verify, const std::string& json_path) {
+  nlohmann::json json;
+  if (verify) {
+    const int checked = SafetensorsFile(model).verify();
+    fmt::print("{}: {} checksums verified{}\n", model, checked, checked == 0 ? " (the file has none)" : "");
+    json["verified"] = checked;
+  }
+  const StateDict dict = load_state_dict(model);
+  fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)), thousands(dict.header_bytes));
+  fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min", "max");
+  for (const Parameter& parameter : dict.parameters) {
+    const nlohmann::json tensor = describe(parameter);
+    print(tensor);
+    json["tensors"].push_back(tensor);
+  }
+  json["file"] = model;
+  json["bytes"] = dict.file_bytes;
+  json["header"] = dict.header_bytes;
+  for (const auto& [key, value] : dict.metadata) json["metadata"][key] = value;
+  write_json(json_path, json);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Shows what a float or packed model file holds: tensors, schemes, bits per weight, value ranges.", "inspect");
+  std::string model, json;
+  bool verify = false;
+  app.add_option("FILE", model, "Model (safetensors)")->required();
+  app.add_flag("--verify", verify, "Recompute the checksum of every tensor; fails on the first that differs");
+  add_json_option(app, json);
+  return run_tool(app, argc, argv, [&] { inspect(model, verify, json); });
+}
