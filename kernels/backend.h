@@ -100,11 +100,12 @@ class Backend : public MemoryResource {
 
   /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening 0). The first step
   /// starts from v = 0.
-  virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters) = 0;
+  virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                        SgdParameters parameters) = 0;
 };
 
-/// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all cores.
-/// Throws UsageError for a device this build or machine does not have.
+/// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all
+/// cores. Throws UsageError for a device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 
 }  // namespace nibblenet

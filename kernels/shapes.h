@@ -9,8 +9,9 @@ namespace nibblenet {
 // One letter, one meaning, everywhere in kernels/ and layers/:
 //   N batch   C channels in   H W input height and width   K channels out   R S filter height and width
 //   P Q output height and width   G group of a quantization scheme
-// Activations are dense float32, channels last: [N, H, W, C], or [N, C] behind the flatten. Filters keep PyTorch's order
-// [K, C, R, S], matrices [K, C]; gradients have the shape and order of what they belong to and are dLoss/dx, named dx.
+// Activations are dense float32, channels last: [N, H, W, C], or [N, C] behind the flatten. Filters keep PyTorch's
+// order [K, C, R, S], matrices [K, C]; gradients have the shape and order of what they belong to and are dLoss/dx,
+// named dx.
 
 /// Geometry of a convolution or pooling window, equal in both directions.
 struct Window {
@@ -22,7 +23,8 @@ struct Window {
   /// window does not fit.
   int64_t output(int64_t input) const {
     if (size < 1 || stride < 1 || padding < 0 || input + 2 * padding < size)
-      fail<ShapeError>("a window of size {}, stride {}, padding {} does not fit an input of {}", size, stride, padding, input);
+      fail<ShapeError>("a window of size {}, stride {}, padding {} does not fit an input of {}", size, stride, padding,
+                       input);
     return (input + 2 * padding - size) / stride + 1;
   }
 };

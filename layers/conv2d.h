@@ -7,7 +7,8 @@ namespace nibblenet {
 /// [N, P, Q, K] of a convolution of x[N, H, W, C] with filters w[K, C, R, R]. Throws ShapeError when they do not fit.
 Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 
-/// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in PyTorch.
+/// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in
+/// PyTorch.
 void conv2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
                     TensorView<const float> bias, Window window, Epilogue epilogue);
 

@@ -2,8 +2,8 @@
 
 namespace nibblenet {
 
-void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
-                   TensorView<const int32_t> labels) {
+void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+                   TensorView<const float> logits, TensorView<const int32_t> labels) {
   if (logits.shape().rank() != 2 || logits.size(1) < 1)
     fail<ShapeError>("cross-entropy expects logits [N, classes], got {}", to_string(logits.shape()));
   expect_shape(labels.shape(), {logits.size(0)}, "cross-entropy labels");

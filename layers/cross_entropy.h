@@ -4,9 +4,9 @@
 
 namespace nibblenet {
 
-/// losses[N] = -log softmax(logits[N, classes])[label]. With data behind `dlogits`, also the gradient of the batch's mean
-/// loss, (softmax - onehot) / N. Labels lie in [0, classes): who reads them from a file checks that.
-void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
-                   TensorView<const int32_t> labels);
+/// losses[N] = -log softmax(logits[N, classes])[label]. With data behind `dlogits`, also the gradient of the batch's
+/// mean loss, (softmax - onehot) / N. Labels lie in [0, classes): who reads them from a file checks that.
+void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+                   TensorView<const float> logits, TensorView<const int32_t> labels);
 
 }  // namespace nibblenet

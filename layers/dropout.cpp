@@ -5,13 +5,15 @@ namespace {
 
 void apply(Backend& backend, TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
   expect_shape(y.shape(), x.shape(), "dropout output");
-  if (!(probability >= 0.0F && probability <= 1.0F)) fail<ShapeError>("dropout probability {} is outside [0, 1]", probability);
+  if (!(probability >= 0.0F && probability <= 1.0F))
+    fail<ShapeError>("dropout probability {} is outside [0, 1]", probability);
   backend.dropout(y, x, probability, key);
 }
 
 }  // namespace
 
-void dropout_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+void dropout_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, float probability,
+                     DropoutKey key) {
   apply(backend, y, x, probability, key);
 }
 

@@ -5,7 +5,8 @@ namespace {
 
 Shape output_shape(const Shape& x, const Shape& w) {
   if (x.rank() != 2 || w.rank() != 2 || x[1] != w[1])
-    fail<ShapeError>("linear layer of an input {} (NC) with a matrix {} (KC): channels differ", to_string(x), to_string(w));
+    fail<ShapeError>("linear layer of an input {} (NC) with a matrix {} (KC): channels differ", to_string(x),
+                     to_string(w));
   return {x[0], w[0]};
 }
 

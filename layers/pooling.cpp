@@ -4,8 +4,10 @@ namespace nibblenet {
 namespace {
 
 void expect_adaptive(const Shape& small, const Shape& x, std::string_view what) {
-  if (x.rank() != 4 || small.rank() != 4 || small[0] != x[0] || small[3] != x[3] || x[1] < 1 || x[2] < 1 || small[1] < 1 || small[2] < 1)
-    fail<ShapeError>("adaptive average pooling {}: {} does not go with an input {} (both NHWC)", what, to_string(small), to_string(x));
+  if (x.rank() != 4 || small.rank() != 4 || small[0] != x[0] || small[3] != x[3] || x[1] < 1 || x[2] < 1 ||
+      small[1] < 1 || small[2] < 1)
+    fail<ShapeError>("adaptive average pooling {}: {} does not go with an input {} (both NHWC)", what, to_string(small),
+                     to_string(x));
 }
 
 void expect_flat(const Shape& flat, const Shape& x) {
@@ -18,7 +20,8 @@ void expect_flat(const Shape& flat, const Shape& x) {
 Shape max_pool2d_output_shape(const Shape& x, Window window) {
   if (x.rank() != 4) fail<ShapeError>("max pooling expects an NHWC input, got {}", to_string(x));
   if (window.size > 15 || window.padding * 2 > window.size)
-    fail<ShapeError>("max pooling window of size {} with padding {}: at most 15, padding at most half of it", window.size, window.padding);
+    fail<ShapeError>("max pooling window of size {} with padding {}: at most 15, padding at most half of it",
+                     window.size, window.padding);
   return {x[0], window.output(x[1]), window.output(x[2]), x[3]};
 }
 

@@ -4,7 +4,8 @@
 
 namespace nibblenet {
 
-/// [N, P, Q, C] of pooling x[N, H, W, C]. Padding is at most half the window, as in PyTorch, so that no window is empty.
+/// [N, P, Q, C] of pooling x[N, H, W, C]. Padding is at most half the window, as in PyTorch, so that no window is
+/// empty.
 Shape max_pool2d_output_shape(const Shape& x, Window window);
 
 /// Largest value of each window. `argmax`, of y's shape, keeps which element it was for the backward pass; a view

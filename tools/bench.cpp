@@ -61,8 +61,13 @@ int main(int argc, char** argv) {
   std::vector<int64_t> batches = {1, 8, 128};
   double seconds = 2;
   app.add_option("MODEL", model, "Float or packed model; without it the newest packed one in weights/");
-  app.add_option("--batch", batches, "Batch sizes, separated by commas")->delimiter(',')->check(CLI::Range(1, 65536))->capture_default_str();
-  app.add_option("--seconds", seconds, "Measure each batch size for so long")->check(CLI::Range(0.0, 3600.0))->capture_default_str();
+  app.add_option("--batch", batches, "Batch sizes, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--seconds", seconds, "Measure each batch size for so long")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
   device.add_to(app);
   add_json_option(app, json);
   return run_tool(app, argc, argv, [&] {
@@ -71,13 +76,19 @@ int main(int argc, char** argv) {
     StateDict dict = load_state_dict(find_model(model, ModelKind::packed));
     const int image_size = image_size_of(dict.metadata);
     Network network(*backend, std::move(dict));
-    fmt::print("{}\n{:>6} {:>12} {:>10} {:>10} {:>12}\n", backend->description(), "batch", "median ms", "p10", "p90", "images/s");
-    nlohmann::json document = {{"device", backend->name()}, {"description", backend->description()}, {"image_size", image_size}};
+    fmt::print("{}\n{:>6} {:>12} {:>10} {:>10} {:>12}\n", backend->description(), "batch", "median ms", "p10", "p90",
+               "images/s");
+    nlohmann::json document = {
+        {"device", backend->name()}, {"description", backend->description()}, {"image_size", image_size}};
     for (const int64_t batch : batches) {
       const Timing t = time_forward(network, image_size, batch, seconds);
       const double rate = 1000.0 * static_cast<double>(batch) / t.median;
       fmt::print("{:>6} {:>12.3f} {:>10.3f} {:>10.3f} {:>12.1f}\n", batch, t.median, t.p10, t.p90, rate);
-      document["results"].push_back({{"batch", batch}, {"latency_ms", t.median}, {"latency_ms_p10", t.p10}, {"latency_ms_p90", t.p90}, {"images_per_second", rate}});
+      document["results"].push_back({{"batch", batch},
+                                     {"latency_ms", t.median},
+                                     {"latency_ms_p10", t.p10},
+                                     {"latency_ms_p90", t.p90},
+                                     {"images_per_second", rate}});
     }
     write_json(json, document);
   });

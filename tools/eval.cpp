@@ -61,8 +61,8 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
 void print(const Result& result) {
   const Evaluation& e = result.evaluation;
   const Interval interval = wilson_interval(e.correct, e.images);
-  fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n", 100 * e.accuracy(),
-             e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
+  fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n",
+             100 * e.accuracy(), e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
   fmt::print("{:.1f} images/s; preparing images took {:.2f} s beside {:.2f} s, {:.2f} s of it waited for\n",
              e.images_per_second(), e.prepare_seconds, e.seconds, e.wait_seconds);
   fmt::print("{}", size_table(result.ledger, result.file_bytes, result.header_bytes));
@@ -102,11 +102,12 @@ nlohmann::json compare(const Result& result, const Result& other) {
   const auto other_resident = static_cast<double>(sum(other.ledger, "").resident.total());
   fmt::print("\ncompared with {}, on the same {} images:\n", other.model, result.evaluation.images);
   fmt::print("{:<10} {:>10} {:>14} {:>16} {:>16}\n", "", "accuracy", "cross-entropy", "file bytes", "resident bytes");
-  for (const auto& [name, each, bytes] : {std::tuple{"that model", &other, other_resident}, std::tuple{"this model", &result, resident}})
-    fmt::print("{:<10} {:>8.2f} % {:>14.5f} {:>16} {:>16}\n", name, 100 * each->evaluation.accuracy(), each->evaluation.loss,
-               thousands(each->file_bytes), thousands(static_cast<int64_t>(bytes)));
-  fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n", points,
-             only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
+  for (const auto& [name, each, bytes] :
+       {std::tuple{"that model", &other, other_resident}, std::tuple{"this model", &result, resident}})
+    fmt::print("{:<10} {:>8.2f} % {:>14.5f} {:>16} {:>16}\n", name, 100 * each->evaluation.accuracy(),
+               each->evaluation.loss, thousands(each->file_bytes), thousands(static_cast<int64_t>(bytes)));
+  fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n",
+             points, only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
   fmt::print("resident size {:.2f}x smaller, speed {:.2f}x\n", other_resident / resident,
              result.evaluation.images_per_second() / other.evaluation.images_per_second());
   return {{"model", other.model},
@@ -131,13 +132,16 @@ void write_logits(const std::filesystem::path& path, const Evaluation& evaluatio
 void eval(const Options& options) {
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
   SafetensorsFile{model};  // a missing or broken file is reported before the images are read
-  const Dataset dataset = load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
+  const Dataset dataset =
+      load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const Result result = evaluate_model(model, dataset, options);
-  fmt::print("{} on {} {} images of {} ({})\n", result.model, dataset.size(), options.split, dataset.description, result.device_description);
+  fmt::print("{} on {} {} images of {} ({})\n", result.model, dataset.size(), options.split, dataset.description,
+             result.device_description);
   print(result);
   nlohmann::json json = to_json(result);
-  if (!options.compare.empty()) json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, options));
+  if (!options.compare.empty())
+    json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, options));
   if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
   json["data"] = dataset.description;
   json["split"] = options.split;
@@ -149,15 +153,24 @@ void eval(const Options& options) {
 int main(int argc, char** argv) {
   CLI::App app("Measures accuracy, speed and size of a float or packed model.", "eval");
   Options options;
-  app.add_option("MODEL", options.model, "Float or packed model (safetensors); without it the newest packed one in weights/");
+  app.add_option("MODEL", options.model,
+                 "Float or packed model (safetensors); without it the newest packed one in weights/");
   app.add_option("--data", options.data, data_help)->type_name("PATH");
-  app.add_option("--split", options.split, "test or train")->check(CLI::IsMember({"test", "train"}))->capture_default_str();
-  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--split", options.split, "test or train")
+      ->check(CLI::IsMember({"test", "train"}))
+      ->capture_default_str();
+  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
-  app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")->check(CLI::Range(63, 4096));
+  app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
+      ->check(CLI::Range(63, 4096));
   options.device.add_to(app);
-  app.add_option("--compare", options.compare, "Evaluate a second model on the same images and compare image by image (McNemar)")->type_name("MODEL");
-  app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")->type_name("FILE");
+  app.add_option("--compare", options.compare,
+                 "Evaluate a second model on the same images and compare image by image (McNemar)")
+      ->type_name("MODEL");
+  app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")
+      ->type_name("FILE");
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

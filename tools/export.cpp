@@ -20,7 +20,9 @@ int main(int argc, char** argv) {
   CLI::App app("Writes every parameter in float32 under its PyTorch name; packed weights are dequantized.", "export");
   std::string model, format, output;
   app.add_option("FILE", model, "Float or packed model (safetensors)")->required();
-  app.add_option("--to", format, "Format: safetensors")->check(CLI::IsMember({"safetensors"}))->default_val("safetensors");
+  app.add_option("--to", format, "Format: safetensors")
+      ->check(CLI::IsMember({"safetensors"}))
+      ->default_val("safetensors");
   app.add_option("-o,--output", output, "File to write")->required()->type_name("FILE");
   return run_tool(app, argc, argv, [&] { export_model(model, output); });
 }

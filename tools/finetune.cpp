@@ -33,7 +33,8 @@ struct Options {
 /// The name the seed's notebooks give.
 std::filesystem::path default_output() {
   const std::time_t now = std::time(nullptr);
-  return project_root() / "weights" / fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_alexnet.safetensors", fmt::localtime(now));
+  return project_root() / "weights" /
+         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_alexnet.safetensors", fmt::localtime(now));
 }
 
 std::filesystem::path checkpoint_of(const std::filesystem::path& output) {
@@ -53,8 +54,11 @@ Reset chosen_reset(const Options& options, const StateDict& parameters, int64_t 
   if (options.reset == "tail") return Reset::tail;
   const bool fits = class_count(parameters) == classes;
   if (options.reset == "none" && !fits)
-    fail<UsageError>("--reset none: the head tells {} classes apart, the data has {}; use --reset tail", class_count(parameters), classes);
-  if (!fits) fmt::print("the head tells {} classes apart, the data has {}: re-initialising the tail\n", class_count(parameters), classes);
+    fail<UsageError>("--reset none: the head tells {} classes apart, the data has {}; use --reset tail",
+                     class_count(parameters), classes);
+  if (!fits)
+    fmt::print("the head tells {} classes apart, the data has {}: re-initialising the tail\n", class_count(parameters),
+               classes);
   return fits ? Reset::none : Reset::tail;
 }
 
@@ -95,16 +99,20 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
     return interrupted();
   };
   callbacks.on_step = [&](const TrainingPosition& position, int64_t batches, double images_per_second) {
-    if (position.batch == 1 || !progress) progress.emplace(fmt::format("epoch {}/{}", position.epoch + 1, options.epochs), "batches");
+    if (position.batch == 1 || !progress)
+      progress.emplace(fmt::format("epoch {}/{}", position.epoch + 1, options.epochs), "batches");
     progress->update(position.batch, batches,
-                     fmt::format("loss {:.4f}, {:.1f} images/s", position.loss_sum / static_cast<double>(position.images), images_per_second));
+                     fmt::format("loss {:.4f}, {:.1f} images/s",
+                                 position.loss_sum / static_cast<double>(position.images), images_per_second));
     return interrupted();
   };
   callbacks.on_epoch = [&](const EpochReport& report) {
     progress.reset();
-    fmt::print("epoch {}/{}: loss {:.4f}, train accuracy {:.2f} %, test loss {:.4f}, test accuracy {:.2f} %, {:.1f} s, {:.1f} images/s\n",
-               report.epoch, options.epochs, report.loss, 100 * report.train_accuracy, report.test_loss, 100 * report.test_accuracy,
-               report.seconds, report.images_per_second);
+    fmt::print(
+        "epoch {}/{}: loss {:.4f}, train accuracy {:.2f} %, test loss {:.4f}, test accuracy {:.2f} %, {:.1f} s, {:.1f} "
+        "images/s\n",
+        report.epoch, options.epochs, report.loss, 100 * report.train_accuracy, report.test_loss,
+        100 * report.test_accuracy, report.seconds, report.images_per_second);
     std::fflush(stdout);
     if (Clock::now() - last_saved > std::chrono::minutes(1) && report.epoch < options.epochs) {
       trainer.save_checkpoint(checkpoint);
@@ -129,10 +137,12 @@ void finetune(Options& options, bool epochs_given) {
   validate(options.training);
   const Dataset train_set = load_dataset(data, Split::train, options.training.train_limit);
   const Dataset test_set = load_dataset(data, Split::test, options.training.test_limit);
-  if (train_set.size() == 0 || test_set.size() == 0) fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
+  if (train_set.size() == 0 || test_set.size() == 0)
+    fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
-  StateDict parameters = checkpoint ? std::move(checkpoint->parameters) : initial_parameters(options, static_cast<int64_t>(train_set.classes.size()));
+  StateDict parameters = checkpoint ? std::move(checkpoint->parameters)
+                                    : initial_parameters(options, static_cast<int64_t>(train_set.classes.size()));
   Network network(*backend, std::move(parameters));
   Trainer trainer(network, train_set, test_set, options.training);
   if (checkpoint) trainer.restore(checkpoint->momenta, checkpoint->position);
@@ -141,8 +151,9 @@ void finetune(Options& options, bool epochs_given) {
                                        : checkpoint            ? output_of(options.resume)
                                                                : default_output();
   if (output.has_parent_path()) std::filesystem::create_directories(output.parent_path());
-  fmt::print("{}: {} training and {} test images, {} classes; features {}, {}\n", train_set.description, train_set.size(), test_set.size(),
-             train_set.classes.size(), options.training.freeze_features ? "frozen" : "trained", backend->description());
+  fmt::print("{}: {} training and {} test images, {} classes; features {}, {}\n", train_set.description,
+             train_set.size(), test_set.size(), train_set.classes.size(),
+             options.training.freeze_features ? "frozen" : "trained", backend->description());
   std::fflush(stdout);
   train(trainer, options.training, checkpoint_of(output));
 
@@ -151,7 +162,8 @@ void finetune(Options& options, bool epochs_given) {
   result.metadata["training_options"] = to_json(options.training);
   save_state_dict(output, result);
   const auto& history = trainer.position().history;
-  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/pack {} --bits 4\n", output.string(), 100 * history.back().test_accuracy, output.string());
+  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/pack {} --bits 4\n", output.string(),
+             100 * history.back().test_accuracy, output.string());
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
   write_json(options.json, {{"output", output.string()},
                             {"checkpoint", checkpoint_of(output).string()},
@@ -167,38 +179,57 @@ void finetune(Options& options, bool epochs_given) {
 
 /// Flags that a checkpoint has settled already.
 void refuse_with_resume(const CLI::App& app) {
-  for (const char* name : {"--init", "--freeze", "--reset", "--batch", "--lr", "--momentum", "--weight-decay", "--dropout", "--schedule",
-                           "--augment", "--image-size", "--seed", "--train-limit", "--test-limit"})
-    if (app.get_option(name)->count() > 0) fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
+  for (const char* name :
+       {"--init", "--freeze", "--reset", "--batch", "--lr", "--momentum", "--weight-decay", "--dropout", "--schedule",
+        "--augment", "--image-size", "--seed", "--train-limit", "--test-limit"})
+    if (app.get_option(name)->count() > 0)
+      fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Trains an AlexNet by SGD: fine-tunes a model's classifier, or everything, from a file or from scratch.", "finetune");
+  CLI::App app("Trains an AlexNet by SGD: fine-tunes a model's classifier, or everything, from a file or from scratch.",
+               "finetune");
   Options options;
   TrainingOptions& t = options.training;
   app.add_option("--data", options.data, data_help)->type_name("PATH");
-  app.add_option("--init", options.init, "random, or a model (safetensors) to start from")->type_name("random|FILE")->capture_default_str();
-  app.add_option("--freeze", options.freeze, "features: train the classifier only (default with --init FILE); none: train everything (default from random)")
+  app.add_option("--init", options.init, "random, or a model (safetensors) to start from")
+      ->type_name("random|FILE")
+      ->capture_default_str();
+  app.add_option(
+         "--freeze", options.freeze,
+         "features: train the classifier only (default with --init FILE); none: train everything (default from random)")
       ->check(CLI::IsMember({"features", "none"}));
-  app.add_option("--reset", options.reset, "Re-initialise nothing, the tail (classifier.4 and .6) or the whole classifier; default: the tail when the head does not fit, else none")
+  app.add_option("--reset", options.reset,
+                 "Re-initialise nothing, the tail (classifier.4 and .6) or the whole classifier; default: the tail "
+                 "when the head does not fit, else none")
       ->check(CLI::IsMember({"none", "tail", "classifier"}));
   auto* epochs = app.add_option("--epochs", t.epochs, "Passes over the training images")->capture_default_str();
   app.add_option("--batch", t.batch_size, "Images a step")->capture_default_str();
   app.add_option("--lr", t.learning_rate, "Learning rate")->capture_default_str();
   app.add_option("--momentum", t.momentum, "Momentum")->capture_default_str();
   app.add_option("--weight-decay", t.weight_decay, "Weight decay (L2)")->capture_default_str();
-  app.add_option("--dropout", t.dropout, "Dropout probability in front of classifier.1 and .4 (the seed: 0)")->capture_default_str();
-  app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")->capture_default_str();
-  app.add_option("--augment", options.augment, "flip: mirror every other training image at random; none")->check(CLI::IsMember({"flip", "none"}))->capture_default_str();
+  app.add_option("--dropout", t.dropout, "Dropout probability in front of classifier.1 and .4 (the seed: 0)")
+      ->capture_default_str();
+  app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
+      ->capture_default_str();
+  app.add_option("--augment", options.augment, "flip: mirror every other training image at random; none")
+      ->check(CLI::IsMember({"flip", "none"}))
+      ->capture_default_str();
   app.add_option("--image-size", t.image_size, "Input pixels, 63 or more")->capture_default_str();
   app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")->capture_default_str();
-  app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")->capture_default_str();
-  app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")->capture_default_str();
+  app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")
+      ->capture_default_str();
+  app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")
+      ->capture_default_str();
   options.device.add_to(app);
-  app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")->type_name("FILE");
-  app.add_option("--out", options.output, "Model to write; default: weights/model_<date>_<time>_final_frozen_alexnet.safetensors. Checkpoints lie beside it")->type_name("FILE");
+  app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
+      ->type_name("FILE");
+  app.add_option("--out", options.output,
+                 "Model to write; default: weights/model_<date>_<time>_final_frozen_alexnet.safetensors. Checkpoints "
+                 "lie beside it")
+      ->type_name("FILE");
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

@@ -47,24 +47,23 @@ std::vector<int64_t> exponent_counts(const PackedTensor& packed) {
   std::vector<size_t> exponent_of(256, exponents);
   for (int code = 0; code < 256; ++code) {
     const double magnitude = std::abs(static_cast<double>(codebook.values[static_cast<size_t>(code)]));
-    if (magnitude > 0) exponent_of[static_cast<size_t>(code)] = std::min(exponents - 1, static_cast<size_t>(std::floor(-std::log10(magnitude) + 1e-9)));
+    if (magnitude > 0)
+      exponent_of[static_cast<size_t>(code)] =
+          std::min(exponents - 1, static_cast<size_t>(std::floor(-std::log10(magnitude) + 1e-9)));
   }
   std::vector<int64_t> counts(exponents + 1);
   for (int64_t channel = 0; channel < packed.shape[0]; ++channel) {
     const uint8_t* codes = packed.codes.data() + channel * packed.code_stride();
-    for (int64_t k = 0; k < packed.shape.inner_elements(); ++k) ++counts[exponent_of[read_field(codes, k, packed.scheme.bits)]];
+    for (int64_t k = 0; k < packed.shape.inner_elements(); ++k)
+      ++counts[exponent_of[read_field(codes, k, packed.scheme.bits)]];
   }
   return counts;
 }
 
 nlohmann::json describe(const Parameter& parameter) {
   const Range range = range_of(parameter);
-  nlohmann::json json = {{"name", parameter.name},
-                         {"shape", parameter.shape().sizes()},
-                         {"scheme", "float32"},
-                         {"bits_per_weight", 32.0},
-                         {"bytes", parameter.file_bytes},
-                         {"min", range.low},
+  nlohmann::json json = {{"name", parameter.name},  {"shape", parameter.shape().sizes()}, {"scheme", "float32"},
+                         {"bits_per_weight", 32.0}, {"bytes", parameter.file_bytes},      {"min", range.low},
                          {"max", range.high}};
   if (!parameter.packed()) return json;
   const PackedTensor& packed = parameter.packed_values();
@@ -89,7 +88,8 @@ void print(const nlohmann::json& tensor) {
   if (!tensor.contains("exponent_counts")) return;
   fmt::print("  exponent counts:");
   int exponent = 0;
-  for (const auto& count : tensor["exponent_counts"]) fmt::print(" 1e-{}: {}", exponent++, thousands(count.get<int64_t>()));
+  for (const auto& count : tensor["exponent_counts"])
+    fmt::print(" 1e-{}: {}", exponent++, thousands(count.get<int64_t>()));
   fmt::print(" zero: {}\n", thousands(tensor["zeros"].get<int64_t>()));
 }
 
@@ -101,8 +101,10 @@ void inspect(const std::string& model, bool verify, const std::string& json_path
     json["verified"] = checked;
   }
   const StateDict dict = load_state_dict(model);
-  fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)), thousands(dict.header_bytes));
-  fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min", "max");
+  fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)),
+             thousands(dict.header_bytes));
+  fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min",
+             "max");
   for (const Parameter& parameter : dict.parameters) {
     const nlohmann::json tensor = describe(parameter);
     print(tensor);
@@ -118,7 +120,8 @@ void inspect(const std::string& model, bool verify, const std::string& json_path
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Shows what a float or packed model file holds: tensors, schemes, bits per weight, value ranges.", "inspect");
+  CLI::App app("Shows what a float or packed model file holds: tensors, schemes, bits per weight, value ranges.",
+               "inspect");
   std::string model, json;
   bool verify = false;
   app.add_option("FILE", model, "Model (safetensors)")->required();

@@ -41,7 +41,8 @@ std::vector<Override> parse_overrides(const std::vector<std::string>& texts) {
   for (const std::string& text : texts) {
     const size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0)
-      fail<UsageError>("--layer {}: expected PATTERN=METHOD:BITS:GRANULARITY, like 'features.*=linear:8:channel'", text);
+      fail<UsageError>("--layer {}: expected PATTERN=METHOD:BITS:GRANULARITY, like 'features.*=linear:8:channel'",
+                       text);
     overrides.push_back({text.substr(0, equals), parse_scheme(text.substr(equals + 1))});
   }
   return overrides;
@@ -57,7 +58,8 @@ Scheme chosen_scheme(const Options& options, bool bits_given) {
   const Method method = options.method.empty() ? Method::linear : parse_method(options.method);
   const MethodTraits& traits = traits_of(method);
   // A method of one width needs no --bits.
-  Scheme scheme = default_scheme(method, !bits_given && traits.min_bits == traits.max_bits ? traits.min_bits : options.bits);
+  Scheme scheme =
+      default_scheme(method, !bits_given && traits.min_bits == traits.max_bits ? traits.min_bits : options.bits);
   if (!options.granularity.empty()) scheme.granularity = parse_granularity(options.granularity);
   if (!options.scale.empty()) scheme.scale = parse_scale_type(options.scale);
   if (options.zero_point) {
@@ -85,14 +87,19 @@ void pack(const Options& options, bool bits_given) {
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_state_dict(input);
-  if (dict.packed()) fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first", input.string());
-  if (dict.metadata.contains("training_position")) fail<UsageError>("{} is a checkpoint of an unfinished run; finish it with tools/finetune --resume", input.string());
+  if (dict.packed())
+    fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
+                     input.string());
+  if (dict.metadata.contains("training_position"))
+    fail<UsageError>("{} is a checkpoint of an unfinished run; finish it with tools/finetune --resume", input.string());
   alexnet_layers(dict);  // refuses what is no AlexNet before any work
-  const std::filesystem::path output = options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
+  const std::filesystem::path output =
+      options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
 
   const auto start = std::chrono::steady_clock::now();
   int64_t total = 0, done = 0;
-  for (const Parameter& parameter : dict.parameters) total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
+  for (const Parameter& parameter : dict.parameters)
+    total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
   Progress progress("packing", "weights");
   for (Parameter& parameter : dict.parameters) {
     if (parameter.shape().rank() < 2) continue;  // biases stay as they are
@@ -110,7 +117,10 @@ void pack(const Options& options, bool bits_given) {
   }
   progress.finish();
   for (const Override& each : overrides)
-    if (!each.used) fail<UsageError>("--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6", each.pattern);
+    if (!each.used)
+      fail<UsageError>(
+          "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
+          each.pattern);
   save_state_dict(output, dict);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
@@ -130,20 +140,34 @@ int main(int argc, char** argv) {
   CLI::App app("Stores the weights of a float model as packed n-bit codes; biases stay float32.", "pack");
   Options options;
   app.add_option("MODEL", options.model, "Float model (safetensors); without it the newest one in weights/");
-  auto* bits = app.add_option("--bits", options.bits, "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
+  auto* bits = app.add_option("--bits", options.bits,
+                              "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
                    ->check(CLI::Range(2, 8))
                    ->capture_default_str();
   std::string methods = "Method:";
   for (const MethodTraits& traits : method_table())
-    methods += fmt::format("\n  {}, {}-{} bits, {}: {}", traits.name, traits.min_bits, traits.max_bits, to_string(traits.default_granularity), traits.summary);
+    methods += fmt::format("\n  {}, {}-{} bits, {}: {}", traits.name, traits.min_bits, traits.max_bits,
+                           to_string(traits.default_granularity), traits.summary);
   app.add_option("--method", options.method, methods)->type_name("METHOD");
-  app.add_option("--granularity", options.granularity, "tensor, channel, row, block:N, tile:RxC, or sorted[:B]; default: the method's")->type_name("G");
+  app.add_option("--granularity", options.granularity,
+                 "tensor, channel, row, block:N, tile:RxC, or sorted[:B]; default: the method's")
+      ->type_name("G");
   app.add_option("--scale", options.scale, "Type of the stored scales: f32 (default) or f16")->type_name("TYPE");
-  app.add_option("--scale-sign", options.sign, "absolute: the group's absolute maximum; signed: its element of largest magnitude (default where the codebook is asymmetric)")->type_name("SIGN");
-  app.add_flag("--zero-point", options.zero_point, "linear only: affine codes over [min, max] with a stored zero point");
-  app.add_option("--layer", options.layers, "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; repeatable, the last match counts")->type_name("SPEC");
-  app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")->type_name("FILE");
-  app.add_option("--threads", options.threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024))->capture_default_str();
+  app.add_option("--scale-sign", options.sign,
+                 "absolute: the group's absolute maximum; signed: its element of largest magnitude (default where the "
+                 "codebook is asymmetric)")
+      ->type_name("SIGN");
+  app.add_flag("--zero-point", options.zero_point,
+               "linear only: affine codes over [min, max] with a stored zero point");
+  app.add_option("--layer", options.layers,
+                 "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; "
+                 "repeatable, the last match counts")
+      ->type_name("SPEC");
+  app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")
+      ->type_name("FILE");
+  app.add_option("--threads", options.threads, "CPU threads; 0: all cores")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

@@ -30,8 +30,10 @@ class Scorer {
     const int64_t batch = logits.size(0);
     const TensorView<float> target = result_.logits.view().slice(first, batch);
     backend_.copy_to_host(target.data(), logits.data(), target.span().size_bytes());
-    backend_.copy_from_host(device_labels_.data(), result_.labels.data() + first, sizeof(int32_t) * static_cast<size_t>(batch));
-    cross_entropy(backend_, losses_.view().slice(0, batch), {}, logits, std::as_const(device_labels_).view().slice(0, batch));
+    backend_.copy_from_host(device_labels_.data(), result_.labels.data() + first,
+                            sizeof(int32_t) * static_cast<size_t>(batch));
+    cross_entropy(backend_, losses_.view().slice(0, batch), {}, logits,
+                  std::as_const(device_labels_).view().slice(0, batch));
     backend_.copy_to_host(host_losses_.data(), losses_.data(), sizeof(float) * static_cast<size_t>(batch));
     for (int64_t i = 0; i < batch; ++i) {
       loss_sum_ += static_cast<double>(host_losses_[static_cast<size_t>(i)]);
@@ -55,8 +57,8 @@ class Scorer {
 
 /// Feeds every image through layers [0, end) and hands each batch's output to `use(output, first)`.
 template <class Use>
-Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                   const OnProgress& on_progress, Use use) {
+Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess,
+                   int64_t batch_size, const OnProgress& on_progress, Use use) {
   Backend& backend = network.backend();
   batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
   const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
@@ -89,17 +91,17 @@ std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
   std::vector<int32_t> labels(dataset.labels.begin(), dataset.labels.end());
   const auto largest = std::ranges::max_element(labels);
   if (largest != labels.end() && *largest >= classes)
-    fail<UsageError>("the data has a label {} but the network tells only {} classes apart; --reset tail makes a head that fits",
-                     *largest, classes);
+    fail<UsageError>(
+        "the data has a label {} but the network tells only {} classes apart; --reset tail makes a head that fits",
+        *largest, classes);
   return labels;
 }
 
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
                     const OnProgress& on_progress) {
   Scorer scorer(network, checked_labels(dataset, network.classes()), std::max<int64_t>(1, batch_size));
-  const Evaluation timing =
-      run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
-              [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
+  const Evaluation timing = run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
+                                    [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
   Evaluation result = scorer.finish();
   result.seconds = timing.seconds;
   result.prepare_seconds = timing.prepare_seconds;
@@ -122,8 +124,8 @@ Evaluation evaluate_features(Network& network, TensorView<const float> features,
   return result;
 }
 
-Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                               const OnProgress& on_progress) {
+Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
+                               int64_t batch_size, const OnProgress& on_progress) {
   Backend& backend = network.backend();
   Tensor<float> features(backend, {dataset.size(), network.feature_count()}, MemoryCategory::features);
   std::vector<int64_t> rows;

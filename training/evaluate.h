@@ -16,7 +16,7 @@ using OnProgress = std::function<bool(int64_t done, int64_t total)>;
 struct Evaluation {
   int64_t images = 0;
   int64_t correct = 0;
-  double loss = 0;  ///< mean cross-entropy
+  double loss = 0;              ///< mean cross-entropy
   Tensor<float> logits;         ///< [images, classes], in data-set order, on the host
   std::vector<int32_t> labels;  ///< in data-set order
   double seconds = 0;           ///< wall clock, forward passes and waiting for images
@@ -44,8 +44,8 @@ class Interrupted : public Error {
 };
 
 /// The features (output of the flatten) of every image of a data set, [images, features] in the backend's memory.
-Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                               const OnProgress& on_progress = {});
+Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
+                               int64_t batch_size, const OnProgress& on_progress = {});
 
 /// Labels as the kernels take them. Throws UsageError when one is not a class of the network.
 std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes);

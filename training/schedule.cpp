@@ -29,7 +29,8 @@ double learning_rate_factor(Schedule schedule, int64_t step, int64_t total_steps
   const int64_t warmup_steps = warms_up ? std::max<int64_t>(1, total_steps / warmup_share) : 0;
   if (step < warmup_steps) return static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
   if (schedule == Schedule::constant || schedule == Schedule::warmup) return 1.0;
-  const double progress = static_cast<double>(step - warmup_steps) / static_cast<double>(std::max<int64_t>(1, total_steps - warmup_steps));
+  const double progress =
+      static_cast<double>(step - warmup_steps) / static_cast<double>(std::max<int64_t>(1, total_steps - warmup_steps));
   return 0.5 * (1.0 + std::cos(std::numbers::pi * std::min(progress, 1.0)));
 }
 

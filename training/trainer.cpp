@@ -37,7 +37,8 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
                    Tensor<float>(backend, {layer.spec.weight[0]}, MemoryCategory::optimizer)};
     const std::vector<float> zeros(static_cast<size_t>(layer.spec.weight.elements()));
     backend.copy_from_host(momenta_[i].weight.data(), zeros.data(), zeros.size() * sizeof(float));
-    backend.copy_from_host(momenta_[i].bias.data(), zeros.data(), static_cast<size_t>(layer.spec.weight[0]) * sizeof(float));
+    backend.copy_from_host(momenta_[i].bias.data(), zeros.data(),
+                           static_cast<size_t>(layer.spec.weight[0]) * sizeof(float));
   }
 
   const int64_t batch = options_.batch_size;
@@ -148,10 +149,9 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
 void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
   Backend& backend = network_.backend();
   const int64_t batch = x.size(0);
-  const TensorView<const float> logits =
-      trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
-                            .seed = options_.seed,
-                            .step = static_cast<uint64_t>(position_.step)});
+  const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
+                                                               .seed = options_.seed,
+                                                               .step = static_cast<uint64_t>(position_.step)});
   backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());
   const TensorView<float> losses = losses_.view().slice(0, batch);
   const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
@@ -180,7 +180,8 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
     position_.correct += std::ranges::max_element(row) - row.begin() == labels[i] ? 1 : 0;
   }
   if (!(position_.loss_sum < 1e30))
-    fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step, options_.learning_rate);
+    fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step,
+                options_.learning_rate);
 }
 
 Evaluation Trainer::test() {

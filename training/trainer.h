@@ -12,8 +12,8 @@
 
 namespace nibblenet {
 
-/// Everything a training run's result depends on, besides the data, the first parameters and the thread count. Stored in
-/// checkpoints, so that a resumed run is the same run.
+/// Everything a training run's result depends on, besides the data, the first parameters and the thread count. Stored
+/// in checkpoints, so that a resumed run is the same run.
 struct TrainingOptions {
   bool freeze_features = true;
   int64_t epochs = 10;
@@ -49,9 +49,9 @@ struct EpochReport {
 
 /// Where a run stands; with the parameters and momenta, all there is to resume from.
 struct TrainingPosition {
-  int64_t epoch = 0;  ///< complete epochs
-  int64_t batch = 0;  ///< complete batches of the next one
-  int64_t step = 0;   ///< all batches so far
+  int64_t epoch = 0;    ///< complete epochs
+  int64_t batch = 0;    ///< complete batches of the next one
+  int64_t step = 0;     ///< all batches so far
   double loss_sum = 0;  ///< of the unfinished epoch
   int64_t correct = 0;
   int64_t images = 0;
@@ -105,7 +105,7 @@ class Trainer {
   std::optional<Pass> trained_;  ///< the rest, or everything
   Tensor<float> train_features_;
   Tensor<float> test_features_;
-  Tensor<float> x_;  ///< images of a batch
+  Tensor<float> x_;         ///< images of a batch
   Tensor<float> gathered_;  ///< cached features of a batch
   Tensor<int32_t> labels_;
   Tensor<float> losses_;

@@ -6,7 +6,8 @@ namespace nibblenet {
 
 Shape::Shape(std::span<const int64_t> sizes) : rank_(static_cast<int>(sizes.size())) {
   constexpr int64_t largest = int64_t{1} << 62;
-  if (sizes.size() > max_rank) fail<ShapeError>("a tensor of {} dimensions; at most {} are supported", sizes.size(), max_rank);
+  if (sizes.size() > max_rank)
+    fail<ShapeError>("a tensor of {} dimensions; at most {} are supported", sizes.size(), max_rank);
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] < 0) fail<ShapeError>("a tensor dimension of negative size {}", sizes[i]);
     if (sizes[i] != 0 && elements_ > largest / sizes[i]) fail<ShapeError>("a tensor too large to address");

@@ -46,11 +46,7 @@ class TensorView {
   TensorView() = default;
   TensorView(T* data, Shape shape) : data_(data), shape_(shape) {}
   /// A view of mutable data is also a view of const data.
-  operator TensorView<const T>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data_, shape_};
-  }
+  operator TensorView<const T>() const requires(!std::is_const_v<T>) { return {data_, shape_}; }
 
   T* data() const { return data_; }
   const Shape& shape() const { return shape_; }

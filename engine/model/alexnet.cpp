@@ -31,7 +31,8 @@ constexpr std::array<std::string_view, 3> classifier_rows = {"classifier.1", "cl
 Shape weight_shape(const StateDict& parameters, const std::string& name, int rank) {
   const Shape& weight = parameters.at(name + ".weight").shape();
   const Shape& bias = parameters.at(name + ".bias").shape();
-  if (weight.rank() != rank) fail<FormatError>("{}.weight has shape {}, expected {} dimensions", name, to_string(weight), rank);
+  if (weight.rank() != rank)
+    fail<FormatError>("{}.weight has shape {}, expected {} dimensions", name, to_string(weight), rank);
   if (weight.elements() == 0 || bias != Shape{weight[0]})
     fail<FormatError>("{}: weight {} and bias {} do not fit", name, to_string(weight), to_string(bias));
   return weight;
@@ -102,7 +103,8 @@ std::vector<LayerSpec> alexnet_layers(const StateDict& parameters) {
   for (const FeatureRow& row : feature_rows) {
     const Shape weight = weight_shape(parameters, std::string(row.name), 4);
     if (weight[1] != channels || weight[2] != weight[3])
-      fail<FormatError>("{}.weight has shape {}, expected {} input channels and a square window", row.name, to_string(weight), channels);
+      fail<FormatError>("{}.weight has shape {}, expected {} input channels and a square window", row.name,
+                        to_string(weight), channels);
     channels = weight[0];
     layers.push_back({.kind = LayerKind::conv2d,
                       .name = std::string(row.name),
@@ -117,7 +119,8 @@ std::vector<LayerSpec> alexnet_layers(const StateDict& parameters) {
   for (size_t i = 0; i < classifier_rows.size(); ++i) {
     const std::string name(classifier_rows[i]);
     const Shape weight = weight_shape(parameters, name, 2);
-    if (weight[1] != inputs) fail<FormatError>("{}.weight has shape {}, expected {} inputs", name, to_string(weight), inputs);
+    if (weight[1] != inputs)
+      fail<FormatError>("{}.weight has shape {}, expected {} inputs", name, to_string(weight), inputs);
     inputs = weight[0];
     const bool last = i + 1 == classifier_rows.size();
     if (!last) layers.push_back({.kind = LayerKind::dropout});

@@ -13,11 +13,11 @@ enum class LayerKind : uint8_t { conv2d, max_pool2d, adaptive_average_pool2d, fl
 /// One row of the network's table. The network is data: one loop walks this table forward, one backward.
 struct LayerSpec {
   LayerKind kind = LayerKind::conv2d;
-  std::string name;                     ///< PyTorch's, "features.0"; of layers with parameters, else empty
-  Shape weight;                         ///< [K, C, R, R] or [K, C]
-  Window window;                        ///< convolution and max pooling
-  Epilogue epilogue = Epilogue::none;   ///< the ReLU behind a convolution or matrix product
-  int64_t output_size = 0;              ///< adaptive pooling: P = Q
+  std::string name;                    ///< PyTorch's, "features.0"; of layers with parameters, else empty
+  Shape weight;                        ///< [K, C, R, R] or [K, C]
+  Window window;                       ///< convolution and max pooling
+  Epilogue epilogue = Epilogue::none;  ///< the ReLU behind a convolution or matrix product
+  int64_t output_size = 0;             ///< adaptive pooling: P = Q
 
   bool has_parameters() const { return kind == LayerKind::conv2d || kind == LayerKind::linear; }
   /// Shape of this layer's output; throws ShapeError when `input` does not fit.
@@ -42,7 +42,8 @@ void initialise(Parameter& weight, Parameter& bias, uint64_t seed);
 /// A fresh CIFAR-10 network of the seed's shape: classifier 9216 -> 4096 -> 1024 -> classes.
 StateDict random_alexnet(int64_t classes, uint64_t seed);
 
-/// Replaces the two last matrix products by fresh ones of the seed's sizes, 4096 -> 1024 -> classes (`tail`), or all three
+/// Replaces the two last matrix products by fresh ones of the seed's sizes, 4096 -> 1024 -> classes (`tail`), or all
+/// three
 /// (`classifier`).
 enum class Reset : uint8_t { none, tail, classifier };
 void reset_head(StateDict& parameters, Reset reset, int64_t classes, uint64_t seed);

@@ -61,9 +61,11 @@ Network::Network(Backend& backend, StateDict parameters)
     layer.spec = std::move(spec);
     layers_.push_back(std::move(layer));
   }
-  const auto flatten = std::ranges::find(layers_, LayerKind::flatten, [](const Layer& layer) { return layer.spec.kind; });
+  const auto flatten =
+      std::ranges::find(layers_, LayerKind::flatten, [](const Layer& layer) { return layer.spec.kind; });
   classifier_begin_ = static_cast<size_t>(flatten - layers_.begin()) + 1;
-  const auto first = std::find_if(flatten, layers_.end(), [](const Layer& layer) { return layer.spec.has_parameters(); });
+  const auto first =
+      std::find_if(flatten, layers_.end(), [](const Layer& layer) { return layer.spec.has_parameters(); });
   feature_count_ = first->spec.weight[1];
 }
 
@@ -150,8 +152,8 @@ TensorView<const float> Pass::forward(TensorView<const float> x, const DropoutPl
         conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
         break;
       case LayerKind::max_pool2d:
-        max_pool2d_forward(backend, y, mode_ == Mode::training ? front(argmax_[i], y.shape()) : TensorView<uint8_t>(), x,
-                           layer.spec.window);
+        max_pool2d_forward(backend, y, mode_ == Mode::training ? front(argmax_[i], y.shape()) : TensorView<uint8_t>(),
+                           x, layer.spec.window);
         break;
       case LayerKind::adaptive_average_pool2d:
         adaptive_average_pool2d_forward(backend, y, x);
@@ -182,7 +184,8 @@ void Pass::backward(TensorView<const float> dy, const OnGradient& on_gradient) {
     const TensorView<const float> x = i == 0 ? input_ : live_[i - 1];
     const TensorView<float> dx = i == lowest ? TensorView<float>() : front(gradients_[i % 2], x.shape());
     if (layer.spec.epilogue == Epilogue::relu) {
-      const TensorView<float> masked = front(gradients_[(i + 1) % 2], dy.shape());  // where dy is already, unless i is last
+      const TensorView<float> masked =
+          front(gradients_[(i + 1) % 2], dy.shape());  // where dy is already, unless i is last
       relu_backward(backend, masked, dy, live_[i]);
       dy = masked;
     }

@@ -57,12 +57,13 @@ struct DropoutPlan {
   uint64_t step = 0;
 };
 
-/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when the
-/// pass is made: two alternating buffers for inference; every layer's output, and two gradients, for training.
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
+/// the pass is made: two alternating buffers for inference; every layer's output, and two gradients, for training.
 class Pass {
  public:
   enum class Mode : uint8_t { inference, training };
-  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the flatten.
+  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the
+  /// flatten.
   Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
 
   /// The last layer's output for x, a batch in the backend's memory; valid until the next call. With a training pass
@@ -88,7 +89,7 @@ class Pass {
   std::array<Tensor<float>, 2> gradients_;  ///< of layer outputs, alternating
   Tensor<float> dw_;                        ///< as large as the largest weight of the range
   Tensor<float> dbias_;
-  std::vector<TensorView<float>> live_;     ///< outputs of the last forward()
+  std::vector<TensorView<float>> live_;  ///< outputs of the last forward()
   TensorView<const float> input_;
   DropoutPlan dropout_;
 };

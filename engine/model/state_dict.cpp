@@ -14,7 +14,8 @@ constexpr std::string_view current_version = "1";
 constexpr std::string_view scheme_prefix = "scheme:";
 constexpr std::string_view shape_prefix = "shape:";
 
-constexpr std::array<std::string_view, 5> part_suffixes = {".codes", ".scales", ".zero_points", ".block_ids", ".codebook"};
+constexpr std::array<std::string_view, 5> part_suffixes = {".codes", ".scales", ".zero_points", ".block_ids",
+                                                           ".codebook"};
 
 Shape parse_shape(std::string_view text, std::string_view name) {
   std::vector<int64_t> sizes;
@@ -37,7 +38,8 @@ Shape parse_shape(std::string_view text, std::string_view name) {
 std::span<const uint8_t> part(const SafetensorsFile& file, const std::string& name, DType dtype) {
   const TensorEntry& entry = file.at(name);
   if (entry.dtype != dtype)
-    fail<FormatError>("{}: {} is {}, expected {}", file.path().string(), name, to_string(entry.dtype), to_string(dtype));
+    fail<FormatError>("{}: {} is {}, expected {}", file.path().string(), name, to_string(entry.dtype),
+                      to_string(dtype));
   return entry.bytes;
 }
 
@@ -49,7 +51,8 @@ std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::strin
 
 Parameter read_packed(const SafetensorsFile& file, const std::string& weight, std::string_view scheme_text) {
   const auto shape = file.metadata().find(std::string(shape_prefix) + weight);
-  if (shape == file.metadata().end()) fail<FormatError>("{}: no shape of packed weight {}", file.path().string(), weight);
+  if (shape == file.metadata().end())
+    fail<FormatError>("{}: no shape of packed weight {}", file.path().string(), weight);
   PackedTensor packed;
   try {
     packed.scheme = parse_scheme(scheme_text);

@@ -40,7 +40,8 @@ struct StateDict {
   bool packed() const;  ///< at least one parameter is
 };
 
-/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or FormatError.
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or
+/// FormatError.
 StateDict load_state_dict(const std::filesystem::path& path);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as

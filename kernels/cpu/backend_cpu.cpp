@@ -4,7 +4,6 @@
 
 #include <cstring>
 
-
 #include "kernels/cpu/convolutions_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 #include "kernels/cpu/weight_cpu.h"
@@ -48,7 +47,8 @@ void CpuBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std
   const int64_t columns = x.shape().inner_elements();
 #pragma omp parallel for schedule(static)
   for (size_t i = 0; i < rows.size(); ++i)
-    std::memcpy(y.data() + static_cast<int64_t>(i) * columns, x.data() + rows[i] * columns, sizeof(float) * static_cast<size_t>(columns));
+    std::memcpy(y.data() + static_cast<int64_t>(i) * columns, x.data() + rows[i] * columns,
+                sizeof(float) * static_cast<size_t>(columns));
 }
 
 void* CpuBackend::do_allocate(size_t bytes) { return host_.allocate(bytes, MemoryCategory::data); }

@@ -1,6 +1,5 @@
 #pragma once
 
-
 #include "kernels/backend.h"
 
 namespace nibblenet {
@@ -44,7 +43,8 @@ class CpuBackend final : public Backend {
   void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                      TensorView<const int32_t> labels, float scale) override;
-  void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters) override;
+  void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                SgdParameters parameters) override;
 
  private:
   void* do_allocate(size_t bytes) override;

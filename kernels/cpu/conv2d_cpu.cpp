@@ -1,8 +1,7 @@
-#include <oneapi/dnnl/dnnl.hpp>
-
 #include <algorithm>
 #include <array>
 #include <map>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/convolutions_cpu.h"
@@ -54,8 +53,17 @@ constexpr auto direct = dnnl::algorithm::convolution_direct;
 dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, Epilogue epilogue, dnnl::prop_kind kind,
                                                        const dnnl::engine& engine) {
 #if DNNL_VERSION_MAJOR >= 3
-  return {engine,        kind,         direct,          activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y),
-          g.strides(), g.padding(), g.padding(), attributes(epilogue)};
+  return {engine,
+          kind,
+          direct,
+          activation_desc(g.x),
+          filter_desc(g.w),
+          bias_desc(g.w[0]),
+          activation_desc(g.y),
+          g.strides(),
+          g.padding(),
+          g.padding(),
+          attributes(epilogue)};
 #else
   return {{kind, direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
            g.padding(), g.padding()},
@@ -67,7 +75,8 @@ dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, Epilog
 dnnl::convolution_backward_data::primitive_desc backward_data_desc(const Geometry& g, const dnnl::engine& engine) {
   const auto hint = forward_desc(g, Epilogue::none, dnnl::prop_kind::forward_training, engine);
 #if DNNL_VERSION_MAJOR >= 3
-  return {engine, direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(), g.padding(), hint};
+  return {engine,      direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(),
+          g.padding(), hint};
 #else
   return {{direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(), g.padding()},
           engine,
@@ -75,11 +84,20 @@ dnnl::convolution_backward_data::primitive_desc backward_data_desc(const Geometr
 #endif
 }
 
-dnnl::convolution_backward_weights::primitive_desc backward_weights_desc(const Geometry& g, const dnnl::engine& engine) {
+dnnl::convolution_backward_weights::primitive_desc backward_weights_desc(const Geometry& g,
+                                                                         const dnnl::engine& engine) {
   const auto hint = forward_desc(g, Epilogue::none, dnnl::prop_kind::forward_training, engine);
 #if DNNL_VERSION_MAJOR >= 3
-  return {engine, direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(), g.padding(),
-          g.padding(), hint};
+  return {engine,
+          direct,
+          activation_desc(g.x),
+          filter_desc(g.w),
+          bias_desc(g.w[0]),
+          activation_desc(g.y),
+          g.strides(),
+          g.padding(),
+          g.padding(),
+          hint};
 #else
   return {{direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
            g.padding(), g.padding()},
@@ -101,9 +119,9 @@ dnnl::convolution_forward::primitive_desc CpuBackend::Convolutions::forward(cons
   const Key key{x, w, window.stride, window.padding, epilogue};
   auto found = forwards_.find(key);
   if (found == forwards_.end())
-    found = forwards_
-                .emplace(key, forward_desc({x, w, y, window}, epilogue, dnnl::prop_kind::forward_inference, engine))
-                .first;
+    found =
+        forwards_.emplace(key, forward_desc({x, w, y, window}, epilogue, dnnl::prop_kind::forward_inference, engine))
+            .first;
   return found->second;
 }
 
@@ -170,7 +188,8 @@ void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> 
   const bool ordered = desc.diff_weights_desc() != plain.get_desc();
   dnnl::memory gradient = plain;
   if (ordered)
-    gradient = memory_of(desc.diff_weights_desc(), engine, workspace(desc.diff_weights_desc().get_size() / sizeof(float)));
+    gradient =
+        memory_of(desc.diff_weights_desc(), engine, workspace(desc.diff_weights_desc().get_size() / sizeof(float)));
   dnnl::convolution_backward_weights(desc).execute(
       stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x.data())},
                {DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.data())},

@@ -1,16 +1,16 @@
 #pragma once
 
-#include <oneapi/dnnl/dnnl.hpp>
-
 #include <array>
 #include <map>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include "kernels/cpu/backend_cpu.h"
 
 namespace nibblenet {
 
 /// oneDNN's engine and stream, and the forward convolutions compiled so far: choosing an implementation takes longer
-/// than running a small one. (The backward passes run in training steps that dwarf it, and oneDNN keeps a cache itself.)
+/// than running a small one. (The backward passes run in training steps that dwarf it, and oneDNN keeps a cache
+/// itself.)
 struct CpuBackend::Convolutions {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};

@@ -24,8 +24,8 @@ using LookUp = int64_t (*)(Span codes, int64_t count, const float* values, float
 
 #if defined(__x86_64__)
 
-/// Eight n-bit codes from the eight bytes at `bytes`, one per 32-bit lane. Even codes are shifted down in the low halves
-/// of four 64-bit lanes, odd ones in the high halves.
+/// Eight n-bit codes from the eight bytes at `bytes`, one per 32-bit lane. Even codes are shifted down in the low
+/// halves of four 64-bit lanes, odd ones in the high halves.
 template <int bits>
 __attribute__((target("avx2"))) inline __m256i eight_codes(const uint8_t* bytes) {
   int64_t word;
@@ -92,7 +92,8 @@ NIBBLENET_AVX512 int64_t look_up_avx512(Span codes, int64_t count, const float* 
   for (int i = 0; i < registers; ++i) table[i] = _mm512_loadu_ps(values + 16 * i);
   const __m512 factor = _mm512_set1_ps(step);
   int64_t i = 0;
-  for (const uint8_t* bytes = codes.bytes; i + 16 <= count && bytes + bits + 8 <= codes.end; i += 16, bytes += 2 * bits) {
+  for (const uint8_t* bytes = codes.bytes; i + 16 <= count && bytes + bits + 8 <= codes.end;
+       i += 16, bytes += 2 * bits) {
     __m512i code;
     if constexpr (bits == 8) {
       code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -162,7 +163,8 @@ NIBBLENET_AVX512 void dot_avx512(const float* panel, int64_t panel_stride, int64
     __m512 sum[4] = {};
     for (int64_t c = 0; c < whole; c += 16) {
       const __m512 value = _mm512_loadu_ps(xn + c);
-      for (int r = 0; r < 4; ++r) sum[r] = _mm512_fmadd_ps(_mm512_loadu_ps(panel + r * panel_stride + c), value, sum[r]);
+      for (int r = 0; r < 4; ++r)
+        sum[r] = _mm512_fmadd_ps(_mm512_loadu_ps(panel + r * panel_stride + c), value, sum[r]);
     }
     if (rest != 0) {
       const __m512 value = _mm512_maskz_loadu_ps(rest, xn + whole);
@@ -182,7 +184,8 @@ __attribute__((target("avx2,fma"))) void dot_avx2(const float* panel, int64_t pa
     __m256 sum[4] = {};
     for (int64_t c = 0; c < whole; c += 8) {
       const __m256 value = _mm256_loadu_ps(xn + c);
-      for (int r = 0; r < 4; ++r) sum[r] = _mm256_fmadd_ps(_mm256_loadu_ps(panel + r * panel_stride + c), value, sum[r]);
+      for (int r = 0; r < 4; ++r)
+        sum[r] = _mm256_fmadd_ps(_mm256_loadu_ps(panel + r * panel_stride + c), value, sum[r]);
     }
     for (int64_t r = 0; r < rows; ++r) {
       alignas(32) float lanes[8];

@@ -115,8 +115,8 @@ void column_sums(TensorView<float> sums, TensorView<const float> rows) {
 
 }  // namespace
 
-void CpuBackend::linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w,
-                                TensorView<const float> bias, Epilogue epilogue) {
+void CpuBackend::linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                                Epilogue epilogue) {
   if (y.elements() == 0) return;
   const int64_t columns = x.size(1);
   if (w.packed()) {
@@ -127,15 +127,15 @@ void CpuBackend::linear_forward(TensorView<float> y, TensorView<const float> x, 
       packed_product(y, x, packed, workspace(static_cast<size_t>(threads_ * panel_rows * panel_columns)));
     }
   } else {
-    gemm_in_slabs(x.size(0), y.size(1), columns, {x.data(), columns, false}, {w.values().data(), columns, true}, y.data(),
-                  y.size(1));
+    gemm_in_slabs(x.size(0), y.size(1), columns, {x.data(), columns, false}, {w.values().data(), columns, true},
+                  y.data(), y.size(1));
   }
   finish(y, bias, epilogue);
 }
 
 void CpuBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
-  gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.data(), dy.size(1), false}, {w.values().data(), dx.size(1), false},
-                dx.data(), dx.size(1));
+  gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.data(), dy.size(1), false},
+                {w.values().data(), dx.size(1), false}, dx.data(), dx.size(1));
 }
 
 void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
@@ -145,8 +145,8 @@ void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> 
     std::fill(dw.begin(), dw.end(), 0.0F);
     return;
   }
-  gemm_in_slabs(dw.size(0), dw.size(1), x.size(0), {dy.data(), dy.size(1), true}, {x.data(), x.size(1), false}, dw.data(),
-                dw.size(1));
+  gemm_in_slabs(dw.size(0), dw.size(1), x.size(0), {dy.data(), dy.size(1), true}, {x.data(), x.size(1), false},
+                dw.data(), dw.size(1));
 }
 
 }  // namespace nibblenet

@@ -76,8 +76,7 @@ void CpuBackend::max_pool2d_backward(TensorView<float> dx, TensorView<const floa
           const int64_t output =
               ((n * outputs_down + down / window.stride) * outputs_across + across / window.stride) * channels;
           const auto position = static_cast<uint8_t>(r * window.size + s);
-          for (int64_t c = 0; c < channels; ++c)
-            gradient[c] += argmax[output + c] == position ? dy[output + c] : 0.0F;
+          for (int64_t c = 0; c < channels; ++c) gradient[c] += argmax[output + c] == position ? dy[output + c] : 0.0F;
         }
       }
     }

@@ -31,7 +31,8 @@ std::optional<fs::path> inside(const fs::path& folder) {
     if (fs::exists(folder / marker, error)) return folder;
   std::optional<fs::path> archive;
   for (const auto& entry : fs::directory_iterator(folder, error))
-    if (entry.is_regular_file(error) && is_archive(entry.path()) && (!archive || entry.path() < *archive)) archive = entry.path();
+    if (entry.is_regular_file(error) && is_archive(entry.path()) && (!archive || entry.path() < *archive))
+      archive = entry.path();
   return archive;
 }
 
@@ -60,13 +61,15 @@ fs::path find_data(const std::string& given) {
   if (const auto found = inside(folder)) return announce(*found, "found in data/");
   try {
     Progress progress("downloading CIFAR-10", "bytes");
-    return announce(obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); }),
-                    "CIFAR-10, downloaded");
+    return announce(
+        obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); }),
+        "CIFAR-10, downloaded");
   } catch (const Error& failure) {
     fmt::print(stderr, "CIFAR-10 could not be downloaded: {}\n", failure.what());
   }
   const fs::path standin = folder / "standin";
-  if (!fs::exists(standin / "test_batch.bin", error)) write_standin(standin, standin_train_images, standin_test_images, standin_seed);
+  if (!fs::exists(standin / "test_batch.bin", error))
+    write_standin(standin, standin_train_images, standin_test_images, standin_seed);
   return announce(standin, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images");
 }
 

@@ -6,8 +6,8 @@
 
 namespace nibblenet::tools {
 
-/// What `pack --bits N` alone does to a weight: the schemes that measured best in accuracy per byte (docs/schemes.md has
-/// the table and how it was made).
+/// What `pack --bits N` alone does to a weight: the schemes that measured best in accuracy per byte (docs/schemes.md
+/// has the table and how it was made).
 Scheme default_scheme_for(std::string_view weight_name, int bits);
 
 }  // namespace nibblenet::tools

@@ -18,8 +18,9 @@ std::string table_row(const SizeRow& row, int64_t rest) {
   const auto resident = static_cast<double>(row.resident.total());
   return fmt::format("{:<14} {:<24} {:>11} {:>8.3f} {:>13} {:>13} {:>11} {:>13} {:>11}\n", row.name, row.scheme,
                      thousands(row.weights), row.bits_per_weight(), thousands(std::llround(estimated)),
-                     rest > 0 ? thousands(rest) : "-", rest > 0 ? difference(static_cast<double>(rest), estimated) : "-",
-                     thousands(row.resident.total()), difference(resident, estimated));
+                     rest > 0 ? thousands(rest) : "-",
+                     rest > 0 ? difference(static_cast<double>(rest), estimated) : "-", thousands(row.resident.total()),
+                     difference(resident, estimated));
 }
 
 nlohmann::json row_json(const SizeRow& row, int64_t rest) {
@@ -56,10 +57,13 @@ std::string megabytes(double bytes) { return fmt::format("{:.3f} MB ({:.3f} MiB)
 std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int64_t header_bytes) {
   const SizeRow total = sum(rows, "total");
   const ResidentSize& r = total.resident;
-  std::string text = fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13} {:>11} {:>13} {:>11}\n", "layer", "scheme",
-                                 "weights", "bits/w", "estimated B", "rest B", "difference", "resident B", "difference");
+  std::string text =
+      fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13} {:>11} {:>13} {:>11}\n", "layer", "scheme", "weights",
+                  "bits/w", "estimated B", "rest B", "difference", "resident B", "difference");
   for (const SizeRow& row : rows) text += table_row(row, row.rest);
-  if (header_bytes > 0) text += fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13}\n", "file header", "", "", "", "", thousands(header_bytes));
+  if (header_bytes > 0)
+    text += fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13}\n", "file header", "", "", "", "",
+                        thousands(header_bytes));
   text += table_row(total, file_bytes);
   text += fmt::format("estimated (formula)   {}: codes {}, scales {}\n", megabytes(total.estimated.total()),
                       thousands(std::llround(total.estimated.codes)), thousands(std::llround(total.estimated.scales)));

@@ -28,8 +28,8 @@ struct Interval {
 };
 Interval wilson_interval(int64_t successes, int64_t trials);
 
-/// Two-sided exact McNemar test: how likely a split of only-A-right against only-B-right at least as uneven as this is when
-/// both are equally good.
+/// Two-sided exact McNemar test: how likely a split of only-A-right against only-B-right at least as uneven as this is
+/// when both are equally good.
 double mcnemar_p(int64_t only_a, int64_t only_b);
 
 }  // namespace nibblenet::tools

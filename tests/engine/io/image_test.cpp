@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "engine/core/random.h"
 #include "tests/engine/io/io_helpers.h"
 
@@ -50,7 +52,8 @@ TEST(Image, TheEndMarkerOfAThumbnailIsNotTheEnd) {
   const Bytes segment = {0xFF, 0xE1, 0x00, 0x06, 0xFF, 0xD8, 0xFF, 0xD9};
   file.insert(file.begin() + 2, segment.begin(), segment.end());
   EXPECT_EQ(refusal(file), "");
-  file.resize(file.size() - 2);
+  file.pop_back();
+  file.pop_back();
   EXPECT_THAT(refusal(file), HasSubstr("ends early"));
 }
 
@@ -60,6 +63,19 @@ TEST(Image, RefusesEnormousPicturesBeforeDecodingThem) {
   std::copy(size.begin(), size.end(), file.begin() + 16);
   EXPECT_THAT(refusal(file), HasSubstr("16384 x 16384"));
   EXPECT_THAT(refusal(Bytes(max_image_file_bytes + 1)), HasSubstr("bytes"));
+}
+
+/// 16 counts of 255 are 4080 symbols, of which the decoder has room for 256.
+TEST(Image, RefusesOverlongHuffmanTables) {
+  Bytes file = grey_jpeg();
+  const Bytes marker = {0xFF, 0xC4};
+  const auto table = std::search(file.begin(), file.end(), marker.begin(), marker.end());
+  ASSERT_NE(table, file.end());
+  std::fill_n(table + 5, 16, uint8_t{255});
+  EXPECT_THAT(refusal(file), HasSubstr("bad Huffman table"));
+  file = grey_jpeg();
+  file.insert(file.begin(), 0xFF);  // the decoder would take fill bytes in front
+  EXPECT_THAT(refusal(file), HasSubstr("no start marker"));
 }
 
 /// Damaged files give an error or some picture, never anything worse: for the sanitizers.

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "engine/quant/packed_tensor.h"
+#include "tests/kernels/values.h"
+
+namespace nibblenet::testing {
+
+/// Every scheme of a method that a decoder can tell apart: width x granularity x scale type x zero point. Blocks are
+/// shorter and longer than a vector and no divisor of anything; so are tiles.
+inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
+  const std::vector<std::string> granularities =
+      traits.sorted ? std::vector<std::string>{"sorted", "sorted:7"}
+                    : std::vector<std::string>{"tensor", "channel", "row", "block:16", "block:7", "block:64", "tile:3x5"};
+  std::vector<Scheme> schemes;
+  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
+    for (const std::string& granularity : granularities)
+      for (const ScaleType scale : {ScaleType::f32, ScaleType::f16}) {
+        Scheme scheme = default_scheme(traits.method, bits);
+        scheme.granularity = parse_granularity(granularity);
+        scheme.scale = scale;
+        schemes.push_back(scheme);
+        if (traits.method != Method::linear) continue;
+        scheme.zero_point = true;
+        schemes.push_back(scheme);
+      }
+  return schemes;
+}
+
+/// A method's name where only letters, digits and '_' are allowed.
+inline std::string identifier(std::string_view name) {
+  std::string text(name);
+  std::ranges::replace(text, '-', '_');
+  return text;
+}
+
+inline PackedTensor quantized(const Shape& shape, const Scheme& scheme, uint64_t seed) {
+  const Values weights = uniform(shape, seed);
+  return quantize(weights.view(), scheme, "w");
+}
+
+inline Values dequantized(const PackedTensor& packed) {
+  Values weights(packed.shape);
+  dequantize(packed, weights.view());
+  return weights;
+}
+
+}  // namespace nibblenet::testing

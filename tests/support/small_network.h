@@ -1,0 +1,55 @@
+#pragma once
+
+#include <span>
+
+#include "engine/core/random.h"
+#include "engine/model/alexnet.h"
+
+namespace nibblenet::testing {
+
+/// An AlexNet of odd little sizes, 60,000 weights or so, with random biases: the same table, in a thousandth of the
+/// time.
+inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
+  const std::vector<std::pair<std::string, Shape>> weights = {
+      {"features.0", {9, 3, 11, 11}}, {"features.3", {13, 9, 5, 5}},   {"features.6", {17, 13, 3, 3}},
+      {"features.8", {11, 17, 3, 3}}, {"features.10", {10, 11, 3, 3}}, {"classifier.1", {67, 360}},
+      {"classifier.4", {35, 67}},     {"classifier.6", {classes, 35}}};
+  StateDict dict;
+  for (const auto& [name, shape] : weights) {
+    Parameter weight{.name = name + ".weight", .value = Tensor<float>(host_memory(), shape, MemoryCategory::data)};
+    Parameter bias{.name = name + ".bias", .value = Tensor<float>(host_memory(), {shape[0]}, MemoryCategory::data)};
+    initialise(weight, bias, seed);
+    Random random(seed, static_cast<uint64_t>(shape.elements()));
+    for (float& value : bias.values().view()) value = 0.2F * random.uniform() - 0.1F;
+    dict.parameters.push_back(std::move(weight));
+    dict.parameters.push_back(std::move(bias));
+  }
+  return dict;
+}
+
+/// Uniform in [-1, 1).
+inline Tensor<float> random_tensor(const Shape& shape, uint64_t seed) {
+  Tensor<float> tensor(host_memory(), shape, MemoryCategory::data);
+  Random random(seed, 77);
+  for (float& value : tensor.view()) value = 2.0F * random.uniform() - 1.0F;
+  return tensor;
+}
+
+/// Packs every weight (not the biases) by one scheme.
+inline void pack_all(StateDict& dict, const Scheme& scheme) {
+  for (Parameter& parameter : dict.parameters)
+    if (parameter.shape().rank() > 1)
+      parameter.value = quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
+}
+
+inline bool same_bits(const StateDict& a, const StateDict& b) {
+  if (a.parameters.size() != b.parameters.size()) return false;
+  for (const Parameter& parameter : a.parameters) {
+    const auto x = parameter.values().view().span();
+    const auto y = b.at(parameter.name).values().view().span();
+    if (x.size() != y.size() || std::memcmp(x.data(), y.data(), x.size_bytes()) != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace nibblenet::testing

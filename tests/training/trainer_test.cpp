@@ -1,0 +1,162 @@
+#include "training/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/golden.h"
+#include "tests/support/small_network.h"
+
+namespace nibblenet {
+namespace {
+
+using testing::same_bits;
+using testing::small_alexnet;
+using testing::TemporaryFolder;
+
+/// The stand-in, small, drawn once for all tests of this file.
+class TrainerTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = std::make_unique<TemporaryFolder>();
+    write_standin(folder_->path(), 1000, 200, 1);
+    train_ = load_dataset(folder_->path(), Split::train);
+    test_ = load_dataset(folder_->path(), Split::test);
+  }
+  static void TearDownTestSuite() { folder_.reset(); }
+
+  static TrainingOptions options(bool freeze, bool flip) {
+    return {.freeze_features = freeze,
+            .epochs = 3,
+            .batch_size = 32,
+            .learning_rate = 0.02,
+            .weight_decay = 1e-4,
+            .schedule = Schedule::warmup_cosine,
+            .flip = flip,
+            .image_size = 64,
+            .seed = 3};
+  }
+
+  static inline std::unique_ptr<TemporaryFolder> folder_;
+  static inline Dataset train_;
+  static inline Dataset test_;
+};
+
+TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
+  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    const auto backend = make_backend("cpu", 0);
+    Network whole(*backend, small_alexnet(1));
+    Trainer uninterrupted(whole, train_, test_, options(freeze, flip));
+    ASSERT_TRUE(uninterrupted.run({}));
+
+    const auto checkpoint_path = folder_->path() / "checkpoint.safetensors";
+    {
+      Network first(*backend, small_alexnet(1));
+      Trainer stopped(first, train_, test_, options(freeze, flip));
+      // In the middle of the second epoch.
+      ASSERT_FALSE(stopped.run(
+          {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
+      stopped.save_checkpoint(checkpoint_path);
+    }
+    Checkpoint checkpoint = load_checkpoint(checkpoint_path);
+    Network second(*backend, std::move(checkpoint.parameters));
+    Trainer resumed(second, train_, test_, checkpoint.options);
+    resumed.restore(checkpoint.momenta, checkpoint.position);
+    ASSERT_TRUE(resumed.run({}));
+
+    EXPECT_TRUE(same_bits(whole.state(), second.state()));
+    ASSERT_EQ(resumed.position().history.size(), 3U);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(uninterrupted.position().history[i].loss, resumed.position().history[i].loss);
+      EXPECT_EQ(uninterrupted.position().history[i].test_loss, resumed.position().history[i].test_loss);
+    }
+  }
+}
+
+TEST_F(TrainerTest, LearnsTheStandIn) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(2));
+  TrainingOptions all = options(false, false);
+  all.epochs = 15;
+  all.dropout = 0;
+  Trainer trainer(network, train_, test_, all);
+  ASSERT_TRUE(trainer.run({}));
+  const auto& history = trainer.position().history;
+  EXPECT_LT(history.back().loss, 0.8 * history.front().loss);
+  EXPECT_GT(history.back().test_accuracy, 0.2);  // chance is 0.1
+}
+
+TEST_F(TrainerTest, FrozenFeaturesDoNotChangeAndTheCacheIsCounted) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(3));
+  Trainer trainer(network, train_, test_, options(true, false));
+  ASSERT_TRUE(trainer.run({}));
+  const StateDict before = small_alexnet(3), after = network.state();
+  EXPECT_TRUE(std::ranges::equal(before.at("features.10.weight").values().view(),
+                                 after.at("features.10.weight").values().view()));
+  EXPECT_FALSE(std::ranges::equal(before.at("classifier.1.weight").values().view(),
+                                  after.at("classifier.1.weight").values().view()));
+  EXPECT_EQ(backend->meter().live(MemoryCategory::features),
+            static_cast<size_t>((train_.size() + test_.size()) * network.feature_count() * 4));
+}
+
+TEST_F(TrainerTest, EvaluateCountsAndKeepsTheOrderOfTheData) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(4));
+  const Preprocess preprocess = Preprocess::for_image_size(64);
+  const Evaluation one_by_one = evaluate(network, test_, preprocess, 1);
+  const Evaluation in_batches = evaluate(network, test_, preprocess, 33);
+  EXPECT_EQ(one_by_one.images, test_.size());
+  EXPECT_TRUE(std::ranges::equal(in_batches.labels, test_.labels));
+  EXPECT_LE(testing::relative_error(in_batches.logits.view(), one_by_one.logits.view()), 1e-5);
+  int64_t correct = 0;
+  for (int64_t i = 0; i < test_.size(); ++i)
+    correct += in_batches.predicted(i) == in_batches.labels[static_cast<size_t>(i)] ? 1 : 0;
+  EXPECT_EQ(in_batches.correct, correct);
+  EXPECT_THROW(evaluate(network, test_, preprocess, 10, [](int64_t done, int64_t) { return done >= 20; }), Interrupted);
+}
+
+TEST_F(TrainerTest, LabelsBeyondTheHeadAreRefused) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(5, 7));
+  EXPECT_THROW(Trainer(network, train_, test_, options(true, false)), UsageError);
+}
+
+TEST_F(TrainerTest, DivergenceIsReported) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(6));
+  TrainingOptions wild = options(false, false);
+  wild.learning_rate = 1e5;
+  wild.schedule = Schedule::constant;
+  Trainer trainer(network, train_, test_, wild);
+  EXPECT_THROW(trainer.run({}), Error);
+}
+
+TEST_F(TrainerTest, WhatIsNoCheckpointIsRefused) {
+  save_state_dict(folder_->path() / "model.safetensors", small_alexnet(7));
+  EXPECT_THROW(load_checkpoint(folder_->path() / "model.safetensors"), FormatError);
+  EXPECT_THROW(training_options_from_json("{\"epochs\": 3"), FormatError);
+  EXPECT_THROW(training_options_from_json("{}"), FormatError);
+  std::string text = to_json(options(true, true));
+  EXPECT_EQ(to_json(training_options_from_json(text)), text);
+  text.replace(text.find("\"batch_size\":32"), 15, "\"batch_size\":-2");
+  EXPECT_THROW(training_options_from_json(text), FormatError);
+}
+
+TEST(Schedule, RisesAndFalls) {
+  EXPECT_EQ(learning_rate_factor(Schedule::constant, 0, 100), 1.0);
+  EXPECT_EQ(learning_rate_factor(Schedule::constant, 99, 100), 1.0);
+  EXPECT_EQ(learning_rate_factor(Schedule::cosine, 0, 100), 1.0);
+  EXPECT_NEAR(learning_rate_factor(Schedule::cosine, 50, 100), 0.5, 1e-12);
+  EXPECT_NEAR(learning_rate_factor(Schedule::cosine, 99, 100), 0.5 * (1 + std::cos(0.99 * M_PI)), 1e-12);
+  EXPECT_NEAR(learning_rate_factor(Schedule::warmup, 0, 100), 0.2, 1e-12);  // 5 steps
+  EXPECT_EQ(learning_rate_factor(Schedule::warmup, 5, 100), 1.0);
+  EXPECT_EQ(learning_rate_factor(Schedule::warmup_cosine, 5, 100), 1.0);
+  EXPECT_GT(learning_rate_factor(Schedule::warmup_cosine, 99, 100), 0.0);
+  EXPECT_EQ(parse_schedule("warmup-cosine"), Schedule::warmup_cosine);
+  EXPECT_THROW(parse_schedule("linear"), UsageError);
+}
+
+}  // namespace
+}  // namespace nibblenet
