@@ -138,7 +138,9 @@ std::vector<LayerSpec> alexnet_layers(const StateDict& parameters) {
 void initialise(Parameter& weight, Parameter& bias, uint64_t seed) {
   uint64_t stream = 0xCBF29CE484222325ULL;  // FNV-1a of the name: adding a layer does not change the others
   for (const char c : weight.name) stream = (stream ^ static_cast<uint8_t>(c)) * 0x100000001B3ULL;
-  const float bound = std::sqrt(6.0F / static_cast<float>(weight.shape().inner_elements()));
+  const auto fan_in = static_cast<float>(weight.shape().inner_elements());
+  const bool last = weight.name.starts_with(classifier_rows.back());
+  const float bound = std::sqrt((last ? 1.0F : 6.0F) / fan_in);
   Random random(seed, stream);
   for (float& w : weight.values().view()) w = (2.0F * random.uniform() - 1.0F) * bound;
   std::ranges::fill(bias.values().view(), 0.0F);

@@ -22,20 +22,6 @@ Desc filter_desc(const Shape& kcrs) {
 }
 Desc bias_desc(int64_t channels) { return {{channels}, dnnl::memory::data_type::f32, Tag::a}; }
 
-dnnl::primitive_attr attributes(Epilogue epilogue) {
-  dnnl::primitive_attr attr;
-  if (epilogue == Epilogue::relu) {
-    dnnl::post_ops ops;
-#if DNNL_VERSION_MAJOR >= 3
-    ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0F, 0.0F);
-#else
-    ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_relu, 0.0F, 0.0F);
-#endif
-    attr.set_post_ops(ops);
-  }
-  return attr;
-}
-
 /// What one convolution looks like: enough to compile any of its three passes.
 struct Geometry {
   Shape x;
@@ -50,7 +36,7 @@ struct Geometry {
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 
 // oneDNN 3 took the operation descriptors away and passes their parts to the primitive descriptors.
-dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, Epilogue epilogue, dnnl::prop_kind kind,
+dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, dnnl::prop_kind kind,
                                                        const dnnl::engine& engine) {
 #if DNNL_VERSION_MAJOR >= 3
   return {engine,
@@ -62,18 +48,16 @@ dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, Epilog
           activation_desc(g.y),
           g.strides(),
           g.padding(),
-          g.padding(),
-          attributes(epilogue)};
+          g.padding()};
 #else
   return {{kind, direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
            g.padding(), g.padding()},
-          attributes(epilogue),
           engine};
 #endif
 }
 
 dnnl::convolution_backward_data::primitive_desc backward_data_desc(const Geometry& g, const dnnl::engine& engine) {
-  const auto hint = forward_desc(g, Epilogue::none, dnnl::prop_kind::forward_training, engine);
+  const auto hint = forward_desc(g, dnnl::prop_kind::forward_training, engine);
 #if DNNL_VERSION_MAJOR >= 3
   return {engine,      direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(),
           g.padding(), hint};
@@ -86,7 +70,7 @@ dnnl::convolution_backward_data::primitive_desc backward_data_desc(const Geometr
 
 dnnl::convolution_backward_weights::primitive_desc backward_weights_desc(const Geometry& g,
                                                                          const dnnl::engine& engine) {
-  const auto hint = forward_desc(g, Epilogue::none, dnnl::prop_kind::forward_training, engine);
+  const auto hint = forward_desc(g, dnnl::prop_kind::forward_training, engine);
 #if DNNL_VERSION_MAJOR >= 3
   return {engine,
           direct,
@@ -114,21 +98,18 @@ dnnl::memory memory_of(const Desc& desc, const dnnl::engine& engine, const float
 }  // namespace
 
 dnnl::convolution_forward::primitive_desc CpuBackend::Convolutions::forward(const Shape& x, const Shape& w,
-                                                                            const Shape& y, Window window,
-                                                                            Epilogue epilogue) {
-  const Key key{x, w, window.stride, window.padding, epilogue};
+                                                                            const Shape& y, Window window) {
+  const Key key{x, w, window.stride, window.padding};
   auto found = forwards_.find(key);
   if (found == forwards_.end())
-    found =
-        forwards_.emplace(key, forward_desc({x, w, y, window}, epilogue, dnnl::prop_kind::forward_inference, engine))
-            .first;
+    found = forwards_.emplace(key, forward_desc({x, w, y, window}, dnnl::prop_kind::forward_inference, engine)).first;
   return found->second;
 }
 
 void CpuBackend::conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
                                 Window window, Epilogue epilogue) {
   if (y.elements() == 0) return;
-  const auto desc = convolutions_->forward(x.shape(), w.shape(), y.shape(), window, epilogue);
+  const auto desc = convolutions_->forward(x.shape(), w.shape(), y.shape(), window);
   const dnnl::engine& engine = convolutions_->engine;
   dnnl::stream& stream = convolutions_->stream;
 
@@ -154,6 +135,8 @@ void CpuBackend::conv2d_forward(TensorView<float> y, TensorView<const float> x, 
                                                    {DNNL_ARG_BIAS, memory_of(desc.bias_desc(), engine, bias.data())},
                                                    {DNNL_ARG_DST, memory_of(desc.dst_desc(), engine, y.data())}});
   stream.wait();
+  // Not by oneDNN's own relu: it makes 0 of NaN, and a diverged network would look healthy.
+  if (epilogue == Epilogue::relu) relu_forward(y, y);
 }
 
 void CpuBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {

@@ -15,8 +15,7 @@ struct CpuBackend::Convolutions {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
 
-  dnnl::convolution_forward::primitive_desc forward(const Shape& x, const Shape& w, const Shape& y, Window window,
-                                                    Epilogue epilogue);
+  dnnl::convolution_forward::primitive_desc forward(const Shape& x, const Shape& w, const Shape& y, Window window);
 
  private:
   struct Key {
@@ -24,11 +23,8 @@ struct CpuBackend::Convolutions {
     Shape w;
     int64_t stride;
     int64_t padding;
-    Epilogue epilogue;
     friend bool operator<(const Key& a, const Key& b) { return a.parts() < b.parts(); }
-    std::array<int64_t, 11> parts() const {
-      return {x[0], x[1], x[2], x[3], w[0], w[1], w[2], w[3], stride, padding, static_cast<int64_t>(epilogue)};
-    }
+    std::array<int64_t, 10> parts() const { return {x[0], x[1], x[2], x[3], w[0], w[1], w[2], w[3], stride, padding}; }
   };
   std::map<Key, dnnl::convolution_forward::primitive_desc> forwards_;
 };

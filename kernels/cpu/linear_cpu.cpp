@@ -83,10 +83,13 @@ void packed_dots(TensorView<float> y, TensorView<const float> x, const PackedVie
 constexpr int64_t panel_rows = 128;
 constexpr int64_t panel_columns = 2048;  // 1 MiB a thread: within a second-level cache or close to it
 
-void packed_product(TensorView<float> y, TensorView<const float> x, const PackedView& packed, float* scratch) {
+/// `scratch` holds a panel for each of `threads`, whatever number OpenMP would take by itself: another backend may have
+/// set it since.
+void packed_product(TensorView<float> y, TensorView<const float> x, const PackedView& packed, float* scratch,
+                    int threads) {
   const int64_t panels = (packed.channels + panel_rows - 1) / panel_rows;
   std::exception_ptr error;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t p = 0; p < panels; ++p) {
     float* panel = scratch + omp_get_thread_num() * panel_rows * panel_columns;
     const int64_t first = p * panel_rows;
@@ -124,7 +127,7 @@ void CpuBackend::linear_forward(TensorView<float> y, TensorView<const float> x, 
     if (x.size(0) <= largest_dot_batch) {
       packed_dots(y, x, packed);
     } else {
-      packed_product(y, x, packed, workspace(static_cast<size_t>(threads_ * panel_rows * panel_columns)));
+      packed_product(y, x, packed, workspace(static_cast<size_t>(threads_ * panel_rows * panel_columns)), threads_);
     }
   } else {
     gemm_in_slabs(x.size(0), y.size(1), columns, {x.data(), columns, false}, {w.values().data(), columns, true},

@@ -33,7 +33,12 @@ void CpuBackend::max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> arg
       const int64_t output = (row * y.size(2) + q) * channels;
       float* best = y.data() + output;
       std::fill_n(best, channels, -std::numeric_limits<float>::infinity());
-      if (record) std::fill_n(argmax.data() + output, channels, uint8_t{0});
+      if (record) {
+        // Where nothing exceeds -infinity, the first element that is not padding.
+        const int64_t r = std::max<int64_t>(0, window.padding - p * window.stride);
+        const int64_t s = std::max<int64_t>(0, window.padding - q * window.stride);
+        std::fill_n(argmax.data() + output, channels, static_cast<uint8_t>(r * window.size + s));
+      }
       for (int64_t r = 0; r < window.size; ++r) {
         for (int64_t s = 0; s < window.size; ++s) {
           const int64_t h = p * window.stride - window.padding + r, w = q * window.stride - window.padding + s;

@@ -1,5 +1,3 @@
-#include "kernels/cpu/decode_cpu.h"
-
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -8,6 +6,7 @@
 #include <vector>
 
 #include "engine/core/random.h"
+#include "kernels/cpu/decode_cpu.h"
 #include "tests/kernels/schemes.h"
 
 namespace nibblenet {
@@ -111,8 +110,9 @@ INSTANTIATE_TEST_SUITE_P(Paths, Decode,
                          ::testing::Combine(::testing::Values(DecodePath::portable, DecodePath::avx2,
                                                               DecodePath::avx512),
                                             ::testing::ValuesIn(method_table().begin(), method_table().end())),
-                         [](const auto& info) {
-                           return name_of(std::get<0>(info.param)) + "_" + identifier(std::get<1>(info.param).name);
+                         [](const auto& instance) {
+                           return name_of(std::get<0>(instance.param)) + "_" +
+                                  identifier(std::get<1>(instance.param).name);
                          });
 
 TEST(DecodePath, TheBestOneIsSupported) { EXPECT_TRUE(supported(best_decode_path())); }

@@ -33,9 +33,7 @@ constexpr std::array<int64_t, 5> batches = {1, 2, 8, 9, 40};
 /// partial sum of random signs, of size sqrt(j) s, by a uniform error of RMS 2^-24 sqrt(j) s / sqrt(3) at most; over C
 /// additions that is 2^-24 C s / sqrt(6) against a result of sqrt(C) s. Two sums, each rounded once more with the bias:
 /// twice (sqrt(C / 6) + 1). Vector lanes and blocks, which sum shorter chains, stay well below; 1e-6 is the promise.
-double rounding(int64_t terms) {
-  return std::min(1e-6, 2 * (std::sqrt(static_cast<double>(terms) / 6) + 1) * 0x1p-24);
-}
+double rounding(int64_t terms) { return std::min(1e-6, 2 * (std::sqrt(static_cast<double>(terms) / 6) + 1) * 0x1p-24); }
 
 void expect_linear_like_float(Backend& backend, const PackedTensor& packed) {
   const int64_t k = packed.shape[0], c = packed.shape[1];
@@ -122,7 +120,7 @@ TEST_P(PackedProduct, ResidentBytesAreTheMeteredOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, PackedProduct, ::testing::ValuesIn(method_table().begin(), method_table().end()),
-                         [](const auto& info) { return identifier(info.param.name); });
+                         [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST(PackedLinear, IsExactForIntegers) {
   // A scale of 2^(n-1) - 1 makes linear's steps 1: the weights are integers, and so is every partial sum.
@@ -132,8 +130,8 @@ TEST(PackedLinear, IsExactForIntegers) {
     for (const Shape& shape : {Shape{1, 1}, Shape{5, 7}, Shape{131, 2100}}) {
       Values weights = integers(shape, 3, largest);
       weights.data[0] = static_cast<float>(largest);
-      const auto weight = backend.make_weight(
-          quantize(weights.view(), parse_scheme(fmt::format("linear:{}:tensor", bits)), "w"));
+      const auto weight =
+          backend.make_weight(quantize(weights.view(), parse_scheme(fmt::format("linear:{}:tensor", bits)), "w"));
       const auto plain = backend.make_weight(weights.view());
       const Values bias = integers({shape[0]}, 4);
       for (const int64_t n : batches) {

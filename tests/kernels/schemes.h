@@ -13,8 +13,9 @@ namespace nibblenet::testing {
 /// shorter and longer than a vector and no divisor of anything; so are tiles.
 inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
   const std::vector<std::string> granularities =
-      traits.sorted ? std::vector<std::string>{"sorted", "sorted:7"}
-                    : std::vector<std::string>{"tensor", "channel", "row", "block:16", "block:7", "block:64", "tile:3x5"};
+      traits.sorted
+          ? std::vector<std::string>{"sorted", "sorted:7"}
+          : std::vector<std::string>{"tensor", "channel", "row", "block:16", "block:7", "block:64", "tile:3x5"};
   std::vector<Scheme> schemes;
   for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
     for (const std::string& granularity : granularities)

@@ -28,8 +28,8 @@ struct Values {
 
 /// Stricter than ==: tells -0 from 0, and a NaN equals itself.
 inline bool same_bits(const Values& a, const Values& b) {
-  return a.shape == b.shape && std::ranges::equal(a.data, b.data, {}, std::bit_cast<uint32_t, float>,
-                                                  std::bit_cast<uint32_t, float>);
+  return a.shape == b.shape &&
+         std::ranges::equal(a.data, b.data, {}, std::bit_cast<uint32_t, float>, std::bit_cast<uint32_t, float>);
 }
 
 /// Uniform in [-1, 1).
@@ -46,8 +46,8 @@ inline Values integers(const Shape& shape, uint64_t seed, int64_t largest = 3, i
   Random random(seed);
   Values values(shape);
   for (float& value : values.data)
-    value =
-        static_cast<float>(unit * (static_cast<int64_t>(random.below(static_cast<uint64_t>(2 * largest + 1))) - largest));
+    value = static_cast<float>(unit *
+                               (static_cast<int64_t>(random.below(static_cast<uint64_t>(2 * largest + 1))) - largest));
   return values;
 }
 
@@ -89,9 +89,8 @@ inline Values linear(Backend& backend, const Values& x, Weight& w, const Values&
                      Epilogue epilogue = Epilogue::none) {
   const Tensor<float> input = on(backend, x);
   const Tensor<float> offset = on(backend, bias);
-  return output_of(backend, {x.shape[0], w.shape()[0]}, [&](TensorView<float> y) {
-    backend.linear_forward(y, input.view(), w, offset.view(), epilogue);
-  });
+  return output_of(backend, {x.shape[0], w.shape()[0]},
+                   [&](TensorView<float> y) { backend.linear_forward(y, input.view(), w, offset.view(), epilogue); });
 }
 
 inline Values conv2d(Backend& backend, const Values& x, Weight& w, const Values& bias, Window window,

@@ -1,0 +1,151 @@
+#include "kernels/backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/kernels/values.h"
+
+namespace nibblenet {
+namespace {
+
+using testing::conv2d;
+using testing::from;
+using ::testing::HasSubstr;
+using testing::integers;
+using ::testing::Not;
+using testing::on;
+using testing::output_of;
+using testing::uniform;
+using testing::Values;
+
+std::string refusal(const std::string& device, int threads) {
+  try {
+    make_backend(device, threads);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(MakeBackend, KnowsTheProcessor) {
+  for (const std::string device : {"cpu", "auto"}) EXPECT_NO_THROW(make_backend(device, 1)) << device;
+  EXPECT_EQ(make_backend("cpu", 1)->name(), "cpu");
+}
+
+TEST(MakeBackend, RefusesADeviceThatIsNotThereInOneLine) {
+  struct Case {
+    std::string device;
+    int threads;
+    std::string message;
+  };
+  std::vector<Case> cases = {{"gpu", 0, "unknown device 'gpu'; supported: auto, cpu, cuda"},
+                             {"", 0, "unknown device ''"},
+                             {"CPU", 0, "unknown device 'CPU'"},
+                             {"cpu", -1, "--threads -1"}};
+  if (make_backend("auto", 1)->name() != "cuda") cases.push_back({"cuda", 0, "--device cuda: "});
+  for (const Case& c : cases) {
+    EXPECT_THAT(refusal(c.device, c.threads), HasSubstr(c.message));
+    EXPECT_THAT(refusal(c.device, c.threads), Not(HasSubstr("\n")));
+  }
+}
+
+TEST(MakeBackend, HasAsManyThreadsAsAskedFor) {
+  EXPECT_THAT(make_backend("cpu", 3)->description(), HasSubstr("CPU, 3 threads"));
+  EXPECT_THAT(make_backend("cpu", 0)->description(), Not(HasSubstr(" 0 threads")));
+}
+
+class BackendTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", 2);
+};
+
+TEST_F(BackendTest, CopiesThereAndBack) {
+  for (const Shape& shape : {Shape{0}, Shape{1}, Shape{7, 0, 3}, Shape{5, 3, 11, 2}}) {
+    const Values values = uniform(shape, 1);
+    EXPECT_EQ(from(*backend_, on(*backend_, values).view()), values) << to_string(shape);
+  }
+  EXPECT_NO_THROW(backend_->copy_from_host(nullptr, nullptr, 0));
+  EXPECT_NO_THROW(backend_->copy_to_host(nullptr, nullptr, 0));
+}
+
+TEST_F(BackendTest, GathersRows) {
+  struct Case {
+    Shape x;
+    std::vector<int64_t> rows;
+  };
+  const std::vector<Case> cases = {{{1, 1}, {0}}, {{5, 3}, {4, 0, 0, 2}},  // in any order, and more than once
+                                   {{7}, {6, 1}}, {{3, 2, 5, 3}, {2, 1, 0}}, {{3, 4}, {}}, {{3, 0}, {1, 2}}};
+  for (const Case& c : cases) {
+    const Values x = uniform(c.x, 1);
+    std::vector<int64_t> sizes(c.x.sizes().begin(), c.x.sizes().end());
+    sizes[0] = static_cast<int64_t>(c.rows.size());
+    Values expected{Shape(sizes)};
+    const auto columns = static_cast<size_t>(c.x.inner_elements());
+    for (size_t i = 0; i < c.rows.size(); ++i)
+      for (size_t column = 0; column < columns; ++column)
+        expected.data[i * columns + column] = x.data[static_cast<size_t>(c.rows[i]) * columns + column];
+
+    const auto input = on(*backend_, x);
+    EXPECT_EQ(output_of(*backend_, expected.shape,
+                        [&](TensorView<float> y) { backend_->gather_rows(y, input.view(), c.rows); }),
+              expected)
+        << to_string(c.x);
+  }
+}
+
+TEST_F(BackendTest, FloatWeightsAreACopyAndCountTheirBytes) {
+  for (const Shape& shape : {Shape{3, 17}, Shape{8, 16, 3, 3}}) {
+    const Values values = uniform(shape, 1);
+    const auto weight = backend_->make_weight(values.view());
+    EXPECT_FALSE(weight->packed());
+    EXPECT_EQ(weight->shape(), shape);
+    EXPECT_EQ(from(*backend_, weight->values()), values);
+    EXPECT_EQ(weight->resident().total(), shape.elements() * 4);
+    EXPECT_EQ(static_cast<int64_t>(backend_->meter().live(MemoryCategory::weights)), shape.elements() * 4);
+  }
+  EXPECT_EQ(backend_->meter().live(MemoryCategory::weights), 0U);
+}
+
+TEST_F(BackendTest, AChangedWeightTakesEffect) {
+  // Convolutions keep a copy in another order; two windows and batches want two orders, perhaps.
+  const Shape shape = {16, 16, 3, 3};
+  const auto weight = backend_->make_weight(integers(shape, 1).view());
+  const Values bias = integers({16}, 2);
+  for (uint64_t seed = 3; seed < 6; ++seed) {
+    const Values values = integers(shape, seed);
+    backend_->copy_from_host(weight->values().data(), values.data.data(), values.data.size() * sizeof(float));
+    weight->changed();
+    for (const int64_t batch : {1, 4}) {
+      for (const Window& window : {Window{3, 1, 1}, Window{3, 2, 0}}) {
+        const Values x = integers({batch, 6, 5, 16}, seed);
+        EXPECT_EQ(conv2d(*backend_, x, *weight, bias, window),
+                  conv2d(*backend_, x, *backend_->make_weight(values.view()), bias, window));
+      }
+    }
+  }
+}
+
+TEST_F(BackendTest, SgdStepsInPlaceAndLeavesTheRestAlone) {
+  const auto step = [&](const Values& w, const Values& v, const Values& dw, SgdParameters parameters) {
+    auto weights = on(*backend_, w);
+    auto velocity = on(*backend_, v);
+    const auto gradient = on(*backend_, dw);
+    backend_->sgd_step(weights.view(), velocity.view(), gradient.view(), parameters);
+    return std::pair(from(*backend_, weights.view()), from(*backend_, velocity.view()));
+  };
+  const Values w = integers({33}, 1), v = integers({33}, 2), dw = integers({33}, 3);
+  const SgdParameters parameters = {.learning_rate = 0.5F, .momentum = 0.5F, .weight_decay = 0.25F};
+  const auto [weights, velocity] = step(w, v, dw, parameters);
+  for (size_t i = 0; i < w.data.size(); ++i) {  // dyadic numbers: exact
+    EXPECT_EQ(velocity.data[i], 0.5F * v.data[i] + dw.data[i] + 0.25F * w.data[i]);
+    EXPECT_EQ(weights.data[i], w.data[i] - 0.5F * velocity.data[i]);
+  }
+  const Values nothing({0});
+  EXPECT_EQ(step(nothing, nothing, nothing, parameters), std::pair(nothing, nothing));
+}
+
+}  // namespace
+}  // namespace nibblenet
