@@ -49,6 +49,8 @@ class CpuBackend final : public Backend {
  private:
   void* do_allocate(size_t bytes) override;
   void do_deallocate(void* data, size_t bytes) noexcept override;
+  void packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+                             Window window, Epilogue epilogue);
   /// Scratch of at least `size` floats that lives as long as the backend; grows only.
   float* workspace(size_t size);
 

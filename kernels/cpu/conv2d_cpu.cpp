@@ -106,37 +106,89 @@ dnnl::convolution_forward::primitive_desc CpuBackend::Convolutions::forward(cons
   return found->second;
 }
 
+void CpuBackend::Convolutions::run(const dnnl::convolution_forward::primitive_desc& desc, float* y, const float* x,
+                                   const dnnl::memory& filter, const float* bias) {
+  dnnl::convolution_forward(desc).execute(stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x)},
+                                                   {DNNL_ARG_WEIGHTS, filter},
+                                                   {DNNL_ARG_BIAS, memory_of(desc.bias_desc(), engine, bias)},
+                                                   {DNNL_ARG_DST, memory_of(desc.dst_desc(), engine, y)}});
+  stream.wait();
+}
+
+dnnl::memory CpuBackend::Convolutions::reordered(const Desc& from, float* source, const Desc& to, float* target) {
+  dnnl::memory in(from, engine, source);
+  dnnl::memory out(to, engine, target);
+  dnnl::reorder(in, out).execute(stream, in, out);
+  stream.wait();
+  return out;
+}
+
 void CpuBackend::conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
                                 Window window, Epilogue epilogue) {
   if (y.elements() == 0) return;
-  const auto desc = convolutions_->forward(x.shape(), w.shape(), y.shape(), window);
-  const dnnl::engine& engine = convolutions_->engine;
-  dnnl::stream& stream = convolutions_->stream;
-
-  dnnl::memory filter;
   if (w.packed()) {
-    // The filters of one layer are decoded into scratch that all layers share, then put into the kernel's order.
-    const PackedView& packed = static_cast<PackedWeightCpu&>(w).view();
-    const size_t plain_floats = static_cast<size_t>(w.shape().elements());
-    const size_t ordered_floats = desc.weights_desc().get_size() / sizeof(float);
-    const size_t ordered_offset = (plain_floats + 15) / 16 * 16;  // keeps 64-byte alignment
-    float* scratch = workspace(ordered_offset + ordered_floats);
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < packed.channels; ++k)
-      decode(packed, k, 0, packed.channel_elements, scratch + k * packed.channel_elements);
-    dnnl::memory plain = memory_of(plain_filter_desc(w.shape()), engine, scratch);
-    filter = memory_of(desc.weights_desc(), engine, scratch + ordered_offset);
-    dnnl::reorder(plain, filter).execute(stream, plain, filter);
-  } else {
-    filter = static_cast<FloatWeightCpu&>(w).in_layout(desc.weights_desc(), engine, stream);
+    packed_conv2d_forward(y, x, w, bias, window, epilogue);
+    return;
   }
-  dnnl::convolution_forward(desc).execute(stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x.data())},
-                                                   {DNNL_ARG_WEIGHTS, filter},
-                                                   {DNNL_ARG_BIAS, memory_of(desc.bias_desc(), engine, bias.data())},
-                                                   {DNNL_ARG_DST, memory_of(desc.dst_desc(), engine, y.data())}});
-  stream.wait();
+  const auto desc = convolutions_->forward(x.shape(), w.shape(), y.shape(), window);
+  const dnnl::memory filter =
+      static_cast<FloatWeightCpu&>(w).in_layout(desc.weights_desc(), convolutions_->engine, convolutions_->stream);
+  convolutions_->run(desc, y.data(), x.data(), filter, bias.data());
   // Not by oneDNN's own relu: it makes 0 of NaN, and a diverged network would look healthy.
   if (epilogue == Epilogue::relu) relu_forward(y, y);
+}
+
+/// Panel by panel of output channels: decode a panel's filters, put them into the order of oneDNN's kernel, convolve,
+/// and copy the panel's outputs to their channels of y (oneDNN's fast kernels write dense outputs only). Images go
+/// through in chunks, so that a panel's output is still in the cache when it is copied.
+void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w,
+                                       TensorView<const float> bias, Window window, Epilogue epilogue) {
+  constexpr int64_t panel_channels = 64;     // 0.9 MB of float filters for the largest layer
+  constexpr int64_t chunk_floats = 1 << 20;  // of a panel's output
+  constexpr int64_t alignment = 16;          // floats in 64 bytes
+  const auto aligned = [](int64_t floats) { return (floats + alignment - 1) / alignment * alignment; };
+
+  const PackedView& packed = static_cast<PackedWeightCpu&>(w).view();
+  const int64_t batch = y.size(0), pixels = y.size(1) * y.size(2), channels = y.size(3);
+  const bool whole = channels <= panel_channels;  // one panel writes straight into y
+  const int64_t chunk = whole ? batch : std::clamp<int64_t>(chunk_floats / (pixels * panel_channels), 1, batch);
+
+  for (int64_t first = 0; first < channels; first += panel_channels) {
+    const int64_t rows = std::min(panel_channels, channels - first);
+    const Shape filter_shape{rows, w.shape()[1], w.shape()[2], w.shape()[3]};
+    const auto desc_for = [&](int64_t images) {
+      return convolutions_->forward({images, x.size(1), x.size(2), x.size(3)}, filter_shape,
+                                    {images, y.size(1), y.size(2), rows}, window);
+    };
+    // The last, smaller chunk may want another order of the filters.
+    const auto floats_for = [&](int64_t images) {
+      return aligned(static_cast<int64_t>(desc_for(images).weights_desc().get_size() / sizeof(float)));
+    };
+    const int64_t ordered_floats = std::max(floats_for(chunk), batch % chunk == 0 ? 0 : floats_for(batch % chunk));
+    const int64_t plain_floats = aligned(filter_shape.elements());
+    float* plain = workspace(static_cast<size_t>(plain_floats + ordered_floats + (whole ? 0 : chunk * pixels * rows)));
+    float* outputs = plain + plain_floats + ordered_floats;
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < rows; ++k)
+      decode(packed, first + k, 0, packed.channel_elements, plain + k * packed.channel_elements);
+
+    dnnl::memory filter;
+    for (int64_t n = 0; n < batch; n += chunk) {
+      const int64_t images = std::min(chunk, batch - n);
+      const auto desc = desc_for(images);
+      if (!filter || filter.get_desc() != desc.weights_desc())
+        filter =
+            convolutions_->reordered(plain_filter_desc(filter_shape), plain, desc.weights_desc(), plain + plain_floats);
+      float* target = whole ? y.data() : outputs;
+      convolutions_->run(desc, target, x.data() + n * x.shape().inner_elements(), filter, bias.data() + first);
+      const TensorView<float> written(target, {images, y.size(1), y.size(2), rows});
+      if (epilogue == Epilogue::relu) relu_forward(written, written);
+      if (whole) continue;
+#pragma omp parallel for schedule(static)
+      for (int64_t i = 0; i < images * pixels; ++i)
+        std::copy_n(outputs + i * rows, rows, y.data() + (n * pixels + i) * channels + first);
+    }
+  }
 }
 
 void CpuBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
@@ -144,12 +196,11 @@ void CpuBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const flo
   const dnnl::engine& engine = convolutions_->engine;
   dnnl::stream& stream = convolutions_->stream;
   const auto desc = backward_data_desc({dx.shape(), w.shape(), dy.shape(), window}, engine);
-  const dnnl::memory plain = memory_of(plain_filter_desc(w.shape()), engine, w.values().data());
-  dnnl::memory filter = plain;
-  if (desc.weights_desc() != plain.get_desc()) {
-    filter = memory_of(desc.weights_desc(), engine, workspace(desc.weights_desc().get_size() / sizeof(float)));
-    dnnl::reorder(plain, filter).execute(stream, const_cast<dnnl::memory&>(plain), filter);
-  }
+  const Desc plain_desc = plain_filter_desc(w.shape());
+  const dnnl::memory filter = desc.weights_desc() == plain_desc
+                                  ? memory_of(plain_desc, engine, w.values().data())
+                                  : convolutions_->reordered(plain_desc, w.values().data(), desc.weights_desc(),
+                                                             workspace(desc.weights_desc().get_size() / sizeof(float)));
   dnnl::convolution_backward_data(desc).execute(
       stream, {{DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.data())},
                {DNNL_ARG_WEIGHTS, filter},

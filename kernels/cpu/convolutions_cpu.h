@@ -16,6 +16,10 @@ struct CpuBackend::Convolutions {
   dnnl::stream stream{engine};
 
   dnnl::convolution_forward::primitive_desc forward(const Shape& x, const Shape& w, const Shape& y, Window window);
+  void run(const dnnl::convolution_forward::primitive_desc& desc, float* y, const float* x, const dnnl::memory& filter,
+           const float* bias);
+  /// Copies a tensor from one layout to another and returns it where it now lies.
+  dnnl::memory reordered(const dnnl::memory::desc& from, float* source, const dnnl::memory::desc& to, float* target);
 
  private:
   struct Key {

@@ -10,6 +10,13 @@
 #include "tests/kernels/schemes.h"
 
 namespace nibblenet {
+
+std::string name_of(DecodePath path) {
+  return path == DecodePath::portable ? "portable" : path == DecodePath::avx2 ? "avx2" : "avx512";
+}
+
+void PrintTo(DecodePath path, std::ostream* out) { *out << name_of(path); }
+
 namespace {
 
 using testing::identifier;
@@ -33,10 +40,6 @@ bool supported(DecodePath path) {
     default:
       return false;
   }
-}
-
-std::string name_of(DecodePath path) {
-  return path == DecodePath::portable ? "portable" : path == DecodePath::avx2 ? "avx2" : "avx512";
 }
 
 /// Every byte pattern decodes: codes that quantization leaves out, and the padding that decoders must not look at.

@@ -1,11 +1,19 @@
 #pragma once
 
 #include <algorithm>
+#include <ostream>
 #include <string>
 #include <vector>
 
 #include "engine/quant/packed_tensor.h"
 #include "tests/kernels/values.h"
+
+namespace nibblenet {
+
+/// For GoogleTest's lists, which would show the bytes.
+inline void PrintTo(const MethodTraits& traits, std::ostream* out) { *out << traits.name; }
+
+}  // namespace nibblenet
 
 namespace nibblenet::testing {
 
