@@ -63,8 +63,9 @@ void MemoryResource::deallocate(void* data, size_t bytes, MemoryCategory categor
 }
 
 void* HostMemory::do_allocate(size_t bytes) {
-  const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
+  // Exactly as many bytes as asked for, so that AddressSanitizer sees every overrun.
+  void* data = nullptr;
+  if (posix_memalign(&data, alignment, std::max<size_t>(bytes, 1)) != 0) data = nullptr;
   if (data == nullptr) fail<Error>("out of memory: could not allocate {} bytes", bytes);
   return data;
 }

@@ -36,8 +36,8 @@ inline constexpr int64_t smallest_image_size = 63;
 const std::vector<std::string>& alexnet_feature_names();
 const std::vector<std::string>& alexnet_classifier_names();
 
-/// Weights uniform in ±sqrt(6 / fan_in) (He 2015, for ReLU), in the last layer ±sqrt(1 / fan_in) so that training does not
-/// start from confident guesses; biases 0. A function of seed and name alone.
+/// Weights uniform in ±sqrt(6 / fan_in) (He 2015, for ReLU), in the last layer ±sqrt(1 / fan_in) so that training does
+/// not start from confident guesses; biases 0. A function of seed and name alone.
 void initialise(Parameter& weight, Parameter& bias, uint64_t seed);
 
 /// A fresh CIFAR-10 network of the seed's shape: classifier 9216 -> 4096 -> 1024 -> classes.

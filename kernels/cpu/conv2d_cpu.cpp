@@ -97,21 +97,24 @@ dnnl::memory memory_of(const Desc& desc, const dnnl::engine& engine, const float
 
 }  // namespace
 
-dnnl::convolution_forward::primitive_desc CpuBackend::Convolutions::forward(const Shape& x, const Shape& w,
-                                                                            const Shape& y, Window window) {
+const CpuBackend::Convolutions::Forward& CpuBackend::Convolutions::forward(const Shape& x, const Shape& w,
+                                                                           const Shape& y, Window window) {
   const Key key{x, w, window.stride, window.padding};
   auto found = forwards_.find(key);
-  if (found == forwards_.end())
-    found = forwards_.emplace(key, forward_desc({x, w, y, window}, dnnl::prop_kind::forward_inference, engine)).first;
+  if (found == forwards_.end()) {
+    const auto desc = forward_desc({x, w, y, window}, dnnl::prop_kind::forward_inference, engine);
+    found = forwards_.emplace(key, Forward{desc, dnnl::convolution_forward(desc)}).first;
+  }
   return found->second;
 }
 
-void CpuBackend::Convolutions::run(const dnnl::convolution_forward::primitive_desc& desc, float* y, const float* x,
-                                   const dnnl::memory& filter, const float* bias) {
-  dnnl::convolution_forward(desc).execute(stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x)},
-                                                   {DNNL_ARG_WEIGHTS, filter},
-                                                   {DNNL_ARG_BIAS, memory_of(desc.bias_desc(), engine, bias)},
-                                                   {DNNL_ARG_DST, memory_of(desc.dst_desc(), engine, y)}});
+void CpuBackend::Convolutions::run(const Forward& forward, float* y, const float* x, const dnnl::memory& filter,
+                                   const float* bias) {
+  const auto& desc = forward.desc;
+  forward.primitive.execute(stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x)},
+                                     {DNNL_ARG_WEIGHTS, filter},
+                                     {DNNL_ARG_BIAS, memory_of(desc.bias_desc(), engine, bias)},
+                                     {DNNL_ARG_DST, memory_of(desc.dst_desc(), engine, y)}});
   stream.wait();
 }
 
@@ -130,10 +133,10 @@ void CpuBackend::conv2d_forward(TensorView<float> y, TensorView<const float> x, 
     packed_conv2d_forward(y, x, w, bias, window, epilogue);
     return;
   }
-  const auto desc = convolutions_->forward(x.shape(), w.shape(), y.shape(), window);
-  const dnnl::memory filter =
-      static_cast<FloatWeightCpu&>(w).in_layout(desc.weights_desc(), convolutions_->engine, convolutions_->stream);
-  convolutions_->run(desc, y.data(), x.data(), filter, bias.data());
+  const Convolutions::Forward& compiled = convolutions_->forward(x.shape(), w.shape(), y.shape(), window);
+  const dnnl::memory filter = static_cast<FloatWeightCpu&>(w).in_layout(compiled.desc.weights_desc(),
+                                                                        convolutions_->engine, convolutions_->stream);
+  convolutions_->run(compiled, y.data(), x.data(), filter, bias.data());
   // Not by oneDNN's own relu: it makes 0 of NaN, and a diverged network would look healthy.
   if (epilogue == Epilogue::relu) relu_forward(y, y);
 }
@@ -156,13 +159,13 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
   for (int64_t first = 0; first < channels; first += panel_channels) {
     const int64_t rows = std::min(panel_channels, channels - first);
     const Shape filter_shape{rows, w.shape()[1], w.shape()[2], w.shape()[3]};
-    const auto desc_for = [&](int64_t images) {
+    const auto compiled_for = [&](int64_t images) -> const Convolutions::Forward& {
       return convolutions_->forward({images, x.size(1), x.size(2), x.size(3)}, filter_shape,
                                     {images, y.size(1), y.size(2), rows}, window);
     };
     // The last, smaller chunk may want another order of the filters.
     const auto floats_for = [&](int64_t images) {
-      return aligned(static_cast<int64_t>(desc_for(images).weights_desc().get_size() / sizeof(float)));
+      return aligned(static_cast<int64_t>(compiled_for(images).desc.weights_desc().get_size() / sizeof(float)));
     };
     const int64_t ordered_floats = std::max(floats_for(chunk), batch % chunk == 0 ? 0 : floats_for(batch % chunk));
     const int64_t plain_floats = aligned(filter_shape.elements());
@@ -175,12 +178,12 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
     dnnl::memory filter;
     for (int64_t n = 0; n < batch; n += chunk) {
       const int64_t images = std::min(chunk, batch - n);
-      const auto desc = desc_for(images);
-      if (!filter || filter.get_desc() != desc.weights_desc())
-        filter =
-            convolutions_->reordered(plain_filter_desc(filter_shape), plain, desc.weights_desc(), plain + plain_floats);
+      const Convolutions::Forward& compiled = compiled_for(images);
+      const Desc order = compiled.desc.weights_desc();
+      if (!filter || filter.get_desc() != order)
+        filter = convolutions_->reordered(plain_filter_desc(filter_shape), plain, order, plain + plain_floats);
       float* target = whole ? y.data() : outputs;
-      convolutions_->run(desc, target, x.data() + n * x.shape().inner_elements(), filter, bias.data() + first);
+      convolutions_->run(compiled, target, x.data() + n * x.shape().inner_elements(), filter, bias.data() + first);
       const TensorView<float> written(target, {images, y.size(1), y.size(2), rows});
       if (epilogue == Epilogue::relu) relu_forward(written, written);
       if (whole) continue;

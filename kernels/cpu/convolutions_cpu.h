@@ -15,9 +15,12 @@ struct CpuBackend::Convolutions {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
 
-  dnnl::convolution_forward::primitive_desc forward(const Shape& x, const Shape& w, const Shape& y, Window window);
-  void run(const dnnl::convolution_forward::primitive_desc& desc, float* y, const float* x, const dnnl::memory& filter,
-           const float* bias);
+  struct Forward {
+    dnnl::convolution_forward::primitive_desc desc;
+    dnnl::convolution_forward primitive;
+  };
+  const Forward& forward(const Shape& x, const Shape& w, const Shape& y, Window window);
+  void run(const Forward& forward, float* y, const float* x, const dnnl::memory& filter, const float* bias);
   /// Copies a tensor from one layout to another and returns it where it now lies.
   dnnl::memory reordered(const dnnl::memory::desc& from, float* source, const dnnl::memory::desc& to, float* target);
 
@@ -30,7 +33,7 @@ struct CpuBackend::Convolutions {
     friend bool operator<(const Key& a, const Key& b) { return a.parts() < b.parts(); }
     std::array<int64_t, 10> parts() const { return {x[0], x[1], x[2], x[3], w[0], w[1], w[2], w[3], stride, padding}; }
   };
-  std::map<Key, dnnl::convolution_forward::primitive_desc> forwards_;
+  std::map<Key, Forward> forwards_;
 };
 
 }  // namespace nibblenet
