@@ -63,6 +63,7 @@ int main(int argc, char** argv) {
   app.add_option("MODEL", model, "Float or packed model; without it the newest packed one in weights/");
   app.add_option("--batch", batches, "Batch sizes, separated by commas")
       ->delimiter(',')
+      ->allow_extra_args(false)  // what follows may be MODEL
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   app.add_option("--seconds", seconds, "Measure each batch size for so long")
@@ -73,7 +74,7 @@ int main(int argc, char** argv) {
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     const auto backend = device.make();
-    StateDict dict = load_state_dict(find_model(model, ModelKind::packed));
+    StateDict dict = load_model(find_model(model, ModelKind::packed));
     const int image_size = image_size_of(dict.metadata);
     Network network(*backend, std::move(dict));
     fmt::print("{}\n{:>6} {:>12} {:>10} {:>10} {:>12}\n", backend->description(), "batch", "median ms", "p10", "p90",

@@ -39,7 +39,7 @@ struct Result {
 
 Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options) {
   const auto backend = options.device.make();
-  StateDict dict = load_state_dict(path);
+  StateDict dict = load_model(path);
   const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
   Network network(*backend, std::move(dict));
   Progress progress("evaluating", "images");

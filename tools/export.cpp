@@ -2,6 +2,7 @@
 
 #include "engine/model/alexnet.h"
 #include "tools/common/command_line.h"
+#include "tools/common/model_search.h"
 
 namespace {
 
@@ -9,7 +10,7 @@ using namespace nibblenet;
 using namespace nibblenet::tools;
 
 void export_model(const std::string& model, const std::string& output) {
-  const StateDict dict = dequantized(load_state_dict(model));
+  const StateDict dict = dequantized(load_model(model));
   save_state_dict(output, dict);
   fmt::print("wrote {} parameters in float32 to {}\n", dict.parameters.size(), output);
 }

@@ -1,5 +1,6 @@
 #include <fmt/chrono.h>
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <ctime>
@@ -7,6 +8,7 @@
 
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
+#include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "training/trainer.h"
@@ -49,6 +51,17 @@ std::filesystem::path output_of(const std::filesystem::path& checkpoint) {
   return checkpoint.parent_path() / (stem.substr(0, stem.size() - suffix.size()) + ".safetensors");
 }
 
+/// An output that cannot be written is reported now, not after hours of training.
+void prepare_output(const std::filesystem::path& output) {
+  std::error_code error;
+  if (std::filesystem::exists(output, error) && !std::filesystem::is_regular_file(output, error))
+    fail<IoError>("cannot write {}: it is no ordinary file; choose another name", output.string());
+  const std::filesystem::path folder = output.has_parent_path() ? output.parent_path() : ".";
+  std::filesystem::create_directories(folder, error);
+  if (!error && access(folder.c_str(), W_OK) != 0) error.assign(errno, std::generic_category());
+  if (error) fail<IoError>("cannot write into {}: {}; choose another --out", folder.string(), error.message());
+}
+
 Reset chosen_reset(const Options& options, const StateDict& parameters, int64_t classes) {
   if (options.reset == "classifier") return Reset::classifier;
   if (options.reset == "tail") return Reset::tail;
@@ -62,9 +75,10 @@ Reset chosen_reset(const Options& options, const StateDict& parameters, int64_t 
   return fits ? Reset::none : Reset::tail;
 }
 
-StateDict initial_parameters(const Options& options, int64_t classes) {
+StateDict initial_parameters(Options& options, bool image_size_given, int64_t classes) {
   if (options.init == "random") return random_alexnet(classes, options.training.seed);
-  StateDict parameters = load_state_dict(options.init);
+  StateDict parameters = load_model(options.init);
+  if (!image_size_given) options.training.image_size = image_size_of(parameters.metadata);
   if (parameters.packed()) {
     fmt::print("{} is packed: training starts from its dequantized weights\n", options.init);
     parameters = dequantized(parameters);
@@ -125,14 +139,20 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   if (!complete) throw Stopped(fmt::format("stopped; continue with: tools/finetune --resume {}", checkpoint.string()));
 }
 
-void finetune(Options& options, bool epochs_given) {
+/// Flags whose default depends on the file that training starts from.
+struct Given {
+  bool epochs;
+  bool image_size;
+};
+
+void finetune(Options& options, Given given) {
   const std::filesystem::path data = find_data(options.data);
   std::optional<Checkpoint> checkpoint;
   if (!options.resume.empty()) {
     checkpoint = load_checkpoint(options.resume);
     const int64_t epochs = options.training.epochs;
     options.training = checkpoint->options;
-    if (epochs_given) options.training.epochs = epochs;
+    if (given.epochs) options.training.epochs = epochs;
   }
   validate(options.training);
   const Dataset train_set = load_dataset(data, Split::train, options.training.train_limit);
@@ -141,8 +161,9 @@ void finetune(Options& options, bool epochs_given) {
     fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
-  StateDict parameters = checkpoint ? std::move(checkpoint->parameters)
-                                    : initial_parameters(options, static_cast<int64_t>(train_set.classes.size()));
+  StateDict parameters =
+      checkpoint ? std::move(checkpoint->parameters)
+                 : initial_parameters(options, given.image_size, static_cast<int64_t>(train_set.classes.size()));
   Network network(*backend, std::move(parameters));
   Trainer trainer(network, train_set, test_set, options.training);
   if (checkpoint) trainer.restore(checkpoint->momenta, checkpoint->position);
@@ -150,7 +171,7 @@ void finetune(Options& options, bool epochs_given) {
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
                                        : checkpoint            ? output_of(options.resume)
                                                                : default_output();
-  if (output.has_parent_path()) std::filesystem::create_directories(output.parent_path());
+  prepare_output(output);
   fmt::print("{}: {} training and {} test images, {} classes; features {}, {}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),
              options.training.freeze_features ? "frozen" : "trained", backend->description());
@@ -217,8 +238,13 @@ int main(int argc, char** argv) {
   app.add_option("--augment", options.augment, "flip: mirror every other training image at random; none")
       ->check(CLI::IsMember({"flip", "none"}))
       ->capture_default_str();
-  app.add_option("--image-size", t.image_size, "Input pixels, 63 or more")->capture_default_str();
-  app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")->capture_default_str();
+  auto* image_size =
+      app.add_option("--image-size", t.image_size,
+                     "Input pixels, 63 or more; default: what the --init model was trained with, else 224")
+          ->capture_default_str();
+  app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")
       ->capture_default_str();
   app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")
@@ -237,6 +263,6 @@ int main(int argc, char** argv) {
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     t.flip = options.augment == "flip";
     t.schedule = parse_schedule(options.schedule);
-    finetune(options, epochs->count() > 0);
+    finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});
   });
 }

@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "engine/model/alexnet.h"
+#include "engine/model/network.h"
 #include "tools/common/command_line.h"
 #include "tools/common/default_schemes.h"
 #include "tools/common/model_search.h"
@@ -86,13 +86,10 @@ void pack(const Options& options, bool bits_given) {
   make_backend("cpu", options.threads);  // sets the number of threads for the quantizers too
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
-  StateDict dict = load_state_dict(input);
+  StateDict dict = load_model(input);
   if (dict.packed())
     fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
                      input.string());
-  if (dict.metadata.contains("training_position"))
-    fail<UsageError>("{} is a checkpoint of an unfinished run; finish it with tools/finetune --resume", input.string());
-  alexnet_layers(dict);  // refuses what is no AlexNet before any work
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
 
@@ -162,6 +159,7 @@ int main(int argc, char** argv) {
   app.add_option("--layer", options.layers,
                  "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; "
                  "repeatable, the last match counts")
+      ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("SPEC");
   app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")
       ->type_name("FILE");

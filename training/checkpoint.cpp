@@ -74,6 +74,7 @@ void Trainer::save_checkpoint(const std::filesystem::path& path) const {
     add(network_.layers()[i].spec.name + ".weight", momenta_[i].weight.view());
     add(network_.layers()[i].spec.name + ".bias", momenta_[i].bias.view());
   }
+  dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
   dict.metadata[position_key] = nlohmann::json(position_).dump();
   save_state_dict(path, dict);
@@ -94,6 +95,14 @@ void Trainer::restore(const StateDict& momenta, TrainingPosition position) {
     load(network_.layers()[i].spec.name + ".bias", momenta_[i].bias);
   }
   position_ = std::move(position);
+}
+
+bool drop_momenta(StateDict& dict) {
+  if (!dict.metadata.contains(position_key)) return false;
+  std::erase_if(dict.parameters,
+                [](const Parameter& parameter) { return parameter.name.starts_with(momentum_prefix); });
+  dict.metadata.erase(position_key);
+  return true;
 }
 
 Checkpoint load_checkpoint(const std::filesystem::path& path) {

@@ -119,6 +119,8 @@ struct Checkpoint {
   TrainingOptions options;
   TrainingPosition position;
 };
+/// Makes a plain model of what was read from a checkpoint; false when it was none.
+bool drop_momenta(StateDict& dict);
 /// Throws FormatError when the file is no checkpoint.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 

@@ -40,6 +40,9 @@ struct StateDict {
   bool packed() const;  ///< at least one parameter is
 };
 
+/// Metadata key of the input size a model was trained with, in pixels.
+inline constexpr const char* image_size_key = "image_size";
+
 /// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or
 /// FormatError.
 StateDict load_state_dict(const std::filesystem::path& path);

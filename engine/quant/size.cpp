@@ -52,10 +52,9 @@ SizeRow sum(const std::vector<SizeRow>& rows, std::string name) {
 
 EstimatedSize estimated_size(const Scheme& scheme, const Shape& shape) {
   validate(scheme);
-  const int bytes_per_group = (scheme.scale == ScaleType::f16 ? 2 : 4) + (scheme.zero_point ? 1 : 0);
-  const int64_t groups = make_group_map(scheme.granularity, shape).groups;
+  const auto groups = static_cast<double>(make_group_map(scheme.granularity, shape).groups);
   return {.codes = static_cast<double>(shape.elements()) * scheme.bits / 8,
-          .scales = static_cast<double>(groups) * bytes_per_group};
+          .scales = groups * (scheme.scale == ScaleType::f16 ? 2 : 4)};
 }
 
 EstimatedSize estimated_size(const PackedTensor& packed) { return estimated_size(packed.scheme, packed.shape); }

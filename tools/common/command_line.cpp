@@ -42,14 +42,20 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     fmt::print(stderr, "{}: error: {}\n", app.get_name(), one_line(error.what()));
     return code;
   };
+  const auto finish = [&] {
+    std::cout.flush();
+    if (std::cout && std::fflush(stdout) == 0) return 0;
+    return report(IoError("cannot write to the standard output"), exit_error);
+  };
   try {
     app.parse(argc, argv);
     body();
-    std::cout.flush();
-    if (!std::cout || std::fflush(stdout) != 0) throw IoError("cannot write to the standard output");
-    return 0;
+    return finish();
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    if (error.get_exit_code() == 0) {  // --help
+      app.exit(error);
+      return finish();
+    }
     fmt::print(stderr, "{}: error: {} (see {} --help)\n", app.get_name(), one_line(error.what()), app.get_name());
     return exit_usage;
   } catch (const UsageError& error) {

@@ -43,6 +43,5 @@ std::filesystem::path project_root();
 
 /// Parses "224" and the like from a model's metadata; `fallback` when there is none. Throws FormatError.
 int image_size_of(const std::map<std::string, std::string>& metadata, int fallback = 224);
-inline constexpr const char* image_size_key = "image_size";
 
 }  // namespace nibblenet::tools

@@ -4,8 +4,9 @@
 
 #include <optional>
 
-#include "engine/io/safetensors.h"
+#include "engine/model/alexnet.h"
 #include "tools/common/command_line.h"
+#include "training/trainer.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -40,6 +41,17 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
                      packed ? "run tools/pack first" : "run tools/finetune first");
   fmt::print("model: {} (the newest {} one in weights/)\n", newest->path().string(), packed ? "packed" : "fine-tuned");
   return newest->path();
+}
+
+StateDict load_model(const std::filesystem::path& path) {
+  StateDict dict = load_state_dict(path);
+  if (drop_momenta(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
+  try {
+    alexnet_layers(dict);
+  } catch (const Error& error) {
+    fail<FormatError>("{}: {}", path.string(), error.what());
+  }
+  return dict;
 }
 
 }  // namespace nibblenet::tools

@@ -1,0 +1,381 @@
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+
+#include "engine/io/dataset.h"
+#include "tests/support/small_network.h"
+#include "tests/tools/run.h"
+#include "tools/common/default_schemes.h"
+
+namespace nibblenet::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t small_weights = 37'669;
+
+class PackTest : public ToolsTest {
+ protected:
+  /// "linear:4:channel" of every weight in a packed file.
+  std::map<std::string, std::string> schemes(const std::string& name) const {
+    std::map<std::string, std::string> result;
+    const StateDict dict = model(name);
+    for (const Parameter& parameter : dict.parameters)
+      if (parameter.packed()) result[parameter.name] = to_string(parameter.packed_values().scheme);
+    return result;
+  }
+
+  /// The file holds exactly what the library makes of small.safetensors.
+  void expect_packed_by(const Scheme& scheme, const std::string& name) const {
+    StateDict expected = model("small.safetensors");
+    pack_all(expected, scheme);
+    const StateDict actual = model(name);
+    ASSERT_EQ(actual.parameters.size(), expected.parameters.size());
+    for (const Parameter& parameter : expected.parameters) {
+      const Parameter& other = actual.at(parameter.name);
+      ASSERT_EQ(other.packed(), parameter.packed()) << parameter.name;
+      if (!parameter.packed()) {
+        EXPECT_TRUE(std::ranges::equal(other.values().view(), parameter.values().view())) << parameter.name;
+        continue;
+      }
+      const PackedTensor &a = other.packed_values(), &b = parameter.packed_values();
+      EXPECT_EQ(a.scheme, b.scheme) << parameter.name;
+      EXPECT_TRUE(a.codes == b.codes && a.scales == b.scales && a.block_ids == b.block_ids && a.codebook == b.codebook)
+          << parameter.name;
+    }
+  }
+};
+
+TEST_F(PackTest, BitsAloneTakeTheMeasuredSchemesAndNameTheOutput) {
+  for (int bits = 2; bits <= 8; ++bits) {
+    succeed(fmt::format("pack small.safetensors --bits {}", bits));
+    for (const auto& [weight, scheme] : schemes(fmt::format("small_{}bit.safetensors", bits)))
+      EXPECT_EQ(scheme, to_string(tools::default_scheme_for(weight, bits))) << weight;
+  }
+  fs::remove(at("small_4bit.safetensors"));
+  succeed("pack small.safetensors");
+  EXPECT_TRUE(fs::exists(at("small_4bit.safetensors"))) << "4 bits are the default";
+}
+
+TEST_F(PackTest, EveryMethodAndWidth) {
+  for (const MethodTraits& method : method_table())
+    for (int bits = 2; bits <= 8; ++bits) {
+      SCOPED_TRACE(fmt::format("{} at {} bits", method.name, bits));
+      const std::string line =
+          fmt::format("pack small.safetensors --method {} --bits {} --json out.json", method.name, bits);
+      if (bits < method.min_bits || bits > method.max_bits) {
+        refuse(line, fmt::format("{} does not support {} bits", method.name, bits), 2);
+        continue;
+      }
+      succeed(line);
+      const std::string output = fmt::format("small_{}_{}bit.safetensors", method.name, bits);
+      expect_packed_by(default_scheme(method.method, bits), output);
+      const nlohmann::json report = json("out.json");
+      EXPECT_EQ(report.at("output"), output);
+      EXPECT_EQ(report.at("size").at("weights"), small_weights);
+      EXPECT_EQ(report.at("size").at("rest"), fs::file_size(at(output)));
+    }
+}
+
+TEST_F(PackTest, EveryFlagReachesTheScheme) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"--granularity tensor", "linear:4:tensor"},
+      {"--granularity row", "linear:4:row"},
+      {"--granularity block:7 --bits 3", "linear:3:block:7"},
+      {"--granularity tile:8x8 --bits 5", "linear:5:tile:8x8"},
+      {"--scale f16", "linear:4:channel:f16"},
+      {"--scale f32", "linear:4:channel"},
+      {"--scale-sign signed", "linear:4:channel:signed"},
+      {"--scale-sign absolute", "linear:4:channel"},
+      {"--zero-point", "linear:4:channel:zero-point"},
+      {"--zero-point --scale f16 --granularity block:16 --bits 6", "linear:6:block:16:f16:zero-point"},
+      {"--method dynamic-tree --bits 3 --scale-sign absolute", "dynamic-tree:3:row:absolute"},
+      {"--method dynamic-tree --bits 3", "dynamic-tree:3:row"},
+      {"--method stable-embedding --granularity sorted:512", "stable-embedding:4:sorted:512"},
+      {"--method fp8-e4m3", "fp8-e4m3:8:row"},  // a method of one width needs no --bits
+  };
+  for (const auto& [flags, scheme] : cases) {
+    SCOPED_TRACE(flags);
+    succeed("pack small.safetensors -o out.safetensors " + flags);
+    expect_packed_by(parse_scheme(scheme), "out.safetensors");
+    for (const auto& [weight, written] : schemes("out.safetensors")) EXPECT_EQ(written, scheme) << weight;
+  }
+}
+
+TEST_F(PackTest, LayersMayDiffer) {
+  // The flags stand in front of MODEL: a repeatable flag takes one value each time.
+  succeed(
+      "pack --bits 4 --method linear --layer features.*=linear:8:channel --layer features.3=nf4 "
+      "--layer classifier.6.weight=dynamic-tree:3:row:f16 small.safetensors -o out.safetensors");
+  const std::map<std::string, std::string> expected = {
+      {"features.0.weight", "linear:8:channel"},   {"features.3.weight", "nf4:4:block:64"},
+      {"features.6.weight", "linear:8:channel"},   {"features.8.weight", "linear:8:channel"},
+      {"features.10.weight", "linear:8:channel"},  {"classifier.1.weight", "linear:4:channel"},
+      {"classifier.4.weight", "linear:4:channel"}, {"classifier.6.weight", "dynamic-tree:3:row:f16"}};
+  EXPECT_EQ(schemes("out.safetensors"), expected);
+  refuse("pack small.safetensors --layer feature.*=linear:8:channel -o no.safetensors", "feature.*", 2);
+  EXPECT_FALSE(fs::exists(at("no.safetensors")));
+}
+
+TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {
+  succeed("pack small.safetensors");
+  refuse("pack small_4bit.safetensors", "small_4bit.safetensors is packed already", 2);
+}
+
+TEST_F(PackTest, WithoutAModelTheNewestOneOfTheKindIsTaken) {
+  for (const std::string tool : {"pack", "eval --data standin", "bench"}) refuse(tool, "weights", 2);
+
+  fs::create_directory(at("weights"));
+  const std::string train = "finetune --data standin --image-size 64 --threads 1 --epochs 1 --init small.safetensors ";
+  succeed(train + "--out weights/old.safetensors");
+  succeed(train + "--out weights/new.safetensors");
+  succeed("pack weights/old.safetensors -o weights/old_packed.safetensors");
+  succeed("pack weights/old.safetensors -o weights/new_packed.safetensors");
+  write_text(at("weights/broken.safetensors"), "no model");
+  write_text(at("weights/notes.txt"), "no model either");
+  const auto now = fs::file_time_type::clock::now();
+  // By date, the youngest first. The checkpoints that training leaves there are no models.
+  int age = 0;
+  for (const char* name :
+       {"broken.safetensors", "notes.txt", "new.checkpoint.safetensors", "old.checkpoint.safetensors",
+        "new_packed.safetensors", "new.safetensors", "old_packed.safetensors", "old.safetensors"})
+    fs::last_write_time(at("weights") / name, now - std::chrono::seconds(10 * ++age));
+
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"eval --data standin", "new_packed.safetensors"},
+      {"bench --batch 1 --seconds 0", "new_packed.safetensors"},
+      {"pack", "new.safetensors"}};
+  for (const auto& [line, name] : cases) {
+    const Outcome outcome = succeed(line);
+    EXPECT_NE(first_line(outcome.out).find((at("weights") / name).string()), std::string::npos) << line << outcome;
+  }
+  EXPECT_TRUE(fs::exists(at("weights/new_4bit.safetensors")));
+}
+
+class EvalTest : public ToolsTest {
+ protected:
+  struct Logits {
+    Tensor<float> logits;
+    std::vector<int64_t> labels;
+
+    int64_t predicted(int64_t image) const {
+      const auto row = logits.view().span().subspan(static_cast<size_t>(image * logits.shape()[1]),
+                                                    static_cast<size_t>(logits.shape()[1]));
+      return std::ranges::max_element(row) - row.begin();
+    }
+  };
+  Logits read_logits(const std::string& name) const {
+    const SafetensorsFile file(at(name));
+    EXPECT_EQ(file.tensors().size(), 2U);
+    EXPECT_EQ(file.at("logits").dtype, DType::f32);
+    EXPECT_EQ(file.at("labels").dtype, DType::i64);
+    Logits result{golden(file, "logits"), std::vector<int64_t>(static_cast<size_t>(file.at("labels").sizes.at(0)))};
+    std::memcpy(result.labels.data(), file.at("labels").bytes.data(), file.at("labels").bytes.size());
+    return result;
+  }
+
+  /// Every key of the contract is there, and what can be computed from others agrees.
+  void expect_consistent(const nlohmann::json& report, const std::string& model) const {
+    EXPECT_DOUBLE_EQ(report.at("accuracy").get<double>(),
+                     report.at("correct").get<double>() / report.at("images").get<double>());
+    EXPECT_GE(report.at("accuracy"), 0.0);
+    EXPECT_LE(report.at("accuracy"), 1.0);
+    EXPECT_GT(report.at("loss"), 0.0);
+    EXPECT_GT(report.at("images_per_second"), 0.0);
+    EXPECT_EQ(report.at("device"), "cpu");
+    const nlohmann::json& size = report.at("size");
+    EXPECT_EQ(size.at("weights"), small_weights);
+    EXPECT_GE(size.at("groups"), 0);
+    EXPECT_EQ(size.at("rest"), fs::file_size(at(model)));
+    const nlohmann::json& estimated = size.at("estimated");
+    EXPECT_DOUBLE_EQ(estimated.at("total").get<double>(),
+                     estimated.at("codes").get<double>() + estimated.at("scales").get<double>());
+    const nlohmann::json& resident = size.at("resident");
+    int64_t sum = resident.value("weights", int64_t{0});  // of what is not packed
+    for (const char* part : {"codes", "scales", "zero_points", "codebooks", "block_ids", "padding", "biases"})
+      sum += resident.at(part).get<int64_t>();
+    EXPECT_EQ(resident.at("total"), sum);
+    const int64_t of_weights = sum - resident.at("padding").get<int64_t>() - resident.at("biases").get<int64_t>();
+    EXPECT_DOUBLE_EQ(size.at("bits_per_weight").get<double>(), 8.0 * static_cast<double>(of_weights) / small_weights);
+  }
+};
+
+TEST_F(EvalTest, ReportsWhatTheContractLists) {
+  const std::vector<std::string> flags = {"", "--bits 4 --method linear", "--bits 3 --method stable-embedding",
+                                          "--bits 5 --zero-point --scale f16", "--method nf4"};
+  for (const std::string& flag : flags) {
+    SCOPED_TRACE(flag);
+    std::string name = "small.safetensors";
+    if (!flag.empty()) {
+      succeed("pack " + name + " -o packed.safetensors " + flag);
+      name = "packed.safetensors";
+    }
+    const Outcome outcome = succeed("eval --data standin --json out.json " + name);
+    const nlohmann::json report = json("out.json");
+    EXPECT_EQ(report.at("images"), 100);
+    expect_consistent(report, name);
+    EXPECT_EQ(report.at("size").at("groups") == 0, flag.empty());
+    for (const char* word : {"accuracy", "95 % interval", "cross-entropy", "images/s", "estimated", "rest", "resident",
+                             "features.0", "classifier.6", "total", "difference"})
+      EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+  }
+}
+
+TEST_F(EvalTest, LogitsAreInTheOrderOfTheDataAndAgreeWithTheReport) {
+  for (const auto& [name, split] : {std::pair{"test", Split::test}, {"train", Split::train}}) {
+    SCOPED_TRACE(name);
+    succeed(
+        fmt::format("eval small.safetensors --data standin --split {} --logits out.safetensors --json out.json", name));
+    const Logits result = read_logits("out.safetensors");
+    const nlohmann::json report = json("out.json");
+    const Dataset dataset = load_dataset(at("standin"), split);
+    EXPECT_TRUE(std::ranges::equal(result.labels, dataset.labels));
+    ASSERT_EQ(result.logits.shape(), (Shape{dataset.size(), 10}));
+    int64_t correct = 0;
+    double loss = 0;
+    for (int64_t i = 0; i < dataset.size(); ++i) {
+      const int64_t label = result.labels[static_cast<size_t>(i)];
+      correct += result.predicted(i) == label ? 1 : 0;
+      double exponentials = 0;
+      for (int64_t k = 0; k < 10; ++k) exponentials += std::exp(static_cast<double>(result.logits.data()[i * 10 + k]));
+      loss += std::log(exponentials) - static_cast<double>(result.logits.data()[i * 10 + label]);
+    }
+    EXPECT_EQ(report.at("images"), dataset.size());
+    EXPECT_EQ(report.at("correct"), correct);
+    EXPECT_NEAR(report.at("loss").get<double>(), loss / static_cast<double>(dataset.size()), 1e-5);
+  }
+}
+
+TEST_F(EvalTest, LimitTakesTheFirstImagesOfEveryClass) {
+  succeed("eval small.safetensors --data standin --logits all.safetensors");
+  succeed("eval small.safetensors --data standin --logits few.safetensors --limit 57 --batch 7");
+  const Logits all = read_logits("all.safetensors"), few = read_logits("few.safetensors");
+  ASSERT_EQ(few.labels.size(), 50U);
+  std::map<int64_t, int> taken;
+  int64_t row = 0;
+  for (size_t i = 0; i < all.labels.size(); ++i) {
+    if (++taken[all.labels[i]] > 5) continue;
+    ASSERT_EQ(few.labels[static_cast<size_t>(row)], all.labels[i]);
+    EXPECT_LE(relative_error(few.logits.view().slice(row, 1), all.logits.view().slice(static_cast<int64_t>(i), 1)),
+              1e-5);
+    ++row;
+  }
+  EXPECT_EQ(row, 50);
+}
+
+TEST_F(EvalTest, APackedModelEqualsItsExport) {
+  for (const MethodTraits& method : method_table()) {
+    SCOPED_TRACE(method.name);
+    succeed(fmt::format("pack small.safetensors --method {} --bits {} -o packed.safetensors", method.name,
+                        method.min_bits));
+    succeed("export packed.safetensors --to safetensors -o float.safetensors");
+    const StateDict exported = model("float.safetensors");
+    EXPECT_FALSE(exported.packed());
+    EXPECT_EQ(exported.metadata.at("image_size"), "64");
+    EXPECT_EQ(exported.parameters.size(), 16U);
+    EXPECT_TRUE(same_bits(dequantized(model("packed.safetensors")), exported));
+    for (const char* name : {"packed", "float"})
+      succeed(fmt::format("eval {0}.safetensors --data standin --logits {0}_logits.safetensors", name));
+    EXPECT_LE(relative_error(read_logits("packed_logits.safetensors").logits.view(),
+                             read_logits("float_logits.safetensors").logits.view()),
+              1e-5);
+  }
+}
+
+TEST_F(EvalTest, ComparesTwoModelsImageByImage) {
+  succeed("pack small.safetensors --bits 3 -o packed.safetensors");
+  const Outcome outcome = succeed("eval packed.safetensors --data standin --compare small.safetensors --json out.json");
+  const nlohmann::json report = json("out.json"), other = report.at("compared_with");
+  EXPECT_NEAR(other.at("only_this").get<double>() - other.at("only_other").get<double>(),
+              100 * (report.at("accuracy").get<double>() - other.at("accuracy").get<double>()), 1e-9);
+  EXPECT_EQ(other.at("size").at("rest"), fs::file_size(at("small.safetensors")));
+  EXPECT_NE(outcome.out.find("McNemar"), std::string::npos) << outcome;
+
+  succeed("eval small.safetensors --data standin --compare small.safetensors --json same.json");
+  EXPECT_EQ(json("same.json").at("compared_with").at("only_this"), 0);
+  EXPECT_EQ(json("same.json").at("compared_with").at("mcnemar_p"), 1.0);
+}
+
+TEST_F(EvalTest, FindsTheImagesByTheVariableThenInTheFolderData) {
+  environment_.push_back("NIBBLENET_DATA=nowhere");
+  refuse("eval small.safetensors", "NIBBLENET_DATA=nowhere", 2);
+  environment_.back() = "NIBBLENET_DATA=" + at("standin").string();
+  EXPECT_NE(succeed("eval small.safetensors").out.find("NIBBLENET_DATA"), std::string::npos);
+  environment_.pop_back();
+  fs::rename(at("standin"), at("data"));
+  EXPECT_NE(succeed("eval small.safetensors").out.find("found in data/"), std::string::npos);
+}
+
+class InspectTest : public ToolsTest {};
+
+TEST_F(InspectTest, CountsTheExponentsOfDynamicTrees) {
+  for (const char* method : {"dynamic-tree", "stable-embedding"})
+    for (int bits = 3; bits <= 8; ++bits) {
+      SCOPED_TRACE(fmt::format("{} {}", method, bits));
+      succeed(fmt::format("pack small.safetensors --method {} --bits {} -o packed.safetensors", method, bits));
+      const Outcome outcome = succeed("inspect packed.safetensors --json out.json");
+      int64_t weights = 0;
+      const nlohmann::json report = json("out.json");
+      for (const auto& tensor : report.at("tensors")) {
+        if (!tensor.contains("exponent_counts")) continue;
+        EXPECT_EQ(tensor.at("exponent_counts").size(), static_cast<size_t>(bits - 1));
+        int64_t sum = tensor.at("zeros").get<int64_t>();
+        for (const auto& count : tensor.at("exponent_counts")) sum += count.get<int64_t>();
+        EXPECT_EQ(sum, Shape(tensor.at("shape").get<std::vector<int64_t>>()).elements()) << tensor;
+        weights += sum;
+      }
+      EXPECT_EQ(weights, small_weights);
+      EXPECT_NE(outcome.out.find("exponent counts"), std::string::npos);
+    }
+}
+
+TEST_F(InspectTest, ShowsEveryTensorWithItsRange) {
+  const StateDict small = model("small.safetensors");
+  succeed("inspect small.safetensors --json out.json");
+  const nlohmann::json report = json("out.json");
+  ASSERT_EQ(report.at("tensors").size(), small.parameters.size());
+  EXPECT_EQ(report.at("bytes"), small.file_bytes);
+  for (const auto& tensor : report.at("tensors")) {
+    const auto values = small.at(tensor.at("name").get<std::string>()).values().view().span();
+    EXPECT_EQ(tensor.at("min").get<float>(), *std::ranges::min_element(values));
+    EXPECT_EQ(tensor.at("max").get<float>(), *std::ranges::max_element(values));
+    EXPECT_EQ(tensor.at("bytes").get<size_t>(), values.size_bytes());
+    EXPECT_EQ(tensor.at("scheme"), "float32");
+  }
+}
+
+TEST_F(InspectTest, VerifyFindsAFlippedBitInAnyTensor) {
+  succeed("pack small.safetensors --bits 4 --zero-point -o packed.safetensors");
+  EXPECT_NE(succeed("inspect packed.safetensors --verify").out.find("32 checksums verified"), std::string::npos);
+  const std::string text = read_text(at("packed.safetensors"));
+  const SafetensorsFile file(at("packed.safetensors"));
+  const uint8_t* data = file.tensors().front().bytes.data();
+  for (const TensorEntry& entry : file.tensors()) {
+    std::string flipped = text;
+    const auto offset = file.header_bytes() + (&entry.bytes.back() - data);
+    flipped[static_cast<size_t>(offset)] = static_cast<char>(flipped[static_cast<size_t>(offset)] ^ 1);
+    write_text(at("flipped.safetensors"), flipped);
+    refuse("inspect flipped.safetensors --verify", entry.name, 1);
+  }
+}
+
+class BenchTest : public ToolsTest {};
+
+TEST_F(BenchTest, TimesEveryBatchSize) {
+  succeed("pack small.safetensors");
+  for (const char* name : {"small.safetensors", "small_4bit.safetensors"}) {
+    succeed(fmt::format("bench --batch 1,2 {} --seconds 0.05 --json out.json", name));
+    const nlohmann::json results = json("out.json").at("results");
+    ASSERT_EQ(results.size(), 2U);
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(results[i].at("batch"), i + 1);
+      EXPECT_GT(results[i].at("images_per_second"), 0.0);
+      EXPECT_LE(results[i].at("latency_ms_p10"), results[i].at("latency_ms"));
+      EXPECT_LE(results[i].at("latency_ms"), results[i].at("latency_ms_p90"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibblenet::testing

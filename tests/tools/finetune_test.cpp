@@ -1,0 +1,167 @@
+#include <signal.h>
+
+#include <regex>
+
+#include "tests/support/small_network.h"
+#include "tests/tools/run.h"
+
+namespace nibblenet::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// One thread, small images: an epoch takes a tenth of a second.
+class FinetuneTest : public ToolsTest {
+ protected:
+  static inline const std::string finetune = "finetune --data standin --threads 1 ";
+  static inline const std::string from_small = finetune + "--image-size 64 --init small.safetensors ";
+  /// Weights stay as they were to the bit, so that only a reset shows.
+  static inline const std::string still = "--epochs 1 --lr 1e-30 ";
+
+  static bool same_layer(const StateDict& a, const StateDict& b, const std::string& layer) {
+    return std::ranges::equal(a.at(layer + ".weight").values().view(), b.at(layer + ".weight").values().view()) &&
+           std::ranges::equal(a.at(layer + ".bias").values().view(), b.at(layer + ".bias").values().view());
+  }
+  static std::vector<std::string> changed_layers(const StateDict& a, const StateDict& b) {
+    std::vector<std::string> changed;
+    for (const auto& names : {alexnet_feature_names(), alexnet_classifier_names()})
+      for (const std::string& name : names)
+        if (!same_layer(a, b, name)) changed.push_back(name);
+    return changed;
+  }
+};
+
+TEST_F(FinetuneTest, WritesModelCheckpointAndJson) {
+  const Outcome outcome = succeed(from_small + "--epochs 2 --json report.json");
+  const std::regex name("model_\\d{8}_\\d{6}_final_frozen_alexnet\\.safetensors");
+  std::vector<std::string> models;
+  for (const auto& entry : fs::directory_iterator(at("weights")))
+    if (std::regex_match(entry.path().filename().string(), name)) models.push_back(entry.path().string());
+  ASSERT_EQ(models.size(), 1U) << outcome;
+  const nlohmann::json report = json("report.json");
+  EXPECT_EQ(report.at("output"), models[0]);
+  EXPECT_TRUE(fs::exists(report.at("checkpoint").get<std::string>()));
+  EXPECT_EQ(report.at("device"), "cpu");
+  EXPECT_EQ(report.at("train_images"), 200);
+  EXPECT_EQ(report.at("test_images"), 100);
+  ASSERT_EQ(report.at("epochs").size(), 2U);
+  for (const auto& epoch : report.at("epochs")) {
+    EXPECT_GT(epoch.at("loss"), 0.0);
+    EXPECT_GT(epoch.at("images_per_second"), 0.0);
+    EXPECT_GE(epoch.at("test_accuracy"), 0.0);
+    EXPECT_LE(epoch.at("test_accuracy"), 1.0);
+  }
+  EXPECT_EQ(report.at("test_accuracy"), report.at("epochs").back().at("test_accuracy"));
+  for (const char* word : {"epoch 1/2: loss ", "epoch 2/2: loss ", "test accuracy ", "images/s", models[0].c_str()})
+    EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+  // The model knows its image size: what evaluates it need not be told.
+  EXPECT_EQ(load_state_dict(models[0]).metadata.at("image_size"), "64");
+  // Features are frozen when a model is given.
+  EXPECT_EQ(changed_layers(model("small.safetensors"), load_state_dict(models[0])), alexnet_classifier_names());
+}
+
+TEST_F(FinetuneTest, TheSameCommandGivesTheSameBits) {
+  for (const char* out : {"a", "b"}) succeed(from_small + "--epochs 2 --seed 5 --out " + out + ".safetensors");
+  succeed(from_small + "--epochs 2 --seed 6 --out c.safetensors");
+  EXPECT_TRUE(same_bits(model("a.safetensors"), model("b.safetensors")));
+  EXPECT_FALSE(same_bits(model("a.safetensors"), model("c.safetensors")));
+}
+
+TEST_F(FinetuneTest, FreezeNoneTrainsEverything) {
+  succeed(from_small + "--epochs 1 --batch 20 --freeze none --out new/folder/all.safetensors");
+  EXPECT_EQ(changed_layers(model("small.safetensors"), model("new/folder/all.safetensors")).size(), 8U);
+}
+
+TEST_F(FinetuneTest, StartsFromRandomWeights) {
+  succeed(finetune + "--image-size 64 --epochs 1 --train-limit 10 --test-limit 10 --out random.safetensors");
+  const StateDict random = model("random.safetensors");
+  EXPECT_EQ(class_count(random), 10);
+  EXPECT_EQ(random.at("classifier.1.weight").shape(), (Shape{4096, 9216}));
+  EXPECT_EQ(changed_layers(random_alexnet(10, 0), random).size(), 8U);
+}
+
+TEST_F(FinetuneTest, StartsFromADequantizedPackedModel) {
+  succeed("pack small.safetensors --bits 8 -o packed.safetensors");
+  succeed(finetune + "--image-size 64 --init packed.safetensors --out out.safetensors " + still);
+  const StateDict out = model("out.safetensors");
+  const StateDict packed = dequantized(model("packed.safetensors"));
+  for (const Parameter& parameter : packed.parameters)  // zeros may have moved by the learning rate
+    EXPECT_LE(relative_error(out.at(parameter.name).values().view(), parameter.values().view()), 1e-20);
+}
+
+TEST_F(FinetuneTest, ResetReinitialisesWhatItSays) {
+  struct Case {
+    std::string flags;
+    std::vector<std::string> changed;
+  };
+  const std::vector<std::string> tail = {"classifier.4", "classifier.6"};
+  const std::vector<Case> cases = {{"--init small.safetensors", {}},
+                                   {"--init small.safetensors --reset none", {}},
+                                   {"--init small.safetensors --reset tail", tail},
+                                   {"--init small.safetensors --reset classifier", alexnet_classifier_names()},
+                                   {"--init seven.safetensors", tail},
+                                   {"--init seven.safetensors --reset tail", tail},
+                                   {"--init seven.safetensors --reset classifier", alexnet_classifier_names()}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.flags);
+    succeed(finetune + "--image-size 64 --out out.safetensors " + still + c.flags);
+    const StateDict before = model(c.flags.substr(7, 17)), after = model("out.safetensors");
+    EXPECT_EQ(changed_layers(before, after), c.changed);
+    EXPECT_EQ(class_count(after), 10);
+    if (!c.changed.empty()) {
+      EXPECT_EQ(after.at("classifier.4.weight").shape(), (Shape{1024, 67}));
+    }
+  }
+  refuse(finetune + "--image-size 64 --init seven.safetensors --reset none", "--reset none", 2);
+}
+
+TEST_F(FinetuneTest, LimitsTakeTheSameNumberOfEveryClass) {
+  const std::string line = from_small + "--out out.safetensors --json out.json " + still;
+  succeed(line + "--train-limit 25 --test-limit 10");
+  EXPECT_EQ(json("out.json").at("train_images"), 20);
+  EXPECT_EQ(json("out.json").at("test_images"), 10);
+  refuse(line + "--train-limit 3", "3", 2);
+  refuse(line + "--test-limit 9", "9", 2);
+}
+
+TEST_F(FinetuneTest, AnInterruptedRunEndsInTheSameBits) {
+  const std::string line = from_small +
+                           "--freeze none --augment flip --schedule warmup-cosine --weight-decay 1e-4 --batch 20 "
+                           "--epochs 20 --out ";
+  succeed(line + "whole.safetensors");
+
+  Child child(command(line + "cut.safetensors"), at(""), environment_, at(".cut").string());
+  ASSERT_TRUE(child.wait_for("epoch 2/20")) << child.wait();
+  child.send(SIGINT);
+  const Outcome stopped = child.wait();
+  EXPECT_EQ(stopped.code, 130) << stopped;
+  EXPECT_NE(stopped.err.find("--resume cut.checkpoint.safetensors"), std::string::npos) << stopped;
+  EXPECT_FALSE(fs::exists(at("cut.safetensors")));
+
+  for (const std::string flag : {"--lr", "--init", "--batch", "--seed", "--train-limit", "--image-size"})
+    refuse(finetune + "--resume cut.checkpoint.safetensors " + flag + " 100", flag + " cannot be changed", 2);
+  for (const std::string flag : {"--freeze none", "--schedule cosine", "--reset tail", "--augment none"})
+    refuse(finetune + "--resume cut.checkpoint.safetensors " + flag, "cannot be changed", 2);
+
+  succeed(finetune + "--resume cut.checkpoint.safetensors");
+  EXPECT_TRUE(same_bits(model("whole.safetensors"), model("cut.safetensors")));
+}
+
+TEST_F(FinetuneTest, ResumeMayRaiseTheEpochs) {
+  succeed(from_small + "--epochs 3 --out whole.safetensors");
+  succeed(from_small + "--epochs 1 --out short.safetensors");
+  succeed(finetune + "--resume short.checkpoint.safetensors --epochs 3 --out longer.safetensors --json longer.json");
+  EXPECT_EQ(json("longer.json").at("epochs").size(), 3U);
+  EXPECT_TRUE(same_bits(model("whole.safetensors"), model("longer.safetensors")));
+}
+
+TEST_F(FinetuneTest, ModelsAndCheckpointsAreNotMixedUp) {
+  refuse(finetune + "--resume small.safetensors", "small.safetensors is not a checkpoint", 1);
+  succeed(from_small + still + "--out out.safetensors");
+  const Outcome packed = succeed("pack out.checkpoint.safetensors -o packed.safetensors");
+  EXPECT_NE(packed.out.find("out.checkpoint.safetensors is a checkpoint"), std::string::npos);
+  succeed("inspect packed.safetensors --verify");
+}
+
+}  // namespace
+}  // namespace nibblenet::testing
