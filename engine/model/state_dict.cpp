@@ -82,6 +82,25 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
   return parameter;
 }
 
+/// "features.3.weight" before "features.10.weight": numbers between dots are compared as numbers.
+bool in_network_order(const Parameter& a, const Parameter& b) {
+  const auto key = [](std::string_view name) {
+    std::vector<std::pair<int64_t, std::string_view>> parts;
+    while (!name.empty()) {
+      const size_t dot = std::min(name.find('.'), name.size());
+      int64_t number = -1;
+      std::from_chars(name.data(), name.data() + dot, number);
+      parts.emplace_back(number, name.substr(0, dot));
+      name.remove_prefix(std::min(dot + 1, name.size()));
+    }
+    return parts;
+  };
+  // "features" comes before "classifier": the other way round than the alphabet has it, as have "weight" and "bias".
+  return std::ranges::lexicographical_compare(key(a.name), key(b.name), [](const auto& x, const auto& y) {
+    return x.first != y.first ? x.first < y.first : x.second > y.second;
+  });
+}
+
 }  // namespace
 
 const Shape& Parameter::shape() const {
@@ -147,6 +166,7 @@ StateDict load_state_dict(const std::filesystem::path& path) {
     parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
     dict.parameters.push_back(std::move(parameter));
   }
+  if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
   return dict;
 }
 

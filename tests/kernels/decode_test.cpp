@@ -35,7 +35,7 @@ bool supported(DecodePath path) {
       return __builtin_cpu_supports("avx2");
     case DecodePath::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("bmi2");
 #endif
     default:
       return false;

@@ -1,6 +1,7 @@
 #include "tools/common/command_line.h"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <csignal>
@@ -22,6 +23,17 @@ void on_signal(int signal) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
+}
+
+/// Where JSON goes with --json -: the standard output, while text for people moves to the standard error.
+FILE* json_output = stdout;
+
+void keep_standard_output_for_json() {
+  std::fflush(stdout);
+  const int original = dup(STDOUT_FILENO);
+  json_output = original < 0 ? nullptr : fdopen(original, "w");
+  if (json_output == nullptr || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+    throw IoError("--json -: cannot write to the standard output");
 }
 
 constexpr int exit_error = 1;
@@ -49,6 +61,8 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
   };
   try {
     app.parse(argc, argv);
+    const CLI::Option* json = app.get_option_no_throw("--json");
+    if (json != nullptr && json->count() > 0 && json->as<std::string>() == "-") keep_standard_output_for_json();
     body();
     return finish();
   } catch (const CLI::ParseError& error) {
@@ -95,7 +109,8 @@ void add_json_option(CLI::App& app, std::string& path) {
 void write_json(const std::string& path, const nlohmann::json& document) {
   if (path.empty()) return;
   if (path == "-") {
-    std::cout << document.dump(2) << '\n';
+    fmt::print(json_output, "{}\n", document.dump(2));
+    if (std::fflush(json_output) != 0) throw IoError("cannot write to the standard output");
     return;
   }
   std::ofstream file(path);

@@ -33,7 +33,7 @@ struct DeviceOptions {
   std::unique_ptr<Backend> make() const;
 };
 
-/// Adds --json FILE ('-' is the standard output).
+/// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the standard error).
 void add_json_option(CLI::App& app, std::string& path);
 /// Writes the document when a path was given. Throws IoError.
 void write_json(const std::string& path, const nlohmann::json& document);
