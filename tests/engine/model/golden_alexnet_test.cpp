@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "engine/core/random.h"
 #include "engine/io/preprocess.h"
@@ -34,6 +35,14 @@ StateDict golden_parameters(uint64_t seed) {
   return dict;
 }
 
+/// The elements of a tensor in a file, which may lie at any address.
+template <class T>
+std::vector<T> elements_of(const TensorEntry& entry) {
+  std::vector<T> elements(entry.bytes.size() / sizeof(T));
+  std::memcpy(elements.data(), entry.bytes.data(), elements.size() * sizeof(T));
+  return elements;
+}
+
 Tensor<float> golden_images(const SafetensorsFile& file) {
   const TensorEntry& bytes = file.at("u8_nhwc");
   Tensor<float> images(host_memory(), {bytes.sizes[0], 224, 224, 3}, MemoryCategory::data);
@@ -46,7 +55,7 @@ Tensor<float> golden_images(const SafetensorsFile& file) {
 TEST(GoldenAlexNet, ForwardAndBackwardEqualPyTorch) {
   const SafetensorsFile file(golden_folder() / "alexnet_forward.safetensors");
   StateDict parameters = golden_parameters(std::stoull(file.metadata().at("seed")));
-  const auto* sums = reinterpret_cast<const double*>(file.at("weight_sums").bytes.data());
+  const std::vector<double> sums = elements_of<double>(file.at("weight_sums"));
   for (size_t i = 0; i < parameters.parameters.size(); ++i) {
     double sum = 0, magnitude = 0;
     for (const float value : parameters.parameters[i].values().view()) {
@@ -68,8 +77,8 @@ TEST(GoldenAlexNet, ForwardAndBackwardEqualPyTorch) {
                            golden(file, "features").view()),
             1e-4);
 
-  const auto* targets = reinterpret_cast<const int64_t*>(file.at("target").bytes.data());
-  std::vector<int32_t> labels(targets, targets + logits.size(0));
+  const std::vector<int64_t> targets = elements_of<int64_t>(file.at("target"));
+  std::vector<int32_t> labels(targets.begin(), targets.end());
   Tensor<float> losses(*backend, {logits.size(0)}, MemoryCategory::data);
   Tensor<float> dlogits(*backend, logits.shape(), MemoryCategory::data);
   cross_entropy(*backend, losses.view(), dlogits.view(), logits, {labels.data(), {logits.size(0)}});
