@@ -101,11 +101,16 @@ nlohmann::json history_json(const std::vector<EpochReport>& history) {
   return epochs;
 }
 
-/// Runs the training with a progress line, a checkpoint every minute, and one at the end or on Ctrl-C.
+/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on Ctrl-C.
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint) {
   using Clock = std::chrono::steady_clock;
   std::optional<Progress> progress;
   auto last_saved = Clock::now();
+  const auto save_when_due = [&] {
+    if (Clock::now() - last_saved < std::chrono::minutes(2)) return;
+    trainer.save_checkpoint(checkpoint);
+    last_saved = Clock::now();
+  };
   Trainer::Callbacks callbacks;
   callbacks.on_features = [&](int64_t done, int64_t total) {
     if (!progress) progress.emplace("features (once, frozen)", "images");
@@ -118,6 +123,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
     progress->update(position.batch, batches,
                      fmt::format("loss {:.4f}, {:.1f} images/s",
                                  position.loss_sum / static_cast<double>(position.images), images_per_second));
+    save_when_due();
     return interrupted();
   };
   callbacks.on_epoch = [&](const EpochReport& report) {
@@ -128,10 +134,6 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
         report.epoch, options.epochs, report.loss, 100 * report.train_accuracy, report.test_loss,
         100 * report.test_accuracy, report.seconds, report.images_per_second);
     std::fflush(stdout);
-    if (Clock::now() - last_saved > std::chrono::minutes(1) && report.epoch < options.epochs) {
-      trainer.save_checkpoint(checkpoint);
-      last_saved = Clock::now();
-    }
   };
   const bool complete = trainer.run(callbacks);
   progress.reset();

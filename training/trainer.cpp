@@ -78,6 +78,7 @@ bool Trainer::run(const Callbacks& callbacks) {
   }
   while (position_.epoch < options_.epochs) {
     double seconds = 0;
+    const int64_t images_before = position_.images;  // of an epoch that a checkpoint had begun
     if (!run_epoch(callbacks, seconds)) return false;
     const Evaluation tested = test();
     EpochReport report;
@@ -87,7 +88,7 @@ bool Trainer::run(const Callbacks& callbacks) {
     report.test_loss = tested.loss;
     report.test_accuracy = tested.accuracy();
     report.seconds = seconds;
-    report.images_per_second = static_cast<double>(train_.size()) / seconds;
+    report.images_per_second = seconds > 0 ? static_cast<double>(position_.images - images_before) / seconds : 0.0;
     position_.history.push_back(report);
     position_.batch = 0;
     position_.loss_sum = 0;

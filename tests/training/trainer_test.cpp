@@ -74,6 +74,26 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
   }
 }
 
+TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
+  const auto backend = make_backend("cpu", 0);
+  const auto path = folder_->path() / "edge.safetensors";
+  {
+    Network network(*backend, small_alexnet(1));
+    Trainer trainer(network, train_, test_, options(true, false));
+    ASSERT_FALSE(trainer.run(
+        {.on_step = [](const TrainingPosition& p, int64_t batches, double) { return p.batch == batches; }}));
+    trainer.save_checkpoint(path);
+  }
+  Checkpoint checkpoint = load_checkpoint(path);
+  Network network(*backend, std::move(checkpoint.parameters));
+  Trainer trainer(network, train_, test_, checkpoint.options);
+  trainer.restore(checkpoint.momenta, checkpoint.position);
+  ASSERT_TRUE(trainer.run({}));
+  EXPECT_EQ(trainer.position().history.size(), 3U);
+  trainer.save_checkpoint(path);
+  EXPECT_NO_THROW(load_checkpoint(path));
+}
+
 TEST_F(TrainerTest, LearnsTheStandIn) {
   const auto backend = make_backend("cpu", 0);
   Network network(*backend, small_alexnet(2));
