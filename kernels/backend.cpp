@@ -1,13 +1,31 @@
 #include "kernels/backend.h"
 
 #include "kernels/cpu/backend_cpu.h"
+#ifdef NIBBLENET_CUDA
+#include "kernels/cuda/backend_cuda.h"
+#endif
 
 namespace nibblenet {
 
+std::optional<std::string> cuda_unusable() {
+#ifdef NIBBLENET_CUDA
+  return cuda_problem();
+#else
+  return "this build has no CUDA backend";
+#endif
+}
+
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
-  if (device == "auto" || device == "cpu") return std::make_unique<CpuBackend>(threads);
-  if (device == "cuda") fail<UsageError>("--device cuda: this build has no CUDA backend; use --device cpu");
-  fail<UsageError>("unknown device '{}'; supported: auto, cpu, cuda", device);
+  if (device != "auto" && device != "cpu" && device != "cuda")
+    fail<UsageError>("unknown device '{}'; supported: auto, cpu, cuda", device);
+  auto cpu = std::make_unique<CpuBackend>(threads);  // also sets the threads of what stays on the host
+  if (device == "cpu") return cpu;
+  const std::optional<std::string> problem = cuda_unusable();
+  if (problem && device == "cuda") fail<UsageError>("--device cuda: {}; use --device cpu", *problem);
+#ifdef NIBBLENET_CUDA
+  if (!problem) return std::make_unique<CudaBackend>();
+#endif
+  return cpu;
 }
 
 }  // namespace nibblenet

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -9,18 +10,19 @@
 #include "engine/core/tensor.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/size.h"
+#include "kernels/activations.h"
 #include "kernels/shapes.h"
 
 namespace nibblenet {
 
-/// A filter or matrix as it lies in a backend's memory: float32, or packed n-bit codes that the backend's kernels
-/// dequantize while they multiply.
+/// A filter or matrix as it lies in a backend's memory: float32, float16, or packed n-bit codes that the backend's
+/// kernels dequantize while they multiply.
 class Weight {
  public:
   virtual ~Weight() = default;
   virtual const Shape& shape() const = 0;
   virtual bool packed() const = 0;
-  /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed weights.
+  /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed and float16 weights.
   virtual TensorView<float> values() = 0;
   /// To be called after values() were written to: derived copies are out of date.
   virtual void changed() = 0;
@@ -42,6 +44,12 @@ struct SgdParameters {
   float weight_decay = 0.0F;
 };
 
+/// A device's memory as its driver reports it: other processes and the driver's own needs count too.
+struct DeviceMemory {
+  size_t used = 0;
+  size_t total = 0;
+};
+
 /// Every operation of the network, forward and backward, on one kind of device. Outputs come first; shapes were
 /// checked by layers/. All views lie in this backend's memory unless the name says host. Results are the same bits on
 /// every run with the same thread count.
@@ -50,24 +58,39 @@ class Backend : public MemoryResource {
   virtual std::string name() const = 0;         ///< "cpu", "cuda"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads
 
+  /// Nothing where the backend's memory is the process's.
+  virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+  /// Throws UsageError for a precision of activations that the backend does not compute in.
+  virtual void expect_support(Precision precision) const = 0;
+  /// Waits until everything asked for is done: operations may return before.
+  virtual void synchronize() {}
+
   // Data
   virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;
   virtual void copy_to_host(void* destination, const void* source, size_t bytes) = 0;
-  virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values) = 0;
+  /// `precision` float16: halves, for inference on float16 activations.
+  virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
+                                              Precision precision = Precision::float32) = 0;
   virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed) = 0;
 
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
 
+  /// y = x, rounded to y's precision.
+  virtual void convert(Activations y, ConstActivations x) = 0;
+
+  // Inference runs on float32 or float16 activations, and y may be float32 where x is float16. Float16 ones ask for
+  // packed or float16 weights, float32 ones for packed or float32 weights; sums are float32 always.
+
   // y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
-  virtual void conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
-                              Window window, Epilogue epilogue) = 0;
+  virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                              Epilogue epilogue) = 0;
   virtual void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) = 0;
   virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                                       TensorView<const float> x, Window window) = 0;
 
   // y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])
-  virtual void linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+  virtual void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                               Epilogue epilogue) = 0;
   virtual void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) = 0;
   virtual void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
@@ -78,17 +101,16 @@ class Backend : public MemoryResource {
   virtual void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) = 0;
 
   /// `argmax` (may be empty when no backward pass follows): position in the window, row by row, of the first maximum.
-  virtual void max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
-                                  Window window) = 0;
+  virtual void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) = 0;
   virtual void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
                                    Window window) = 0;
 
   // Output pixel p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch does.
-  virtual void adaptive_average_pool2d_forward(TensorView<float> y, TensorView<const float> x) = 0;
+  virtual void adaptive_average_pool2d_forward(Activations y, ConstActivations x) = 0;
   virtual void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
 
   // y[N, C H W] in PyTorch's order from x[N, H, W, C], and back.
-  virtual void flatten_forward(TensorView<float> y, TensorView<const float> x) = 0;
+  virtual void flatten_forward(Activations y, ConstActivations x) = 0;
   virtual void flatten_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
 
   // y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of dy.
@@ -97,6 +119,9 @@ class Backend : public MemoryResource {
   /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale unless `dlogits` is empty.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                              TensorView<const int32_t> labels, float scale) = 0;
+
+  /// y[n] = index of the largest x[n, k], the first one of equals.
+  virtual void argmax(TensorView<int32_t> y, TensorView<const float> x) = 0;
 
   /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening 0). The first step
   /// starts from v = 0.
@@ -107,5 +132,7 @@ class Backend : public MemoryResource {
 /// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all
 /// cores. Throws UsageError for a device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+/// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
+std::optional<std::string> cuda_unusable();
 
 }  // namespace nibblenet

@@ -9,8 +9,8 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window) {
   return {x[0], window.output(x[1]), window.output(x[2]), w[0]};
 }
 
-void conv2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
-                    TensorView<const float> bias, Window window, Epilogue epilogue) {
+void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                    Window window, Epilogue epilogue) {
   expect_shape(y.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output");
   expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
   backend.conv2d_forward(y, x, w, bias, window, epilogue);

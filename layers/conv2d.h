@@ -9,8 +9,8 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 
 /// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in
 /// PyTorch.
-void conv2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
-                    TensorView<const float> bias, Window window, Epilogue epilogue);
+void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                    Window window, Epilogue epilogue);
 
 /// dx (skipped when it has no data: the first layer needs none), dw and dbias from dy = dLoss/d(x * w + bias), the
 /// gradient before the epilogue.

@@ -12,8 +12,8 @@ Shape output_shape(const Shape& x, const Shape& w) {
 
 }  // namespace
 
-void linear_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, Weight& w,
-                    TensorView<const float> bias, Epilogue epilogue) {
+void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                    Epilogue epilogue) {
   expect_shape(y.shape(), output_shape(x.shape(), w.shape()), "linear output");
   expect_shape(bias.shape(), {w.shape()[0]}, "linear bias");
   backend.linear_forward(y, x, w, bias, epilogue);

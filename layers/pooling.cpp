@@ -25,7 +25,7 @@ Shape max_pool2d_output_shape(const Shape& x, Window window) {
   return {x[0], window.output(x[1]), window.output(x[2]), x[3]};
 }
 
-void max_pool2d_forward(Backend& backend, TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
+void max_pool2d_forward(Backend& backend, Activations y, TensorView<uint8_t> argmax, ConstActivations x,
                         Window window) {
   expect_shape(y.shape(), max_pool2d_output_shape(x.shape(), window), "max pooling output");
   if (argmax.data() != nullptr) expect_shape(argmax.shape(), y.shape(), "max pooling positions");
@@ -39,7 +39,7 @@ void max_pool2d_backward(Backend& backend, TensorView<float> dx, TensorView<cons
   backend.max_pool2d_backward(dx, dy, argmax, window);
 }
 
-void adaptive_average_pool2d_forward(Backend& backend, TensorView<float> y, TensorView<const float> x) {
+void adaptive_average_pool2d_forward(Backend& backend, Activations y, ConstActivations x) {
   expect_adaptive(y.shape(), x.shape(), "output");
   backend.adaptive_average_pool2d_forward(y, x);
 }
@@ -49,7 +49,7 @@ void adaptive_average_pool2d_backward(Backend& backend, TensorView<float> dx, Te
   backend.adaptive_average_pool2d_backward(dx, dy);
 }
 
-void flatten_forward(Backend& backend, TensorView<float> y, TensorView<const float> x) {
+void flatten_forward(Backend& backend, Activations y, ConstActivations x) {
   expect_flat(y.shape(), x.shape());
   backend.flatten_forward(y, x);
 }

@@ -39,6 +39,12 @@ class UsageError : public Error {
   using Error::Error;
 };
 
+/// The GPU, its driver or its runtime refused; the message holds the call and the runtime's own words.
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Throws `E` with a formatted message: `fail<ShapeError>("expected {}, got {}", a, b)`.
 template <class E, class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {

@@ -9,4 +9,9 @@ float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float value);
 float bf16_to_f32(uint16_t bits);
 
+/// A binary16 in memory, for views of device memory: the host only stores and converts it.
+struct f16 {
+  uint16_t bits;
+};
+
 }  // namespace nibblenet

@@ -24,7 +24,8 @@ TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
   return {tensor.data(), shape};
 }
 
-SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, const Weight& resident) {
+SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, const Weight& resident,
+                 Precision precision) {
   SizeRow row;
   row.name = spec.name;
   row.weights = weight.shape().elements();
@@ -36,26 +37,30 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
     row.groups = weight.packed_values().groups();
     row.estimated = estimated_size(weight.packed_values());
   } else {
-    row.scheme = "float32";
-    row.estimated.codes = 4.0 * static_cast<double>(row.weights);
+    row.scheme = to_string(precision);
+    row.estimated.codes = static_cast<double>(bytes_of(precision)) * static_cast<double>(row.weights);
   }
   return row;
 }
 
 }  // namespace
 
-Network::Network(Backend& backend, StateDict parameters)
-    : backend_(&backend), file_bytes_(parameters.file_bytes), header_bytes_(parameters.header_bytes) {
+Network::Network(Backend& backend, StateDict parameters, Precision precision)
+    : backend_(&backend),
+      precision_(precision),
+      file_bytes_(parameters.file_bytes),
+      header_bytes_(parameters.header_bytes) {
+  backend.expect_support(precision);
   for (LayerSpec& spec : alexnet_layers(parameters)) {
     Layer layer;
     if (spec.has_parameters()) {
       Parameter& weight = parameters.at(spec.name + ".weight");
       Parameter& bias = parameters.at(spec.name + ".bias");
       layer.weight = weight.packed() ? backend.make_weight(weight.packed_values())
-                                     : backend.make_weight(std::as_const(weight).values().view());
+                                     : backend.make_weight(std::as_const(weight).values().view(), precision);
       layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
       backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
-      layer.size = size_row(spec, weight, bias, *layer.weight);
+      layer.size = size_row(spec, weight, bias, *layer.weight, precision);
       weight.value = Tensor<float>();
     }
     layer.spec = std::move(spec);
@@ -113,11 +118,17 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
       largest_bias = std::max(largest_bias, spec.weight[0]);
     }
   }
-  live_.resize(shapes_.size());
   if (mode == Mode::inference) {
-    for (int i = 0; i < 2; ++i) outputs_.emplace_back(backend, Shape{largest}, MemoryCategory::activations);
+    const Precision precision = network.precision();
+    // Floats that come in are converted into one of the buffers; what goes out is float32.
+    const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
+    const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
+                                  static_cast<size_t>(shape.elements()) * sizeof(float));
+    for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
     return;
   }
+  if (network.precision() != Precision::float32) throw Error("training needs a network in float32");
+  live_.resize(shapes_.size());
   for (size_t i = 0; i < shapes_.size(); ++i) {
     outputs_.emplace_back(backend, shapes_[i], MemoryCategory::activations);
     const bool pooling = network.layers()[begin + i].spec.kind == LayerKind::max_pool2d;
@@ -128,50 +139,77 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
   dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
 }
 
-TensorView<float> Pass::output_view(size_t index, int64_t batch) {
-  Tensor<float>& buffer = mode_ == Mode::training ? outputs_[index] : outputs_[index % 2];
-  return front(buffer, with_batch(shapes_[index], batch));
-}
-
 DropoutKey Pass::dropout_key(size_t index) const {
   constexpr uint64_t layers_at_most = 64;
   return {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0};
 }
 
-TensorView<const float> Pass::forward(TensorView<const float> x, const DropoutPlan& dropout) {
-  Backend& backend = network_->backend();
-  const int64_t batch = x.size(0);
-  if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
-  input_ = x;
+TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
+  if (x.size(0) > shapes_.front()[0])
+    fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
+  if (mode_ == Mode::inference) return infer(x).floats();
   dropout_ = dropout;
+  return forward_and_keep(x.floats());
+}
+
+ConstActivations Pass::infer(ConstActivations x) {
+  const Precision precision = network_->precision();
+  const int64_t batch = x.size(0);
+  size_t next = 0;
+  const auto output = [&](const Shape& shape, Precision stored) {
+    return Activations(alternating_[next++ % 2].data(), with_batch(shape, batch), stored);
+  };
+  if (x.precision() != precision) {
+    const Activations converted = output(x.shape(), precision);
+    network_->backend().convert(converted, x);
+    x = converted;
+  }
   for (size_t i = 0; i < shapes_.size(); ++i) {
-    Layer& layer = network_->layers()[begin_ + i];
-    TensorView<float> y = output_view(i, batch);
-    switch (layer.spec.kind) {
-      case LayerKind::conv2d:
-        conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
-        break;
-      case LayerKind::max_pool2d:
-        max_pool2d_forward(backend, y, mode_ == Mode::training ? front(argmax_[i], y.shape()) : TensorView<uint8_t>(),
-                           x, layer.spec.window);
-        break;
-      case LayerKind::adaptive_average_pool2d:
-        adaptive_average_pool2d_forward(backend, y, x);
-        break;
-      case LayerKind::flatten:
-        flatten_forward(backend, y, x);
-        break;
-      case LayerKind::dropout:
-        dropout_forward(backend, y, x, mode_ == Mode::training ? dropout.probability : 0.0F, dropout_key(i));
-        break;
-      case LayerKind::linear:
-        linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
-        break;
-    }
-    live_[i] = y;
+    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout) continue;  // does nothing at inference
+    const Activations y = output(shapes_[i], i + 1 == shapes_.size() ? Precision::float32 : precision);
+    run_layer(i, y, x, {});
     x = y;
   }
   return x;
+}
+
+TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {
+  const int64_t batch = x.size(0);
+  input_ = x;
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    live_[i] = front(outputs_[i], with_batch(shapes_[i], batch));
+    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
+      dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));
+    else
+      run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
+    x = live_[i];
+  }
+  return x;
+}
+
+/// Any layer but dropout. `argmax` is null when no backward pass follows.
+void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
+  Backend& backend = network_->backend();
+  Layer& layer = network_->layers()[begin_ + index];
+  switch (layer.spec.kind) {
+    case LayerKind::conv2d:
+      conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
+      break;
+    case LayerKind::max_pool2d:
+      max_pool2d_forward(backend, y, argmax, x, layer.spec.window);
+      break;
+    case LayerKind::adaptive_average_pool2d:
+      adaptive_average_pool2d_forward(backend, y, x);
+      break;
+    case LayerKind::flatten:
+      flatten_forward(backend, y, x);
+      break;
+    case LayerKind::linear:
+      linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
+      break;
+    case LayerKind::dropout:
+      break;
+  }
 }
 
 void Pass::backward(TensorView<const float> dy, const OnGradient& on_gradient) {

@@ -20,10 +20,12 @@ struct Layer {
 /// An AlexNet whose parameters live in a backend's memory.
 class Network {
  public:
-  /// Takes the parameters over and frees the host's copy of each as soon as it is resident.
-  Network(Backend& backend, StateDict parameters);
+  /// Takes the parameters over and frees the host's copy of each as soon as it is resident. `precision` is what
+  /// inference stores activations as, and weights that are not packed; training and saving need float32.
+  Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32);
 
   Backend& backend() const { return *backend_; }
+  Precision precision() const { return precision_; }
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
   int64_t classes() const { return layers_.back().spec.weight[0]; }
@@ -38,11 +40,12 @@ class Network {
   int64_t file_bytes() const { return file_bytes_; }
   int64_t header_bytes() const { return header_bytes_; }
 
-  /// A copy of the parameters in host memory. Throws Error when they are packed.
+  /// A copy of the parameters in host memory. Throws Error when they are packed or float16.
   StateDict state() const;
 
  private:
   Backend* backend_;
+  Precision precision_;
   std::vector<Layer> layers_;
   size_t classifier_begin_ = 0;
   int64_t feature_count_ = 0;
@@ -58,7 +61,8 @@ struct DropoutPlan {
 };
 
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
-/// the pass is made: two alternating buffers for inference; every layer's output, and two gradients, for training.
+/// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
+/// gradients, for training.
 class Pass {
  public:
   enum class Mode : uint8_t { inference, training };
@@ -66,9 +70,10 @@ class Pass {
   /// flatten.
   Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
 
-  /// The last layer's output for x, a batch in the backend's memory; valid until the next call. With a training pass
+  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the network's precision; valid
+  /// until the next call. With a training pass
   /// everything backward() needs is kept; x must stay where it is until then.
-  TensorView<const float> forward(TensorView<const float> x, const DropoutPlan& dropout = {});
+  TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
 
   /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
   /// parameters may be changed: its input's gradient has been computed already.
@@ -77,19 +82,22 @@ class Pass {
   void backward(TensorView<const float> dy, const OnGradient& on_gradient);
 
  private:
-  TensorView<float> output_view(size_t index, int64_t batch);
+  ConstActivations infer(ConstActivations x);
+  TensorView<const float> forward_and_keep(TensorView<const float> x);
+  void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
   DropoutKey dropout_key(size_t index) const;
 
   Network* network_;
   size_t begin_;
   Mode mode_;
-  std::vector<Shape> shapes_;               ///< of each layer's output, for the largest batch
-  std::vector<Tensor<float>> outputs_;      ///< training: one per layer; inference: two that alternate
-  std::vector<Tensor<uint8_t>> argmax_;     ///< training, max pooling only
-  std::array<Tensor<float>, 2> gradients_;  ///< of layer outputs, alternating
-  Tensor<float> dw_;                        ///< as large as the largest weight of the range
+  std::vector<Shape> shapes_;                     ///< of each layer's output, for the largest batch
+  std::array<Buffer<std::byte>, 2> alternating_;  ///< inference
+  std::vector<Tensor<float>> outputs_;            ///< training: one per layer
+  std::vector<Tensor<uint8_t>> argmax_;           ///< training, max pooling only
+  std::array<Tensor<float>, 2> gradients_;        ///< of layer outputs, alternating
+  Tensor<float> dw_;                              ///< as large as the largest weight of the range
   Tensor<float> dbias_;
-  std::vector<TensorView<float>> live_;  ///< outputs of the last forward()
+  std::vector<TensorView<float>> live_;  ///< training: outputs of the last forward()
   TensorView<const float> input_;
   DropoutPlan dropout_;
 };

@@ -24,7 +24,7 @@ constexpr int64_t channel_stride(int64_t count, int bits) {
 }
 
 /// Reads field `index`; bits <= 25. Touches only the bytes the field lies in.
-inline uint32_t read_field(const uint8_t* channel, int64_t index, int bits) {
+constexpr uint32_t read_field(const uint8_t* channel, int64_t index, int bits) {
   const int64_t first = index * bits;
   const int shift = static_cast<int>(first & 7);
   const uint8_t* bytes = channel + (first >> 3);

@@ -42,7 +42,7 @@ Codebook make_codebook(Method method, int bits);
 Codebook make_codebook(std::span<const float> values, int bits, float scale_to);
 
 /// Nearest code of x; beyond the ends the outermost one. NaN is not accepted (weights are checked before).
-inline uint8_t encode(const Codebook& codebook, float x) {
+constexpr uint8_t encode(const Codebook& codebook, float x) {
   // Counts the thresholds below x, the largest power of two first: as many steps for every x, and no bounds to
   // check, since unused thresholds are above everything.
   uint32_t below = 0;

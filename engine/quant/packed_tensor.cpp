@@ -148,9 +148,9 @@ void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int6
     const int64_t group = packed.block_ids == nullptr ? packed.groups.group(channel, i)
                                                       : read_field(packed.block_ids + channel * packed.block_id_stride,
                                                                    i, packed.block_id_bits);
-    float value = packed.values[read_field(codes, i, packed.bits)];
-    if (packed.zero_points != nullptr) value -= static_cast<float>(packed.zero_points[group]);
-    *out++ = value * packed.step(group);
+    const float value = packed.values[read_field(codes, i, packed.bits)];
+    const float zero_point = packed.zero_points == nullptr ? 0.0F : static_cast<float>(packed.zero_points[group]);
+    *out++ = reconstruct(value, zero_point, packed.step(group));
   }
 }
 

@@ -41,6 +41,10 @@ void validate(const PackedTensor& packed, std::string_view name);
 /// values are the codes themselves (0…2^n-1) and scale_to is 2^n-1.
 Codebook codebook_of(const PackedTensor& packed);
 
+/// One weight from what its code stands for; `zero_point` 0 for symmetric schemes, `step` its group's scale / scale_to.
+/// Every decoder, on whatever processor, ends in this.
+constexpr float reconstruct(float value, float zero_point, float step) { return (value - zero_point) * step; }
+
 /// Everything needed to turn codes into weights, as plain pointers: views of memory of any kind, so the same
 /// struct serves the host's vectors, a backend's resident buffers and device code.
 ///   weight(channel, k) = (values[code] - zero_point[group]) * (scale[group] / scale_to)

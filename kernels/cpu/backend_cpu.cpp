@@ -35,7 +35,13 @@ void CpuBackend::copy_to_host(void* destination, const void* source, size_t byte
   if (bytes != 0) std::memcpy(destination, source, bytes);
 }
 
-std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_values) {
+void CpuBackend::expect_support(Precision precision) const {
+  if (precision != Precision::float32)
+    fail<UsageError>("the CPU backend computes in float32 only, not in {}", to_string(precision));
+}
+
+std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_values, Precision precision) {
+  expect_support(precision);
   return std::make_unique<FloatWeightCpu>(*this, host_values);
 }
 
@@ -49,6 +55,10 @@ void CpuBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std
   for (size_t i = 0; i < rows.size(); ++i)
     std::memcpy(y.data() + static_cast<int64_t>(i) * columns, x.data() + rows[i] * columns,
                 sizeof(float) * static_cast<size_t>(columns));
+}
+
+void CpuBackend::convert(Activations y, ConstActivations x) {
+  copy_to_host(y.floats().data(), x.floats().data(), x.floats().span().size_bytes());
 }
 
 void* CpuBackend::do_allocate(size_t bytes) { return host_.allocate(bytes, MemoryCategory::data); }

@@ -16,33 +16,36 @@ class CpuBackend final : public Backend {
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
-  std::unique_ptr<Weight> make_weight(TensorView<const float> host_values) override;
+  std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
+                                      Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  void expect_support(Precision precision) const override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
+  void convert(Activations y, ConstActivations x) override;
 
-  void conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
-                      Window window, Epilogue epilogue) override;
+  void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                      Epilogue epilogue) override;
   void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                               TensorView<const float> x, Window window) override;
-  void linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+  void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                       Epilogue epilogue) override;
   void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
   void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                               TensorView<const float> x) override;
   void relu_forward(TensorView<float> y, TensorView<const float> x) override;
   void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
-  void max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
-                          Window window) override;
+  void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
   void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
                            Window window) override;
-  void adaptive_average_pool2d_forward(TensorView<float> y, TensorView<const float> x) override;
+  void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
   void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) override;
-  void flatten_forward(TensorView<float> y, TensorView<const float> x) override;
+  void flatten_forward(Activations y, ConstActivations x) override;
   void flatten_backward(TensorView<float> dx, TensorView<const float> dy) override;
   void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                      TensorView<const int32_t> labels, float scale) override;
+  void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
 

@@ -126,8 +126,10 @@ dnnl::memory CpuBackend::Convolutions::reordered(const Desc& from, float* source
   return out;
 }
 
-void CpuBackend::conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w, TensorView<const float> bias,
                                 Window window, Epilogue epilogue) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   if (y.elements() == 0) return;
   if (w.packed()) {
     packed_conv2d_forward(y, x, w, bias, window, epilogue);

@@ -118,8 +118,10 @@ void column_sums(TensorView<float> sums, TensorView<const float> rows) {
 
 }  // namespace
 
-void CpuBackend::linear_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
+void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w, TensorView<const float> bias,
                                 Epilogue epilogue) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   if (y.elements() == 0) return;
   const int64_t columns = x.size(1);
   if (w.packed()) {

@@ -43,6 +43,14 @@ void CpuBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogi
   }
 }
 
+void CpuBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) {
+  const int64_t columns = x.size(1);
+  for (int64_t n = 0; n < x.size(0); ++n) {
+    const float* row = x.data() + n * columns;
+    y[n] = static_cast<int32_t>(std::max_element(row, row + columns) - row);
+  }
+}
+
 void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                           SgdParameters parameters) {
 #pragma omp parallel for schedule(static)

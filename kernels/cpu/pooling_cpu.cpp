@@ -21,8 +21,9 @@ bool beats(float candidate, float best) { return candidate > best || std::isnan(
 
 }  // namespace
 
-void CpuBackend::max_pool2d_forward(TensorView<float> y, TensorView<uint8_t> argmax, TensorView<const float> x,
-                                    Window window) {
+void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax, ConstActivations in, Window window) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
   const int64_t rows = y.size(0) * y.size(1);
   const bool record = argmax.data() != nullptr;
@@ -88,7 +89,9 @@ void CpuBackend::max_pool2d_backward(TensorView<float> dx, TensorView<const floa
   }
 }
 
-void CpuBackend::adaptive_average_pool2d_forward(TensorView<float> y, TensorView<const float> x) {
+void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivations in) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < y.size(0) * y.size(1); ++row) {
@@ -131,7 +134,9 @@ void CpuBackend::adaptive_average_pool2d_backward(TensorView<float> dx, TensorVi
   }
 }
 
-void CpuBackend::flatten_forward(TensorView<float> y, TensorView<const float> x) {
+void CpuBackend::flatten_forward(Activations out, ConstActivations in) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   const int64_t pixels = x.size(1) * x.size(2), channels = x.size(3);
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < x.size(0); ++n)

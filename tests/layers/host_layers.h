@@ -11,6 +11,7 @@
 #include "layers/pooling.h"
 #include "layers/relu.h"
 #include "tests/kernels/values.h"
+#include "tests/support/test_backend.h"
 
 namespace nibblenet::testing {
 
@@ -34,7 +35,7 @@ struct CrossEntropy {
 /// The layers on host values: operands are copied to the backend, results back to the host.
 class HostLayers {
  public:
-  explicit HostLayers(int threads = 2) : backend_(make_backend("cpu", threads)) {}
+  explicit HostLayers(int threads = 2) : backend_(make_test_backend(threads)) {}
 
   Backend& backend() { return *backend_; }
 

@@ -1,0 +1,60 @@
+#pragma once
+
+#include "engine/core/half.h"
+#include "engine/core/tensor.h"
+
+namespace nibblenet {
+
+/// What activations, and weights that are not packed, are stored as. Sums are float32 either way. Training is float32
+/// throughout; inference may halve both.
+enum class Precision : uint8_t { float32, float16 };
+
+constexpr std::string_view to_string(Precision precision) {
+  return precision == Precision::float32 ? "float32" : "float16";
+}
+constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
+
+/// A view of activations of either precision; a view of floats or halves is one. `Void` is void or const void.
+template <class Void>
+class AnyActivations {
+  template <class T>
+  using Element = std::conditional_t<std::is_const_v<Void>, const T, T>;
+
+ public:
+  AnyActivations() = default;
+  AnyActivations(TensorView<Element<float>> view) : data_(view.data()), shape_(view.shape()) {}
+  AnyActivations(TensorView<Element<f16>> view)
+      : data_(view.data()), shape_(view.shape()), precision_(Precision::float16) {}
+  AnyActivations(TensorView<float> view) requires(std::is_const_v<Void>) : data_(view.data()), shape_(view.shape()) {}
+  AnyActivations(Void* data, const Shape& shape, Precision precision)
+      : data_(data), shape_(shape), precision_(precision) {}
+  /// A view of mutable activations is also a view of const ones.
+  operator AnyActivations<const void>() const requires(!std::is_const_v<Void>) { return {data_, shape_, precision_}; }
+
+  Void* data() const { return data_; }
+  const Shape& shape() const { return shape_; }
+  int64_t size(int dimension) const { return shape_[dimension]; }
+  int64_t elements() const { return shape_.elements(); }
+  Precision precision() const { return precision_; }
+  AnyActivations reshaped(const Shape& shape) const { return {data_, shape, precision_}; }
+
+  /// Throws Error when they are stored as something else.
+  TensorView<Element<float>> floats() const { return as<float>(Precision::float32); }
+  TensorView<Element<f16>> halves() const { return as<f16>(Precision::float16); }
+
+ private:
+  template <class T>
+  TensorView<Element<T>> as(Precision wanted) const {
+    if (data_ != nullptr && precision_ != wanted)
+      fail<Error>("expected {} activations, got {}", to_string(wanted), to_string(precision_));
+    return {static_cast<Element<T>*>(data_), shape_};
+  }
+
+  Void* data_ = nullptr;
+  Shape shape_;
+  Precision precision_ = Precision::float32;
+};
+using Activations = AnyActivations<void>;
+using ConstActivations = AnyActivations<const void>;
+
+}  // namespace nibblenet

@@ -1,0 +1,124 @@
+#include "kernels/cuda/backend_cuda.h"
+
+#include "kernels/cuda/weight_cuda.h"
+
+namespace nibblenet {
+namespace {
+
+const WeightCuda& resident(Weight& w) { return static_cast<const WeightCuda&>(w); }
+
+}  // namespace
+
+void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
+  copy_to_device(destination, source, bytes, stream_);
+}
+
+void CudaBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
+  copy_from_device(destination, source, bytes, stream_);
+}
+
+std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_values, Precision precision) {
+  return std::make_unique<WeightCuda>(*this, host_values, precision, stream_);
+}
+
+std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed) {
+  return std::make_unique<WeightCuda>(*this, packed, stream_);
+}
+
+void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
+  if (rows_.size() < rows.size()) {
+    rows_ = {};  // free the old ones first
+    rows_ = Buffer<int64_t>(*this, rows.size(), MemoryCategory::workspace);
+  }
+  copy_to_device(rows_.data(), rows.data(), rows.size_bytes(), stream_);
+  cuda::gather_rows(y, x, rows_.data(), stream_);
+}
+
+void CudaBackend::convert(Activations y, ConstActivations x) { cuda::convert(y, x, stream_); }
+
+void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                 Window window, Epilogue epilogue) {
+  cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+}
+
+void CudaBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
+  cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
+}
+
+void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                         TensorView<const float> x, Window window) {
+  cuda::conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_);
+}
+
+void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                 Epilogue epilogue) {
+  cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
+}
+
+void CudaBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
+  cuda::linear_backward_data(dx, dy, w.values(), stream_);
+}
+
+void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                         TensorView<const float> x) {
+  cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
+}
+
+void CudaBackend::relu_forward(TensorView<float> y, TensorView<const float> x) { cuda::relu_forward(y, x, stream_); }
+
+void CudaBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+  cuda::relu_backward(dx, dy, y, stream_);
+}
+
+void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
+  cuda::max_pool2d_forward(y, argmax, x, window, stream_);
+}
+
+void CudaBackend::max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy,
+                                      TensorView<const uint8_t> argmax, Window window) {
+  cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
+}
+
+void CudaBackend::adaptive_average_pool2d_forward(Activations y, ConstActivations x) {
+  cuda::adaptive_average_pool2d_forward(y, x, stream_);
+}
+
+void CudaBackend::adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) {
+  cuda::adaptive_average_pool2d_backward(dx, dy, stream_);
+}
+
+void CudaBackend::flatten_forward(Activations y, ConstActivations x) { cuda::flatten_forward(y, x, stream_); }
+
+void CudaBackend::flatten_backward(TensorView<float> dx, TensorView<const float> dy) {
+  cuda::flatten_backward(dx, dy, stream_);
+}
+
+void CudaBackend::dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+  cuda::dropout(y, x, probability, key, stream_);
+}
+
+void CudaBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                                TensorView<const int32_t> labels, float scale) {
+  cuda::cross_entropy(losses, dlogits, logits, labels, scale, stream_);
+}
+
+void CudaBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) { cuda::argmax(y, x, stream_); }
+
+void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                           SgdParameters parameters) {
+  cuda::sgd_step(w, v, dw, parameters, stream_);
+}
+
+void* CudaBackend::do_allocate(size_t bytes) { return bytes == 0 ? nullptr : device_.allocate(bytes); }
+
+void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocate(data); }
+
+float* CudaBackend::floats(size_t size) {
+  if (workspace_.size() < size) {
+    workspace_ = {};  // free the old one first
+    workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
+  }
+  return workspace_.data();
+}
+
+}  // namespace nibblenet

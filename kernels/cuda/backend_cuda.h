@@ -1,0 +1,68 @@
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/operations.h"
+
+namespace nibblenet {
+
+/// The CUDA backend: our own kernels for every operation, in order on one stream of the current device. Not for use
+/// from several threads at once.
+class CudaBackend final : public Backend, private Workspace {
+ public:
+  /// Throws CudaError when there is no GPU.
+  CudaBackend() = default;
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override { return device_.description(); }
+  std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
+  void expect_support(Precision) const override {}
+  Stream& stream() { return stream_; }
+
+  void copy_from_host(void* destination, const void* source, size_t bytes) override;
+  void copy_to_host(void* destination, const void* source, size_t bytes) override;
+  void synchronize() override { stream_.synchronize(); }
+  std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
+                                      Precision precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
+  void convert(Activations y, ConstActivations x) override;
+
+  void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                      Epilogue epilogue) override;
+  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x, Window window) override;
+  void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                      Epilogue epilogue) override;
+  void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x) override;
+  void relu_forward(TensorView<float> y, TensorView<const float> x) override;
+  void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
+  void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
+  void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+                           Window window) override;
+  void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
+  void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) override;
+  void flatten_forward(Activations y, ConstActivations x) override;
+  void flatten_backward(TensorView<float> dx, TensorView<const float> dy) override;
+  void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
+  void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                     TensorView<const int32_t> labels, float scale) override;
+  void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
+  void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                SgdParameters parameters) override;
+
+ private:
+  void* do_allocate(size_t bytes) override;
+  void do_deallocate(void* data, size_t bytes) noexcept override;
+  float* floats(size_t size) override;
+
+  Device device_;
+  Stream stream_;
+  Buffer<float> workspace_;
+  Buffer<int64_t> rows_;  ///< indices of the last gather_rows
+};
+
+}  // namespace nibblenet

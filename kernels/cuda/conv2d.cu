@@ -1,0 +1,297 @@
+// Convolutions as products of matrices that are never stored (implicit GEMM; Chetlur et al. 2014, arXiv 1410.0759,
+// section 3). A linear layer is a convolution of 1 x 1 images.
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/product.cuh"
+
+namespace nibblenet {
+namespace {
+
+int tiles(int64_t size) { return static_cast<int>((size + tile - 1) / tile); }
+
+/// Sizes as the kernels' 32-bit integers. Throws ShapeError for a batch whose pixels they cannot count.
+ConvolutionSizes sizes_of(const Shape& x, const Shape& y, Window window) {
+  constexpr int64_t most = std::numeric_limits<int>::max() - tile;
+  const int64_t largest = std::max(
+      {x[0] * x[1] * x[2], y[0] * y[1] * y[2], window.size * window.size * x[3], window.size * window.size * y[3]});
+  if (largest > most) fail<ShapeError>("a convolution of {} has too many pixels; use a smaller batch", to_string(x));
+  const auto small = [](int64_t value) { return static_cast<int>(value); };
+  return {.n = small(x[0]),
+          .h = small(x[1]),
+          .w = small(x[2]),
+          .c = small(x[3]),
+          .p = small(y[1]),
+          .q = small(y[2]),
+          .k = small(y[3]),
+          .size = small(window.size),
+          .stride = small(window.stride),
+          .padding = small(window.padding)};
+}
+
+Work work_of(const ConvolutionSizes& s, double weight_bytes, double element_bytes) {
+  const double outputs = static_cast<double>(s.outputs()) * s.k;
+  return {.bytes = weight_bytes + element_bytes * (outputs + static_cast<double>(s.inputs()) * s.c),
+          .flops = 2.0 * outputs * s.length()};
+}
+
+FilterSizes filter_sizes(const ConvolutionSizes& s) {
+  return {.rows = s.k, .channels = s.c, .taps = s.taps(), .length = s.length()};
+}
+
+PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
+  PackedWeights operand{.sizes = sizes, .packed = w.view(), .fixed = {}};
+  std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
+  return operand;
+}
+
+template <class Weights>
+void float32_forward(TensorView<float> y, TensorView<const float> x, const Weights& weights, const float* bias,
+                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+  const BiasResult<float> result{y.data(), bias, s.k, s.outputs(), 1.0F, with_relu};
+  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 256};
+  launch("conv2d_forward", work, grid, stream,
+         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float>>,
+         FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, x.data()}}, result, s.length(), s.length());
+}
+
+template <class Weights, class T>
+void float16_forward(TensorView<T> y, TensorView<const f16> x, const Weights& weights, float normalisation,
+                     const float* bias, const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+  // Halves in memory were multiplied already.
+  const float factor = std::is_same_v<Weights, Float16Weights> ? 1.0F : normalisation;
+  const BiasResult<T> result{y.data(), bias, s.k, s.outputs(), 1.0F / normalisation, with_relu};
+  const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
+  launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T>, weights, Windows<f16>{s, x.data()},
+         result, s.length(), factor, aligned);
+}
+
+template <class T>
+void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
+                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+  const FilterSizes sizes = filter_sizes(s);
+  if (w.form() == WeightCuda::Form::packed)
+    float16_forward(y, x, packed_operand(w, sizes), w.normalisation(), bias, s, with_relu, work, stream);
+  else if (w.form() == WeightCuda::Form::float16)
+    float16_forward(y, x, Float16Weights{sizes, w.halves()}, w.normalisation(), bias, s, with_relu, work, stream);
+  else
+    throw Error("float16 activations need packed or float16 weights, got float32");
+}
+
+void forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+             const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
+  const bool with_relu = epilogue == Epilogue::relu;
+  const ResidentSize resident = w.resident();
+  const Work work = work_of(s, static_cast<double>(resident.total()), static_cast<double>(bytes_of(x.precision())));
+  if (x.precision() == Precision::float16) {
+    if (y.precision() == Precision::float16)
+      float16_forward(y.halves(), x.halves(), w, bias.data(), s, with_relu, work, stream);
+    else
+      float16_forward(y.floats(), x.halves(), w, bias.data(), s, with_relu, work, stream);
+    return;
+  }
+  const FilterSizes sizes = filter_sizes(s);
+  if (w.form() == WeightCuda::Form::packed)
+    float32_forward(y.floats(), x.floats(), packed_operand(w, sizes), bias.data(), s, with_relu, work, stream);
+  else if (w.form() == WeightCuda::Form::float32)
+    float32_forward(y.floats(), x.floats(), Float32Weights{sizes, w.floats().data()}, bias.data(), s, with_relu, work,
+                    stream);
+  else
+    throw Error("float32 activations need packed or float32 weights, got float16");
+}
+
+/// Operand of the data gradient: filters as [C, R S K], what each output channel's taps do to an input channel.
+struct TransposedFilters {
+  ConvolutionSizes sizes;
+  const float* w;  ///< [K, C, taps]
+  __device__ void prepare(CodeValues&) const {}
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
+      const int tap = (k + step) / sizes.k;
+      const int filter = k + step - tap * sizes.k;
+      const float* from = w + static_cast<int64_t>(filter) * sizes.length() + tap;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int channel = first + row + e;
+        v[e] = tap < sizes.taps() && channel < sizes.c ? from[static_cast<int64_t>(channel) * sizes.taps()] : 0.0F;
+      }
+    });
+  }
+};
+
+/// dx [input pixels, C].
+struct PlainResult {
+  float* y;
+  int rows;
+  int columns;
+  __device__ void store(int i, int j, int, float sum) const {
+    if (i < rows && j < columns) y[static_cast<int64_t>(j) * rows + i] = sum;
+  }
+};
+
+/// Operand of the weight gradient: x as [R S C, output pixels], the reduction running over pixels.
+struct TransposedWindows {
+  Windows<float> windows;
+  __device__ void prepare(CodeValues&) const {}
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) { windows.load8(windows.row(k + step), first + row, v); });
+  }
+};
+
+/// Operand of the weight gradient: dy as [K, output pixels].
+struct TransposedOutputs {
+  const float* dy;  ///< [pixels, K]
+  int rows;         ///< K
+  int pixels;
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
+      const float* from = dy + static_cast<int64_t>(k + step) * rows;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] = k + step < pixels && first + row + e < rows ? from[first + row + e] : 0.0F;
+    });
+  }
+};
+
+/// Place of weight k (in device order) of a filter in PyTorch's order.
+__device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
+  const int tap = k / channels;
+  return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
+}
+
+/// Sums over parts of the pixels, [parts, K, R S C]: i is the weight, j the filter.
+struct PartialResult {
+  float* partial;
+  int length;
+  int filters;
+  __device__ void store(int i, int j, int part, float sum) const {
+    if (i < length && j < filters) partial[(static_cast<int64_t>(part) * filters + j) * length + i] = sum;
+  }
+};
+
+/// The whole sum straight into dw [K, C, taps].
+struct GradientResult {
+  float* dw;
+  int channels;
+  int taps;
+  int filters;
+  __device__ void store(int i, int j, int, float sum) const {
+    if (i < channels * taps && j < filters) dw[torch_index(j, i, channels, taps)] = sum;
+  }
+};
+
+/// dw[filter, c, tap] = sum over parts, the first one first. One thread a weight.
+__global__ void sum_parts_kernel(float* dw, const float* partial, int parts, int filters, int channels, int taps) {
+  const int64_t length = static_cast<int64_t>(channels) * taps;
+  const int64_t count = filters * length;
+  for_each_index(count, [&](int64_t i) {
+    float sum = 0.0F;
+    for (int part = 0; part < parts; ++part) sum += partial[part * count + i];
+    dw[torch_index(static_cast<int>(i / length), static_cast<int>(i % length), channels, taps)] = sum;
+  });
+}
+
+/// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128 columns, one part.
+__global__ void column_sums_kernel(float* sums, const float* dy, int rows, int columns, int rows_of_part) {
+  const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (column >= columns) return;
+  const int begin = static_cast<int>(blockIdx.y) * rows_of_part;
+  const int end = begin + rows_of_part < rows ? begin + rows_of_part : rows;
+  float sum = 0.0F;
+  for (int row = begin; row < end; ++row) sum += dy[static_cast<int64_t>(row) * columns + column];
+  sums[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
+}
+
+void bias_gradient(TensorView<float> dbias, const float* dy, int rows, int columns, Workspace& workspace,
+                   Stream& stream) {
+  constexpr unsigned threads = 128;
+  const auto blocks = static_cast<unsigned>((columns + 127) / 128);
+  const int parts = std::clamp(rows / 256, 1, 256);
+  const int rows_of_part = (rows + parts - 1) / parts;
+  float* sums = parts == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(parts) * columns);
+  const double bytes = 4.0 * static_cast<double>(rows) * columns;
+  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel, sums, dy, rows,
+         columns, rows_of_part);
+  if (parts > 1)
+    launch("bias_gradient_parts", {}, {dim3(blocks), threads}, stream, column_sums_kernel, dbias.data(), sums, parts,
+           columns, parts);
+}
+
+void backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w,
+                   const ConvolutionSizes& s, Stream& stream) {
+  const int length = s.taps() * s.k;
+  const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
+  launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), 4), grid, stream,
+         float32_product_kernel<TransposedFilters, RowOperand<Contributions>, PlainResult>,
+         TransposedFilters{s, w.data()}, RowOperand<Contributions>{{s, dy.data()}},
+         PlainResult{dx.data(), s.c, s.inputs()}, length, length);
+}
+
+void backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                     TensorView<const float> x, const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
+  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed number for a shape.
+  constexpr int blocks_wanted = 512;
+  constexpr int pixels_at_least = 512;
+  const int blocks = std::max(tiles(s.length()) * tiles(s.k), 1);
+  const int parts = std::clamp(std::min(blocks_wanted / blocks, s.outputs() / pixels_at_least), 1, 64);
+  const int depth = (s.outputs() / parts + tile_depth) / tile_depth * tile_depth;
+  const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
+  const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), 4);
+  const TransposedWindows left{{s, x.data()}};
+  const TransposedOutputs right{dy.data(), s.k, s.outputs()};
+  if (parts == 1) {
+    launch("conv2d_backward_weight", work, grid(1), stream,
+           float32_product_kernel<TransposedWindows, TransposedOutputs, GradientResult>, left, right,
+           GradientResult{dw.data(), s.c, s.taps(), s.k}, s.outputs(), std::max(s.outputs(), 1));
+  } else {
+    float* partial = workspace.floats(static_cast<size_t>(parts) * static_cast<size_t>(dw.elements()));
+    launch("conv2d_backward_weight", work, grid(parts), stream,
+           float32_product_kernel<TransposedWindows, TransposedOutputs, PartialResult>, left, right,
+           PartialResult{partial, s.length(), s.k}, s.outputs(), depth);
+    launch("conv2d_backward_weight_parts", {}, grid_for(dw.elements()), stream, sum_parts_kernel, dw.data(), partial,
+           parts, s.k, s.c, s.taps());
+  }
+  bias_gradient(dbias, dy.data(), s.outputs(), s.k, workspace, stream);
+}
+
+/// [N, C] as images of one pixel.
+Shape as_images(const Shape& matrix) { return {matrix[0], 1, 1, matrix[1]}; }
+
+}  // namespace
+
+namespace cuda {
+
+void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias, Window window,
+                    Epilogue epilogue, Stream& stream) {
+  forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, stream);
+}
+
+void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Window window,
+                          Stream& stream) {
+  backward_data(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), stream);
+}
+
+void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                            TensorView<const float> x, Window window, Workspace& workspace, Stream& stream) {
+  backward_weight(dw, dbias, dy, x, sizes_of(x.shape(), dy.shape(), window), workspace, stream);
+}
+
+void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                    Epilogue epilogue, Stream& stream) {
+  forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, stream);
+}
+
+void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream) {
+  backward_data(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), stream);
+}
+
+void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                            TensorView<const float> x, Workspace& workspace, Stream& stream) {
+  backward_weight(dw, dbias, dy, x, sizes_of(as_images(x.shape()), as_images(dy.shape()), {}), workspace, stream);
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

@@ -1,0 +1,126 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "kernels/backend.h"
+
+struct CUstream_st;
+struct CUevent_st;
+struct CUgraphExec_st;
+
+namespace nibblenet {
+
+/// Why CUDA cannot be used here, in one line; nothing when there is a GPU.
+std::optional<std::string> cuda_problem();
+
+/// What an operation moves and computes at the least: the only statement of its cost. Benches divide by it.
+struct Work {
+  double bytes = 0;  ///< operands read once and results written once
+  double flops = 0;  ///< a multiplication and an addition count two
+  Work& operator+=(const Work& other) {
+    bytes += other.bytes;
+    flops += other.flops;
+    return *this;
+  }
+};
+
+/// An ordered queue of work on the current device, never the default stream. Move-only.
+class Stream {
+ public:
+  Stream();
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  CUstream_st* get() const { return stream_; }
+  /// Waits until everything queued is done. Throws CudaError for what went wrong in it.
+  void synchronize();
+
+  /// Sums over every launch on this stream.
+  void count(const Work& work) {
+    work_ += work;
+    ++launches_;
+  }
+  const Work& work() const { return work_; }
+  int64_t launches() const { return launches_; }
+
+ private:
+  CUstream_st* stream_ = nullptr;
+  Work work_;
+  int64_t launches_ = 0;
+};
+
+/// A point in a stream, with its time. Move-only.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(Stream& stream);
+  void synchronize();
+  /// Milliseconds from `start` to this one; both have been recorded and reached.
+  float since(const Event& start) const;
+
+ private:
+  CUevent_st* event_ = nullptr;
+};
+
+/// Work captured from a stream, to be replayed by one call: for small batches launching costs more than computing.
+class Graph {
+ public:
+  /// Runs `queue_work` with the stream capturing: what it queues is recorded, not run. It must not synchronise.
+  template <class QueueWork>
+  Graph(Stream& stream, QueueWork&& queue_work) {
+    begin(stream);
+    try {
+      queue_work();
+    } catch (...) {
+      abandon(stream);
+      throw;
+    }
+    end(stream);
+  }
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void launch(Stream& stream);
+
+ private:
+  static void begin(Stream& stream);
+  static void abandon(Stream& stream) noexcept;
+  void end(Stream& stream);
+  CUgraphExec_st* graph_ = nullptr;
+};
+
+/// The current CUDA device. Throws CudaError when it cannot be used.
+class Device {
+ public:
+  Device();
+  /// "NVIDIA H200, compute capability 9.0, 132 SMs, CUDA 13.0, driver API 13.0"
+  const std::string& description() const { return description_; }
+  DeviceMemory memory() const;
+  int multiprocessors() const { return multiprocessors_; }
+
+  /// At least 256-byte aligned. Throws CudaError with the sizes when there is not enough.
+  void* allocate(size_t bytes);
+  void deallocate(void* data) noexcept;
+
+ private:
+  std::string description_;
+  int multiprocessors_ = 0;
+};
+
+/// Queues a copy between device and host or within the device; by the time it returns, host memory may be changed.
+void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream);
+/// Waits for everything queued before, and for the copy.
+void copy_from_device(void* host, const void* source, size_t bytes, Stream& stream);
+void copy_on_device(void* destination, const void* source, size_t bytes, Stream& stream);
+void fill_zero(void* destination, size_t bytes, Stream& stream);
+
+}  // namespace nibblenet

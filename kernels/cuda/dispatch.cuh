@@ -1,0 +1,25 @@
+#pragma once
+
+#include "kernels/activations.h"
+#include "kernels/cuda/element.cuh"
+
+namespace nibblenet {
+
+/// Calls f(Y* y, const X* x) with the types that the views hold: the one place where activations' precision becomes a
+/// type.
+template <class F>
+void with_pointers(Activations y, ConstActivations x, F f) {
+  const bool to_halves = y.precision() == Precision::float16;
+  if (x.precision() == Precision::float16) {
+    if (to_halves)
+      f(y.halves().data(), x.halves().data());
+    else
+      f(y.floats().data(), x.halves().data());
+  } else if (to_halves) {
+    f(y.halves().data(), x.floats().data());
+  } else {
+    f(y.floats().data(), x.floats().data());
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,72 @@
+#pragma once
+
+// The one header through which kernels see CUDA. Under nvcc it is CUDA and the few wrappers below; with
+// GPU_HOST_EXECUTION it is a stand-in that runs every thread of a block as a fiber on the CPU, so that tests can watch
+// the kernels' own source with sanitizers: tests/hostexec.
+//
+// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(); __syncthreads(), __syncwarp(mask),
+// __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long; the fp16
+// conversions of cuda_fp16.h; fmaf, expf, logf and their like; and the wrappers below.
+
+#ifdef GPU_HOST_EXECUTION
+#include "tests/hostexec/gpu_shim.h"
+#else
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace nibblenet {
+
+/// Shared memory of the block: one object for each pair of types. Contents are undefined until written. `Tag` tells
+/// apart two objects of one type.
+template <class T, class Tag = T>
+__device__ __forceinline__ T& shared() {
+  __shared__ alignas(16) unsigned char storage[sizeof(T)];
+  return *reinterpret_cast<T*>(storage);
+}
+
+/// Address of a generic pointer inside the shared window, as PTX wants it.
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+/// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16). With g = lane / 4
+/// and t = lane % 4, two halves a register, the lower one first:
+///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
+///   d: row g, columns 2t and 2t + 1, then row g + 8
+__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// Four 8x8 matrices of halves from shared memory: lane 8 i + j points at row j of matrix i, 16 aligned bytes; r[i] of
+/// lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// Starts copying 16 aligned bytes from global to shared memory; zeros where `valid` is false, and then `source` is
+/// not read. Landed after cp_async_wait, and a barrier for the other threads.
+__device__ __forceinline__ void cp_async_16(void* target, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+/// Closes a group of the copies started since the last one.
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+/// Waits until at most `Pending` of this thread's groups, the latest ones, are under way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
+}
+
+}  // namespace nibblenet
+
+#endif

@@ -1,0 +1,46 @@
+#pragma once
+
+#ifndef GPU_HOST_EXECUTION
+#include <nvtx3/nvToolsExt.h>
+#endif
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
+
+namespace nibblenet {
+
+/// Blocks of a launch and the threads in each of them, one-dimensional.
+struct Grid {
+  dim3 blocks;
+  unsigned threads;
+};
+
+/// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
+inline Grid grid_for(int64_t items, unsigned threads = 256) {
+  constexpr int64_t most = 1 << 20;
+  const int64_t blocks = (items + threads - 1) / threads;
+  return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), threads};
+}
+
+/// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the work. A grid without
+/// blocks is nothing to do.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, const Work& work, const Grid& grid, Stream& stream, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
+#ifdef GPU_HOST_EXECUTION
+  hostexec::run_grid(name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); });
+#else
+  nvtxRangePushA(name);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = dim3(grid.threads);
+  config.stream = stream.get();
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  nvtxRangePop();
+  check(status, name);
+#endif
+  stream.count(work);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/activations.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/weight_cuda.h"
+
+// The launchers behind the CUDA backend: each computes its grid and starts its kernels, and waits for nothing. All
+// views lie in device memory; formulas and shapes are kernels/backend.h's.
+
+namespace nibblenet {
+
+/// Where backward passes over long reductions leave their partial sums.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+  /// At least `size` floats, valid until the next call.
+  virtual float* floats(size_t size) = 0;
+};
+
+namespace cuda {
+
+void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias, Window window,
+                    Epilogue epilogue, Stream& stream);
+void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Window window,
+                          Stream& stream);
+void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                            TensorView<const float> x, Window window, Workspace& workspace, Stream& stream);
+
+void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                    Epilogue epilogue, Stream& stream);
+void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream);
+void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                            TensorView<const float> x, Workspace& workspace, Stream& stream);
+
+void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
+void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y, Stream& stream);
+void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key, Stream& stream);
+void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
+              Stream& stream);
+void convert(Activations y, ConstActivations x, Stream& stream);
+/// `rows` lies in device memory.
+void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream);
+
+void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);
+void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+                         Window window, Stream& stream);
+void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
+void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream);
+void flatten_forward(Activations y, ConstActivations x, Stream& stream);
+void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream);
+
+void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                   TensorView<const int32_t> labels, float scale, Stream& stream);
+void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
+
+}  // namespace cuda
+}  // namespace nibblenet

@@ -1,0 +1,192 @@
+#include "kernels/cuda/dispatch.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/operations.h"
+
+namespace nibblenet {
+namespace {
+
+// One thread an element of the result in every kernel here, channels innermost: neighbouring threads touch
+// neighbouring memory. Backward passes gather, so no two threads write one place.
+
+/// An image batch's sizes, and where element i of it lies.
+struct ImageSizes {
+  int64_t h;
+  int64_t w;
+  int64_t c;
+  __device__ int64_t at(int64_t n, int64_t y, int64_t x, int64_t channel) const {
+    return ((n * h + y) * w + x) * c + channel;
+  }
+};
+
+struct Place {
+  int64_t n;
+  int64_t y;
+  int64_t x;
+  int64_t c;
+  __device__ Place(const ImageSizes& sizes, int64_t i)
+      : n(i / sizes.c / sizes.w / sizes.h),
+        y(i / sizes.c / sizes.w % sizes.h),
+        x(i / sizes.c % sizes.w),
+        c(i % sizes.c) {}
+};
+
+/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one of several. Where
+/// nothing exceeds -infinity that is the first element which is not padding.
+template <class Y, class X>
+__global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, ImageSizes output, ImageSizes input,
+                                          Window window, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const Place place(output, i);
+    float best = -INFINITY;
+    int64_t where = -1;
+    for (int64_t r = 0; r < window.size; ++r) {
+      for (int64_t s = 0; s < window.size; ++s) {
+        const int64_t h = place.y * window.stride - window.padding + r;
+        const int64_t w = place.x * window.stride - window.padding + s;
+        if (h < 0 || h >= input.h || w < 0 || w >= input.w) continue;
+        const float value = load_element(x, input.at(place.n, h, w, place.c));
+        if (where < 0) where = r * window.size + s;
+        if (value > best || isnan(value)) {
+          best = value;
+          where = r * window.size + s;
+        }
+      }
+    }
+    store_element(y, i, best);
+    if (argmax != nullptr) argmax[i] = static_cast<uint8_t>(where);
+  });
+}
+
+/// dx = sum of dy over the windows that chose this element.
+__global__ void max_pool2d_backward_kernel(float* dx, const float* dy, const uint8_t* argmax, ImageSizes input,
+                                           ImageSizes output, Window window, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const Place place(input, i);
+    float sum = 0.0F;
+    for (int64_t r = 0; r < window.size; ++r) {
+      const int64_t down = place.y + window.padding - r;
+      if (down < 0 || down % window.stride != 0 || down / window.stride >= output.h) continue;
+      for (int64_t s = 0; s < window.size; ++s) {
+        const int64_t across = place.x + window.padding - s;
+        if (across < 0 || across % window.stride != 0 || across / window.stride >= output.w) continue;
+        const int64_t from = output.at(place.n, down / window.stride, across / window.stride, place.c);
+        if (argmax[from] == r * window.size + s) sum += dy[from];
+      }
+    }
+    dx[i] = sum;
+  });
+}
+
+/// Input rows (or columns) that an adaptive pooling output averages: [begin, end).
+struct Range {
+  int64_t begin;
+  int64_t end;
+  __device__ Range(int64_t output, int64_t outputs, int64_t inputs)
+      : begin(output * inputs / outputs), end(((output + 1) * inputs + outputs - 1) / outputs) {}
+  __device__ int64_t size() const { return end - begin; }
+};
+
+template <class Y, class X>
+__global__ void adaptive_average_pool2d_forward_kernel(Y* y, const X* x, ImageSizes output, ImageSizes input,
+                                                       int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const Place place(output, i);
+    const Range down(place.y, output.h, input.h);
+    const Range across(place.x, output.w, input.w);
+    float sum = 0.0F;
+    for (int64_t h = down.begin; h < down.end; ++h)
+      for (int64_t w = across.begin; w < across.end; ++w) sum += load_element(x, input.at(place.n, h, w, place.c));
+    store_element(y, i, sum / static_cast<float>(down.size() * across.size()));
+  });
+}
+
+/// dx = sum of dy / (pixels averaged) over the outputs whose range holds this element.
+__global__ void adaptive_average_pool2d_backward_kernel(float* dx, const float* dy, ImageSizes input, ImageSizes output,
+                                                        int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const Place place(input, i);
+    float sum = 0.0F;
+    for (int64_t p = 0; p < output.h; ++p) {
+      const Range down(p, output.h, input.h);
+      if (place.y < down.begin || place.y >= down.end) continue;
+      for (int64_t q = 0; q < output.w; ++q) {
+        const Range across(q, output.w, input.w);
+        if (place.x < across.begin || place.x >= across.end) continue;
+        sum += dy[output.at(place.n, p, q, place.c)] / static_cast<float>(down.size() * across.size());
+      }
+    }
+    dx[i] = sum;
+  });
+}
+
+/// y[n, c, pixel] = x[n, pixel, c]
+template <class Y, class X>
+__global__ void flatten_forward_kernel(Y* y, const X* x, int64_t pixels, int64_t channels, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const int64_t pixel = i % pixels, channel = i / pixels % channels, n = i / pixels / channels;
+    store_element(y, i, load_element(x, (n * pixels + pixel) * channels + channel));
+  });
+}
+
+/// dx[n, pixel, c] = dy[n, c, pixel]
+__global__ void flatten_backward_kernel(float* dx, const float* dy, int64_t pixels, int64_t channels, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const int64_t channel = i % channels, pixel = i / channels % pixels, n = i / channels / pixels;
+    dx[i] = dy[(n * channels + channel) * pixels + pixel];
+  });
+}
+
+ImageSizes sizes_of(const Shape& nhwc) { return {nhwc[1], nhwc[2], nhwc[3]}; }
+
+Work moves(ConstActivations a, ConstActivations b) {
+  const auto bytes = [](ConstActivations view) {
+    return static_cast<double>(view.elements()) * static_cast<double>(bytes_of(view.precision()));
+  };
+  return {.bytes = bytes(a) + bytes(b)};
+}
+
+}  // namespace
+
+namespace cuda {
+
+void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream) {
+  with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
+    launch("max_pool2d_forward", moves(y, x), grid_for(y.elements()), stream, max_pool2d_forward_kernel<Y, X>, to,
+           argmax.data(), from, sizes_of(y.shape()), sizes_of(x.shape()), window, y.elements());
+  });
+}
+
+void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+                         Window window, Stream& stream) {
+  launch("max_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream, max_pool2d_backward_kernel, dx.data(),
+         dy.data(), argmax.data(), sizes_of(dx.shape()), sizes_of(dy.shape()), window, dx.elements());
+}
+
+void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream) {
+  with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
+    launch("adaptive_average_pool2d_forward", moves(y, x), grid_for(y.elements()), stream,
+           adaptive_average_pool2d_forward_kernel<Y, X>, to, from, sizes_of(y.shape()), sizes_of(x.shape()),
+           y.elements());
+  });
+}
+
+void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream) {
+  launch("adaptive_average_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream,
+         adaptive_average_pool2d_backward_kernel, dx.data(), dy.data(), sizes_of(dx.shape()), sizes_of(dy.shape()),
+         dx.elements());
+}
+
+void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
+  with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
+    launch("flatten_forward", moves(y, x), grid_for(y.elements()), stream, flatten_forward_kernel<Y, X>, to, from,
+           x.size(1) * x.size(2), x.size(3), y.elements());
+  });
+}
+
+void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream) {
+  launch("flatten_backward", moves(dx, dy), grid_for(dx.elements()), stream, flatten_backward_kernel, dx.data(),
+         dy.data(), dx.size(1) * dx.size(2), dx.size(3), dx.elements());
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

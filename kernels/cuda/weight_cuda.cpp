@@ -1,0 +1,111 @@
+#include "kernels/cuda/weight_cuda.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/quant/bits.h"
+
+namespace nibblenet {
+namespace {
+
+/// [K, C, taps] as [K, taps, C]: index k of a filter in device order lies at this index in PyTorch's.
+struct DeviceOrder {
+  int64_t channels;
+  int64_t taps;
+  explicit DeviceOrder(const Shape& shape) : channels(shape[1]), taps(shape.rank() == 4 ? shape[2] * shape[3] : 1) {}
+  int64_t operator()(int64_t k) const { return k % channels * taps + k / channels; }
+};
+
+/// Fields of `bits` bits, channel by channel, from the file's order to the device's. The bytes stay as many.
+std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& shape, int bits) {
+  const DeviceOrder order(shape);
+  if (order.taps == 1 || fields.empty()) return fields;
+  std::vector<uint8_t> result(fields.size());
+  const int64_t count = shape.inner_elements();
+  const int64_t stride = channel_stride(count, bits);
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < shape[0]; ++channel) {
+    FieldWriter writer(result.data() + channel * stride);
+    for (int64_t k = 0; k < count; ++k) writer.put(read_field(fields.data() + channel * stride, order(k), bits), bits);
+    writer.finish();
+  }
+  return result;
+}
+
+template <class T>
+Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
+  if (source.empty()) return {};
+  Buffer<T> buffer(memory, source.size(), category);
+  copy_to_device(buffer.data(), source.data(), buffer.bytes(), stream);
+  return buffer;
+}
+
+/// The power of two that brings `largest` into [0.5, 1), within what float32 can invert.
+float normalisation_for(float largest) {
+  if (!(largest > 0) || !std::isfinite(largest)) return 1.0F;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
+}
+
+float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
+  float value = 0;
+  for (const float v : codebook.values) value = std::max(value, std::fabs(v));
+  float scale = 0;
+  for (int64_t group = 0; group < packed.groups(); ++group) scale = std::max(scale, std::fabs(packed.scale(group)));
+  return value * (scale / codebook.scale_to);
+}
+
+}  // namespace
+
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream)
+    : shape_(values.shape()), form_(precision == Precision::float32 ? Form::float32 : Form::float16) {
+  resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
+  if (form_ == Form::float32) {
+    floats_ = Tensor<float>(memory, shape_, MemoryCategory::weights);
+    copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
+    return;
+  }
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  normalisation_ = normalisation_for(largest);
+  const DeviceOrder order(shape_);
+  const int64_t count = shape_.inner_elements();
+  std::vector<f16> halves(static_cast<size_t>(shape_.elements()));
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < shape_[0]; ++channel)
+    for (int64_t k = 0; k < count; ++k)
+      halves[static_cast<size_t>(channel * count + k)].bits =
+          f32_to_f16(values[channel * count + order(k)] * normalisation_);
+  halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream)
+    : shape_(packed.shape),
+      form_(Form::packed),
+      codes_(resident_copy(memory, reordered(packed.codes, packed.shape, packed.scheme.bits), MemoryCategory::codes,
+                           stream)),
+      scales_(resident_copy(memory, packed.scales, MemoryCategory::scales, stream)),
+      zero_points_(resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream)),
+      block_ids_(resident_copy(memory, reordered(packed.block_ids, packed.shape, packed.block_id_bits()),
+                               MemoryCategory::block_ids, stream)),
+      stored_codebook_(resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream)),
+      codebook_(codebook_of(packed)),
+      view_(view_of(packed, codebook_)),
+      resident_(resident_size(packed)),
+      normalisation_(normalisation_for(largest_magnitude(packed, codebook_))) {
+  view_.codes = codes_.data();
+  view_.scales = scales_.data();
+  view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
+  view_.block_ids = block_ids_.size() == 0 ? nullptr : block_ids_.data();
+  view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
+}
+
+TensorView<float> WeightCuda::values() {
+  if (form_ == Form::float32) return floats_.view();
+  throw Error(form_ == Form::packed
+                  ? "a packed weight has no float values: export it, or train the float model it came from"
+                  : "a float16 weight cannot be trained or saved: load the model in float32");
+}
+
+}  // namespace nibblenet

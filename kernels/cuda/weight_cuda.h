@@ -1,0 +1,50 @@
+#pragma once
+
+#include "kernels/activations.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/device.h"
+
+namespace nibblenet {
+
+/// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.
+class WeightCuda final : public Weight {
+ public:
+  /// Float32 in PyTorch's order, or halves in device order.
+  WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream);
+  /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
+  WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream);
+
+  const Shape& shape() const override { return shape_; }
+  bool packed() const override { return form_ == Form::packed; }
+  TensorView<float> values() override;
+  void changed() override {}
+  ResidentSize resident() const override { return resident_; }
+
+  enum class Form : uint8_t { float32, float16, packed };
+  Form form() const { return form_; }
+  TensorView<const float> floats() const { return floats_.view(); }
+  const f16* halves() const { return halves_.data(); }
+  const PackedView& view() const { return view_; }
+  /// Values by code, for schemes whose values do not lie in device memory.
+  const Codebook& codebook() const { return codebook_; }
+  /// Power of two by which the largest weight is brought into [0.5, 1): the fp16 kernel multiplies by it before it
+  /// rounds, so that neither tiny nor huge weights leave fp16's range.
+  float normalisation() const { return normalisation_; }
+
+ private:
+  Shape shape_;
+  Form form_;
+  Tensor<float> floats_;
+  Buffer<f16> halves_;
+  Buffer<uint8_t> codes_;
+  Buffer<uint8_t> scales_;
+  Buffer<uint8_t> zero_points_;
+  Buffer<uint8_t> block_ids_;
+  Buffer<float> stored_codebook_;
+  Codebook codebook_;
+  PackedView view_;
+  ResidentSize resident_;
+  float normalisation_ = 1.0F;
+};
+
+}  // namespace nibblenet

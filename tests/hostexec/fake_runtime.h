@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+namespace nibblenet::hostexec {
+
+// The part of the CUDA runtime that kernels/cuda/device.cu calls, over host memory: fake_runtime.cpp.
+
+/// Bytes that cudaMalloc hands out at most.
+void set_memory_limit(size_t bytes);
+/// What cudaGetDeviceCount answers.
+void set_device_count(int count);
+
+/// Whether a graph is being captured, and one more thing for it to do.
+bool capturing();
+void record(std::function<void()> action);
+
+}  // namespace nibblenet::hostexec

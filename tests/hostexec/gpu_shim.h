@@ -1,0 +1,225 @@
+#pragma once
+
+// What kernels/cuda/gpu.h promises to kernels, on the CPU: see scheduler.h.
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+#include <vector_functions.h>
+
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+
+#include "engine/core/half.h"
+#include "tests/hostexec/scheduler.h"
+
+#define threadIdx (::nibblenet::hostexec::state.thread_index)
+#define blockIdx (::nibblenet::hostexec::state.block_index)
+#define blockDim (::nibblenet::hostexec::state.block_dimensions)
+#define gridDim (::nibblenet::hostexec::state.grid_dimensions)
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __forceinline__
+#undef __launch_bounds__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace nibblenet::hostexec {
+
+template <class T>
+struct ShuffleSlot {
+  T value;
+  unsigned source;  ///< lane
+  T result;
+  const std::source_location* where;
+};
+
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source, const char* what, std::source_location where) {
+  ShuffleSlot<T> slot{value, source, value, &where};
+  warp_collective(mask, what, where, &slot, [](void* const* slots, unsigned lanes) {
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      if ((lanes >> lane & 1U) == 0) continue;
+      auto& own = *static_cast<ShuffleSlot<T>*>(slots[lane]);
+      if (slots[own.source] == nullptr) fail_here("a shuffle reads a lane outside its mask", *own.where);
+      own.result = static_cast<ShuffleSlot<T>*>(slots[own.source])->value;
+    }
+  });
+  return slot.result;
+}
+
+inline unsigned lane_index() { return threadIdx.x % 32; }
+
+struct BallotSlot {
+  bool predicate;
+  unsigned result;
+};
+
+struct MmaSlot {
+  float (*d)[4];
+  const uint32_t (*a)[4];
+  const uint32_t (*b)[2];
+};
+
+struct LdmatrixSlot {
+  uint32_t (*r)[4];
+  const void* row;
+};
+
+/// Halves as floats, by their bits.
+inline const float* half_values() {
+  static const std::vector<float> values = [] {
+    std::vector<float> table(1 << 16);
+    for (uint32_t bits = 0; bits < table.size(); ++bits) table[bits] = f16_to_f32(static_cast<uint16_t>(bits));
+    return table;
+  }();
+  return values.data();
+}
+
+inline void multiply_fragments(void* const* slots, unsigned) {
+  const float* value = half_values();
+  float a[16][16];
+  float b[16][8];
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    const auto& slot = *static_cast<const MmaSlot*>(slots[lane]);
+    const unsigned g = lane / 4, t = lane % 4 * 2;
+    for (unsigned i = 0; i < 4; ++i) {
+      a[g + i % 2 * 8][t + i / 2 * 8] = value[(*slot.a)[i] & 0xFFFF];
+      a[g + i % 2 * 8][t + i / 2 * 8 + 1] = value[(*slot.a)[i] >> 16];
+    }
+    for (unsigned i = 0; i < 2; ++i) {
+      b[t + i * 8][g] = value[(*slot.b)[i] & 0xFFFF];
+      b[t + i * 8 + 1][g] = value[(*slot.b)[i] >> 16];
+    }
+  }
+  float sum[16][8] = {};
+  for (unsigned i = 0; i < 16; ++i)
+    for (unsigned k = 0; k < 16; ++k)
+      for (unsigned j = 0; j < 8; ++j) sum[i][j] += a[i][k] * b[k][j];
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    float(&d)[4] = *static_cast<MmaSlot*>(slots[lane])->d;
+    for (unsigned e = 0; e < 4; ++e) d[e] += sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
+  }
+}
+
+inline void load_matrices(void* const* slots, unsigned) {
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const auto* row = static_cast<const char*>(static_cast<const LdmatrixSlot*>(slots[8 * i + lane / 4])->row);
+      std::memcpy(&(*static_cast<LdmatrixSlot*>(slots[lane])->r)[i], row + lane % 4 * 4, 4);
+    }
+  }
+}
+
+inline void land(const PendingCopy& copy) {
+  if (copy.source != nullptr)
+    std::memcpy(copy.target, copy.source, 16);
+  else
+    std::memset(copy.target, 0, 16);
+}
+
+inline void expect_aligned(const void* pointer, const char* what, std::source_location where) {
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) fail_here(what, where);
+}
+
+}  // namespace nibblenet::hostexec
+
+inline void __syncthreads(std::source_location where = std::source_location::current()) {
+  nibblenet::hostexec::block_barrier(where);
+}
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFU, std::source_location where = std::source_location::current()) {
+  nibblenet::hostexec::warp_collective(mask, "__syncwarp", where, nullptr, nullptr);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int distance, std::source_location where = std::source_location::current()) {
+  using namespace nibblenet::hostexec;
+  return shuffle(mask, value, (lane_index() ^ static_cast<unsigned>(distance)) % 32, "__shfl_xor_sync", where);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta,
+                   std::source_location where = std::source_location::current()) {
+  using namespace nibblenet::hostexec;
+  const unsigned lane = lane_index();
+  return shuffle(mask, value, lane + delta < 32 ? lane + delta : lane, "__shfl_down_sync", where);
+}
+inline unsigned __ballot_sync(unsigned mask, bool predicate,
+                              std::source_location where = std::source_location::current()) {
+  using namespace nibblenet::hostexec;
+  BallotSlot slot{predicate, 0};
+  warp_collective(mask, "__ballot_sync", where, &slot, [](void* const* slots, unsigned lanes) {
+    unsigned result = 0;
+    for (unsigned lane = 0; lane < 32; ++lane)
+      if ((lanes >> lane & 1U) != 0 && static_cast<BallotSlot*>(slots[lane])->predicate) result |= 1U << lane;
+    for (unsigned lane = 0; lane < 32; ++lane)
+      if ((lanes >> lane & 1U) != 0) static_cast<BallotSlot*>(slots[lane])->result = result;
+  });
+  return slot.result;
+}
+
+template <class T>
+T atomicMax(T* target, T value) {
+  const std::atomic_ref<T> atomic(*target);
+  T old = atomic.load();
+  while (old < value && !atomic.compare_exchange_weak(old, value)) {
+  }
+  return old;
+}
+
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+
+namespace nibblenet {
+
+using std::isnan;
+
+template <class T, class Tag = T>
+T& shared() {
+  static const char key = 0;
+  return *static_cast<T*>(hostexec::shared_object(&key, sizeof(T)));
+}
+
+inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      std::source_location where = std::source_location::current()) {
+  hostexec::MmaSlot slot{&d, &a, &b};
+  hostexec::warp_collective(0xFFFFFFFFU, "mma_16816", where, &slot, hostexec::multiply_fragments);
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row,
+                        std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(row, "ldmatrix_x4 of a row that is not 16-byte aligned", where);
+  hostexec::LdmatrixSlot slot{&r, row};
+  hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4", where, &slot, hostexec::load_matrices);
+}
+
+inline void cp_async_16(void* target, const void* source, bool valid,
+                        std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(target, "cp_async_16 to a place that is not 16-byte aligned", where);
+  hostexec::expect_aligned(source, "cp_async_16 from a place that is not 16-byte aligned", where);
+  const hostexec::PendingCopy copy{target, valid ? source : nullptr};
+  if (!hostexec::schedule().late_copies) hostexec::land(copy);
+  hostexec::state.copies->open.push_back(copy);
+}
+inline void cp_async_commit() {
+  auto& copies = *hostexec::state.copies;
+  copies.closed.push_back(std::move(copies.open));
+  copies.open.clear();
+}
+template <int Pending>
+void cp_async_wait() {
+  auto& closed = hostexec::state.copies->closed;
+  while (closed.size() > static_cast<size_t>(Pending)) {
+    if (hostexec::schedule().late_copies)
+      for (const hostexec::PendingCopy& copy : closed.front()) hostexec::land(copy);
+    closed.erase(closed.begin());
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <vector>
+
+#include "engine/core/error.h"
+
+// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. A kernel cannot tell, but sanitizers
+// can watch it, and every barrier knows who waits where.
+
+namespace nibblenet::hostexec {
+
+/// What a GPU would answer with a hang or with garbage: a barrier that not all threads reach, a mask that names a lane
+/// which has left, a copy nobody waited for. The message names the kernel, the threads and the lines.
+class HostExecutionError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The freedom that CUDA has and a correct kernel's result does not depend on.
+struct Schedule {
+  enum class Order : uint8_t { forward, reverse, random };
+  Order order = Order::forward;  ///< in which threads that can run do run, and blocks
+  uint64_t seed = 0;             ///< of the random order
+  bool late_copies = false;      ///< cp.async moves its bytes when it is waited for, not at once
+};
+void set_schedule(const Schedule& schedule);
+const Schedule& schedule();
+
+/// Asynchronous copies of one thread, in groups.
+struct PendingCopy {
+  void* target;
+  const void* source;  ///< null: zeros
+};
+struct CopyGroups {
+  std::vector<PendingCopy> open;                 ///< started since the last commit
+  std::vector<std::vector<PendingCopy>> closed;  ///< committed and not waited for, oldest first
+};
+
+/// What the built-in variables and wrappers of the running thread refer to.
+struct ThreadState {
+  uint3 thread_index{};
+  uint3 block_index{};
+  dim3 block_dimensions;
+  dim3 grid_dimensions;
+  CopyGroups* copies = nullptr;
+};
+extern ThreadState state;
+
+/// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw. While a graph is being
+/// captured, the grid is recorded instead.
+void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body);
+
+// For the wrappers in gpu_shim.h.
+
+/// The block's object of `size` bytes behind `key`, made of NaN bytes when it is first asked for.
+void* shared_object(const void* key, size_t size);
+
+void block_barrier(std::source_location where);
+
+/// Waits until every lane of `mask` has called this from the same place. The last one runs `combine`, to which each
+/// lane's slot is visible and which writes the results into them.
+using Combine = void (*)(void* const* slots, unsigned mask);
+void warp_collective(unsigned mask, const char* what, std::source_location where, void* slot, Combine combine);
+
+/// Throws HostExecutionError, naming the kernel and the running thread.
+[[noreturn]] void fail_here(const std::string& what, std::source_location where);
+
+}  // namespace nibblenet::hostexec
