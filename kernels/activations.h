@@ -25,7 +25,9 @@ class AnyActivations {
   AnyActivations(TensorView<Element<float>> view) : data_(view.data()), shape_(view.shape()) {}
   AnyActivations(TensorView<Element<f16>> view)
       : data_(view.data()), shape_(view.shape()), precision_(Precision::float16) {}
-  AnyActivations(TensorView<float> view) requires(std::is_const_v<Void>) : data_(view.data()), shape_(view.shape()) {}
+  AnyActivations(TensorView<float> view) requires(std::is_const_v<Void>)
+      : AnyActivations(TensorView<const float>(view)) {}
+  AnyActivations(TensorView<f16> view) requires(std::is_const_v<Void>) : AnyActivations(TensorView<const f16>(view)) {}
   AnyActivations(Void* data, const Shape& shape, Precision precision)
       : data_(data), shape_(shape), precision_(precision) {}
   /// A view of mutable activations is also a view of const ones.
