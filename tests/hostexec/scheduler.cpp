@@ -6,11 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/context/detail/fcontext.hpp>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <map>
 #include <memory>
 #include <numeric>
 
@@ -89,8 +89,13 @@ struct Fiber {
 struct Block {
   std::vector<Fiber*> fibers;
   unsigned at_barrier = 0;
-  std::map<const void*, void*> shared;
-  char barrier_point = 0;         // addresses for order_before and order_after
+  /// Shared objects by key; an array, since ThreadSanitizer would take allocations for writes of whoever asks first.
+  std::array<std::pair<const void*, void*>, 32> shared{};
+  size_t shared_count = 0;
+  // Addresses for order_before and order_after. Barriers take turns: whoever goes on late must not be ordered behind
+  // those who have come to the next one already.
+  char barrier_point[2] = {};
+  size_t barrier_turn = 0;
   std::vector<char> warp_posted;  // one a warp
   std::vector<char> warp_combined;
 };
@@ -100,6 +105,7 @@ struct Scheduler {
   const std::function<void()>* body = nullptr;
   Block* block = nullptr;
   Fiber* running = nullptr;
+  bool abandoning = false;
   context::fcontext_t main = nullptr;
   void* main_fake_stack = nullptr;
   const void* main_stack = nullptr;
@@ -127,11 +133,21 @@ void enter_main() {
 #endif
 }
 
+/// Unwinds the other threads after an error in one.
+struct Abandoned {};
+
+/// Lets others run until a barrier or collective is complete.
+void suspend() {
+  enter_main();
+  if (scheduler.abandoning) throw Abandoned();
+}
+
 std::string line_of(const std::source_location& where) { return fmt::format("{}:{}", where.file_name(), where.line()); }
 
 void run_thread() {
   Fiber& self = *scheduler.running;
   order_after(&scheduler.launched);
+  if (scheduler.abandoning) return;
   (*scheduler.body)();
   if (!self.copies.open.empty() || !self.copies.closed.empty())
     fail<HostExecutionError>("{}: thread {} of block ({}, {}, {}) ended with copies nobody waited for",
@@ -149,8 +165,11 @@ void fiber_main(context::transfer_t from) {
     Fiber& self = *scheduler.running;
     try {
       run_thread();
+    } catch (const Abandoned&) {
+      self.copies = {};
     } catch (...) {
       self.error = std::current_exception();
+      self.copies = {};
     }
     self.finished = true;
     order_before(&scheduler.done);
@@ -173,7 +192,7 @@ Fiber::Fiber() {
 Fiber::~Fiber() {
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 #ifdef HOSTEXEC_ASAN
-  __asan_unpoison_memory_region(memory + page, stack_bytes);  // frames that were left in the middle
+  __asan_unpoison_memory_region(memory + page, stack_bytes);
 #endif
 #ifdef HOSTEXEC_TSAN
   __tsan_destroy_fiber(tsan_fiber);
@@ -252,7 +271,7 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
   }
   scheduler.block = &block;
   const auto leave = [&] {
-    for (const auto& [key, object] : block.shared) scheduler.garbage.push_back(object);
+    for (size_t i = 0; i < block.shared_count; ++i) scheduler.garbage.push_back(block.shared[i].second);
 #ifndef HOSTEXEC_TSAN  // freeing is writing, and nothing has ordered us behind this block's threads yet
     release_shared_memory();
 #endif
@@ -275,6 +294,11 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
       }
     }
   } catch (...) {
+    scheduler.abandoning = true;
+    for (Fiber* fiber : block.fibers)
+      if (!fiber->finished) resume(*fiber);
+    scheduler.abandoning = false;
+    order_after(&scheduler.done);
     leave();
     throw;
   }
@@ -306,8 +330,6 @@ void run(const char* name, dim3 blocks, unsigned threads, const std::function<vo
       run_block(scheduler.pools[turn++ % 2], threads);
     }
   } catch (...) {
-    // Threads stand in the middle of things: their stacks cannot be used again.
-    for (auto& pool : scheduler.pools) pool.clear();
     order_after(&scheduler.done);
     release_shared_memory();
     throw;
@@ -330,19 +352,22 @@ void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<voi
 }
 
 void* shared_object(const void* key, size_t size) {
-  void*& object = scheduler.block->shared[key];
-  if (object == nullptr) {
+  Block& block = *scheduler.block;
+  for (size_t i = 0; i < block.shared_count; ++i)
+    if (block.shared[i].first == key) return block.shared[i].second;
+  if (block.shared_count == block.shared.size()) throw HostExecutionError("too many shared objects in one block");
+  void* object = nullptr;
 #ifdef HOSTEXEC_TSAN  // it is nobody's write
-    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
-    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
 #endif
-    if (posix_memalign(&object, 16, size) != 0) throw std::bad_alloc();
-    std::memset(object, 0xFF, size);
+  if (posix_memalign(&object, 16, size) != 0) throw std::bad_alloc();
+  std::memset(object, 0xFF, size);
 #ifdef HOSTEXEC_TSAN
-    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 #endif
-  }
+  block.shared[block.shared_count++] = {key, object};
   return object;
 }
 
@@ -355,14 +380,16 @@ void block_barrier(std::source_location where) {
   for (const Fiber* other : block.fibers)
     if (other->wait == Wait::block && other->where.line() != where.line())
       fail<HostExecutionError>("{}: divergent barrier: {}, {}", place(), describe(*other), describe(self));
-  order_before(&block.barrier_point);
+  char* point = &block.barrier_point[block.barrier_turn];
+  order_before(point);
   if (++block.at_barrier == block.fibers.size()) {
     block.at_barrier = 0;
+    block.barrier_turn ^= 1;
     for (Fiber* fiber : block.fibers) fiber->wait = Wait::nothing;
   } else {
-    enter_main();
+    suspend();
   }
-  order_after(&block.barrier_point);
+  order_after(point);
 }
 
 void warp_collective(unsigned mask, const char* what, std::source_location where, void* slot, Combine combine) {
@@ -405,7 +432,7 @@ void warp_collective(unsigned mask, const char* what, std::source_location where
     for (unsigned lane = 0; lane < warp_size; ++lane)
       if ((mask >> lane & 1U) != 0) block.fibers[warp * warp_size + lane]->wait = Wait::nothing;
   } else {
-    enter_main();
+    suspend();
   }
   order_after(&block.warp_combined[warp]);
 }
