@@ -91,7 +91,8 @@ TEST_F(Harness, BlocksReduce) {
 
 TEST_F(Harness, BallotsTellWhoVotes) {
   std::vector<unsigned> votes(64);
-  run_grid("ballot", dim3(1), 64, [&] { votes[static_cast<size_t>(thread())] = __ballot_sync(everyone, thread() % 3 == 0); });
+  run_grid("ballot", dim3(1), 64,
+           [&] { votes[static_cast<size_t>(thread())] = __ballot_sync(everyone, thread() % 3 == 0); });
   for (unsigned warp = 0; warp < 2; ++warp) {
     unsigned expected = 0;
     for (unsigned lane = 0; lane < 32; ++lane) expected |= (warp * 32 + lane) % 3 == 0 ? 1U << lane : 0U;

@@ -1,14 +1,14 @@
 #include <gtest/gtest.h>
 
+#include <array>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "kernels/cpu/backend_cpu.h"
-#include "kernels/cuda/backend_cuda.h"
-#include "tests/hostexec/scheduler.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
+#include "tests/support/test_backend.h"
 
 // Convolutions and linear layers of the CUDA backend against the CPU's: every scheme, both precisions, awkward shapes.
 
@@ -20,6 +20,7 @@ using testing::dequantized;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
+using testing::make_test_backend;
 using testing::on;
 using testing::output_of;
 using testing::quantized;
@@ -51,9 +52,7 @@ struct Case {
   Window window;
 };
 
-Shape output_shape(const Case& c) {
-  return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
-}
+Shape output_shape(const Case& c) { return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]}; }
 
 Values conv2d_halves(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias,
                      Epilogue epilogue) {
@@ -67,9 +66,9 @@ Values conv2d_halves(Backend& backend, const Case& c, const Values& x, Weight& w
 /// 64 x 64 x 32 are the tiles' sizes: around them, primes, and the network's kinds of layers.
 const std::vector<Case>& convolutions() {
   static const std::vector<Case> cases = {
-      {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 0}},        {{2, 13, 11, 3}, {7, 3, 11, 11}, {11, 4, 2}},
-      {{1, 9, 7, 8}, {65, 8, 3, 3}, {3, 1, 1}},       {{3, 5, 5, 16}, {63, 16, 5, 5}, {5, 1, 2}},
-      {{1, 6, 5, 5}, {17, 5, 3, 3}, {3, 2, 1}},       {{1, 8, 8, 24}, {64, 24, 3, 3}, {3, 1, 1}},
+      {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 0}},  {{2, 13, 11, 3}, {7, 3, 11, 11}, {11, 4, 2}},
+      {{1, 9, 7, 8}, {65, 8, 3, 3}, {3, 1, 1}}, {{3, 5, 5, 16}, {63, 16, 5, 5}, {5, 1, 2}},
+      {{1, 6, 5, 5}, {17, 5, 3, 3}, {3, 2, 1}}, {{1, 8, 8, 24}, {64, 24, 3, 3}, {3, 1, 1}},
       {{0, 8, 8, 3}, {5, 3, 3, 3}, {3, 1, 1}},
   };
   return cases;
@@ -77,9 +76,9 @@ const std::vector<Case>& convolutions() {
 
 class CudaProduct : public ::testing::TestWithParam<MethodTraits> {
  protected:
-  void TearDown() override { hostexec::set_schedule({}); }
   CpuBackend cpu_{2};
-  CudaBackend cuda_;
+  std::unique_ptr<Backend> device_ = make_test_backend();
+  Backend& cuda_ = *device_;
 };
 
 TEST_P(CudaProduct, ConvolutionsOfEveryScheme) {
@@ -113,7 +112,8 @@ TEST_P(CudaProduct, DecodesTheSameBits) {
     int64_t wrong = 0;
     for (int64_t k = 0; k < shape[0]; ++k)
       for (int64_t c = 0; c < shape[1]; ++c)
-        wrong += columns.data[static_cast<size_t>(c * shape[0] + k)] != weights.data[static_cast<size_t>(k * shape[1] + c)];
+        wrong +=
+            columns.data[static_cast<size_t>(c * shape[0] + k)] != weights.data[static_cast<size_t>(k * shape[1] + c)];
     EXPECT_EQ(wrong, 0) << to_string(scheme);
   }
 }
@@ -129,12 +129,9 @@ TEST_P(CudaProduct, ResidentBytesAreTheMeteredOnes) {
         packed.codebook.resize(size_t{1} << scheme.bits);
         std::iota(packed.codebook.begin(), packed.codebook.end(), -3.0F);
       }
-      const DeviceMemory before = *cuda_.device_memory();
       const auto weight = cuda_.make_weight(packed);
       EXPECT_EQ(static_cast<int64_t>(meter.live_total()), weight->resident().total());
       EXPECT_EQ(weight->resident().total(), resident_size(packed).total());
-      EXPECT_EQ(static_cast<int64_t>(cuda_.device_memory()->used - before.used), weight->resident().total())
-          << "what the device itself reports";
     }
   }
 }
@@ -159,9 +156,9 @@ INSTANTIATE_TEST_SUITE_P(Methods, CudaProduct, ::testing::ValuesIn(method_table(
 
 class CudaConvolution : public ::testing::Test {
  protected:
-  void TearDown() override { hostexec::set_schedule({}); }
   CpuBackend cpu_{2};
-  CudaBackend cuda_;
+  std::unique_ptr<Backend> device_ = make_test_backend();
+  Backend& cuda_ = *device_;
 };
 
 TEST_F(CudaConvolution, AwkwardShapesInBothPrecisions) {
@@ -170,9 +167,9 @@ TEST_F(CudaConvolution, AwkwardShapesInBothPrecisions) {
     const Values x = uniform(c.x, 1), w = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
     for (const Epilogue epilogue : epilogues) {
       const Values expected = conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window, epilogue);
-      EXPECT_LE(
-          relative_error(conv2d(cuda_, x, *cuda_.make_weight(w.view()), bias, c.window, epilogue).view(), expected.view()),
-          float32_tolerance);
+      EXPECT_LE(relative_error(conv2d(cuda_, x, *cuda_.make_weight(w.view()), bias, c.window, epilogue).view(),
+                               expected.view()),
+                float32_tolerance);
       const auto halves = cuda_.make_weight(w.view(), Precision::float16);
       EXPECT_EQ(halves->resident().total(), 2 * c.w.elements());
       EXPECT_LE(relative_error(conv2d_halves(cuda_, c, x, *halves, bias, epilogue).view(), expected.view()),
@@ -181,24 +178,15 @@ TEST_F(CudaConvolution, AwkwardShapesInBothPrecisions) {
   }
 }
 
-TEST_F(CudaConvolution, ExactForIntegersInEverySchedule) {
+TEST_F(CudaConvolution, ExactForIntegers) {
   // Small integers are exact in halves and in sums of any order: nothing but a wrong index or a race can differ.
-  using Order = hostexec::Schedule::Order;
   for (const Case& c : convolutions()) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     const Values x = integers(c.x, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
     const Values expected = conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window);
     const auto halves = cuda_.make_weight(w.view(), Precision::float16);
-    const auto floats = cuda_.make_weight(w.view());
-    for (const Order order : {Order::forward, Order::reverse, Order::random}) {
-      for (const bool late : {false, true}) {
-        hostexec::set_schedule({order, 7, late});
-        EXPECT_EQ(conv2d_halves(cuda_, c, x, *halves, bias, Epilogue::none), expected);
-        if (!late) {
-          EXPECT_EQ(conv2d(cuda_, x, *floats, bias, c.window), expected);
-        }
-      }
-    }
+    EXPECT_EQ(conv2d(cuda_, x, *cuda_.make_weight(w.view()), bias, c.window), expected);
+    EXPECT_EQ(conv2d_halves(cuda_, c, x, *halves, bias, Epilogue::none), expected);
   }
 }
 
@@ -210,7 +198,8 @@ TEST_F(CudaConvolution, TinyAndHugeWeightsKeepTheirPrecisionInHalves) {
     for (float& value : w.data) value *= unit;
     const PackedTensor packed = quantize(w.view(), parse_scheme("linear:8"), "w");
     for (const bool pack : {false, true}) {
-      const Values expected = conv2d(cpu_, x, pack ? *cpu_.make_weight(packed) : *cpu_.make_weight(w.view()), bias, c.window);
+      const Values expected =
+          conv2d(cpu_, x, pack ? *cpu_.make_weight(packed) : *cpu_.make_weight(w.view()), bias, c.window);
       const auto weight = pack ? cuda_.make_weight(packed) : cuda_.make_weight(w.view(), Precision::float16);
       EXPECT_LE(relative_error(conv2d_halves(cuda_, c, x, *weight, bias, Epilogue::none).view(), expected.view()),
                 float16_tolerance)
@@ -246,7 +235,8 @@ TEST_F(CudaConvolution, GradientsOfManyPixelsAddTheirPartsUp) {
 }
 
 TEST(CudaLinear, NeverHoldsTheMatrixInFloats) {
-  CudaBackend backend;
+  const auto device = make_test_backend();
+  Backend& backend = *device;
   const Shape shape = {256, 1024};
   const auto weight = backend.make_weight(quantized(shape, parse_scheme("linear:4:channel"), 3));
   const Values bias = uniform({shape[0]}, 4);
@@ -262,7 +252,8 @@ TEST(CudaLinear, NeverHoldsTheMatrixInFloats) {
 
 TEST(CudaLinear, EveryBatchAroundTheTile) {
   CpuBackend cpu(2);
-  CudaBackend cuda;
+  const auto device = make_test_backend();
+  Backend& cuda = *device;
   const Values bias = integers({70}, 4);
   for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
     const PackedTensor packed = quantized({70, 41}, parse_scheme(fmt::format("linear:{}:block:7", bits)), 3);

@@ -1,0 +1,98 @@
+#include "kernels/cuda/device.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/hostexec/fake_runtime.h"
+#include "tests/kernels/schemes.h"
+
+// The device layer over a runtime that can be told to refuse.
+
+namespace nibblenet {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::on;
+using testing::quantized;
+using testing::uniform;
+using testing::Values;
+
+class CudaDevice : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    hostexec::set_device_count(1);
+    hostexec::set_memory_limit(size_t{4} << 30);
+  }
+};
+
+template <class E, class F>
+std::string message_of(F f) {
+  try {
+    f();
+  } catch (const E& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(CudaDevice, SaysWhenThereIsNone) {
+  EXPECT_EQ(cuda_problem(), std::nullopt);
+  hostexec::set_device_count(0);
+  EXPECT_EQ(cuda_problem(), "the driver sees no GPU");
+  EXPECT_THROW(CudaBackend(), CudaError);
+}
+
+TEST_F(CudaDevice, FullMemoryIsAnErrorThatSaysHowMuch) {
+  CudaBackend backend;
+  hostexec::set_memory_limit(1000);
+  EXPECT_THAT(message_of<CudaError>([&] { backend.allocate(2000, MemoryCategory::data); }),
+              AllOf(HasSubstr("2000 bytes"), HasSubstr("0 of 1000"), HasSubstr("--batch")));
+  EXPECT_EQ(backend.meter().live_total(), 0U);
+}
+
+TEST_F(CudaDevice, ReportsWhatTheMeterCounts) {
+  CudaBackend backend;
+  for (const char* scheme : {"linear:3:row", "stable-embedding:5", "linear:8:block:7:zero-point"}) {
+    const size_t before = backend.device_memory()->used;
+    const auto weight = backend.make_weight(quantized({5, 3, 3, 3}, parse_scheme(scheme), 1));
+    EXPECT_EQ(static_cast<int64_t>(backend.device_memory()->used - before), weight->resident().total()) << scheme;
+  }
+}
+
+TEST_F(CudaDevice, AGraphReplaysWhatItCaptured) {
+  CudaBackend backend;
+  const Values x = uniform({3, 33}, 1);
+  Tensor<float> data = on(backend, x);
+  Graph graph(backend.stream(), [&] { backend.sgd_step(data.view(), data.view(), data.view(), {1.0F, 0.0F, 0.0F}); });
+  EXPECT_EQ(testing::from(backend, data.view()), x) << "captured, not run";
+  graph.launch(backend.stream());
+  EXPECT_EQ(testing::from(backend, data.view()), Values(x.shape)) << "v = g = w, w -= v";
+  EXPECT_THROW(Graph(backend.stream(), [&] { testing::from(backend, data.view()); }), CudaError)
+      << "waiting cannot be captured";
+  EXPECT_EQ(testing::from(backend, data.view()), Values(x.shape)) << "the stream works again";
+}
+
+TEST_F(CudaDevice, EventsMeasureTime) {
+  Stream stream;
+  Event start, end;
+  start.record(stream);
+  end.record(stream);
+  end.synchronize();
+  EXPECT_GE(end.since(start), 0.0F);
+}
+
+TEST_F(CudaDevice, LaunchesCountTheirWork) {
+  CudaBackend backend;
+  Tensor<float> x = on(backend, uniform({10}, 1));
+  const Work before = backend.stream().work();
+  backend.relu_forward(x.view(), x.view());
+  EXPECT_EQ(backend.stream().work().bytes - before.bytes, 80);
+  EXPECT_EQ(backend.stream().launches(), 1);
+}
+
+}  // namespace
+}  // namespace nibblenet

@@ -1,0 +1,130 @@
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/hostexec/scheduler.h"
+#include "tests/kernels/schemes.h"
+
+// Every kernel once, on shapes small enough for ThreadSanitizer and large enough for several blocks: the same bits in
+// every schedule, and no race.
+
+namespace nibblenet {
+namespace {
+
+using testing::from;
+using testing::on;
+using testing::output_of;
+using testing::quantized;
+using testing::same_bits;
+using testing::uniform;
+using testing::Values;
+using Order = hostexec::Schedule::Order;
+
+struct Operation {
+  std::string name;
+  std::function<Values(CudaBackend&)> run;
+};
+
+constexpr Window window = {3, 1, 1};
+const Shape image = {1, 9, 8, 8}, filters = {5, 8, 3, 3}, result = {1, 9, 8, 5};
+
+Values product(CudaBackend& backend, Weight& weight, Precision precision) {
+  const Tensor<float> x = on(backend, uniform(image, 1));
+  const Tensor<float> bias = on(backend, uniform({5}, 2));
+  Buffer<f16> halves(backend, static_cast<size_t>(image.elements()), MemoryCategory::data);
+  const TensorView<f16> converted(halves.data(), image);
+  backend.convert(converted, x.view());
+  const ConstActivations input =
+      precision == Precision::float16 ? ConstActivations(converted) : ConstActivations(x.view());
+  return output_of(backend, result, [&](TensorView<float> y) {
+    backend.conv2d_forward(y, input, weight, bias.view(), window, Epilogue::relu);
+  });
+}
+
+/// An operation of one operand and one result.
+template <class Run>
+Operation map(std::string name, const Shape& y, const Shape& x, Run run) {
+  return {std::move(name), [=](CudaBackend& backend) {
+            const Tensor<float> input = on(backend, uniform(x, 1));
+            return output_of(backend, y, [&](TensorView<float> out) { run(backend, out, input.view()); });
+          }};
+}
+
+std::vector<Operation> operations() {
+  using Y = TensorView<float>;
+  using X = TensorView<const float>;
+  std::vector<Operation> list;
+  for (const Precision precision : {Precision::float32, Precision::float16}) {
+    list.push_back({fmt::format("conv2d forward, {}", to_string(precision)), [=](CudaBackend& b) {
+                      return product(b, *b.make_weight(uniform(filters, 3).view(), precision), precision);
+                    }});
+    list.push_back({fmt::format("conv2d forward, packed, {}", to_string(precision)), [=](CudaBackend& b) {
+                      const PackedTensor packed = quantized(filters, parse_scheme("stable-embedding:3"), 3);
+                      return product(b, *b.make_weight(packed), precision);
+                    }});
+  }
+  list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
+    b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
+  }));
+  list.push_back(map("conv2d backward weight", {5, 2, 1, 1}, {2, 31, 29, 5}, [](CudaBackend& b, Y dw, X dy) {
+    const Tensor<float> x = on(b, uniform({2, 31, 29, 2}, 4));
+    Tensor<float> dbias = on(b, Values({5}));
+    b.conv2d_backward_weight(dw, dbias.view(), dy, x.view(), {1, 1, 0});
+  }));
+  list.push_back(map("relu", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) { b.relu_forward(y, x); }));
+  list.push_back(map("relu backward", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) { b.relu_backward(y, x, x); }));
+  list.push_back(map("dropout", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) { b.dropout(y, x, 0.4F, {1, 2, 3}); }));
+  list.push_back(map("max pool", {2, 4, 3, 5}, {2, 9, 8, 5}, [](CudaBackend& b, Y y, X x) {
+    b.max_pool2d_forward(y, {}, x, {3, 2, 0});
+  }));
+  list.push_back(map("max pool backward", {2, 9, 8, 5}, {2, 4, 3, 5}, [](CudaBackend& b, Y dx, X dy) {
+    Tensor<uint8_t> argmax(b, dy.shape(), MemoryCategory::data);
+    const std::vector<uint8_t> positions(static_cast<size_t>(dy.elements()), 4);
+    b.copy_from_host(argmax.data(), positions.data(), positions.size());
+    b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0});
+  }));
+  list.push_back(map("average pool", {2, 4, 3, 5}, {2, 9, 8, 5},
+                     [](CudaBackend& b, Y y, X x) { b.adaptive_average_pool2d_forward(y, x); }));
+  list.push_back(map("average pool backward", {2, 9, 8, 5}, {2, 4, 3, 5},
+                     [](CudaBackend& b, Y dx, X dy) { b.adaptive_average_pool2d_backward(dx, dy); }));
+  list.push_back(map("flatten", {2, 360}, {2, 9, 8, 5}, [](CudaBackend& b, Y y, X x) { b.flatten_forward(y, x); }));
+  list.push_back(
+      map("flatten backward", {2, 9, 8, 5}, {2, 360}, [](CudaBackend& b, Y y, X x) { b.flatten_backward(y, x); }));
+  list.push_back(map("gather rows", {3, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) {
+    const std::vector<int64_t> rows = {6, 0, 6};
+    b.gather_rows(y, x, rows);
+  }));
+  list.push_back(map("cross entropy", {7, 41}, {7, 41}, [](CudaBackend& b, Y dlogits, X logits) {
+    Tensor<float> losses(b, {7}, MemoryCategory::data);
+    Tensor<int32_t> labels(b, {7}, MemoryCategory::data);
+    b.argmax(labels.view(), logits);
+    b.cross_entropy(losses.view(), dlogits, logits, labels.view(), 0.5F);
+  }));
+  list.push_back(map("sgd", {7, 91}, {7, 91}, [](CudaBackend& b, Y w, X dw) {
+    const Values start = uniform({7, 91}, 5);
+    b.copy_from_host(w.data(), start.data.data(), start.data.size() * sizeof(float));
+    Tensor<float> velocity = on(b, uniform({7, 91}, 6));
+    b.sgd_step(w, velocity.view(), dw, {0.1F, 0.9F, 0.01F});
+  }));
+  return list;
+}
+
+TEST(Races, TheSameBitsInEverySchedule) {
+  CudaBackend backend;
+  for (const Operation& operation : operations()) {
+    SCOPED_TRACE(operation.name);
+    hostexec::set_schedule({});
+    const Values expected = operation.run(backend);
+    for (const Order order : {Order::reverse, Order::random}) {
+      hostexec::set_schedule({order, 3, order == Order::random});
+      EXPECT_TRUE(same_bits(operation.run(backend), expected));
+    }
+  }
+  hostexec::set_schedule({});
+}
+
+}  // namespace
+}  // namespace nibblenet
