@@ -7,13 +7,13 @@
 
 namespace nibblenet {
 
-std::optional<std::string> cuda_unusable() {
 #ifdef NIBBLENET_CUDA
-  return cuda_problem();
+const bool built_with_cuda = true;
+std::optional<std::string> cuda_unusable() { return cuda_problem(); }
 #else
-  return "this build has no CUDA backend";
+const bool built_with_cuda = false;
+std::optional<std::string> cuda_unusable() { return "this build has no CUDA backend"; }
 #endif
-}
 
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
   if (device != "auto" && device != "cpu" && device != "cuda")

@@ -60,6 +60,8 @@ class Backend : public MemoryResource {
 
   /// Nothing where the backend's memory is the process's.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+  /// What inference is fastest in.
+  virtual Precision preferred_precision() const { return Precision::float32; }
   /// Throws UsageError for a precision of activations that the backend does not compute in.
   virtual void expect_support(Precision precision) const = 0;
   /// Waits until everything asked for is done: operations may return before.
@@ -72,6 +74,11 @@ class Backend : public MemoryResource {
   virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                               Precision precision = Precision::float32) = 0;
   virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed) = 0;
+
+  /// nibblenet::quantize with the passes over the weights on the device: the same bits.
+  virtual PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
+    return nibblenet::quantize(host_weights, scheme, name);
+  }
 
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
@@ -132,6 +139,8 @@ class Backend : public MemoryResource {
 /// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all
 /// cores. Throws UsageError for a device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+/// Whether this program could use a GPU at all.
+extern const bool built_with_cuda;
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();
 

@@ -70,17 +70,21 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   device.add_to(app);
+  device.add_precision_to(app);
   add_json_option(app, json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     const auto backend = device.make();
     StateDict dict = load_model(find_model(model, ModelKind::packed));
     const int image_size = image_size_of(dict.metadata);
-    Network network(*backend, std::move(dict));
-    fmt::print("{}\n{:>6} {:>12} {:>10} {:>10} {:>12}\n", backend->description(), "batch", "median ms", "p10", "p90",
-               "images/s");
-    nlohmann::json document = {
-        {"device", backend->name()}, {"description", backend->description()}, {"image_size", image_size}};
+    const Precision precision = device.precision_on(*backend);
+    Network network(*backend, std::move(dict), precision);
+    fmt::print("{}, {}\n{:>6} {:>12} {:>10} {:>10} {:>12}\n", backend->description(), to_string(precision), "batch",
+               "median ms", "p10", "p90", "images/s");
+    nlohmann::json document = {{"device", backend->name()},
+                               {"description", backend->description()},
+                               {"precision", to_string(precision)},
+                               {"image_size", image_size}};
     for (const int64_t batch : batches) {
       const Timing t = time_forward(network, image_size, batch, seconds);
       const double rate = 1000.0 * static_cast<double>(batch) / t.median;

@@ -1,5 +1,7 @@
 #include <fmt/core.h>
 
+#include <optional>
+
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -35,13 +37,18 @@ struct Result {
   int64_t peak_bytes = 0;
   std::string device;
   std::string device_description;
+  Precision precision = Precision::float32;
+  std::optional<DeviceMemory> device_memory;  ///< while the model was resident
+  size_t device_bytes_before = 0;             ///< in use before it was loaded
 };
 
 Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options) {
   const auto backend = options.device.make();
+  const Precision precision = options.device.precision_on(*backend);
+  const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path);
   const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
-  Network network(*backend, std::move(dict));
+  Network network(*backend, std::move(dict), precision);
   Progress progress("evaluating", "images");
   Result result{.model = path.string(),
                 .evaluation = evaluate(network, dataset, Preprocess::for_image_size(image_size), options.batch,
@@ -54,7 +61,10 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
                 .header_bytes = network.header_bytes(),
                 .peak_bytes = static_cast<int64_t>(backend->meter().peak_total()),
                 .device = backend->name(),
-                .device_description = backend->description()};
+                .device_description = backend->description(),
+                .precision = precision,
+                .device_memory = backend->device_memory(),
+                .device_bytes_before = before ? before->used : 0};
   return result;
 }
 
@@ -67,12 +77,26 @@ void print(const Result& result) {
              e.images_per_second(), e.prepare_seconds, e.seconds, e.wait_seconds);
   fmt::print("{}", size_table(result.ledger, result.file_bytes, result.header_bytes));
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(result.peak_bytes)));
+  if (result.device_memory)
+    fmt::print(
+        "the device reports {} more in use than before loading ({} in all, of {}; its driver counts in pages and "
+        "adds buffers of its own)\n",
+        megabytes(static_cast<double>(result.device_memory->used) - static_cast<double>(result.device_bytes_before)),
+        megabytes(static_cast<double>(result.device_memory->used)),
+        megabytes(static_cast<double>(result.device_memory->total)));
 }
 
 nlohmann::json to_json(const Result& result) {
   const Evaluation& e = result.evaluation;
   const Interval interval = wilson_interval(e.correct, e.images);
+  nlohmann::json memory;  // null where the device's memory is the process's
+  if (result.device_memory)
+    memory = {{"before", result.device_bytes_before},
+              {"used", result.device_memory->used},
+              {"total", result.device_memory->total}};
   return {{"model", result.model},
+          {"precision", to_string(result.precision)},
+          {"device_memory", memory},
           {"images", e.images},
           {"correct", e.correct},
           {"accuracy", e.accuracy()},
@@ -136,8 +160,8 @@ void eval(const Options& options) {
       load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const Result result = evaluate_model(model, dataset, options);
-  fmt::print("{} on {} {} images of {} ({})\n", result.model, dataset.size(), options.split, dataset.description,
-             result.device_description);
+  fmt::print("{} on {} {} images of {} ({}, {})\n", result.model, dataset.size(), options.split, dataset.description,
+             result.device_description, to_string(result.precision));
   print(result);
   nlohmann::json json = to_json(result);
   if (!options.compare.empty())
@@ -166,6 +190,7 @@ int main(int argc, char** argv) {
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(63, 4096));
   options.device.add_to(app);
+  options.device.add_precision_to(app);
   app.add_option("--compare", options.compare,
                  "Evaluate a second model on the same images and compare image by image (McNemar)")
       ->type_name("MODEL");

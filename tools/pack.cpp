@@ -26,7 +26,7 @@ struct Options {
   std::vector<std::string> layers;
   std::string output;
   std::string json;
-  int threads = 0;
+  DeviceOptions device;
 };
 
 /// "features.*=linear:8:channel": the layers a pattern names get this scheme.
@@ -83,7 +83,7 @@ void pack(const Options& options, bool bits_given) {
   std::vector<Override> overrides = parse_overrides(options.layers);
   const Scheme one_scheme = measured_default ? Scheme{} : chosen_scheme(options, bits_given);
   const int bits = measured_default ? options.bits : one_scheme.bits;
-  make_backend("cpu", options.threads);  // sets the number of threads for the quantizers too
+  const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_model(input);
@@ -108,7 +108,7 @@ void pack(const Options& options, bool bits_given) {
       each.used = true;
     }
     const int64_t weights = parameter.shape().elements();
-    parameter.value = quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
+    parameter.value = backend->quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
     done += weights;
     progress.update(done, total, parameter.name);
   }
@@ -121,7 +121,6 @@ void pack(const Options& options, bool bits_given) {
   save_state_dict(output, dict);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
-  const auto backend = make_backend("cpu", options.threads);
   const Network packed(*backend, load_state_dict(output));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s\n", input.string(), output.string(), seconds);
@@ -163,9 +162,7 @@ int main(int argc, char** argv) {
       ->type_name("SPEC");
   app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")
       ->type_name("FILE");
-  app.add_option("--threads", options.threads, "CPU threads; 0: all cores")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
+  options.device.add_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

@@ -2,6 +2,8 @@
 // code of every weight. The passes run over output channels in parallel, or over bands of them where groups span
 // several; nothing is shared between iterations, so the result does not depend on the number of threads.
 
+#include "engine/quant/quantizer.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,29 +12,15 @@
 
 #include "engine/quant/bits.h"
 #include "engine/quant/magnitude_order.h"
-#include "engine/quant/packed_tensor.h"
 
 namespace nibblenet {
 namespace {
 
-/// What the scale of a group is made from. The range includes 0, so that 0 has an exact affine code.
-struct Extremes {
-  float lowest = 0;
-  float highest = 0;
-  float largest = 0;  ///< signed element of largest magnitude; the first one of several
-
-  void add(float weight) {
-    lowest = std::min(lowest, weight);
-    highest = std::max(highest, weight);
-    if (std::fabs(weight) > std::fabs(largest)) largest = weight;
-  }
-};
-
-/// What a weight is divided by and, for affine schemes, the code of 0.
-struct Step {
-  float step = 0;
-  float zero_point = 0;
-};
+void add(Extremes& group, float weight) {
+  group.lowest = std::min(group.lowest, weight);
+  group.highest = std::max(group.highest, weight);
+  if (std::fabs(weight) > std::fabs(group.largest)) group.largest = weight;
+}
 
 void expect_finite(TensorView<const float> weights, std::string_view name) {
   int64_t first = weights.elements();
@@ -52,17 +40,17 @@ std::vector<Extremes> extremes_by_index(const float* weights, int64_t channels, 
       const float* row = weights + channel * map.channel_elements;
       for (int64_t k = 0; k < map.channel_elements;) {
         Extremes& group = extremes[static_cast<size_t>(map.group(channel, k))];
-        for (const int64_t end = k + map.run(k); k < end; ++k) group.add(row[k]);
+        for (const int64_t end = k + map.run(k); k < end; ++k) add(group, row[k]);
       }
     }
   }
   return extremes;
 }
 
-std::vector<Extremes> extremes_by_block(TensorView<const float> weights, const std::vector<uint32_t>& blocks,
+std::vector<Extremes> extremes_by_block(TensorView<const float> weights, std::span<const uint32_t> blocks,
                                         int64_t groups) {
   std::vector<Extremes> extremes(static_cast<size_t>(groups));
-  for (int64_t i = 0; i < weights.elements(); ++i) extremes[blocks[static_cast<size_t>(i)]].add(weights[i]);
+  for (int64_t i = 0; i < weights.elements(); ++i) add(extremes[blocks[static_cast<size_t>(i)]], weights[i]);
   return extremes;
 }
 
@@ -113,7 +101,7 @@ uint32_t code_of(float weight, const Step& group, const Codebook& codebook, bool
 
 /// The codes of one output channel; `blocks` holds the group of each of its weights, or nothing where `map` does.
 void encode_channel(PackedTensor& packed, const float* weights, int64_t channel, const GroupMap& map,
-                    const std::vector<Step>& steps, const Codebook& codebook, std::span<const uint32_t> blocks) {
+                    std::span<const Step> steps, const Codebook& codebook, std::span<const uint32_t> blocks) {
   FieldWriter codes(packed.codes.data() + channel * packed.code_stride());
   const int bits = packed.scheme.bits;
   const bool affine = packed.scheme.zero_point;
@@ -132,9 +120,30 @@ void pack_block_ids(PackedTensor& packed, int64_t channel, std::span<const uint3
   ids.finish();
 }
 
+std::span<const uint32_t> of_channel(std::span<const uint32_t> blocks, int64_t channel, int64_t count) {
+  if (blocks.empty()) return {};
+  return blocks.subspan(static_cast<size_t>(channel * count), static_cast<size_t>(count));
+}
+
+std::vector<Extremes> find_extremes(TensorView<const float> weights, const GroupMap& map,
+                                    std::span<const uint32_t> blocks) {
+  return blocks.empty() ? extremes_by_index(weights.data(), weights.size(0), map)
+                        : extremes_by_block(weights, blocks, map.groups);
+}
+
+void encode_all(PackedTensor& packed, TensorView<const float> weights, const GroupMap& map,
+                std::span<const uint32_t> blocks, std::span<const Step> steps, const Codebook& codebook) {
+  const int64_t count = map.channel_elements;
+#pragma omp parallel for
+  for (int64_t channel = 0; channel < packed.shape[0]; ++channel)
+    encode_channel(packed, weights.data() + channel * count, channel, map, steps, codebook,
+                   of_channel(blocks, channel, count));
+}
+
 }  // namespace
 
-PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name) {
+PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
+                      const QuantizerPasses& passes) {
   validate(scheme);
   const GroupMap map = make_group_map(scheme.granularity, weights.shape());
   expect_finite(weights, name);
@@ -147,22 +156,21 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
   const bool is_sorted = traits_of(scheme.method).sorted;
   const std::vector<uint32_t> blocks =
       is_sorted ? magnitude_blocks(weights.span(), map.block) : std::vector<uint32_t>();
-  const std::vector<Extremes> extremes =
-      is_sorted ? extremes_by_block(weights, blocks, map.groups) : extremes_by_index(weights.data(), channels, map);
-  const std::vector<Step> steps = choose_scales(packed, extremes, codebook.scale_to, name);
+  const std::vector<Step> steps = choose_scales(packed, passes.extremes(weights, map, blocks), codebook.scale_to, name);
 
   packed.codes.resize(static_cast<size_t>(channels * packed.code_stride()));
-  if (is_sorted) packed.block_ids.resize(static_cast<size_t>(channels * packed.block_id_stride()));
+  passes.encode(packed, weights, map, blocks, steps, codebook);
+  if (is_sorted) {
+    packed.block_ids.resize(static_cast<size_t>(channels * packed.block_id_stride()));
 #pragma omp parallel for
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    const int64_t first = channel * map.channel_elements;
-    std::span<const uint32_t> own_blocks;
-    if (is_sorted)
-      own_blocks = std::span(blocks).subspan(static_cast<size_t>(first), static_cast<size_t>(map.channel_elements));
-    encode_channel(packed, weights.data() + first, channel, map, steps, codebook, own_blocks);
-    if (is_sorted) pack_block_ids(packed, channel, own_blocks);
+    for (int64_t channel = 0; channel < channels; ++channel)
+      pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
   return packed;
+}
+
+PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name) {
+  return quantize(weights, scheme, name, {find_extremes, encode_all});
 }
 
 }  // namespace nibblenet

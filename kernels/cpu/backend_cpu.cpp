@@ -37,7 +37,7 @@ void CpuBackend::copy_to_host(void* destination, const void* source, size_t byte
 
 void CpuBackend::expect_support(Precision precision) const {
   if (precision != Precision::float32)
-    fail<UsageError>("the CPU backend computes in float32 only, not in {}", to_string(precision));
+    fail<UsageError>("--precision {}: the CPU computes in float32 only", to_string(precision));
 }
 
 std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_values, Precision precision) {

@@ -25,6 +25,35 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed) {
   return std::make_unique<WeightCuda>(*this, packed, stream_);
 }
 
+PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
+  Tensor<float> weights(*this, host_weights.shape(), MemoryCategory::data);
+  copy_from_host(weights.data(), host_weights.data(), host_weights.span().size_bytes());
+  Buffer<uint32_t> blocks;
+  const auto upload = [&]<class T>(std::span<const T> values) {
+    Buffer<T> buffer(*this, values.size(), MemoryCategory::data);
+    copy_from_host(buffer.data(), values.data(), values.size_bytes());
+    return buffer;
+  };
+  const auto extremes = [&](TensorView<const float> values, const GroupMap& map, std::span<const uint32_t> ids) {
+    if (!ids.empty()) blocks = upload(ids);
+    const auto groups = static_cast<size_t>(map.groups);
+    Buffer<uint64_t> keys(*this, 3 * groups, MemoryCategory::data);
+    cuda::find_extremes(keys.data(), std::as_const(weights).view(), map, blocks.data(), stream_);
+    std::vector<uint64_t> found(3 * groups);
+    copy_to_host(found.data(), keys.data(), keys.bytes());
+    return cuda::extremes_from_keys(found, values);
+  };
+  const auto encode = [&](PackedTensor& packed, TensorView<const float>, const GroupMap& map, std::span<const uint32_t>,
+                          std::span<const Step> steps, const Codebook& codebook) {
+    Buffer<uint8_t> codes(*this, packed.codes.size(), MemoryCategory::codes);
+    const Buffer<Step> device_steps = upload(steps);
+    cuda::encode({codes.data(), {packed.shape[0], packed.code_stride()}}, std::as_const(weights).view(), map,
+                 blocks.data(), device_steps.data(), codebook, packed.scheme.zero_point, stream_);
+    copy_to_host(packed.codes.data(), codes.data(), codes.bytes());
+  };
+  return nibblenet::quantize(host_weights, scheme, name, {extremes, encode});
+}
+
 void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
   if (rows_.size() < rows.size()) {
     rows_ = {};  // free the old ones first

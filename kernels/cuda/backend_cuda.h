@@ -16,6 +16,7 @@ class CudaBackend final : public Backend, private Workspace {
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
+  Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
   Stream& stream() { return stream_; }
 
@@ -25,6 +26,7 @@ class CudaBackend final : public Backend, private Workspace {
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x) override;
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "engine/quant/quantizer.h"
 #include "kernels/activations.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
@@ -55,6 +56,16 @@ void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& 
 void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                    TensorView<const int32_t> labels, float scale, Stream& stream);
 void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
+
+/// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the complement of its index.
+/// `blocks`: group of each weight, or null where `map` knows it.
+void find_extremes(uint64_t* keys, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,
+                   Stream& stream);
+/// What the keys mean; `weights` and `keys` lie on the host.
+std::vector<Extremes> extremes_from_keys(std::span<const uint64_t> keys, TensorView<const float> weights);
+/// codes[K, stride] of weights [K, …]; padding is zeros.
+void encode(TensorView<uint8_t> codes, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,
+            const Step* steps, const Codebook& codebook, bool affine, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet

@@ -100,7 +100,28 @@ void DeviceOptions::add_to(CLI::App& app) {
   app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024))->capture_default_str();
 }
 
-std::unique_ptr<Backend> DeviceOptions::make() const { return make_backend(device, threads); }
+void DeviceOptions::add_precision_to(CLI::App& app) {
+  app.add_option(
+         "--precision", precision,
+         "What activations, and weights that are not packed, are stored as: float32, float16, or auto (float16 on "
+         "a GPU, float32 on the CPU); sums are float32")
+      ->check(CLI::IsMember({"auto", "float32", "float16"}))
+      ->capture_default_str();
+}
+
+std::unique_ptr<Backend> DeviceOptions::make() const {
+  const std::optional<std::string> problem = cuda_unusable();
+  if (device == "auto" && built_with_cuda && problem) fmt::print(stderr, "computing on the CPU, since {}\n", *problem);
+  return make_backend(device, threads);
+}
+
+Precision DeviceOptions::precision_on(const Backend& backend) const {
+  const Precision chosen = precision == "auto"      ? backend.preferred_precision()
+                           : precision == "float16" ? Precision::float16
+                                                    : Precision::float32;
+  backend.expect_support(chosen);
+  return chosen;
+}
 
 void add_json_option(CLI::App& app, std::string& path) {
   app.add_option("--json", path, "Write the results as JSON to FILE ('-': standard output)")->type_name("FILE");

@@ -25,12 +25,16 @@ class Stopped : public Error {
   using Error::Error;
 };
 
-/// --device and --threads, as every computing tool has them.
+/// --device and --threads, as every computing tool has them, and --precision for those that do not train.
 struct DeviceOptions {
   std::string device = "auto";
   int threads = 0;
+  std::string precision = "auto";
   void add_to(CLI::App& app);
+  void add_precision_to(CLI::App& app);
+  /// Says so when "auto" falls back to the CPU though this build could use a GPU.
   std::unique_ptr<Backend> make() const;
+  Precision precision_on(const Backend& backend) const;
 };
 
 /// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the standard error).
