@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/core/memory.h"
+#include "engine/core/resample.h"
 #include "engine/core/tensor.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/size.h"
@@ -44,6 +45,15 @@ struct SgdParameters {
   float weight_decay = 0.0F;
 };
 
+/// Prepares images of one size where a backend computes.
+class ImagePreparer {
+ public:
+  virtual ~ImagePreparer() = default;
+  /// x[N, crop, crop, 3] from images[N, height, width, 3], mirrored where flips[N] is not 0; all in the backend's
+  /// memory.
+  virtual void run(Activations x, TensorView<const uint8_t> images, TensorView<const uint8_t> flips) = 0;
+};
+
 /// A device's memory as its driver reports it: other processes and the driver's own needs count too.
 struct DeviceMemory {
   size_t used = 0;
@@ -79,6 +89,9 @@ class Backend : public MemoryResource {
   virtual PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
     return nibblenet::quantize(host_weights, scheme, name);
   }
+
+  /// Null where images are as well prepared on the host.
+  virtual std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables&) { return nullptr; }
 
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;

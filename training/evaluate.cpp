@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "layers/cross_entropy.h"
-#include "training/loader.h"
+#include "training/image_feed.h"
 
 namespace nibblenet {
 namespace {
@@ -59,23 +59,21 @@ class Scorer {
 template <class Use>
 Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess,
                    int64_t batch_size, const OnProgress& on_progress, Use use) {
-  Backend& backend = network.backend();
   batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
   const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
   Pass pass(network, 0, end, input, Pass::Mode::inference);
-  Tensor<float> images(backend, input, MemoryCategory::data);
-  Loader loader(dataset, preprocess, {.batch_size = batch_size});
+  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size}, network.precision());
   Evaluation timing;
   const auto start = Clock::now();
   int64_t done = 0;
-  for (Batch batch; loader.next(batch); done += batch.size()) {
+  ConstActivations images;
+  for (Batch batch; feed.next(batch, images); done += batch.size()) {
     if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
-    backend.copy_from_host(images.data(), batch.images.data(), batch.images.span().size_bytes());
-    use(pass.forward(std::as_const(images).view().slice(0, batch.size())), done);
+    use(pass.forward(images), done);
   }
   timing.seconds = seconds_since(start);
-  timing.prepare_seconds = loader.prepare_seconds();
-  timing.wait_seconds = loader.wait_seconds();
+  timing.prepare_seconds = feed.loader().prepare_seconds();
+  timing.wait_seconds = feed.loader().wait_seconds();
   if (on_progress) on_progress(done, dataset.size());
   return timing;
 }

@@ -20,6 +20,10 @@ namespace {
 constexpr uint64_t shuffle_stream = 0x73687566'00000000ULL;  // "shuf"
 constexpr uint64_t flip_stream = 0x666C6970'00000000ULL;     // "flip"
 
+size_t pixel_bytes(const Dataset::Image& image) {
+  return static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
+}
+
 /// Processor time of the calling thread: unlike a clock on the wall, it does not grow while others compute.
 double thread_seconds() {
   timespec time{};
@@ -44,6 +48,8 @@ std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int6
 struct Loader::State {
   struct Slot {
     Buffer<float> images;
+    Buffer<uint8_t> pixels;
+    Buffer<uint8_t> flips;
     Buffer<int32_t> labels;
     Buffer<int64_t> indices;
     int64_t size = 0;
@@ -87,7 +93,12 @@ Loader::State::State(const Dataset& data, const Preprocess& preprocess, const Lo
   order = epoch_order(data.size(), options.shuffle, options.seed, options.epoch);
   const auto most = static_cast<size_t>(std::min(options.batch_size, data.size()));
   for (Slot& slot : slots) {
-    slot.images = {host_memory(), most * static_cast<size_t>(crop * crop * 3), MemoryCategory::data};
+    if (options.raw && data.size() > 0) {
+      slot.pixels = {host_memory(), most * pixel_bytes(data.images[0]), MemoryCategory::data};
+      slot.flips = {host_memory(), most, MemoryCategory::data};
+    } else {
+      slot.images = {host_memory(), most * static_cast<size_t>(crop * crop * 3), MemoryCategory::data};
+    }
     slot.labels = {host_memory(), most, MemoryCategory::data};
     slot.indices = {host_memory(), most, MemoryCategory::data};
   }
@@ -133,7 +144,7 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
   const auto image_index = static_cast<size_t>(index);
   const auto at = static_cast<size_t>(position);
   const Dataset::Image& image = dataset.images[image_index];
-  const size_t bytes = static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
+  const size_t bytes = pixel_bytes(image);
   if (image.width < 1 || image.height < 1 || image.offset > dataset.pixels.size() ||
       bytes > dataset.pixels.size() - image.offset)
     fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
@@ -141,8 +152,17 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
   const bool flip =
       options.flip &&
       (random_bits(options.seed, flip_stream + static_cast<uint64_t>(options.epoch), image_index) & 1) != 0;
-  preprocessor.run(dataset.pixels.data() + image.offset, image.width, image.height, flip,
-                   slot.images.data() + at * static_cast<size_t>(crop * crop * 3));
+  const uint8_t* pixels = dataset.pixels.data() + image.offset;
+  if (options.raw) {
+    if (image.width != dataset.images[0].width || image.height != dataset.images[0].height)
+      fail<ShapeError>("image {} is {} x {}, image 0 is {} x {}: raw batches need one size", index, image.width,
+                       image.height, dataset.images[0].width, dataset.images[0].height);
+    std::copy_n(pixels, bytes, slot.pixels.data() + at * bytes);
+    slot.flips.data()[at] = flip ? 1 : 0;
+  } else {
+    preprocessor.run(pixels, image.width, image.height, flip,
+                     slot.images.data() + at * static_cast<size_t>(crop * crop * 3));
+  }
   slot.labels.data()[at] = dataset.labels[image_index];
   slot.indices.data()[at] = index;
 }
@@ -178,7 +198,14 @@ bool Loader::next(Batch& batch) {
   state.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
   const State::Slot& slot = state.slots[static_cast<size_t>(state.upcoming % 2)];
   const auto size = static_cast<size_t>(slot.size);
-  batch.images = {slot.images.data(), {slot.size, state.crop, state.crop, 3}};
+  batch = {};
+  if (state.options.raw) {
+    const Dataset::Image& first = state.dataset.images[0];
+    batch.pixels = {slot.pixels.data(), {slot.size, first.height, first.width, 3}};
+    batch.flips = {slot.flips.data(), size};
+  } else {
+    batch.images = {slot.images.data(), {slot.size, state.crop, state.crop, 3}};
+  }
   batch.labels = {slot.labels.data(), size};
   batch.indices = {slot.indices.data(), size};
   ++state.upcoming;

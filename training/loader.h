@@ -13,10 +13,12 @@ namespace nibblenet {
 
 /// A batch ready for the network. Views stay valid until the next call of Loader::next, or the loader's end.
 struct Batch {
-  TensorView<const float> images;    ///< [N, crop, crop, 3]
+  TensorView<const float> images;    ///< [N, crop, crop, 3]; empty when raw
+  TensorView<const uint8_t> pixels;  ///< raw: [N, height, width, 3], as they lie in the data set
+  std::span<const uint8_t> flips;    ///< raw: N, 1 where the image is to be mirrored
   std::span<const int32_t> labels;   ///< N
   std::span<const int64_t> indices;  ///< N, into the data set
-  int64_t size() const { return images.size(0); }
+  int64_t size() const { return static_cast<int64_t>(indices.size()); }
 };
 
 struct LoaderOptions {
@@ -25,6 +27,7 @@ struct LoaderOptions {
   bool shuffle = false;  ///< order is a function of (seed, epoch)
   uint64_t seed = 0;
   int64_t epoch = 0;
+  bool raw = false;         ///< hand out the images' bytes, unprepared; all must have one size
   int64_t first_batch = 0;  ///< start here, for resuming inside an epoch
 };
 

@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "layers/cross_entropy.h"
-#include "training/loader.h"
+#include "training/image_feed.h"
 
 namespace nibblenet {
 namespace {
@@ -50,7 +50,6 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
   }
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
                    Pass::Mode::training);
-  x_ = Tensor<float>(backend, images, MemoryCategory::data);
   labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
   losses_ = Tensor<float>(backend, {batch}, MemoryCategory::data);
   dlogits_ = Tensor<float>(backend, {batch, network.classes()}, MemoryCategory::activations);
@@ -130,18 +129,18 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     }
     return true;
   }
-  Loader loader(train_, preprocess_,
-                {.batch_size = options_.batch_size,
-                 .flip = options_.flip,
-                 .shuffle = true,
-                 .seed = options_.seed,
-                 .epoch = position_.epoch,
-                 .first_batch = position_.batch});
-  for (Batch batch; loader.next(batch);) {
-    const TensorView<float> x = x_.view().slice(0, batch.size());
-    backend.copy_from_host(x.data(), batch.images.data(), batch.images.span().size_bytes());
+  ImageFeed feed(backend, train_, preprocess_,
+                 {.batch_size = options_.batch_size,
+                  .flip = options_.flip,
+                  .shuffle = true,
+                  .seed = options_.seed,
+                  .epoch = position_.epoch,
+                  .first_batch = position_.batch},
+                 Precision::float32);
+  ConstActivations x;
+  for (Batch batch; feed.next(batch, x);) {
     labels_of(batch.indices);
-    step(frozen_ ? frozen_->forward(x) : TensorView<const float>(x), labels);
+    step(frozen_ ? frozen_->forward(x) : x.floats(), labels);
     if (after_step(batch.size())) return false;
   }
   return true;

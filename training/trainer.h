@@ -105,7 +105,6 @@ class Trainer {
   std::optional<Pass> trained_;  ///< the rest, or everything
   Tensor<float> train_features_;
   Tensor<float> test_features_;
-  Tensor<float> x_;         ///< images of a batch
   Tensor<float> gathered_;  ///< cached features of a batch
   Tensor<int32_t> labels_;
   Tensor<float> losses_;

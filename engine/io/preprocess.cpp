@@ -8,27 +8,16 @@
 namespace nibblenet {
 namespace {
 
-/// PIL's 8-bit resampling: weights in fixed point with 32 - 8 - 2 bits behind the point (8 for the pixel, 2 to spare).
-constexpr int precision_bits = 22;
-constexpr int32_t half_step = 1 << (precision_bits - 1);
-
-/// One direction of the resize, for the output pixels inside the crop: output i is the sum over t < count[i] of
-/// weights[i * taps + t] * source[first[i] + t].
-struct Axis {
-  int taps = 0;
-  std::vector<int> first;
-  std::vector<int> count;
-  std::vector<int32_t> weights;
-};
+constexpr int32_t half_step = 1 << (resample_precision - 1);
 
 /// Pillow, Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter, in double as there.
 /// Output pixels begin … begin + size of `resized`.
-Axis make_axis(int source, int64_t resized, int64_t begin, int size) {
+ResampleAxis make_axis(int source, int64_t resized, int64_t begin, int size) {
   const double scale = static_cast<double>(source) / static_cast<double>(resized);
   const double filter_scale = std::max(scale, 1.0);  // shrinking widens the filter: antialiasing
   const double support = filter_scale;               // the triangle reaches 1 to each side
   const double inverse = 1.0 / filter_scale;
-  Axis axis;
+  ResampleAxis axis;
   axis.taps = static_cast<int>(std::ceil(support)) * 2 + 1;
   axis.weights.assign(static_cast<size_t>(axis.taps) * static_cast<size_t>(size), 0);
   std::vector<double> raw(static_cast<size_t>(axis.taps));
@@ -46,16 +35,13 @@ Axis make_axis(int source, int64_t resized, int64_t begin, int size) {
       double weight = raw[static_cast<size_t>(t)];
       if (sum != 0.0) weight /= sum;
       axis.weights[static_cast<size_t>(i) * static_cast<size_t>(axis.taps) + static_cast<size_t>(t)] =
-          static_cast<int32_t>(0.5 + weight * (1 << precision_bits));
+          static_cast<int32_t>(0.5 + weight * (1 << resample_precision));
     }
     axis.first.push_back(first);
     axis.count.push_back(count);
   }
   return axis;
 }
-
-/// The weights are positive and sum to 1, so that only rounding can leave 0 … 255.
-uint8_t to_byte(int32_t sum) { return static_cast<uint8_t>(std::min(sum >> precision_bits, 255)); }
 
 /// torchvision: int(round((resized - crop) / 2.0)), where Python rounds halves to the even neighbour.
 int64_t crop_begin(int64_t resized, int crop) {
@@ -68,17 +54,12 @@ int64_t crop_begin(int64_t resized, int crop) {
 
 struct Preprocessor::State {
   Preprocess parameters;
-  /// What each byte of each channel becomes; computed with float32 steps, as torch does.
-  std::array<std::array<float, 256>, 3> normalized{};
-  int width = 0;  // of the image that the axes are made for
-  int height = 0;
-  Axis horizontal;
-  Axis vertical;
+  ResampleTables tables;      // for the size of the image that came last
   int first_row = 0;          // source rows first_row … are resized horizontally
   std::vector<uint8_t> rows;  // [needed source rows, crop, 3]
   std::vector<int32_t> sums;  // [crop, 3], one output row before rounding
 
-  void prepare(int new_width, int new_height);
+  void prepare(int width, int height);
   void resize_rows(const uint8_t* image, bool flip);
   void write_row(int y, float* out);
 };
@@ -92,19 +73,39 @@ Preprocess Preprocess::for_image_size(int size) {
   return parameters;
 }
 
-Preprocessor::Preprocessor(const Preprocess& parameters) : state_(std::make_unique<State>()) {
-  if (parameters.crop < 1 || parameters.crop > parameters.resize || parameters.resize > 2 * Preprocess::max_size)
-    fail<UsageError>("cannot crop {} of {} pixels; expected 1 <= crop <= resize <= {}", parameters.crop,
-                     parameters.resize, 2 * Preprocess::max_size);
-  state_->parameters = parameters;
+ResampleTables make_resample_tables(const Preprocess& parameters, int width, int height) {
+  const int crop = parameters.crop;
+  if (crop < 1 || crop > parameters.resize || parameters.resize > 2 * Preprocess::max_size)
+    fail<UsageError>("cannot crop {} of {} pixels; expected 1 <= crop <= resize <= {}", crop, parameters.resize,
+                     2 * Preprocess::max_size);
+  if (width < 1 || height < 1) fail<ShapeError>("an image of {} x {} pixels cannot be resized", width, height);
+  ResampleTables tables;
+  tables.crop = crop;
   for (size_t channel = 0; channel < 3; ++channel) {
     const float mean = parameters.mean[channel];
     const float deviation = parameters.deviation[channel];
     if (!(deviation > 0))
       fail<UsageError>("channel {} has a standard deviation of {}; expected above 0", channel, deviation);
-    for (size_t value = 0; value < 256; ++value)
-      state_->normalized[channel][value] = (static_cast<float>(value) / 255.0F - mean) / deviation;
+    for (size_t value = 0; value < 256; ++value)  // float32 steps, as torch does
+      tables.normalized[channel][value] = (static_cast<float>(value) / 255.0F - mean) / deviation;
   }
+  // torchvision: the shorter side becomes `resize`, the longer one int(resize * longer / shorter).
+  const int64_t shorter = std::min(width, height);
+  const int64_t longer = std::max(width, height);
+  const auto stretched =
+      static_cast<int64_t>(static_cast<double>(parameters.resize * longer) / static_cast<double>(shorter));
+  const int64_t resized_width = width <= height ? parameters.resize : stretched;
+  const int64_t resized_height = width <= height ? stretched : parameters.resize;
+  tables.horizontal = make_axis(width, resized_width, crop_begin(resized_width, crop), crop);
+  tables.vertical = make_axis(height, resized_height, crop_begin(resized_height, crop), crop);
+  tables.width = width;
+  tables.height = height;
+  return tables;
+}
+
+Preprocessor::Preprocessor(const Preprocess& parameters) : state_(std::make_unique<State>()) {
+  state_->parameters = parameters;
+  make_resample_tables(parameters, 1, 1);  // refuses parameters that make no sense
   state_->sums.resize(static_cast<size_t>(parameters.crop) * 3);
 }
 
@@ -113,30 +114,20 @@ Preprocessor::Preprocessor(Preprocessor&&) noexcept = default;
 Preprocessor& Preprocessor::operator=(Preprocessor&&) noexcept = default;
 
 void Preprocessor::run(const uint8_t* image, int width, int height, bool flip, float* out) {
-  if (width < 1 || height < 1) fail<ShapeError>("an image of {} x {} pixels cannot be resized", width, height);
   State& state = *state_;
-  if (width != state.width || height != state.height) state.prepare(width, height);
+  const bool prepared = width == state.tables.width && height == state.tables.height;
+  if (!prepared || width < 1) state.prepare(width, height);
   state.resize_rows(image, flip);
   for (int y = 0; y < state.parameters.crop; ++y) state.write_row(y, out + static_cast<size_t>(y) * state.sums.size());
 }
 
-void Preprocessor::State::prepare(int new_width, int new_height) {
-  const int crop = parameters.crop;
-  // torchvision: the shorter side becomes `resize`, the longer one int(resize * longer / shorter).
-  const int64_t shorter = std::min(new_width, new_height);
-  const int64_t longer = std::max(new_width, new_height);
-  const auto stretched =
-      static_cast<int64_t>(static_cast<double>(parameters.resize * longer) / static_cast<double>(shorter));
-  const int64_t resized_width = new_width <= new_height ? parameters.resize : stretched;
-  const int64_t resized_height = new_width <= new_height ? stretched : parameters.resize;
-  width = height = 0;  // no half-made tables when memory runs out
-  horizontal = make_axis(new_width, resized_width, crop_begin(resized_width, crop), crop);
-  vertical = make_axis(new_height, resized_height, crop_begin(resized_height, crop), crop);
-  first_row = vertical.first.front();
-  const int end_row = vertical.first.back() + vertical.count.back();
-  rows.resize(static_cast<size_t>(end_row - first_row) * static_cast<size_t>(crop) * 3);
-  width = new_width;
-  height = new_height;
+void Preprocessor::State::prepare(int width, int height) {
+  tables = {};  // no half-made ones when memory runs out
+  ResampleTables made = make_resample_tables(parameters, width, height);
+  first_row = made.vertical.first.front();
+  const int end_row = made.vertical.first.back() + made.vertical.count.back();
+  rows.resize(static_cast<size_t>(end_row - first_row) * static_cast<size_t>(made.crop) * 3);
+  tables = std::move(made);
 }
 
 /// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` mirrors here, where it
@@ -145,21 +136,21 @@ void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
   const auto crop = static_cast<size_t>(parameters.crop);
   const size_t row_count = rows.size() / (crop * 3);
   for (size_t row = 0; row < row_count; ++row) {
-    const uint8_t* source = image + (static_cast<size_t>(first_row) + row) * static_cast<size_t>(width) * 3;
+    const uint8_t* source = image + (static_cast<size_t>(first_row) + row) * static_cast<size_t>(tables.width) * 3;
     uint8_t* target = rows.data() + row * crop * 3;
     for (size_t x = 0; x < crop; ++x) {
-      const int32_t* weights = horizontal.weights.data() + x * static_cast<size_t>(horizontal.taps);
-      const uint8_t* pixel = source + static_cast<size_t>(horizontal.first[x]) * 3;
+      const int32_t* weights = tables.horizontal.weights.data() + x * static_cast<size_t>(tables.horizontal.taps);
+      const uint8_t* pixel = source + static_cast<size_t>(tables.horizontal.first[x]) * 3;
       int32_t red = half_step, green = half_step, blue = half_step;
-      for (int t = 0; t < horizontal.count[x]; ++t, pixel += 3) {
+      for (int t = 0; t < tables.horizontal.count[x]; ++t, pixel += 3) {
         red += weights[t] * pixel[0];
         green += weights[t] * pixel[1];
         blue += weights[t] * pixel[2];
       }
       uint8_t* to = target + (flip ? crop - 1 - x : x) * 3;
-      to[0] = to_byte(red);
-      to[1] = to_byte(green);
-      to[2] = to_byte(blue);
+      to[0] = resampled_byte(red);
+      to[1] = resampled_byte(green);
+      to[2] = resampled_byte(blue);
     }
   }
 }
@@ -168,11 +159,11 @@ void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
 void Preprocessor::State::write_row(int y, float* out) {
   const size_t row_bytes = sums.size();
   const auto index = static_cast<size_t>(y);
-  const uint8_t* source = rows.data() + static_cast<size_t>(vertical.first[index] - first_row) * row_bytes;
-  const int32_t* weights = vertical.weights.data() + index * static_cast<size_t>(vertical.taps);
+  const uint8_t* source = rows.data() + static_cast<size_t>(tables.vertical.first[index] - first_row) * row_bytes;
+  const int32_t* weights = tables.vertical.weights.data() + index * static_cast<size_t>(tables.vertical.taps);
   int32_t* sum = sums.data();
   std::fill_n(sum, row_bytes, half_step);
-  for (int t = 0; t < vertical.count[index]; ++t, source += row_bytes) {
+  for (int t = 0; t < tables.vertical.count[index]; ++t, source += row_bytes) {
     // A weight of 1 is 2^22: cut into halves of 11 bits, each product is one 16-bit multiplication, which every x86
     // processor does eight at a time, unlike 32-bit ones. The sum is exactly weight * pixel.
     const auto high = static_cast<int16_t>(weights[t] >> 11);
@@ -183,7 +174,8 @@ void Preprocessor::State::write_row(int y, float* out) {
     }
   }
   for (size_t i = 0; i < row_bytes; i += 3) {
-    for (size_t channel = 0; channel < 3; ++channel) out[i + channel] = normalized[channel][to_byte(sum[i + channel])];
+    for (size_t channel = 0; channel < 3; ++channel)
+      out[i + channel] = tables.normalized[channel][resampled_byte(sum[i + channel])];
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "engine/core/resample.h"
 #include "engine/core/tensor.h"
 
 namespace nibblenet {
@@ -21,6 +22,10 @@ struct Preprocess {
   static Preprocess for_image_size(int size);
   static constexpr int max_size = 1 << 14;
 };
+
+/// What the preprocessing of images of one size comes down to, for whoever runs it elsewhere. Throws UsageError for
+/// parameters that make no sense, ShapeError when width or height is below 1.
+ResampleTables make_resample_tables(const Preprocess& parameters, int width, int height);
 
 /// Writes one image as crop x crop x 3 floats, channels last (HWC). `flip` mirrors it left to right.
 /// `image` is rows of RGB. Reuses tables and scratch between calls; one object per thread.

@@ -54,6 +54,10 @@ PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const S
   return nibblenet::quantize(host_weights, scheme, name, {extremes, encode});
 }
 
+std::unique_ptr<ImagePreparer> CudaBackend::make_image_preparer(const ResampleTables& tables) {
+  return cuda::make_image_preparer(*this, tables, stream_);
+}
+
 void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
   if (rows_.size() < rows.size()) {
     rows_ = {};  // free the old ones first

@@ -27,6 +27,7 @@ class CudaBackend final : public Backend, private Workspace {
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
+  std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x) override;
 

@@ -57,6 +57,10 @@ void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorVi
                    TensorView<const int32_t> labels, float scale, Stream& stream);
 void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
 
+/// The tables become resident in `memory`.
+std::unique_ptr<ImagePreparer> make_image_preparer(MemoryResource& memory, const ResampleTables& tables,
+                                                   Stream& stream);
+
 /// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the complement of its index.
 /// `blocks`: group of each weight, or null where `map` knows it.
 void find_extremes(uint64_t* keys, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,

@@ -6,10 +6,12 @@
 
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
+#include "tests/support/test_backend.h"
 
 namespace nibblenet {
 namespace {
 
+using testing::make_test_backend;
 using testing::same_bits;
 using testing::small_alexnet;
 using testing::TemporaryFolder;
@@ -45,7 +47,7 @@ class TrainerTest : public ::testing::Test {
 TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
   for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
-    const auto backend = make_backend("cpu", 0);
+    const auto backend = make_test_backend(0);
     Network whole(*backend, small_alexnet(1));
     Trainer uninterrupted(whole, train_, test_, options(freeze, flip));
     ASSERT_TRUE(uninterrupted.run({}));
@@ -75,7 +77,7 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
 }
 
 TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   const auto path = folder_->path() / "edge.safetensors";
   {
     Network network(*backend, small_alexnet(1));
@@ -95,7 +97,7 @@ TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
 }
 
 TEST_F(TrainerTest, LearnsTheStandIn) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(2));
   TrainingOptions all = options(false, false);
   all.epochs = 15;
@@ -108,7 +110,7 @@ TEST_F(TrainerTest, LearnsTheStandIn) {
 }
 
 TEST_F(TrainerTest, FrozenFeaturesDoNotChangeAndTheCacheIsCounted) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(3));
   Trainer trainer(network, train_, test_, options(true, false));
   ASSERT_TRUE(trainer.run({}));
@@ -122,7 +124,7 @@ TEST_F(TrainerTest, FrozenFeaturesDoNotChangeAndTheCacheIsCounted) {
 }
 
 TEST_F(TrainerTest, EvaluateCountsAndKeepsTheOrderOfTheData) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(4));
   const Preprocess preprocess = Preprocess::for_image_size(64);
   const Evaluation one_by_one = evaluate(network, test_, preprocess, 1);
@@ -138,13 +140,13 @@ TEST_F(TrainerTest, EvaluateCountsAndKeepsTheOrderOfTheData) {
 }
 
 TEST_F(TrainerTest, LabelsBeyondTheHeadAreRefused) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(5, 7));
   EXPECT_THROW(Trainer(network, train_, test_, options(true, false)), UsageError);
 }
 
 TEST_F(TrainerTest, DivergenceIsReported) {
-  const auto backend = make_backend("cpu", 0);
+  const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(6));
   TrainingOptions wild = options(false, false);
   wild.learning_rate = 1e5;

@@ -111,7 +111,7 @@ void DeviceOptions::add_precision_to(CLI::App& app) {
 
 std::unique_ptr<Backend> DeviceOptions::make() const {
   const std::optional<std::string> problem = cuda_unusable();
-  if (device == "auto" && built_with_cuda && problem) fmt::print(stderr, "computing on the CPU, since {}\n", *problem);
+  if (device == "auto" && built_with_cuda && problem) fmt::print("computing on the CPU, since {}\n", *problem);
   return make_backend(device, threads);
 }
 

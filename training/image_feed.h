@@ -1,0 +1,34 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "training/loader.h"
+
+namespace nibblenet {
+
+/// Batches of prepared images in a backend's memory: a Loader, and whoever prepares its images. Where the backend can
+/// and all images have one size, their bytes travel and it prepares them itself; else the loader's thread does.
+class ImageFeed {
+ public:
+  /// `precision` is what the images are wanted in; prepared on the host they are float32.
+  ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess& preprocess, LoaderOptions options,
+            Precision precision);
+
+  /// As Loader::next; `images` is valid until the next call.
+  bool next(Batch& batch, ConstActivations& images);
+  const Loader& loader() const { return *loader_; }
+
+ private:
+  Backend& backend_;
+  int64_t crop_;
+  Precision precision_;
+  std::unique_ptr<ImagePreparer> preparer_;  ///< null: the loader prepares
+  std::unique_ptr<Loader> loader_;
+  Buffer<uint8_t> pixels_;  ///< with a preparer: of a batch, as they lie in the data set
+  Buffer<uint8_t> flips_;
+  Buffer<std::byte> prepared_;
+};
+
+}  // namespace nibblenet
