@@ -150,10 +150,9 @@ class Backend : public MemoryResource {
 };
 
 /// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all
-/// cores. Throws UsageError for a device this build or machine does not have.
+/// cores. Where "auto" means the CPU although this build could use a GPU, the description says why. Throws UsageError
+/// for a device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
-/// Whether this program could use a GPU at all.
-extern const bool built_with_cuda;
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();
 

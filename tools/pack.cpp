@@ -123,7 +123,7 @@ void pack(const Options& options, bool bits_given) {
 
   const Network packed(*backend, load_state_dict(output));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
-  fmt::print("packed {} into {} in {:.1f} s\n", input.string(), output.string(), seconds);
+  fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend->description());
   write_json(options.json, {{"input", input.string()},
                             {"output", output.string()},
                             {"seconds", seconds},

@@ -23,8 +23,8 @@ CpuBackend::~CpuBackend() = default;
 std::string CpuBackend::description() const {
   constexpr std::array paths = {"portable", "AVX2", "AVX-512"};
   const dnnl_version_t* version = dnnl_version();
-  return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {} decoder", threads_, version->major, version->minor,
-                     version->patch, paths.at(static_cast<size_t>(best_decode_path())));
+  return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {} decoder{}", threads_, version->major, version->minor,
+                     version->patch, paths.at(static_cast<size_t>(best_decode_path())), remark_);
 }
 
 void CpuBackend::copy_from_host(void* destination, const void* source, size_t bytes) {

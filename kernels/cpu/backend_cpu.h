@@ -13,6 +13,7 @@ class CpuBackend final : public Backend {
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
+  void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
@@ -58,6 +59,7 @@ class CpuBackend final : public Backend {
   float* workspace(size_t size);
 
   int threads_;
+  std::string remark_;
   HostMemory host_;
   Buffer<float> workspace_;
   struct Convolutions;  ///< compiled oneDNN primitives by shape

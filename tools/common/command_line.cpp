@@ -109,11 +109,7 @@ void DeviceOptions::add_precision_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-std::unique_ptr<Backend> DeviceOptions::make() const {
-  const std::optional<std::string> problem = cuda_unusable();
-  if (device == "auto" && built_with_cuda && problem) fmt::print("computing on the CPU, since {}\n", *problem);
-  return make_backend(device, threads);
-}
+std::unique_ptr<Backend> DeviceOptions::make() const { return make_backend(device, threads); }
 
 Precision DeviceOptions::precision_on(const Backend& backend) const {
   const Precision chosen = precision == "auto"      ? backend.preferred_precision()

@@ -32,7 +32,6 @@ struct DeviceOptions {
   std::string precision = "auto";
   void add_to(CLI::App& app);
   void add_precision_to(CLI::App& app);
-  /// Says so when "auto" falls back to the CPU though this build could use a GPU.
   std::unique_ptr<Backend> make() const;
   Precision precision_on(const Backend& backend) const;
 };
