@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed: DIR/run.sh and one
+# archive of programs, their libraries, golden data, a few hundred images and an 8-bit model. MODEL and IMAGES (a data
+# set's archive) may be empty: what needs them is then left out.
+set -euo pipefail
+
+build=$1 target=$2 model=$3 images=$4
+root=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
+images_of_class=30
+most_bytes=60000000
+
+mkdir -p "$target"
+payload=$(mktemp -d)
+trap 'rm -rf "$payload"' EXIT
+mkdir "$payload/bin" "$payload/lib"
+
+for program in tests/gpu/gpu_tests tools/eval tools/bench tools/pack tools/export; do
+  strip -o "$payload/bin/$(basename "$program")" "$build/$program"
+done
+# Every library but those of glibc, which come with the driver's machine.
+ldd "$payload"/bin/* | awk '$2 == "=>" { print $3 }' | sort -u |
+  grep -vE '/(libc|libm|libdl|libpthread|librt|libresolv|ld-linux[^/]*)\.so' | while read -r library; do
+  strip -o "$payload/lib/$(basename "$library")" "$library"
+done
+# ICU's tables are half of the whole, and only an archive reader's XML format asks for them: an empty one will do.
+for library in "$payload"/lib/libicudata.so.*; do
+  [[ -e $library ]] || continue
+  symbol=$(nm -D "$library" | awk '$3 ~ /^icudt[0-9]+_dat$/ { print $3 }')
+  echo "const char ${symbol}[64];" |
+    gcc -shared -fPIC -x c - -Wl,-soname,"$(basename "$library")" -o "$library.stub"
+  mv "$library.stub" "$library"
+done
+
+cp -r "$root/tests/data" "$payload/golden"
+cp "$root/tests/gpu/pytorch_bench.py" "$payload/"
+git -C "$root" rev-parse HEAD >"$payload/commit"
+if [[ -n $model ]]; then
+  NIBBLENET_ROOT=$root "$build/tools/pack" "$model" --bits 8 --device cpu -o "$payload/model-8bit.safetensors" >/dev/null
+else
+  echo "no model: the bundle checks no accuracy and times nothing"
+fi
+if [[ -n $images ]]; then
+  mkdir "$payload/images"
+  tar -tf "$images" | awk -F/ -v most="$images_of_class" '/(^|\/)test\/[^\/]+\/[^\/]+\.jpg$/ && n[$(NF - 1)]++ < most' |
+    tar -xf "$images" -C "$payload/images" -T -
+else
+  echo "no images: the bundle checks no accuracy"
+fi
+
+cp "$root/tests/gpu/run.sh" "$target/run.sh"
+tar -C "$payload" -c . | xz -T0 -6e >"$target/payload.tar.xz"
+bytes=$(du -sb "$target" | cut -f1)
+echo "$target: $bytes bytes; on the GPU machine: $(basename "$target")/run.sh"
+if ((bytes > most_bytes)); then
+  echo "that is more than $most_bytes bytes" >&2
+  exit 1
+fi

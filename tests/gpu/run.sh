@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# The GPU checks, most important first, inside nine minutes: run.sh [RESULTS]
+# Lies in a bundle made by `tools/dev gpu --bundle`, or is called by `tools/dev gpu` with GPU_BIN, GPU_DATA, GPU_GOLDEN
+# and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log. Fails when a test does.
+set -uo pipefail
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+results=${1:-$here/results}
+if [[ -f $here/payload.tar.xz ]]; then
+  echo "unpacking"
+  if command -v xz >/dev/null; then tar -C "$here" -xJf "$here/payload.tar.xz"; else
+    python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$here/payload.tar.xz" "$here"
+  fi || exit 1
+  rm -f "$here/payload.tar.xz"
+fi
+bin=${GPU_BIN:-$here/bin}
+data=${GPU_DATA:-$here/images}
+model=${GPU_MODEL:-$here/model-8bit.safetensors}
+export NIBBLENET_GOLDEN=${GPU_GOLDEN:-$here/golden}
+[[ -d $here/lib ]] && export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+[[ -d $here/tools ]] && export NIBBLENET_ROOT=$here
+mkdir -p "$results" && results=$(readlink -f "$results") || exit 1
+log=$results/gpu.log
+: >"$log"
+deadline=$((SECONDS + 520))
+failures=0
+
+say() { printf '%s\n' "$*" | tee -a "$log"; }
+
+# step NAME SECONDS COMMAND…: runs it under a limit, inside what is left of the nine minutes.
+step() {
+  local name=$1 limit=$2 left=$((deadline - SECONDS)) status start=$SECONDS
+  shift 2
+  ((left < limit)) && limit=$left
+  if ((limit < 5)); then
+    say "== $name: no time left"
+    return 1
+  fi
+  say "== $name"
+  timeout "$limit" "$@" >>"$log" 2>&1
+  status=$?
+  say "   status $status after $((SECONDS - start)) s"
+  return $status
+}
+
+# The JSON file, or null when it was not written.
+json_of() { if [[ -s $1 ]]; then cat "$1"; else echo null; fi; }
+
+gpu=$(nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv,noheader 2>/dev/null | head -1)
+say "GPU: ${gpu:-none that nvidia-smi knows}"
+commit=$(cat "$here/commit" 2>/dev/null || git -C "$here" rev-parse HEAD 2>/dev/null || echo unknown)
+say "commit: $commit, $(date -u +%FT%TZ)"
+
+work=$results/work
+mkdir -p "$work"
+step "tests" 200 "$bin/gpu_tests" --gtest_brief=1 "--gtest_output=json:$work/tests.json" || failures=$((failures + 1))
+if grep -q 'SKIPPED.*every test' "$log"; then
+  say "there is nothing more to do without a GPU"
+  printf '{"gpu": null, "commit": "%s", "tests": null}\n' "$commit" >"$results/gpu.json"
+  exit 77
+fi
+
+if [[ -f $model ]]; then
+  step "float model from the 8-bit one" 30 "$bin/export" "$model" -o "$work/float.safetensors"
+  step "4-bit model, quantized on the GPU" 60 "$bin/pack" "$work/float.safetensors" --bits 4 --device cuda \
+    -o "$work/4bit.safetensors" || failures=$((failures + 1))
+  step "4-bit model, quantized on the CPU" 60 "$bin/pack" "$work/float.safetensors" --bits 4 --device cpu \
+    -o "$work/4bit-cpu.safetensors"
+  if ! cmp -s "$work/4bit.safetensors" "$work/4bit-cpu.safetensors"; then
+    say "   the two 4-bit files differ"
+    failures=$((failures + 1))
+  fi
+  for name in float 4bit; do
+    for device in cuda cpu; do
+      [[ -d $data || -f $data ]] && step "accuracy of $name on $device" 60 "$bin/eval" "$work/$name.safetensors" \
+        --data "$data" --device "$device" --json "$work/eval-$name-$device.json"
+    done
+  done
+  for precision in float16 float32; do
+    for name in float 4bit; do
+      step "forward of $name, $precision" 40 "$bin/bench" "$work/$name.safetensors" --device cuda \
+        --precision "$precision" --batch 1,16,128,1024 --seconds 1 --json "$work/bench-$name-$precision.json"
+    done
+  done
+  step "forward by PyTorch" 60 python3 "$here/pytorch_bench.py" "$work/bench-pytorch.json"
+fi
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+if [[ -n $sanitizer ]]; then
+  few='Wrappers.*:CudaConvolution.*:CudaLinear.*:Golden.*:BackendTest.*:CudaPreprocess.*'
+  for tool in memcheck racecheck synccheck; do
+    step "compute-sanitizer $tool" 90 "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/gpu_tests" \
+      --gtest_brief=1 "--gtest_filter=$few" || failures=$((failures + 1))
+  done
+fi
+
+{
+  printf '{"gpu": "%s", "commit": "%s", "date": "%s", "failures": %d' "$gpu" "$commit" "$(date -u +%FT%TZ)" "$failures"
+  printf ',\n"tests": %s' "$(json_of "$work/tests.json")"
+  for file in "$work"/eval-*.json "$work"/bench-*.json; do
+    [[ -e $file ]] && printf ',\n"%s": %s' "$(basename "$file" .json)" "$(json_of "$file")"
+  done
+  printf '}\n'
+} >"$results/gpu.json"
+say "results: $results/gpu.json and gpu.log; $failures failures"
+rm -rf "$work"
+exit $((failures > 0))
