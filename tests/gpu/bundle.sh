@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed: DIR/run.sh and one
-# archive of programs, their libraries, golden data, a few hundred images and an 8-bit model. MODEL and IMAGES (a data
-# set's archive) may be empty: what needs them is then left out.
+# archive of programs, their libraries, golden data, a few hundred images and an 8-bit model. MODEL, packed at 8 bits,
+# and IMAGES, a data set's folder or archive, may be empty: what needs them is then left out.
 set -euo pipefail
 
 build=$1 target=$2 model=$3 images=$4
@@ -35,20 +35,25 @@ cp -r "$root/tests/data" "$payload/golden"
 cp "$root/tests/gpu/pytorch_bench.py" "$payload/"
 git -C "$root" rev-parse HEAD >"$payload/commit"
 if [[ -n $model ]]; then
-  NIBBLENET_ROOT=$root "$build/tools/pack" "$model" --bits 8 --device cpu -o "$payload/model-8bit.safetensors" >/dev/null
+  cp "$model" "$payload/model-8bit.safetensors"
 else
   echo "no model: the bundle checks no accuracy and times nothing"
 fi
-if [[ -n $images ]]; then
-  mkdir "$payload/images"
-  tar -tf "$images" | awk -F/ -v most="$images_of_class" '/(^|\/)test\/[^\/]+\/[^\/]+\.jpg$/ && n[$(NF - 1)]++ < most' |
-    tar -xf "$images" -C "$payload/images" -T -
-else
-  echo "no images: the bundle checks no accuracy"
+first_of_each_class() { awk -F/ -v most="$images_of_class" '/(^|\/)test\/[^\/]+\/[^\/]+\.(jpg|png)$/ && n[$(NF - 1)]++ < most'; }
+mkdir "$payload/images"
+if [[ -d $images ]]; then
+  (cd "$images" && find test -type f | sort | first_of_each_class | tar -c -T -) | tar -C "$payload/images" -x
+elif [[ -n $images ]]; then
+  tar -tf "$images" | first_of_each_class | tar -C "$payload/images" -xf "$images" -T -
+fi
+if [[ -z $(ls "$payload/images") ]]; then
+  echo "no images (test/<class>/*.jpg or .png): the bundle checks no accuracy"
+  rmdir "$payload/images"
 fi
 
 cp "$root/tests/gpu/run.sh" "$target/run.sh"
-tar -C "$payload" -c . | xz -T0 -6e >"$target/payload.tar.xz"
+# Programs hold the same kernels: one after the other, inside one window of the compressor, they cost the room of one.
+tar -C "$payload" -c bin lib $(ls -A "$payload" | grep -vxE "bin|lib") | xz -9e >"$target/payload.tar.xz"
 bytes=$(du -sb "$target" | cut -f1)
 echo "$target: $bytes bytes; on the GPU machine: $(basename "$target")/run.sh"
 if ((bytes > most_bytes)); then
