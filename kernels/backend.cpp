@@ -4,42 +4,59 @@
 #ifdef NIBBLENET_CUDA
 #include "kernels/cuda/backend_cuda.h"
 #endif
+#ifdef NIBBLENET_CUDNN
+#include "kernels/cudnn/backend_cudnn.h"
+#endif
 
 namespace nibblenet {
 namespace {
 
-void expect_known(const std::string& device) {
-  if (device != "auto" && device != "cpu" && device != "cuda")
-    fail<UsageError>("unknown device '{}'; supported: auto, cpu, cuda", device);
+/// Why this build and machine have no `device`; nothing when they do.
+std::optional<std::string> unusable(const std::string& device) {
+  if (device == "cpu") return std::nullopt;
+#ifdef NIBBLENET_CUDA
+  if (const auto problem = cuda_problem()) return problem;
+#else
+  return "this build has no CUDA backend";
+#endif
+  if (device == "cudnn") {
+#ifdef NIBBLENET_CUDNN
+    return cudnn_problem();
+#else
+    return "this build was made without cuDNN's headers";
+#endif
+  }
+  return std::nullopt;
+}
+
+/// For a device that is usable.
+std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& device) {
+#ifdef NIBBLENET_CUDNN
+  if (device == "cudnn") return std::make_unique<CudnnBackend>();
+#endif
+#ifdef NIBBLENET_CUDA
+  return std::make_unique<CudaBackend>();
+#else
+  return nullptr;
+#endif
 }
 
 }  // namespace
 
-#ifdef NIBBLENET_CUDA
-
-std::optional<std::string> cuda_unusable() { return cuda_problem(); }
+std::optional<std::string> cuda_unusable() { return unusable("cuda"); }
 
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
-  expect_known(device);
-  const std::optional<std::string> problem = device == "cpu" ? std::nullopt : cuda_unusable();
-  if (device == "cuda" && problem) fail<UsageError>("--device cuda: {}; use --device cpu", *problem);
+  if (device != "auto" && device != "cpu" && device != "cuda" && device != "cudnn")
+    fail<UsageError>("unknown device '{}'; supported: auto, cpu, cuda, cudnn", device);
+  const std::optional<std::string> problem = unusable(device);
+  if (problem && device != "auto") fail<UsageError>("--device {}: {}; use --device cpu", device, *problem);
   auto cpu = std::make_unique<CpuBackend>(threads);  // also sets the threads of what stays on the host
   if (device == "cpu") return cpu;
-  if (!problem) return std::make_unique<CudaBackend>();
+  if (!problem) return make_gpu_backend(device);
+#ifdef NIBBLENET_CUDA
   cpu->add_to_description("no GPU: " + *problem);
+#endif
   return cpu;
 }
-
-#else
-
-std::optional<std::string> cuda_unusable() { return "this build has no CUDA backend"; }
-
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
-  expect_known(device);
-  if (device == "cuda") fail<UsageError>("--device cuda: {}; use --device cpu", *cuda_unusable());
-  return std::make_unique<CpuBackend>(threads);
-}
-
-#endif
 
 }  // namespace nibblenet

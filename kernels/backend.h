@@ -65,7 +65,7 @@ struct DeviceMemory {
 /// every run with the same thread count.
 class Backend : public MemoryResource {
  public:
-  virtual std::string name() const = 0;         ///< "cpu", "cuda"
+  virtual std::string name() const = 0;         ///< "cpu", "cuda", "cudnn"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads
 
   /// Nothing where the backend's memory is the process's.
@@ -83,7 +83,8 @@ class Backend : public MemoryResource {
   /// `precision` float16: halves, for inference on float16 activations.
   virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                               Precision precision = Precision::float32) = 0;
-  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed) = 0;
+  /// `precision`: of the activations it will meet, for a backend that dequantizes; the product's own do not.
+  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) = 0;
 
   /// nibblenet::quantize with the passes over the weights on the device: the same bits.
   virtual PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
@@ -149,9 +150,9 @@ class Backend : public MemoryResource {
                         SgdParameters parameters) = 0;
 };
 
-/// device: "cpu", "cuda" or "auto" (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: all
-/// cores. Where "auto" means the CPU although this build could use a GPU, the description says why. Throws UsageError
-/// for a device this build or machine does not have.
+/// device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto" (CUDA when this build has it and
+/// there is a GPU, else the CPU). `threads` 0: all cores. Where "auto" means the CPU although this build could use a
+/// GPU, the description says why. Throws UsageError for a device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();

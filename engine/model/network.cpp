@@ -56,7 +56,7 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision)
     if (spec.has_parameters()) {
       Parameter& weight = parameters.at(spec.name + ".weight");
       Parameter& bias = parameters.at(spec.name + ".bias");
-      layer.weight = weight.packed() ? backend.make_weight(weight.packed_values())
+      layer.weight = weight.packed() ? backend.make_weight(weight.packed_values(), precision)
                                      : backend.make_weight(std::as_const(weight).values().view(), precision);
       layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
       backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());

@@ -19,7 +19,7 @@ class CpuBackend final : public Backend {
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
   void expect_support(Precision precision) const override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x) override;

@@ -21,7 +21,7 @@ std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_va
   return std::make_unique<WeightCuda>(*this, host_values, precision, stream_);
 }
 
-std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed) {
+std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Precision) {
   return std::make_unique<WeightCuda>(*this, packed, stream_);
 }
 

@@ -8,7 +8,7 @@ namespace nibblenet {
 
 /// The CUDA backend: our own kernels for every operation, in order on one stream of the current device. Not for use
 /// from several threads at once.
-class CudaBackend final : public Backend, private Workspace {
+class CudaBackend : public Backend, private Workspace {
  public:
   /// Throws CudaError when there is no GPU.
   CudaBackend() = default;
@@ -25,7 +25,7 @@ class CudaBackend final : public Backend, private Workspace {
   void synchronize() override { stream_.synchronize(); }
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
   std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;

@@ -7,7 +7,7 @@
 namespace nibblenet {
 
 /// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.
-class WeightCuda final : public Weight {
+class WeightCuda : public Weight {
  public:
   /// Float32 in PyTorch's order, or halves in device order.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream);

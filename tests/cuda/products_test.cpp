@@ -17,6 +17,7 @@ namespace {
 
 using testing::conv2d;
 using testing::dequantized;
+using testing::halves_on;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -36,15 +37,6 @@ constexpr double float32_tolerance = 1e-5;
 constexpr double float16_tolerance = 2e-3;
 
 constexpr std::array epilogues = {Epilogue::none, Epilogue::relu};
-
-/// A float16 copy on the device.
-Buffer<f16> halves_on(Backend& backend, const Values& values) {
-  std::vector<f16> halves(values.data.size());
-  for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = f32_to_f16(values.data[i]);
-  Buffer<f16> buffer(backend, halves.size(), MemoryCategory::data);
-  backend.copy_from_host(buffer.data(), halves.data(), buffer.bytes());
-  return buffer;
-}
 
 struct Case {
   Shape x;

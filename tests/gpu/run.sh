@@ -20,6 +20,11 @@ export NIBBLENET_GOLDEN=${GPU_GOLDEN:-$here/golden}
 [[ -d $here/lib ]] && export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 [[ -d $here/tools ]] && export NIBBLENET_ROOT=$here
 mkdir -p "$results" && results=$(readlink -f "$results") || exit 1
+# cuDNN and cuBLASLt of a Python that brings them, where the system has none: the yardstick.
+packages=$(python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null)
+in_python() { find $packages -name "$1" 2>/dev/null | head -1; }
+[[ -n ${NIBBLENET_CUDNN:-} ]] || export NIBBLENET_CUDNN=$(in_python "libcudnn.so.9")
+[[ -n ${NIBBLENET_CUBLASLT:-} ]] || export NIBBLENET_CUBLASLT=$(in_python "libcublasLt.so.13")
 log=$results/gpu.log
 : >"$log"
 deadline=$((SECONDS + 520))
@@ -71,7 +76,7 @@ if [[ -f $model ]]; then
     failures=$((failures + 1))
   fi
   for name in float 4bit; do
-    for device in cuda cpu; do
+    for device in cuda cpu cudnn; do
       [[ -d $data || -f $data ]] && step "accuracy of $name on $device" 60 "$bin/eval" "$work/$name.safetensors" \
         --data "$data" --device "$device" --json "$work/eval-$name-$device.json"
     done
@@ -81,6 +86,8 @@ if [[ -f $model ]]; then
       step "forward of $name, $precision" 40 "$bin/bench" "$work/$name.safetensors" --device cuda \
         --precision "$precision" --batch 1,16,128,1024 --seconds 1 --json "$work/bench-$name-$precision.json"
     done
+    step "forward by cuDNN, $precision" 40 "$bin/bench" "$work/float.safetensors" --device cudnn \
+      --precision "$precision" --batch 1,16,128,1024 --seconds 1 --json "$work/bench-cudnn-$precision.json"
   done
   step "forward by PyTorch" 60 python3 "$here/pytorch_bench.py" "$work/bench-pytorch.json"
 fi

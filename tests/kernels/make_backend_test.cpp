@@ -32,11 +32,14 @@ TEST(MakeBackend, RefusesADeviceThatIsNotThereInOneLine) {
     int threads;
     std::string message;
   };
-  std::vector<Case> cases = {{"gpu", 0, "unknown device 'gpu'; supported: auto, cpu, cuda"},
+  std::vector<Case> cases = {{"gpu", 0, "unknown device 'gpu'; supported: auto, cpu, cuda, cudnn"},
                              {"", 0, "unknown device ''"},
                              {"CPU", 0, "unknown device 'CPU'"},
                              {"cpu", -1, "--threads -1"}};
-  if (make_backend("auto", 1)->name() != "cuda") cases.push_back({"cuda", 0, "--device cuda: "});
+  if (make_backend("auto", 1)->name() != "cuda") {
+    cases.push_back({"cuda", 0, "--device cuda: "});
+    cases.push_back({"cudnn", 0, "--device cudnn: "});
+  }
   for (const Case& c : cases) {
     EXPECT_THAT(refusal(c.device, c.threads), HasSubstr(c.message));
     EXPECT_THAT(refusal(c.device, c.threads), Not(HasSubstr("\n")));

@@ -70,6 +70,15 @@ inline Tensor<float> on(Backend& backend, const Values& values) {
   return tensor;
 }
 
+/// A float16 copy in the backend's memory.
+inline Buffer<f16> halves_on(Backend& backend, const Values& values) {
+  std::vector<f16> halves(values.data.size());
+  for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = f32_to_f16(values.data[i]);
+  Buffer<f16> buffer(backend, halves.size(), MemoryCategory::data);
+  backend.copy_from_host(buffer.data(), halves.data(), buffer.bytes());
+  return buffer;
+}
+
 /// A copy on the host.
 inline Values from(Backend& backend, TensorView<const float> tensor) {
   Values values(tensor.shape());

@@ -94,8 +94,11 @@ void catch_interrupts() {
 bool interrupted() { return stop_signals > 0; }
 
 void DeviceOptions::add_to(CLI::App& app) {
-  app.add_option("--device", device, "Where to compute: auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+  app.add_option(
+         "--device", device,
+         "Where to compute: cpu, cuda, auto (cuda where there is a GPU), or cudnn (NVIDIA's libraries on dequantized "
+         "weights, to compare with)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "cudnn"}))
       ->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024))->capture_default_str();
 }

@@ -1,0 +1,200 @@
+#include "kernels/cudnn/backend_cudnn.h"
+
+#include "kernels/cuda/weight_cuda.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr float one = 1.0F;
+constexpr float zero = 0.0F;
+
+/// Whether a filter's order is the same in PyTorch (channel by channel) and in cuDNN (tap by tap).
+bool one_tap(const Shape& shape) { return shape.rank() == 2 || shape[2] * shape[3] == 1; }
+
+struct FilterOrders {
+  TensorDescriptor torch;  ///< [K, C, R, S] as they lie there
+  TensorDescriptor cudnn;  ///< the same sizes, stored as [K, R, S, C]
+};
+
+FilterOrders orders_of(const Shape& shape) {
+  const int k = small(shape[0]), c = small(shape[1]), r = small(shape[2]), s = small(shape[3]);
+  const int length = c * r * s;
+  return {describe_tensor({k, c, r, s}, {length, r * s, s, 1}, Precision::float32),
+          describe_tensor({k, c, r, s}, {length, 1, s * c, c}, Precision::float32)};
+}
+
+/// [N, K] as images of one pixel.
+TensorView<const float> as_images(TensorView<const float> matrix) {
+  return {matrix.data(), {matrix.size(0), 1, 1, matrix.size(1)}};
+}
+
+}  // namespace
+
+/// Float32 in PyTorch's order, as it is trained and saved, with a copy in cuDNN's; or halves in cuDNN's order, which is
+/// our device order.
+class CudnnBackend::WeightCudnn final : public WeightCuda {
+ public:
+  using WeightCuda::WeightCuda;
+  void changed() override { filters_current = false; }
+
+  Buffer<float> filters;
+  bool filters_current = false;
+  Buffer<f16> half_bias;  ///< made when it is first used: inference changes no bias
+};
+
+CudnnBackend::CudnnBackend()
+    : handle_(make_descriptor(cudnn().create, cudnn().destroy)),
+      relu_(describe_activation(CUDNN_ACTIVATION_RELU)),
+      convolution_(handle_.get(), [this](size_t bytes) { return workspace(bytes); }),
+      matmul_(stream().get(), [this](size_t bytes) { return workspace(bytes); }) {
+  check(cudnn().set_stream(handle_.get(), stream().get()), "giving cuDNN a stream");
+}
+
+std::string CudnnBackend::description() const {
+  const size_t version = cudnn().get_version();
+  const size_t lt = cublas_lt().get_version();
+  return fmt::format("cuDNN {}.{}.{} and cuBLASLt {}.{}.{} on dequantized weights, {}", version / 10000,
+                     version / 100 % 100, version % 100, lt / 10000, lt / 100 % 100, lt % 100,
+                     CudaBackend::description());
+}
+
+void* CudnnBackend::workspace(size_t bytes) {
+  if (workspace_.size() < bytes) {
+    workspace_ = {};  // free the old one first
+    workspace_ = Buffer<std::byte>(*this, bytes, MemoryCategory::workspace);
+  }
+  return workspace_.data();
+}
+
+std::unique_ptr<Weight> CudnnBackend::make_weight(TensorView<const float> host_values, Precision precision) {
+  return std::make_unique<WeightCudnn>(*this, host_values, precision, stream());
+}
+
+std::unique_ptr<Weight> CudnnBackend::make_weight(const PackedTensor& packed, Precision precision) {
+  Tensor<float> values(host_memory(), packed.shape, MemoryCategory::data);
+  dequantize(packed, values.view());
+  return make_weight(std::as_const(values).view(), precision);
+}
+
+const void* CudnnBackend::filters(WeightCudnn& weight, Precision precision) {
+  const bool halves = weight.form() == WeightCuda::Form::float16;
+  if (halves != (precision == Precision::float16))
+    fail<Error>("{} activations need weights of their precision", to_string(precision));
+  if (halves) return weight.halves();
+  if (one_tap(weight.shape())) return weight.floats().data();
+  if (!weight.filters_current) {
+    if (weight.filters.size() == 0)
+      weight.filters = Buffer<float>(*this, static_cast<size_t>(weight.shape().elements()), MemoryCategory::workspace);
+    const FilterOrders orders = orders_of(weight.shape());
+    check(cudnn().transform(handle_.get(), &one, orders.torch.get(), weight.floats().data(), &zero, orders.cudnn.get(),
+                            weight.filters.data()),
+          "reordering filters");
+    weight.filters_current = true;
+  }
+  return weight.filters.data();
+}
+
+const void* CudnnBackend::bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision) {
+  if (precision == Precision::float32) return bias.data();
+  if (weight.half_bias.size() == 0) {
+    weight.half_bias = Buffer<f16>(*this, static_cast<size_t>(bias.elements()), MemoryCategory::workspace);
+    convert(TensorView<f16>(weight.half_bias.data(), bias.shape()), bias);
+  }
+  return weight.half_bias.data();
+}
+
+void CudnnBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                  Window window, Epilogue epilogue) {
+  auto& weight = static_cast<WeightCudnn&>(w);
+  const void* taps = filters(weight, x.precision());
+  if (y.precision() != x.precision()) throw Error("cuDNN's convolutions write the precision that they read");
+  if (y.elements() == 0) return;
+  convolution_.forward(y, x, taps, 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), window,
+                       epilogue);
+}
+
+void CudnnBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
+  auto& weight = static_cast<WeightCudnn&>(w);
+  if (dx.elements() == 0) return;
+  convolution_.backward_data(dx, dy, static_cast<const float*>(filters(weight, Precision::float32)), window);
+}
+
+void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                          TensorView<const float> x, Window window) {
+  if (dy.elements() == 0) {
+    fill_zero(dw.data(), dw.span().size_bytes(), stream());
+    fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
+    return;
+  }
+  convolution_.backward_bias(dbias, dy);
+  if (one_tap(dw.shape())) {
+    convolution_.backward_filters(dw.data(), dy, x, window);
+    return;
+  }
+  if (dfilters_.size() < static_cast<size_t>(dw.elements()))
+    dfilters_ = Buffer<float>(*this, static_cast<size_t>(dw.elements()), MemoryCategory::workspace);
+  convolution_.backward_filters(dfilters_.data(), dy, x, window);
+  const FilterOrders orders = orders_of(dw.shape());
+  check(cudnn().transform(handle_.get(), &one, orders.cudnn.get(), dfilters_.data(), &zero, orders.torch.get(),
+                          dw.data()),
+        "reordering filters");
+}
+
+void CudnnBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                  Epilogue epilogue) {
+  auto& weight = static_cast<WeightCudnn&>(w);
+  const void* matrix = filters(weight, x.precision());
+  if (y.elements() == 0) return;
+  matmul_.product(y.data(), {x.data(), false}, {matrix, true}, y.size(0), y.size(1), x.size(1), x.precision(),
+                  y.precision(), 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), epilogue);
+}
+
+void CudnnBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
+  auto& weight = static_cast<WeightCudnn&>(w);
+  if (dx.elements() == 0) return;
+  matmul_.product(dx.data(), {dy.data(), false}, {filters(weight, Precision::float32), false}, dx.size(0), dx.size(1),
+                  dy.size(1), Precision::float32, Precision::float32);
+}
+
+void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                                          TensorView<const float> x) {
+  if (dy.elements() == 0) {
+    fill_zero(dw.data(), dw.span().size_bytes(), stream());
+    fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
+    return;
+  }
+  convolution_.backward_bias(dbias, as_images(dy));
+  matmul_.product(dw.data(), {dy.data(), true}, {x.data(), false}, dw.size(0), dw.size(1), dy.size(0),
+                  Precision::float32, Precision::float32);
+}
+
+void CudnnBackend::relu_forward(TensorView<float> y, TensorView<const float> x) {
+  if (y.elements() == 0) return;
+  const TensorDescriptor all = describe_images({1, 1, 1, y.elements()}, Precision::float32);
+  check(cudnn().activation_forward(handle_.get(), relu_.get(), &one, all.get(), x.data(), &zero, all.get(), y.data()),
+        "ReLU");
+}
+
+void CudnnBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+  if (dx.elements() == 0) return;
+  const TensorDescriptor all = describe_images({1, 1, 1, dx.elements()}, Precision::float32);
+  // The result is as good as the input here: both are positive in the same places.
+  check(cudnn().activation_backward(handle_.get(), relu_.get(), &one, all.get(), y.data(), all.get(), dy.data(),
+                                    all.get(), y.data(), &zero, all.get(), dx.data()),
+        "gradient of ReLU");
+}
+
+void CudnnBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
+  if (argmax.data() != nullptr) {
+    CudaBackend::max_pool2d_forward(y, argmax, x, window);
+    return;
+  }
+  if (y.elements() == 0) return;
+  const PoolingDescriptor pooling = describe_max_pooling(window);
+  const TensorDescriptor from = describe_images(x.shape(), x.precision());
+  const TensorDescriptor to = describe_images(y.shape(), y.precision());
+  check(cudnn().pooling_forward(handle_.get(), pooling.get(), &one, from.get(), x.data(), &zero, to.get(), y.data()),
+        "max pooling");
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,53 @@
+#pragma once
+
+#include "kernels/cuda/backend_cuda.h"
+#include "kernels/cudnn/convolution_cudnn.h"
+#include "kernels/cudnn/matmul_cublaslt.h"
+
+namespace nibblenet {
+
+/// The yardstick, for checks and benchmarks only: products and their gradients, ReLU and max pooling by cuDNN and
+/// cuBLASLt, on weights dequantized to the precision of the activations. The rest is the CUDA backend's: these
+/// libraries have no counterpart (dropout by our numbers, cross-entropy with its gradient, gathers, SGD, positions of
+/// maxima), or it does not run in the network (the average pool vanishes).
+class CudnnBackend final : public CudaBackend {
+ public:
+  /// Throws CudaError when there is no GPU or one of the libraries cannot be loaded.
+  CudnnBackend();
+
+  std::string name() const override { return "cudnn"; }
+  std::string description() const override;
+  std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
+                                      Precision precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
+
+  void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                      Epilogue epilogue) override;
+  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x, Window window) override;
+  void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                      Epilogue epilogue) override;
+  void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
+                              TensorView<const float> x) override;
+  void relu_forward(TensorView<float> y, TensorView<const float> x) override;
+  void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
+  void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
+
+ private:
+  class WeightCudnn;
+  /// Filters in cuDNN's order and bias, as activations of this precision meet them.
+  const void* filters(WeightCudnn& weight, Precision precision);
+  const void* bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision);
+  void* workspace(size_t bytes);
+
+  Descriptor<cudnnHandle_t, cudnnStatus_t> handle_;
+  ActivationDescriptor relu_;
+  ConvolutionCudnn convolution_;
+  MatmulCublasLt matmul_;
+  Buffer<std::byte> workspace_;
+  Buffer<float> dfilters_;  ///< gradient in cuDNN's order, of the last filters
+};
+
+}  // namespace nibblenet

@@ -1,0 +1,126 @@
+#include "kernels/cudnn/convolution_cudnn.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr float one = 1.0F;
+constexpr float zero = 0.0F;
+
+/// The measured algorithms that ran, fastest first, as cuDNN returns them.
+template <class Choice, class Performance, class Find>
+std::vector<Choice> measured(bool deterministic, Find find) {
+  std::array<Performance, 16> results{};
+  int count = 0;
+  check(find(static_cast<int>(results.size()), &count, results.data()), "timing a convolution's algorithms");
+  std::vector<Choice> choices;
+  for (const Performance& result : std::span(results).first(static_cast<size_t>(count)))
+    if (result.status == CUDNN_STATUS_SUCCESS && (!deterministic || result.determinism == CUDNN_DETERMINISTIC))
+      choices.push_back({static_cast<int>(result.algo), result.memory, result.mathType});
+  return choices;
+}
+
+}  // namespace
+
+ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape& x, const Shape& y, Window window,
+                                               Precision precision) {
+  const Key key = {static_cast<int64_t>(direction),
+                   x[0],
+                   x[1],
+                   x[2],
+                   x[3],
+                   y[1],
+                   y[2],
+                   y[3],
+                   window.size,
+                   window.stride,
+                   window.padding,
+                   static_cast<int64_t>(precision)};
+  const auto known = plans_.find(key);
+  if (known != plans_.end()) return known->second;
+
+  Plan plan{describe_images(x, precision),
+            describe_images(y, precision),
+            describe_images({1, 1, 1, y[3]}, precision),
+            describe_filters(y[3], x[3], window.size, precision),
+            describe_convolution(window, precision),
+            {}};
+  switch (direction) {
+    case Direction::forward:
+      plan.choices = measured<Choice, cudnnConvolutionFwdAlgoPerf_t>(false, [&](auto... results) {
+        return cudnn().find_forward(handle_, plan.x.get(), plan.filters.get(), plan.convolution.get(), plan.y.get(),
+                                    results...);
+      });
+      break;
+    case Direction::backward_data:
+      plan.choices = measured<Choice, cudnnConvolutionBwdDataAlgoPerf_t>(true, [&](auto... results) {
+        return cudnn().find_backward_data(handle_, plan.filters.get(), plan.y.get(), plan.convolution.get(),
+                                          plan.x.get(), results...);
+      });
+      break;
+    case Direction::backward_filters:
+      plan.choices = measured<Choice, cudnnConvolutionBwdFilterAlgoPerf_t>(true, [&](auto... results) {
+        return cudnn().find_backward_filter(handle_, plan.x.get(), plan.y.get(), plan.convolution.get(),
+                                            plan.filters.get(), results...);
+      });
+      break;
+  }
+  // Entries may allow TF32: the yardstick of float32 is float32.
+  if (precision == Precision::float32)
+    for (Choice& choice : plan.choices) choice.math = CUDNN_FMA_MATH;
+  return plans_.emplace(key, std::move(plan)).first->second;
+}
+
+template <class Run>
+void ConvolutionCudnn::run_fastest(Plan& plan, const char* what, Run run) {
+  // Not every algorithm that ran alone runs with a bias and an activation behind it.
+  cudnnStatus_t status = CUDNN_STATUS_NOT_SUPPORTED;
+  while (!plan.choices.empty()) {
+    const Choice& choice = plan.choices.front();
+    check(cudnn().set_convolution_math(plan.convolution.get(), choice.math), what);
+    status = run(choice.algorithm, workspace_(choice.workspace), choice.workspace);
+    if (status == CUDNN_STATUS_SUCCESS) return;
+    plan.choices.erase(plan.choices.begin());
+  }
+  check(status, what);
+}
+
+void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* filters, float factor, const void* bias,
+                               Window window, Epilogue epilogue) {
+  Plan& p = plan(Direction::forward, x.shape(), y.shape(), window, x.precision());
+  const cudnnActivationDescriptor_t activation = epilogue == Epilogue::relu ? relu_.get() : identity_.get();
+  run_fastest(p, "convolution", [&](int algorithm, void* workspace, size_t bytes) {
+    return cudnn().convolution_forward(handle_, &factor, p.x.get(), x.data(), p.filters.get(), filters,
+                                       p.convolution.get(), static_cast<cudnnConvolutionFwdAlgo_t>(algorithm),
+                                       workspace, bytes, &zero, p.y.get(), y.data(), p.bias.get(), bias, activation,
+                                       p.y.get(), y.data());
+  });
+}
+
+void ConvolutionCudnn::backward_data(TensorView<float> dx, TensorView<const float> dy, const float* filters,
+                                     Window window) {
+  Plan& p = plan(Direction::backward_data, dx.shape(), dy.shape(), window, Precision::float32);
+  run_fastest(p, "data gradient of a convolution", [&](int algorithm, void* workspace, size_t bytes) {
+    return cudnn().convolution_backward_data(handle_, &one, p.filters.get(), filters, p.y.get(), dy.data(),
+                                             p.convolution.get(), static_cast<cudnnConvolutionBwdDataAlgo_t>(algorithm),
+                                             workspace, bytes, &zero, p.x.get(), dx.data());
+  });
+}
+
+void ConvolutionCudnn::backward_filters(float* dfilters, TensorView<const float> dy, TensorView<const float> x,
+                                        Window window) {
+  Plan& p = plan(Direction::backward_filters, x.shape(), dy.shape(), window, Precision::float32);
+  run_fastest(p, "filter gradient of a convolution", [&](int algorithm, void* workspace, size_t bytes) {
+    return cudnn().convolution_backward_filter(
+        handle_, &one, p.x.get(), x.data(), p.y.get(), dy.data(), p.convolution.get(),
+        static_cast<cudnnConvolutionBwdFilterAlgo_t>(algorithm), workspace, bytes, &zero, p.filters.get(), dfilters);
+  });
+}
+
+void ConvolutionCudnn::backward_bias(TensorView<float> dbias, TensorView<const float> dy) {
+  const TensorDescriptor from = describe_images(dy.shape(), Precision::float32);
+  const TensorDescriptor to = describe_images({1, 1, 1, dy.size(3)}, Precision::float32);
+  check(cudnn().convolution_backward_bias(handle_, &one, from.get(), dy.data(), &zero, to.get(), dbias.data()),
+        "bias gradient");
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <memory>
+#include <type_traits>
+
+#include "kernels/activations.h"
+#include "kernels/cudnn/libraries.h"
+#include "kernels/shapes.h"
+
+namespace nibblenet {
+
+/// A library's descriptor, destroyed with its owner.
+template <class Handle, class Status>
+using Descriptor = std::unique_ptr<std::remove_pointer_t<Handle>, Status (*)(Handle)>;
+
+template <class Handle, class Status>
+Descriptor<Handle, Status> make_descriptor(Status (*create)(Handle*), Status (*destroy)(Handle)) {
+  Handle handle = nullptr;
+  check(create(&handle), "creating a descriptor");
+  return {handle, destroy};
+}
+
+using TensorDescriptor = Descriptor<cudnnTensorDescriptor_t, cudnnStatus_t>;
+using FilterDescriptor = Descriptor<cudnnFilterDescriptor_t, cudnnStatus_t>;
+using ConvolutionDescriptor = Descriptor<cudnnConvolutionDescriptor_t, cudnnStatus_t>;
+using ActivationDescriptor = Descriptor<cudnnActivationDescriptor_t, cudnnStatus_t>;
+using PoolingDescriptor = Descriptor<cudnnPoolingDescriptor_t, cudnnStatus_t>;
+
+constexpr cudnnDataType_t cudnn_type(Precision precision) {
+  return precision == Precision::float32 ? CUDNN_DATA_FLOAT : CUDNN_DATA_HALF;
+}
+constexpr cudaDataType_t cuda_type(Precision precision) {
+  return precision == Precision::float32 ? CUDA_R_32F : CUDA_R_16F;
+}
+
+/// A dense [N, H, W, C] tensor. Throws ShapeError for sizes beyond cuDNN's 32-bit integers.
+TensorDescriptor describe_images(const Shape& shape, Precision precision);
+/// [N, C, H, W] with a stride for each of these, in elements.
+TensorDescriptor describe_tensor(const int (&sizes)[4], const int (&strides)[4], Precision precision);
+/// Dense filters [K, R, S, C].
+FilterDescriptor describe_filters(int64_t k, int64_t c, int64_t size, Precision precision);
+/// Float32 sums; float32 operands are multiplied in float32, not in TF32.
+ConvolutionDescriptor describe_convolution(Window window, Precision precision);
+ActivationDescriptor describe_activation(cudnnActivationMode_t mode);
+/// The largest value of a window; padding never is.
+PoolingDescriptor describe_max_pooling(Window window);
+
+/// A size as cuDNN takes it. Throws ShapeError.
+int small(int64_t size);
+
+}  // namespace nibblenet

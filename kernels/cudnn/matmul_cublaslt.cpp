@@ -1,0 +1,105 @@
+#include "kernels/cudnn/matmul_cublaslt.h"
+
+#include <bit>
+
+namespace nibblenet {
+namespace {
+
+constexpr size_t most_workspace = size_t{32} << 20;
+
+/// Largest power of two, up to 256, that the address is a multiple of.
+int64_t alignment(const void* address) {
+  const auto bits = reinterpret_cast<uintptr_t>(address) | 256;
+  return int64_t{1} << std::countr_zero(bits);
+}
+
+/// cuBLASLt's matrices are stored column by column: a row-major matrix is its transpose there.
+Descriptor<cublasLtMatrixLayout_t, cublasStatus_t> layout(Precision precision, int64_t rows, int64_t columns) {
+  cublasLtMatrixLayout_t handle = nullptr;
+  check(cublas_lt().create_layout(&handle, cuda_type(precision), static_cast<uint64_t>(rows),
+                                  static_cast<uint64_t>(columns), rows),
+        "describing a matrix");
+  return {handle, cublas_lt().destroy_layout};
+}
+
+template <class Value>
+void set(cublasLtMatmulDesc_t matmul, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
+  check(cublas_lt().set_matmul(matmul, attribute, &value, sizeof value), "describing a matrix product");
+}
+
+template <class Value>
+void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
+  check(cublas_lt().set_preference(preference, attribute, &value, sizeof value), "choosing a matrix product");
+}
+
+cublasLtEpilogue_t epilogue_of(bool with_bias, Epilogue epilogue) {
+  if (!with_bias) return CUBLASLT_EPILOGUE_DEFAULT;
+  return epilogue == Epilogue::relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+}
+
+}  // namespace
+
+MatmulCublasLt::MatmulCublasLt(CUstream_st* stream, WorkspaceOf workspace)
+    : stream_(stream),
+      workspace_(std::move(workspace)),
+      handle_(make_descriptor(cublas_lt().create, cublas_lt().destroy)) {}
+
+// c' = b' a' of the transposes: cuBLASLt's left operand is our right one.
+MatmulCublasLt::Plan MatmulCublasLt::make_plan(const Key& key) {
+  const auto [m, n, k, a_transposed, b_transposed, in_number, out_number, epilogue, align_a, align_b, align_c] = key;
+  const auto in = static_cast<Precision>(in_number), out = static_cast<Precision>(out_number);
+  cublasLtMatmulDesc_t matmul = nullptr;
+  check(cublas_lt().create_matmul(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a matrix product");
+  Plan plan{{matmul, cublas_lt().destroy_matmul},
+            b_transposed != 0 ? layout(in, k, n) : layout(in, n, k),
+            a_transposed != 0 ? layout(in, m, k) : layout(in, k, m),
+            layout(out, n, m),
+            {},
+            0};
+  set(matmul, CUBLASLT_MATMUL_DESC_TRANSA, b_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(matmul, CUBLASLT_MATMUL_DESC_TRANSB, a_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<cublasLtEpilogue_t>(epilogue));
+  if (epilogue != CUBLASLT_EPILOGUE_DEFAULT) set(matmul, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(out));
+
+  const auto preference = make_descriptor(cublas_lt().create_preference, cublas_lt().destroy_preference);
+  set(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, most_workspace);
+  set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(align_b));
+  set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(align_a));
+  set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(align_c));
+  set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(align_c));
+  cublasLtMatmulHeuristicResult_t found{};
+  int count = 0;
+  check(cublas_lt().get_heuristic(handle_.get(), matmul, plan.left.get(), plan.right.get(), plan.result.get(),
+                                  plan.result.get(), preference.get(), 1, &found, &count),
+        "choosing a matrix product");
+  if (count == 0) fail<CudaError>("cuBLASLt has no product of {} x {} by {} x {} matrices", m, k, k, n);
+  plan.algorithm = found.algo;
+  plan.workspace = found.workspaceSize;
+  return plan;
+}
+
+void MatmulCublasLt::product(void* c, const MatrixOperand& a, const MatrixOperand& b, int64_t m, int64_t n, int64_t k,
+                             Precision in, Precision out, float factor, const void* bias, Epilogue epilogue) {
+  const Key key = {m,
+                   n,
+                   k,
+                   a.transposed ? 1 : 0,
+                   b.transposed ? 1 : 0,
+                   static_cast<int64_t>(in),
+                   static_cast<int64_t>(out),
+                   epilogue_of(bias != nullptr, epilogue),
+                   alignment(a.data),
+                   alignment(b.data),
+                   alignment(c)};
+  auto known = plans_.find(key);
+  if (known == plans_.end()) known = plans_.emplace(key, make_plan(key)).first;
+  const Plan& plan = known->second;
+  if (bias != nullptr) set(plan.matmul.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+  constexpr float zero = 0.0F;
+  check(cublas_lt().matmul(handle_.get(), plan.matmul.get(), &factor, b.data, plan.left.get(), a.data, plan.right.get(),
+                           &zero, c, plan.result.get(), c, plan.result.get(), &plan.algorithm,
+                           workspace_(plan.workspace), plan.workspace, stream_),
+        "matrix product");
+}
+
+}  // namespace nibblenet

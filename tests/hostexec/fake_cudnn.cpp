@@ -1,0 +1,489 @@
+// Stands in for cuDNN and cuBLASLt: the functions that the yardstick calls, by plain loops over host memory. What it
+// checks is ours: descriptors, orders, transpositions, and that an algorithm which cannot run gives way to the next.
+// Not part of cuDNN or cuBLASLt; written after their documentation.
+
+#include <cublasLt.h>
+#include <cuda_fp16.h>
+#include <cudnn.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+struct cudnnContext {};
+struct cudnnTensorStruct {
+  cudnnDataType_t type;
+  int sizes[4];    // N, C, H, W
+  int strides[4];  // in elements
+};
+struct cudnnFilterStruct {
+  cudnnDataType_t type;
+  int k, c, r, s;
+};
+struct cudnnConvolutionStruct {
+  int padding, stride;
+  cudnnMathType_t math;
+};
+struct cudnnActivationStruct {
+  cudnnActivationMode_t mode;
+};
+struct cudnnPoolingStruct {
+  int size, padding, stride;
+};
+
+namespace {
+
+/// Algorithms of every direction, by how they behave.
+enum Algorithm { refuses_identity = 0, runs = 1, refuses_everything = 2, differs_from_run_to_run = 3 };
+
+float load(cudnnDataType_t type, const void* data, int64_t i) {
+  return type == CUDNN_DATA_FLOAT ? static_cast<const float*>(data)[i]
+                                  : __half2float(static_cast<const __half*>(data)[i]);
+}
+void store(cudnnDataType_t type, void* data, int64_t i, float value) {
+  if (type == CUDNN_DATA_FLOAT)
+    static_cast<float*>(data)[i] = value;
+  else
+    static_cast<__half*>(data)[i] = __float2half(value);
+}
+
+int64_t at(const cudnnTensorStruct& t, int n, int c, int h, int w) {
+  return int64_t{n} * t.strides[0] + int64_t{c} * t.strides[1] + int64_t{h} * t.strides[2] + int64_t{w} * t.strides[3];
+}
+/// Filters lie as [K, R, S, C].
+int64_t at(const cudnnFilterStruct& f, int k, int c, int r, int s) {
+  return ((int64_t{k} * f.r + r) * f.s + s) * f.c + c;
+}
+
+template <class Use>
+void for_each(const cudnnTensorStruct& t, Use use) {
+  for (int n = 0; n < t.sizes[0]; ++n)
+    for (int c = 0; c < t.sizes[1]; ++c)
+      for (int h = 0; h < t.sizes[2]; ++h)
+        for (int w = 0; w < t.sizes[3]; ++w) use(n, c, h, w);
+}
+
+bool fit(const cudnnTensorStruct& x, const cudnnFilterStruct& f, const cudnnConvolutionStruct& conv,
+         const cudnnTensorStruct& y) {
+  const auto output = [&](int in, int size) { return (in + 2 * conv.padding - size) / conv.stride + 1; };
+  return x.type == f.type && x.type == y.type && x.sizes[0] == y.sizes[0] && x.sizes[1] == f.c && y.sizes[1] == f.k &&
+         y.sizes[2] == output(x.sizes[2], f.r) && y.sizes[3] == output(x.sizes[3], f.s);
+}
+
+/// Every product of a convolution: use(y's index, x's index, filter's index).
+template <class Use>
+void for_each_product(const cudnnTensorStruct& x, const cudnnFilterStruct& f, const cudnnConvolutionStruct& conv,
+                      const cudnnTensorStruct& y, Use use) {
+  for_each(y, [&](int n, int k, int p, int q) {
+    for (int c = 0; c < f.c; ++c)
+      for (int r = 0; r < f.r; ++r)
+        for (int s = 0; s < f.s; ++s) {
+          const int h = p * conv.stride + r - conv.padding, w = q * conv.stride + s - conv.padding;
+          if (h >= 0 && h < x.sizes[2] && w >= 0 && w < x.sizes[3])
+            use(at(y, n, k, p, q), at(x, n, c, h, w), at(f, k, c, r, s));
+        }
+  });
+}
+
+template <class Performance, class Kind>
+void found(const cudnnConvolutionStruct& conv, int* count, Performance* results) {
+  const Algorithm order[] = {differs_from_run_to_run, refuses_everything, refuses_identity, runs};
+  *count = 4;
+  for (int i = 0; i < 4; ++i) {
+    results[i] = {};
+    results[i].algo = static_cast<Kind>(order[i]);
+    results[i].time = static_cast<float>(i);
+    results[i].memory = 64;
+    results[i].status = CUDNN_STATUS_SUCCESS;
+    results[i].determinism = order[i] == differs_from_run_to_run ? CUDNN_NON_DETERMINISTIC : CUDNN_DETERMINISTIC;
+    results[i].mathType = conv.math;
+  }
+}
+
+cudnnStatus_t ready(int algorithm, const cudnnConvolutionStruct& conv, cudnnDataType_t type, const void* workspace,
+                    size_t bytes) {
+  if (algorithm == refuses_everything) return CUDNN_STATUS_NOT_SUPPORTED;
+  if (workspace == nullptr || bytes < 64) return CUDNN_STATUS_BAD_PARAM;
+  if (type == CUDNN_DATA_FLOAT && conv.math != CUDNN_FMA_MATH) return CUDNN_STATUS_BAD_PARAM;  // would be TF32
+  return CUDNN_STATUS_SUCCESS;
+}
+
+}  // namespace
+
+extern "C" {
+
+size_t cudnnGetVersion() { return CUDNN_VERSION; }
+const char* cudnnGetErrorString(cudnnStatus_t status) {
+  return status == CUDNN_STATUS_NOT_SUPPORTED ? "not supported" : "bad parameter";
+}
+cudnnStatus_t cudnnCreate(cudnnHandle_t* handle) {
+  *handle = new cudnnContext;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnDestroy(cudnnHandle_t handle) {
+  delete handle;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
+
+cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* tensor) {
+  *tensor = new cudnnTensorStruct{};
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetTensor4dDescriptorEx(cudnnTensorDescriptor_t tensor, cudnnDataType_t type, int n, int c, int h,
+                                           int w, int sn, int sc, int sh, int sw) {
+  *tensor = {type, {n, c, h, w}, {sn, sc, sh, sw}};
+  return std::min({n, c, h, w}) > 0 ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_BAD_PARAM;
+}
+cudnnStatus_t cudnnDestroyTensorDescriptor(cudnnTensorDescriptor_t tensor) {
+  delete tensor;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t* filters) {
+  *filters = new cudnnFilterStruct{};
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetFilter4dDescriptor(cudnnFilterDescriptor_t filters, cudnnDataType_t type,
+                                         cudnnTensorFormat_t format, int k, int c, int r, int s) {
+  *filters = {type, k, c, r, s};
+  return format == CUDNN_TENSOR_NHWC ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_NOT_SUPPORTED;
+}
+cudnnStatus_t cudnnDestroyFilterDescriptor(cudnnFilterDescriptor_t filters) {
+  delete filters;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnCreateConvolutionDescriptor(cudnnConvolutionDescriptor_t* convolution) {
+  *convolution = new cudnnConvolutionStruct{};
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t convolution, int pad_h, int pad_w, int u,
+                                              int v, int dilation_h, int dilation_w, cudnnConvolutionMode_t mode,
+                                              cudnnDataType_t compute) {
+  *convolution = {pad_h, u, CUDNN_DEFAULT_MATH};
+  const bool supported = pad_h == pad_w && u == v && dilation_h == 1 && dilation_w == 1 &&
+                         mode == CUDNN_CROSS_CORRELATION && compute == CUDNN_DATA_FLOAT;
+  return supported ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_NOT_SUPPORTED;
+}
+cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t convolution, cudnnMathType_t math) {
+  convolution->math = math;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t convolution) {
+  delete convolution;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnCreateActivationDescriptor(cudnnActivationDescriptor_t* activation) {
+  *activation = new cudnnActivationStruct{};
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetActivationDescriptor(cudnnActivationDescriptor_t activation, cudnnActivationMode_t mode,
+                                           cudnnNanPropagation_t, double) {
+  activation->mode = mode;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnDestroyActivationDescriptor(cudnnActivationDescriptor_t activation) {
+  delete activation;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnCreatePoolingDescriptor(cudnnPoolingDescriptor_t* pooling) {
+  *pooling = new cudnnPoolingStruct{};
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetPooling2dDescriptor(cudnnPoolingDescriptor_t pooling, cudnnPoolingMode_t mode,
+                                          cudnnNanPropagation_t, int size_h, int size_w, int pad_h, int pad_w,
+                                          int stride_h, int stride_w) {
+  *pooling = {size_h, pad_h, stride_h};
+  const bool supported =
+      mode == CUDNN_POOLING_MAX_DETERMINISTIC && size_h == size_w && pad_h == pad_w && stride_h == stride_w;
+  return supported ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_NOT_SUPPORTED;
+}
+cudnnStatus_t cudnnDestroyPoolingDescriptor(cudnnPoolingDescriptor_t pooling) {
+  delete pooling;
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnFindConvolutionForwardAlgorithm(cudnnHandle_t, const cudnnTensorDescriptor_t x,
+                                                   const cudnnFilterDescriptor_t w,
+                                                   const cudnnConvolutionDescriptor_t conv,
+                                                   const cudnnTensorDescriptor_t y, const int, int* count,
+                                                   cudnnConvolutionFwdAlgoPerf_t* results) {
+  if (!fit(*x, *w, *conv, *y)) return CUDNN_STATUS_BAD_PARAM;
+  found<cudnnConvolutionFwdAlgoPerf_t, cudnnConvolutionFwdAlgo_t>(*conv, count, results);
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnFindConvolutionBackwardDataAlgorithm(cudnnHandle_t, const cudnnFilterDescriptor_t w,
+                                                        const cudnnTensorDescriptor_t dy,
+                                                        const cudnnConvolutionDescriptor_t conv,
+                                                        const cudnnTensorDescriptor_t dx, const int, int* count,
+                                                        cudnnConvolutionBwdDataAlgoPerf_t* results) {
+  if (!fit(*dx, *w, *conv, *dy)) return CUDNN_STATUS_BAD_PARAM;
+  found<cudnnConvolutionBwdDataAlgoPerf_t, cudnnConvolutionBwdDataAlgo_t>(*conv, count, results);
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnFindConvolutionBackwardFilterAlgorithm(cudnnHandle_t, const cudnnTensorDescriptor_t x,
+                                                          const cudnnTensorDescriptor_t dy,
+                                                          const cudnnConvolutionDescriptor_t conv,
+                                                          const cudnnFilterDescriptor_t dw, const int, int* count,
+                                                          cudnnConvolutionBwdFilterAlgoPerf_t* results) {
+  if (!fit(*x, *dw, *conv, *dy)) return CUDNN_STATUS_BAD_PARAM;
+  found<cudnnConvolutionBwdFilterAlgoPerf_t, cudnnConvolutionBwdFilterAlgo_t>(*conv, count, results);
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnConvolutionBiasActivationForward(
+    cudnnHandle_t, const void* alpha1, const cudnnTensorDescriptor_t x_desc, const void* x,
+    const cudnnFilterDescriptor_t w_desc, const void* w, const cudnnConvolutionDescriptor_t conv,
+    cudnnConvolutionFwdAlgo_t algorithm, void* workspace, size_t bytes, const void* alpha2,
+    const cudnnTensorDescriptor_t, const void*, const cudnnTensorDescriptor_t bias_desc, const void* bias,
+    const cudnnActivationDescriptor_t activation, const cudnnTensorDescriptor_t y_desc, void* y) {
+  if (const cudnnStatus_t status = ready(algorithm, *conv, x_desc->type, workspace, bytes); status != 0) return status;
+  if (activation->mode == CUDNN_ACTIVATION_IDENTITY && algorithm == static_cast<int>(refuses_identity))
+    return CUDNN_STATUS_NOT_SUPPORTED;
+  if (!fit(*x_desc, *w_desc, *conv, *y_desc) || *static_cast<const float*>(alpha2) != 0.0F ||
+      bias_desc->type != y_desc->type || bias_desc->sizes[1] != y_desc->sizes[1])
+    return CUDNN_STATUS_BAD_PARAM;
+  const float factor = *static_cast<const float*>(alpha1);
+  for_each(*y_desc, [&](int n, int k, int p, int q) {
+    cudnnTensorStruct pixel = *y_desc;
+    float sum = 0;
+    for (int c = 0; c < w_desc->c; ++c)
+      for (int r = 0; r < w_desc->r; ++r)
+        for (int s = 0; s < w_desc->s; ++s) {
+          const int h = p * conv->stride + r - conv->padding, column = q * conv->stride + s - conv->padding;
+          if (h < 0 || h >= x_desc->sizes[2] || column < 0 || column >= x_desc->sizes[3]) continue;
+          sum += load(x_desc->type, x, at(*x_desc, n, c, h, column)) * load(w_desc->type, w, at(*w_desc, k, c, r, s));
+        }
+    float value = factor * sum + load(bias_desc->type, bias, k);
+    if (activation->mode == CUDNN_ACTIVATION_RELU && !(value > 0)) value = std::isnan(value) ? value : 0.0F;
+    store(y_desc->type, y, at(pixel, n, k, p, q), value);
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void*, const cudnnFilterDescriptor_t w_desc,
+                                           const void* w, const cudnnTensorDescriptor_t dy_desc, const void* dy,
+                                           const cudnnConvolutionDescriptor_t conv,
+                                           cudnnConvolutionBwdDataAlgo_t algorithm, void* workspace, size_t bytes,
+                                           const void*, const cudnnTensorDescriptor_t dx_desc, void* dx) {
+  if (const cudnnStatus_t status = ready(algorithm, *conv, dx_desc->type, workspace, bytes); status != 0) return status;
+  if (algorithm == static_cast<int>(differs_from_run_to_run)) return CUDNN_STATUS_BAD_PARAM;
+  if (!fit(*dx_desc, *w_desc, *conv, *dy_desc)) return CUDNN_STATUS_BAD_PARAM;
+  auto* sums = static_cast<float*>(dx);
+  for_each(*dx_desc, [&](int n, int c, int h, int column) { sums[at(*dx_desc, n, c, h, column)] = 0; });
+  for_each_product(*dx_desc, *w_desc, *conv, *dy_desc, [&](int64_t y, int64_t x, int64_t tap) {
+    sums[x] += static_cast<const float*>(dy)[y] * static_cast<const float*>(w)[tap];
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void*, const cudnnTensorDescriptor_t x_desc,
+                                             const void* x, const cudnnTensorDescriptor_t dy_desc, const void* dy,
+                                             const cudnnConvolutionDescriptor_t conv,
+                                             cudnnConvolutionBwdFilterAlgo_t algorithm, void* workspace, size_t bytes,
+                                             const void*, const cudnnFilterDescriptor_t dw_desc, void* dw) {
+  if (const cudnnStatus_t status = ready(algorithm, *conv, x_desc->type, workspace, bytes); status != 0) return status;
+  if (algorithm == static_cast<int>(differs_from_run_to_run)) return CUDNN_STATUS_BAD_PARAM;
+  if (!fit(*x_desc, *dw_desc, *conv, *dy_desc)) return CUDNN_STATUS_BAD_PARAM;
+  auto* sums = static_cast<float*>(dw);
+  std::fill_n(sums, int64_t{dw_desc->k} * dw_desc->c * dw_desc->r * dw_desc->s, 0.0F);
+  for_each_product(*x_desc, *dw_desc, *conv, *dy_desc, [&](int64_t y, int64_t pixel, int64_t tap) {
+    sums[tap] += static_cast<const float*>(dy)[y] * static_cast<const float*>(x)[pixel];
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnConvolutionBackwardBias(cudnnHandle_t, const void*, const cudnnTensorDescriptor_t dy_desc,
+                                           const void* dy, const void*, const cudnnTensorDescriptor_t db_desc,
+                                           void* db) {
+  if (db_desc->sizes[1] != dy_desc->sizes[1]) return CUDNN_STATUS_BAD_PARAM;
+  auto* sums = static_cast<float*>(db);
+  std::fill_n(sums, db_desc->sizes[1], 0.0F);
+  for_each(*dy_desc,
+           [&](int n, int c, int h, int w) { sums[c] += static_cast<const float*>(dy)[at(*dy_desc, n, c, h, w)]; });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnTransformTensor(cudnnHandle_t, const void*, const cudnnTensorDescriptor_t from, const void* x,
+                                   const void*, const cudnnTensorDescriptor_t to, void* y) {
+  if (!std::equal(from->sizes, from->sizes + 4, to->sizes)) return CUDNN_STATUS_BAD_PARAM;
+  for_each(*from, [&](int n, int c, int h, int w) {
+    store(to->type, y, at(*to, n, c, h, w), load(from->type, x, at(*from, n, c, h, w)));
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnActivationForward(cudnnHandle_t, cudnnActivationDescriptor_t, const void*,
+                                     const cudnnTensorDescriptor_t x_desc, const void* x, const void*,
+                                     const cudnnTensorDescriptor_t y_desc, void* y) {
+  for_each(*x_desc, [&](int n, int c, int h, int w) {
+    const float value = load(x_desc->type, x, at(*x_desc, n, c, h, w));
+    store(y_desc->type, y, at(*y_desc, n, c, h, w), value > 0 || std::isnan(value) ? value : 0.0F);
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnActivationBackward(cudnnHandle_t, cudnnActivationDescriptor_t, const void*,
+                                      const cudnnTensorDescriptor_t, const void*, const cudnnTensorDescriptor_t dy_desc,
+                                      const void* dy, const cudnnTensorDescriptor_t, const void* x, const void*,
+                                      const cudnnTensorDescriptor_t dx_desc, void* dx) {
+  for_each(*dx_desc, [&](int n, int c, int h, int w) {
+    const int64_t i = at(*dx_desc, n, c, h, w);
+    store(dx_desc->type, dx, i, load(dx_desc->type, x, i) > 0 ? load(dy_desc->type, dy, i) : 0.0F);
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnPoolingForward(cudnnHandle_t, const cudnnPoolingDescriptor_t pooling, const void*,
+                                  const cudnnTensorDescriptor_t x_desc, const void* x, const void*,
+                                  const cudnnTensorDescriptor_t y_desc, void* y) {
+  for_each(*y_desc, [&](int n, int c, int p, int q) {
+    float largest = -std::numeric_limits<float>::infinity();
+    for (int r = 0; r < pooling->size; ++r)
+      for (int s = 0; s < pooling->size; ++s) {
+        const int h = p * pooling->stride + r - pooling->padding, w = q * pooling->stride + s - pooling->padding;
+        if (h < 0 || h >= x_desc->sizes[2] || w < 0 || w >= x_desc->sizes[3]) continue;
+        const float value = load(x_desc->type, x, at(*x_desc, n, c, h, w));
+        if (value > largest || std::isnan(value)) largest = value;
+      }
+    store(y_desc->type, y, at(*y_desc, n, c, p, q), largest);
+  });
+  return CUDNN_STATUS_SUCCESS;
+}
+
+}  // extern "C"
+
+namespace {
+
+struct Matmul {
+  cublasOperation_t left = CUBLAS_OP_N, right = CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  cudaDataType_t bias_type = CUDA_R_32F;
+  const void* bias = nullptr;
+};
+struct Matrix {
+  cudaDataType_t type;
+  int64_t rows, columns, stride;
+};
+
+Matmul& of(cublasLtMatmulDesc_t matmul) { return *reinterpret_cast<Matmul*>(matmul); }
+const Matrix& of(cublasLtMatrixLayout_t layout) { return *reinterpret_cast<const Matrix*>(layout); }
+
+cudnnDataType_t element(cudaDataType_t type) { return type == CUDA_R_32F ? CUDNN_DATA_FLOAT : CUDNN_DATA_HALF; }
+
+/// Element (row, column) of op(matrix), which is stored column by column.
+float operand(const Matrix& m, const void* data, cublasOperation_t op, int64_t row, int64_t column) {
+  if (op == CUBLAS_OP_T) std::swap(row, column);
+  return load(element(m.type), data, column * m.stride + row);
+}
+
+template <class Value>
+void read(Value& to, const void* from) {
+  to = *static_cast<const Value*>(from);
+}
+
+}  // namespace
+
+extern "C" {
+
+size_t cublasLtGetVersion() { return 130000; }
+const char* cublasLtGetStatusString(cublasStatus_t) { return "invalid value"; }
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  *handle = reinterpret_cast<cublasLtHandle_t>(new int);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  delete reinterpret_cast<int*>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* matmul, cublasComputeType_t compute, cudaDataType_t) {
+  *matmul = reinterpret_cast<cublasLtMatmulDesc_t>(new Matmul);
+  return compute == CUBLAS_COMPUTE_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t matmul) {
+  delete &of(matmul);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t matmul, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, size_t) {
+  switch (attribute) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+      read(of(matmul).left, value);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+      read(of(matmul).right, value);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      read(of(matmul).epilogue, value);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+      read(of(matmul).bias_type, value);
+      return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+      read(of(matmul).bias, value);
+      return CUBLAS_STATUS_SUCCESS;
+    default:
+      return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
+                                          uint64_t columns, int64_t stride) {
+  *layout = reinterpret_cast<cublasLtMatrixLayout_t>(
+      new Matrix{type, static_cast<int64_t>(rows), static_cast<int64_t>(columns), stride});
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
+  delete reinterpret_cast<Matrix*>(layout);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
+  *preference = reinterpret_cast<cublasLtMatmulPreference_t>(new int);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
+                                                    const void*, size_t) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+  delete reinterpret_cast<int*>(preference);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* results,
+                                              int* count) {
+  results[0] = {};
+  results[0].workspaceSize = 64;
+  *count = 1;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, const void* alpha, const void* a,
+                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
+                              const void* beta, const void*, cublasLtMatrixLayout_t, void* d,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t*, void* workspace,
+                              size_t bytes, cudaStream_t) {
+  const Matmul& product = of(matmul);
+  const Matrix &left = of(a_layout), &right = of(b_layout), &result = of(d_layout);
+  const auto rows = [](const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.columns : m.rows; };
+  const auto columns = [](const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.rows : m.columns; };
+  const int64_t length = columns(left, product.left);
+  if (rows(left, product.left) != result.rows || columns(right, product.right) != result.columns ||
+      rows(right, product.right) != length || *static_cast<const float*>(beta) != 0.0F || workspace == nullptr ||
+      bytes < 64)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  const bool with_bias = product.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+  if (with_bias && product.bias_type != result.type) return CUBLAS_STATUS_INVALID_VALUE;
+  for (int64_t column = 0; column < result.columns; ++column)
+    for (int64_t row = 0; row < result.rows; ++row) {
+      float sum = 0;
+      for (int64_t k = 0; k < length; ++k)
+        sum += operand(left, a, product.left, row, k) * operand(right, b, product.right, k, column);
+      float value = *static_cast<const float*>(alpha) * sum;
+      if (with_bias) value += load(element(product.bias_type), product.bias, row);
+      if (product.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS && value < 0) value = 0;
+      store(element(result.type), d, column * result.stride + row, value);
+    }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+}  // extern "C"

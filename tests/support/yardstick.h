@@ -1,0 +1,13 @@
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace nibblenet::testing {
+
+/// The yardstick backend: over cuDNN and cuBLASLt themselves, or over their stand-in on the host. Null where these
+/// libraries are not installed.
+std::unique_ptr<Backend> make_yardstick();
+
+}  // namespace nibblenet::testing
