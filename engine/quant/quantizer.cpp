@@ -22,15 +22,6 @@ void add(Extremes& group, float weight) {
   if (std::fabs(weight) > std::fabs(group.largest)) group.largest = weight;
 }
 
-void expect_finite(TensorView<const float> weights, std::string_view name) {
-  int64_t first = weights.elements();
-#pragma omp parallel for reduction(min : first)
-  for (int64_t i = 0; i < weights.elements(); ++i)
-    if (!std::isfinite(weights[i])) first = std::min(first, i);
-  if (first < weights.elements())
-    fail<Error>("{}: weight {} is {}; only finite weights can be quantized", name, first, weights[first]);
-}
-
 std::vector<Extremes> extremes_by_index(const float* weights, int64_t channels, const GroupMap& map) {
   std::vector<Extremes> extremes(static_cast<size_t>(map.groups));
   const int64_t band = std::min(map.channels_in_common(), channels);
@@ -141,6 +132,15 @@ void encode_all(PackedTensor& packed, TensorView<const float> weights, const Gro
 }
 
 }  // namespace
+
+void expect_finite(TensorView<const float> weights, std::string_view name) {
+  int64_t first = weights.elements();
+#pragma omp parallel for reduction(min : first)
+  for (int64_t i = 0; i < weights.elements(); ++i)
+    if (!std::isfinite(weights[i])) first = std::min(first, i);
+  if (first < weights.elements())
+    fail<Error>("{}: weight {} is {}; only finite weights can be quantized", name, first, weights[first]);
+}
 
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizerPasses& passes) {

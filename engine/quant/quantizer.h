@@ -34,6 +34,9 @@ struct QuantizerPasses {
       encode;
 };
 
+/// Throws Error that names the tensor and the first weight that is NaN or infinite.
+void expect_finite(TensorView<const float> weights, std::string_view name);
+
 /// quantize() with other passes: the same bits, if they do what they should.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizerPasses& passes);

@@ -1,0 +1,285 @@
+#include "engine/quant/simulate.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "engine/quant/magnitude_order.h"
+#include "engine/quant/quantizer.h"
+#include "engine/quant/text.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr std::string_view prefix = "simulated-";
+
+// In the order of the enum: traits_of() indexes it.
+constexpr std::array<SimulationTraits, 5> simulations{{
+    {Simulation::linear, "simulated-linear", 8, 8, "int8 by truncation with wrap-around, one scale a tensor"},
+    {Simulation::linear_row, "simulated-linear-row", 8, 8, "int8 by truncation with wrap-around, one scale a row"},
+    {Simulation::fp8, "simulated-fp8", 8, 8, "3 mantissa bits by truncation, exponents of 5 bits, one maximum a row"},
+    {Simulation::dynamic_tree, "simulated-dynamic-tree", 3, 8,
+     "dynamic tree by truncation, 7 fraction bits near the maximum at any width, one maximum a row"},
+    {Simulation::stable_embedding, "simulated-stable-embedding", 8, 8,
+     "dynamic tree over magnitude-sorted blocks, each kernel slice by itself"},
+}};
+
+const SimulationTraits& traits_of(Simulation simulation) {
+  const auto index = static_cast<size_t>(simulation);
+  if (index >= simulations.size()) fail<UsageError>("unknown simulation {}", index);
+  return simulations[index];
+}
+
+std::string widths(const SimulationTraits& traits) {
+  return traits.min_bits == traits.max_bits ? fmt::format("{}:{}", traits.name, traits.max_bits)
+                                            : fmt::format("{}:{}…{}", traits.name, traits.min_bits, traits.max_bits);
+}
+
+std::string supported() {
+  std::string list;
+  for (const SimulationTraits& traits : simulations) list += (list.empty() ? "" : ", ") + widths(traits);
+  return list;
+}
+
+/// Calls work(row) for each run of the last dimension, on all threads.
+template <class Work>
+void for_each_row(const Shape& shape, Work work) {
+  const int64_t length = shape.sizes().back();
+  const int64_t rows = shape.elements() / length;
+#pragma omp parallel for
+  for (int64_t row = 0; row < rows; ++row) work(row * length, length);
+}
+
+float absolute_maximum(const float* weights, int64_t count) {
+  float maximum = 0;
+  for (int64_t i = 0; i < count; ++i) maximum = std::max(maximum, std::fabs(weights[i]));
+  return maximum;
+}
+
+// ---- linear
+
+struct Range {
+  float lowest = std::numeric_limits<float>::infinity();
+  float highest = -std::numeric_limits<float>::infinity();
+};
+
+Range range_of(const float* weights, int64_t count) {
+  Range range;
+  for (int64_t i = 0; i < count; ++i) {
+    range.lowest = std::min(range.lowest, weights[i]);
+    range.highest = std::max(range.highest, weights[i]);
+  }
+  return range;
+}
+
+/// PyTorch divides a number by a tensor as 1 / tensor * number: two roundings.
+float linear_scale(const Range& range) { return 1.0F / (range.highest - range.lowest) * 255.0F; }
+
+/// A float as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32 cannot hold (an
+/// infinite scale's products, too) becomes its lowest value, whose low byte is 0.
+float wrapped(float value) {
+  if (!(value > -2147483904.0F && value < 2147483648.0F)) return 0.0F;
+  return static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(static_cast<int64_t>(value) & 0xFF)));
+}
+
+float simulated_linear(float weight, float scale) { return wrapped(weight * scale) / scale; }
+
+void simulate_linear(TensorView<float> out, TensorView<const float> weights) {
+  Range range;
+  float& lowest = range.lowest;
+  float& highest = range.highest;
+#pragma omp parallel for reduction(min : lowest) reduction(max : highest)
+  for (int64_t i = 0; i < weights.elements(); ++i) {
+    lowest = std::min(lowest, weights[i]);
+    highest = std::max(highest, weights[i]);
+  }
+  const float scale = linear_scale(range);
+#pragma omp parallel for
+  for (int64_t i = 0; i < weights.elements(); ++i) out[i] = simulated_linear(weights[i], scale);
+}
+
+void simulate_linear_rows(TensorView<float> out, TensorView<const float> weights) {
+  for_each_row(weights.shape(), [&](int64_t begin, int64_t count) {
+    const float scale = linear_scale(range_of(weights.data() + begin, count));
+    for (int64_t i = begin; i < begin + count; ++i) out[i] = simulated_linear(weights[i], scale);
+  });
+}
+
+// ---- fp8
+
+/// The upper three mantissa bits of x at its own exponent, as far as that lies in -14…15: subnormal numbers and 0,
+/// whose exponent is below, get the leading one that they do not have.
+float simulated_fp8(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  const uint32_t exponent = std::clamp(bits >> 23 & 0xFF, 127U - 14U, 127U + 15U);
+  return std::bit_cast<float>((bits & 0x80700000U) | exponent << 23);
+}
+
+// ---- dynamic tree
+
+/// 10^-e as a number divided by ten decimal places is written, which is what Python's 10**-e gives.
+constexpr std::array<double, 6> negative_powers_of_ten = {1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5};
+
+struct Decimal {
+  double fraction;  ///< in [0.1, 1], or 0
+  int exponent;     ///< x10 so many times
+};
+
+/// In double, as the notebooks' Python has it. Zero, at which they never end, gets `most`.
+Decimal decimal_of(float x, int most) {
+  double fraction = std::fabs(static_cast<double>(x));
+  if (fraction == 0) return {0, most};
+  int exponent = 0;
+  for (; fraction < 0.1; ++exponent) fraction *= 10;
+  return {fraction, std::min(exponent, most)};
+}
+
+/// `x` is a weight over its group's maximum, `bits` the width that is claimed.
+float simulated_tree(float x, int bits) {
+  const auto [fraction, exponent] = decimal_of(x, bits - 1);
+  // A zero above cut off exponents keeps the sign; one whose fraction bits are all 0 is an integer in Python and has
+  // none.
+  if (exponent != 0 && exponent >= bits - 2) return x < 0 ? -0.0F : 0.0F;
+  const int fraction_bits = exponent == 0 ? 7 : bits - 2 - exponent;
+  const double steps = 1 << fraction_bits;
+  const double kept = std::min(std::floor(fraction * steps), steps - 1) / steps;
+  if (kept == 0) return 0.0F;
+  return static_cast<float>((x < 0 ? -kept : kept) * negative_powers_of_ten[static_cast<size_t>(exponent)]);
+}
+
+/// Divides each row by its maximum, applies `round`, and multiplies again.
+template <class Round>
+void simulate_rows(TensorView<float> out, TensorView<const float> weights, Round round) {
+  for_each_row(weights.shape(), [&](int64_t begin, int64_t count) {
+    const float maximum = absolute_maximum(weights.data() + begin, count);
+    for (int64_t i = begin; i < begin + count; ++i) out[i] = maximum > 0 ? round(weights[i] / maximum) * maximum : 0.0F;
+  });
+}
+
+// ---- stable embedding
+
+void simulate_sorted_blocks(float* out, std::span<const float> weights, int64_t block) {
+  const std::vector<uint32_t> blocks = magnitude_blocks(weights, block);
+  std::vector<float> maxima((weights.size() + static_cast<size_t>(block) - 1) / static_cast<size_t>(block));
+  for (size_t i = 0; i < weights.size(); ++i) maxima[blocks[i]] = std::max(maxima[blocks[i]], std::fabs(weights[i]));
+#pragma omp parallel for
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const float maximum = maxima[blocks[i]];
+    out[i] = maximum > 0 ? simulated_tree(weights[i] / maximum, 8) * maximum : 0.0F;
+  }
+}
+
+void simulate_stable_embedding(TensorView<float> out, TensorView<const float> weights) {
+  const Shape& shape = weights.shape();
+  if (shape.rank() == 2) return simulate_sorted_blocks(out.data(), weights.span(), shape[0]);
+  const int64_t plane = shape[2] * shape[3];
+#pragma omp parallel for
+  for (int64_t first = 0; first < weights.elements(); first += plane)
+    simulate_sorted_blocks(out.data() + first, {weights.data() + first, static_cast<size_t>(plane)}, shape[2]);
+}
+
+// ---- what the values need
+
+/// Counts distinct values by open addressing; made once a thread, since rows are many and short.
+class DistinctCounter {
+ public:
+  explicit DistinctCounter(int64_t most) : slots_(std::bit_ceil(static_cast<size_t>(most) * 2)) {}
+  int64_t count(std::span<const float> values) {
+    std::ranges::fill(slots_, 0);
+    int64_t distinct = 0;
+    for (const float value : values) distinct += insert(value == 0 ? 0.0F : value) ? 1 : 0;
+    return distinct;
+  }
+
+ private:
+  bool insert(float value) {
+    const uint64_t key = std::bit_cast<uint32_t>(value) | uint64_t{1} << 32;  // never 0, which is an empty slot
+    size_t at = key * 0x9E3779B97F4A7C15U >> 32 & (slots_.size() - 1);
+    while (slots_[at] != 0 && slots_[at] != key) at = (at + 1) & (slots_.size() - 1);
+    const bool is_new = slots_[at] == 0;
+    slots_[at] = key;
+    return is_new;
+  }
+  std::vector<uint64_t> slots_;
+};
+
+}  // namespace
+
+std::span<const SimulationTraits> simulation_table() { return simulations; }
+
+bool names_simulation(std::string_view text) { return text.starts_with(prefix); }
+
+SimulatedScheme parse_simulated_scheme(std::string_view text) {
+  const std::vector<std::string_view> parts = split(text, ':');
+  for (const SimulationTraits& traits : simulations) {
+    if (parts[0] != traits.name || parts.size() > 2) continue;
+    if (parts.size() == 1) return {traits.simulation, traits.max_bits};
+    const auto bits = parse_integer(parts[1]);
+    if (bits && *bits >= traits.min_bits && *bits <= traits.max_bits)
+      return {traits.simulation, static_cast<int>(*bits)};
+  }
+  fail<UsageError>("unknown simulated scheme '{}'; supported: {}", text, supported());
+}
+
+std::string to_string(const SimulatedScheme& scheme) {
+  return fmt::format("{}:{}", traits_of(scheme.simulation).name, scheme.bits);
+}
+
+void validate(const SimulatedScheme& scheme) {
+  const SimulationTraits& traits = traits_of(scheme.simulation);
+  if (scheme.bits < traits.min_bits || scheme.bits > traits.max_bits)
+    fail<UsageError>("no simulation {}; supported: {}", to_string(scheme), supported());
+}
+
+void simulate(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme,
+              std::string_view name) {
+  validate(scheme);
+  make_group_map({Granularity::Kind::row}, weights.shape());  // refuses what is no weight tensor
+  expect_shape(out.shape(), weights.shape(), "simulated weights");
+  expect_finite(weights, name);
+  switch (scheme.simulation) {
+    case Simulation::linear:
+      return simulate_linear(out, weights);
+    case Simulation::linear_row:
+      return simulate_linear_rows(out, weights);
+    case Simulation::fp8:
+      return simulate_rows(out, weights, simulated_fp8);
+    case Simulation::dynamic_tree:
+      return simulate_rows(out, weights, [bits = scheme.bits](float x) { return simulated_tree(x, bits); });
+    case Simulation::stable_embedding:
+      return simulate_stable_embedding(out, weights);
+  }
+}
+
+ExponentCounts exponent_counts(TensorView<const float> weights, int bits, std::string_view name) {
+  validate({Simulation::dynamic_tree, bits});
+  const GroupMap map = make_group_map({Granularity::Kind::row}, weights.shape());
+  expect_finite(weights, name);
+  std::array<int64_t, 8> total{};
+  int64_t* counts = total.data();
+#pragma omp parallel for reduction(+ : counts[:8])
+  for (int64_t row = 0; row < map.groups; ++row) {
+    const float* begin = weights.data() + row * map.last;
+    const float maximum = absolute_maximum(begin, map.last);
+    if (maximum == 0) counts[0] += map.last;
+    for (int64_t i = 0; maximum > 0 && i < map.last; ++i) ++counts[decimal_of(begin[i] / maximum, bits - 1).exponent];
+  }
+  return {total};
+}
+
+ValueNeed bits_needed(TensorView<const float> simulated) {
+  const GroupMap map = make_group_map({Granularity::Kind::row}, simulated.shape());
+  int64_t most = 0;
+#pragma omp parallel
+  {
+    DistinctCounter counter(map.last);
+#pragma omp for reduction(max : most)
+    for (int64_t row = 0; row < map.groups; ++row)
+      most = std::max(most, counter.count({simulated.data() + row * map.last, static_cast<size_t>(map.last)}));
+  }
+  return {most, static_cast<int>(std::bit_width(static_cast<uint64_t>(most - 1)))};
+}
+
+}  // namespace nibblenet
