@@ -26,6 +26,14 @@ constexpr std::array<SimulationTraits, 5> simulations{{
      "dynamic tree over magnitude-sorted blocks, each kernel slice by itself"},
 }};
 
+constexpr std::array<LinearRepairTraits, 5> linear_repairs{{
+    {&LinearRepairs::overflow, "overflow"},
+    {&LinearRepairs::truncation, "truncation"},
+    {&LinearRepairs::range, "range"},
+    {&LinearRepairs::zero_point, "zero-point"},
+    {&LinearRepairs::precision, "precision"},
+}};
+
 const SimulationTraits& traits_of(Simulation simulation) {
   const auto index = static_cast<size_t>(simulation);
   if (index >= simulations.size()) fail<UsageError>("unknown simulation {}", index);
@@ -43,7 +51,14 @@ std::string supported() {
   return list;
 }
 
-/// Calls work(row) for each run of the last dimension, on all threads.
+std::string repair_names() {
+  std::string list;
+  for (const LinearRepairTraits& repair : linear_repairs)
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", repair.name);
+  return list;
+}
+
+/// Calls work(begin, count) for each run of the last dimension, on all threads.
 template <class Work>
 void for_each_row(const Shape& shape, Work work) {
   const int64_t length = shape.sizes().back();
@@ -74,19 +89,41 @@ Range range_of(const float* weights, int64_t count) {
   return range;
 }
 
-/// PyTorch divides a number by a tensor as 1 / tensor * number: two roundings.
-float linear_scale(const Range& range) { return 1.0F / (range.highest - range.lowest) * 255.0F; }
-
-/// A float as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32 cannot hold (an
-/// infinite scale's products, too) becomes its lowest value, whose low byte is 0.
-float wrapped(float value) {
-  if (!(value > -2147483904.0F && value < 2147483648.0F)) return 0.0F;
-  return static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(static_cast<int64_t>(value) & 0xFF)));
+/// A number as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32 cannot hold becomes
+/// its lowest value, whose low byte is 0.
+template <class Real>
+Real wrapped(Real value) {
+  if (!(value >= -2147483648.0 && value < 2147483648.0)) return 0;
+  return static_cast<Real>(static_cast<int8_t>(static_cast<int32_t>(value) & 0xFF));
 }
 
-float simulated_linear(float weight, float scale) { return wrapped(weight * scale) / scale; }
+/// One scale's int8 and back, in float as the notebooks have it, or in double.
+template <class Real>
+class LinearQuantizer {
+ public:
+  LinearQuantizer(Range range, LinearRepairs repairs) : repairs_(repairs) {
+    if (repairs.range) range = {std::min(range.lowest, 0.0F), std::max(range.highest, 0.0F)};
+    const auto lowest = static_cast<Real>(range.lowest);
+    // PyTorch divides a number by a tensor as 1 / tensor * number: two roundings.
+    scale_ = Real{1} / (static_cast<Real>(range.highest) - lowest) * Real{255};
+    if (repairs.zero_point && std::isfinite(scale_)) zero_point_ = std::nearbyint(Real{-128} - lowest * scale_);
+  }
+  float operator()(float weight) const {
+    // Equal weights have an infinite scale, and the int8 of an infinity, or of 0 * Inf, is 0.
+    if (!std::isfinite(scale_)) return 0.0F;
+    const Real scaled = static_cast<Real>(weight) * scale_ + zero_point_;
+    const Real whole = repairs_.truncation ? std::nearbyint(scaled) : std::trunc(scaled);
+    const Real code = repairs_.overflow ? std::clamp(whole, Real{-128}, Real{127}) : wrapped(whole);
+    return static_cast<float>((code - zero_point_) / scale_);
+  }
 
-void simulate_linear(TensorView<float> out, TensorView<const float> weights) {
+ private:
+  LinearRepairs repairs_;
+  Real scale_ = 0;
+  Real zero_point_ = 0;
+};
+
+Range range_of(TensorView<const float> weights) {
   Range range;
   float& lowest = range.lowest;
   float& highest = range.highest;
@@ -95,16 +132,26 @@ void simulate_linear(TensorView<float> out, TensorView<const float> weights) {
     lowest = std::min(lowest, weights[i]);
     highest = std::max(highest, weights[i]);
   }
-  const float scale = linear_scale(range);
-#pragma omp parallel for
-  for (int64_t i = 0; i < weights.elements(); ++i) out[i] = simulated_linear(weights[i], scale);
+  return range;
 }
 
-void simulate_linear_rows(TensorView<float> out, TensorView<const float> weights) {
-  for_each_row(weights.shape(), [&](int64_t begin, int64_t count) {
-    const float scale = linear_scale(range_of(weights.data() + begin, count));
-    for (int64_t i = begin; i < begin + count; ++i) out[i] = simulated_linear(weights[i], scale);
-  });
+template <class Real>
+void simulate_linear(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme) {
+  if (scheme.simulation == Simulation::linear_row) {
+    for_each_row(weights.shape(), [&](int64_t begin, int64_t count) {
+      const LinearQuantizer<Real> quantizer(range_of(weights.data() + begin, count), scheme.repairs);
+      for (int64_t i = begin; i < begin + count; ++i) out[i] = quantizer(weights[i]);
+    });
+    return;
+  }
+  const LinearQuantizer<Real> quantizer(range_of(weights), scheme.repairs);
+#pragma omp parallel for
+  for (int64_t i = 0; i < weights.elements(); ++i) out[i] = quantizer(weights[i]);
+}
+
+void simulate_linear(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme) {
+  if (scheme.repairs.precision) return simulate_linear<double>(out, weights, scheme);
+  simulate_linear<float>(out, weights, scheme);
 }
 
 // ---- fp8
@@ -209,28 +256,57 @@ class DistinctCounter {
 
 std::span<const SimulationTraits> simulation_table() { return simulations; }
 
+std::span<const LinearRepairTraits> linear_repair_table() { return linear_repairs; }
+
+LinearRepairs parse_linear_repairs(std::string_view text) {
+  LinearRepairs repairs;
+  for (const std::string_view name : split(text, ',')) {
+    bool known = name == "all";
+    for (const LinearRepairTraits& repair : linear_repairs) {
+      if (name != repair.name && name != "all") continue;
+      repairs.*repair.flag = known = true;
+    }
+    if (!known)
+      fail<UsageError>("unknown repair '{}' of the linear simulations; supported: {}, all", name, repair_names());
+  }
+  return repairs;
+}
+
 bool names_simulation(std::string_view text) { return text.starts_with(prefix); }
 
 SimulatedScheme parse_simulated_scheme(std::string_view text) {
-  const std::vector<std::string_view> parts = split(text, ':');
+  const size_t plus = std::min(text.find('+'), text.size());
+  const std::vector<std::string_view> parts = split(text.substr(0, plus), ':');
   for (const SimulationTraits& traits : simulations) {
     if (parts[0] != traits.name || parts.size() > 2) continue;
-    if (parts.size() == 1) return {traits.simulation, traits.max_bits};
-    const auto bits = parse_integer(parts[1]);
-    if (bits && *bits >= traits.min_bits && *bits <= traits.max_bits)
-      return {traits.simulation, static_cast<int>(*bits)};
+    const int64_t bits = parts.size() == 1 ? traits.max_bits : parse_integer(parts[1]).value_or(-1);
+    if (bits < traits.min_bits || bits > traits.max_bits) continue;
+    SimulatedScheme scheme{traits.simulation, static_cast<int>(bits)};
+    if (plus < text.size()) {
+      std::string repairs(text.substr(plus + 1));
+      std::ranges::replace(repairs, '+', ',');
+      scheme.repairs = parse_linear_repairs(repairs);
+    }
+    validate(scheme);
+    return scheme;
   }
   fail<UsageError>("unknown simulated scheme '{}'; supported: {}", text, supported());
 }
 
 std::string to_string(const SimulatedScheme& scheme) {
-  return fmt::format("{}:{}", traits_of(scheme.simulation).name, scheme.bits);
+  std::string text = fmt::format("{}:{}", traits_of(scheme.simulation).name, scheme.bits);
+  for (const LinearRepairTraits& repair : linear_repairs)
+    if (scheme.repairs.*repair.flag) text += fmt::format("+{}", repair.name);
+  return text;
 }
 
 void validate(const SimulatedScheme& scheme) {
   const SimulationTraits& traits = traits_of(scheme.simulation);
   if (scheme.bits < traits.min_bits || scheme.bits > traits.max_bits)
     fail<UsageError>("no simulation {}; supported: {}", to_string(scheme), supported());
+  const bool is_linear = scheme.simulation == Simulation::linear || scheme.simulation == Simulation::linear_row;
+  if (!is_linear && scheme.repairs != LinearRepairs{})
+    fail<UsageError>("{}: {} belong to simulated-linear and simulated-linear-row", to_string(scheme), repair_names());
 }
 
 void simulate(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme,
@@ -241,9 +317,8 @@ void simulate(TensorView<float> out, TensorView<const float> weights, const Simu
   expect_finite(weights, name);
   switch (scheme.simulation) {
     case Simulation::linear:
-      return simulate_linear(out, weights);
     case Simulation::linear_row:
-      return simulate_linear_rows(out, weights);
+      return simulate_linear(out, weights, scheme);
     case Simulation::fp8:
       return simulate_rows(out, weights, simulated_fp8);
     case Simulation::dynamic_tree:

@@ -26,20 +26,39 @@ struct SimulationTraits {
 /// Every simulation there is, in the order of the enum.
 std::span<const SimulationTraits> simulation_table();
 
+/// What may be mended of the notebooks' linear quantizers, to see which of their defects does the damage.
+struct LinearRepairs {
+  bool overflow = false;    ///< what int8 cannot hold is clamped, not wrapped around
+  bool truncation = false;  ///< rounded to nearest, not cut
+  bool range = false;       ///< min and max are widened to include 0
+  bool zero_point = false;  ///< a whole number is added to w S, so that min…max falls on -128…127, wherever it lies
+  bool precision = false;   ///< S, w S and the quotient in double, not float
+  friend bool operator==(const LinearRepairs&, const LinearRepairs&) = default;
+};
+
+struct LinearRepairTraits {
+  bool LinearRepairs::*flag;
+  std::string_view name;  ///< "zero-point"
+};
+std::span<const LinearRepairTraits> linear_repair_table();
+/// "overflow,zero-point", or "all". Throws UsageError that lists what is supported.
+LinearRepairs parse_linear_repairs(std::string_view text);
+
 struct SimulatedScheme {
   Simulation simulation;
   int bits;  ///< as the notebooks claim them; bits_needed() tells what they are
+  LinearRepairs repairs = {};
   friend bool operator==(const SimulatedScheme&, const SimulatedScheme&) = default;
 };
 
 /// Whether `text` starts as the names of simulations do ("simulated-…"), be it one or not.
 bool names_simulation(std::string_view text);
 
-/// NAME[:BITS], without BITS the most there are. Throws UsageError that lists what is supported.
+/// NAME[:BITS][+REPAIR…], without BITS the most there are. Throws UsageError that lists what is supported.
 SimulatedScheme parse_simulated_scheme(std::string_view text);
-/// "simulated-dynamic-tree:4"
+/// "simulated-dynamic-tree:4", "simulated-linear-row:8+overflow+truncation"
 std::string to_string(const SimulatedScheme& scheme);
-/// Throws UsageError for a width that the notebooks do not have.
+/// Throws UsageError for a width that the notebooks do not have, and for repairs of what is not linear.
 void validate(const SimulatedScheme& scheme);
 
 /// The notebooks' numbers for one weight tensor (OI or OIHW; biases are never touched), bit for bit:

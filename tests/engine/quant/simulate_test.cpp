@@ -139,6 +139,57 @@ TEST(SimulatedLinear, RowsAreThoseOfTheLastDimension) {
   }
 }
 
+// ---- Repairs of linear
+
+TEST(LinearRepairs, EachMendsItsOwnDefect) {
+  // A row in 5…6: S = 255, so w S is 1275…1530, far from int8.
+  const std::vector<float> high = {5, 5.5F, 6};
+  const auto row = [&](const std::string& repairs) { return simulated_row(high, "simulated-linear-row" + repairs); };
+  EXPECT_THAT(row(""), ElementsAre(-5 / 255.0F, 122 / 255.0F, -6 / 255.0F));
+  EXPECT_THAT(row("+overflow"), ElementsAre(127 / 255.0F, 127 / 255.0F, 127 / 255.0F));
+  // Widened to 0…6, S = 42.5: 212, 233, 255, which wrap.
+  EXPECT_THAT(row("+range"), ElementsAre(-44 / 42.5F, -23 / 42.5F, -1 / 42.5F));
+  // Shifted by 1403, S = 255: -128, -0.5 cut to 0, 127.
+  EXPECT_THAT(row("+zero-point"), ElementsAre(5, 1403 / 255.0F, 6));
+  EXPECT_THAT(row("+truncation+overflow+range+zero-point"), ElementsAre(212 / 42.5F, 234 / 42.5F, 6));
+}
+
+TEST(LinearRepairs, RoundingAloneWrapsTheLargestWeights) {
+  // -1…1: S = 127.5, and 127.5 rounds to 128, which int8 takes for -128.
+  EXPECT_THAT(simulated_row({-1, 0.999F, 1}, "simulated-linear"),
+              ElementsAre(-127 / 127.5F, 127 / 127.5F, 127 / 127.5F));
+  EXPECT_THAT(simulated_row({-1, 0.999F, 1}, "simulated-linear+truncation"),
+              ElementsAre(-128 / 127.5F, 127 / 127.5F, -128 / 127.5F));
+  EXPECT_THAT(simulated_row({-1, 0.999F, 1}, "simulated-linear+truncation+overflow"),
+              ElementsAre(-128 / 127.5F, 127 / 127.5F, 127 / 127.5F));
+}
+
+TEST(LinearRepairs, AllOfThemErrByHalfAStepAtMost) {
+  for (const std::string name : {"simulated-linear", "simulated-linear-row"})
+    for (const Shape& shape : testing::awkward_shapes)
+      for (const float offset : {0.0F, 3.0F, -3.0F}) {
+        std::vector<float> weights = uniform(shape.elements(), 7);
+        for (float& weight : weights) weight += offset;
+        const std::vector<float> actual =
+            simulated(weights, shape, name + "+overflow+truncation+range+zero-point+precision");
+        // A range of at most 4 + |offset| in 255 steps; the zero point is rounded, so the ends may be clamped by half a
+        // step.
+        const float step = (name == "simulated-linear" || offset != 0 ? 4.0F : 2.0F) / 255;
+        for (size_t i = 0; i < weights.size(); ++i)
+          ASSERT_NEAR(actual[i], weights[i], step * 1.001F) << to_string(shape);
+      }
+}
+
+TEST(LinearRepairs, OfEqualWeightsStayFinite) {
+  for (const LinearRepairTraits& repair : linear_repair_table())
+    for (const float weight : {0.0F, 0.5F, -3e38F, 1e-45F, 1e-40F}) {
+      const std::vector<float> actual =
+          simulated_row({weight, weight}, fmt::format("simulated-linear-row+{}", repair.name));
+      EXPECT_TRUE(std::isfinite(actual[0])) << repair.name << " " << weight;
+      EXPECT_EQ(actual[0], actual[1]);
+    }
+}
+
 // ---- fp8
 
 TEST(SimulatedFp8, CutsToThreeMantissaBits) {
@@ -321,6 +372,19 @@ TEST(SimulatedScheme, NamesRoundTrip) {
   EXPECT_EQ(to_string(parse_simulated_scheme("simulated-fp8")), "simulated-fp8:8");
   EXPECT_FALSE(names_simulation("dynamic-tree:4"));
   EXPECT_TRUE(names_simulation("simulated-nonsense"));
+}
+
+TEST(SimulatedScheme, CarriesRepairs) {
+  const SimulatedScheme scheme = parse_simulated_scheme("simulated-linear-row+truncation+overflow");
+  EXPECT_EQ(scheme.repairs, (LinearRepairs{.overflow = true, .truncation = true}));
+  EXPECT_EQ(to_string(scheme), "simulated-linear-row:8+overflow+truncation");
+  EXPECT_EQ(parse_simulated_scheme(to_string(scheme)), scheme);
+  EXPECT_EQ(parse_simulated_scheme("simulated-linear:8+all").repairs, (LinearRepairs{true, true, true, true, true}));
+  EXPECT_EQ(parse_linear_repairs("zero-point,range"), (LinearRepairs{.range = true, .zero_point = true}));
+  for (const char* text : {"", "overflow,", "rounding", "overflow+range", "none"})
+    EXPECT_THROW(parse_linear_repairs(text), UsageError) << text;
+  EXPECT_THROW(parse_simulated_scheme("simulated-fp8+overflow"), UsageError);
+  EXPECT_THROW(parse_simulated_scheme("simulated-linear+"), UsageError);
 }
 
 TEST(SimulatedScheme, UnknownOnesAreRefusedWithTheList) {
