@@ -7,6 +7,7 @@
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "tools/common/simulation.h"
 #include "training/evaluate.h"
 
 namespace {
@@ -25,7 +26,19 @@ struct Options {
   std::string compare;
   std::string logits;
   std::string json;
+  std::string simulate;
+  std::string repair;
 };
+
+/// What --simulate and --repair ask for; nothing without them.
+std::optional<SimulatedScheme> simulated_scheme(const Options& options) {
+  if (options.simulate.empty()) return std::nullopt;
+  SimulatedScheme scheme = parse_simulated_scheme(options.simulate);
+  if (options.repair.empty()) return scheme;
+  scheme.repairs = parse_linear_repairs(options.repair);
+  validate(scheme);
+  return scheme;
+}
 
 /// One model, evaluated, with what there is to say about its size.
 struct Result {
@@ -38,15 +51,33 @@ struct Result {
   std::string device;
   std::string device_description;
   Precision precision = Precision::float32;
-  std::optional<DeviceMemory> device_memory;  ///< while the model was resident
-  size_t device_bytes_before = 0;             ///< in use before it was loaded
+  std::optional<DeviceMemory> device_memory;   ///< while the model was resident
+  size_t device_bytes_before = 0;              ///< in use before it was loaded
+  std::optional<SimulationReport> simulation;  ///< its weights are simulated: it has no size
 };
 
-Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options) {
+SimulationReport simulate_model(StateDict& model, const SimulatedScheme& scheme) {
+  Progress progress("simulating", "weights");
+  return simulate_weights(model, scheme, [&](int64_t done, int64_t total) {
+    progress.update(done, total);
+    if (interrupted()) throw Stopped("stopped while simulating");
+  });
+}
+
+/// Simulated weights are evaluated as they are, in float32, unless --precision says otherwise.
+Precision precision_of(const Options& options, const Backend& backend, bool is_simulated) {
+  if (is_simulated && options.device.precision == "auto") return Precision::float32;
+  return options.device.precision_on(backend);
+}
+
+Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options,
+                      const std::optional<SimulatedScheme>& scheme = std::nullopt) {
   const auto backend = options.device.make();
-  const Precision precision = options.device.precision_on(*backend);
+  const Precision precision = precision_of(options, *backend, scheme.has_value());
   const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path);
+  std::optional<SimulationReport> simulation;
+  if (scheme) simulation = simulate_model(dict, *scheme);
   const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
   Network network(*backend, std::move(dict), precision);
   Progress progress("evaluating", "images");
@@ -64,7 +95,8 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
                 .device_description = backend->description(),
                 .precision = precision,
                 .device_memory = backend->device_memory(),
-                .device_bytes_before = before ? before->used : 0};
+                .device_bytes_before = before ? before->used : 0,
+                .simulation = std::move(simulation)};
   return result;
 }
 
@@ -75,6 +107,10 @@ void print(const Result& result) {
              100 * e.accuracy(), e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
   fmt::print("{:.1f} images/s; preparing images took {:.2f} s beside {:.2f} s, {:.2f} s of it waited for\n",
              e.images_per_second(), e.prepare_seconds, e.seconds, e.wait_seconds);
+  if (result.simulation) {
+    fmt::print("{}", simulation_table(*result.simulation));
+    return;
+  }
   fmt::print("{}", size_table(result.ledger, result.file_bytes, result.header_bytes));
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(result.peak_bytes)));
   if (result.device_memory)
@@ -89,12 +125,19 @@ void print(const Result& result) {
 nlohmann::json to_json(const Result& result) {
   const Evaluation& e = result.evaluation;
   const Interval interval = wilson_interval(e.correct, e.images);
-  nlohmann::json memory;  // null where the device's memory is the process's
-  if (result.device_memory)
+  // Null where the device's memory is the process's, and all three where weights are simulated: nothing was measured.
+  nlohmann::json memory, peak, size;
+  if (!result.simulation) {
+    peak = result.peak_bytes;
+    size = size_json(result.ledger, result.file_bytes, result.header_bytes);
+  }
+  if (result.device_memory && !result.simulation)
     memory = {{"before", result.device_bytes_before},
               {"used", result.device_memory->used},
               {"total", result.device_memory->total}};
   return {{"model", result.model},
+          {"simulated", result.simulation.has_value()},
+          {"simulation", result.simulation ? simulation_json(*result.simulation) : nlohmann::json()},
           {"precision", to_string(result.precision)},
           {"device_memory", memory},
           {"images", e.images},
@@ -106,9 +149,9 @@ nlohmann::json to_json(const Result& result) {
           {"seconds", e.seconds},
           {"prepare_seconds", e.prepare_seconds},
           {"wait_seconds", e.wait_seconds},
-          {"peak_bytes", result.peak_bytes},
+          {"peak_bytes", peak},
           {"device", result.device},
-          {"size", size_json(result.ledger, result.file_bytes, result.header_bytes)}};
+          {"size", size}};
 }
 
 /// The same images through both models: who is right where the other is not.
@@ -122,18 +165,21 @@ nlohmann::json compare(const Result& result, const Result& other) {
   }
   const double p = mcnemar_p(only_this, only_other);
   const double points = 100 * (result.evaluation.accuracy() - other.evaluation.accuracy());
-  const auto resident = static_cast<double>(sum(result.ledger, "").resident.total());
-  const auto other_resident = static_cast<double>(sum(other.ledger, "").resident.total());
+  const int64_t resident = sum(result.ledger, "").resident.total();
+  const int64_t other_resident = sum(other.ledger, "").resident.total();
+  const auto bytes = [](const Result& of, int64_t count) { return of.simulation ? "none" : thousands(count); };
   fmt::print("\ncompared with {}, on the same {} images:\n", other.model, result.evaluation.images);
   fmt::print("{:<10} {:>10} {:>14} {:>16} {:>16}\n", "", "accuracy", "cross-entropy", "file bytes", "resident bytes");
-  for (const auto& [name, each, bytes] :
+  for (const auto& [name, each, total] :
        {std::tuple{"that model", &other, other_resident}, std::tuple{"this model", &result, resident}})
     fmt::print("{:<10} {:>8.2f} % {:>14.5f} {:>16} {:>16}\n", name, 100 * each->evaluation.accuracy(),
-               each->evaluation.loss, thousands(each->file_bytes), thousands(static_cast<int64_t>(bytes)));
+               each->evaluation.loss, bytes(*each, each->file_bytes), bytes(*each, total));
   fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n",
              points, only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
-  fmt::print("resident size {:.2f}x smaller, speed {:.2f}x\n", other_resident / resident,
-             result.evaluation.images_per_second() / other.evaluation.images_per_second());
+  if (!result.simulation)
+    fmt::print("resident size {:.2f}x smaller, speed {:.2f}x\n",
+               static_cast<double>(other_resident) / static_cast<double>(resident),
+               result.evaluation.images_per_second() / other.evaluation.images_per_second());
   return {{"model", other.model},
           {"accuracy", other.evaluation.accuracy()},
           {"loss", other.evaluation.loss},
@@ -153,15 +199,25 @@ void write_logits(const std::filesystem::path& path, const Evaluation& evaluatio
                     {});
 }
 
+/// "simulated-linear, simulated-linear-row, …"
+std::string simulation_names() {
+  std::string names;
+  for (const SimulationTraits& traits : simulation_table())
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", traits.name);
+  return names;
+}
+
 void eval(const Options& options) {
-  const std::filesystem::path model = find_model(options.model, ModelKind::packed);
+  const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
+  const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
   SafetensorsFile{model};  // a missing or broken file is reported before the images are read
   const Dataset dataset =
       load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
-  const Result result = evaluate_model(model, dataset, options);
-  fmt::print("{} on {} {} images of {} ({}, {})\n", result.model, dataset.size(), options.split, dataset.description,
-             result.device_description, to_string(result.precision));
+  const Result result = evaluate_model(model, dataset, options, scheme);
+  fmt::print("{}{} on {} {} images of {} ({}, {})\n", result.model,
+             scheme ? fmt::format(", simulated by {},", to_string(*scheme)) : "", dataset.size(), options.split,
+             dataset.description, result.device_description, to_string(result.precision));
   print(result);
   nlohmann::json json = to_json(result);
   if (!options.compare.empty())
@@ -194,6 +250,17 @@ int main(int argc, char** argv) {
   app.add_option("--compare", options.compare,
                  "Evaluate a second model on the same images and compare image by image (McNemar)")
       ->type_name("MODEL");
+  auto* simulate =
+      app.add_option("--simulate", options.simulate,
+                     "First round a float model's weights in float32 as the seed's notebooks do, defects included: " +
+                         simulation_names() + " (NAME[:BITS]). Such weights have no size")
+          ->type_name("NAME");
+  app.add_option("--repair", options.repair,
+                 "Of a simulated-linear or simulated-linear-row, mend these defects, to see which does the damage: "
+                 "overflow (clamp, do not wrap), truncation (round), range (let it include 0), zero-point (shift it "
+                 "onto int8's), precision (compute in double), or all; a list with commas")
+      ->needs(simulate)
+      ->type_name("LIST");
   app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")
       ->type_name("FILE");
   add_json_option(app, options.json);

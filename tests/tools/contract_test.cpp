@@ -4,6 +4,8 @@
 #include <map>
 
 #include "engine/io/dataset.h"
+#include "engine/quant/error.h"
+#include "engine/quant/simulate.h"
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
 #include "tools/common/default_schemes.h"
@@ -199,6 +201,35 @@ class EvalTest : public ToolsTest {
     const int64_t of_weights = sum - resident.at("padding").get<int64_t>() - resident.at("biases").get<int64_t>();
     EXPECT_DOUBLE_EQ(size.at("bits_per_weight").get<double>(), 8.0 * static_cast<double>(of_weights) / small_weights);
   }
+
+  /// eval's "simulation" of small.safetensors against what the library says of the weights it simulated.
+  void expect_simulation(const nlohmann::json& report, const SimulatedScheme& scheme,
+                         const StateDict& simulated) const {
+    EXPECT_EQ(report.at("scheme"), to_string(scheme));
+    EXPECT_EQ(report.at("claimed_bits"), scheme.bits);
+    EXPECT_EQ(report.at("weights"), small_weights);
+    const StateDict small = model("small.safetensors");
+    QuantizationError total;
+    int64_t most = 0;
+    for (const auto& layer : report.at("layers")) {
+      const std::string weight = layer.at("name").get<std::string>() + ".weight";
+      const auto values = simulated.at(weight).values().view();
+      const QuantizationError error = quantization_error(small.at(weight).values().view(), values);
+      EXPECT_EQ(layer.at("mse"), error.mse());
+      EXPECT_EQ(layer.at("needed_bits"), bits_needed(values).bits);
+      total += error;
+      most = std::max(most, bits_needed(values).distinct);
+    }
+    EXPECT_EQ(report.at("layers").size(), 8U);
+    EXPECT_EQ(report.at("mse"), total.mse());
+    EXPECT_EQ(report.at("snr_db"), total.snr_db());
+    EXPECT_EQ(report.at("distinct_values"), most);
+    EXPECT_EQ(report.contains("exponent_counts"), scheme.simulation == Simulation::dynamic_tree);
+    if (!report.contains("exponent_counts")) return;
+    int64_t counted = 0;
+    for (const auto& count : report.at("exponent_counts")) counted += count.get<int64_t>();
+    EXPECT_EQ(counted, small_weights);
+  }
 };
 
 TEST_F(EvalTest, ReportsWhatTheContractLists) {
@@ -295,6 +326,76 @@ TEST_F(EvalTest, ComparesTwoModelsImageByImage) {
   succeed("eval small.safetensors --data standin --compare small.safetensors --json same.json");
   EXPECT_EQ(json("same.json").at("compared_with").at("only_this"), 0);
   EXPECT_EQ(json("same.json").at("compared_with").at("mcnemar_p"), 1.0);
+}
+
+TEST_F(EvalTest, SimulatedWeightsAreThoseOfTheLibraryAndHaveNoSize) {
+  for (const SimulationTraits& traits : simulation_table()) {
+    SimulatedScheme scheme{traits.simulation, traits.min_bits};
+    SCOPED_TRACE(to_string(scheme));
+    StateDict simulated = model("small.safetensors");
+    for (Parameter& parameter : simulated.parameters) {
+      if (parameter.shape().rank() < 2) continue;
+      Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
+      simulate(values.view(), std::as_const(parameter).values().view(), scheme);
+      parameter.value = std::move(values);
+    }
+    save_state_dict(at("simulated.safetensors"), simulated);
+    succeed("eval simulated.safetensors --data standin --logits expected.safetensors --json expected.json");
+    const Outcome outcome = succeed(
+        fmt::format("eval small.safetensors --data standin --simulate {} --logits actual.safetensors --json out.json",
+                    to_string(scheme)));
+    EXPECT_TRUE(std::ranges::equal(read_logits("actual.safetensors").logits.view(),
+                                   read_logits("expected.safetensors").logits.view()));
+
+    const nlohmann::json report = json("out.json");
+    EXPECT_EQ(report.at("simulated"), true);
+    EXPECT_TRUE(report.at("size").is_null());
+    EXPECT_TRUE(report.at("peak_bytes").is_null());
+    EXPECT_EQ(report.at("accuracy"), json("expected.json").at("accuracy"));
+    EXPECT_EQ(json("expected.json").at("simulated"), false);
+    EXPECT_TRUE(json("expected.json").at("simulation").is_null());
+    expect_simulation(report.at("simulation"), scheme, simulated);
+    for (const char* word : {"simulated", "claimed", "needed", "no size of their own"})
+      EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+    for (const char* word : {"estimated", "rest ", "resident", "peak memory"})
+      EXPECT_EQ(outcome.out.find(word), std::string::npos) << word << outcome;
+  }
+}
+
+TEST_F(EvalTest, ASimulatedModelIsComparedWithAFloatOne) {
+  const Outcome outcome = succeed(
+      "eval small.safetensors --data standin --simulate simulated-dynamic-tree:3 --compare small.safetensors --json "
+      "out.json");
+  const nlohmann::json report = json("out.json"), other = report.at("compared_with");
+  EXPECT_NEAR(other.at("only_this").get<double>() - other.at("only_other").get<double>(),
+              100 * (report.at("accuracy").get<double>() - other.at("accuracy").get<double>()), 1e-9);
+  EXPECT_TRUE(report.at("size").is_null());
+  EXPECT_EQ(other.at("size").at("rest"), fs::file_size(at("small.safetensors")));
+  EXPECT_NE(outcome.out.find("McNemar"), std::string::npos) << outcome;
+  EXPECT_NE(outcome.out.find("none"), std::string::npos) << outcome;
+  EXPECT_EQ(outcome.out.find("x smaller"), std::string::npos) << outcome;
+}
+
+TEST_F(EvalTest, RepairsReachTheSimulation) {
+  const std::string line = "eval small.safetensors --data standin --json out.json --simulate simulated-linear-row";
+  const auto error = [&](const std::string& flags) {
+    succeed(line + flags);
+    return json("out.json").at("simulation").at("mse").get<double>();
+  };
+  const double notebook = error(""), repaired = error(" --repair all");
+  EXPECT_LT(repaired, notebook / 100);
+  EXPECT_EQ(json("out.json").at("simulation").at("repairs").size(), 5U);
+  EXPECT_EQ(error(" --repair overflow,truncation,range,zero-point,precision"), repaired);
+  EXPECT_EQ(error("+all"), repaired);
+  EXPECT_NE(error(" --repair zero-point"), error(" --repair overflow"));
+
+  refuse(line + " --repair rounding", "overflow, truncation, range, zero-point, precision, all", 2);
+  refuse("eval small.safetensors --data standin --repair all", "--simulate", 2);
+  refuse("eval small.safetensors --data standin --simulate simulated-fp8 --repair all", "simulated-linear-row", 2);
+  refuse("eval small.safetensors --data standin --simulate dynamic-tree:4", "simulated-dynamic-tree:3…8", 2);
+  refuse("eval small.safetensors --data standin --simulate simulated-dynamic-tree:2", "simulated-dynamic-tree:3…8", 2);
+  succeed("pack small.safetensors -o packed.safetensors");
+  refuse("eval packed.safetensors --data standin --simulate simulated-fp8", "this one is packed", 2);
 }
 
 TEST_F(EvalTest, FindsTheImagesByTheVariableThenInTheFolderData) {
