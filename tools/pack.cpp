@@ -4,7 +4,9 @@
 #include <chrono>
 
 #include "engine/model/network.h"
+#include "tools/common/bit_allocation.h"
 #include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
 #include "tools/common/default_schemes.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
@@ -24,6 +26,8 @@ struct Options {
   std::string sign;
   bool zero_point = false;
   std::vector<std::string> layers;
+  AllocationOptions allocation;
+  std::string data;
   std::string output;
   std::string json;
   DeviceOptions device;
@@ -71,6 +75,32 @@ Scheme chosen_scheme(const Options& options, bool bits_given) {
   return scheme;
 }
 
+/// What --target-bits and its like choose from: every width of the scheme that the flags ask for, or the measured
+/// defaults.
+std::vector<Scheme> schemes_of_every_width(const std::string& weight, const Scheme* one_scheme) {
+  std::vector<Scheme> schemes;
+  const MethodTraits& traits = traits_of(one_scheme != nullptr ? one_scheme->method : Method::linear);
+  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
+    schemes.push_back(one_scheme != nullptr ? *one_scheme : default_scheme_for(weight, bits));
+    schemes.back().bits = bits;
+  }
+  return schemes;
+}
+
+AllocatedBits allocate(const Options& options, Backend& backend, const StateDict& dict, const Scheme* one_scheme) {
+  constexpr int64_t header_at_most = 10'000;
+  int64_t other_bytes = header_at_most;
+  for (const Parameter& parameter : dict.parameters)
+    if (parameter.shape().rank() < 2) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+  return allocate_bits(
+      options.allocation, backend, dict,
+      load_dataset(find_data(options.data), Split::train, 2 * options.allocation.images), other_bytes,
+      [&](const std::string& weight) { return schemes_of_every_width(weight, one_scheme); },
+      [&](const Parameter& weight, const Scheme& scheme) {
+        return backend.quantize(weight.values().view(), scheme, weight.name);
+      });
+}
+
 std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, int bits) {
   std::string name = input.stem().string();
   if (!options.method.empty()) name += "_" + options.method;
@@ -94,6 +124,13 @@ void pack(const Options& options, bool bits_given) {
       options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
 
   const auto start = std::chrono::steady_clock::now();
+  AllocatedBits allocated;
+  if (options.allocation.given()) {
+    if (bits_given || !overrides.empty())
+      throw UsageError(
+          "--target-bits, --target-size and --max-loss choose the widths themselves: leave --bits and --layer out");
+    allocated = allocate(options, *backend, dict, measured_default ? nullptr : &one_scheme);
+  }
   int64_t total = 0, done = 0;
   for (const Parameter& parameter : dict.parameters)
     total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
@@ -108,7 +145,10 @@ void pack(const Options& options, bool bits_given) {
       each.used = true;
     }
     const int64_t weights = parameter.shape().elements();
-    parameter.value = backend->quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
+    if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
+      parameter.value = std::move(chosen->second);
+    else
+      parameter.value = backend->quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
     done += weights;
     progress.update(done, total, parameter.name);
   }
@@ -122,11 +162,16 @@ void pack(const Options& options, bool bits_given) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const Network packed(*backend, load_state_dict(output));
+  if (options.allocation.target_size > 0 &&
+      static_cast<double>(packed.file_bytes()) > options.allocation.target_size * 1e6)
+    fail<Error>("{} became {}, more than --target-size", output.string(),
+                megabytes(static_cast<double>(packed.file_bytes())));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend->description());
   write_json(options.json, {{"input", input.string()},
                             {"output", output.string()},
                             {"seconds", seconds},
+                            {"allocation", allocated.json},
                             {"size", size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes())}});
 }
 
@@ -162,6 +207,8 @@ int main(int argc, char** argv) {
       ->type_name("SPEC");
   app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")
       ->type_name("FILE");
+  options.allocation.add_to(app);
+  app.add_option("--data", options.data, data_help)->type_name("PATH");
   options.device.add_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {

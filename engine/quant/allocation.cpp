@@ -1,0 +1,53 @@
+#include "engine/quant/allocation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "engine/core/error.h"
+
+namespace nibblenet {
+namespace {
+
+/// Keeps what nothing beats: sorted by bytes, an entry stays when it loses less than all before it.
+void keep_front(std::vector<Allocation>& allocations) {
+  std::ranges::sort(allocations, {}, [](const Allocation& a) { return std::tie(a.bytes, a.loss, a.choices); });
+  size_t kept = 0;
+  for (size_t i = 0; i < allocations.size(); ++i) {
+    if (kept > 0 && !(allocations[i].loss < allocations[kept - 1].loss)) continue;
+    if (kept != i) allocations[kept] = std::move(allocations[i]);
+    ++kept;
+  }
+  allocations.resize(kept);
+}
+
+}  // namespace
+
+std::vector<Allocation> allocation_front(std::span<const std::vector<AllocationChoice>> layers) {
+  std::vector<Allocation> front(1);
+  for (const std::vector<AllocationChoice>& layer : layers) {
+    if (layer.empty()) throw UsageError("a layer without choices cannot be allocated");
+    std::vector<Allocation> extended;
+    extended.reserve(front.size() * layer.size());
+    for (const Allocation& before : front) {
+      for (size_t choice = 0; choice < layer.size(); ++choice) {
+        if (!std::isfinite(layer[choice].loss)) throw UsageError("the loss of a choice is not a finite number");
+        Allocation& next = extended.emplace_back(before);
+        next.choices.push_back(choice);
+        next.bytes += layer[choice].bytes;
+        next.loss += layer[choice].loss;
+      }
+    }
+    keep_front(extended);
+    front = std::move(extended);
+  }
+  return front;
+}
+
+std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t bytes) {
+  const auto above = std::ranges::upper_bound(front, bytes, {}, &Allocation::bytes);
+  if (above == front.begin()) return std::nullopt;
+  return *(above - 1);
+}
+
+}  // namespace nibblenet

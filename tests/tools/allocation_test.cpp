@@ -1,0 +1,78 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/tools/run.h"
+
+// pack --target-bits, --target-size, --max-loss.
+
+namespace nibblenet {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Allocation : public testing::ToolsTest {
+ protected:
+  nlohmann::json allocate(const std::string& target) {
+    succeed("pack small.safetensors --data standin --target-images 40 -o packed.safetensors --json pack.json " +
+            target);
+    return json("pack.json");
+  }
+};
+
+TEST_F(Allocation, BitsAWeightStayWithinTheTarget) {
+  double narrower = 0;
+  for (const double target : {2.8, 3.5, 4.5, 7.0}) {
+    const nlohmann::json report = allocate("--target-bits " + std::to_string(target));
+    const double bits = report.at("size").at("bits_per_weight");
+    EXPECT_LE(bits, target);
+    EXPECT_GT(bits, narrower) << "more room is used";
+    narrower = bits;
+    EXPECT_EQ(report.at("allocation").at("layers").size(), 8U);
+    EXPECT_EQ(report.at("allocation").at("layers")[0].at("weighed").size(), 7U);
+  }
+}
+
+TEST_F(Allocation, TheFileStaysWithinTheTarget) {
+  allocate("--target-bits 4.5");
+  const auto smaller = std::filesystem::file_size(at("packed.safetensors"));
+  allocate("--target-size 0.035");
+  EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 35'000U);
+  EXPECT_GT(std::filesystem::file_size(at("packed.safetensors")), smaller / 2);
+}
+
+TEST_F(Allocation, MoreMayBeLostInFewerBits) {
+  const double strict = allocate("--max-loss 0").at("size").at("bits_per_weight");
+  const nlohmann::json loose = allocate("--max-loss 100");
+  EXPECT_LE(loose.at("size").at("bits_per_weight"), strict);
+  for (const auto& layer : loose.at("allocation").at("layers")) {
+    int64_t smallest = INT64_MAX, chosen = 0;
+    for (const auto& choice : layer.at("weighed")) {
+      const int64_t bytes = choice.at("stored_bytes");
+      smallest = std::min(smallest, bytes);
+      if (choice.at("scheme") == layer.at("scheme")) chosen = bytes;
+    }
+    EXPECT_EQ(chosen, smallest) << layer.at("name") << ": anything goes";
+  }
+}
+
+TEST_F(Allocation, ChoosesAmongTheWidthsOfAGivenMethod) {
+  for (const auto& layer :
+       allocate("--target-bits 5 --method dynamic-tree --granularity channel").at("allocation").at("layers"))
+    EXPECT_THAT(std::string(layer.at("scheme")), HasSubstr("dynamic-tree:"));
+}
+
+TEST_F(Allocation, RefusesWhatCannotBeMet) {
+  refuse("pack small.safetensors --data standin --target-images 40 --target-bits 1.5", "cannot be met", 2);
+  refuse("pack small.safetensors --data standin --target-images 40 --target-size 0.001", "cannot be met", 2);
+  refuse("pack small.safetensors --data standin --target-bits 4 --target-size 3", "excludes", 2);
+  refuse("pack small.safetensors --data standin --target-bits 4 --bits 3", "leave --bits", 2);
+  refuse("pack small.safetensors --data standin --target-images 3 --target-bits 4", "limit", 2);
+}
+
+TEST_F(Allocation, TheSameChoiceEveryTime) {
+  const nlohmann::json once = allocate("--target-bits 3 --threads 2");
+  EXPECT_EQ(allocate("--target-bits 3 --threads 2").at("allocation"), once.at("allocation"));
+}
+
+}  // namespace
+}  // namespace nibblenet

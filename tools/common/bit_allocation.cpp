@@ -1,0 +1,254 @@
+#include "tools/common/bit_allocation.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "engine/quant/allocation.h"
+#include "tools/common/command_line.h"
+#include "tools/common/progress.h"
+#include "tools/common/report.h"
+
+namespace nibblenet::tools {
+namespace {
+
+constexpr int64_t batch_size = 64;
+
+/// Every other image of each class, starting with the first or the second one.
+Dataset half_of(const Dataset& all, bool first) {
+  Dataset half{
+      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
+  std::array<int64_t, 256> seen{};
+  for (size_t i = 0; i < all.images.size(); ++i) {
+    if ((seen[all.labels[i]]++ % 2 == 0) != first) continue;
+    half.images.push_back(all.images[i]);
+    half.labels.push_back(all.labels[i]);
+  }
+  return half;
+}
+
+/// Quantizes a weight by a scheme once, however often it is asked for.
+class Quantizations {
+ public:
+  explicit Quantizations(const QuantizeWeight& quantize) : quantize_(quantize) {}
+  const PackedTensor& operator()(const Parameter& weight, const Scheme& scheme) {
+    const std::string key = weight.name + "=" + to_string(scheme);
+    const auto known = known_.find(key);
+    return known != known_.end() ? known->second : known_.emplace(key, quantize_(weight, scheme)).first->second;
+  }
+
+ private:
+  const QuantizeWeight& quantize_;
+  std::map<std::string, PackedTensor> known_;
+};
+
+/// What an allocation does on images that no choice was made on.
+struct Verified {
+  double float_accuracy = 0;
+  double accuracy = 0;
+  double float_loss = 0;
+  double loss = 0;
+  int64_t only_float = 0;
+  int64_t only_packed = 0;
+  double lost_points() const { return 100 * (float_accuracy - accuracy); }
+};
+
+class Verifier {
+ public:
+  Verifier(Network& network, const StateDict& floats, const Dataset& images, int image_size, Quantizations& quantize)
+      : network_(network),
+        floats_(floats),
+        images_(images),
+        preprocess_(Preprocess::for_image_size(image_size)),
+        quantize_(quantize),
+        expected_(run("verifying: float")) {}
+
+  Verified operator()(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
+    std::map<std::string, Scheme> schemes;
+    for (size_t i = 0; i < measured.size(); ++i)
+      schemes[measured[i].name] = measured[i].choices[allocation.choices[i]].scheme;
+    std::vector<std::unique_ptr<Weight>> originals;
+    for (Layer& layer : network_.layers()) {
+      if (!layer.spec.has_parameters()) continue;
+      const std::string name = layer.spec.name + ".weight";
+      const PackedTensor& packed = quantize_(floats_.at(name), schemes.at(name));
+      originals.push_back(network_.backend().make_weight(packed, network_.precision()));
+      std::swap(originals.back(), layer.weight);
+    }
+    const Evaluation actual = run("verifying: packed");
+    auto original = originals.begin();
+    for (Layer& layer : network_.layers())
+      if (layer.spec.has_parameters()) std::swap(*original++, layer.weight);
+
+    Verified verified{expected_.accuracy(), actual.accuracy(), expected_.loss, actual.loss};
+    for (int64_t i = 0; i < actual.images; ++i) {
+      const int32_t label = actual.labels[static_cast<size_t>(i)];
+      const bool float_right = expected_.predicted(i) == label, packed_right = actual.predicted(i) == label;
+      verified.only_float += float_right && !packed_right ? 1 : 0;
+      verified.only_packed += !float_right && packed_right ? 1 : 0;
+    }
+    return verified;
+  }
+
+ private:
+  Evaluation run(const char* label) {
+    Progress progress(label, "images");
+    return evaluate(network_, images_, preprocess_, batch_size, [&](int64_t done, int64_t total) {
+      progress.update(done, total);
+      return interrupted();
+    });
+  }
+
+  Network& network_;
+  const StateDict& floats_;
+  const Dataset& images_;
+  Preprocess preprocess_;
+  Quantizations& quantize_;
+  Evaluation expected_;
+};
+
+/// Widths across, layers down; the chosen one in brackets.
+void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
+  fmt::print(
+      "what each choice alone makes of the predictions (mean divergence from float, nats; chosen in brackets):\n");
+  for (size_t i = 0; i < measured.size(); ++i) {
+    fmt::print("{:<20}", measured[i].name);
+    for (size_t c = 0; c < measured[i].choices.size(); ++c) {
+      const MeasuredChoice& choice = measured[i].choices[c];
+      const std::string value = fmt::format("{}: {:.5f}", choice.scheme.bits, choice.divergence);
+      fmt::print(" {:>12}", c == allocation.choices[i] ? "[" + value + "]" : value + " ");
+    }
+    fmt::print("  {}\n", to_string(measured[i].choices[allocation.choices[i]].scheme));
+  }
+}
+
+nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const Allocation& allocation,
+                       const Verified& verified, const AllocationOptions& options) {
+  nlohmann::json json = {{"images", options.images},
+                         {"predicted_divergence", allocation.loss},
+                         {"verified",
+                          {{"float_accuracy", verified.float_accuracy},
+                           {"accuracy", verified.accuracy},
+                           {"float_loss", verified.float_loss},
+                           {"loss", verified.loss},
+                           {"only_float", verified.only_float},
+                           {"only_packed", verified.only_packed}}}};
+  for (size_t i = 0; i < measured.size(); ++i) {
+    nlohmann::json layer = {{"name", measured[i].name},
+                            {"scheme", to_string(measured[i].choices[allocation.choices[i]].scheme)}};
+    for (const MeasuredChoice& choice : measured[i].choices)
+      layer["weighed"].push_back({{"scheme", to_string(choice.scheme)},
+                                  {"bytes", choice.payload_bytes},
+                                  {"stored_bytes", choice.stored_bytes},
+                                  {"divergence", choice.divergence}});
+    json["layers"].push_back(std::move(layer));
+  }
+  return json;
+}
+
+/// The smallest allocation that loses no more than `points` on the verifier's images: a search by halves, since what is
+/// larger is expected to lose less.
+Allocation smallest_within(double points, const std::vector<Allocation>& front,
+                           const std::vector<WeightSensitivity>& measured, Verifier& verify) {
+  size_t low = 0, high = front.size() - 1;
+  const double least = verify(measured, front[high]).lost_points();
+  if (least > points)
+    fail<UsageError>("--max-loss {}: even the widest codes lose {:.2f} points on the images that verify", points,
+                     least);
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+    if (verify(measured, front[middle]).lost_points() <= points)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return front[high];
+}
+
+Allocation within(int64_t budget, const std::vector<Allocation>& front, const std::string& target,
+                  const std::string& smallest) {
+  const std::optional<Allocation> best = best_within(front, budget);
+  if (!best) fail<UsageError>("{} cannot be met: the smallest choice takes {}", target, smallest);
+  return *best;
+}
+
+}  // namespace
+
+void AllocationOptions::add_to(CLI::App& app) {
+  auto* bits =
+      app.add_option("--target-bits", target_bits,
+                     "Choose each layer's width so that the weights take at most X bits on average, scales and "
+                     "all, and the predictions change least; measured on the training images of --data")
+          ->type_name("X")
+          ->check(CLI::Range(1.0, 32.0));
+  auto* size = app.add_option("--target-size", target_size, "The same for a file of at most MB (10^6 bytes)")
+                   ->type_name("MB")
+                   ->check(CLI::PositiveNumber);
+  auto* loss = app.add_option("--max-loss", max_loss,
+                              "The smallest that loses at most POINTS of accuracy on training images kept for that")
+                   ->type_name("POINTS")
+                   ->check(CLI::NonNegativeNumber);
+  bits->excludes(size)->excludes(loss);
+  size->excludes(loss);
+  app.add_option("--target-images", images, "Images that widths are measured on; as many others verify the choice")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
+AllocatedBits allocate_bits(const AllocationOptions& options, Backend& backend, const StateDict& floats,
+                            const Dataset& images, int64_t other_bytes, const CandidateSchemes& candidates,
+                            const QuantizeWeight& quantize) {
+  const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
+  const int image_size = image_size_of(floats.metadata);
+  StateDict copy = dequantized(floats);
+  Network network(backend, std::move(copy), backend.preferred_precision());
+  Quantizations quantizations(quantize);
+  std::vector<WeightSensitivity> measured;
+  {
+    Progress progress("measuring widths", "choices");
+    measured = measure_sensitivity(
+        network, floats, measuring, Preprocess::for_image_size(image_size), batch_size, candidates,
+        [&](const Parameter& weight, const Scheme& scheme) { return quantizations(weight, scheme); },
+        [&](int64_t done, int64_t total) {
+          progress.update(done, total);
+          return interrupted();
+        });
+  }
+
+  int64_t weights = 0;
+  std::vector<std::vector<AllocationChoice>> layers;
+  for (const WeightSensitivity& weight : measured) {
+    weights += weight.weights;
+    auto& layer = layers.emplace_back();
+    for (const MeasuredChoice& choice : weight.choices)
+      layer.push_back({options.target_bits > 0 ? choice.payload_bytes : choice.stored_bytes, choice.divergence});
+  }
+  const std::vector<Allocation> front = allocation_front(layers);
+  const auto bits_of = [&](int64_t bytes) { return 8.0 * static_cast<double>(bytes) / static_cast<double>(weights); };
+
+  Verifier verify(network, floats, verifying, image_size, quantizations);
+  const Allocation chosen = options.max_loss >= 0 ? smallest_within(options.max_loss, front, measured, verify)
+                            : options.target_bits > 0
+                                ? within(static_cast<int64_t>(options.target_bits * static_cast<double>(weights) / 8),
+                                         front, fmt::format("--target-bits {}", options.target_bits),
+                                         fmt::format("{:.4f} bits a weight", bits_of(front.front().bytes)))
+                                : within(static_cast<int64_t>(options.target_size * 1e6) - other_bytes, front,
+                                         fmt::format("--target-size {}", options.target_size),
+                                         megabytes(static_cast<double>(front.front().bytes + other_bytes)));
+
+  const Verified verified = verify(measured, chosen);
+  print_table(measured, chosen);
+  fmt::print(
+      "verified on {} other training images: {:.2f} % against {:.2f} % in float (-{} +{}), cross-entropy {:.5f} "
+      "against {:.5f}\n",
+      verifying.size(), 100 * verified.accuracy, 100 * verified.float_accuracy, verified.only_float,
+      verified.only_packed, verified.loss, verified.float_loss);
+  AllocatedBits result;
+  for (size_t i = 0; i < measured.size(); ++i)
+    result.weights[measured[i].name] =
+        quantizations(floats.at(measured[i].name), measured[i].choices[chosen.choices[i]].scheme);
+  result.json = to_json(measured, chosen, verified, options);
+  return result;
+}
+
+}  // namespace nibblenet::tools
