@@ -1,0 +1,74 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "engine/core/random.h"
+#include "engine/quant/packed_tensor.h"
+#include "engine/quant/quantizer.h"
+
+namespace nibblenet {
+namespace {
+
+/// The weights of AlexNet with the seed's classifier.
+const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
+                                    {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
+
+Tensor<float> uniform(const Shape& shape, uint64_t seed) {
+  Tensor<float> weights(host_memory(), shape, MemoryCategory::data);
+  Random random(seed);
+  for (float& weight : weights.view()) weight = 2 * random.uniform() - 1;
+  return weights;
+}
+
+/// A matrix, or a slice of a kernel, as rows and columns of the last two dimensions.
+struct Plane {
+  explicit Plane(const Shape& shape)
+      : rows(shape.rank() == 2 ? shape[0] : shape[2]), columns(shape.rank() == 2 ? shape[1] : shape[3]) {}
+  int64_t rows;
+  int64_t columns;
+};
+
+/// Of every weight the largest magnitude in its tile of rows x columns, tile by tile: another way round than GroupMap.
+std::vector<float> tile_maxima(TensorView<const float> weights, int64_t rows, int64_t columns) {
+  const Plane plane(weights.shape());
+  std::vector<float> maxima(static_cast<size_t>(weights.elements()));
+  const auto for_tile = [&](int64_t begin, int64_t top, int64_t left, auto work) {
+    for (int64_t r = top; r < std::min(top + rows, plane.rows); ++r)
+      for (int64_t c = left; c < std::min(left + columns, plane.columns); ++c) work(begin + r * plane.columns + c);
+  };
+  for (int64_t begin = 0; begin < weights.elements(); begin += plane.rows * plane.columns)
+    for (int64_t top = 0; top < plane.rows; top += rows)
+      for (int64_t left = 0; left < plane.columns; left += columns) {
+        float most = 0;
+        for_tile(begin, top, left, [&](int64_t i) { most = std::max(most, std::fabs(weights[i])); });
+        for_tile(begin, top, left, [&](int64_t i) { maxima[static_cast<size_t>(i)] = most; });
+      }
+  return maxima;
+}
+
+/// Sizes that divide neither way, one that divides some layers, and one larger than any kernel.
+TEST(LinearTiles, WorkForEveryLayerOfAlexNetWithTails) {
+  for (const auto& [text, rows, columns] :
+       {std::tuple{"tile:7x5", 7, 5}, {"tile:2x2", 2, 2}, {"tile:100x1000", 100, 1000}, {"row", 1, 1 << 20}})
+    for (const Shape& shape : alexnet) {
+      SCOPED_TRACE(std::string(text) + " " + to_string(shape));
+      const Tensor<float> weights = uniform(shape, 1);
+      const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:4:{}", text)), "w");
+      std::vector<float> actual(static_cast<size_t>(shape.elements()));
+      dequantize(packed, {actual.data(), shape});
+      const std::vector<float> maxima = tile_maxima(weights.view(), rows, columns);
+      int64_t wrong = 0;  // codes -7…7 of the tile's maximum: half a step, and two roundings of float
+      for (size_t i = 0; i < actual.size(); ++i)
+        wrong +=
+            std::fabs(actual[i] - weights.view()[static_cast<int64_t>(i)]) > maxima[i] * (0.5F / 7 + 1e-6F) ? 1 : 0;
+      EXPECT_EQ(wrong, 0);
+      const Plane plane(shape);
+      const int64_t tiles = ((plane.rows + rows - 1) / rows) * ((plane.columns + columns - 1) / columns);
+      EXPECT_EQ(packed.groups(), tiles * shape.elements() / (plane.rows * plane.columns));
+    }
+}
+
+}  // namespace
+}  // namespace nibblenet
