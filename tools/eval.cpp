@@ -234,7 +234,8 @@ int main(int argc, char** argv) {
   CLI::App app("Measures accuracy, speed and size of a float or packed model.", "eval");
   Options options;
   app.add_option("MODEL", options.model,
-                 "Float or packed model (safetensors); without it the newest packed one in weights/");
+                 "Float or packed model (safetensors); without it the newest packed one in weights/, or the newest "
+                 "fine-tuned one with --simulate");
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   app.add_option("--split", options.split, "test or train")
       ->check(CLI::IsMember({"test", "train"}))

@@ -109,8 +109,9 @@ class LinearQuantizer {
     if (repairs.zero_point && std::isfinite(scale_)) zero_point_ = std::nearbyint(Real{-128} - lowest * scale_);
   }
   float operator()(float weight) const {
-    // Equal weights have an infinite scale, and the int8 of an infinity, or of 0 * Inf, is 0.
-    if (!std::isfinite(scale_)) return 0.0F;
+    // Equal weights have an infinite scale, and the int8 of an infinity, or of 0 * Inf, is 0. A range beyond float's
+    // has the scale 0; there the notebooks divide 0 by 0.
+    if (!std::isfinite(scale_) || scale_ == 0) return 0.0F;
     const Real scaled = static_cast<Real>(weight) * scale_ + zero_point_;
     const Real whole = repairs_.truncation ? std::nearbyint(scaled) : std::trunc(scaled);
     const Real code = repairs_.overflow ? std::clamp(whole, Real{-128}, Real{127}) : wrapped(whole);
@@ -306,7 +307,7 @@ void validate(const SimulatedScheme& scheme) {
     fail<UsageError>("no simulation {}; supported: {}", to_string(scheme), supported());
   const bool is_linear = scheme.simulation == Simulation::linear || scheme.simulation == Simulation::linear_row;
   if (!is_linear && scheme.repairs != LinearRepairs{})
-    fail<UsageError>("{}: {} belong to simulated-linear and simulated-linear-row", to_string(scheme), repair_names());
+    fail<UsageError>("{}: only simulated-linear and simulated-linear-row can be repaired", to_string(scheme));
 }
 
 void simulate(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme,

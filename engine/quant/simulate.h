@@ -71,9 +71,9 @@ void validate(const SimulatedScheme& scheme);
 ///   stable-embedding  a matrix (a kernel's slice) sorted by |w|, blocks of its row count, dynamic tree of 8 bits in
 ///   each
 ///
-/// A row is a run of the last dimension. Two inputs break the notebooks and are defined here: a zero among other
-/// weights (their tree never ends) is 0 in the tree, and a row or block of zeros (0 / 0) gives zeros. In fp8 a zero
-/// becomes 2^-14 of the row's maximum, as it does there.
+/// A row is a run of the last dimension. Three inputs break the notebooks and are defined here: a zero among other
+/// weights (their tree never ends) is 0 in the tree; a row or block of zeros (0 / 0) gives zeros; so does, in linear,
+/// a range beyond float's. In fp8 a zero becomes 2^-14 of the row's maximum, as it does there.
 /// `out` has the shape of `weights` and may not overlap it; `name` is for errors. Throws Error for NaN and Inf,
 /// ShapeError for other shapes.
 void simulate(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme,

@@ -129,6 +129,11 @@ TEST(SimulatedLinear, OfEqualWeightsIsZero) {
   EXPECT_THAT(simulated_row({1e-40F, 2e-40F}, "simulated-linear-row"), ElementsAre(0, 0)) << "1 / range overflows";
 }
 
+TEST(SimulatedLinear, OfARangeBeyondFloatIsZero) {
+  for (const char* scheme : {"simulated-linear", "simulated-linear-row"})
+    EXPECT_THAT(simulated_row({-3e38F, 3e38F, 1}, scheme), ElementsAre(0, 0, 0));
+}
+
 TEST(SimulatedLinear, RowsAreThoseOfTheLastDimension) {
   const std::vector<float> weights = uniform(2 * 3 * 5 * 4, 1);
   const std::vector<float> actual = simulated(weights, {2, 3, 5, 4}, "simulated-linear-row");
