@@ -90,15 +90,30 @@ class ArchivedEntry final : public FileEntry {
     const int64_t declared = archive_entry_size(header_);
     if (archive_entry_size_is_set(header_) != 0 && (declared < 0 || static_cast<uint64_t>(declared) > most))
       fail<FormatError>("{} says it has {} bytes; at most {} are allowed here", location(), declared, most);
-    return read_all(location(), most, [this](uint8_t* data, size_t size) {
-      const la_ssize_t got = archive_read_data(source_, data, size);
-      if (got < 0) {
+    std::vector<uint8_t> content;
+    for (;;) {
+      const void* data = nullptr;
+      size_t size = 0;
+      la_int64_t offset = 0;
+      const int status = archive_read_data_block(source_, &data, &size, &offset);
+      if (status != ARCHIVE_OK && status != ARCHIVE_EOF && status != ARCHIVE_WARN) {
         const char* reason = archive_error_string(source_);
         fail<FormatError>("{} cannot be read, the archive is truncated or corrupt: {}", location(),
                           reason != nullptr ? reason : "no reason given");
       }
-      return static_cast<size_t>(got);
-    });
+      // Holes cost an archive nothing and us memory: a kilobyte of archive could ask for all there is.
+      const bool hole = static_cast<uint64_t>(offset) != content.size();
+      if (hole && (size > 0 || status == ARCHIVE_EOF))
+        fail<FormatError>("{} is stored as a sparse file, which is not supported; repack it without --sparse",
+                          location());
+      if (status == ARCHIVE_EOF) break;
+      if (size > most - content.size())
+        fail<FormatError>("{} has more than the {} bytes allowed here", location(), most);
+      const auto* bytes = static_cast<const uint8_t*>(data);
+      content.insert(content.end(), bytes, bytes + size);
+    }
+    content.shrink_to_fit();
+    return content;
   }
 
  private:

@@ -1,9 +1,28 @@
 #include "engine/io/image.h"
 
+#include <algorithm>
+#include <array>
+#include <cstdlib>
 #include <memory>
+#include <string>
 
 #include "engine/core/error.h"
 
+namespace {
+
+/// The largest block that the decoder may ask for on this thread. It grows its output as the compressed data goes on,
+/// whatever the picture's announced size: a few megabytes of zeros, compressed, would take gigabytes.
+thread_local size_t largest_block = 0;
+
+/// Zeros, because the decoder of JPEGs uses tables that a damaged file did not define.
+void* allocate(size_t bytes) { return bytes <= largest_block ? std::calloc(bytes, 1) : nullptr; }
+void* reallocate(void* block, size_t bytes) { return bytes <= largest_block ? std::realloc(block, bytes) : nullptr; }
+
+}  // namespace
+
+#define STBI_MALLOC allocate
+#define STBI_REALLOC reallocate
+#define STBI_FREE std::free
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_JPEG
@@ -22,6 +41,17 @@
 
 namespace nibblenet {
 namespace {
+
+/// More than any encoder writes; each costs a walk over the whole picture, whatever its few bytes say.
+constexpr int max_jpeg_scans = 200;
+
+/// What a picture may need in one piece: 8 bytes a pixel (16 bits of red, green, blue and alpha) or a JPEG's blocks of
+/// up to 32 x 32 pixels, doubled as buffers grow; and twice the file.
+size_t block_limit(const RgbImage& image, size_t file_bytes) {
+  constexpr size_t unit = 32, bytes_a_pixel = 16, slack = size_t{1} << 20;
+  return (static_cast<size_t>(image.width) + unit) * (static_cast<size_t>(image.height) + unit) * bytes_a_pixel +
+         2 * file_bytes + slack;
+}
 
 const char* failure_reason() {
   const char* reason = stbi_failure_reason();
@@ -48,6 +78,8 @@ bool huffman_tables_are_sound(std::span<const uint8_t> tables) {
 /// symbols. This walk meets every segment that the decoder would, which is stricter about what lies between them.
 const char* jpeg_fault(std::span<const uint8_t> file) {
   constexpr uint8_t escape = 0xFF, start_of_image = 0xD8, end_of_image = 0xD9, huffman_tables = 0xC4;
+  constexpr uint8_t start_of_scan = 0xDA;
+  int scans = 0;
   if (file.size() < 2 || file[1] != start_of_image) return "no start marker";
   for (size_t at = 2; at + 1 < file.size();) {
     const uint8_t marker = file[at + 1];
@@ -66,28 +98,73 @@ const char* jpeg_fault(std::span<const uint8_t> file) {
     if (length > file.size() - at) break;
     if (marker == huffman_tables && !huffman_tables_are_sound(file.subspan(at + 2, length - 2)))
       return "bad Huffman table";
+    if (marker == start_of_scan && ++scans > max_jpeg_scans) return "too many scans";
     at += length;
   }
   return "it ends early";
 }
 
+constexpr std::array<uint8_t, 8> png_signature = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
+
+/// What is wrong with the chunks of a PNG, nullptr when they lead to the last one. The decoder believes their lengths:
+/// it takes memory for a gigabyte that 100 bytes announce.
+const char* png_fault(std::span<const uint8_t> file) {
+  constexpr size_t around_data = 12;  // length, type, checksum
+  for (size_t at = png_signature.size(); file.size() - at >= around_data;) {
+    size_t length = 0;
+    for (size_t i = 0; i < 4; ++i) length = length << 8 | file[at + i];
+    if (length > file.size() - at - around_data) break;
+    const std::string_view type(reinterpret_cast<const char*>(file.data()) + at + 4, 4);
+    if (type == "IEND") return nullptr;
+    at += around_data + length;
+  }
+  return "it ends early";
+}
+
+/// Throws FormatError for files whose structure is unsound.
+void expect_sound(std::span<const uint8_t> file, std::string_view name) {
+  if (!file.empty() && file[0] == 0xFF) {  // nothing else that is supported starts so
+    if (const char* fault = jpeg_fault(file)) fail<FormatError>("{} is not a readable JPEG: {}", name, fault);
+  } else if (file.size() >= png_signature.size() &&
+             std::ranges::equal(file.first(png_signature.size()), png_signature)) {
+    if (const char* fault = png_fault(file)) fail<FormatError>("{} is not a readable PNG: {}", name, fault);
+  } else {
+    fail<FormatError>("{} is not a readable JPEG or PNG", name);
+  }
+}
+
+constexpr std::array<std::string_view, 3> readable = {".jpg", ".jpeg", ".png"};
+constexpr std::array<std::string_view, 8> unreadable = {".bmp", ".gif",  ".heic", ".ppm",
+                                                        ".tif", ".tiff", ".webp", ".avif"};
+
 }  // namespace
+
+PictureKind picture_kind(std::string_view file_name) {
+  const size_t dot = file_name.rfind('.');
+  std::string extension(dot == std::string_view::npos ? "" : file_name.substr(dot));
+  for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (std::ranges::find(readable, extension) != readable.end()) return PictureKind::readable;
+  return std::ranges::find(unreadable, extension) != unreadable.end() ? PictureKind::unreadable : PictureKind::none;
+}
 
 RgbImage decode_image(std::span<const uint8_t> file, std::string_view name) {
   if (file.size() > max_image_file_bytes)
     fail<FormatError>("{} has {} bytes; images of up to {} are read", name, file.size(), max_image_file_bytes);
-  if (!file.empty() && file[0] == 0xFF) {  // nothing else that is supported starts so
-    if (const char* fault = jpeg_fault(file)) fail<FormatError>("{} is not a readable JPEG: {}", name, fault);
-  }
+  expect_sound(file, name);
   const auto size = static_cast<int>(file.size());
   RgbImage image;
   int channels = 0;
+  largest_block = block_limit(image, file.size());
   if (stbi_info_from_memory(file.data(), size, &image.width, &image.height, &channels) == 0)
     fail<FormatError>("{} is not a readable JPEG or PNG: {}", name, failure_reason());
   if (image.width < 1 || image.height < 1 || int64_t{image.width} * image.height > max_image_pixels)
     fail<FormatError>("{} says it has {} x {} pixels; images of 1 to {} pixels are read", name, image.width,
                       image.height, max_image_pixels);
+  if (int64_t{image.width} * image.height > max_pixels_per_file_byte * static_cast<int64_t>(file.size()))
+    fail<FormatError>("{} is damaged: it says it has {} x {} pixels, more than its {} bytes can hold", name,
+                      image.width, image.height, file.size());
 
+  largest_block = block_limit(image, file.size());
   int width = 0;
   int height = 0;
   const std::unique_ptr<uint8_t, void (*)(void*)> pixels(

@@ -18,10 +18,18 @@ struct RgbImage {
 /// What is refused before any memory is spent on it: a small file can claim to be an enormous picture.
 inline constexpr size_t max_image_file_bytes = size_t{64} << 20;
 inline constexpr int64_t max_image_pixels = 100'000'000;
+/// What one byte of a file can stand for: deflate shrinks 1032 to 1, and a PNG puts eight pixels into a byte. No block
+/// of a JPEG comes near that.
+inline constexpr int64_t max_pixels_per_file_byte = 8 * 1032;
+
+/// What a file's name says about it.
+enum class PictureKind : uint8_t { none, readable, unreadable };
+/// By the extension, in any case: .jpg, .jpeg and .png are read; pictures such as .webp are not.
+PictureKind picture_kind(std::string_view file_name);
 
 /// Decodes a JPEG or PNG. Grey becomes RGB, transparency is dropped, 16 bits become 8; orientation tags are not
 /// followed (as in torchvision's image folders). Throws FormatError naming `name` for anything else, for pictures
-/// beyond the limits above and for damaged ones, a JPEG that ends early included.
+/// beyond the limits above (before memory is spent on them) and for damaged ones, a JPEG that ends early included.
 RgbImage decode_image(std::span<const uint8_t> file, std::string_view name);
 
 }  // namespace nibblenet

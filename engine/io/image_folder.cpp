@@ -1,15 +1,11 @@
 #include "engine/io/image_folder.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <exception>
-#include <functional>
-#include <mutex>
-#include <string_view>
 #include <thread>
 #include <tuple>
 
+#include "engine/core/parallel.h"
 #include "engine/io/image.h"
 
 namespace nibblenet {
@@ -20,56 +16,7 @@ constexpr size_t max_total_bytes = size_t{16} << 30;  // compressed pictures, an
 constexpr size_t max_pictures = 10'000'000;
 constexpr size_t max_classes = 256;  // labels are bytes
 constexpr unsigned max_threads = 8;
-
-constexpr std::array<std::string_view, 3> readable = {".jpg", ".jpeg", ".png"};
-constexpr std::array<std::string_view, 8> unreadable = {".bmp", ".gif",  ".heic", ".ppm",
-                                                        ".tif", ".tiff", ".webp", ".avif"};
-
-std::string lower_case_extension(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  std::string extension = dot == std::string::npos ? "" : name.substr(dot);
-  for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return extension;
-}
-
-/// Calls work(i) for 0 <= i < count on a few threads. Rethrows the exception of the smallest i that threw, which does
-/// not depend on timing: indices are handed out in order, so that every smaller one has been tried.
-void parallel_for(size_t count, const std::function<void(size_t)>& work) {
-  constexpr size_t stride = 16;  // indices a thread takes at once
-  std::atomic<size_t> next = 0;
-  std::atomic<bool> failed = false;
-  std::mutex mutex;
-  size_t failed_index = count;
-  std::exception_ptr error;
-
-  const auto run = [&] {
-    while (!failed) {
-      const size_t begin = next.fetch_add(stride);
-      if (begin >= count) return;
-      for (size_t i = begin; i < std::min(count, begin + stride); ++i) {
-        try {
-          work(i);
-        } catch (...) {
-          const std::lock_guard lock(mutex);
-          if (i < failed_index) {
-            failed_index = i;
-            error = std::current_exception();
-          }
-          failed = true;
-          return;
-        }
-      }
-    }
-  };
-  {
-    const size_t wanted = std::min<size_t>(std::clamp(std::thread::hardware_concurrency(), 1U, max_threads),
-                                           (count + stride - 1) / stride);
-    std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(run);
-    run();
-  }
-  if (error != nullptr) std::rethrow_exception(error);
-}
+constexpr size_t pictures_at_once = 16;  // that a thread takes
 
 }  // namespace
 
@@ -78,11 +25,11 @@ bool ImageFolderReader::take(FileEntry& entry) {
   if (parts.size() != 3 && parts.size() != 4) return false;
   const std::string& folder = parts[parts.size() - 3];
   if (folder != "train" && folder != "test") return false;
-  const std::string extension = lower_case_extension(parts.back());
-  if (std::ranges::find(unreadable, extension) != unreadable.end())
+  const PictureKind kind = picture_kind(parts.back());
+  if (kind == PictureKind::unreadable)
     fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg and .png",
                       entry.location());
-  if (std::ranges::find(readable, extension) == readable.end()) return false;
+  if (kind == PictureKind::none) return false;
 
   const std::string root = parts.size() == 4 ? parts[0] : "";
   if (!root_) root_ = root;
@@ -140,7 +87,8 @@ Dataset ImageFolderReader::finish(int64_t limit) {
 
   std::vector<RgbImage> decoded(pictures_.size());
   std::atomic<size_t> total = 0;
-  parallel_for(pictures_.size(), [&](size_t i) {
+  const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1U, max_threads);
+  parallel_for(pictures_.size(), threads, pictures_at_once, [&](size_t i) {
     Picture& picture = pictures_[i];
     if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);
     decoded[i] = decode_image(picture.file, picture.location);

@@ -39,7 +39,14 @@ constexpr std::string_view words[] = {"{",
                                       "F16",
                                       "I64",
                                       "xxh3:",
-                                      "\xFF\xFE"};
+                                      "\xFF\xFE",
+                                      "\xFF\xC4",
+                                      "\xFF\xDA",
+                                      "\x7F\xFF\xFF\xFF",
+                                      "IDAT",
+                                      "PLTE",
+                                      "../",
+                                      "77777777777"};
 
 class Mutator {
  public:

@@ -1,25 +1,14 @@
 // Feeds arbitrary bytes to the safetensors reader, as a file. With clang, libFuzzer drives the entry below; with any
 // compiler, mutate.cpp drives it through a fixed number of mutations of valid files.
 
-#include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstdint>
-#include <cstdlib>
-#include <span>
-
 #include "engine/io/safetensors.h"
+#include "tests/fuzz/fuzz_file.h"
 
 namespace {
 
-/// Stops the fuzzer: the input that was being tried breaks a promise of the reader.
-void require(bool promise) {
-  if (!promise) std::abort();
-}
-
 void read_everything(const std::filesystem::path& path) {
   using namespace nibblenet;
+  using fuzz::require;
   const SafetensorsFile file(path);
   int64_t total = file.header_bytes();
   for (const TensorEntry& entry : file.tensors()) {
@@ -39,12 +28,8 @@ void read_everything(const std::filesystem::path& path) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const int descriptor = memfd_create("fuzz", 0);
-  static const std::string path = fmt::format("/proc/self/fd/{}", descriptor);
-  require(descriptor >= 0 && ftruncate(descriptor, 0) == 0 &&
-          pwrite(descriptor, data, size, 0) == static_cast<ssize_t>(size));
   try {
-    read_everything(path);
+    read_everything(nibblenet::fuzz::as_file({data, size}));
   } catch (const nibblenet::FormatError&) {  // the only way in which an input may be refused
   }
   return 0;

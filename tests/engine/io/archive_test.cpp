@@ -152,6 +152,28 @@ TEST(Archive, RefusesToReadLinksInArchives) {
   EXPECT_THAT(message_of<FormatError>([&] { contents(path); }), HasSubstr("link"));
 }
 
+/// Holes take no room in an archive: a kilobyte of it could ask for any amount of memory.
+TEST(Archive, RefusesSparseFiles) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "x.tar";
+  for (const int64_t size : {int64_t{600}, int64_t{500'000}}) {  // without and with a hole at the end
+    archive* tar = archive_write_new();
+    archive_write_set_format_pax(tar);
+    ASSERT_EQ(archive_write_open_filename(tar, path.c_str()), ARCHIVE_OK);
+    archive_entry* entry = archive_entry_new();
+    archive_entry_set_pathname(entry, "sparse");
+    archive_entry_set_filetype(entry, AE_IFREG);
+    archive_entry_set_size(entry, size);
+    archive_entry_sparse_add_entry(entry, 100, 500);
+    ASSERT_EQ(archive_write_header(tar, entry), ARCHIVE_OK);
+    const Bytes content(static_cast<size_t>(size), 7);
+    archive_write_data(tar, content.data(), content.size());
+    archive_entry_free(entry);
+    archive_write_free(tar);
+    EXPECT_THAT(message_of<FormatError>([&] { contents(path); }), HasSubstr("sparse"));
+  }
+}
+
 TEST(Archive, PassesTheVisitorsExceptionsOn) {
   const TemporaryFolder folder;
   write_tar(folder.path() / "x.tar", {{"a", {1}}});

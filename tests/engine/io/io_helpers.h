@@ -43,6 +43,31 @@ inline void append_big_endian(Bytes& bytes, uint32_t value) {
   for (int shift = 24; shift >= 0; shift -= 8) bytes.push_back(static_cast<uint8_t>(value >> shift));
 }
 
+/// A PNG of 8-bit RGB around a zlib stream.
+inline Bytes png_of_stream(int width, int height, const Bytes& stream) {
+  Bytes file = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
+  const auto chunk = [&file](const std::string& type, const Bytes& data) {
+    append_big_endian(file, static_cast<uint32_t>(data.size()));
+    Bytes body = bytes_of_text(type);
+    append(body, data);
+    uint32_t crc = ~0U;
+    for (const uint8_t byte : body) {
+      crc ^= byte;
+      for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ ((crc & 1) != 0 ? 0xEDB88320U : 0U);
+    }
+    append(file, body);
+    append_big_endian(file, ~crc);
+  };
+  Bytes header;
+  append_big_endian(header, static_cast<uint32_t>(width));
+  append_big_endian(header, static_cast<uint32_t>(height));
+  append(header, std::array<uint8_t, 5>{8, 2, 0, 0, 0});  // 8 bits, RGB
+  chunk("IHDR", header);
+  chunk("IDAT", stream);
+  chunk("IEND", {});
+  return file;
+}
+
 /// A PNG; its zlib stream is stored, not compressed. Up to 64 KiB.
 inline Bytes png(int width, int height, const Bytes& rgb) {
   Bytes raw;
@@ -66,28 +91,7 @@ inline Bytes png(int width, int height, const Bytes& rgb) {
     b = (b + a) % 65521;
   }
   append_big_endian(stream, b << 16 | a);
-
-  Bytes file = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
-  const auto chunk = [&file](const std::string& type, const Bytes& data) {
-    append_big_endian(file, static_cast<uint32_t>(data.size()));
-    Bytes body = bytes_of_text(type);
-    append(body, data);
-    uint32_t crc = ~0U;
-    for (const uint8_t byte : body) {
-      crc ^= byte;
-      for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ ((crc & 1) != 0 ? 0xEDB88320U : 0U);
-    }
-    append(file, body);
-    append_big_endian(file, ~crc);
-  };
-  Bytes header;
-  append_big_endian(header, static_cast<uint32_t>(width));
-  append_big_endian(header, static_cast<uint32_t>(height));
-  append(header, std::array<uint8_t, 5>{8, 2, 0, 0, 0});  // 8 bits, RGB
-  chunk("IHDR", header);
-  chunk("IDAT", stream);
-  chunk("IEND", {});
-  return file;
+  return png_of_stream(width, height, stream);
 }
 
 inline Bytes plain_png(int width, int height, std::array<uint8_t, 3> colour) {

@@ -1,0 +1,48 @@
+// Feeds arbitrary bytes to the reader of CIFAR-10's binary version: the first is the length of the list of class names,
+// then come the list and the test batch. Driven like safetensors_fuzz.cpp.
+
+#include <algorithm>
+#include <vector>
+
+#include "engine/core/error.h"
+#include "engine/io/cifar10.h"
+#include "tests/fuzz/fuzz_file.h"
+
+namespace {
+
+using namespace nibblenet;
+using fuzz::require;
+
+class MemoryEntry final : public FileEntry {
+ public:
+  MemoryEntry(const char* name, std::span<const uint8_t> content)
+      : FileEntry({name}), content_(content.begin(), content.end()) {}
+  std::string location() const override { return parts().back(); }
+  std::vector<uint8_t> read(size_t most) override {
+    require(content_.size() <= most);
+    return content_;
+  }
+
+ private:
+  std::vector<uint8_t> content_;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
+  const std::span<const uint8_t> input(data + 1, size - 1);
+  const size_t names = std::min<size_t>(data[0], input.size());
+  MemoryEntry meta("batches.meta.txt", input.first(names)), batch("test_batch.bin", input.subspan(names));
+  try {
+    Cifar10Reader reader("input", Split::test);
+    if (names > 0) require(reader.take(meta));
+    require(reader.take(batch));
+    const Dataset dataset = reader.finish(0);
+    require(dataset.images.size() == (input.size() - names) / cifar_record_bytes);
+    require(dataset.pixels.size() == dataset.images.size() * 3 * cifar_plane_bytes);
+    for (const uint8_t label : dataset.labels) require(label < dataset.classes.size());
+  } catch (const FormatError&) {  // the only way in which an input may be refused
+  }
+  return 0;
+}
