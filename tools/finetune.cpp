@@ -6,6 +6,7 @@
 #include <ctime>
 #include <optional>
 
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -183,6 +184,8 @@ void finetune(Options& options, Given given) {
   StateDict result = network.state();
   result.metadata[image_size_key] = std::to_string(options.training.image_size);
   result.metadata["training_options"] = to_json(options.training);
+  if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
+    result.metadata[class_names_key] = class_names_text(train_set.classes);
   save_state_dict(output, result);
   const auto& history = trainer.position().history;
   fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/pack {} --bits 4\n", output.string(),

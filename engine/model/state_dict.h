@@ -42,6 +42,8 @@ struct StateDict {
 
 /// Metadata key of the input size a model was trained with, in pixels.
 inline constexpr const char* image_size_key = "image_size";
+/// Metadata key of the names of a model's classes: a JSON list in label order.
+inline constexpr const char* class_names_key = "classes";
 
 /// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or
 /// FormatError.

@@ -128,13 +128,15 @@ void add_json_option(CLI::App& app, std::string& path) {
 
 void write_json(const std::string& path, const nlohmann::json& document) {
   if (path.empty()) return;
+  // Names of files may be any bytes; JSON is UTF-8.
+  const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   if (path == "-") {
-    fmt::print(json_output, "{}\n", document.dump(2));
+    fmt::print(json_output, "{}\n", text);
     if (std::fflush(json_output) != 0) throw IoError("cannot write to the standard output");
     return;
   }
   std::ofstream file(path);
-  file << document.dump(2) << '\n';
+  file << text << '\n';
   file.close();
   if (!file) fail<IoError>("cannot write {}: is the folder there and writable, the disk not full?", path);
 }

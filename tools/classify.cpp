@@ -1,0 +1,326 @@
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <thread>
+
+#include "engine/core/parallel.h"
+#include "engine/io/archive.h"
+#include "engine/io/image.h"
+#include "engine/io/preprocess.h"
+#include "engine/model/network.h"
+#include "tools/common/class_names.h"
+#include "tools/common/command_line.h"
+#include "tools/common/model_search.h"
+#include "tools/common/progress.h"
+
+namespace {
+
+using namespace nibblenet;
+using namespace nibblenet::tools;
+namespace fs = std::filesystem;
+
+struct Options {
+  std::vector<std::string> images;
+  std::string model;
+  int64_t top = 3;
+  DeviceOptions device;
+  std::string json;
+};
+
+struct Guess {
+  int64_t label = 0;
+  float probability = 0;
+};
+
+/// A picture and what the network says to it.
+struct Picture {
+  std::string path;
+  int width = 0;
+  int height = 0;
+  std::vector<Guess> top;  ///< best first
+  std::string error;       ///< why there is no guess; else empty
+};
+
+/// The pictures that a folder holds, by name; files of other kinds are passed over.
+std::vector<Picture> pictures_in(const std::string& folder) {
+  std::vector<Picture> pictures;
+  walk_files(folder, [&](FileEntry& entry) {
+    if (picture_kind(entry.parts().back()) != PictureKind::none) pictures.push_back({.path = entry.location()});
+  });
+  std::ranges::sort(pictures, {}, &Picture::path);
+  return pictures;
+}
+
+std::vector<Picture> find_pictures(const std::vector<std::string>& arguments) {
+  std::vector<Picture> pictures;
+  for (const std::string& argument : arguments) {
+    std::error_code error;
+    if (!fs::is_directory(argument, error)) {
+      pictures.push_back({.path = argument});
+      continue;
+    }
+    std::vector<Picture> found = pictures_in(argument);
+    if (found.empty()) fail<UsageError>("the folder {} holds no .jpg, .jpeg or .png", argument);
+    std::ranges::move(found, std::back_inserter(pictures));
+  }
+  return pictures;
+}
+
+/// Softmax of one row of logits, and the `top` likeliest classes, the first one of equals in front. Throws Error when
+/// the logits are no numbers.
+std::vector<Guess> best_guesses(std::span<const float> logits, int64_t top) {
+  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); }))
+    throw Error("the network's output is not finite");
+  const float largest = *std::ranges::max_element(logits);
+  float sum = 0;
+  std::vector<Guess> guesses;
+  for (const float logit : logits) {
+    guesses.push_back({static_cast<int64_t>(guesses.size()), std::exp(logit - largest)});
+    sum += guesses.back().probability;
+  }
+  // By logits: different ones may have the same probability.
+  std::ranges::stable_sort(guesses, std::greater(),
+                           [&](const Guess& g) { return logits[static_cast<size_t>(g.label)]; });
+  guesses.resize(std::min(guesses.size(), static_cast<size_t>(top)));
+  for (Guess& guess : guesses) guess.probability /= sum;
+  return guesses;
+}
+
+/// Reads pictures and classifies them, some at a time.
+class Classifier {
+ public:
+  /// For calls with up to `most` pictures.
+  Classifier(Network& network, int image_size, size_t most, int threads)
+      : network_(network),
+        preprocess_(Preprocess::for_image_size(image_size)),
+        batch_(std::clamp<size_t>(most, 1, largest_batch(image_size))),
+        threads_(threads > 0 ? static_cast<unsigned>(threads) : std::max(1U, std::thread::hardware_concurrency())),
+        pass_(network, 0, network.layers().size(), shape(batch_), Pass::Mode::inference),
+        host_(host_memory(), shape(batch_), MemoryCategory::data),
+        device_(network.backend(), shape(batch_), MemoryCategory::data),
+        rounded_(network.backend(), batch_bytes(), MemoryCategory::data),
+        logits_(batch_ * static_cast<size_t>(network.classes())) {}
+
+  /// How many pictures a call takes at most.
+  size_t batch() const { return batch_; }
+
+  void classify(std::span<Picture> pictures, int64_t top) {
+    parallel_for(pictures.size(), std::min(threads_, most_decoders), 1,
+                 [&](size_t i) { prepare(pictures[i], row(i)); });
+    const TensorView<const float> output = pass_.forward(upload(pictures.size()));
+    network_.backend().copy_to_host(logits_.data(), output.data(), output.span().size_bytes());
+    const auto classes = static_cast<size_t>(network_.classes());
+    for (size_t i = 0; i < pictures.size(); ++i) {
+      if (!pictures[i].error.empty()) continue;
+      try {
+        pictures[i].top = best_guesses(std::span(logits_).subspan(i * classes, classes), top);
+      } catch (const Error& error) {
+        pictures[i].error = error.what();
+      }
+    }
+  }
+
+ private:
+  static constexpr unsigned most_decoders = 8;  // each may hold a picture of 100 million pixels
+
+  /// 32 images of 224 x 224 pixels, fewer of larger ones.
+  static size_t largest_batch(int image_size) {
+    constexpr size_t batch = 32, pixels = 224 * 224;
+    const auto size = static_cast<size_t>(image_size);
+    return std::clamp<size_t>(batch * pixels / (size * size), 1, batch);
+  }
+  Shape shape(size_t images) const { return {static_cast<int64_t>(images), preprocess_.crop, preprocess_.crop, 3}; }
+  std::span<float> row(size_t i) {
+    const auto size = static_cast<size_t>(host_.shape().inner_elements());
+    return host_.view().span().subspan(i * size, size);
+  }
+  /// Float16 networks take their images in float16, as `eval` gives them.
+  size_t batch_bytes() const {
+    if (network_.precision() == Precision::float32) return 0;
+    return static_cast<size_t>(shape(batch_).elements()) * bytes_of(network_.precision());
+  }
+
+  /// Reads one picture as the data set's are: resized, cropped, normalised. What is wrong with it is kept.
+  void prepare(Picture& picture, std::span<float> out) const {
+    try {
+      std::error_code error;
+      if (fs::exists(picture.path, error) && !fs::is_regular_file(picture.path, error))
+        fail<IoError>("cannot open {}: neither a file nor a folder", picture.path);
+      const RgbImage image = decode_image(read_file(picture.path, max_image_file_bytes), picture.path);
+      picture.width = image.width;
+      picture.height = image.height;
+      Preprocessor(preprocess_).run(image.pixels.data(), image.width, image.height, false, out.data());
+    } catch (const Error& error) {
+      picture.error = error.what();
+      std::ranges::fill(out, 0.0F);
+    } catch (const std::bad_alloc&) {
+      picture.error = fmt::format("{}: out of memory", picture.path);
+      std::ranges::fill(out, 0.0F);
+    }
+  }
+
+  ConstActivations upload(size_t images) {
+    Backend& backend = network_.backend();
+    const auto view = std::as_const(device_).view().slice(0, static_cast<int64_t>(images));
+    backend.copy_from_host(device_.data(), host_.data(), view.span().size_bytes());
+    if (network_.precision() == Precision::float32) return view;
+    const Activations rounded(rounded_.data(), view.shape(), network_.precision());
+    backend.convert(rounded, view);
+    return rounded;
+  }
+
+  Network& network_;
+  Preprocess preprocess_;
+  size_t batch_;
+  unsigned threads_;
+  Pass pass_;
+  Tensor<float> host_;         // [batch, crop, crop, 3]
+  Tensor<float> device_;       // the same
+  Buffer<std::byte> rounded_;  // the same in the network's precision, unless that is float32
+  std::vector<float> logits_;  // [batch, classes]
+};
+
+/// File and class names may hold anything; a terminal should not be told to do anything by them.
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  return text;
+}
+
+size_t longest(size_t at_least, size_t at_most, const auto& texts, auto length) {
+  for (const auto& text : texts) at_least = std::max(at_least, length(text));
+  return std::min(at_least, at_most);
+}
+
+/// Prints results for people: one block for one picture, a table for many.
+class Printer {
+ public:
+  Printer(const std::vector<Picture>& pictures, const std::vector<std::string>& names)
+      : names_(names),
+        path_width_(longest(5, 60, pictures, [](const Picture& picture) { return picture.path.size(); })),
+        name_width_(longest(5, 30, names, [](const std::string& name) { return name.size(); })) {}
+
+  void block(const Picture& picture) const {
+    if (!picture.error.empty()) return;  // is the tool's error
+    fmt::print("{} ({} x {} pixels)\n", printable(picture.path), picture.width, picture.height);
+    for (const Guess& guess : picture.top)
+      fmt::print("  {:<{}} {:>7.2f} %\n", name(guess), name_width_, 100 * guess.probability);
+  }
+
+  void header() const { fmt::print("{:<{}}  {:<{}} probability  next\n", "image", path_width_, "class", name_width_); }
+
+  void row(const Picture& picture) const {
+    fmt::print("{:<{}}  ", printable(picture.path), path_width_);
+    if (!picture.error.empty()) {
+      fmt::print("error: {}\n", printable(picture.error));
+      return;
+    }
+    fmt::print("{:<{}} {:>9.2f} %", name(picture.top[0]), name_width_, 100 * picture.top[0].probability);
+    for (size_t i = 1; i < picture.top.size(); ++i)
+      fmt::print("{}{} {:.2f} %", i == 1 ? "  " : ", ", name(picture.top[i]), 100 * picture.top[i].probability);
+    fmt::print("\n");
+  }
+
+ private:
+  std::string name(const Guess& guess) const { return printable(names_[static_cast<size_t>(guess.label)]); }
+
+  const std::vector<std::string>& names_;
+  size_t path_width_;
+  size_t name_width_;
+};
+
+nlohmann::json to_json(const std::vector<Picture>& pictures, const std::vector<std::string>& names) {
+  nlohmann::json results = nlohmann::json::array();
+  for (const Picture& picture : pictures) {
+    nlohmann::json result = {{"image", picture.path}};
+    if (!picture.error.empty()) {
+      result["error"] = picture.error;
+    } else {
+      result["width"] = picture.width;
+      result["height"] = picture.height;
+      for (const Guess& guess : picture.top)
+        result["top"].push_back({{"label", guess.label},
+                                 {"class", names[static_cast<size_t>(guess.label)]},
+                                 {"probability", guess.probability}});
+    }
+    results.push_back(std::move(result));
+  }
+  return results;
+}
+
+/// Classifies all pictures and prints what comes out, as it comes.
+void classify_all(Classifier& classifier, std::vector<Picture>& pictures, int64_t top, const Printer& printer) {
+  std::optional<Progress> progress;
+  if (isatty(STDOUT_FILENO) == 0) progress.emplace("classifying", "images");  // else the table itself shows it
+  if (pictures.size() > 1) printer.header();
+  for (size_t done = 0; done < pictures.size();) {
+    if (interrupted()) throw Stopped(fmt::format("stopped after {} of {} images", done, pictures.size()));
+    const std::span<Picture> some =
+        std::span(pictures).subspan(done, std::min(classifier.batch(), pictures.size() - done));
+    classifier.classify(some, top);
+    for (const Picture& picture : some) pictures.size() > 1 ? printer.row(picture) : printer.block(picture);
+    std::fflush(stdout);
+    done += some.size();
+    if (progress) progress->update(static_cast<int64_t>(done), static_cast<int64_t>(pictures.size()));
+  }
+}
+
+void classify(const Options& options) {
+  const fs::path model = find_model(options.model, ModelKind::packed);
+  StateDict dict = load_model(model);
+  const int image_size = image_size_of(dict.metadata);
+  const auto metadata = dict.metadata;
+  std::vector<Picture> pictures = find_pictures(options.images);
+
+  const auto backend = options.device.make();
+  const Precision precision = options.device.precision_on(*backend);
+  Network network(*backend, std::move(dict), precision);
+  const std::vector<std::string> names = class_names(metadata, network.classes());
+  fmt::print("{} ({}, {})\n", model.string(), backend->description(), to_string(precision));
+  Classifier classifier(network, image_size, pictures.size(), options.device.threads);
+  classify_all(classifier, pictures, options.top, Printer(pictures, names));
+
+  const auto failed = std::ranges::count_if(pictures, [](const Picture& picture) { return !picture.error.empty(); });
+  write_json(options.json, {{"model", model.string()},
+                            {"device", backend->name()},
+                            {"precision", to_string(precision)},
+                            {"image_size", image_size},
+                            {"images", pictures.size()},
+                            {"failed", failed},
+                            {"results", to_json(pictures, names)}});
+  if (failed > 0 && pictures.size() == 1) throw Error(pictures[0].error);
+  if (failed > 0) fail<Error>("{} of {} images could not be classified; their lines say why", failed, pictures.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Says what pictures show: the likeliest classes and their probabilities. Takes JPEG and PNG of any size, up to "
+      "64 MiB and 100 million pixels; like a data set's, they are resized (shorter side, bilinear), cropped to the "
+      "middle and normalised, and turned by no orientation tag. Of several pictures a broken one does not stop the "
+      "others; the exit status is then 1.",
+      "classify");
+  Options options;
+  app.add_option("IMAGE", options.images,
+                 "JPEG or PNG files, or folders (their .jpg, .jpeg and .png, four levels deep)")
+      ->required();
+  app.add_option("--model", options.model,
+                 "Float or packed model (safetensors); without it the newest packed one in weights/")
+      ->type_name("FILE");
+  app.add_option("--top", options.top, "Show the K likeliest classes")
+      ->type_name("K")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  options.device.add_to(app);
+  options.device.add_precision_to(app);
+  add_json_option(app, options.json);
+  return run_tool(app, argc, argv, [&] {
+    catch_interrupts();
+    classify(options);
+  });
+}
