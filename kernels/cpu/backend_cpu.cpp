@@ -1,6 +1,7 @@
 #include "kernels/cpu/backend_cpu.h"
 
 #include <omp.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -25,6 +26,17 @@ std::string CpuBackend::description() const {
   const dnnl_version_t* version = dnnl_version();
   return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {} decoder{}", threads_, version->major, version->minor,
                      version->patch, paths.at(static_cast<size_t>(best_decode_path())), remark_);
+}
+
+size_t CpuBackend::bytes_that_empty_caches() const {
+  // What the C library does not know is 0 or -1: then sizes that few processors go beyond.
+  const auto size = [](int name, long otherwise) {
+    const long bytes = sysconf(name);
+    return static_cast<size_t>(bytes > 0 ? bytes : otherwise);
+  };
+  // Every thread goes over its own share, which has to go beyond its core's cache.
+  return 2 * size(_SC_LEVEL3_CACHE_SIZE, 64L << 20) +
+         4 * size(_SC_LEVEL2_CACHE_SIZE, 1L << 20) * static_cast<size_t>(threads_);
 }
 
 void CpuBackend::copy_from_host(void* destination, const void* source, size_t bytes) {

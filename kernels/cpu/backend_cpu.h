@@ -13,6 +13,7 @@ class CpuBackend final : public Backend {
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
+  size_t bytes_that_empty_caches() const override;
   void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;

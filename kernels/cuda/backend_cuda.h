@@ -16,6 +16,7 @@ class CudaBackend : public Backend, private Workspace {
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
+  size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // its replacement is unknown
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
   Stream& stream() { return stream_; }

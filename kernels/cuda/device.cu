@@ -65,6 +65,7 @@ Device::Device() {
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   multiprocessors_ = properties.multiProcessorCount;
+  l2_bytes_ = static_cast<size_t>(properties.l2CacheSize);
   description_ = fmt::format("{}, compute capability {}.{}, {} SMs, CUDA {}.{}, driver for CUDA {}.{}", properties.name,
                              properties.major, properties.minor, properties.multiProcessorCount, runtime / 1000,
                              runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);

@@ -106,6 +106,7 @@ class Device {
   const std::string& description() const { return description_; }
   DeviceMemory memory() const;
   int multiprocessors() const { return multiprocessors_; }
+  size_t l2_bytes() const { return l2_bytes_; }
 
   /// At least 256-byte aligned. Throws CudaError with the sizes when there is not enough.
   void* allocate(size_t bytes);
@@ -114,6 +115,7 @@ class Device {
  private:
   std::string description_;
   int multiprocessors_ = 0;
+  size_t l2_bytes_ = 0;
 };
 
 /// Queues a copy between device and host or within the device; by the time it returns, host memory may be changed.

@@ -154,6 +154,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::strcpy(properties->name, "host execution");
   properties->major = 9;
   properties->multiProcessorCount = 1;
+  properties->l2CacheSize = 1 << 20;
   properties->totalGlobalMem = memory_limit;
   return cudaSuccess;
 }
