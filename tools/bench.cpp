@@ -185,6 +185,7 @@ struct Options {
   std::string model;
   std::vector<int64_t> batches = {1, 8, 128};
   double seconds = 2;
+  Checksums checksums = Checksums::warn;
   DeviceOptions device;
   std::string json;
 };
@@ -192,7 +193,7 @@ struct Options {
 void bench(const Options& options) {
   const auto backend = options.device.make();
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
-  StateDict dict = load_model(model);
+  StateDict dict = load_model(model, options.checksums);
   const int image_size = image_size_of(dict.metadata);
   const Precision precision = options.device.precision_on(*backend);
   Network network(*backend, std::move(dict), precision);
@@ -230,7 +231,8 @@ int main(int argc, char** argv) {
       "are timed several in a row when warm.",
       "bench");
   Options options;
-  app.add_option("MODEL", options.model, "Float or packed model; without it the newest packed one in weights/");
+  app.add_option("MODEL", options.model,
+                 fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files));
   app.add_option("--batch", options.batches, "Batch sizes, separated by commas")
       ->delimiter(',')
       ->allow_extra_args(false)  // what follows may be MODEL
@@ -239,6 +241,7 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "Sample each batch size for so long, warm and again cold")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
+  add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   add_json_option(app, options.json);

@@ -28,6 +28,7 @@ struct Options {
   std::string json;
   std::string simulate;
   std::string repair;
+  Checksums checksums = Checksums::warn;
 };
 
 /// What --simulate and --repair ask for; nothing without them.
@@ -75,7 +76,7 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
   const auto backend = options.device.make();
   const Precision precision = precision_of(options, *backend, scheme.has_value());
   const std::optional<DeviceMemory> before = backend->device_memory();
-  StateDict dict = load_model(path);
+  StateDict dict = load_model(path, options.checksums);
   std::optional<SimulationReport> simulation;
   if (scheme) simulation = simulate_model(dict, *scheme);
   const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
@@ -210,7 +211,7 @@ std::string simulation_names() {
 void eval(const Options& options) {
   const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
-  SafetensorsFile{model};  // a missing or broken file is reported before the images are read
+  check_model_file(model);  // a missing or broken file is reported before the images are read
   const Dataset dataset =
       load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
@@ -234,8 +235,9 @@ int main(int argc, char** argv) {
   CLI::App app("Measures accuracy, speed and size of a float or packed model.", "eval");
   Options options;
   app.add_option("MODEL", options.model,
-                 "Float or packed model (safetensors); without it the newest packed one in weights/, or the newest "
-                 "fine-tuned one with --simulate");
+                 fmt::format("Float or packed model ({}); without it the newest packed one in weights/, or the newest "
+                             "fine-tuned one with --simulate",
+                             model_files));
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   app.add_option("--split", options.split, "test or train")
       ->check(CLI::IsMember({"test", "train"}))
@@ -246,6 +248,7 @@ int main(int argc, char** argv) {
   app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(63, 4096));
+  add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   app.add_option("--compare", options.compare,

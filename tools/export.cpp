@@ -9,9 +9,15 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-void export_model(const std::string& model, const std::string& output) {
-  const StateDict dict = dequantized(load_model(model));
-  save_state_dict(output, dict);
+void export_model(const std::string& model, const std::string& format, const std::string& output, Checksums checksums) {
+  const StateDict dict = dequantized(load_model(model, checksums));
+  if (format == "pth") {
+    save_pth(output, dict);
+    if (const auto size = dict.metadata.find(image_size_key); size != dict.metadata.end())
+      fmt::print("a .pth has no place for the input size, {} pixels: name it as --image-size\n", size->second);
+  } else {
+    save_state_dict(output, dict);
+  }
   fmt::print("wrote {} parameters in float32 to {}\n", dict.parameters.size(), output);
 }
 
@@ -20,10 +26,12 @@ void export_model(const std::string& model, const std::string& output) {
 int main(int argc, char** argv) {
   CLI::App app("Writes every parameter in float32 under its PyTorch name; packed weights are dequantized.", "export");
   std::string model, format, output;
-  app.add_option("FILE", model, "Float or packed model (safetensors)")->required();
-  app.add_option("--to", format, "Format: safetensors")
-      ->check(CLI::IsMember({"safetensors"}))
+  Checksums checksums = Checksums::warn;
+  app.add_option("FILE", model, fmt::format("Float or packed model ({})", model_files))->required();
+  app.add_option("--to", format, "Format: safetensors, or pth as torch.save writes it")
+      ->check(CLI::IsMember({"safetensors", "pth"}))
       ->default_val("safetensors");
   app.add_option("-o,--output", output, "File to write")->required()->type_name("FILE");
-  return run_tool(app, argc, argv, [&] { export_model(model, output); });
+  add_strict_option(app, checksums);
+  return run_tool(app, argc, argv, [&] { export_model(model, format, output, checksums); });
 }

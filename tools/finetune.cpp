@@ -10,6 +10,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/pretrained.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "training/trainer.h"
@@ -29,9 +30,23 @@ struct Options {
   std::string resume;
   std::string output;
   std::string json;
+  bool fetch = false;
+  Checksums checksums = Checksums::warn;
   DeviceOptions device;
   TrainingOptions training;
 };
+
+/// The file of --init, downloaded first where it is a published model.
+struct InitialModel {
+  std::filesystem::path file;
+  bool published = false;
+};
+
+InitialModel find_initial_model(const std::string& init) {
+  if (const auto published = find_published(init)) return {obtain(*published), true};
+  check_hash_in_name(init);
+  return {init, false};
+}
 
 /// The name the seed's notebooks give.
 std::filesystem::path default_output() {
@@ -63,9 +78,9 @@ void prepare_output(const std::filesystem::path& output) {
   if (error) fail<IoError>("cannot write into {}: {}; choose another --out", folder.string(), error.message());
 }
 
-Reset chosen_reset(const Options& options, const StateDict& parameters, int64_t classes) {
+Reset chosen_reset(const Options& options, const StateDict& parameters, bool published, int64_t classes) {
   if (options.reset == "classifier") return Reset::classifier;
-  if (options.reset == "tail") return Reset::tail;
+  if (options.reset == "tail" || (options.reset.empty() && published)) return Reset::tail;
   const bool fits = class_count(parameters) == classes;
   if (options.reset == "none" && !fits)
     fail<UsageError>("--reset none: the head tells {} classes apart, the data has {}; use --reset tail",
@@ -76,16 +91,16 @@ Reset chosen_reset(const Options& options, const StateDict& parameters, int64_t 
   return fits ? Reset::none : Reset::tail;
 }
 
-StateDict initial_parameters(Options& options, bool image_size_given, int64_t classes) {
-  if (options.init == "random") return random_alexnet(classes, options.training.seed);
-  StateDict parameters = load_model(options.init);
+StateDict initial_parameters(Options& options, const InitialModel& initial, bool image_size_given, int64_t classes) {
+  if (initial.file.empty()) return random_alexnet(classes, options.training.seed);
+  StateDict parameters = load_model(initial.file, options.checksums);
   if (!image_size_given) options.training.image_size = image_size_of(parameters.metadata);
   if (parameters.packed()) {
-    fmt::print("{} is packed: training starts from its dequantized weights\n", options.init);
+    fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
     parameters = dequantized(parameters);
   }
   parameters.metadata.clear();
-  reset_head(parameters, chosen_reset(options, parameters, classes), classes, options.training.seed);
+  reset_head(parameters, chosen_reset(options, parameters, initial.published, classes), classes, options.training.seed);
   return parameters;
 }
 
@@ -149,6 +164,9 @@ struct Given {
 };
 
 void finetune(Options& options, Given given) {
+  const bool from_model = options.resume.empty() && options.init != "random";
+  const InitialModel initial = from_model ? find_initial_model(options.init) : InitialModel{};
+  if (options.fetch) return;
   const std::filesystem::path data = find_data(options.data);
   std::optional<Checkpoint> checkpoint;
   if (!options.resume.empty()) {
@@ -164,9 +182,9 @@ void finetune(Options& options, Given given) {
     fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
-  StateDict parameters =
-      checkpoint ? std::move(checkpoint->parameters)
-                 : initial_parameters(options, given.image_size, static_cast<int64_t>(train_set.classes.size()));
+  StateDict parameters = checkpoint ? std::move(checkpoint->parameters)
+                                    : initial_parameters(options, initial, given.image_size,
+                                                         static_cast<int64_t>(train_set.classes.size()));
   Network network(*backend, std::move(parameters));
   Trainer trainer(network, train_set, test_set, options.training);
   if (checkpoint) trainer.restore(checkpoint->momenta, checkpoint->position);
@@ -220,16 +238,22 @@ int main(int argc, char** argv) {
   Options options;
   TrainingOptions& t = options.training;
   app.add_option("--data", options.data, data_help)->type_name("PATH");
-  app.add_option("--init", options.init, "random, or a model (safetensors) to start from")
-      ->type_name("random|FILE")
+  app.add_option(
+         "--init", options.init,
+         fmt::format("random; imagenet: torchvision's weights, downloaded into weights/ once, with a new tail of "
+                     "the classifier; or a model to start from ({})",
+                     model_files))
+      ->type_name("random|imagenet|FILE")
       ->capture_default_str();
+  app.add_flag("--fetch", options.fetch, "Only download and check what --init names");
+  add_strict_option(app, options.checksums);
   app.add_option(
          "--freeze", options.freeze,
-         "features: train the classifier only (default with --init FILE); none: train everything (default from random)")
+         "features: train the classifier only (default with --init); none: train everything (default from random)")
       ->check(CLI::IsMember({"features", "none"}));
   app.add_option("--reset", options.reset,
                  "Re-initialise nothing, the tail (classifier.4 and .6) or the whole classifier; default: the tail "
-                 "when the head does not fit, else none")
+                 "with --init imagenet and when the head does not fit, else none")
       ->check(CLI::IsMember({"none", "tail", "classifier"}));
   auto* epochs = app.add_option("--epochs", t.epochs, "Passes over the training images")->capture_default_str();
   app.add_option("--batch", t.batch_size, "Images a step")->capture_default_str();

@@ -4,10 +4,12 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/io/pth.h"
 #include "engine/model/state_dict.h"
 #include "engine/quant/bits.h"
 #include "engine/quant/size.h"
 #include "tools/common/command_line.h"
+#include "tools/common/model_search.h"
 #include "tools/common/report.h"
 
 namespace {
@@ -93,14 +95,15 @@ void print(const nlohmann::json& tensor) {
   fmt::print(" zero: {}\n", thousands(tensor["zeros"].get<int64_t>()));
 }
 
-void inspect(const std::string& model, bool verify, const std::string& json_path) {
+void inspect(const std::string& model, bool verify, Checksums checksums, const std::string& json_path) {
   nlohmann::json json;
   if (verify) {
-    const int checked = SafetensorsFile(model).verify();
+    const int checked = is_pth(model) ? PthFile(model).verify() : SafetensorsFile(model).verify();
     fmt::print("{}: {} checksums verified{}\n", model, checked, checked == 0 ? " (the file has none)" : "");
     json["verified"] = checked;
   }
-  const StateDict dict = load_state_dict(model);
+  const StateDict dict = load_state_dict(model, checksums);
+  print_warnings(dict);
   fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)),
              thousands(dict.header_bytes));
   fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min",
@@ -124,8 +127,10 @@ int main(int argc, char** argv) {
                "inspect");
   std::string model, json;
   bool verify = false;
-  app.add_option("FILE", model, "Model (safetensors)")->required();
-  app.add_flag("--verify", verify, "Recompute the checksum of every tensor; fails on the first that differs");
+  app.add_option("FILE", model, fmt::format("Model ({})", model_files))->required();
+  Checksums checksums = Checksums::warn;
+  add_strict_option(app, checksums);
+  app.add_flag("--verify", verify, "Recompute every checksum in the file; fails on the first that differs");
   add_json_option(app, json);
-  return run_tool(app, argc, argv, [&] { inspect(model, verify, json); });
+  return run_tool(app, argc, argv, [&] { inspect(model, verify, checksums, json); });
 }

@@ -31,6 +31,7 @@ struct Options {
   std::string output;
   std::string json;
   DeviceOptions device;
+  Checksums checksums = Checksums::warn;
 };
 
 /// "features.*=linear:8:channel": the layers a pattern names get this scheme.
@@ -116,7 +117,7 @@ void pack(const Options& options, bool bits_given) {
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
-  StateDict dict = load_model(input);
+  StateDict dict = load_model(input, options.checksums);
   if (dict.packed())
     fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
                      input.string());
@@ -180,7 +181,8 @@ void pack(const Options& options, bool bits_given) {
 int main(int argc, char** argv) {
   CLI::App app("Stores the weights of a float model as packed n-bit codes; biases stay float32.", "pack");
   Options options;
-  app.add_option("MODEL", options.model, "Float model (safetensors); without it the newest one in weights/");
+  app.add_option("MODEL", options.model,
+                 fmt::format("Float model ({}); without it the newest one in weights/", model_files));
   auto* bits = app.add_option("--bits", options.bits,
                               "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
                    ->check(CLI::Range(2, 8))
@@ -209,6 +211,7 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   options.allocation.add_to(app);
   app.add_option("--data", options.data, data_help)->type_name("PATH");
+  add_strict_option(app, options.checksums);
   options.device.add_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {

@@ -28,6 +28,8 @@ constexpr long most_redirects = 5;
 using File = std::unique_ptr<FILE, int (*)(FILE*)>;
 using Curl = std::unique_ptr<CURL, void (*)(CURL*)>;
 
+std::string_view name_of(Digest kind) { return kind == Digest::md5 ? "MD5" : "SHA-256"; }
+
 std::string reason_of(int error) { return std::generic_category().message(error); }
 
 File open_file(const fs::path& path, const char* mode) {
@@ -142,10 +144,10 @@ Transfer transfer(const std::string& url, const fs::path& part, int64_t expected
 
 }  // namespace
 
-std::string md5_of_file(const fs::path& path) {
+std::string digest_of_file(const fs::path& path, Digest kind) {
   const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_md5(), nullptr) != 1)
-    fail<IoError>("cannot check {}: this OpenSSL has no MD5", path.string());
+  if (context == nullptr || EVP_DigestInit_ex(context.get(), kind == Digest::md5 ? EVP_md5() : EVP_sha256(), nullptr) != 1)
+    fail<IoError>("cannot check {}: this OpenSSL has no {}", path.string(), name_of(kind));
   const File file = open_file(path, "rb");
   std::vector<uint8_t> block(size_t{1} << 18);
   while (const size_t got = std::fread(block.data(), 1, block.size(), file.get()))
@@ -159,9 +161,9 @@ std::string md5_of_file(const fs::path& path) {
   return text;
 }
 
-void download(const std::string& url, const fs::path& to, std::string_view expected_md5_hex, int64_t expected_bytes,
+void download(const std::string& url, const fs::path& to, const Checksum& expected, int64_t expected_bytes,
               const DownloadProgress& progress) {
-  if (length_of(to) == expected_bytes && md5_of_file(to) == expected_md5_hex) return;
+  if (length_of(to) == expected_bytes && digest_of_file(to, expected.kind).starts_with(expected.hex)) return;
   std::error_code error;
   if (to.has_parent_path()) fs::create_directories(to.parent_path(), error);
   if (error) fail<IoError>("cannot make the folder {}: {}", to.parent_path().string(), error.message());
@@ -182,11 +184,12 @@ void download(const std::string& url, const fs::path& to, std::string_view expec
     if (length < expected_bytes)
       fail<FormatError>("{} ended after {} of {} bytes (they are kept; run again to go on)", url, length,
                         expected_bytes);
-    const std::string md5 = md5_of_file(part);
-    if (md5 == expected_md5_hex) break;
+    const std::string digest = digest_of_file(part, expected.kind);
+    if (digest.starts_with(expected.hex)) break;
     remove_file(part);
     if (!resumed)
-      fail<FormatError>("{} is not the expected file: its MD5 is {}, expected {}", url, md5, expected_md5_hex);
+      fail<FormatError>("{} is not the expected file: its {} is {}, expected {}", url, name_of(expected.kind), digest,
+                        expected.hex);
     resumed = false;
   }
   fs::rename(part, to, error);
@@ -196,7 +199,7 @@ void download(const std::string& url, const fs::path& to, std::string_view expec
 fs::path obtain_cifar10(const fs::path& folder, const DownloadProgress& progress) {
   constexpr int64_t archive_bytes = 170'052'171;
   fs::path archive = folder / "cifar-10-binary.tar.gz";
-  download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", archive, "c32a1d4ab5d03f1284b67883e8d87530",
+  download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", archive, {Digest::md5, "c32a1d4ab5d03f1284b67883e8d87530"},
            archive_bytes, progress);
   return archive;
 }

@@ -1,15 +1,12 @@
 #include "engine/io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <bit>
 #include <cstring>
 
-#include "engine/core/half.h"
-#include "engine/io/posix_file.h"
+#include "engine/io/element.h"
+#include "engine/io/mapped_file.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet {
@@ -17,41 +14,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little,
               "the format is little-endian and its bytes are used in place");
-
-/// A whole file as read-only memory. Should another process shorten the file afterwards, touching the lost pages
-/// raises SIGBUS: the price of not copying. Files of this project are replaced by rename, which leaves mappings whole.
-class Mapping {
- public:
-  Mapping() = default;
-  explicit Mapping(const std::filesystem::path& path) {
-    // Without O_NONBLOCK a pipe of that name would make the open wait for a writer.
-    const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-    if (!file.is_open()) fail_io("open", path);
-    struct stat status = {};
-    if (fstat(file.get(), &status) != 0) fail_io("examine", path);
-    if (S_ISDIR(status.st_mode)) fail_io("open", path, EISDIR);
-    if (!S_ISREG(status.st_mode))
-      fail<IoError>("cannot open {}: it is no ordinary file; name a .safetensors file", path.string());
-    size_ = static_cast<size_t>(status.st_size);
-    if (size_ == 0) return;  // mmap refuses a length of 0
-    data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
-    if (data_ == MAP_FAILED) {
-      data_ = nullptr;
-      fail_io("map", path);
-    }
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  ~Mapping() {
-    if (data_ != nullptr) munmap(data_, size_);
-  }
-
-  std::span<const uint8_t> bytes() const { return {static_cast<const uint8_t*>(data_), size_}; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 uint64_t header_length(std::span<const uint8_t> file, const std::string& name) {
   if (file.size() < safetensors_prefix)
@@ -67,19 +29,6 @@ uint64_t header_length(std::span<const uint8_t> file, const std::string& name) {
         "{}: the header should be {} bytes but only {} follow; the file is cut off, fetch or write it again", name,
         length, file.size() - safetensors_prefix);
   return length;
-}
-
-/// Element `index` of unaligned bytes: tensors of foreign files may start anywhere.
-template <class T>
-T element(std::span<const uint8_t> bytes, size_t index) {
-  T value;
-  std::memcpy(&value, bytes.data() + index * sizeof(T), sizeof(T));
-  return value;
-}
-
-template <class T, class Convert>
-void convert(std::span<const uint8_t> bytes, std::span<float> out, Convert&& to_float) {
-  for (size_t i = 0; i < out.size(); ++i) out[i] = to_float(element<T>(bytes, i));
 }
 
 }  // namespace
@@ -104,7 +53,7 @@ struct SafetensorsFile::Impl {
   }
 
   std::filesystem::path path;
-  Mapping mapping;
+  MappedFile mapping;
   int64_t header_bytes = 0;
   std::map<std::string, std::string> metadata;
   std::vector<TensorEntry> tensors;
@@ -161,23 +110,9 @@ Tensor<float> read_float(const SafetensorsFile& file, const TensorEntry& entry, 
   Tensor<float> result(memory, Shape(entry.sizes), category);
   const std::span<float> out = result.view().span();
   if (out.empty()) return result;
-  switch (entry.dtype) {
-    case DType::f32:
-      std::memcpy(out.data(), entry.bytes.data(), out.size_bytes());
-      break;
-    case DType::f16:
-      convert<uint16_t>(entry.bytes, out, f16_to_f32);
-      break;
-    case DType::bf16:
-      convert<uint16_t>(entry.bytes, out, bf16_to_f32);
-      break;
-    case DType::f64:
-      convert<double>(entry.bytes, out, [](double value) { return static_cast<float>(value); });
-      break;
-    default:
-      fail<FormatError>("{}: {} holds {}, expected F32, F16, BF16 or F64", file.path().string(), in_quotes(entry.name),
-                        to_string(entry.dtype));
-  }
+  if (!floats_from(entry.dtype, entry.bytes, out))
+    fail<FormatError>("{}: {} holds {}, expected F32, F16, BF16 or F64", file.path().string(), in_quotes(entry.name),
+                      to_string(entry.dtype));
   return result;
 }
 

@@ -214,6 +214,14 @@ std::string in_quotes(std::string_view text) {
   return result + (text.size() > longest ? "…'" : "'");
 }
 
+std::string json_text(const std::string& text, const std::filesystem::path& path) {
+  try {
+    return nlohmann::json(text).dump();
+  } catch (const nlohmann::json::type_error&) {
+    fail<FormatError>("cannot write {}: {} is no UTF-8 text", path.string(), in_quotes(text));
+  }
+}
+
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes, const std::string& file) {
   SafetensorsHeader header;
   HeaderReader reader(file, header);

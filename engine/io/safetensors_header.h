@@ -28,6 +28,9 @@ bool tensor_bytes(DType dtype, std::span<const int64_t> sizes, uint64_t& bytes);
 /// `text` for a one-line error message: in quotes, control characters escaped, cut when long. Names come from files.
 std::string in_quotes(std::string_view text);
 
+/// `text` as a JSON string. Throws FormatError, naming the file that is to be written, when it is not UTF-8.
+std::string json_text(const std::string& text, const std::filesystem::path& path);
+
 /// What the JSON in front of the data says, checked.
 struct SafetensorsHeader {
   struct Tensor {

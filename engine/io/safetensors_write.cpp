@@ -1,85 +1,15 @@
-#include <fcntl.h>
 #include <fmt/ranges.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "engine/io/posix_file.h"
+#include "engine/io/atomic_file.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet {
 namespace {
-
-/// A file under a temporary name that becomes `target` on commit() and vanishes otherwise.
-class AtomicFile {
- public:
-  explicit AtomicFile(const std::filesystem::path& target) : target_(target) {
-    // The name is new even with several threads, processes, or machines that share the folder: O_EXCL decides.
-    static std::atomic<unsigned> counter{0};
-    do {
-      temporary_ = folder() / fmt::format(".nibblenet-{}-{}.tmp", getpid(), counter++);
-      file_ = FileDescriptor(open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    } while (!file_.is_open() && errno == EEXIST);
-    if (!file_.is_open()) fail_io("write", target_);
-  }
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
-  ~AtomicFile() {
-    if (!committed_) unlink(temporary_.c_str());
-  }
-
-  void write(std::span<const uint8_t> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written = ::write(file_.get(), bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail_io("write", target_);
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-  }
-
-  void commit() {
-    if (fsync(file_.get()) != 0 || !file_.close()) fail_io("write", target_);
-    if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_io("replace", target_);
-    committed_ = true;
-    // The new name is on the disk only once its folder is. Some file systems cannot flush a folder: no reason to fail.
-    const FileDescriptor directory(open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (directory.is_open() && fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
-      fail_io("flush the folder of", target_);
-  }
-
- private:
-  std::filesystem::path folder() const { return target_.has_parent_path() ? target_.parent_path() : "."; }
-
-  std::filesystem::path target_;
-  std::filesystem::path temporary_;
-  FileDescriptor file_;
-  bool committed_ = false;
-};
-
-/// Where the file really goes: links are followed, and only a regular file or nothing may be there. Renaming over
-/// /dev/null would succeed for root, and cost the machine its /dev/null.
-std::filesystem::path resolve(const std::filesystem::path& path) {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (std::filesystem::is_directory(status)) fail_io("write", path, EISDIR);
-  if (!std::filesystem::exists(status)) return path;
-  if (!std::filesystem::is_regular_file(status))
-    fail<IoError>("cannot write {}: it is no ordinary file; choose another name", path.string());
-  return std::filesystem::canonical(path);
-}
-
-std::string json_text(const std::string& text, const std::filesystem::path& path) {
-  try {
-    return nlohmann::json(text).dump();
-  } catch (const nlohmann::json::type_error&) {
-    fail<FormatError>("cannot write {}: {} is no UTF-8 text", path.string(), in_quotes(text));
-  }
-}
 
 void check(const std::vector<TensorToWrite>& tensors, const std::filesystem::path& path) {
   std::set<std::string_view> names;
@@ -137,7 +67,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
                            [](const TensorToWrite* tensor) { return size_of(tensor->dtype); });
   const std::string header = header_text(ordered, metadata, path);
 
-  AtomicFile file(resolve(path));
+  AtomicFile file(path);
   file.write(bytes_of(std::span<const char>(header)));
   for (const TensorToWrite* tensor : ordered) file.write(tensor->bytes);
   file.commit();

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <set>
 
+#include "engine/io/pth.h"
+
 namespace nibblenet {
 namespace {
 
@@ -101,6 +103,61 @@ bool in_network_order(const Parameter& a, const Parameter& b) {
   });
 }
 
+StateDict load_safetensors(const std::filesystem::path& path) {
+  const SafetensorsFile file(path);
+  StateDict dict;
+  dict.metadata = file.metadata();
+  dict.file_bytes = file.file_bytes();
+  dict.header_bytes = file.header_bytes();
+
+  const auto format = dict.metadata.find(std::string(format_key));
+  const bool packed = format != dict.metadata.end() && format->second == packed_format;
+  if (packed && dict.metadata[std::string(version_key)] != current_version)
+    fail<FormatError>("{}: packed format version '{}', this program reads version {}", path.string(),
+                      dict.metadata[std::string(version_key)], current_version);
+
+  std::set<std::string> consumed;
+  if (packed) {
+    for (const auto& [key, value] : file.metadata()) {
+      if (!key.starts_with(scheme_prefix)) continue;
+      const std::string weight = key.substr(scheme_prefix.size());
+      dict.parameters.push_back(read_packed(file, weight, value));
+      for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
+    }
+  }
+  for (const TensorEntry& entry : file.tensors()) {
+    if (consumed.contains(entry.name)) continue;
+    Parameter parameter;
+    parameter.name = entry.name;
+    parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
+    parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
+    dict.parameters.push_back(std::move(parameter));
+  }
+  if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
+  return dict;
+}
+
+StateDict load_pth(const std::filesystem::path& path, Checksums checksums) {
+  const PthFile file(path);
+  StateDict dict;
+  try {
+    file.verify();
+  } catch (const FormatError& error) {
+    if (checksums == Checksums::strict) throw;
+    dict.warnings.emplace_back(error.what());
+  }
+  dict.file_bytes = dict.header_bytes = file.file_bytes();
+  for (const PthTensor& tensor : file.tensors()) {
+    Parameter parameter;
+    parameter.name = tensor.name;
+    parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);
+    parameter.file_bytes = tensor.file_bytes;
+    dict.header_bytes -= tensor.file_bytes;
+    dict.parameters.push_back(std::move(parameter));
+  }
+  return dict;
+}
+
 }  // namespace
 
 const Shape& Parameter::shape() const {
@@ -136,38 +193,8 @@ Parameter& StateDict::at(std::string_view name) { return const_cast<Parameter&>(
 
 bool StateDict::packed() const { return std::ranges::any_of(parameters, &Parameter::packed); }
 
-StateDict load_state_dict(const std::filesystem::path& path) {
-  const SafetensorsFile file(path);
-  StateDict dict;
-  dict.metadata = file.metadata();
-  dict.file_bytes = file.file_bytes();
-  dict.header_bytes = file.header_bytes();
-
-  const auto format = dict.metadata.find(std::string(format_key));
-  const bool packed = format != dict.metadata.end() && format->second == packed_format;
-  if (packed && dict.metadata[std::string(version_key)] != current_version)
-    fail<FormatError>("{}: packed format version '{}', this program reads version {}", path.string(),
-                      dict.metadata[std::string(version_key)], current_version);
-
-  std::set<std::string> consumed;
-  if (packed) {
-    for (const auto& [key, value] : file.metadata()) {
-      if (!key.starts_with(scheme_prefix)) continue;
-      const std::string weight = key.substr(scheme_prefix.size());
-      dict.parameters.push_back(read_packed(file, weight, value));
-      for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
-    }
-  }
-  for (const TensorEntry& entry : file.tensors()) {
-    if (consumed.contains(entry.name)) continue;
-    Parameter parameter;
-    parameter.name = entry.name;
-    parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
-    parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
-    dict.parameters.push_back(std::move(parameter));
-  }
-  if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
-  return dict;
+StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums) {
+  return is_pth(path) ? load_pth(path, checksums) : load_safetensors(path);
 }
 
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict) {
@@ -205,6 +232,13 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict) {
         bytes_of(std::span<const float>(packed.codebook)));
   }
   write_safetensors(path, tensors, metadata);
+}
+
+void save_pth(const std::filesystem::path& path, const StateDict& dict) {
+  std::vector<PthTensorToWrite> tensors;
+  for (const Parameter& parameter : dict.parameters)
+    tensors.push_back({.name = parameter.name, .values = parameter.values().view()});
+  write_pth(path, tensors);
 }
 
 StateDict dequantized(const StateDict& dict) {

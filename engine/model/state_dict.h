@@ -31,6 +31,7 @@ struct StateDict {
   std::map<std::string, std::string> metadata;
   int64_t file_bytes = 0;    ///< the rest size; 0 when not read from a file
   int64_t header_bytes = 0;  ///< of these, what is not tensor data
+  std::vector<std::string> warnings;  ///< what reading found wrong and let pass, one line each, naming the file
 
   Parameter* find(std::string_view name);
   const Parameter* find(std::string_view name) const;
@@ -45,15 +46,23 @@ inline constexpr const char* image_size_key = "image_size";
 /// Metadata key of the names of a model's classes: a JSON list in label order.
 inline constexpr const char* class_names_key = "classes";
 
-/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names) or a packed model. Throws IoError or
-/// FormatError.
-StateDict load_state_dict(const std::filesystem::path& path);
+/// What becomes of a checksum that does not fit: a warning, as PyTorch itself reads on, or an error.
+enum class Checksums : uint8_t { warn, strict };
+
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, or a state dict that PyTorch
+/// saved (PthFile): the content tells, not the name. Of the checksums, only those inside PyTorch's zip archives are
+/// computed. Throws IoError or FormatError.
+StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
 ///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]   W.block_ids U8 [K, stride]
 ///   W.codebook F32 [2^bits]
 /// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict);
+
+/// Writes a float dict as torch.save would (write_pth), without the metadata, for which a .pth has no place. Throws
+/// FormatError when a parameter is packed.
+void save_pth(const std::filesystem::path& path, const StateDict& dict);
 
 /// A copy with every packed parameter dequantized to float32.
 StateDict dequantized(const StateDict& dict);

@@ -4,15 +4,27 @@
 
 #include <optional>
 
+#include "engine/io/pth.h"
 #include "engine/model/alexnet.h"
 #include "tools/common/command_line.h"
+#include "tools/common/pretrained.h"
 #include "training/trainer.h"
 
 namespace nibblenet::tools {
 namespace {
 
+/// Names that models go by: ours, PyTorch's, and those of the seed's notebooks, which have no ending.
+bool has_model_name(const std::filesystem::path& path) {
+  const std::string ending = path.extension().string();
+  return ending == ".safetensors" || ending == ".pth" || ending == ".pt" || ending.empty();
+}
+
 bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
   try {
+    if (is_pth(path)) {
+      const PthFile file(path);  // broken ones throw
+      return kind == ModelKind::fine_tuned && !is_published(path);
+    }
     const SafetensorsFile file(path);
     const auto format = file.metadata().find("format");
     const bool packed = format != file.metadata().end() && format->second == "nibblenet-packed";
@@ -31,7 +43,7 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
   std::optional<std::filesystem::directory_entry> newest;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    if (entry.path().extension() != ".safetensors" || !entry.is_regular_file(error)) continue;
+    if (!has_model_name(entry.path()) || !entry.is_regular_file(error)) continue;
     if (newest && entry.last_write_time(error) <= newest->last_write_time(error)) continue;
     if (is_of_kind(entry.path(), kind)) newest = entry;
   }
@@ -43,8 +55,9 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
   return newest->path();
 }
 
-StateDict load_model(const std::filesystem::path& path) {
-  StateDict dict = load_state_dict(path);
+StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
+  StateDict dict = load_state_dict(path, checksums);
+  print_warnings(dict);
   if (drop_momenta(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
     alexnet_layers(dict);
@@ -52,6 +65,24 @@ StateDict load_model(const std::filesystem::path& path) {
     fail<FormatError>("{}: {}", path.string(), error.what());
   }
   return dict;
+}
+
+void check_model_file(const std::filesystem::path& path) {
+  if (is_pth(path)) {
+    PthFile{path};
+  } else {
+    SafetensorsFile{path};
+  }
+}
+
+void print_warnings(const StateDict& dict) {
+  for (const std::string& warning : dict.warnings) fmt::print(stderr, "warning: {}\n", warning);
+}
+
+void add_strict_option(CLI::App& app, Checksums& checksums) {
+  app.add_flag_callback(
+      "--strict", [&checksums] { checksums = Checksums::strict; },
+      "Refuse a .pth whose checksums do not fit, instead of a warning");
 }
 
 }  // namespace nibblenet::tools

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <string>
 
@@ -13,8 +14,20 @@ enum class ModelKind { fine_tuned, packed };
 /// Throws UsageError when there is none.
 std::filesystem::path find_model(const std::string& given, ModelKind kind);
 
-/// Reads a float or packed model; of a checkpoint, its parameters. Errors name the file. Throws FormatError when it
-/// holds no AlexNet.
-StateDict load_model(const std::filesystem::path& path);
+/// Reads a float or packed model; of a checkpoint, its parameters. What is wrong but not fatal is printed as a warning.
+/// Errors name the file. Throws FormatError when it holds no AlexNet.
+StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
+
+/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws IoError or FormatError.
+void check_model_file(const std::filesystem::path& path);
+
+/// Prints what reading a model found wrong and let pass to the standard error.
+void print_warnings(const StateDict& dict);
+
+/// Adds --strict, as every tool that reads a MODEL has it.
+void add_strict_option(CLI::App& app, Checksums& checksums);
+
+/// What a MODEL argument may be, for help texts.
+inline constexpr const char* model_files = "safetensors, or a PyTorch state dict: .pth, .pt, whatever its name";
 
 }  // namespace nibblenet::tools

@@ -18,14 +18,14 @@ class Download : public ::testing::Test {
   Download() : content_(100'000) {
     for (size_t i = 0; i < content_.size(); ++i) content_[i] = static_cast<uint8_t>(i * i >> 5);
     write_bytes(source(), content_);
-    md5_ = md5_of_file(source());
+    md5_ = digest_of_file(source(), Digest::md5);
   }
   std::filesystem::path source() const { return folder_.path() / "source.bin"; }
   std::filesystem::path target() const { return folder_.path() / "new" / "target.bin"; }
   std::filesystem::path part() const { return folder_.path() / "new" / "target.bin.part"; }
   std::string url() const { return "file://" + source().string(); }
   void run(const DownloadProgress& progress = {}) const {
-    download(url(), target(), md5_, static_cast<int64_t>(content_.size()), progress);
+    download(url(), target(), {Digest::md5, md5_}, static_cast<int64_t>(content_.size()), progress);
   }
   Bytes first(size_t length) const { return {content_.begin(), content_.begin() + static_cast<ptrdiff_t>(length)}; }
   void expect_complete() const {
@@ -38,10 +38,12 @@ class Download : public ::testing::Test {
   std::string md5_;
 };
 
-TEST_F(Download, Md5IsRight) {
+TEST_F(Download, DigestsAreRight) {
   write_bytes(folder_.path() / "abc", bytes_of_text("abc"));
-  EXPECT_EQ(md5_of_file(folder_.path() / "abc"), "900150983cd24fb0d6963f7d28e17f72");
-  EXPECT_THROW(md5_of_file(folder_.path() / "missing"), IoError);
+  EXPECT_EQ(digest_of_file(folder_.path() / "abc", Digest::md5), "900150983cd24fb0d6963f7d28e17f72");
+  EXPECT_EQ(digest_of_file(folder_.path() / "abc", Digest::sha256),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_THROW(digest_of_file(folder_.path() / "missing", Digest::md5), IoError);
 }
 
 TEST_F(Download, FetchesOnceAndReportsProgress) {
@@ -116,9 +118,9 @@ TEST_F(Download, NeverTakesMoreThanExpected) {
 TEST_F(Download, TellsWhatIsMissing) {
   std::filesystem::remove(source());
   EXPECT_THAT(message_of<IoError>([&] { run(); }), HasSubstr("source.bin"));
-  EXPECT_THROW(download("gopher://x/y", target(), md5_, 10), IoError);
+  EXPECT_THROW(download("gopher://x/y", target(), {Digest::md5, md5_}, 10), IoError);
   write_bytes(folder_.path() / "new2", Bytes{1});
-  EXPECT_THROW(download(url(), folder_.path() / "new2" / "file", md5_, 10), IoError);
+  EXPECT_THROW(download(url(), folder_.path() / "new2" / "file", {Digest::md5, md5_}, 10), IoError);
 }
 
 TEST_F(Download, CancelsWhenProgressThrows) {

@@ -1,0 +1,239 @@
+#include "engine/io/pth.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "engine/io/mapped_file.h"
+#include "engine/io/pth_container.h"
+#include "engine/io/safetensors_header.h"
+
+namespace nibblenet {
+namespace {
+
+/// Keys under which training scripts put a state dict beside an optimizer's, and prefixes that DataParallel and
+/// torch.compile put before every name.
+constexpr std::array<std::string_view, 4> wrappers = {"state_dict", "model_state_dict", "model", "net"};
+constexpr std::array<std::string_view, 2> prefixes = {"module.", "_orig_mod."};
+
+constexpr int most_wrappers = 8;  // around each other; a cycle ends here
+
+// Tensors that share storages, or repeat their elements (a stride of 0), take up more than the file does. A real
+// network shares a few weights; what takes up many times its file has been made to fill the memory.
+constexpr uint64_t most_growth = 8;
+constexpr uint64_t growth_allowance = 1 << 20;
+
+struct NamedRecord {
+  std::string_view name;
+  const PthTensorRecord* tensor;
+};
+
+/// Looks for the state dict inside what was saved.
+class StateDictFinder {
+ public:
+  StateDictFinder(const PthContents& contents, const std::string& file)
+      : heap_(contents.heap), objects_(contents.objects), file_(file) {}
+
+  std::vector<NamedRecord> find(PickleId root) const {
+    if (heap_[root].kind != PickleKind::dict)
+      fail<FormatError>("{}: it holds no dict of tensors; {}", file_, pth_advice);
+    std::vector<NamedRecord> tensors = tensors_of(unwrapped(root));
+    if (tensors.empty()) fail<FormatError>("{}: it holds no tensors{}; {}", file_, keys_of(root), pth_advice);
+    std::set<std::string_view> names;
+    for (const NamedRecord& each : tensors)
+      if (!names.insert(each.name).second)
+        fail<FormatError>("{}: the tensor {} occurs twice; fetch or write the file again", file_, in_quotes(each.name));
+    for (const std::string_view prefix : prefixes)
+      if (std::ranges::all_of(tensors, [&](const NamedRecord& each) { return each.name.starts_with(prefix); }))
+        for (NamedRecord& each : tensors) each.name.remove_prefix(prefix.size());
+    return tensors;
+  }
+
+ private:
+  /// Calls visit(key, value) for every pair of a dict whose key is a text.
+  void for_each(PickleId dict, auto&& visit) const {
+    const std::vector<PickleId>& items = heap_[dict].items;
+    for (size_t i = 0; i + 1 < items.size(); i += 2)
+      if (heap_[items[i]].kind == PickleKind::text) visit(heap_[items[i]].text, items[i + 1]);
+  }
+
+  /// The dict under the first of the wrappers' keys that has one.
+  std::optional<PickleId> wrapped(PickleId dict) const {
+    for (const std::string_view wrapper : wrappers) {
+      std::optional<PickleId> found;
+      for_each(dict, [&](std::string_view key, PickleId value) {
+        if (key == wrapper && heap_[value].kind == PickleKind::dict) found = value;
+      });
+      if (found) return found;
+    }
+    return std::nullopt;
+  }
+
+  PickleId unwrapped(PickleId dict) const {
+    for (int depth = 0; depth <= most_wrappers; ++depth) {
+      const std::optional<PickleId> inner = wrapped(dict);
+      if (!inner) return dict;
+      dict = *inner;
+    }
+    fail<FormatError>("{}: more than {} dicts lie in each other; {}", file_, most_wrappers, pth_advice);
+  }
+
+  std::vector<NamedRecord> tensors_of(PickleId dict) const {
+    std::vector<NamedRecord> tensors;
+    for_each(dict, [&](std::string_view key, PickleId value) {
+      if (const PthTensorRecord* tensor = objects_.tensor(value)) tensors.push_back({key, tensor});
+    });
+    return tensors;
+  }
+
+  /// " under its keys 'epoch', 'weights'", the first few of them.
+  std::string keys_of(PickleId dict) const {
+    std::string text;
+    int shown = 0;
+    for_each(dict, [&](std::string_view key, PickleId) {
+      if (++shown <= 8) text += (shown == 1 ? " under its keys " : ", ") + in_quotes(key);
+    });
+    return text;
+  }
+
+  const PickleHeap& heap_;
+  const PthObjects& objects_;
+  const std::string& file_;
+};
+
+/// Copies the elements of a strided tensor, whose first one `from` begins with, one behind the other.
+void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<uint8_t> to) {
+  const size_t element_bytes = tensor.element->bytes;
+  std::vector<int64_t> index(tensor.sizes.size());
+  for (size_t done = 0; done < to.size(); done += element_bytes) {
+    size_t place = 0;
+    for (size_t k = 0; k < index.size(); ++k) place += static_cast<size_t>(index[k] * tensor.strides[k]);
+    std::memcpy(to.data() + done, from.data() + place * element_bytes, element_bytes);
+    for (size_t k = index.size(); k-- > 0 && ++index[k] == tensor.sizes[k];) index[k] = 0;
+  }
+}
+
+}  // namespace
+
+struct PthFile::Impl {
+  explicit Impl(const std::filesystem::path& file) : path(file), mapping(file) {
+    const std::string name = path.string();
+    PthContents contents(name);
+    read_pth(mapping.bytes(), name, contents);
+    big_endian = contents.big_endian;
+    add_tensors(StateDictFinder(contents, name).find(contents.root), contents.objects);
+    entries = std::move(contents.entries);
+    for (size_t i = 0; i < tensors.size(); ++i) index.emplace(tensors[i].name, i);
+  }
+
+  void add_tensors(const std::vector<NamedRecord>& records, const PthObjects& objects) {
+    std::set<size_t> counted;
+    uint64_t total = 0;
+    const uint64_t limit = most_growth * mapping.bytes().size() + growth_allowance;
+    for (const auto& [name, record] : records) {
+      const PthStorage& storage = objects.storages()[record->view.storage];
+      uint64_t bytes = 0;
+      if (__builtin_mul_overflow(record->elements, uint64_t{record->view.element->bytes}, &bytes) ||
+          __builtin_add_overflow(total, bytes, &total) || total > limit)
+        fail<FormatError>("{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
+                          "of expanded tensors",
+                          path.string(), in_quotes(name), limit, mapping.bytes().size());
+      const bool first = counted.insert(record->view.storage).second;
+      tensors.push_back({.name = std::string(name),
+                         .element = record->view.element,
+                         .sizes = record->sizes,
+                         .strides = record->strides,
+                         .offset = record->offset,
+                         .elements = record->elements,
+                         .storage = storage.data.subspan(static_cast<size_t>(record->view.begin),
+                                                         static_cast<size_t>(record->view.bytes)),
+                         .file_bytes = first ? static_cast<int64_t>(storage.bytes) : 0});
+    }
+  }
+
+  std::filesystem::path path;
+  MappedFile mapping;
+  bool big_endian = false;
+  std::vector<ZipEntry> entries;
+  std::vector<PthTensor> tensors;
+  std::map<std::string, size_t, std::less<>> index;  ///< place of each name in `tensors`
+};
+
+bool PthTensor::contiguous() const {
+  if (elements == 0) return true;
+  int64_t dense = 1;
+  for (size_t k = sizes.size(); k-- > 0; dense *= sizes[k])
+    if (sizes[k] != 1 && strides[k] != dense) return false;
+  return true;
+}
+
+PthFile::PthFile(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
+PthFile::~PthFile() = default;
+PthFile::PthFile(PthFile&&) noexcept = default;
+PthFile& PthFile::operator=(PthFile&&) noexcept = default;
+
+const std::filesystem::path& PthFile::path() const { return impl_->path; }
+int64_t PthFile::file_bytes() const { return static_cast<int64_t>(impl_->mapping.bytes().size()); }
+const std::vector<PthTensor>& PthFile::tensors() const { return impl_->tensors; }
+
+const PthTensor* PthFile::find(std::string_view name) const {
+  const auto found = impl_->index.find(name);
+  return found == impl_->index.end() ? nullptr : &impl_->tensors[found->second];
+}
+
+const PthTensor& PthFile::at(std::string_view name) const {
+  const PthTensor* tensor = find(name);
+  if (tensor == nullptr)
+    fail<FormatError>("{}: no tensor {} among its {}; is this the right file?", path().string(), in_quotes(name),
+                      tensors().size());
+  return *tensor;
+}
+
+std::span<const uint8_t> PthFile::bytes_of(const PthTensor& tensor, std::vector<uint8_t>& scratch) const {
+  const size_t element_bytes = tensor.element->bytes;
+  const size_t bytes = static_cast<size_t>(tensor.elements) * element_bytes;
+  if (bytes == 0) return {};
+  const std::span<const uint8_t> from = tensor.storage.subspan(static_cast<size_t>(tensor.offset) * element_bytes);
+  const bool contiguous = tensor.contiguous();
+  if (contiguous && !impl_->big_endian) return from.first(bytes);
+  if (contiguous) {
+    scratch.assign(from.begin(), from.begin() + static_cast<ptrdiff_t>(bytes));
+  } else {
+    scratch.resize(bytes);
+    gather(tensor, from, scratch);
+  }
+  if (impl_->big_endian) swap_byte_order(*tensor.element, scratch);
+  return scratch;
+}
+
+int PthFile::verify() const {
+  int checked = 0;
+  for (const ZipEntry& entry : impl_->entries) {
+    if (entry.crc == 0) continue;  // not computed (torch.serialization.set_crc32_options), or empty
+    if (const uint32_t actual = crc32_of(entry.bytes); actual != entry.crc)
+      fail<FormatError>("{}: CRC-32 of {}: expected {:08x}, got {:08x}; the file is damaged, fetch or write it again",
+                        path().string(), in_quotes(entry.name), entry.crc, actual);
+    ++checked;
+  }
+  return checked;
+}
+
+bool is_pth(const std::filesystem::path& path) { return looks_like_pth(MappedFile(path).bytes()); }
+
+Tensor<float> read_float(const PthFile& file, const PthTensor& tensor, MemoryResource& memory,
+                         MemoryCategory category) {
+  if (tensor.sizes.size() > Shape::max_rank)
+    fail<FormatError>("{}: {} has {} dimensions, at most {} are supported", file.path().string(),
+                      in_quotes(tensor.name), tensor.sizes.size(), Shape::max_rank);
+  Tensor<float> result(memory, Shape(tensor.sizes), category);
+  std::vector<uint8_t> scratch;
+  if (!floats_from(*tensor.element, file.bytes_of(tensor, scratch), result.view().span()))
+    fail<FormatError>("{}: {} holds torch.{}{}, expected real numbers that float32 holds: {}", file.path().string(),
+                      in_quotes(tensor.name), tensor.element->untyped() ? "uint8 without a type" : tensor.element->name,
+                      tensor.element->dtype ? " too large for float32" : "", "float(), dequantize() or drop it");
+  return result;
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,29 @@
+#pragma once
+
+#include "engine/io/pth_objects.h"
+#include "engine/io/zip_directory.h"
+
+namespace nibblenet {
+
+/// What to do about a file of PyTorch that holds something else.
+inline constexpr std::string_view pth_advice = "save a state dict instead: torch.save(model.state_dict(), FILE)";
+
+/// A file of PyTorch, taken apart: the object that was saved, and the bytes of every storage.
+struct PthContents {
+  explicit PthContents(const std::string& file);
+
+  PickleHeap heap;
+  PthObjects objects;
+  PickleId root = 0;             ///< what was saved
+  bool big_endian = false;       ///< the storages' byte order
+  std::vector<ZipEntry> entries;  ///< none in the old format
+};
+
+/// Whether bytes begin as a zip archive, a pickle or a tar archive does, and not as a safetensors file.
+bool looks_like_pth(std::span<const uint8_t> bytes);
+
+/// Reads either format (torch/serialization.py): the zip archive, or the old stream of pickles and raw storages. Throws
+/// FormatError, also for TorchScript, whole modules and tar archives, with the advice to save a state dict.
+void read_pth(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents);
+
+}  // namespace nibblenet
