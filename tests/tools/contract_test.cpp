@@ -463,17 +463,27 @@ TEST_F(InspectTest, VerifyFindsAFlippedBitInAnyTensor) {
 
 class BenchTest : public ToolsTest {};
 
-TEST_F(BenchTest, TimesEveryBatchSize) {
+TEST_F(BenchTest, ReportsWarmAndColdForEveryBatchSize) {
   succeed("pack small.safetensors");
-  for (const char* name : {"small.safetensors", "small_4bit.safetensors"}) {
-    succeed(fmt::format("bench --batch 1,2 {} --seconds 0.05 --json out.json", name));
-    const nlohmann::json results = json("out.json").at("results");
+  for (const std::string model : {"small.safetensors", "small_4bit.safetensors"}) {
+    const Outcome outcome = succeed("bench " + model + " --batch 3,1 --seconds 0.01 --threads 2 --json out.json");
+    for (const char* word : {"warm", "cold", "p10", "p90", "images/s"})
+      EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+    const nlohmann::json report = json("out.json"), results = report.at("results");
+    EXPECT_GE(report.at("cold_sweep_bytes").get<int64_t>(), 64 << 20);
     ASSERT_EQ(results.size(), 2U);
-    for (size_t i = 0; i < 2; ++i) {
-      EXPECT_EQ(results[i].at("batch"), i + 1);
-      EXPECT_GT(results[i].at("images_per_second"), 0.0);
-      EXPECT_LE(results[i].at("latency_ms_p10"), results[i].at("latency_ms"));
-      EXPECT_LE(results[i].at("latency_ms"), results[i].at("latency_ms_p90"));
+    EXPECT_EQ(results[0].at("batch"), 3);
+    EXPECT_EQ(results[1].at("batch"), 1);
+    for (const nlohmann::json& result : results) {
+      for (const std::string key : {"latency_ms", "cold_latency_ms"}) {
+        EXPECT_GT(result.at(key + "_p10"), 0.0);
+        EXPECT_LE(result.at(key + "_p10"), result.at(key));
+        EXPECT_LE(result.at(key), result.at(key + "_p90"));
+      }
+      EXPECT_GE(result.at("samples"), 3);
+      EXPECT_GE(result.at("cold_samples"), 3);
+      const double rate = result.at("images_per_second");
+      EXPECT_NEAR(rate * result.at("latency_ms").get<double>(), 1000 * result.at("batch").get<double>(), 1e-6 * rate);
     }
   }
 }

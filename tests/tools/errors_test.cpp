@@ -251,7 +251,8 @@ TEST_F(ErrorsTest, HelpNamesEveryFlagOfTheContract) {
       {"eval", {"MODEL", "--data", "--split", "--limit", "--batch", "--device", "--logits", "--json", "--threads"}},
       {"inspect", {"FILE", "--verify"}},
       {"export", {"FILE", "--to", "-o"}},
-      {"bench", {"MODEL", "--batch", "--device", "--json", "--threads"}}};
+      {"bench", {"MODEL", "--batch", "--device", "--json", "--threads", "--seconds", "cold"}},
+      {"classify", {"IMAGE", "--model", "--top", "--device", "--precision", "--threads", "--json"}}};
   for (const auto& [tool, flags] : contract) {
     const Outcome outcome = succeed(tool + " --help");
     EXPECT_EQ(outcome.err, "");
@@ -310,7 +311,7 @@ TEST_F(LauncherTest, TakesTheCudaBuildWhereThereIsAGpu) {
 
 TEST_F(LauncherTest, RunsThisProjectsTools) {
   const fs::path source = NIBBLENET_SOURCE;
-  for (const char* tool : {"finetune", "pack", "eval", "inspect", "export", "bench"}) {
+  for (const char* tool : {"finetune", "pack", "eval", "inspect", "export", "bench", "classify"}) {
     if (!fs::exists(source / "build/cpu/tools" / tool)) GTEST_SKIP() << "build/cpu has no " << tool;
     const Outcome outcome = launch(source / "tools" / tool, {"--help"});
     EXPECT_EQ(outcome.code, 0) << outcome;
