@@ -106,19 +106,34 @@ const char* jpeg_fault(std::span<const uint8_t> file) {
 
 constexpr std::array<uint8_t, 8> png_signature = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
 
+uint32_t read_big_endian(std::span<const uint8_t> file, size_t at) {
+  uint32_t value = 0;
+  for (size_t i = 0; i < 4; ++i) value = value << 8 | file[at + i];
+  return value;
+}
+
 /// What is wrong with the chunks of a PNG, nullptr when they lead to the last one. The decoder believes their lengths:
 /// it takes memory for a gigabyte that 100 bytes announce.
 const char* png_fault(std::span<const uint8_t> file) {
   constexpr size_t around_data = 12;  // length, type, checksum
   for (size_t at = png_signature.size(); file.size() - at >= around_data;) {
-    size_t length = 0;
-    for (size_t i = 0; i < 4; ++i) length = length << 8 | file[at + i];
+    const size_t length = read_big_endian(file, at);
     if (length > file.size() - at - around_data) break;
     const std::string_view type(reinterpret_cast<const char*>(file.data()) + at + 4, 4);
     if (type == "IEND") return nullptr;
     at += around_data + length;
   }
   return "it ends early";
+}
+
+/// Throws FormatError for sizes that are not read, or that so few bytes cannot be worth.
+void expect_size(int64_t width, int64_t height, size_t file_bytes, std::string_view name) {
+  if (width < 1 || height < 1 || width > max_image_pixels || width * height > max_image_pixels)
+    fail<FormatError>("{} says it has {} x {} pixels; images of 1 to {} pixels are read", name, width, height,
+                      max_image_pixels);
+  if (width * height > max_pixels_per_file_byte * static_cast<int64_t>(file_bytes))
+    fail<FormatError>("{} is damaged: it says it has {} x {} pixels, more than its {} bytes can hold", name, width,
+                      height, file_bytes);
 }
 
 /// Throws FormatError for files whose structure is unsound.
@@ -128,6 +143,11 @@ void expect_sound(std::span<const uint8_t> file, std::string_view name) {
   } else if (file.size() >= png_signature.size() &&
              std::ranges::equal(file.first(png_signature.size()), png_signature)) {
     if (const char* fault = png_fault(file)) fail<FormatError>("{} is not a readable PNG: {}", name, fault);
+    // The decoder says no more of large ones than that they are of no known type.
+    constexpr size_t type_at = 12, width_at = 16, height_at = 20;
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    if (file.size() >= height_at + 4 && text.substr(type_at).starts_with("IHDR"))
+      expect_size(read_big_endian(file, width_at), read_big_endian(file, height_at), file.size(), name);
   } else {
     fail<FormatError>("{} is not a readable JPEG or PNG", name);
   }
@@ -157,12 +177,7 @@ RgbImage decode_image(std::span<const uint8_t> file, std::string_view name) {
   largest_block = block_limit(image, file.size());
   if (stbi_info_from_memory(file.data(), size, &image.width, &image.height, &channels) == 0)
     fail<FormatError>("{} is not a readable JPEG or PNG: {}", name, failure_reason());
-  if (image.width < 1 || image.height < 1 || int64_t{image.width} * image.height > max_image_pixels)
-    fail<FormatError>("{} says it has {} x {} pixels; images of 1 to {} pixels are read", name, image.width,
-                      image.height, max_image_pixels);
-  if (int64_t{image.width} * image.height > max_pixels_per_file_byte * static_cast<int64_t>(file.size()))
-    fail<FormatError>("{} is damaged: it says it has {} x {} pixels, more than its {} bytes can hold", name,
-                      image.width, image.height, file.size());
+  expect_size(image.width, image.height, file.size(), name);
 
   largest_block = block_limit(image, file.size());
   int width = 0;
