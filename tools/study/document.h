@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstddef>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tools/study/row.h"
+
+namespace nibblenet::tools {
+
+/// A table of a report, as text: Markdown and HTML show the same.
+struct Table {
+  std::string caption;
+  std::vector<std::string> columns;
+  size_t left_columns = 1;  ///< so many are text, the others are numbers
+  std::vector<std::vector<std::string>> rows;
+};
+
+struct Section {
+  std::string heading;
+  std::vector<std::string> paragraphs;
+  std::vector<std::string> plots;  ///< their names, shown between paragraphs and tables
+  std::vector<Table> tables;
+};
+
+/// Everything a report says. A function of the rows and the setup alone, so that a sweep that was killed and continued
+/// says the same; what differs from run to run (time) stands in the last section.
+struct Document {
+  std::string title;
+  std::vector<Section> sections;
+};
+
+/// `rows`: the float model first. `setup`: sweep.json's.
+Document make_document(const std::vector<Row>& rows, const nlohmann::json& setup);
+
+/// The packed rows that no other one beats in both accuracy and resident bytes, smallest first.
+std::vector<const Row*> pareto_front(const std::vector<Row>& rows);
+
+/// The first row of that scheme; null when there is none.
+const Row* find_row(const std::vector<Row>& rows, const std::string& scheme);
+
+}  // namespace nibblenet::tools

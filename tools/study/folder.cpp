@@ -1,0 +1,231 @@
+#include "tools/study/folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <iterator>
+
+#include "engine/io/safetensors_header.h"
+
+namespace nibblenet::tools {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* setup_file = "sweep.json";
+constexpr const char* results_file = "results.jsonl";
+constexpr const char* float_right_file = "float_right.safetensors";
+/// Far above any sweep's: a row is some kilobytes long.
+constexpr uintmax_t largest_text = 256 << 20;
+
+void write_all(const FileDescriptor& file, std::string_view text, const fs::path& path) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(file.get(), text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail_io("write", path);
+    text.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+/// Empty when there is no such file.
+std::string read_text_file(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return {};
+  if (!fs::is_regular_file(path, error)) fail<IoError>("{} is no ordinary file; choose another --out", path.string());
+  if (fs::file_size(path, error) > largest_text)
+    fail<FormatError>("{} is larger than any sweep's; choose another --out", path.string());
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail_io("read", path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// A setting that rows of one folder share, and how a command asks for the folder's.
+struct Setting {
+  const char* key;
+  const char* what;
+};
+constexpr std::array<Setting, 9> settings = {{{"model_checksum", "another model"},
+                                              {"split", "another --split"},
+                                              {"images", "another --limit"},
+                                              {"data_checksum", "other images"},
+                                              {"image_size", "another image size"},
+                                              {"device", "another --device"},
+                                              {"precision", "another --precision"},
+                                              {"threads", "another --threads"},
+                                              {"batch", "another --batch"}}};
+
+std::string shown(const json& document, const Setting& setting) {
+  const std::string key = setting.key;
+  if (key == "model_checksum") return document.at("model").get<std::string>();
+  if (key == "data_checksum") return document.at("data").get<std::string>();
+  const json& value = document.at(key);
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+/// Half-written files of a run that was killed.
+void remove_leftovers(const fs::path& folder) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".nibblenet-") && name.ends_with(".tmp")) fs::remove(entry.path(), error);
+  }
+}
+
+}  // namespace
+
+void write_text_file(const fs::path& path, std::string_view text) {
+  fs::path temporary = path;
+  temporary += ".tmp";
+  FileDescriptor file(open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file.is_open()) fail_io("write", path);
+  write_all(file, text, path);
+  if (fsync(file.get()) != 0 || !file.close()) fail_io("write", path);
+  if (rename(temporary.c_str(), path.c_str()) != 0) fail_io("replace", path);
+}
+
+json to_json(const SweepSetup& setup) {
+  return {{"format", "nibblenet-sweep"},
+          {"version", 1},
+          {"model", setup.model},
+          {"model_checksum", setup.model_checksum},
+          {"data", setup.data},
+          {"data_description", setup.data_description},
+          {"data_checksum", setup.data_checksum},
+          {"split", setup.split},
+          {"images", setup.images},
+          {"batch", setup.batch},
+          {"image_size", setup.image_size},
+          {"device", setup.device},
+          {"threads", setup.threads},
+          {"precision", setup.precision},
+          {"weights", setup.weights},
+          {"row_groups", setup.row_groups},
+          {"channel_groups", setup.channel_groups}};
+}
+
+std::string checksum_of(const StateDict& model) {
+  std::string sums;
+  for (const Parameter& parameter : model.parameters)
+    sums += fmt::format("{} {} {}\n", parameter.name, nibblenet::to_string(parameter.shape()),
+                        nibblenet::checksum_of(bytes_of(parameter.values().view().span())));
+  return nibblenet::checksum_of(bytes_of(std::span<const char>(sums)));
+}
+
+std::string checksum_of(const Dataset& dataset) {
+  std::string sums = nibblenet::checksum_of(dataset.pixels) + nibblenet::checksum_of(dataset.labels);
+  for (const Dataset::Image& image : dataset.images) sums += fmt::format(" {}x{}", image.width, image.height);
+  return nibblenet::checksum_of(bytes_of(std::span<const char>(sums)));
+}
+
+SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::move(path)) {
+  std::error_code error;
+  fs::create_directories(path_, error);
+  if (!fs::is_directory(path_)) fail_io("create the folder", path_, error ? error.value() : ENOTDIR);
+  lock_ = FileDescriptor(open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock_.is_open()) fail_io("open", path_);
+  if (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    fail<UsageError>("{}: another sweep is at work in this folder; wait for it or choose another --out",
+                     path_.string());
+  check_setup(setup);
+  remove_leftovers(path_);
+  read_rows(setup.images);
+  const fs::path results = path_ / results_file;
+  results_ = FileDescriptor(open(results.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (!results_.is_open()) fail_io("write", results);
+}
+
+void SweepFolder::check_setup(const SweepSetup& setup) {
+  const fs::path file = path_ / setup_file;
+  const json wanted = to_json(setup);
+  const std::string text = read_text_file(file);
+  if (text.empty()) {
+    if (!read_text_file(path_ / results_file).empty())
+      fail<UsageError>("{} holds a {} but no {} that says what it was measured with; choose another --out or remove it",
+                       path_.string(), results_file, setup_file);
+    write_text_file(file, wanted.dump(2) + "\n");
+    setup_ = wanted;
+    return;
+  }
+  try {
+    setup_ = json::parse(text);
+    if (setup_.at("format") != wanted.at("format") || setup_.at("version") != wanted.at("version"))
+      fail<FormatError>("{} is of another format; choose another --out", file.string());
+    for (const Setting& setting : settings) {
+      if (setup_.at(setting.key) == wanted.at(setting.key)) continue;
+      fail<UsageError>("{} holds a sweep of {} ({}, not {}): choose another --out, or ask for the same", path_.string(),
+                       setting.what, shown(setup_, setting), shown(wanted, setting));
+    }
+    json same = setup_;  // of the texts, only the two paths and the description may differ
+    for (const char* key : {"model", "data", "data_description"}) {
+      if (!setup_.at(key).is_string()) fail<FormatError>("{}: {} is no text", file.string(), key);
+      same[key] = wanted.at(key);
+    }
+    if (same != wanted) fail<FormatError>("{} does not fit its model; choose another --out", file.string());
+  } catch (const json::exception&) {
+    fail<FormatError>("{} is damaged: choose another --out or remove the folder", file.string());
+  }
+}
+
+void SweepFolder::read_rows(int64_t images) {
+  const fs::path file = path_ / results_file;
+  const std::string text = read_text_file(file);
+  std::string kept;
+  size_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    const std::string line = text.substr(begin, end == std::string::npos ? end : end - begin);
+    begin = end == std::string::npos ? text.size() : end + 1;
+    ++number;
+    try {
+      if (end == std::string::npos) fail<FormatError>("cut short");
+      Row row = row_of(json::parse(line));
+      if (row.images != images || find(row.scheme) != nullptr) fail<FormatError>("of other images, or twice");
+      kept += line + '\n';
+      rows_.push_back(std::move(row));
+    } catch (const json::exception&) {
+      damaged_lines_.push_back(number);
+    } catch (const FormatError&) {
+      damaged_lines_.push_back(number);
+    }
+  }
+  if (!damaged_lines_.empty()) write_text_file(file, kept);
+}
+
+const Row* SweepFolder::find(std::string_view scheme) const {
+  const auto found = std::ranges::find(rows_, scheme, &Row::scheme);
+  return found == rows_.end() ? nullptr : &*found;
+}
+
+void SweepFolder::append(const json& row) {
+  const fs::path file = path_ / results_file;
+  rows_.push_back(row_of(row));
+  write_all(results_, row.dump() + '\n', file);
+  if (fdatasync(results_.get()) != 0) fail_io("write", file);
+}
+
+std::optional<std::vector<uint8_t>> SweepFolder::float_right() const {
+  const fs::path path = path_ / float_right_file;
+  if (std::error_code error; !fs::exists(path, error)) return std::nullopt;
+  try {
+    const SafetensorsFile file(path);
+    const TensorEntry& entry = file.at("right");
+    const auto images = setup_.at("images").get<int64_t>();
+    if (file.verify() == 0 || entry.dtype != DType::u8 || entry.sizes != std::vector<int64_t>{images})
+      return std::nullopt;
+    return std::vector<uint8_t>(entry.bytes.begin(), entry.bytes.end());
+  } catch (const FormatError&) {
+    return std::nullopt;
+  }
+}
+
+void SweepFolder::save_float_right(const std::vector<uint8_t>& right) const {
+  write_safetensors(path_ / float_right_file,
+                    {{"right", DType::u8, {static_cast<int64_t>(right.size())}, bytes_of(std::span(right))}}, {});
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/io/dataset.h"
+#include "engine/io/posix_file.h"
+#include "engine/model/state_dict.h"
+#include "tools/study/row.h"
+
+namespace nibblenet::tools {
+
+/// Replaces a file's text: a killed run leaves the old text or the new one. Throws IoError.
+void write_text_file(const std::filesystem::path& path, std::string_view text);
+
+/// What every row of a sweep was measured with; rows of two different ones never share a folder.
+struct SweepSetup {
+  std::string model;           ///< its path, for reports
+  std::string model_checksum;  ///< of names, shapes and values
+  std::string data;            ///< its path, for reports
+  std::string data_description;
+  std::string data_checksum;  ///< of pixels and labels
+  std::string split;
+  int64_t images = 0;
+  int64_t batch = 0;
+  int image_size = 0;
+  std::string device;
+  int threads = 0;
+  std::string precision;
+  int64_t weights = 0;         ///< of the model, without biases
+  int64_t row_groups = 0;      ///< scales that `row` takes for it
+  int64_t channel_groups = 0;  ///< and `channel`
+};
+nlohmann::json to_json(const SweepSetup& setup);
+
+std::string checksum_of(const StateDict& model);
+std::string checksum_of(const Dataset& dataset);
+
+/// A sweep's folder: sweep.json (the setup), results.jsonl (one row a scheme, appended as they come) and
+/// float_right.safetensors (for every image, whether the float model had it right). Whatever moment a run is killed at,
+/// the next one finds the rows that were finished; a line cut short is dropped and measured again.
+class SweepFolder {
+ public:
+  /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a sweep with another setup
+  /// or another process is at work in it, FormatError when sweep.json is broken, IoError.
+  SweepFolder(std::filesystem::path path, const SweepSetup& setup);
+
+  const std::filesystem::path& path() const { return path_; }
+  /// The setup that the folder's first run wrote: paths are as it was called.
+  const nlohmann::json& setup() const { return setup_; }
+  /// Finished rows in the order of the file, and numbers of its lines that were no rows: they are gone.
+  const std::vector<Row>& rows() const { return rows_; }
+  const std::vector<size_t>& damaged_lines() const { return damaged_lines_; }
+  const Row* find(std::string_view scheme) const;
+
+  /// On the disk when this returns.
+  void append(const nlohmann::json& row);
+
+  /// Nothing when there is none, or one that does not fit.
+  std::optional<std::vector<uint8_t>> float_right() const;
+  void save_float_right(const std::vector<uint8_t>& right) const;
+
+ private:
+  void check_setup(const SweepSetup& setup);
+  void read_rows(int64_t images);
+
+  std::filesystem::path path_;
+  nlohmann::json setup_;
+  std::vector<Row> rows_;
+  std::vector<size_t> damaged_lines_;
+  FileDescriptor lock_;
+  FileDescriptor results_;
+};
+
+}  // namespace nibblenet::tools

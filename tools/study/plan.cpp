@@ -1,0 +1,156 @@
+#include "tools/study/plan.h"
+
+#include <algorithm>
+#include <array>
+
+#include "engine/quant/text.h"
+
+namespace nibblenet::tools {
+namespace {
+
+std::vector<SweepScheme> parse_all(std::initializer_list<std::string_view> texts) {
+  std::vector<SweepScheme> schemes;
+  for (const std::string_view text : texts) schemes.push_back(parse_sweep_scheme(text));
+  return schemes;
+}
+
+void add_with_counterparts(std::vector<SweepScheme>& schemes, const SimulatedScheme& simulated) {
+  schemes.emplace_back(simulated);
+  for (const Scheme& scheme : counterparts(simulated)) schemes.emplace_back(scheme);
+}
+
+void add_once(std::vector<SweepScheme>& schemes, const SweepScheme& scheme) {
+  if (std::ranges::find(schemes, scheme) == schemes.end()) schemes.push_back(scheme);
+}
+
+/// Every simulation at every width that it claims, the widest first, as the notebooks go.
+template <class Use>
+void for_each_simulation(Use use) {
+  for (const SimulationTraits& traits : simulation_table())
+    for (int bits = traits.max_bits; bits >= traits.min_bits; --bits) {
+      SimulatedScheme scheme{};
+      scheme.simulation = traits.simulation;
+      scheme.bits = bits;
+      use(scheme);
+    }
+}
+
+std::vector<SweepScheme> seed_schemes() {
+  std::vector<SweepScheme> schemes;
+  for_each_simulation([&](const SimulatedScheme& simulated) {
+    add_with_counterparts(schemes, simulated);
+    // What the notebooks left unfinished, or would have needed, behind their own row-wise linear.
+    if (simulated.simulation == Simulation::linear_row)
+      for (const SweepScheme& scheme : parse_all({"linear:8:channel", "linear:8:tile:8x8"})) schemes.push_back(scheme);
+  });
+  return schemes;
+}
+
+/// Scales of asymmetric codebooks are signed; the notebooks' absolute maxima are there for comparison, by row only.
+std::vector<SweepScheme> full_schemes() {
+  std::vector<SweepScheme> schemes = seed_schemes();
+  constexpr std::array<std::string_view, 5> granularities = {"tensor", "channel", "row", "block:64", "tile:8x8"};
+  for (const MethodTraits& traits : method_table())
+    for (int bits = traits.max_bits; bits >= traits.min_bits; --bits) {
+      Scheme scheme = default_scheme(traits.method, bits);
+      if (traits.sorted) {
+        add_once(schemes, scheme);
+        continue;
+      }
+      for (const std::string_view granularity : granularities) {
+        scheme.granularity = parse_granularity(granularity);
+        add_once(schemes, scheme);
+      }
+      if (traits.method != Method::linear) continue;
+      scheme.zero_point = true;
+      for (const std::string_view granularity : {"channel", "block:64"}) {
+        scheme.granularity = parse_granularity(granularity);
+        add_once(schemes, scheme);
+      }
+    }
+  return schemes;
+}
+
+}  // namespace
+
+std::string to_string(const SweepScheme& scheme) {
+  return std::visit([](const auto& each) { return nibblenet::to_string(each); }, scheme);
+}
+
+SweepScheme parse_sweep_scheme(std::string_view text) {
+  if (names_simulation(text)) return parse_simulated_scheme(text);
+  return parse_scheme(text);
+}
+
+std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) {
+  std::vector<SweepScheme> schemes;
+  for (const std::string& list : lists)
+    for (const std::string_view text : split(list, ',')) {
+      if (text.empty()) fail<UsageError>("--schemes {}: there is an empty name between commas", list);
+      add_once(schemes, parse_sweep_scheme(text));
+    }
+  return schemes;
+}
+
+std::vector<SweepScheme> preset_schemes(std::string_view name) {
+  if (name == "seed") return seed_schemes();
+  if (name == "full") return full_schemes();
+  fail<UsageError>("unknown preset '{}'; supported: seed, full", name);
+}
+
+std::vector<Scheme> counterparts(const SimulatedScheme& scheme) {
+  const auto at_its_bits = [&](std::initializer_list<std::string_view> forms) {
+    std::vector<Scheme> schemes;
+    for (const std::string_view form : forms)
+      schemes.push_back(parse_scheme(fmt::format(fmt::runtime(form), scheme.bits)));
+    return schemes;
+  };
+  switch (scheme.simulation) {
+    case Simulation::linear:
+      return at_its_bits({"linear:{}:tensor"});
+    case Simulation::linear_row:
+      return at_its_bits({"linear:{}:row"});
+    case Simulation::fp8:
+      return at_its_bits({"fp8-e4m3:{}:row"});
+    case Simulation::dynamic_tree:
+      return at_its_bits({"dynamic-tree:{}:row:absolute", "dynamic-tree:{}:row:signed"});
+    case Simulation::stable_embedding:
+      return at_its_bits({"stable-embedding:{}:sorted:absolute", "stable-embedding:{}:sorted:signed"});
+  }
+  return {};
+}
+
+EstimatedSize claimed_size(const SimulatedScheme& scheme, const Shape& shape) {
+  const int rank = shape.rank();
+  int64_t maxima = 0;
+  switch (scheme.simulation) {
+    case Simulation::linear:
+      maxima = 1;
+      break;
+    case Simulation::linear_row:
+    case Simulation::fp8:
+    case Simulation::dynamic_tree:
+      maxima = shape.elements() / shape[rank - 1];
+      break;
+    case Simulation::stable_embedding:  // blocks as long as a matrix, or a kernel's slice, has rows
+      maxima = shape.elements() / shape[rank - 2];
+      break;
+  }
+  return {.codes = static_cast<double>(shape.elements()) * scheme.bits / 8,
+          .scales = 4.0 * static_cast<double>(maxima)};
+}
+
+std::string model_file_name(const Scheme& scheme) {
+  const Scheme notebooks{.method = Method::dynamic_tree,
+                         .bits = scheme.bits,
+                         .granularity = {Granularity::Kind::row},
+                         .sign = ScaleSign::absolute};
+  if (scheme == notebooks) return fmt::format("dt_quantized_model_bl_{}.safetensors", scheme.bits);
+  std::string name = nibblenet::to_string(scheme);
+  std::ranges::replace(name, ':', '_');
+  return name + ".safetensors";
+}
+
+std::string counts_file_name(int bits) { return fmt::format("dt_counts_bl_{}.json", bits); }
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tools/study/row.h"
+
+namespace nibblenet::tools {
+
+/// A plot as gnuplot's commands, data included.
+struct Plot {
+  std::string name;     ///< of its files, and in the document
+  std::string caption;  ///< what is to be seen
+  int width = 0;        ///< pixels of the SVG
+  int height = 0;
+  std::string commands;  ///< between "set output" and the end
+};
+
+/// accuracy_bits, accuracy_size, bytes_bits and error_bits; those that the rows have something for.
+std::vector<Plot> make_plots(const std::vector<Row>& rows);
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,252 @@
+#include "tools/study/row.h"
+
+#include <cmath>
+
+#include "tools/common/report.h"
+
+namespace nibblenet::tools {
+namespace {
+
+using nlohmann::json;
+
+/// What scheme, method, … of a row are: one place, for writing and for checking.
+struct Naming {
+  std::string scheme;
+  std::string method;
+  int bits = 0;
+  std::string granularity;
+  std::string scale_sign;
+};
+
+std::string_view groups_of(Simulation simulation) {
+  switch (simulation) {
+    case Simulation::linear:
+      return "tensor";
+    case Simulation::stable_embedding:
+      return "sorted";
+    case Simulation::linear_row:
+    case Simulation::fp8:
+    case Simulation::dynamic_tree:
+      break;
+  }
+  return "row";
+}
+
+bool has_maxima(Simulation simulation) {
+  return simulation != Simulation::linear && simulation != Simulation::linear_row;
+}
+
+Naming naming_of(const SweepScheme& scheme) {
+  Naming naming{.scheme = to_string(scheme)};
+  if (const auto* packed = std::get_if<Scheme>(&scheme)) {
+    naming.method = traits_of(packed->method).name;
+    naming.bits = packed->bits;
+    naming.granularity = to_string(packed->granularity);
+    if (!packed->zero_point) naming.scale_sign = to_string(packed->sign);
+    return naming;
+  }
+  const auto& simulated = std::get<SimulatedScheme>(scheme);
+  naming.method = simulation_table()[static_cast<size_t>(simulated.simulation)].name;
+  naming.bits = simulated.bits;
+  naming.granularity = groups_of(simulated.simulation);
+  if (has_maxima(simulated.simulation)) naming.scale_sign = to_string(ScaleSign::absolute);
+  return naming;
+}
+
+Naming naming_of(Precision precision) {
+  const std::string name(to_string(precision));
+  return {.scheme = name, .method = name, .bits = static_cast<int>(8 * bytes_of(precision))};
+}
+
+json text_or_null(const std::string& text) { return text.empty() ? json() : json(text); }
+
+json error_json(const QuantizationError& error) {
+  const double snr = error.snr_db();
+  return {{"weights", error.weights},
+          {"mse", error.mse()},
+          {"mae", error.mae()},
+          {"snr_db", std::isfinite(snr) ? json(snr) : json()}};
+}
+
+json size_json(const EstimatedSize& size) {
+  return {{"codes", size.codes}, {"scales", size.scales}, {"total", size.total()}};
+}
+
+json packed_json(const Scheme& scheme) {
+  return {{"scale_type", to_string(scheme.scale)}, {"zero_point", scheme.zero_point}};
+}
+
+// Reading: every figure is checked for its type and range, so that a report never shows what nobody measured.
+
+[[noreturn]] void refuse(const std::string& what) { fail<FormatError>("not a result of a sweep: {}", what); }
+
+double finite(const json& object, const char* key) {
+  const double value = object.at(key).get<double>();
+  if (!std::isfinite(value)) refuse(fmt::format("{} is not finite", key));
+  return value;
+}
+
+int64_t count(const json& value, std::string_view what) {
+  constexpr int64_t largest = 1'000'000'000'000'000;  // sums of these still fit
+  const bool fits = value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() <= largest;
+  if (!fits) refuse(fmt::format("{} is not a count", what));
+  return value.get<int64_t>();
+}
+
+int64_t count(const json& object, const char* key) { return count(object.at(key), std::string_view(key)); }
+
+ErrorFigures error_of(const json& object, std::string layer) {
+  ErrorFigures figures{std::move(layer), finite(object, "mse"), finite(object, "mae"), std::nullopt};
+  if (!object.at("snr_db").is_null()) figures.snr_db = finite(object, "snr_db");
+  return figures;
+}
+
+EstimatedSize estimated_of(const json& object) { return {finite(object, "codes"), finite(object, "scales")}; }
+
+SizeFigures size_of(const json& object) {
+  SizeFigures size;
+  size.estimated = estimated_of(object.at("estimated"));
+  size.groups = count(object, "groups");
+  size.rest = count(object, "rest");
+  const json& resident = object.at("resident");
+  size.resident = {.codes = count(resident, "codes"),
+                   .scales = count(resident, "scales"),
+                   .zero_points = count(resident, "zero_points"),
+                   .codebooks = count(resident, "codebooks"),
+                   .block_ids = count(resident, "block_ids"),
+                   .padding = count(resident, "padding"),
+                   .biases = count(resident, "biases"),
+                   .weights = count(resident, "weights")};
+  size.bits_per_weight = finite(object, "bits_per_weight");
+  return size;
+}
+
+void take_naming(Row& row) {
+  const std::string text = row.document.at("scheme").get<std::string>();
+  Naming naming;
+  if (text == to_string(Precision::float32) || text == to_string(Precision::float16)) {
+    naming = naming_of(text == to_string(Precision::float32) ? Precision::float32 : Precision::float16);
+  } else {
+    row.parsed = parse_sweep_scheme(text);
+    naming = naming_of(*row.parsed);
+  }
+  const json& from = row.document;
+  if (naming.scheme != text || from.at("method") != naming.method || from.at("bits") != naming.bits ||
+      from.at("granularity") != text_or_null(naming.granularity) ||
+      from.at("scale_sign") != text_or_null(naming.scale_sign) || from.at("simulated") != row.simulated())
+    refuse(fmt::format("scheme {} disagrees with the method or bits", naming.scheme));
+  row.scheme = naming.scheme;
+  row.method = naming.method;
+  row.bits = naming.bits;
+  row.granularity = naming.granularity;
+  row.scale_sign = naming.scale_sign;
+}
+
+void take_accuracy(Row& row) {
+  const json& from = row.document;
+  row.images = count(from, "images");
+  row.correct = count(from, "correct");
+  row.accuracy = finite(from, "accuracy");
+  row.loss = finite(from, "loss");
+  row.only_float = count(from, "only_float");
+  row.only_this = count(from, "only_this");
+  row.mcnemar_p = finite(from, "mcnemar_p");
+  row.images_per_second = finite(from, "images_per_second");
+  if (row.images == 0 || row.correct > row.images) refuse("images and correct do not fit");
+  if (std::abs(row.accuracy * static_cast<double>(row.images) - static_cast<double>(row.correct)) > 0.5)
+    refuse("accuracy is not correct / images");
+}
+
+void take_weights(Row& row) {
+  const json& from = row.document;
+  row.error = error_of(from, "all");
+  for (const json& layer : from.at("layers")) {
+    const auto name = layer.at("name").get<std::string>();
+    row.layers.push_back(error_of(layer, name));
+  }
+  if (row.simulated()) {
+    if (!from.at("size").is_null()) refuse("simulated weights have no size");
+    row.claimed = estimated_of(from.at("claimed_size"));
+  } else {
+    row.size = size_of(from.at("size"));
+  }
+  if (const json& need = from.at("need"); !need.is_null())
+    row.need = ValueNeed{count(need, "distinct_values"), static_cast<int>(count(need, "bits"))};
+  if (const json& counts = from.at("exponent_counts"); !counts.is_null())
+    for (const json& each : counts) row.exponent_counts.push_back(count(each, std::string_view("exponent_counts")));
+  if (row.exponent_counts.size() > ExponentCounts{}.counts.size()) refuse("too many exponents");
+}
+
+}  // namespace
+
+std::vector<uint8_t> right_ones(const Evaluation& evaluation) {
+  std::vector<uint8_t> right(static_cast<size_t>(evaluation.images));
+  for (int64_t i = 0; i < evaluation.images; ++i)
+    right[static_cast<size_t>(i)] = evaluation.predicted(i) == evaluation.labels[static_cast<size_t>(i)] ? 1 : 0;
+  return right;
+}
+
+json to_json(const Measurement& m) {
+  const Evaluation& e = m.evaluation;
+  const Naming naming = m.scheme ? naming_of(*m.scheme) : naming_of(m.precision);
+  const std::vector<uint8_t> right = right_ones(e);
+  int64_t only_float = 0, only_this = 0;
+  for (size_t i = 0; i < right.size(); ++i) {
+    only_float += m.float_right[i] != 0 && right[i] == 0 ? 1 : 0;
+    only_this += m.float_right[i] == 0 && right[i] != 0 ? 1 : 0;
+  }
+  const Interval interval = wilson_interval(e.correct, e.images);
+  QuantizationError total;
+  json layers = json::array();
+  for (const auto& [name, error] : m.errors) {
+    total += error;
+    layers.push_back(error_json(error));
+    layers.back()["name"] = name;
+  }
+  const bool simulated = m.scheme && std::holds_alternative<SimulatedScheme>(*m.scheme);
+  json row = error_json(total);
+  row.update({{"scheme", naming.scheme},
+              {"method", naming.method},
+              {"bits", naming.bits},
+              {"granularity", text_or_null(naming.granularity)},
+              {"scale_sign", text_or_null(naming.scale_sign)},
+              {"simulated", simulated},
+              {"images", e.images},
+              {"correct", e.correct},
+              {"accuracy", e.accuracy()},
+              {"accuracy_interval", {interval.low, interval.high}},
+              {"loss", e.loss},
+              {"only_float", only_float},
+              {"only_this", only_this},
+              {"mcnemar_p", mcnemar_p(only_float, only_this)},
+              {"layers", layers},
+              {"size", m.size},
+              {"claimed_size", m.claimed ? size_json(*m.claimed) : json()},
+              {"need", m.need ? json{{"distinct_values", m.need->distinct}, {"bits", m.need->bits}} : json()},
+              {"exponent_counts", json()},
+              {"images_per_second", e.images_per_second()},
+              {"evaluation_seconds", e.seconds},
+              {"quantization_seconds", m.prepare_seconds}});
+  if (m.scheme && !simulated) row.update(packed_json(std::get<Scheme>(*m.scheme)));
+  if (m.exponent_counts) {
+    const auto used = std::span(m.exponent_counts->counts).first(static_cast<size_t>(naming.bits));
+    row["exponent_counts"] = std::vector<int64_t>(used.begin(), used.end());
+  }
+  return row;
+}
+
+Row row_of(json document) {
+  Row row{.document = std::move(document)};
+  try {
+    take_naming(row);
+    take_accuracy(row);
+    take_weights(row);
+  } catch (const json::exception& error) {
+    refuse(error.what());
+  } catch (const UsageError& error) {
+    refuse(error.what());
+  }
+  return row;
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/model/network.h"
+#include "engine/quant/error.h"
+#include "tools/study/plan.h"
+#include "training/evaluate.h"
+
+namespace nibblenet::tools {
+
+/// What a row of results.jsonl is made from.
+struct Measurement {
+  std::optional<SweepScheme> scheme;  ///< nothing: the float model
+  Precision precision = Precision::float32;
+  Evaluation evaluation;
+  std::vector<uint8_t> float_right;  ///< for every image, whether the float model had it right
+  std::vector<std::pair<std::string, QuantizationError>> errors;  ///< by layer, in the network's order
+  nlohmann::json size;                            ///< eval's; null for simulated weights, which have no size
+  std::optional<EstimatedSize> claimed;           ///< simulated: what the notebooks say it is
+  std::optional<ValueNeed> need;                  ///< where weights of a row share a scale
+  std::optional<ExponentCounts> exponent_counts;  ///< dynamic tree by row
+  double prepare_seconds = 0;                     ///< quantizing, writing, reading back, errors
+};
+
+/// One line of results.jsonl, without its end.
+nlohmann::json to_json(const Measurement& measurement);
+
+/// For every image, whether the largest logit is its label's.
+std::vector<uint8_t> right_ones(const Evaluation& evaluation);
+
+/// Errors of a layer or of all; without a signal-to-noise ratio where nothing is lost.
+struct ErrorFigures {
+  std::string layer;
+  double mse = 0;
+  double mae = 0;
+  std::optional<double> snr_db;
+};
+
+struct SizeFigures {
+  EstimatedSize estimated;
+  int64_t groups = 0;
+  int64_t rest = 0;
+  ResidentSize resident;
+  double bits_per_weight = 0;
+};
+
+/// A line of results.jsonl, checked. Everything a reader could be led astray by (scheme, method, bits, …) is derived
+/// from the scheme's parsed text.
+struct Row {
+  nlohmann::json document;  ///< the line as it is
+  std::string scheme;
+  std::optional<SweepScheme> parsed;  ///< nothing: the float model
+  std::string method;
+  int bits = 0;
+  std::string granularity;  ///< empty: float
+  std::string scale_sign;   ///< empty: none
+  int64_t images = 0;
+  int64_t correct = 0;
+  double accuracy = 0;
+  double loss = 0;
+  int64_t only_float = 0;
+  int64_t only_this = 0;
+  double mcnemar_p = 1;
+  ErrorFigures error;
+  std::vector<ErrorFigures> layers;
+  std::optional<SizeFigures> size;       ///< nothing: simulated
+  std::optional<EstimatedSize> claimed;  ///< simulated only
+  std::optional<ValueNeed> need;
+  std::vector<int64_t> exponent_counts;  ///< empty: not a tree
+  double images_per_second = 0;
+
+  bool is_float() const { return !parsed; }
+  bool simulated() const { return parsed && std::holds_alternative<SimulatedScheme>(*parsed); }
+  bool packed() const { return parsed && std::holds_alternative<Scheme>(*parsed); }
+};
+
+/// Throws FormatError for whatever to_json() would not have written.
+Row row_of(nlohmann::json document);
+
+}  // namespace nibblenet::tools

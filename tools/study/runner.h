@@ -1,0 +1,46 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/io/dataset.h"
+#include "engine/io/preprocess.h"
+#include "engine/model/state_dict.h"
+#include "kernels/backend.h"
+#include "tools/study/folder.h"
+
+namespace nibblenet::tools {
+
+/// How far a sweep has come, for whoever shows it. True asks to stop.
+struct SweepPosition {
+  size_t scheme = 0;  ///< number of the one at work, from 1; the float model is the first
+  size_t schemes = 0;
+  std::string doing;  ///< "dynamic-tree:4:row", "packing dynamic-tree:4:row"
+  int64_t images_done = 0;
+  int64_t images = 0;  ///< of the whole sweep
+};
+using OnPosition = std::function<bool(const SweepPosition&)>;
+
+/// What a sweep measures with.
+struct SweepInputs {
+  Backend& backend;
+  const StateDict& model;  ///< float
+  const Dataset& dataset;
+  Preprocess preprocess;
+  int64_t batch = 128;
+  Precision precision = Precision::float32;  ///< of the float model and of packed ones; simulated ones take float32
+  bool keep_models = false;                  ///< packed models stay in the folder once their length is measured
+};
+
+/// Measures the float model and every scheme that the folder has no row of, and appends the rows. Calls `on_row` with
+/// each. Throws Interrupted when `on_position` asks to stop: the folder then holds what was finished.
+void run_sweep(SweepFolder& folder, const SweepInputs& inputs, std::span<const SweepScheme> schemes,
+               const OnPosition& on_position, const std::function<void(const Row&)>& on_row);
+
+/// Throws IoError when the folder's disk has not the room for the packed models that run_sweep() would write.
+void check_disk(const SweepFolder& folder, const StateDict& model, std::span<const SweepScheme> schemes,
+                bool keep_models);
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,189 @@
+#include <fmt/core.h>
+#include <omp.h>
+
+#include "engine/model/alexnet.h"
+#include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
+#include "tools/common/model_search.h"
+#include "tools/common/progress.h"
+#include "tools/study/gnuplot.h"
+#include "tools/study/runner.h"
+
+namespace {
+
+using namespace nibblenet;
+using namespace nibblenet::tools;
+
+struct Options {
+  std::string model;
+  std::string data;
+  std::string preset;
+  std::vector<std::string> schemes;
+  int64_t limit = 0;
+  std::string out;
+  std::string split = "test";
+  int64_t batch = 128;
+  int image_size = 0;
+  bool keep_models = false;
+  DeviceOptions device;
+  std::string json;
+};
+
+std::vector<SweepScheme> chosen_schemes(const Options& options) {
+  if (options.schemes.empty()) return preset_schemes(options.preset.empty() ? "seed" : options.preset);
+  std::vector<SweepScheme> schemes;
+  if (!options.preset.empty()) schemes = preset_schemes(options.preset);
+  for (const SweepScheme& scheme : parse_scheme_lists(options.schemes))
+    if (std::ranges::find(schemes, scheme) == schemes.end()) schemes.push_back(scheme);
+  return schemes;
+}
+
+int64_t groups_of(const StateDict& model, Granularity::Kind kind) {
+  int64_t groups = 0;
+  for (const Parameter& parameter : model.parameters)
+    if (parameter.shape().rank() > 1) groups += make_group_map({kind}, parameter.shape()).groups;
+  return groups;
+}
+
+int64_t weights_of(const StateDict& model) {
+  int64_t weights = 0;
+  for (const Parameter& parameter : model.parameters)
+    if (parameter.shape().rank() > 1) weights += parameter.shape().elements();
+  return weights;
+}
+
+std::string result_line(const Row& row) {
+  const std::string size =
+      row.size ? fmt::format("{:.3f} MB resident", static_cast<double>(row.size->resident.total()) / 1e6)
+               : fmt::format("simulated, needs {} bits", row.need ? row.need->bits : 32);
+  return fmt::format("{:<36} {:>6.2f} %  loss {:.5f}  -{} +{}  {}", row.scheme, 100 * row.accuracy, row.loss,
+                     row.only_float, row.only_this, size);
+}
+
+/// The float model, what was asked for in its order, then whatever else the folder has.
+std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_scheme,
+                          const std::vector<SweepScheme>& schemes) {
+  std::vector<std::string> names = {float_scheme};
+  for (const SweepScheme& scheme : schemes) names.push_back(to_string(scheme));
+  for (const Row& row : folder.rows())
+    if (std::ranges::find(names, row.scheme) == names.end()) names.push_back(row.scheme);
+  std::vector<Row> rows;
+  for (const std::string& name : names)
+    if (const Row* row = folder.find(name)) rows.push_back(*row);
+  return rows;
+}
+
+void sweep(const Options& options) {
+  const std::vector<SweepScheme> schemes = chosen_schemes(options);
+  const std::filesystem::path path = find_model(options.model, ModelKind::fine_tuned);
+  const StateDict model = load_model(path);
+  if (model.packed())
+    fail<UsageError>("{} is packed already: name the float model it came from, or tools/export it first",
+                     path.string());
+  const auto backend = options.device.make();
+  const Precision precision = options.device.precision_on(*backend);
+  const std::filesystem::path data = find_data(options.data);
+  const Dataset dataset = load_dataset(data, options.split == "test" ? Split::test : Split::train, options.limit);
+  if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
+  const int image_size = options.image_size > 0 ? options.image_size : image_size_of(model.metadata);
+
+  SweepFolder folder(options.out.empty() ? project_root() / "sweeps" / path.stem() : std::filesystem::path(options.out),
+                     {.model = path.string(),
+                      .model_checksum = checksum_of(model),
+                      .data = data.string(),
+                      .data_description = dataset.description,
+                      .data_checksum = checksum_of(dataset),
+                      .split = options.split,
+                      .images = dataset.size(),
+                      .batch = options.batch,
+                      .image_size = image_size,
+                      .device = backend->name(),
+                      .threads = omp_get_max_threads(),
+                      .precision = std::string(to_string(precision)),
+                      .weights = weights_of(model),
+                      .row_groups = groups_of(model, Granularity::Kind::row),
+                      .channel_groups = groups_of(model, Granularity::Kind::channel)});
+  check_disk(folder, model, schemes, options.keep_models);
+  fmt::print("{}: the float model and {} schemes on {} {} images of {} ({}, {})\n", folder.path().string(),
+             schemes.size(), dataset.size(), options.split, dataset.description, backend->description(),
+             to_string(precision));
+  if (!folder.damaged_lines().empty())
+    fmt::print("results.jsonl: dropped {} damaged line(s), the first is line {}; they are measured again\n",
+               folder.damaged_lines().size(), folder.damaged_lines().front());
+  if (!folder.rows().empty()) fmt::print("going on: {} rows are there already\n", folder.rows().size());
+
+  Progress progress("sweep", "images");
+  try {
+    run_sweep(
+        folder,
+        {*backend, model, dataset, Preprocess::for_image_size(image_size), options.batch, precision,
+         options.keep_models},
+        schemes,
+        [&](const SweepPosition& at) {
+          progress.update(at.images_done, at.images,
+                          fmt::format("scheme {} of {}: {}", at.scheme, at.schemes, at.doing));
+          return interrupted();
+        },
+        [&](const Row& row) {
+          progress.finish();
+          fmt::print("{}\n", result_line(row));
+          std::fflush(stdout);
+        });
+  } catch (const Interrupted&) {
+    progress.finish();
+    throw Stopped(fmt::format("stopped; {} rows are in {}: the same command goes on from there", folder.rows().size(),
+                              folder.path().string()));
+  }
+  progress.finish();
+
+  const std::vector<Row> rows = in_order(folder, std::string(to_string(precision)), schemes);
+  const DrawnPlots drawn = draw(make_plots(rows), folder.path() / "plots");
+  if (!drawn.problem.empty()) fmt::print("{}\n", drawn.problem);
+  write_report(folder.path(), rows, folder.setup(), drawn.figures);
+  fmt::print("report: {0}/report.md, .html, .csv, .json; {1} plots in {0}/plots\n", folder.path().string(),
+             drawn.figures.size());
+  write_json(options.json, report_json(rows, folder.setup()));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Quantizes a float model by many schemes, measures accuracy, sizes and errors of each, and writes a report.\n"
+      "A sweep that was stopped or killed goes on where it was when the same command is given again.",
+      "sweep");
+  Options options;
+  app.add_option("MODEL", options.model, "Float model; without it the newest fine-tuned one in weights/");
+  app.add_option("--data", options.data, data_help)->type_name("PATH");
+  app.add_option(
+         "--preset", options.preset,
+         "seed: the notebooks' set, simulated and as true n-bit codes (the default); full: every method, width and "
+         "granularity")
+      ->check(CLI::IsMember({"seed", "full"}));
+  app.add_option("--schemes", options.schemes,
+                 "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point] or "
+                 "simulated-METHOD:BITS; instead of a preset, or on top of a --preset; repeatable")
+      ->allow_extra_args(false)  // one value each time: what follows may be MODEL
+      ->type_name("LIST");
+  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--out", options.out, "Folder of results and report; default: sweeps/<model>")->type_name("DIR");
+  app.add_option("--split", options.split, "test or train")
+      ->check(CLI::IsMember({"test", "train"}))
+      ->capture_default_str();
+  app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
+      ->check(CLI::Range(63, 4096));
+  CLI::Option* keep = app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
+                                   "Leave every packed model in DIR once it is measured (default with the seed preset "
+                                   "alone); without it each is deleted");
+  options.device.add_to(app);
+  options.device.add_precision_to(app);
+  add_json_option(app, options.json);
+  return run_tool(app, argc, argv, [&] {
+    catch_interrupts();
+    if (keep->count() == 0) options.keep_models = options.schemes.empty() && options.preset != "full";
+    sweep(options);
+  });
+}
