@@ -48,10 +48,10 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
   Section section{.heading = "What was measured"};
   section.paragraphs.push_back(fmt::format(
       "{} ({} weights; biases stay float32) on {} {} images of {} ({}), {} pixels wide after preparing, batches of {}, "
-      "on {} in {}. {} packed and {} simulated schemes beside the float model.",
+      "on {} ({} threads) in {}. {} packed and {} simulated schemes beside the float model.",
       text("model"), thousands(number("weights")), thousands(number("images")), text("split"), text("data"),
-      text("data_description"), number("image_size"), number("batch"), text("device"), text("precision"), packed,
-      simulated));
+      text("data_description"), number("image_size"), number("batch"), text("device"), number("threads"),
+      text("precision"), packed, simulated));
   section.paragraphs.push_back(
       "Packed: weights are stored as n-bit codes, written to a file, read back and run from the codes; sizes are "
       "measured. Simulated: what the seed's notebooks do, float32 in and float32 out; such weights have no size of "
@@ -114,7 +114,8 @@ Section claims_section(const std::vector<Row>& rows) {
                   "that really have "
                   "its bits. The seed printed 84.87 % at \"4 bits\" and 83.51 % at \"3 bits\" against {:.2f} % in "
                   "float, on a model of "
-                  "its own.",
+                  "its own. (Rows of the simulated stable embedding share several scales: its count is that of a code "
+                  "without a block number beside it.)",
                   seed_float_accuracy));
   Table table{.caption = "Each simulation beside true codes of its claimed width; in brackets −a +b against float",
               .columns = {"simulation", "claimed bits", "values in a row", "bits needed", "simulated", "true n bits",
@@ -128,6 +129,7 @@ Section claims_section(const std::vector<Row>& rows) {
                           row.need ? std::to_string(row.need->bits) : "–", short_result(&row), short_result(same),
                           same != nullptr && same->need ? std::to_string(same->need->distinct) : "–",
                           short_result(with_sign), seed_claim(row)});
+    if (seed_claim(row).empty()) continue;
     if (const std::string words = claim_in_words(rows, row); !words.empty()) section.paragraphs.push_back(words);
   }
   if (table.rows.empty()) return {};

@@ -28,7 +28,7 @@ std::string script_of(const Plot& plot) {
              fmt::format("svg size {},{} dynamic font 'sans-serif,14' background 'white'", plot.width, plot.height),
              "svg") +
          terminal(
-             fmt::format("pngcairo size {},{} font 'sans,14' fontscale 2 linewidth 2 pointscale 2 background 'white'",
+             fmt::format("pngcairo size {},{} font 'sans,11' fontscale 2 linewidth 2 pointscale 2 background 'white'",
                          2 * plot.width, 2 * plot.height),
              "png");
 }
@@ -64,9 +64,14 @@ std::string inline_svg(std::string svg, const std::string& name) {
   const size_t begin = svg.find("<svg");
   if (begin == std::string::npos) return {};
   svg.erase(0, begin);
-  replace_all(svg, "gnuplot_canvas", name + "_canvas");
-  replace_all(svg, "gpPt", name + "_point");
-  replace_all(svg, "gpDot", name + "_dot");
+  const size_t background = svg.find("<rect x=\"0\" y=\"0\"");  // the page has its own
+  if (background != std::string::npos) svg.erase(background, svg.find("/>", background) + 2 - background);
+  for (const std::string id : {"gnuplot_canvas", "gpPt", "gpDot", "textbox", "greybox", "gnuplot_plot_"})
+    replace_all(svg, id, name + "_" + id);
+  for (const char quote : {'\'', '"'})
+    for (const std::string attribute : {"color", "stroke", "fill"})
+      replace_all(svg, fmt::format("{}={}black{}", attribute, quote, quote),
+                  fmt::format("{}={}{}{}", attribute, quote, attribute == "color" ? "inherit" : "currentColor", quote));
   return svg;
 }
 
