@@ -21,6 +21,7 @@ const std::vector<std::string> readers = {"eval FILE --data standin",
                                           "inspect FILE --verify",
                                           "export FILE -o out.safetensors",
                                           "bench FILE",
+                                          "sweep FILE --data standin --out swept",
                                           "finetune --init FILE --data standin --image-size 64",
                                           "finetune --resume FILE --data standin"};
 

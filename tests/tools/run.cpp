@@ -20,12 +20,17 @@
 namespace nibblenet::testing {
 namespace {
 
-/// Our environment without what would lead a tool astray, then `added`. Waiting threads sleep: spinning ones take the
-/// cores from each other when tests run side by side, and work of a millisecond takes seconds.
+/// Our environment without what would lead a tool astray, then `added`, which replace ours. Waiting threads sleep:
+/// spinning ones take the cores from each other when tests run side by side, and work of a millisecond takes seconds.
 std::vector<std::string> child_environment(const std::vector<std::string>& added) {
+  const auto replaced = [&](std::string_view variable) {
+    const std::string_view name = variable.substr(0, variable.find('=') + 1);
+    return std::ranges::any_of(added, [&](const std::string& each) { return each.starts_with(name); });
+  };
   std::vector<std::string> variables;
   for (char** variable = environ; *variable != nullptr; ++variable)
-    if (const std::string_view text = *variable; !text.starts_with("NIBBLENET_") && !text.starts_with("OMP_WAIT_"))
+    if (const std::string_view text = *variable;
+        !text.starts_with("NIBBLENET_") && !text.starts_with("OMP_WAIT_") && !replaced(text))
       variables.emplace_back(text);
   variables.emplace_back("OMP_WAIT_POLICY=passive");
   variables.insert(variables.end(), added.begin(), added.end());
