@@ -1,10 +1,14 @@
 #include "engine/model/state_dict.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <deque>
 #include <set>
 
 #include "engine/io/pth.h"
+#include "engine/io/safetensors_header.h"
+#include "engine/quant/entropy.h"
 
 namespace nibblenet {
 namespace {
@@ -12,12 +16,16 @@ namespace {
 constexpr std::string_view format_key = "format";
 constexpr std::string_view packed_format = "nibblenet-packed";
 constexpr std::string_view version_key = "format_version";
-constexpr std::string_view current_version = "1";
+constexpr std::string_view plain_version = "1";
+constexpr std::string_view compressed_version = "2";  ///< readers of version 1 would miss the codes
 constexpr std::string_view scheme_prefix = "scheme:";
 constexpr std::string_view shape_prefix = "shape:";
+constexpr std::string_view compression_prefix = "compression:";
+constexpr std::string_view stream_suffix = ".rans";
+constexpr std::string_view rans_method = "rans:";  ///< and the checksum of what the stream decodes to
 
-constexpr std::array<std::string_view, 5> part_suffixes = {".codes", ".scales", ".zero_points", ".block_ids",
-                                                           ".codebook"};
+constexpr std::array<std::string_view, 7> part_suffixes = {".codes",    ".scales",     ".zero_points",   ".block_ids",
+                                                           ".codebook", ".codes.rans", ".block_ids.rans"};
 
 Shape parse_shape(std::string_view text, std::string_view name) {
   std::vector<int64_t> sizes;
@@ -51,7 +59,29 @@ std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::strin
   return {bytes.begin(), bytes.end()};
 }
 
-Parameter read_packed(const SafetensorsFile& file, const std::string& weight, std::string_view scheme_text) {
+/// A tensor of codes, from its stream where the file holds that instead. `decoded_before` is what streams of this file
+/// have already been decoded to: the limit of one holds for all.
+std::vector<uint8_t> read_codes(const SafetensorsFile& file, const std::string& name, const CodeLayout& layout,
+                                int64_t& decoded_before) {
+  const std::string stream_name = name + std::string(stream_suffix);
+  if (file.find(stream_name) == nullptr) return bytes_or_none(file, name);
+  const std::string where = file.path().string() + ": " + stream_name;
+  if (file.find(name) != nullptr) fail<FormatError>("{}: {} is there too; expected one of them", where, name);
+  const auto method = file.metadata().find(std::string(compression_prefix) + name);
+  if (method == file.metadata().end() || !method->second.starts_with(rans_method))
+    fail<FormatError>("{}: compression {}, this program reads 'rans:<checksum>'", where,
+                      method == file.metadata().end() ? "not named" : in_quotes(method->second));
+  const auto stream = part(file, stream_name, DType::u8);
+  std::vector<uint8_t> codes = decode_codes(stream, layout, where, max_decoded_bytes - decoded_before);
+  decoded_before += static_cast<int64_t>(codes.size());
+  if (checksum_of(codes) != std::string_view(method->second).substr(rans_method.size()))
+    fail<FormatError>("{}: what it decodes to does not have the checksum {}: the file is damaged", where,
+                      in_quotes(method->second.substr(rans_method.size())));
+  return codes;
+}
+
+Parameter read_packed(const SafetensorsFile& file, const std::string& weight, std::string_view scheme_text,
+                      int64_t& decoded_before) {
   const auto shape = file.metadata().find(std::string(shape_prefix) + weight);
   if (shape == file.metadata().end())
     fail<FormatError>("{}: no shape of packed weight {}", file.path().string(), weight);
@@ -62,12 +92,11 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
     fail<FormatError>("{}: scheme of {}: {}", file.path().string(), weight, error.what());
   }
   packed.shape = parse_shape(shape->second, weight);
-  const auto codes = part(file, weight + ".codes", DType::u8);
-  packed.codes.assign(codes.begin(), codes.end());
+  packed.codes = read_codes(file, weight + ".codes", code_layout(packed), decoded_before);
   const auto scales = part(file, weight + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32);
   packed.scales.assign(scales.begin(), scales.end());
   packed.zero_points = bytes_or_none(file, weight + ".zero_points");
-  packed.block_ids = bytes_or_none(file, weight + ".block_ids");
+  packed.block_ids = read_codes(file, weight + ".block_ids", block_id_layout(packed), decoded_before);
   if (const TensorEntry* entry = file.find(weight + ".codebook")) {
     const auto bytes = part(file, entry->name, DType::f32);
     packed.codebook.resize(bytes.size() / sizeof(float));
@@ -77,9 +106,13 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
 
   Parameter parameter;
   parameter.name = weight;
-  for (std::string_view suffix : part_suffixes)
-    if (const TensorEntry* entry = file.find(weight + std::string(suffix)))
-      parameter.file_bytes += static_cast<int64_t>(entry->bytes.size());
+  for (std::string_view suffix : part_suffixes) {
+    const TensorEntry* entry = file.find(weight + std::string(suffix));
+    if (entry == nullptr) continue;
+    const auto bytes = static_cast<int64_t>(entry->bytes.size());
+    parameter.file_bytes += bytes;
+    if (suffix.ends_with(stream_suffix)) parameter.compressed_bytes += bytes;
+  }
   parameter.value = std::move(packed);
   return parameter;
 }
@@ -112,16 +145,18 @@ StateDict load_safetensors(const std::filesystem::path& path) {
 
   const auto format = dict.metadata.find(std::string(format_key));
   const bool packed = format != dict.metadata.end() && format->second == packed_format;
-  if (packed && dict.metadata[std::string(version_key)] != current_version)
-    fail<FormatError>("{}: packed format version '{}', this program reads version {}", path.string(),
-                      dict.metadata[std::string(version_key)], current_version);
+  const std::string version = packed ? dict.metadata[std::string(version_key)] : "";
+  if (packed && version != plain_version && version != compressed_version)
+    fail<FormatError>("{}: packed format version '{}', this program reads versions {} and {}", path.string(), version,
+                      plain_version, compressed_version);
 
   std::set<std::string> consumed;
+  int64_t decoded = 0;
   if (packed) {
     for (const auto& [key, value] : file.metadata()) {
       if (!key.starts_with(scheme_prefix)) continue;
       const std::string weight = key.substr(scheme_prefix.size());
-      dict.parameters.push_back(read_packed(file, weight, value));
+      dict.parameters.push_back(read_packed(file, weight, value, decoded));
       for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
     }
   }
@@ -197,20 +232,31 @@ StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums
   return is_pth(path) ? load_pth(path, checksums) : load_safetensors(path);
 }
 
-void save_state_dict(const std::filesystem::path& path, const StateDict& dict) {
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict, Compression compression) {
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : dict.metadata)
-    if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with("xxh3:") &&
-        key != version_key && !(key == format_key && value == packed_format))
+    if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with(compression_prefix) &&
+        !key.starts_with(checksum_prefix) && key != version_key && !(key == format_key && value == packed_format))
       metadata[key] = value;
   if (dict.packed()) {
     metadata[std::string(format_key)] = packed_format;
-    metadata[std::string(version_key)] = current_version;
+    metadata[std::string(version_key)] = plain_version;
   }
 
   std::vector<TensorToWrite> tensors;
   const auto add = [&](std::string name, DType dtype, std::vector<int64_t> sizes, std::span<const uint8_t> bytes) {
     if (!bytes.empty()) tensors.push_back({std::move(name), dtype, std::move(sizes), bytes});
+  };
+  std::deque<std::vector<uint8_t>> streams;  // a deque: what is written views them
+  const auto add_codes = [&](const std::string& name, const CodeLayout& layout, const std::vector<uint8_t>& codes) {
+    // Numbers of more than 8 bits are block ids, which sorting has made as good as random.
+    auto stream =
+        compression == Compression::rans && layout.bits <= 8 ? compressed_if_smaller(codes, layout) : std::nullopt;
+    if (!stream) return add(name, DType::u8, {layout.channels, layout.stride()}, codes);
+    streams.push_back(std::move(*stream));
+    add(name + std::string(stream_suffix), DType::u8, {static_cast<int64_t>(streams.back().size())}, streams.back());
+    metadata[std::string(compression_prefix) + name] = std::string(rans_method) + checksum_of(codes);
+    metadata[std::string(version_key)] = compressed_version;
   };
   for (const Parameter& parameter : dict.parameters) {
     if (!parameter.packed()) {
@@ -222,12 +268,11 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict) {
     const PackedTensor& packed = parameter.packed_values();
     metadata[std::string(scheme_prefix) + parameter.name] = to_string(packed.scheme);
     metadata[std::string(shape_prefix) + parameter.name] = to_string(packed.shape);
-    const int64_t channels = packed.shape[0];
-    add(parameter.name + ".codes", DType::u8, {channels, packed.code_stride()}, packed.codes);
+    add_codes(parameter.name + ".codes", code_layout(packed), packed.codes);
     add(parameter.name + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32, {packed.groups()},
         packed.scales);
     add(parameter.name + ".zero_points", DType::u8, {packed.groups()}, packed.zero_points);
-    add(parameter.name + ".block_ids", DType::u8, {channels, packed.block_id_stride()}, packed.block_ids);
+    add_codes(parameter.name + ".block_ids", block_id_layout(packed), packed.block_ids);
     add(parameter.name + ".codebook", DType::f32, {static_cast<int64_t>(packed.codebook.size())},
         bytes_of(std::span<const float>(packed.codebook)));
   }

@@ -16,6 +16,8 @@ struct Parameter {
   std::string name;  ///< "features.0.weight"
   std::variant<Tensor<float>, PackedTensor> value;
   int64_t file_bytes = 0;  ///< of all its tensors in the file it was read from; 0 when it was not
+  /// Of these, the streams that codes and block ids were decompressed from; 0 when both are stored as they are.
+  int64_t compressed_bytes = 0;
 
   bool packed() const { return std::holds_alternative<PackedTensor>(value); }
   const Shape& shape() const;
@@ -49,16 +51,20 @@ inline constexpr const char* class_names_key = "classes";
 /// What becomes of a checksum that does not fit: a warning, as PyTorch itself reads on, or an error.
 enum class Checksums : uint8_t { warn, strict };
 
-/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, or a state dict that PyTorch
-/// saved (PthFile): the content tells, not the name. Of the checksums, only those inside PyTorch's zip archives are
-/// computed. Throws IoError or FormatError.
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, compressed or not, or a state
+/// dict that PyTorch saved (PthFile): the content tells, not the name. Of the checksums, only those of compressed codes
+/// and those inside PyTorch's zip archives are computed. Throws IoError or FormatError.
 StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
 ///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]   W.block_ids U8 [K, stride]
 ///   W.codebook F32 [2^bits]
 /// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
-void save_state_dict(const std::filesystem::path& path, const StateDict& dict);
+/// With `compression`, codes and block ids that become smaller by it are written as T.rans U8 [bytes] in place of T,
+/// with "compression:T" in the metadata: see encode_codes and docs/format.md.
+enum class Compression : uint8_t { none, rans };
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict,
+                     Compression compression = Compression::none);
 
 /// Writes a float dict as torch.save would (write_pth), without the metadata, for which a .pth has no place. Throws
 /// FormatError when a parameter is packed.
