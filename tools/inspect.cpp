@@ -7,6 +7,7 @@
 #include "engine/io/pth.h"
 #include "engine/model/state_dict.h"
 #include "engine/quant/bits.h"
+#include "engine/quant/entropy.h"
 #include "engine/quant/size.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
@@ -73,6 +74,10 @@ nlohmann::json describe(const Parameter& parameter) {
   json["scheme"] = to_string(packed.scheme);
   json["groups"] = packed.groups();
   json["bits_per_weight"] = row.bits_per_weight();
+  json["entropy"] = code_entropy(packed);
+  json["compressed"] = parameter.compressed_bytes > 0;
+  json["compressed_bytes"] = parameter.compressed_bytes;
+  json["rest_bits_per_weight"] = static_cast<double>(parameter.file_bytes) * 8 / static_cast<double>(row.weights);
   if (const auto counts = exponent_counts(packed); !counts.empty()) {
     json["exponent_counts"] = std::vector<int64_t>(counts.begin(), counts.end() - 1);
     json["zeros"] = counts.back();
@@ -87,6 +92,11 @@ void print(const nlohmann::json& tensor) {
              tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
              thousands(tensor["bytes"].get<int64_t>()), tensor["min"].is_null() ? NAN : tensor["min"].get<double>(),
              tensor["max"].is_null() ? NAN : tensor["max"].get<double>());
+  if (tensor.value("compressed", false))
+    fmt::print(
+        "  codes compressed to {} bytes; {:.3f} bits a weight in the file, order-0 entropy of the codes {:.3f}\n",
+        thousands(tensor["compressed_bytes"].get<int64_t>()), tensor["rest_bits_per_weight"].get<double>(),
+        tensor["entropy"].get<double>());
   if (!tensor.contains("exponent_counts")) return;
   fmt::print("  exponent counts:");
   int exponent = 0;

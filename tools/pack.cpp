@@ -25,6 +25,8 @@ struct Options {
   std::string scale;
   std::string sign;
   bool zero_point = false;
+  bool compress = false;
+  bool rewrite = false;  ///< --compress or --no-compress was given: a packed model may be written again
   std::vector<std::string> layers;
   AllocationOptions allocation;
   std::string data;
@@ -108,6 +110,37 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
   return input.parent_path() / fmt::format("{}_{}bit.safetensors", name, bits);
 }
 
+Compression compression_of(const Options& options) { return options.compress ? Compression::rans : Compression::none; }
+
+/// The tables and JSON of what was written, read back as any tool would.
+void show_result(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
+                 double seconds, Backend& backend, const nlohmann::json& allocation = nullptr) {
+  const Network packed(backend, load_state_dict(output));
+  const auto file_bytes = static_cast<double>(packed.file_bytes());
+  if (options.allocation.target_size > 0 && file_bytes > options.allocation.target_size * 1e6)
+    fail<Error>("{} became {}, more than --target-size", output.string(), megabytes(file_bytes));
+  fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
+  fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
+  write_json(options.json, {{"input", input.string()},
+                            {"output", output.string()},
+                            {"seconds", seconds},
+                            {"compressed", options.compress},
+                            {"allocation", allocation},
+                            {"size", size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes())}});
+}
+
+/// Writes a packed model again with its codes compressed or not; not a bit of them changes.
+void repack(const Options& options, const std::filesystem::path& input, const StateDict& dict, Backend& backend) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::filesystem::path output =
+      !options.output.empty() ? std::filesystem::path(options.output)
+                              : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
+                                                                  options.compress ? "compressed" : "uncompressed");
+  save_state_dict(output, dict, compression_of(options));
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  show_result(options, input, output, seconds, backend);
+}
+
 void pack(const Options& options, bool bits_given) {
   const bool measured_default = options.method.empty() && options.granularity.empty() && options.scale.empty() &&
                                 options.sign.empty() && !options.zero_point;
@@ -118,9 +151,13 @@ void pack(const Options& options, bool bits_given) {
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_model(input, options.checksums);
+  if (dict.packed() && options.rewrite && measured_default && !bits_given && overrides.empty())
+    return repack(options, input, dict, *backend);
   if (dict.packed())
-    fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
-                     input.string());
+    fail<UsageError>(
+        "{} is packed already; pack the float model it came from, or tools/export it first; --compress or "
+        "--no-compress alone rewrites it with the same codes",
+        input.string());
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
 
@@ -159,21 +196,10 @@ void pack(const Options& options, bool bits_given) {
       fail<UsageError>(
           "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
           each.pattern);
-  save_state_dict(output, dict);
+  save_state_dict(output, dict, compression_of(options));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
-  const Network packed(*backend, load_state_dict(output));
-  if (options.allocation.target_size > 0 &&
-      static_cast<double>(packed.file_bytes()) > options.allocation.target_size * 1e6)
-    fail<Error>("{} became {}, more than --target-size", output.string(),
-                megabytes(static_cast<double>(packed.file_bytes())));
-  fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
-  fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend->description());
-  write_json(options.json, {{"input", input.string()},
-                            {"output", output.string()},
-                            {"seconds", seconds},
-                            {"allocation", allocated.json},
-                            {"size", size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes())}});
+  show_result(options, input, output, seconds, *backend, allocated.json);
 }
 
 }  // namespace
@@ -212,10 +238,16 @@ int main(int argc, char** argv) {
   options.allocation.add_to(app);
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   add_strict_option(app, options.checksums);
+  auto* compress = app.add_flag(
+      "--compress,!--no-compress", options.compress,
+      "Entropy-code the codes (rANS, no loss): a smaller file, decoded on loading, so that the resident size stays the "
+      "same. On a packed MODEL, --compress or --no-compress alone rewrites it with the same codes; its default output "
+      "is MODEL's name with _compressed or _uncompressed");
   options.device.add_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
+    options.rewrite = compress->count() > 0;
     pack(options, bits->count() > 0);
   });
 }
