@@ -38,7 +38,9 @@ Run run_at(const SymbolLayout& layout, int64_t index) {
 
 int64_t max_runs_per_chunk(const SymbolLayout& layout) {
   const int64_t run_bytes = layout.runs() > 1 ? run_symbols * layout.width / 8 : layout.codes.stride();
-  return std::max<int64_t>(1, max_decoded_chunk / std::max<int64_t>(1, run_bytes));
+  // Not more than there are: each number of runs is then a different stream, and a flipped bit in it shows.
+  return std::clamp<int64_t>(max_decoded_chunk / std::max<int64_t>(1, run_bytes), 1,
+                             std::max<int64_t>(1, layout.all_runs()));
 }
 
 int64_t chunks_of(const SymbolLayout& layout, int64_t runs_per_chunk) {

@@ -125,6 +125,39 @@ TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {
   refuse("pack small_4bit.safetensors", "small_4bit.safetensors is packed already", 2);
 }
 
+TEST_F(PackTest, CompressedModelsAreSmallerFilesOfTheSameModel) {
+  succeed("pack small.safetensors --bits 8 -o plain.safetensors --json plain.json");
+  succeed("pack small.safetensors --bits 8 --compress -o small_c.safetensors --json compressed.json");
+  const nlohmann::json plain = json("plain.json").at("size"), compressed = json("compressed.json").at("size");
+  EXPECT_EQ(compressed.at("resident"), plain.at("resident"));
+  EXPECT_LT(compressed.at("rest"), plain.at("rest"));
+  EXPECT_EQ(compressed.at("rest"), fs::file_size(at("small_c.safetensors")));
+
+  // A packed model is written again with the same codes, and back.
+  succeed("pack plain.safetensors --compress");
+  EXPECT_EQ(read_text(at("plain_compressed.safetensors")), read_text(at("small_c.safetensors")));
+  succeed("pack small_c.safetensors --no-compress");
+  EXPECT_EQ(read_text(at("small_c_uncompressed.safetensors")), read_text(at("plain.safetensors")));
+  refuse("pack plain.safetensors --compress --bits 4", "packed already", 2);
+
+  succeed("export plain.safetensors -o a.safetensors");
+  succeed("export small_c.safetensors -o b.safetensors");
+  EXPECT_EQ(read_text(at("a.safetensors")), read_text(at("b.safetensors")));
+
+  succeed("inspect small_c.safetensors --verify --json inspect.json");
+  const nlohmann::json report = json("inspect.json");
+  int64_t sum = report.at("header");
+  for (const nlohmann::json& tensor : report.at("tensors")) {
+    sum += tensor.at("bytes").get<int64_t>();
+    if (tensor.at("name") != "classifier.1.weight") continue;
+    EXPECT_EQ(tensor.at("compressed"), true);
+    EXPECT_LT(tensor.at("compressed_bytes"), tensor.at("bytes"));
+    EXPECT_GT(tensor.at("entropy"), 4.0);
+    EXPECT_LT(tensor.at("entropy"), 8.0);
+  }
+  EXPECT_EQ(sum, fs::file_size(at("small_c.safetensors")));
+}
+
 TEST_F(PackTest, WithoutAModelTheNewestOneOfTheKindIsTaken) {
   for (const std::string tool : {"pack", "eval --data standin", "bench"}) refuse(tool, "weights", 2);
 
