@@ -248,11 +248,14 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
     if (!bytes.empty()) tensors.push_back({std::move(name), dtype, std::move(sizes), bytes});
   };
   std::deque<std::vector<uint8_t>> streams;  // a deque: what is written views them
+  int64_t decoded = 0;                       // what the streams decode to: readers have a limit
   const auto add_codes = [&](const std::string& name, const CodeLayout& layout, const std::vector<uint8_t>& codes) {
-    // Numbers of more than 8 bits are block ids, which sorting has made as good as random.
-    auto stream =
-        compression == Compression::rans && layout.bits <= 8 ? compressed_if_smaller(codes, layout) : std::nullopt;
+    // Block ids of more than 8 bits stay as they are: all blocks are equally large, so there is next to nothing to
+    // gain.
+    const bool fits = layout.bits <= 8 && layout.bytes() <= max_decoded_bytes - decoded;
+    auto stream = compression == Compression::rans && fits ? compressed_if_smaller(codes, layout) : std::nullopt;
     if (!stream) return add(name, DType::u8, {layout.channels, layout.stride()}, codes);
+    decoded += layout.bytes();
     streams.push_back(std::move(*stream));
     add(name + std::string(stream_suffix), DType::u8, {static_cast<int64_t>(streams.back().size())}, streams.back());
     metadata[std::string(compression_prefix) + name] = std::string(rans_method) + checksum_of(codes);

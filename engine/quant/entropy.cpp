@@ -47,8 +47,6 @@ int64_t chunks_of(const SymbolLayout& layout, int64_t runs_per_chunk) {
   return (layout.all_runs() + runs_per_chunk - 1) / runs_per_chunk;
 }
 
-// ---- bits of the header -------------------------------------------------------------------------------------------
-
 class BitWriter {
  public:
   explicit BitWriter(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
@@ -117,8 +115,6 @@ int64_t read_u32(const uint8_t* bytes) {
   return value;
 }
 
-// ---- encoding -----------------------------------------------------------------------------------------------------
-
 std::vector<uint8_t> encode_chunk(std::span<const uint8_t> codes, const SymbolLayout& layout, const EntropyModel& model,
                                   std::span<const RansEncoderModel> tables, int64_t first_run, int64_t end_run) {
   RansEncoder encoder;
@@ -133,8 +129,6 @@ std::vector<uint8_t> encode_chunk(std::span<const uint8_t> codes, const SymbolLa
   }
   return encoder.finish();
 }
-
-// ---- decoding -----------------------------------------------------------------------------------------------------
 
 /// A stream whose every length has been checked against the layout and the bytes there are.
 struct ParsedStream {
@@ -253,6 +247,8 @@ constexpr ChunkDecoder chunk_decoders[] = {nullptr,         decode_chunk<1>, dec
 int64_t CodeLayout::stride() const { return channel_stride(elements, bits); }
 
 std::vector<uint8_t> encode_codes(std::span<const uint8_t> codes, const CodeLayout& layout) {
+  if (layout.bits < 1 || layout.bits > 8)
+    fail<ShapeError>("codes of {} bits to compress, expected 1 to 8", layout.bits);
   if (static_cast<int64_t>(codes.size()) != layout.bytes())
     fail<ShapeError>("{} bytes of codes to compress, expected {}", codes.size(), layout.bytes());
   const EntropyModel model = choose_model(codes, layout);

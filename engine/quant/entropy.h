@@ -29,7 +29,8 @@ inline constexpr int64_t max_decoded_bytes = int64_t{1} << 30;
 /// class of output channels; docs/format.md draws the stream. Symbols are runs of codes of up to 8 bits together, so
 /// that what a code says of its neighbour is used and a byte is decoded at a time; width, classes and precision are
 /// those that make the stream smallest (or within 0.1 % of it and faster). Deterministic; uses all OpenMP threads. Bits
-/// beyond a channel's last code are taken for zero. Throws ShapeError when `codes` is not layout.bytes() long.
+/// beyond a channel's last code are taken for zero. Throws ShapeError when `codes` is not layout.bytes() long, or
+/// for another width than 1 to 8.
 std::vector<uint8_t> encode_codes(std::span<const uint8_t> codes, const CodeLayout& layout);
 
 /// The exact bytes that encode_codes was given, in parallel over the stream's chunks. Any stream is safe to hand in:

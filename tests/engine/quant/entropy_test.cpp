@@ -156,7 +156,11 @@ TEST(Entropy, TheSameCodesGiveTheSameStream) {
   EXPECT_EQ(encode_codes(codes, layout), encode_codes(codes, layout));
 }
 
-TEST(Entropy, CodesOfAnotherSizeAreRefused) { EXPECT_THROW(encode_codes(Bytes(17), {1, 16, 8}), ShapeError); }
+TEST(Entropy, CodesOfAnotherSizeOrWidthAreRefused) {
+  EXPECT_THROW(encode_codes(Bytes(17), {1, 16, 8}), ShapeError);
+  EXPECT_THROW(encode_codes(Bytes(32), {1, 16, 9}), ShapeError);
+  EXPECT_THROW(encode_codes({}, {0, 0, 0}), ShapeError);
+}
 
 TEST(Entropy, QuantizedFrequenciesSumUpAndKeepWhatOccurs) {
   const std::vector<uint64_t> counts = {1'000'000'000, 1, 0, 5, 1, 1, 1, 1, 900'000'000};
