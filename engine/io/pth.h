@@ -25,7 +25,7 @@ struct PthTensor {
 /// storage and every tensor's bounds; what the tensors take up together is bound by what the file holds. Tensors are
 /// looked for in the file's dict or, where there are wrappers, in its "state_dict", "model_state_dict", "model" or "net";
 /// the prefix "module." or "_orig_mod." of all names is taken off; what is no tensor is left out. What is
-/// understood: docs/format.md. Throws IoError (cannot open) or FormatError (anything wrong inside), naming the file.
+/// understood: docs/formats.md. Throws IoError (cannot open) or FormatError (anything wrong inside), naming the file.
 class PthFile {
  public:
   explicit PthFile(const std::filesystem::path& path);

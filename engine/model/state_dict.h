@@ -61,7 +61,7 @@ StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums
 ///   W.codebook F32 [2^bits]
 /// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
 /// With `compression`, codes and block ids that become smaller by it are written as T.rans U8 [bytes] in place of T,
-/// with "compression:T" in the metadata: see encode_codes and docs/format.md.
+/// with "compression:T" in the metadata: see encode_codes and docs/formats.md.
 enum class Compression : uint8_t { none, rans };
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict,
                      Compression compression = Compression::none);

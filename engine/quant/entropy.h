@@ -26,7 +26,7 @@ struct CodeLayout {
 inline constexpr int64_t max_decoded_bytes = int64_t{1} << 30;
 
 /// Entropy-codes packed codes with interleaved rANS (Duda 2013, arXiv 1311.2540, section 3) and a static model for each
-/// class of output channels; docs/format.md draws the stream. Symbols are runs of codes of up to 8 bits together, so
+/// class of output channels; docs/formats.md draws the stream. Symbols are runs of codes of up to 8 bits together, so
 /// that what a code says of its neighbour is used and a byte is decoded at a time; width, classes and precision are
 /// those that make the stream smallest (or within 0.1 % of it and faster). Deterministic; uses all OpenMP threads. Bits
 /// beyond a channel's last code are taken for zero. Throws ShapeError when `codes` is not layout.bytes() long, or
