@@ -27,6 +27,7 @@ struct Options {
   std::vector<std::string> images;
   std::string model;
   int64_t top = 3;
+  Checksums checksums = Checksums::warn;
   DeviceOptions device;
   std::string json;
 };
@@ -271,7 +272,7 @@ void classify_all(Classifier& classifier, std::vector<Picture>& pictures, int64_
 
 void classify(const Options& options) {
   const fs::path model = find_model(options.model, ModelKind::packed);
-  StateDict dict = load_model(model);
+  StateDict dict = load_model(model, options.checksums);
   const int image_size = image_size_of(dict.metadata);
   const auto metadata = dict.metadata;
   std::vector<Picture> pictures = find_pictures(options.images);
@@ -310,12 +311,13 @@ int main(int argc, char** argv) {
                  "JPEG or PNG files, or folders (their .jpg, .jpeg and .png, four levels deep)")
       ->required();
   app.add_option("--model", options.model,
-                 "Float or packed model (safetensors); without it the newest packed one in weights/")
+                 fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files))
       ->type_name("FILE");
   app.add_option("--top", options.top, "Show the K likeliest classes")
       ->type_name("K")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
+  add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   add_json_option(app, options.json);

@@ -25,6 +25,7 @@ struct Options {
   int64_t batch = 128;
   int image_size = 0;
   bool keep_models = false;
+  Checksums checksums = Checksums::warn;
   DeviceOptions device;
   std::string json;
 };
@@ -76,7 +77,7 @@ std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_sc
 void sweep(const Options& options) {
   const std::vector<SweepScheme> schemes = chosen_schemes(options);
   const std::filesystem::path path = find_model(options.model, ModelKind::fine_tuned);
-  const StateDict model = load_model(path);
+  const StateDict model = load_model(path, options.checksums);
   if (model.packed())
     fail<UsageError>("{} is packed already: name the float model it came from, or tools/export it first",
                      path.string());
@@ -153,7 +154,8 @@ int main(int argc, char** argv) {
       "A sweep that was stopped or killed goes on where it was when the same command is given again.",
       "sweep");
   Options options;
-  app.add_option("MODEL", options.model, "Float model; without it the newest fine-tuned one in weights/");
+  app.add_option("MODEL", options.model,
+                 fmt::format("Float model ({}); without it the newest fine-tuned one in weights/", model_files));
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   app.add_option(
          "--preset", options.preset,
@@ -178,6 +180,7 @@ int main(int argc, char** argv) {
   CLI::Option* keep = app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
                                    "Leave every packed model in DIR once it is measured (default with the seed preset "
                                    "alone); without it each is deleted");
+  add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   add_json_option(app, options.json);
