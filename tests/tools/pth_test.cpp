@@ -54,7 +54,7 @@ TEST_F(PthToolsTest, EveryToolTakesIt) {
     succeed("pack " + name + " -o packed.safetensors");
     succeed("pack small.safetensors -o expected.safetensors");
     EXPECT_TRUE(same_bits(dequantized(model("packed.safetensors")), dequantized(model("expected.safetensors"))));
-    succeed("bench " + name + " --batch 1 --seconds 0 --image-size 64");
+    succeed("bench " + name + " --batch 1 --seconds 0");
     succeed("finetune --init " + name + " --data standin --image-size 64 --epochs 1 --threads 1 --out tuned.safetensors");
     succeed("inspect " + name + " --verify --json inspect.json");
     EXPECT_EQ(json("inspect.json").at("verified"), 16 + 3);
