@@ -48,7 +48,10 @@ int point_of(const Row& row) {
 }  // namespace
 
 std::string label_of(const Row& row) {
-  if (row.simulated()) return row.method + " (claimed)";
+  if (row.simulated()) {
+    const size_t repairs = std::min(row.scheme.find('+'), row.scheme.size());
+    return fmt::format("{}{} (claimed)", row.method, row.scheme.substr(repairs));
+  }
   const Scheme& scheme = std::get<Scheme>(*row.parsed);
   std::string label = row.method + " " + row.granularity;
   if (scheme.sign == ScaleSign::signed_max || traits_of(scheme.method).default_sign == ScaleSign::signed_max)
