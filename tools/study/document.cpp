@@ -160,9 +160,9 @@ Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup)
   section.paragraphs.push_back(
       "Estimated: weights × bits and groups × 32 bits, the notebooks' formula; MB = bits / 8,000,000. At rest: the "
       "file's length. Resident: what the backend handed out for weights and biases. Both are measured; differences "
-      "are against the estimate, which knows no padding, biases, header, zero points or block numbers. Bits per "
-      "weight count all that decoding needs. Simulated schemes have no measured size and stand in no column but "
-      "their claim's.");
+      "are against the estimate, which knows no padding, biases, header, zero points or block numbers (the float "
+      "model's file may hold half precision). Bits per weight count all that decoding needs. Simulated schemes have no "
+      "measured size and stand in no column but their claim's.");
   section.paragraphs.push_back(row_cost(setup));
   if (const std::string front = front_in_words(rows); !front.empty())
     section.paragraphs.push_back("On the front (none is at once smaller and more accurate on these images): " + front +
