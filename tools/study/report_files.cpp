@@ -85,11 +85,12 @@ h1{font-size:1.6rem;line-height:1.2}
 h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line);padding-bottom:.25rem}
 p{max-width:44rem}
 figure{margin:1.5rem 0}
-figure svg{display:block;width:100%;height:auto;max-height:85vh;color:var(--ink)}
+.plot{overflow-x:auto}
+figure svg{display:block;width:100%;min-width:40rem;max-width:54rem;height:auto;color:var(--ink)}
 figcaption{color:var(--soft);font-size:.9rem;max-width:44rem}
-.scroll{overflow-x:auto;margin:1rem 0}
+.scroll{overflow-x:auto;margin:0 0 1rem}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;white-space:nowrap}
-caption{text-align:left;font-weight:600;padding:.3rem 0;white-space:normal}
+h3{font-size:.95rem;margin:1.5rem 0 .3rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right}
 th{vertical-align:bottom;white-space:normal;min-width:4.5rem}
 .text{text-align:left}
@@ -97,7 +98,7 @@ th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
 tbody tr:nth-child(even) td{background:var(--stripe)}
 tbody tr.simulated td{background:var(--mark)}
 @media print{body{max-width:none;font-size:10pt}.scroll{overflow:visible}table{font-size:7pt}th,td{padding:.1rem .3rem}
-h2,caption{break-after:avoid}tr,figure{break-inside:avoid}th:first-child,td:first-child{position:static}}
+h2,h3{break-after:avoid}figure svg{min-width:0;max-height:20cm}tr,figure{break-inside:avoid}th:first-child,td:first-child{position:static}}
 )css";
 
 std::string html_text(std::string_view text) {
@@ -131,7 +132,7 @@ std::string html_row(const std::vector<std::string>& cells, size_t left_columns,
 }
 
 std::string html_table(const Table& table) {
-  std::string text = fmt::format("<div class=\"scroll\"><table><caption>{}</caption>\n<thead>{}</thead>\n<tbody>\n",
+  std::string text = fmt::format("<h3>{}</h3>\n<div class=\"scroll\"><table>\n<thead>{}</thead>\n<tbody>\n",
                                  html_text(table.caption), html_row(table.columns, table.left_columns, "th"));
   for (const auto& row : table.rows) text += html_row(row, table.left_columns, "td");
   return text + "</tbody></table></div>\n";
@@ -165,8 +166,8 @@ std::string html(const Document& document, const Figures& figures) {
     for (const std::string& paragraph : section.paragraphs) text += fmt::format("<p>{}</p>\n", html_text(paragraph));
     for (const std::string& name : section.plots)
       if (const auto figure = figures.find(name); figure != figures.end())
-        text += fmt::format("<figure>\n{}<figcaption>{}</figcaption>\n</figure>\n", figure->second.svg,
-                            html_text(figure->second.caption));
+        text += fmt::format("<figure>\n<div class=\"plot\">{}</div><figcaption>{}</figcaption>\n</figure>\n",
+                            figure->second.svg, html_text(figure->second.caption));
     for (const Table& table : section.tables) text += html_table(table);
     text += "</section>\n";
   }
