@@ -139,6 +139,9 @@ Codebook make_codebook(Method method, int bits) {
       return make_codebook(nf4_values, bits, 1.0F);
     case Method::fp4:
       return make_small_float(e2m1, lower_wins);
+    case Method::kmeans:
+      fail<UsageError>("{} has no fixed values: they are trained on the weights they stand for",
+                       traits_of(method).name);
   }
   fail<UsageError>("no codebook for method {}", static_cast<int>(method));
 }

@@ -32,7 +32,8 @@ struct Codebook {
   uint8_t zero_code = 0;  ///< the code of exactly 0, or of the value nearest to it where 0 is no value
 };
 
-/// Builds the codebook of a method at a width. Values in float32. Throws UsageError for other widths.
+/// Builds the codebook of a method at a width. Values in float32. Throws UsageError for other widths and
+/// for methods whose values are trained.
 /// Definitions: FP8 after OCP OFP8 1.0, dynamic tree after Dettmers 2015 (arXiv 1511.04561) in closed form,
 /// NF4 after QLoRA (arXiv 2305.14314), FP4 after OCP MX 1.0 (E2M1).
 Codebook make_codebook(Method method, int bits);

@@ -42,7 +42,7 @@ int64_t validate_form(const PackedTensor& packed, std::string_view name) {
 }
 
 void validate_codebook(const PackedTensor& packed, std::string_view name) {
-  if (packed.codebook.empty()) return;
+  if (packed.codebook.empty() && !traits_of(packed.scheme.method).trained) return;
   if (packed.scheme.zero_point) fail<FormatError>("{}: a stored codebook with a zero-point scheme", name);
   expect_bytes(packed.codebook, int64_t{1} << packed.scheme.bits, name, "codebook values");
   if (!std::ranges::all_of(packed.codebook, [](float value) { return std::isfinite(value); }) ||

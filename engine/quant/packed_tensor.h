@@ -17,7 +17,8 @@ struct PackedTensor {
 
   std::vector<uint8_t> codes;  ///< shape[0] x channel_stride(inner, bits) bytes
   /// One per group, raw little-endian bytes in scheme.scale's type: 4 or 2 bytes each. For zero-point
-  /// schemes the group's max - min (widened to include 0), else its absolute or signed maximum.
+  /// schemes the group's max - min (widened to include 0), for trained ones its root mean square, else its absolute
+  /// or signed maximum.
   std::vector<uint8_t> scales;
   std::vector<uint8_t> zero_points;  ///< one per group, affine schemes only: the code that stands for 0
   std::vector<uint8_t> block_ids;    ///< shape[0] x channel_stride(inner, block_id_bits()), sorted schemes only

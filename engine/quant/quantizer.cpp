@@ -1,16 +1,16 @@
 // From weights to codes in three passes: the extremes of every group, the scale (and zero point) of every group, the
-// code of every weight. The passes run over output channels in parallel, or over bands of them where groups span
-// several; nothing is shared between iterations, so the result does not depend on the number of threads.
+// code of every weight; trained codebooks and the search for a range come in between, compensated rounding behind. The
+// passes run over output channels in parallel, or over bands of them where groups span several; nothing is shared
+// between iterations, so the result does not depend on the number of threads.
 
 #include "engine/quant/quantizer.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <span>
 
 #include "engine/quant/bits.h"
+#include "engine/quant/group_scales.h"
 #include "engine/quant/magnitude_order.h"
 
 namespace nibblenet {
@@ -43,51 +43,6 @@ std::vector<Extremes> extremes_by_block(TensorView<const float> weights, std::sp
   std::vector<Extremes> extremes(static_cast<size_t>(groups));
   for (int64_t i = 0; i < weights.elements(); ++i) add(extremes[blocks[static_cast<size_t>(i)]], weights[i]);
   return extremes;
-}
-
-/// The scale of a group as it will be read back: rounded to its type.
-float stored_scale(const Extremes& group, const Scheme& scheme, float scale_to) {
-  float scale = scheme.zero_point ? group.highest - group.lowest : group.largest;
-  if (scheme.sign == ScaleSign::absolute) scale = std::fabs(scale);
-  if (scheme.scale == ScaleType::f16) return f16_to_f32(f32_to_f16(scale));
-  // At the very end of float32's range the outermost value may round up to infinity when it is decoded.
-  while (std::isfinite(scale) && !std::isfinite(scale_to * (scale / scale_to))) scale = std::nextafter(scale, 0.0F);
-  return scale;
-}
-
-/// Fills the scales and zero points of `packed` and returns the steps that its codes are chosen with.
-std::vector<Step> choose_scales(PackedTensor& packed, const std::vector<Extremes>& extremes, float scale_to,
-                                std::string_view name) {
-  const Scheme& scheme = packed.scheme;
-  const size_t scale_bytes = scheme.scale == ScaleType::f16 ? 2 : 4;
-  packed.scales.resize(extremes.size() * scale_bytes);
-  if (scheme.zero_point) packed.zero_points.resize(extremes.size());
-
-  std::vector<Step> steps(extremes.size());
-  for (size_t group = 0; group < extremes.size(); ++group) {
-    const float scale = stored_scale(extremes[group], scheme, scale_to);
-    if (!std::isfinite(scale))
-      fail<Error>("{}: the scale of group {} is beyond the range of {}; supported: {}", name, group,
-                  to_string(scheme.scale), scheme.scale == ScaleType::f16 ? "f32" : "schemes without zero-point");
-    const uint16_t half = f32_to_f16(scale);
-    const void* bytes = scheme.scale == ScaleType::f16 ? static_cast<const void*>(&half) : &scale;
-    std::memcpy(packed.scales.data() + group * scale_bytes, bytes, scale_bytes);
-
-    steps[group].step = scale / scale_to;
-    if (!scheme.zero_point || steps[group].step == 0) continue;
-    const float zero_point = std::nearbyint(-extremes[group].lowest / steps[group].step);
-    steps[group].zero_point = std::clamp(zero_point, 0.0F, scale_to);
-    packed.zero_points[group] = static_cast<uint8_t>(steps[group].zero_point);
-  }
-  return steps;
-}
-
-/// A group of zeros, or one whose step underflows, holds exact zeros: there is nothing to divide by.
-uint32_t code_of(float weight, const Step& group, const Codebook& codebook, bool affine) {
-  if (group.step == 0) return codebook.zero_code;
-  const float x = weight / group.step;
-  if (!affine) return encode(codebook, x);
-  return static_cast<uint32_t>(std::clamp(std::nearbyint(x) + group.zero_point, 0.0F, codebook.scale_to));
 }
 
 /// The codes of one output channel; `blocks` holds the group of each of its weights, or nothing where `map` does.
@@ -142,35 +97,79 @@ void expect_finite(TensorView<const float> weights, std::string_view name) {
     fail<Error>("{}: weight {} is {}; only finite weights can be quantized", name, first, weights[first]);
 }
 
+namespace {
+
+/// Scales, and for trained schemes the codebook: everything that codes are chosen with.
+std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights, const GroupMap& map,
+                          std::span<const uint32_t> blocks, std::string_view name, const QuantizerPasses& passes,
+                          const QuantizeOptions& options) {
+  const Scheme& scheme = packed.scheme;
+  const bool is_trained = traits_of(scheme.method).trained;
+  const bool searches = options.range == Range::search;
+  if (!is_trained && !searches)
+    return store_scales(packed, passes.extremes(weights, map, blocks), codebook_of(packed).scale_to, name);
+
+  const std::vector<float> importance = options.moments == nullptr ? std::vector<float>{} : options.moments->diagonal();
+  const GroupedWeights grouped(weights, map, blocks, importance);
+  std::vector<Extremes> extremes = is_trained ? deviations(grouped) : passes.extremes(weights, map, blocks);
+  if (is_trained) {
+    const std::vector<Step> steps = store_scales(packed, extremes, 1.0F, name);
+    packed.codebook = trained_values(grouped, steps, scheme.bits);
+  }
+  if (searches) extremes = search_ranges(extremes, grouped, scheme, codebook_of(packed));
+  return store_scales(packed, extremes, codebook_of(packed).scale_to, name);
+}
+
+void expect_moments(const QuantizeOptions& options, const Shape& shape, std::string_view name) {
+  if (options.moments == nullptr) {
+    if (options.rounding == Rounding::compensated)
+      fail<UsageError>("{}: compensated rounding needs second moments of the layer's inputs", name);
+  } else if (options.moments->inputs != shape.inner_elements()) {
+    fail<ShapeError>("{}: second moments of {} inputs, expected {}", name, options.moments->inputs,
+                     shape.inner_elements());
+  }
+}
+
+}  // namespace
+
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
-                      const QuantizerPasses& passes) {
+                      const QuantizerPasses& passes, const QuantizeOptions& options) {
   validate(scheme);
   const GroupMap map = make_group_map(scheme.granularity, weights.shape());
+  expect_moments(options, weights.shape(), name);
   expect_finite(weights, name);
 
   PackedTensor packed;
   packed.scheme = scheme;
   packed.shape = weights.shape();
   const int64_t channels = packed.shape[0];
-  const Codebook codebook = codebook_of(packed);
   const bool is_sorted = traits_of(scheme.method).sorted;
   const std::vector<uint32_t> blocks =
       is_sorted ? magnitude_blocks(weights.span(), map.block) : std::vector<uint32_t>();
-  const std::vector<Step> steps = choose_scales(packed, passes.extremes(weights, map, blocks), codebook.scale_to, name);
+  const std::vector<Step> steps = prepare(packed, weights, map, blocks, name, passes, options);
 
   packed.codes.resize(static_cast<size_t>(channels * packed.code_stride()));
-  passes.encode(packed, weights, map, blocks, steps, codebook);
+  passes.encode(packed, weights, map, blocks, steps, codebook_of(packed));
   if (is_sorted) {
     packed.block_ids.resize(static_cast<size_t>(channels * packed.block_id_stride()));
 #pragma omp parallel for
     for (int64_t channel = 0; channel < channels; ++channel)
       pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
+  if (options.rounding == Rounding::compensated) {
+    const Compensation compensation = compensate(packed, weights, *options.moments, options.order, options.on_columns);
+    if (options.report != nullptr) *options.report = compensation;
+  }
   return packed;
 }
 
+PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
+                      const QuantizeOptions& options) {
+  return quantize(weights, scheme, name, {find_extremes, encode_all}, options);
+}
+
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name) {
-  return quantize(weights, scheme, name, {find_extremes, encode_all});
+  return quantize(weights, scheme, name, QuantizeOptions{});
 }
 
 }  // namespace nibblenet

@@ -22,19 +22,25 @@ constexpr auto absolute = ScaleSign::absolute;
 constexpr auto signed_max = ScaleSign::signed_max;
 
 // In the order of the enum: traits_of() indexes it.
-constexpr std::array<MethodTraits, 8> methods{{
-    {Method::linear, "linear", 2, 8, per_channel, absolute, false,
+constexpr std::array<MethodTraits, 9> methods{{
+    {Method::linear, "linear", 2, 8, per_channel, absolute, false, false,
      "integers in equal steps, symmetric around 0; with zero-point: affine over [min, max]"},
-    {Method::fp8_e4m3, "fp8-e4m3", 8, 8, per_row, absolute, false, "OCP FP8 with 4 exponent and 3 mantissa bits"},
-    {Method::fp8_e5m2, "fp8-e5m2", 8, 8, per_row, absolute, false, "OCP FP8 with 5 exponent and 2 mantissa bits"},
-    {Method::dynamic_tree, "dynamic-tree", 3, 8, per_row, signed_max, false,
+    {Method::fp8_e4m3, "fp8-e4m3", 8, 8, per_row, absolute, false, false,
+     "OCP FP8 with 4 exponent and 3 mantissa bits"},
+    {Method::fp8_e5m2, "fp8-e5m2", 8, 8, per_row, absolute, false, false,
+     "OCP FP8 with 5 exponent and 2 mantissa bits"},
+    {Method::dynamic_tree, "dynamic-tree", 3, 8, per_row, signed_max, false, false,
      "sign, unary decimal exponent, linear fraction (Dettmers 2015)"},
-    {Method::stable_embedding, "stable-embedding", 3, 8, by_magnitude, signed_max, true,
+    {Method::stable_embedding, "stable-embedding", 3, 8, by_magnitude, signed_max, true, false,
      "dynamic tree over magnitude-sorted blocks (the seed's stable embedding)"},
-    {Method::stable_embedding_fp8, "stable-embedding-fp8", 8, 8, by_magnitude, absolute, true,
+    {Method::stable_embedding_fp8, "stable-embedding-fp8", 8, 8, by_magnitude, absolute, true, false,
      "FP8 E4M3 over magnitude-sorted blocks (the seed's stable embedding)"},
-    {Method::nf4, "nf4", 4, 4, per_block_of_64, absolute, false, "NormalFloat-4, quantiles of a normal distribution"},
-    {Method::fp4, "fp4", 4, 4, per_block_of_64, absolute, false, "OCP FP4 with 2 exponent bits and 1 mantissa bit"},
+    {Method::nf4, "nf4", 4, 4, per_block_of_64, absolute, false, false,
+     "NormalFloat-4, quantiles of a normal distribution"},
+    {Method::fp4, "fp4", 4, 4, per_block_of_64, absolute, false, false,
+     "OCP FP4 with 2 exponent bits and 1 mantissa bit"},
+    {Method::kmeans, "kmeans", 2, 8, per_channel, absolute, false, true,
+     "values trained on the weights (k-means), one codebook a tensor, in the file (Han 2016)"},
 }};
 
 std::string bits_text(const MethodTraits& traits) {

@@ -19,6 +19,7 @@ enum class Method : uint8_t {
   stable_embedding_fp8,  ///< FP8 E4M3 over magnitude-sorted blocks
   nf4,
   fp4,
+  kmeans,  ///< values trained for each tensor and stored with it (Deep Compression, Han 2016)
 };
 
 /// How weights fall into groups that share one scale.
@@ -61,6 +62,7 @@ struct MethodTraits {
   Granularity default_granularity;
   ScaleSign default_sign;    ///< signed where the codebook holds +1 but not -1
   bool sorted;               ///< groups are magnitude-sorted blocks, with stored block ids
+  bool trained;              ///< the values come from the weights; a group's scale is its root mean square
   std::string_view summary;  ///< one line for --help
 };
 std::span<const MethodTraits> method_table();

@@ -24,6 +24,14 @@ inline std::vector<Granularity> granularities_of(const MethodTraits& traits) {
           {Kind::tile, 1, 1}, {Kind::tile, INT64_MAX, INT64_MAX}};
 }
 
+/// The methods whose values are the same for every tensor.
+inline std::vector<MethodTraits> untrained_methods() {
+  std::vector<MethodTraits> methods;
+  for (const MethodTraits& traits : method_table())
+    if (!traits.trained) methods.push_back(traits);
+  return methods;
+}
+
 /// Every scheme of a method: width x granularity x scale type x sign or zero point.
 inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
   std::vector<Scheme> schemes;

@@ -116,7 +116,7 @@ TEST_P(EveryCodebook, DecidesExactlyAtEveryMidpoint) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, EveryCodebook, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, EveryCodebook, ::testing::ValuesIn(testing::untrained_methods()),
                          [](const auto& method) { return nibblenet::testing::identifier(method.param.name); });
 
 TEST(Linear, CodesAreTheIntegersShifted) {
@@ -240,6 +240,7 @@ TEST(TrainedCodebook, RefusesBadValues) {
   EXPECT_THROW(make_codebook(good, 2, 0.0F), UsageError);
   EXPECT_THROW(make_codebook(good, 2, nan), UsageError);
   EXPECT_THROW(make_codebook(Method::nf4, 3), UsageError);
+  EXPECT_THROW(make_codebook(Method::kmeans, 3), UsageError);
 }
 
 }  // namespace

@@ -100,6 +100,10 @@ float reference_nearest(const Scheme& scheme, const Codebook& codebook, float x)
   uint8_t best = codebook.ordered_codes[0];
   for (int i = 1; i < codebook.count; ++i) {
     const uint8_t code = codebook.ordered_codes[static_cast<size_t>(i)];
+    if (x >= codebook.values[code]) {  // nearer than all below, by however little
+      best = code;
+      continue;
+    }
     const double gain = distance(codebook.values[best]) - distance(codebook.values[code]);
     if (gain > 0 || (gain == 0 && is_fp8 && code % 2 == 0)) best = code;
   }
@@ -123,16 +127,26 @@ void reference_affine(const std::vector<float>& weights, const std::vector<size_
     out[i] = (std::clamp(std::nearbyint(weights[i] / step) + zero_point, 0.0F, top) - zero_point) * step;
 }
 
-std::vector<float> reference_quantized(const std::vector<float>& weights, const Shape& shape, const Scheme& scheme) {
-  const Codebook codebook = make_codebook(scheme.method, scheme.bits);
+/// The signed element of largest magnitude, or of its sign the root mean square for trained methods.
+float reference_extreme(const std::vector<float>& weights, const std::vector<size_t>& group, const Scheme& scheme) {
+  const float extreme = weights[*std::ranges::max_element(group, {}, [&](size_t i) { return std::fabs(weights[i]); })];
+  if (!traits_of(scheme.method).trained) return extreme;
+  double squares = 0;
+  for (const size_t i : group) squares += static_cast<double>(weights[i]) * static_cast<double>(weights[i]);
+  return std::copysign(static_cast<float>(std::sqrt(squares / static_cast<double>(group.size()))), extreme);
+}
+
+/// `codebook`: that of the method, or the trained one.
+std::vector<float> reference_quantized(const std::vector<float>& weights, const Shape& shape, const Scheme& scheme,
+                                       const Codebook& codebook) {
   std::vector<float> out(weights.size(), 0.0F);
   for (const std::vector<size_t>& group : reference_groups(weights, shape, scheme.granularity)) {
     if (scheme.zero_point) {
       reference_affine(weights, group, scheme, out);
       continue;
     }
-    const size_t extreme = *std::ranges::max_element(group, {}, [&](size_t i) { return std::fabs(weights[i]); });
-    float scale = scheme.sign == ScaleSign::signed_max ? weights[extreme] : std::fabs(weights[extreme]);
+    const float extreme = reference_extreme(weights, group, scheme);
+    float scale = scheme.sign == ScaleSign::signed_max ? extreme : std::fabs(extreme);
     if (scheme.scale == ScaleType::f16) scale = f16_to_f32(f32_to_f16(scale));
     const float step = scale / codebook.scale_to;
     if (step == 0) continue;
@@ -166,7 +180,7 @@ TEST_P(EveryScheme, EqualsTheIndependentReferenceOnAwkwardShapes) {
         const PackedTensor packed = quantize(view(weights, shape), scheme, "w");
         ASSERT_NO_THROW(validate(packed, "w"));
         const std::vector<float> actual = dequantized(packed);
-        const std::vector<float> expected = reference_quantized(weights, shape, scheme);
+        const std::vector<float> expected = reference_quantized(weights, shape, scheme, codebook_of(packed));
         for (size_t i = 0; i < actual.size(); ++i) ASSERT_EQ(actual[i], expected[i]) << i << ": " << weights[i];
         ASSERT_NO_FATAL_FAILURE(expect_ranges_decode_alike(packed, actual));
       }
@@ -208,6 +222,7 @@ TEST_P(EveryScheme, DoesNotDependOnTheNumberOfThreads) {
     ASSERT_EQ(serial.scales, parallel.scales) << to_string(scheme);
     ASSERT_EQ(serial.zero_points, parallel.zero_points) << to_string(scheme);
     ASSERT_EQ(serial.block_ids, parallel.block_ids) << to_string(scheme);
+    ASSERT_EQ(serial.codebook, parallel.codebook) << to_string(scheme);
   }
   omp_set_num_threads(threads);
 }

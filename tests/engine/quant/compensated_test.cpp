@@ -1,0 +1,304 @@
+#include "engine/quant/compensated.h"
+
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "engine/core/random.h"
+#include "engine/quant/bits.h"
+#include "engine/quant/quantizer.h"
+#include "tests/engine/quant/cases.h"
+
+namespace nibblenet {
+namespace {
+
+TensorView<const float> view(const std::vector<float>& values, const Shape& shape) { return {values.data(), shape}; }
+
+std::vector<float> bell_shaped(int64_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i)
+    values.push_back(random.uniform() + random.uniform() + random.uniform() + random.uniform() - 2.0F);
+  return values;
+}
+
+/// Moments of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its neighbours.
+SecondMoments correlated_moments(int64_t inputs, int64_t rows, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> x(static_cast<size_t>(rows * inputs));
+  for (int64_t row = 0; row < rows; ++row) {
+    float drift = 0;
+    for (int64_t k = 0; k < inputs; ++k) {
+      drift = 0.8F * drift + random.uniform() - 0.5F;
+      x[static_cast<size_t>(row * inputs + k)] =
+          std::max(0.0F, drift + 0.3F * random.uniform()) * (1.0F + static_cast<float>(k % 7));
+    }
+  }
+  MomentAccumulator accumulator(inputs);
+  accumulator.add({x.data(), {rows, inputs}});
+  return std::move(accumulator).finish();
+}
+
+SecondMoments identity(int64_t inputs) {
+  SecondMoments moments{.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
+  for (int64_t i = 0; i < inputs; ++i) moments.values[static_cast<size_t>(i * inputs + i)] = 1;
+  return moments;
+}
+
+double error_under(const PackedTensor& packed, const std::vector<float>& weights, const SecondMoments& moments) {
+  std::vector<float> values(weights.size());
+  dequantize(packed, {values.data(), packed.shape});
+  const std::vector<double> errors = output_error(view(weights, packed.shape), view(values, packed.shape), moments);
+  return std::accumulate(errors.begin(), errors.end(), 0.0);
+}
+
+std::vector<double> row_errors(const PackedTensor& packed, const std::vector<float>& weights,
+                               const SecondMoments& moments) {
+  std::vector<float> values(weights.size());
+  dequantize(packed, {values.data(), packed.shape});
+  return output_error(view(weights, packed.shape), view(values, packed.shape), moments);
+}
+
+/// The inverse of a positive definite matrix, Gauss and Jordan.
+std::vector<std::vector<double>> inverse(std::vector<std::vector<double>> a) {
+  const size_t n = a.size();
+  for (size_t i = 0; i < n; ++i) {
+    a[i].resize(2 * n);
+    a[i][n + i] = 1;
+  }
+  for (size_t p = 0; p < n; ++p) {
+    const double pivot = a[p][p];
+    for (double& value : a[p]) value /= pivot;
+    for (size_t i = 0; i < n; ++i) {
+      if (i == p) continue;
+      const double factor = a[i][p];
+      for (size_t j = 0; j < 2 * n; ++j) a[i][j] -= factor * a[p][j];
+    }
+  }
+  for (auto& row : a) row.erase(row.begin(), row.begin() + static_cast<ptrdiff_t>(n));
+  return a;
+}
+
+/// One row by the definition (optimal brain quantization in a fixed order): round a weight, then move all that are
+/// left to where the output error is least, by the inverse of *their* second moments, found anew each time.
+std::vector<uint32_t> solve_directly(const PackedTensor& nearest, int64_t row, const std::vector<float>& weights,
+                                     const SecondMoments& moments, const std::vector<int64_t>& order) {
+  const Codebook codebook = codebook_of(nearest);
+  const PackedView packed = view_of(nearest, codebook);
+  const int64_t n = moments.inputs;
+  double mean = 0;
+  for (int64_t i = 0; i < n; ++i) mean += static_cast<double>(moments.at(i, i)) / static_cast<double>(n);
+  std::vector<double> w(static_cast<size_t>(n));
+  for (int64_t k = 0; k < n; ++k)
+    w[static_cast<size_t>(k)] = static_cast<double>(weights[static_cast<size_t>(row * n + k)]);
+
+  std::vector<uint32_t> codes(static_cast<size_t>(n));
+  for (size_t at = 0; at < order.size(); ++at) {
+    const std::vector<int64_t> left(order.begin() + static_cast<ptrdiff_t>(at), order.end());
+    std::vector<std::vector<double>> h(left.size(), std::vector<double>(left.size()));
+    for (size_t i = 0; i < left.size(); ++i)
+      for (size_t j = 0; j < left.size(); ++j)
+        h[i][j] = static_cast<double>(moments.at(left[i], left[j])) + (i == j ? 0.01 * mean : 0.0);
+    const auto inv = inverse(h);
+    const int64_t k = left[0];
+    const double step = static_cast<double>(packed.step(packed.groups.group(row, k)));
+    double distance = INFINITY;
+    uint32_t code = 0;
+    for (int i = 0; i < codebook.count; ++i) {
+      const uint8_t candidate = codebook.ordered_codes[static_cast<size_t>(i)];
+      const double away = std::fabs(static_cast<double>(codebook.values[candidate]) * step - w[static_cast<size_t>(k)]);
+      if (away < distance) {
+        distance = away;
+        code = candidate;
+      }
+    }
+    codes[static_cast<size_t>(k)] = code;
+    const double error = (w[static_cast<size_t>(k)] - static_cast<double>(codebook.values[code]) * step) / inv[0][0];
+    for (size_t i = 0; i < left.size(); ++i) w[static_cast<size_t>(left[i])] -= error * inv[i][0];
+  }
+  return codes;
+}
+
+std::vector<int64_t> order_of(const SecondMoments& moments, ColumnOrder order) {
+  std::vector<int64_t> columns(static_cast<size_t>(moments.inputs));
+  std::iota(columns.begin(), columns.end(), 0);
+  if (order == ColumnOrder::diagonal)
+    std::ranges::stable_sort(columns, std::greater<>{}, [&](int64_t k) { return moments.at(k, k); });
+  return columns;
+}
+
+TEST(Compensated, EqualsTheDirectSolver) {
+  const Shape shape{4, 37};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 1);
+  const SecondMoments moments = correlated_moments(37, 300, 2);
+  for (const ColumnOrder order : {ColumnOrder::natural, ColumnOrder::diagonal})
+    for (const char* scheme : {"linear:3", "linear:2:block:7", "kmeans:3", "dynamic-tree:4:row", "nf4:4:tile:3x5"}) {
+      SCOPED_TRACE(scheme);
+      const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
+      PackedTensor packed = nearest;
+      const Compensation done = compensate(packed, view(weights, shape), moments, order);
+      EXPECT_EQ(done.damping, 0.01);
+      EXPECT_LT(done.rows_kept, 2);
+      const std::vector<double> before = row_errors(nearest, weights, moments);
+      const std::vector<double> after = row_errors(packed, weights, moments);
+      for (int64_t row = 0; row < shape[0]; ++row) {
+        if (after[static_cast<size_t>(row)] == before[static_cast<size_t>(row)]) continue;  // kept
+        const auto expected = solve_directly(nearest, row, weights, moments, order_of(moments, order));
+        for (int64_t k = 0; k < shape[1]; ++k)
+          ASSERT_EQ(read_field(packed.codes.data() + row * packed.code_stride(), k, packed.scheme.bits),
+                    expected[static_cast<size_t>(k)])
+              << row << ", " << k;
+      }
+    }
+}
+
+TEST(Compensated, BlocksOfColumnsChangeNothing) {
+  // Over one border of blocks of 128 columns; the direct solver knows of none.
+  const Shape shape{1, 135};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 3);
+  const SecondMoments moments = correlated_moments(135, 900, 4);
+  const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
+  PackedTensor packed = nearest;
+  ASSERT_EQ(compensate(packed, view(weights, shape), moments).rows_kept, 0);
+  const auto expected = solve_directly(nearest, 0, weights, moments, order_of(moments, ColumnOrder::natural));
+  for (int64_t k = 0; k < shape[1]; ++k)
+    ASSERT_EQ(read_field(packed.codes.data(), k, 3), expected[static_cast<size_t>(k)]) << k;
+}
+
+class EveryMethod : public ::testing::TestWithParam<MethodTraits> {};
+
+TEST_P(EveryMethod, IndependentInputsOfOneSizeLeaveItAtNearest) {
+  for (const Shape& shape : testing::awkward_shapes)
+    for (const Scheme& scheme : testing::schemes_of(GetParam())) {
+      SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
+      const std::vector<float> weights = bell_shaped(shape.elements(), 5);
+      const SecondMoments moments = identity(shape.inner_elements());
+      QuantizeOptions options{.rounding = Rounding::compensated, .moments = &moments};
+      ASSERT_EQ(quantize(view(weights, shape), scheme, "w", options).codes,
+                quantize(view(weights, shape), scheme, "w", {.moments = &moments}).codes);
+    }
+}
+
+TEST_P(EveryMethod, NoRowsOutputErrorGrowsAndTheReportIsTrue) {
+  for (const Shape& shape : {Shape{9, 131}, Shape{6, 5, 3, 3}}) {
+    const std::vector<float> weights = bell_shaped(shape.elements(), 6);
+    // Fewer rows than inputs: H alone is singular.
+    for (const int64_t rows : {400, 20}) {
+      const SecondMoments moments = correlated_moments(shape.inner_elements(), rows, 7);
+      for (const Scheme& scheme : testing::schemes_of(GetParam())) {
+        SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
+        const PackedTensor nearest = quantize(view(weights, shape), scheme, "w", {.moments = &moments});
+        PackedTensor packed = nearest;
+        const Compensation done = compensate(packed, view(weights, shape), moments);
+        ASSERT_NO_THROW(validate(packed, "w"));
+        ASSERT_EQ(packed.scales, nearest.scales);
+        ASSERT_EQ(packed.zero_points, nearest.zero_points);
+        ASSERT_EQ(packed.block_ids, nearest.block_ids);
+        const std::vector<double> before = row_errors(nearest, weights, moments);
+        const std::vector<double> after = row_errors(packed, weights, moments);
+        for (size_t row = 0; row < before.size(); ++row) ASSERT_LE(after[row], before[row]) << row;
+        const double total = std::accumulate(before.begin(), before.end(), 0.0);
+        ASSERT_NEAR(done.nearest_error, total, 1e-3 * total + 1e-9);
+        ASSERT_NEAR(done.error, std::accumulate(after.begin(), after.end(), 0.0), 1e-3 * total + 1e-9);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, EveryMethod, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+                         [](const auto& method) { return testing::identifier(method.param.name); });
+
+TEST(Compensated, HalvesTheErrorOfCorrelatedInputsAtLeast) {
+  const Shape shape{32, 200};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 8);
+  const SecondMoments moments = correlated_moments(200, 2000, 9);
+  for (const char* scheme : {"linear:2", "linear:3", "kmeans:2", "kmeans:3"}) {
+    const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
+    PackedTensor packed = nearest;
+    compensate(packed, view(weights, shape), moments);
+    EXPECT_LT(error_under(packed, weights, moments), 0.5 * error_under(nearest, weights, moments)) << scheme;
+  }
+}
+
+TEST(Compensated, DeadInputsKeepTheirNearestCodes) {
+  const Shape shape{5, 40};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 10);
+  SecondMoments moments = correlated_moments(40, 200, 11);
+  const auto kill = [&](int64_t k) {
+    for (int64_t i = 0; i < 40; ++i)
+      moments.values[static_cast<size_t>(i * 40 + k)] = moments.values[static_cast<size_t>(k * 40 + i)] = 0;
+  };
+  for (const int64_t k : {0, 7, 8, 39}) kill(k);
+  const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
+  PackedTensor packed = nearest;
+  const Compensation done = compensate(packed, view(weights, shape), moments);
+  EXPECT_EQ(done.dead_inputs, 4);
+  EXPECT_LT(error_under(packed, weights, moments), error_under(nearest, weights, moments));
+  for (int64_t row = 0; row < 5; ++row)
+    for (const int64_t k : {0, 7, 8, 39})
+      EXPECT_EQ(read_field(packed.codes.data() + row * packed.code_stride(), k, 3),
+                read_field(nearest.codes.data() + row * nearest.code_stride(), k, 3));
+
+  for (int64_t k = 0; k < 40; ++k) kill(k);
+  packed = nearest;
+  EXPECT_EQ(compensate(packed, view(weights, shape), moments).rows_kept, 5);
+  EXPECT_EQ(packed.codes, nearest.codes);
+}
+
+TEST(Compensated, DampingGrowsUntilTheMatrixIsPositiveDefinite) {
+  // Eigenvalues 1 ± 1.05: 1 % is not enough, 10 % is. No exact second moments are like this, rounded ones may be.
+  const SecondMoments moments{.inputs = 2, .values = {1.0F, 1.05F, 1.05F, 1.0F}};
+  const std::vector<float> weights = {0.3F, -0.9F, 1.0F, 0.2F};
+  PackedTensor packed = quantize(view(weights, {2, 2}), parse_scheme("linear:3"), "w");
+  EXPECT_DOUBLE_EQ(compensate(packed, view(weights, {2, 2}), moments).damping, 0.1);
+
+  const SecondMoments hopeless{.inputs = 2, .values = {1.0F, 1e9F, 1e9F, 1.0F}};
+  EXPECT_THROW(compensate(packed, view(weights, {2, 2}), hopeless), Error);
+}
+
+TEST(Compensated, IsTheSameOnEveryRunWithAsManyThreads) {
+  const Shape shape{33, 300};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 12);
+  const SecondMoments moments = correlated_moments(300, 700, 13);
+  const int before = omp_get_max_threads();
+  for (const int threads : {1, 3}) {
+    omp_set_num_threads(threads);
+    const QuantizeOptions options{.range = Range::search, .rounding = Rounding::compensated, .moments = &moments};
+    const PackedTensor first = quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options);
+    for (int run = 0; run < 3; ++run)
+      ASSERT_EQ(quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options).codes, first.codes);
+  }
+  omp_set_num_threads(before);
+}
+
+TEST(Compensated, SaysHowFarItIsAndStopsWhenAsked) {
+  const Shape shape{2, 300};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 14);
+  const SecondMoments moments = correlated_moments(300, 700, 15);
+  PackedTensor packed = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
+  std::vector<int64_t> seen;
+  compensate(packed, view(weights, shape), moments, ColumnOrder::natural, [&](int64_t done, int64_t total) {
+    EXPECT_EQ(total, 300);
+    seen.push_back(done);
+  });
+  EXPECT_EQ(seen, (std::vector<int64_t>{128, 256, 300}));
+  EXPECT_THROW(compensate(packed, view(weights, shape), moments, ColumnOrder::natural,
+                          [](int64_t, int64_t) { throw Error("stop"); }),
+               Error);
+}
+
+TEST(Compensated, RefusesWhatDoesNotFit) {
+  const std::vector<float> weights = bell_shaped(12, 16);
+  PackedTensor packed = quantize(view(weights, {3, 4}), parse_scheme("linear:3"), "w");
+  EXPECT_THROW(compensate(packed, view(weights, {3, 4}), identity(5)), ShapeError);
+  EXPECT_THROW(compensate(packed, view(weights, {4, 3}), identity(4)), ShapeError);
+  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::compensated}), UsageError);
+  const SecondMoments other = identity(3);
+  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.moments = &other}), ShapeError);
+}
+
+}  // namespace
+}  // namespace nibblenet
