@@ -2,11 +2,11 @@
 #include <fnmatch.h>
 
 #include <chrono>
+#include <optional>
 
 #include "engine/model/network.h"
-#include "tools/common/bit_allocation.h"
+#include "tools/common/calibration_options.h"
 #include "tools/common/command_line.h"
-#include "tools/common/data_search.h"
 #include "tools/common/default_schemes.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
@@ -25,15 +25,11 @@ struct Options {
   std::string scale;
   std::string sign;
   bool zero_point = false;
-  bool compress = false;
-  bool rewrite = false;  ///< --compress or --no-compress was given: a packed model may be written again
   std::vector<std::string> layers;
-  AllocationOptions allocation;
-  std::string data;
   std::string output;
   std::string json;
+  CalibrationFlags calibration;
   DeviceOptions device;
-  Checksums checksums = Checksums::warn;
 };
 
 /// "features.*=linear:8:channel": the layers a pattern names get this scheme.
@@ -78,30 +74,8 @@ Scheme chosen_scheme(const Options& options, bool bits_given) {
   return scheme;
 }
 
-/// What --target-bits and its like choose from: every width of the scheme that the flags ask for, or the measured
-/// defaults.
-std::vector<Scheme> schemes_of_every_width(const std::string& weight, const Scheme* one_scheme) {
-  std::vector<Scheme> schemes;
-  const MethodTraits& traits = traits_of(one_scheme != nullptr ? one_scheme->method : Method::linear);
-  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
-    schemes.push_back(one_scheme != nullptr ? *one_scheme : default_scheme_for(weight, bits));
-    schemes.back().bits = bits;
-  }
-  return schemes;
-}
-
-AllocatedBits allocate(const Options& options, Backend& backend, const StateDict& dict, const Scheme* one_scheme) {
-  constexpr int64_t header_at_most = 10'000;
-  int64_t other_bytes = header_at_most;
-  for (const Parameter& parameter : dict.parameters)
-    if (parameter.shape().rank() < 2) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
-  return allocate_bits(
-      options.allocation, backend, dict,
-      load_dataset(find_data(options.data), Split::train, 2 * options.allocation.images), other_bytes,
-      [&](const std::string& weight) { return schemes_of_every_width(weight, one_scheme); },
-      [&](const Parameter& weight, const Scheme& scheme) {
-        return backend.quantize(weight.values().view(), scheme, weight.name);
-      });
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, int bits) {
@@ -110,96 +84,141 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
   return input.parent_path() / fmt::format("{}_{}bit.safetensors", name, bits);
 }
 
-Compression compression_of(const Options& options) { return options.compress ? Compression::rans : Compression::none; }
+/// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
+class SchemeChoice {
+ public:
+  /// Throws UsageError for flags that make no scheme.
+  SchemeChoice(const Options& options, bool bits_given)
+      : measured_default_(options.method.empty() && options.granularity.empty() && options.scale.empty() &&
+                          options.sign.empty() && !options.zero_point),
+        calibrated_(options.calibration.compensates()),
+        overrides_(parse_overrides(options.layers)),
+        scheme_(measured_default_ ? Scheme{} : chosen_scheme(options, bits_given)),
+        bits_(measured_default_ ? options.bits : scheme_.bits) {}
 
-/// The tables and JSON of what was written, read back as any tool would.
-void show_result(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
-                 double seconds, Backend& backend, const nlohmann::json& allocation = nullptr) {
-  const Network packed(backend, load_state_dict(output));
-  const auto file_bytes = static_cast<double>(packed.file_bytes());
-  if (options.allocation.target_size > 0 && file_bytes > options.allocation.target_size * 1e6)
-    fail<Error>("{} became {}, more than --target-size", output.string(), megabytes(file_bytes));
-  fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
-  fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
-  write_json(options.json, {{"input", input.string()},
-                            {"output", output.string()},
-                            {"seconds", seconds},
-                            {"compressed", options.compress},
-                            {"allocation", allocation},
-                            {"size", size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes())}});
-}
+  int bits() const { return bits_; }
 
-/// Writes a packed model again with its codes compressed or not; not a bit of them changes.
-void repack(const Options& options, const std::filesystem::path& input, const StateDict& dict, Backend& backend) {
-  const auto start = std::chrono::steady_clock::now();
-  const std::filesystem::path output =
-      !options.output.empty() ? std::filesystem::path(options.output)
-                              : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
-                                                                  options.compress ? "compressed" : "uncompressed");
-  save_state_dict(output, dict, compression_of(options));
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  show_result(options, input, output, seconds, backend);
-}
-
-void pack(const Options& options, bool bits_given) {
-  const bool measured_default = options.method.empty() && options.granularity.empty() && options.scale.empty() &&
-                                options.sign.empty() && !options.zero_point;
-  std::vector<Override> overrides = parse_overrides(options.layers);
-  const Scheme one_scheme = measured_default ? Scheme{} : chosen_scheme(options, bits_given);
-  const int bits = measured_default ? options.bits : one_scheme.bits;
-  const auto backend = options.device.make();
-
-  const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
-  StateDict dict = load_model(input, options.checksums);
-  if (dict.packed() && options.rewrite && measured_default && !bits_given && overrides.empty())
-    return repack(options, input, dict, *backend);
-  if (dict.packed())
-    fail<UsageError>(
-        "{} is packed already; pack the float model it came from, or tools/export it first; --compress or "
-        "--no-compress alone rewrites it with the same codes",
-        input.string());
-  const std::filesystem::path output =
-      options.output.empty() ? default_output(input, options, bits) : std::filesystem::path(options.output);
-
-  const auto start = std::chrono::steady_clock::now();
-  AllocatedBits allocated;
-  if (options.allocation.given()) {
-    if (bits_given || !overrides.empty())
-      throw UsageError(
-          "--target-bits, --target-size and --max-loss choose the widths themselves: leave --bits and --layer out");
-    allocated = allocate(options, *backend, dict, measured_default ? nullptr : &one_scheme);
-  }
-  int64_t total = 0, done = 0;
-  for (const Parameter& parameter : dict.parameters)
-    total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
-  Progress progress("packing", "weights");
-  for (Parameter& parameter : dict.parameters) {
-    if (parameter.shape().rank() < 2) continue;  // biases stay as they are
-    if (interrupted()) throw Stopped("stopped; nothing was written");
-    Scheme scheme = measured_default ? default_scheme_for(parameter.name, bits) : one_scheme;
-    for (Override& each : overrides) {
-      if (!matches(each.pattern, parameter.name)) continue;
+  Scheme operator()(const std::string& weight) {
+    Scheme scheme = scheme_;
+    if (measured_default_)
+      scheme = calibrated_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+    for (Override& each : overrides_) {
+      if (!matches(each.pattern, weight)) continue;
       scheme = each.scheme;
       each.used = true;
     }
-    const int64_t weights = parameter.shape().elements();
-    if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
-      parameter.value = std::move(chosen->second);
-    else
-      parameter.value = backend->quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
-    done += weights;
-    progress.update(done, total, parameter.name);
+    return scheme;
+  }
+
+  void expect_all_used() const {
+    for (const Override& each : overrides_)
+      if (!each.used)
+        fail<UsageError>(
+            "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
+            each.pattern);
+  }
+
+ private:
+  bool measured_default_;
+  bool calibrated_;
+  std::vector<Override> overrides_;
+  Scheme scheme_;
+  int bits_;
+};
+
+/// What compensated rounding did to a layer.
+struct LayerReport {
+  std::string weight;
+  Compensation compensation;
+};
+
+/// Packs every weight of `dict` in place; biases stay as they are.
+std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, QuantizeOptions options,
+                                      std::optional<Calibration> calibration, Backend& backend) {
+  int64_t total = 0, done = 0;
+  for (const Parameter& parameter : dict.parameters)
+    total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
+  std::vector<LayerReport> reports;
+  Progress progress("packing", "weights");
+  for (Parameter& parameter : dict.parameters) {
+    if (parameter.shape().rank() < 2) continue;
+    const auto show = [&](int64_t weights) {
+      if (interrupted()) throw Stopped("stopped; nothing was written");
+      progress.update(done + weights, total, parameter.name);
+    };
+    show(0);
+    const TensorView<const float> weights = std::as_const(parameter).values().view();
+    const Scheme scheme = schemes(parameter.name);
+    const int64_t count = weights.elements();
+    if (!calibration && options.range == Range::max) {
+      parameter.value = backend.quantize(weights, scheme, parameter.name);
+    } else {
+      Compensation compensation;
+      options.report = &compensation;
+      options.on_columns = [&](int64_t columns, int64_t of) { show(count / of * columns); };
+      options.moments = calibration ? &calibration->moments.at(parameter.name) : nullptr;
+      parameter.value = quantize(weights, scheme, parameter.name, options);
+      if (options.rounding == Rounding::compensated) reports.push_back({parameter.name, compensation});
+      if (calibration) calibration->moments.erase(parameter.name);  // the largest takes 340 MB
+    }
+    done += count;
+    show(0);
   }
   progress.finish();
-  for (const Override& each : overrides)
-    if (!each.used)
-      fail<UsageError>(
-          "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
-          each.pattern);
-  save_state_dict(output, dict, compression_of(options));
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return reports;
+}
 
-  show_result(options, input, output, seconds, *backend, allocated.json);
+nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
+  nlohmann::json layers = nlohmann::json::array();
+  if (!reports.empty())
+    fmt::print("{:<20} {:>14} {:>14} {:>8} {:>8} {:>12} {:>12}\n", "output error", "nearest", "compensated", "ratio",
+               "damping", "rows kept", "dead inputs");
+  for (const auto& [weight, done] : reports) {
+    fmt::print("{:<20} {:>14.5g} {:>14.5g} {:>8.3f} {:>8.2g} {:>12} {:>12}\n", weight, done.nearest_error, done.error,
+               done.nearest_error > 0 ? done.error / done.nearest_error : 1.0, done.damping, done.rows_kept,
+               done.dead_inputs);
+    layers.push_back({{"weight", weight},
+                      {"nearest_error", done.nearest_error},
+                      {"error", done.error},
+                      {"damping", done.damping},
+                      {"rows_kept", done.rows_kept},
+                      {"dead_inputs", done.dead_inputs}});
+  }
+  return layers;
+}
+
+void pack(const Options& options, bool bits_given) {
+  SchemeChoice schemes(options, bits_given);
+  const QuantizeOptions quantize_options = options.calibration.quantize_options();
+  const auto backend = options.device.make();
+
+  const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
+  StateDict dict = load_model(input);
+  if (dict.packed())
+    fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
+                     input.string());
+  const std::filesystem::path output =
+      options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
+
+  const auto start = std::chrono::steady_clock::now();
+  std::optional<Calibration> calibration = options.calibration.obtain(input, dict, *backend);
+  const double calibration_seconds = seconds_since(start);
+  describe(dict.metadata, options.calibration, calibration);
+  const auto reports = pack_weights(dict, schemes, quantize_options, std::move(calibration), *backend);
+  schemes.expect_all_used();
+  save_state_dict(output, dict);
+  const double seconds = seconds_since(start);
+
+  const Network packed(*backend, load_state_dict(output));
+  fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
+  const nlohmann::json compensation = print_reports(reports);
+  fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend->description());
+  write_json(options.json, {{"input", input.string()},
+                            {"output", output.string()},
+                            {"seconds", seconds},
+                            {"calibration_seconds", calibration_seconds},
+                            {"compensation", compensation},
+                            {"size", size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes())}});
 }
 
 }  // namespace
@@ -207,8 +226,7 @@ void pack(const Options& options, bool bits_given) {
 int main(int argc, char** argv) {
   CLI::App app("Stores the weights of a float model as packed n-bit codes; biases stay float32.", "pack");
   Options options;
-  app.add_option("MODEL", options.model,
-                 fmt::format("Float model ({}); without it the newest one in weights/", model_files));
+  app.add_option("MODEL", options.model, "Float model (safetensors); without it the newest one in weights/");
   auto* bits = app.add_option("--bits", options.bits,
                               "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
                    ->check(CLI::Range(2, 8))
@@ -235,19 +253,11 @@ int main(int argc, char** argv) {
       ->type_name("SPEC");
   app.add_option("-o,--output", options.output, "Packed model; default: MODEL's name with _<bits>bit beside MODEL")
       ->type_name("FILE");
-  options.allocation.add_to(app);
-  app.add_option("--data", options.data, data_help)->type_name("PATH");
-  add_strict_option(app, options.checksums);
-  auto* compress = app.add_flag(
-      "--compress,!--no-compress", options.compress,
-      "Entropy-code the codes (rANS, no loss): a smaller file, decoded on loading, so that the resident size stays the "
-      "same. On a packed MODEL, --compress or --no-compress alone rewrites it with the same codes; its default output "
-      "is MODEL's name with _compressed or _uncompressed");
+  options.calibration.add_to(app);
   options.device.add_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
-    options.rewrite = compress->count() > 0;
     pack(options, bits->count() > 0);
   });
 }

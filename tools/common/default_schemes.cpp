@@ -28,4 +28,9 @@ Scheme default_scheme_for(std::string_view weight_name, int bits) {
   return parse_scheme(weight_name.starts_with("features.") ? row.features : row.classifier);
 }
 
+Scheme calibrated_scheme_for(std::string_view weight_name, int bits) {
+  // From 5 bits on nothing is left to gain over the steps of `linear`, which decode faster.
+  return bits <= 4 ? default_scheme(Method::kmeans, bits) : default_scheme_for(weight_name, bits);
+}
+
 }  // namespace nibblenet::tools

@@ -1,0 +1,88 @@
+#include <fmt/format.h>
+
+#include "tests/tools/run.h"
+#include "tools/common/default_schemes.h"
+
+namespace nibblenet::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+class CalibratedPackTest : public ToolsTest {};
+
+TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile) {
+  succeed("pack small.safetensors --bits 3 --calibrate standin --calibration-images 50 --json out.json");
+  const StateDict packed = model("small_3bit.safetensors");
+  for (const Parameter& parameter : packed.parameters)
+    if (parameter.packed()) {
+      EXPECT_EQ(parameter.packed_values().scheme, tools::calibrated_scheme_for(parameter.name, 3)) << parameter.name;
+    }
+  const std::map<std::string, std::string> expected = {{"rounding", "compensated"},     {"range", "max"},
+                                                       {"column_order", "natural"},     {"calibration_images", "50"},
+                                                       {"calibration_positions", "64"}, {"calibration_seed", "1"},
+                                                       {"calibration_image_size", "64"}};
+  for (const auto& [key, value] : expected) EXPECT_EQ(packed.metadata.at(key), value) << key;
+  EXPECT_TRUE(packed.metadata.at("calibration_data").ends_with(", train"));
+  EXPECT_EQ(packed.metadata.at("calibration_fingerprint").size(), 16U);
+
+  const nlohmann::json layers = json("out.json").at("compensation");
+  ASSERT_EQ(layers.size(), 8U);
+  for (const nlohmann::json& layer : layers)
+    EXPECT_LT(layer.at("error").get<double>(), layer.at("nearest_error").get<double>()) << layer;
+  succeed("eval small_3bit.safetensors --data standin");
+  succeed("inspect small_3bit.safetensors --verify");
+}
+
+TEST_F(CalibratedPackTest, ASavedCalibrationGivesTheSameFile) {
+  const std::string options = "pack small.safetensors --method linear --bits 2 --range search --column-order diagonal ";
+  succeed(options + "--calibrate standin --calibration-images 40 --save-calibration c.safetensors -o a.safetensors");
+  succeed(options + "--calibration c.safetensors -o b.safetensors");
+  EXPECT_EQ(read_text(at("a.safetensors")), read_text(at("b.safetensors")));
+  EXPECT_EQ(model("b.safetensors").metadata.at("calibration_images"), "40");
+  refuse("pack seven.safetensors --calibration c.safetensors", "another model", 2);
+  write_text(at("cut.safetensors"), read_text(at("c.safetensors")).substr(0, 5000));
+  refuse("pack small.safetensors --calibration cut.safetensors", "cut.safetensors", 1);
+  refuse("pack small.safetensors --calibration small.safetensors", "no calibration", 1);
+}
+
+TEST_F(CalibratedPackTest, TestImagesAreUsedWithAWarningOnly) {
+  fs::create_directory(at("half"));
+  for (const char* name : {"test_batch.bin", "batches.meta.txt"}) fs::copy(at("standin") / name, at("half") / name);
+  const Outcome outcome = succeed("pack small.safetensors --calibrate half -o packed.safetensors");
+  EXPECT_NE(outcome.err.find("warning: half has only a test split"), std::string::npos) << outcome;
+  EXPECT_TRUE(model("packed.safetensors").metadata.at("calibration_data").ends_with(", test"));
+  const Outcome quiet = succeed("pack small.safetensors --calibrate standin -o packed.safetensors");
+  EXPECT_EQ(quiet.err.find("warning"), std::string::npos) << quiet;
+  fs::create_directory(at("hollow"));
+  refuse("pack small.safetensors --calibrate hollow", "hollow", 1);
+  refuse("pack small.safetensors --calibrate missing", "missing", 2);
+}
+
+TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
+  const std::vector<std::pair<std::string, std::string>> flags = {
+      {"--rounding compensated", "--calibrate"},
+      {"--rounding up", "--rounding"},
+      {"--range min", "--range"},
+      {"--column-order random", "--column-order"},
+      {"--column-order diagonal", "--column-order"},
+      {"--save-calibration c.safetensors", "--calibrate"},
+      {"--calibration-images 10", "--calibrate"},
+      {"--calibrate standin --calibration c.safetensors", "--calibrat"},
+      {"--calibrate standin --calibration-images -1", "--calibration-images"},
+      {"--calibrate standin --calibration-images 5", "5 images"}};
+  for (const auto& [flag, mention] : flags) refuse("pack small.safetensors " + flag, mention, 2);
+  EXPECT_FALSE(fs::exists(at("small_4bit.safetensors")));
+}
+
+TEST_F(CalibratedPackTest, WithoutACalibrationTheRangeIsSearchedOnTheWeightsAlone) {
+  succeed("pack small.safetensors --method linear --bits 3 --range search -o searched.safetensors");
+  succeed("pack small.safetensors --method linear --bits 3 -o plain.safetensors");
+  const StateDict searched = model("searched.safetensors"), plain = model("plain.safetensors");
+  EXPECT_EQ(searched.metadata.at("range"), "search");
+  EXPECT_FALSE(plain.metadata.contains("range"));
+  EXPECT_NE(searched.at("classifier.1.weight").packed_values().scales,
+            plain.at("classifier.1.weight").packed_values().scales);
+}
+
+}  // namespace
+}  // namespace nibblenet::testing

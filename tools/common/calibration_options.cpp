@@ -1,0 +1,136 @@
+#include "tools/common/calibration_options.h"
+
+#include <fmt/core.h>
+
+#include "tools/common/command_line.h"
+#include "tools/common/model_search.h"
+#include "tools/common/progress.h"
+
+namespace nibblenet::tools {
+namespace {
+
+struct CalibrationImages {
+  Dataset dataset;
+  Split split = Split::train;
+};
+
+/// Training images; of data that has none, test images, with a warning. A folder test/ is taken for the data set's
+/// half.
+CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());
+  const auto use_test_images = [&](const std::filesystem::path& from, std::string_view why) {
+    Dataset dataset = load_dataset(from, Split::test, limit);
+    fmt::print(
+        stderr,
+        "warning: {} {}; calibrating on test images makes the accuracy measured on them look better than it is\n",
+        path.string(), why);
+    return CalibrationImages{std::move(dataset), Split::test};
+  };
+  const std::filesystem::path folder = path.has_filename() ? path : path.parent_path();
+  if (folder.filename() == "test" && std::filesystem::is_directory(folder, error))
+    return use_test_images(folder.parent_path().empty() ? "." : folder.parent_path(), "is the test split");
+  try {
+    return {load_dataset(path, Split::train, limit), Split::train};
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error&) {
+    const std::exception_ptr without_training_images = std::current_exception();
+    try {
+      return use_test_images(path, "has only a test split");
+    } catch (const Error&) {
+      std::rethrow_exception(without_training_images);
+    }
+  }
+}
+
+}  // namespace
+
+void CalibrationFlags::add_to(CLI::App& app) {
+  auto* calibrate = app.add_option("--calibrate", data,
+                                   "Measure on training images of DATA (as eval's --data) which errors of rounding "
+                                   "matter: second moments of every layer's inputs")
+                        ->type_name("DATA");
+  app.add_option("--calibration-images", images, "How many of them, the same number of every class; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->needs(calibrate);
+  app.add_option("--calibration-seed", seed, "Draws the output positions of convolutions that are looked at")
+      ->capture_default_str()
+      ->needs(calibrate);
+  app.add_option("--save-calibration", save, "Keep what was measured, for --calibration")
+      ->type_name("FILE")
+      ->needs(calibrate);
+  app.add_option("--calibration", load, "Moments measured before, on this model")
+      ->type_name("FILE")
+      ->excludes(calibrate);
+  app.add_option(
+         "--rounding", rounding,
+         "nearest, or compensated: errors of rounding cancel in the layer's output (GPTQ); default: compensated "
+         "with a calibration, else nearest")
+      ->check(CLI::IsMember({"nearest", "compensated"}))
+      ->type_name("R");
+  app.add_option("--column-order", order,
+                 "Of compensated rounding: natural, as weights are stored, or diagonal, largest inputs first")
+      ->check(CLI::IsMember({"natural", "diagonal"}))
+      ->capture_default_str();
+  app.add_option("--range", range,
+                 "Scale of a group: max, from its largest weight (kmeans: its root mean square), or search, the one of "
+                 "33 with the least squared error, weighed by the inputs' squares with a calibration")
+      ->check(CLI::IsMember({"max", "search"}))
+      ->capture_default_str();
+}
+
+QuantizeOptions CalibrationFlags::quantize_options() const {
+  QuantizeOptions options;
+  options.range = range == "search" ? Range::search : Range::max;
+  options.order = order == "diagonal" ? ColumnOrder::diagonal : ColumnOrder::natural;
+  if (compensates() && !calibrated())
+    throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
+  if (!compensates() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
+  options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
+  return options;
+}
+
+std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path& model_path, const StateDict& model,
+                                                    Backend& backend) const {
+  if (!calibrated()) return std::nullopt;
+  if (!load.empty()) return load_calibration(load, model);
+  const CalibrationImages images_found = load_images(data, images);
+  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model.metadata));
+  Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
+  Progress progress("calibrating", "images");
+  Calibration calibration =
+      calibrate(network, images_found.dataset, preprocess, {.seed = seed}, [&](int64_t done, int64_t total) {
+        progress.update(done, total);
+        return interrupted();
+      });
+  progress.finish();
+  calibration.data =
+      fmt::format("{}, {}", images_found.dataset.description, images_found.split == Split::train ? "train" : "test");
+  calibration.data_fingerprint = fingerprint_of(images_found.dataset);
+  calibration.model_fingerprint = fingerprint_of(model);
+  if (!save.empty()) {
+    save_calibration(save, calibration);
+    fmt::print("wrote the calibration on {} images to {}\n", calibration.images, save);
+  }
+  return calibration;
+}
+
+void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
+              const std::optional<Calibration>& calibration) {
+  const QuantizeOptions options = flags.quantize_options();
+  if (!calibration && options.range == Range::max) return;
+  metadata["rounding"] = options.rounding == Rounding::compensated ? "compensated" : "nearest";
+  metadata["range"] = flags.range;
+  if (options.rounding == Rounding::compensated) metadata["column_order"] = flags.order;
+  if (!calibration) return;
+  metadata["calibration_images"] = std::to_string(calibration->images);
+  metadata["calibration_positions"] = std::to_string(calibration->positions);
+  metadata["calibration_seed"] = std::to_string(calibration->seed);
+  metadata["calibration_image_size"] = std::to_string(calibration->image_size);
+  metadata["calibration_data"] = calibration->data;
+  metadata["calibration_fingerprint"] = calibration->data_fingerprint;
+}
+
+}  // namespace nibblenet::tools
