@@ -1,0 +1,107 @@
+#include "tools/common/scheme_options.h"
+
+#include <fmt/core.h>
+#include <fnmatch.h>
+
+#include "tools/common/default_schemes.h"
+
+namespace nibblenet::tools {
+namespace {
+
+constexpr int default_bits = 4;
+
+bool matches(const std::string& pattern, const std::string& weight) {
+  const std::string layer = weight.substr(0, weight.rfind('.'));
+  return fnmatch(pattern.c_str(), layer.c_str(), 0) == 0 || fnmatch(pattern.c_str(), weight.c_str(), 0) == 0;
+}
+
+/// What the flags ask for when they say more than --bits.
+Scheme chosen_scheme(const SchemeFlags& flags) {
+  const Method method = flags.method.empty() ? Method::linear : parse_method(flags.method);
+  const MethodTraits& traits = traits_of(method);
+  // A method of one width needs no --bits.
+  const int fallback = traits.min_bits == traits.max_bits ? traits.min_bits : default_bits;
+  Scheme scheme = default_scheme(method, flags.bits.value_or(fallback));
+  if (!flags.granularity.empty()) scheme.granularity = parse_granularity(flags.granularity);
+  if (!flags.scale.empty()) scheme.scale = parse_scale_type(flags.scale);
+  if (flags.zero_point) {
+    scheme.zero_point = true;
+    scheme.sign = ScaleSign::absolute;
+  }
+  if (!flags.sign.empty()) scheme.sign = parse_scale_sign(flags.sign);
+  validate(scheme);
+  return scheme;
+}
+
+}  // namespace
+
+void SchemeFlags::add_to(CLI::App& app) {
+  app.add_option("--bits", bits,
+                 "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
+      ->check(CLI::Range(2, 8))
+      ->default_str("4");
+  std::string methods = "Method:";
+  for (const MethodTraits& traits : method_table())
+    methods += fmt::format("\n  {}, {}-{} bits, {}: {}", traits.name, traits.min_bits, traits.max_bits,
+                           to_string(traits.default_granularity), traits.summary);
+  app.add_option("--method", method, methods)->type_name("METHOD");
+  app.add_option("--granularity", granularity,
+                 "tensor, channel, row, block:N, tile:RxC, or sorted[:B]; default: the method's")
+      ->type_name("G");
+  app.add_option("--scale", scale, "Type of the stored scales: f32 (default) or f16")->type_name("TYPE");
+  app.add_option("--scale-sign", sign,
+                 "absolute: the group's absolute maximum; signed: its element of largest magnitude (default where the "
+                 "codebook is asymmetric)")
+      ->type_name("SIGN");
+  app.add_flag("--zero-point", zero_point, "linear only: affine codes over [min, max] with a stored zero point");
+  app.add_option("--layer", layers,
+                 "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; "
+                 "repeatable, the last match counts")
+      ->allow_extra_args(false)  // one value each time: what follows may be MODEL
+      ->type_name("SPEC");
+}
+
+bool SchemeFlags::only_bits() const {
+  return method.empty() && granularity.empty() && scale.empty() && sign.empty() && !zero_point;
+}
+
+std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::string>& texts) {
+  std::vector<Override> overrides;
+  for (const std::string& text : texts) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0)
+      fail<UsageError>("--layer {}: expected PATTERN=METHOD:BITS:GRANULARITY, like 'features.*=linear:8:channel'",
+                       text);
+    overrides.push_back({text.substr(0, equals), parse_scheme(text.substr(equals + 1))});
+  }
+  return overrides;
+}
+
+SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool compensated)
+    : measured_default_(flags.only_bits()),
+      compensated_(compensated),
+      overrides_(parse(flags.layers)),
+      scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
+      bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
+
+Scheme SchemeChoice::operator()(const std::string& weight) {
+  Scheme scheme = scheme_;
+  if (measured_default_)
+    scheme = compensated_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+  for (Override& each : overrides_) {
+    if (!matches(each.pattern, weight)) continue;
+    scheme = each.scheme;
+    each.used = true;
+  }
+  return scheme;
+}
+
+void SchemeChoice::expect_all_used() const {
+  for (const Override& each : overrides_)
+    if (!each.used)
+      fail<UsageError>(
+          "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
+          each.pattern);
+}
+
+}  // namespace nibblenet::tools

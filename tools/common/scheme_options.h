@@ -1,0 +1,55 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/quant/scheme.h"
+
+namespace nibblenet::tools {
+
+/// The flags that say how weights are stored.
+struct SchemeFlags {
+  std::optional<int> bits;  ///< --bits; 4 unless given, or what the method has
+  std::string method;
+  std::string granularity;
+  std::string scale;
+  std::string sign;
+  bool zero_point = false;
+  std::vector<std::string> layers;  ///< --layer, each PATTERN=SCHEME
+
+  void add_to(CLI::App& app);
+  /// Nothing but --bits and --layer: the measured defaults.
+  bool only_bits() const;
+};
+
+/// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
+class SchemeChoice {
+ public:
+  /// `compensated`: codes will be chosen by compensated rounding, which has defaults of its own. Throws UsageError for
+  /// flags that make no scheme.
+  SchemeChoice(const SchemeFlags& flags, bool compensated);
+
+  int bits() const { return bits_; }
+  Scheme operator()(const std::string& weight);
+  /// Throws UsageError when a --layer has named no weight so far.
+  void expect_all_used() const;
+
+ private:
+  /// "features.*=linear:8:channel": the layers a pattern names get this scheme.
+  struct Override {
+    std::string pattern;
+    Scheme scheme;
+    bool used = false;
+  };
+  static std::vector<Override> parse(const std::vector<std::string>& texts);
+
+  bool measured_default_;
+  bool compensated_;
+  std::vector<Override> overrides_;
+  Scheme scheme_;
+  int bits_;
+};
+
+}  // namespace nibblenet::tools
