@@ -146,7 +146,8 @@ Transfer transfer(const std::string& url, const fs::path& part, int64_t expected
 
 std::string digest_of_file(const fs::path& path, Digest kind) {
   const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  if (context == nullptr || EVP_DigestInit_ex(context.get(), kind == Digest::md5 ? EVP_md5() : EVP_sha256(), nullptr) != 1)
+  if (context == nullptr ||
+      EVP_DigestInit_ex(context.get(), kind == Digest::md5 ? EVP_md5() : EVP_sha256(), nullptr) != 1)
     fail<IoError>("cannot check {}: this OpenSSL has no {}", path.string(), name_of(kind));
   const File file = open_file(path, "rb");
   std::vector<uint8_t> block(size_t{1} << 18);
@@ -199,8 +200,8 @@ void download(const std::string& url, const fs::path& to, const Checksum& expect
 fs::path obtain_cifar10(const fs::path& folder, const DownloadProgress& progress) {
   constexpr int64_t archive_bytes = 170'052'171;
   fs::path archive = folder / "cifar-10-binary.tar.gz";
-  download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", archive, {Digest::md5, "c32a1d4ab5d03f1284b67883e8d87530"},
-           archive_bytes, progress);
+  download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", archive,
+           {Digest::md5, "c32a1d4ab5d03f1284b67883e8d87530"}, archive_bytes, progress);
   return archive;
 }
 

@@ -24,8 +24,8 @@ struct Checksum {
 /// MD5, or few digits: that guards against damage, HTTPS against malice.) Never takes more than
 /// `expected_bytes`. Throws IoError when the network or the disk fails (connecting for 8 s or a transfer that stands
 /// still for 30 s counts as failure), FormatError when the content is not the expected one.
-void download(const std::string& url, const std::filesystem::path& to, const Checksum& expected,
-              int64_t expected_bytes, const DownloadProgress& progress = {});
+void download(const std::string& url, const std::filesystem::path& to, const Checksum& expected, int64_t expected_bytes,
+              const DownloadProgress& progress = {});
 
 /// CIFAR-10's official binary version in `folder`, downloaded (170 MB) unless it is there already. Returns the path of
 /// the archive, which load_dataset reads as it is. Errors as for download.

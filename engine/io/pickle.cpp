@@ -328,13 +328,14 @@ class PickleMachine {
 }  // namespace
 
 PickleId PickleHeap::add(PickleValue value) {
-  if (values_.size() >= most_values) fail<FormatError>("{}: broken pickle: more than {} values, no state dict has as many", name_, most_values);
+  if (values_.size() >= most_values)
+    fail<FormatError>("{}: broken pickle: more than {} values, no state dict has as many", name_, most_values);
   values_.push_back(std::move(value));
   return static_cast<PickleId>(values_.size() - 1);
 }
 
 void PickleHeap::append(PickleId container, PickleId item) {
-  if (++references_ > most_references) 
+  if (++references_ > most_references)
     fail<FormatError>("{}: broken pickle: more than {} references between values, no state dict has as many", name_,
                       most_references);
   values_[container].items.push_back(item);

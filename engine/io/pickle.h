@@ -11,7 +11,8 @@
 
 namespace nibblenet {
 
-/// Names a value on a PickleHeap. Values refer to each other by these, so that a pickle may share them and build cycles.
+/// Names a value on a PickleHeap. Values refer to each other by these, so that a pickle may share them and build
+/// cycles.
 using PickleId = uint32_t;
 
 enum class PickleKind : uint8_t {
@@ -38,8 +39,8 @@ struct PickleValue {
   std::vector<PickleId> items;  ///< of a tuple, list or set; of a dict: key, value, key, value, …
 };
 
-/// The values of a file's pickles. Their number and the number of their references are limited, so that no input, however
-/// it repeats itself through the memo, takes more than some 100 MB. Going beyond throws FormatError.
+/// The values of a file's pickles. Their number and the number of their references are limited, so that no input,
+/// however it repeats itself through the memo, takes more than some 100 MB. Going beyond throws FormatError.
 class PickleHeap {
  public:
   /// `name` is what messages call the file.

@@ -137,9 +137,10 @@ struct PthFile::Impl {
       uint64_t bytes = 0;
       if (__builtin_mul_overflow(record->elements, uint64_t{record->view.element->bytes}, &bytes) ||
           __builtin_add_overflow(total, bytes, &total) || total > limit)
-        fail<FormatError>("{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
-                          "of expanded tensors",
-                          path.string(), in_quotes(name), limit, mapping.bytes().size());
+        fail<FormatError>(
+            "{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
+            "of expanded tensors",
+            path.string(), in_quotes(name), limit, mapping.bytes().size());
       const bool first = counted.insert(record->view.storage).second;
       tensors.push_back({.name = std::string(name),
                          .element = record->view.element,

@@ -92,9 +92,10 @@ void read_zip(std::span<const uint8_t> bytes, const std::string& file, PthConten
 /// The storages of the old format: for each key, in the order of the list, the number of elements and the elements.
 void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& contents) {
   const auto cut_off = [&](uint64_t expected) {
-    fail<FormatError>("{}: {} bytes of tensors should follow at byte {} but only {} do; the file is cut off, fetch it "
-                      "again",
-                      source.name, expected, source.position, source.bytes.size() - source.position);
+    fail<FormatError>(
+        "{}: {} bytes of tensors should follow at byte {} but only {} do; the file is cut off, fetch it "
+        "again",
+        source.name, expected, source.position, source.bytes.size() - source.position);
   };
   if (contents.heap[keys].kind != PickleKind::list)
     fail<FormatError>("{}: where the list of its storages should be is something else", source.name);

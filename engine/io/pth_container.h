@@ -14,8 +14,8 @@ struct PthContents {
 
   PickleHeap heap;
   PthObjects objects;
-  PickleId root = 0;             ///< what was saved
-  bool big_endian = false;       ///< the storages' byte order
+  PickleId root = 0;              ///< what was saved
+  bool big_endian = false;        ///< the storages' byte order
   std::vector<ZipEntry> entries;  ///< none in the old format
 };
 

@@ -20,8 +20,8 @@ struct PthElement {
   bool untyped() const { return name.empty(); }
 };
 
-/// The element type of torch.<name>, of the symbol "torch\nFloatStorage" or "torch.storage\nUntypedStorage"; nullptr when
-/// there is none.
+/// The element type of torch.<name>, of the symbol "torch\nFloatStorage" or "torch.storage\nUntypedStorage"; nullptr
+/// when there is none.
 const PthElement* find_pth_dtype(std::string_view symbol);
 const PthElement* find_pth_storage(std::string_view symbol);
 

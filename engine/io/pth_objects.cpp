@@ -54,8 +54,8 @@ void PthObjects::build(PickleId object, PickleId state) {
   const PickleKind kind = heap_[object].kind;
   if (kind == PickleKind::dict) return;  // attributes such as _metadata, the versions of a network's modules
   if (kind != PickleKind::parameter) refuse("it gives a state to something that has none");
-  // Parameters of PyTorch before 0.4: (data, gradient, hooks, requires_grad, volatile), or as a tensor (storage, offset,
-  // size, stride); a later one (requires_grad, volatile, hooks) adds no values.
+  // Parameters of PyTorch before 0.4: (data, gradient, hooks, requires_grad, volatile), or as a tensor (storage,
+  // offset, size, stride); a later one (requires_grad, volatile, hooks) adds no values.
   const std::vector<PickleId> values = items(state, 3, "the state of a parameter");
   if (values.size() == 3) return;
   const PickleId data = values.size() == 4 ? make_tensor(values, nullptr) : expect_tensor(values[0]);
@@ -74,8 +74,7 @@ PickleId PthObjects::load(PickleId persistent_id) {
   if (kind != "storage" || id.size() < 5) refuse("the persistent id {} is not known", in_quotes(kind));
   const PickleValue& type = heap_[id[1]];
   const PthElement* element = type.kind == PickleKind::symbol ? find_pth_storage(type.text) : nullptr;
-  if (element == nullptr)
-    refuse("a storage of an unknown type {}", symbol_name(type.text));
+  if (element == nullptr) refuse("a storage of an unknown type {}", symbol_name(type.text));
   const std::string_view key = text(id[2], "the key of a storage");
   uint64_t bytes = 0;
   if (__builtin_mul_overflow(count(id[4], "the size of a storage"), uint64_t{element->bytes}, &bytes))
@@ -146,7 +145,8 @@ PickleId PthObjects::make_dict(PickleId arguments) {
   const PickleId dict = heap_.add({.kind = PickleKind::dict});
   const std::vector<PickleId>& given = items(arguments, 0, "the arguments of an OrderedDict");
   if (given.empty()) return dict;
-  if (given.size() > 1 || heap_[given[0]].kind != PickleKind::list) refuse("an OrderedDict of something else than pairs");
+  if (given.size() > 1 || heap_[given[0]].kind != PickleKind::list)
+    refuse("an OrderedDict of something else than pairs");
   for (const PickleId pair : heap_[given[0]].items) {
     const PickleValue& value = heap_[pair];
     if ((value.kind != PickleKind::list && value.kind != PickleKind::tuple) || value.items.size() != 2)
@@ -187,8 +187,8 @@ void PthObjects::check_bounds(const PthTensorRecord& tensor) const {
   bool fits = true;
   for (size_t k = 0; fits && k < tensor.sizes.size(); ++k) {
     uint64_t reach = 0;
-    fits = !__builtin_mul_overflow(static_cast<uint64_t>(tensor.sizes[k] - 1),
-                                   static_cast<uint64_t>(tensor.strides[k]), &reach) &&
+    fits = !__builtin_mul_overflow(static_cast<uint64_t>(tensor.sizes[k] - 1), static_cast<uint64_t>(tensor.strides[k]),
+                                   &reach) &&
            !__builtin_add_overflow(last, reach, &last);
   }
   if (!fits || last >= tensor.view.bytes / tensor.view.element->bytes)

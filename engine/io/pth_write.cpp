@@ -14,8 +14,8 @@ namespace {
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 
-constexpr size_t alignment = 64;     // of every content, as torch.save aligns it
-constexpr size_t local_bytes = 30;   // of a local header without name and extra field
+constexpr size_t alignment = 64;      // of every content, as torch.save aligns it
+constexpr size_t local_bytes = 30;    // of a local header without name and extra field
 constexpr uint16_t first_day = 0x21;  // 1980-01-01, the earliest a zip archive knows: equal models, equal files
 constexpr uint64_t largest_file = std::numeric_limits<uint32_t>::max() - 1;
 
@@ -167,9 +167,10 @@ void check(const std::vector<PthTensorToWrite>& tensors, const std::filesystem::
     total += static_cast<uint64_t>(tensor.values.elements()) * sizeof(float) + 4 * tensor.name.size() + 1024;
   }
   if (total > largest_file || tensors.size() > std::numeric_limits<uint16_t>::max() - 8)
-    fail<FormatError>("cannot write {}: {} tensors of {} bytes are more than a .pth without zip64 holds; write "
-                      "safetensors instead",
-                      path.string(), tensors.size(), total);
+    fail<FormatError>(
+        "cannot write {}: {} tensors of {} bytes are more than a .pth without zip64 holds; write "
+        "safetensors instead",
+        path.string(), tensors.size(), total);
 }
 
 }  // namespace

@@ -198,8 +198,7 @@ class ZipReader {
   ZipEntry locate(const DirectoryEntry& entry, uint64_t limit) const {
     const auto lies_outside = [&]() { refuse("the entry {} reaches beyond the archive", in_quotes(entry.name)); };
     if (entry.header > limit || limit - entry.header < local_bytes) lies_outside();
-    const auto local =
-        archive_.subspan(static_cast<size_t>(entry.header), static_cast<size_t>(limit - entry.header));
+    const auto local = archive_.subspan(static_cast<size_t>(entry.header), static_cast<size_t>(limit - entry.header));
     if (number<uint32_t>(local, 0) != local_signature) refuse("there is no entry {}", in_quotes(entry.name));
     const size_t name_bytes = number<uint16_t>(local, 26);
     // The local extra field pads the content to a multiple of 64 bytes; it differs from the directory's.

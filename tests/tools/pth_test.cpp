@@ -1,9 +1,10 @@
+#include "engine/io/pth.h"
+
 #include <fmt/format.h>
 
 #include <cstring>
 
 #include "engine/io/download.h"
-#include "engine/io/pth.h"
 #include "tests/engine/io/pth_helpers.h"
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
@@ -55,7 +56,8 @@ TEST_F(PthToolsTest, EveryToolTakesIt) {
     succeed("pack small.safetensors -o expected.safetensors");
     EXPECT_TRUE(same_bits(dequantized(model("packed.safetensors")), dequantized(model("expected.safetensors"))));
     succeed("bench " + name + " --batch 1 --seconds 0");
-    succeed("finetune --init " + name + " --data standin --image-size 64 --epochs 1 --threads 1 --out tuned.safetensors");
+    succeed("finetune --init " + name +
+            " --data standin --image-size 64 --epochs 1 --threads 1 --out tuned.safetensors");
     succeed("inspect " + name + " --verify --json inspect.json");
     EXPECT_EQ(json("inspect.json").at("verified"), 16 + 3);
     EXPECT_EQ(json("inspect.json").at("tensors").size(), 16U);
@@ -63,8 +65,9 @@ TEST_F(PthToolsTest, EveryToolTakesIt) {
 }
 
 TEST_F(PthToolsTest, ExportsGoThereAndBack) {
-  for (const char* line : {"export small.safetensors --to pth -o a.pth", "export a.pth --to safetensors -o b.safetensors",
-                           "export b.safetensors --to pth -o c.pth", "export a.pth --to pth -o d.pth"})
+  for (const char* line :
+       {"export small.safetensors --to pth -o a.pth", "export a.pth --to safetensors -o b.safetensors",
+        "export b.safetensors --to pth -o c.pth", "export a.pth --to pth -o d.pth"})
     succeed(line);
   EXPECT_TRUE(same_bits(model("small.safetensors"), model("b.safetensors")));
   EXPECT_EQ(read_text(at("a.pth")), read_text(at("c.pth")));
@@ -95,9 +98,9 @@ TEST_F(PthToolsTest, HostileFilesAreRefusedInOneLine) {
   write_text(at("foreign.pth"), zip_file(two_floats(), {floats({1, 2})}));
   for (const auto& [file, mention] :
        {std::pair{"cut.pth", "cut off"}, {"attack.pth", "os.system"}, {"foreign.pth", "AlexNet"}})
-    for (const std::string line : {"eval FILE --data standin", "pack FILE -o out.safetensors", "bench FILE",
-                                   "export FILE --to pth -o out.safetensors",
-                                   "finetune --init FILE --data standin --out out.safetensors"}) {
+    for (const std::string line :
+         {"eval FILE --data standin", "pack FILE -o out.safetensors", "bench FILE",
+          "export FILE --to pth -o out.safetensors", "finetune --init FILE --data standin --out out.safetensors"}) {
       std::string command = line;
       refuse(command.replace(command.find("FILE"), 4, file), mention, 1);
     }
@@ -135,7 +138,8 @@ TEST_F(PthToolsTest, PublishedModelsAreFetchedOnceAndGetANewTail) {
   succeed("finetune --init imagenet --data standin --image-size 64 --epochs 1 --threads 1 --out tuned.safetensors");
   const StateDict tuned = model("tuned.safetensors"), small = model("small.safetensors");
   for (const std::string& name : alexnet_feature_names())
-    EXPECT_TRUE(std::ranges::equal(tuned.at(name + ".weight").values().view(), small.at(name + ".weight").values().view()))
+    EXPECT_TRUE(
+        std::ranges::equal(tuned.at(name + ".weight").values().view(), small.at(name + ".weight").values().view()))
         << name;
   EXPECT_EQ(tuned.at("classifier.1.weight").shape(), small.at("classifier.1.weight").shape());
   EXPECT_EQ(tuned.at("classifier.4.weight").shape(), (Shape{1024, 67}));

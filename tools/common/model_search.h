@@ -18,7 +18,8 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind);
 /// Errors name the file. Throws FormatError when it holds no AlexNet.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
-/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws IoError or FormatError.
+/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws IoError or
+/// FormatError.
 void check_model_file(const std::filesystem::path& path);
 
 /// Prints what reading a model found wrong and let pass to the standard error.

@@ -42,7 +42,8 @@ std::string hash_in_name(const fs::path& file) {
   constexpr size_t digits = 8;
   const std::string ending = file.extension().string();
   const std::string stem = file.stem().string();
-  if ((ending != ".pth" && ending != ".pt") || stem.size() <= digits || stem[stem.size() - digits - 1] != '-') return "";
+  if ((ending != ".pth" && ending != ".pt") || stem.size() <= digits || stem[stem.size() - digits - 1] != '-')
+    return "";
   const std::string hash = stem.substr(stem.size() - digits);
   return hash.find_first_not_of("0123456789abcdef") == std::string::npos ? hash : "";
 }
@@ -56,7 +57,8 @@ std::optional<PublishedModel> find_published(std::string_view name) {
 }
 
 bool is_published(const fs::path& file) {
-  return std::ranges::any_of(manifest(), [&](const auto& model) { return file_of(model).filename() == file.filename(); });
+  return std::ranges::any_of(manifest(),
+                             [&](const auto& model) { return file_of(model).filename() == file.filename(); });
 }
 
 fs::path obtain(const PublishedModel& model) {
@@ -83,9 +85,10 @@ void check_hash_in_name(const fs::path& file) {
   std::error_code error;
   if (expected.empty() || !fs::is_regular_file(file, error)) return;
   if (const std::string actual = digest_of_file(file, Digest::sha256); !actual.starts_with(expected))
-    fail<FormatError>("{}: its SHA-256 begins with {}, its name says {}; it is damaged or another file: fetch it again, "
-                      "or rename it if these digits are no hash",
-                      file.string(), actual.substr(0, expected.size()), expected);
+    fail<FormatError>(
+        "{}: its SHA-256 begins with {}, its name says {}; it is damaged or another file: fetch it again, "
+        "or rename it if these digits are no hash",
+        file.string(), actual.substr(0, expected.size()), expected);
 }
 
 }  // namespace nibblenet::tools

@@ -102,8 +102,9 @@ inline std::string zip_of(const std::vector<ZipPart>& parts, Zip64 zip64 = Zip64
   file += directory;
   if (zip64 != Zip64::none) {
     const uint64_t record = file.size();
-    file += "PK\x06\x06"s + little_endian<uint64_t>(44) + std::string(12, '\0') + little_endian<uint64_t>(parts.size()) +
-            little_endian<uint64_t>(parts.size()) + little_endian<uint64_t>(directory.size()) + little_endian(begin);
+    file += "PK\x06\x06"s + little_endian<uint64_t>(44) + std::string(12, '\0') +
+            little_endian<uint64_t>(parts.size()) + little_endian<uint64_t>(parts.size()) +
+            little_endian<uint64_t>(directory.size()) + little_endian(begin);
     file += "PK\x06\x07"s + std::string(4, '\0') + little_endian(record) + little_endian<uint32_t>(1);
   }
   const bool full = zip64 == Zip64::everywhere;
