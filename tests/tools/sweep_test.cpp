@@ -328,6 +328,11 @@ TEST_F(SweepTest, ModelsAreKeptOnRequest) {
                                              "nf4_4_block_64.safetensors"}));
   EXPECT_EQ(fs::file_size(at("out/linear_4_channel.safetensors")),
             row("out", "linear:4:channel").at("size").at("rest"));
+
+  // A kept model outlives a row that has to be measured again without keeping.
+  write_text(at("out/results.jsonl"), first_line(read_text(at("out/results.jsonl"))) + "\n");
+  succeed(sweep + "--schemes linear:4,nf4 --out out");
+  EXPECT_TRUE(fs::exists(at("out/linear_4_channel.safetensors")));
 }
 
 TEST_F(SweepTest, TheSeedPresetLeavesTheNotebooksFiles) {

@@ -72,7 +72,8 @@ void remove_leftovers(const fs::path& folder) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(".nibblenet-") && name.ends_with(".tmp")) fs::remove(entry.path(), error);
+    const bool half_written = name.starts_with(".nibblenet-") && name.ends_with(".tmp");
+    if (half_written || name == SweepFolder::passing_model) fs::remove(entry.path(), error);
   }
 }
 

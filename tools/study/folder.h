@@ -44,6 +44,9 @@ std::string checksum_of(const Dataset& dataset);
 /// the next one finds the rows that were finished; a line cut short is dropped and measured again.
 class SweepFolder {
  public:
+  /// Name of a packed model that is measured and deleted; what a killed run left of it is deleted by the next one.
+  static constexpr const char* passing_model = ".passing.safetensors";
+
   /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a sweep with another setup
   /// or another process is at work in it, FormatError when sweep.json is broken, IoError.
   SweepFolder(std::filesystem::path path, const SweepSetup& setup);

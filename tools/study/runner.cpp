@@ -132,7 +132,8 @@ class Sweep {
 
   /// Quantized, written, and read back: errors, sizes and accuracy are those of the file.
   StateDict pack(const Scheme& scheme, Measurement& result) {
-    const fs::path file = folder_.path() / model_file_name(scheme);
+    // What does not stay has a name of its own: a model that lies there already is nobody's to delete.
+    const fs::path file = folder_.path() / (inputs_.keep_models ? model_file_name(scheme) : SweepFolder::passing_model);
     write_model(scheme, file);
     StateDict dict = load_state_dict(file);
     if (!inputs_.keep_models) fs::remove(file);
@@ -268,8 +269,10 @@ void check_disk(const SweepFolder& folder, const StateDict& model, std::span<con
   double largest = 0, all = 0;
   for (const SweepScheme& each : schemes) {
     const auto* scheme = std::get_if<Scheme>(&each);
-    if (scheme == nullptr || fs::exists(folder.path() / model_file_name(*scheme))) continue;
-    if (!keep_models && folder.find(to_string(each)) != nullptr) continue;
+    if (scheme == nullptr) continue;
+    const bool done =
+        keep_models ? fs::exists(folder.path() / model_file_name(*scheme)) : folder.find(to_string(each)) != nullptr;
+    if (done) continue;
     const double bytes = expected_bytes(*scheme, model);
     largest = std::max(largest, bytes);
     all += bytes;
