@@ -24,6 +24,7 @@ void expect_same(const PackedTensor& actual, const PackedTensor& expected) {
   EXPECT_EQ(actual.scales, expected.scales);
   EXPECT_EQ(actual.zero_points, expected.zero_points);
   EXPECT_EQ(actual.block_ids, expected.block_ids);
+  EXPECT_EQ(actual.codebook, expected.codebook);
 }
 
 class CudaQuantize : public ::testing::TestWithParam<MethodTraits> {
