@@ -51,9 +51,9 @@ inline constexpr const char* class_names_key = "classes";
 /// What becomes of a checksum that does not fit: a warning, as PyTorch itself reads on, or an error.
 enum class Checksums : uint8_t { warn, strict };
 
-/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, compressed or not, or a state
-/// dict that PyTorch saved (PthFile): the content tells, not the name. Of the checksums, only those of compressed codes
-/// and those inside PyTorch's zip archives are computed. Throws IoError or FormatError.
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, compressed or not, or a
+/// state dict that PyTorch saved (PthFile): the content tells, not the name. Of the checksums, only those of compressed
+/// codes and those inside PyTorch's zip archives are computed. Throws IoError or FormatError.
 StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
