@@ -213,18 +213,20 @@ void pack(const Options& options) {
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 
+  for (const Parameter& parameter : dict.parameters)  // before the long work: a pattern that names nothing is refused
+    if (parameter.shape().rank() > 1) schemes(parameter.name);
+  schemes.expect_all_used();
+
   const auto start = std::chrono::steady_clock::now();
   std::optional<Calibration> calibration = options.calibration.obtain(input, dict, *backend);
   nlohmann::json json = {{"calibration_seconds", seconds_since(start)}, {"allocation", nullptr}};
   describe(dict.metadata, options.calibration, calibration);
   WeightPacker packer(quantize_options, std::move(calibration), *backend);
   std::vector<LayerReport> reports;
-  if (options.allocation.given()) {
+  if (options.allocation.given())
     json["allocation"] = allocate_and_pack(options, dict, packer, *backend);
-  } else {
+  else
     reports = pack_weights(dict, schemes, packer);
-    schemes.expect_all_used();
-  }
   save_state_dict(output, dict, options.compression());
   const double seconds = seconds_since(start);
   json["compensation"] = print_reports(reports);

@@ -17,7 +17,7 @@ TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile)
     if (parameter.packed()) {
       EXPECT_EQ(parameter.packed_values().scheme, tools::calibrated_scheme_for(parameter.name, 3)) << parameter.name;
     }
-  const std::map<std::string, std::string> expected = {{"rounding", "compensated"},     {"range", "max"},
+  const std::map<std::string, std::string> expected = {{"rounding", "compensated"},     {"range", "search"},
                                                        {"column_order", "natural"},     {"calibration_images", "50"},
                                                        {"calibration_positions", "64"}, {"calibration_seed", "1"},
                                                        {"calibration_image_size", "64"}};
@@ -69,7 +69,8 @@ TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
       {"--calibration-images 10", "--calibrate"},
       {"--calibrate standin --calibration c.safetensors", "--calibrat"},
       {"--calibrate standin --calibration-images -1", "--calibration-images"},
-      {"--calibrate standin --calibration-images 5", "5 images"}};
+      {"--calibrate standin --calibration-images 5", "5 images"},
+      {"--calibrate standin --layer nothing=linear:4", "--layer nothing"}};
   for (const auto& [flag, mention] : flags) refuse("pack small.safetensors " + flag, mention, 2);
   EXPECT_FALSE(fs::exists(at("small_4bit.safetensors")));
 }

@@ -74,16 +74,18 @@ void CalibrationFlags::add_to(CLI::App& app) {
                  "Of compensated rounding: natural, as weights are stored, or diagonal, largest inputs first")
       ->check(CLI::IsMember({"natural", "diagonal"}))
       ->capture_default_str();
-  app.add_option("--range", range,
-                 "Scale of a group: max, from its largest weight (kmeans: its root mean square), or search, the one of "
-                 "33 with the least squared error, weighed by the inputs' squares with a calibration")
+  app.add_option(
+         "--range", range,
+         "Scale of a group: max, from its largest weight (kmeans: its root mean square), or search, the one of "
+         "33 with the least squared error, weighed by the inputs' squares with a calibration; default: search with "
+         "a calibration, else max")
       ->check(CLI::IsMember({"max", "search"}))
-      ->capture_default_str();
+      ->type_name("R");
 }
 
 QuantizeOptions CalibrationFlags::quantize_options() const {
   QuantizeOptions options;
-  options.range = range == "search" ? Range::search : Range::max;
+  options.range = searches() ? Range::search : Range::max;
   options.order = order == "diagonal" ? ColumnOrder::diagonal : ColumnOrder::natural;
   if (compensates() && !calibrated())
     throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
@@ -122,7 +124,7 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
   const QuantizeOptions options = flags.quantize_options();
   if (!calibration && options.range == Range::max) return;
   metadata["rounding"] = options.rounding == Rounding::compensated ? "compensated" : "nearest";
-  metadata["range"] = flags.range;
+  metadata["range"] = flags.searches() ? "search" : "max";
   if (options.rounding == Rounding::compensated) metadata["column_order"] = flags.order;
   if (!calibration) return;
   metadata["calibration_images"] = std::to_string(calibration->images);

@@ -17,11 +17,12 @@ struct CalibrationFlags {
   std::string load;  ///< --calibration
   std::string save;
   std::string rounding;  ///< compensated with a calibration, nearest without, unless given
-  std::string range = "max";
+  std::string range;     ///< search with a calibration, max without, unless given
   std::string order = "natural";
 
   void add_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
+  bool searches() const { return range.empty() ? calibrated() : range == "search"; }
   bool compensates() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
   /// Without `moments` and reports. Throws UsageError for options that need a calibration where none is asked for.
   QuantizeOptions quantize_options() const;
