@@ -59,11 +59,10 @@ void float32_forward(TensorView<float> y, TensorView<const float> x, const Weigh
 }
 
 template <class Weights, class T>
-void float16_forward(TensorView<T> y, TensorView<const f16> x, const Weights& weights, float normalisation,
-                     const float* bias, const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+void start_half_product(TensorView<const f16> x, const Weights& weights, const BiasResult<T>& result,
+                        const ConvolutionSizes& s, const Work& work, Stream& stream) {
   // Halves in memory were multiplied already.
-  const float factor = std::is_same_v<Weights, Float16Weights> ? 1.0F : normalisation;
-  const BiasResult<T> result{y.data(), bias, s.k, s.outputs(), 1.0F / normalisation, with_relu};
+  const float factor = std::is_same_v<Weights, Float16Weights> ? 1.0F : 1.0F / result.factor;
   const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
   launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T>, weights, Windows<f16>{s, x.data()},
@@ -74,12 +73,21 @@ template <class T>
 void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
                      const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
   const FilterSizes sizes = filter_sizes(s);
-  if (w.form() == WeightCuda::Form::packed)
-    float16_forward(y, x, packed_operand(w, sizes), w.normalisation(), bias, s, with_relu, work, stream);
-  else if (w.form() == WeightCuda::Form::float16)
-    float16_forward(y, x, Float16Weights{sizes, w.halves()}, w.normalisation(), bias, s, with_relu, work, stream);
-  else
+  BiasResult<T> result{y.data(), bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
+  if (w.form() == WeightCuda::Form::packed) {
+    PackedWeights operand = packed_operand(w, sizes);
+    if (w.step_per_channel()) {
+      operand.step_in_result = true;
+      result.factor = 1.0F / w.value_normalisation();
+      result.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
+      result.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
+    }
+    start_half_product(x, operand, result, s, work, stream);
+  } else if (w.form() == WeightCuda::Form::float16) {
+    start_half_product(x, Float16Weights{sizes, w.halves()}, result, s, work, stream);
+  } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
+  }
 }
 
 void forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,

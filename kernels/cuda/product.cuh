@@ -118,10 +118,14 @@ struct BiasResult {
   int columns;        ///< output pixels
   float factor;       ///< power of two: undoes what the fp16 kernel's weights were multiplied by
   bool with_relu;
+  GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the result
+  bool one_step_for_all = false;
 
   __device__ void store(int i, int j, int, float sum) const {
     if (i >= rows || j >= columns) return;
-    const float value = sum * factor + bias[i];
+    float value = sum * factor;
+    if (steps.scales != nullptr) value *= steps(one_step_for_all ? 0 : i);
+    value += bias[i];
     store_element(y, static_cast<int64_t>(j) * rows + i, with_relu ? relu(value) : value);
   }
 };

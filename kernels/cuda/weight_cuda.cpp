@@ -48,12 +48,16 @@ float normalisation_for(float largest) {
   return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
 }
 
-float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
+float largest_value(const Codebook& codebook) {
   float value = 0;
   for (const float v : codebook.values) value = std::max(value, std::fabs(v));
+  return value;
+}
+
+float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
   float scale = 0;
   for (int64_t group = 0; group < packed.groups(); ++group) scale = std::max(scale, std::fabs(packed.scale(group)));
-  return value * (scale / codebook.scale_to);
+  return largest_value(codebook) * (scale / codebook.scale_to);
 }
 
 }  // namespace
@@ -93,12 +97,18 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       codebook_(codebook_of(packed)),
       view_(view_of(packed, codebook_)),
       resident_(resident_size(packed)),
-      normalisation_(normalisation_for(largest_magnitude(packed, codebook_))) {
+      normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
+      value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
   view_.codes = codes_.data();
   view_.scales = scales_.data();
   view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
   view_.block_ids = block_ids_.size() == 0 ? nullptr : block_ids_.data();
   view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
+}
+
+bool WeightCuda::step_per_channel() const {
+  const Granularity::Kind kind = view_.groups.kind;
+  return form_ == Form::packed && (kind == Granularity::Kind::channel || kind == Granularity::Kind::tensor);
 }
 
 TensorView<float> WeightCuda::values() {

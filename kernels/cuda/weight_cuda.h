@@ -30,6 +30,12 @@ class WeightCuda : public Weight {
   /// Power of two by which the largest weight is brought into [0.5, 1): the fp16 kernel multiplies by it before it
   /// rounds, so that neither tiny nor huge weights leave fp16's range.
   float normalisation() const { return normalisation_; }
+  /// Packed: whether all weights of an output channel share one step, so that a product may be multiplied by it at its
+  /// end. Then few distinct values are rounded to halves, most of them exact; rounded with their steps, the errors of
+  /// asymmetric codebooks would add up where activations have one sign.
+  bool step_per_channel() const;
+  /// Power of two that brings the largest value of a code into [2^14, 2^15): small ones keep all their bits in halves.
+  float value_normalisation() const { return value_normalisation_; }
 
  private:
   Shape shape_;
@@ -45,6 +51,7 @@ class WeightCuda : public Weight {
   PackedView view_;
   ResidentSize resident_;
   float normalisation_ = 1.0F;
+  float value_normalisation_ = 1.0F;
 };
 
 }  // namespace nibblenet

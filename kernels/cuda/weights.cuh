@@ -28,6 +28,19 @@ struct CodeValues {
   float values[256];
 };
 
+/// What the decoded values of a group are multiplied by.
+struct GroupSteps {
+  const void* scales = nullptr;
+  ScaleType type = ScaleType::f32;
+  float scale_to = 1.0F;
+
+  __device__ float operator()(int64_t group) const {
+    const float scale = type == ScaleType::f32 ? static_cast<const float*>(scales)[group]
+                                               : load_element(static_cast<const f16*>(scales), group);
+    return scale / scale_to;
+  }
+};
+
 struct Float32Weights {
   FilterSizes sizes;
   const float* values;  ///< [K, C, taps]
@@ -69,6 +82,8 @@ struct PackedWeights {
   FilterSizes sizes;
   PackedView packed;  ///< codes and block ids in device order; `values` null unless the tensor brought its own
   CodeValues fixed;   ///< the method's values, used where packed.values is null
+  /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value of the code alone.
+  bool step_in_result = false;
 
   /// Copies the codebook to shared memory; the caller's next barrier makes it visible.
   __device__ void prepare(CodeValues& table) const {
@@ -92,10 +107,8 @@ struct PackedWeights {
   }
 
   __device__ float step(int64_t group) const {
-    const float scale = packed.scale_type == ScaleType::f32
-                            ? static_cast<const float*>(packed.scales)[group]
-                            : load_element(static_cast<const f16*>(packed.scales), group);
-    return scale / packed.scale_to;
+    if (step_in_result) return 1.0F;
+    return GroupSteps{packed.scales, packed.scale_type, packed.scale_to}(group);
   }
 
   __device__ float zero_point(int64_t group) const {
