@@ -56,8 +56,8 @@ TEST_F(Allocation, MoreMayBeLostInFewerBits) {
 }
 
 TEST_F(Allocation, ChoosesAmongTheWidthsOfAGivenMethod) {
-  for (const auto& layer :
-       allocate("--target-bits 5 --method dynamic-tree --granularity channel").at("allocation").at("layers"))
+  const nlohmann::json report = allocate("--target-bits 5 --method dynamic-tree --granularity channel");
+  for (const auto& layer : report.at("allocation").at("layers"))
     EXPECT_THAT(std::string(layer.at("scheme")), HasSubstr("dynamic-tree:"));
 }
 
