@@ -22,6 +22,17 @@ ldd "$payload"/bin/* | awk '$2 == "=>" { print $3 }' | sort -u |
   grep -vE '/(libc|libm|libdl|libpthread|librt|libresolv|ld-linux[^/]*)\.so' | while read -r library; do
   strip -o "$payload/lib/$(basename "$library")" "$library"
 done
+# What no check here calls: OpenBLAS serves calibration only. Functions that abort take its place, and its Fortran
+# libraries stay behind.
+for library in "$payload"/lib/libopenblas.so.*; do
+  [[ -e $library ]] || continue
+  nm -D --defined-only "$library" | awk '{ print $3 }' | sort >"$payload/provided"
+  nm -D --undefined-only "$payload"/bin/* | awk 'NF == 2 { print $2 }' | sort -u | comm -12 - "$payload/provided" |
+    awk 'BEGIN { print "void abort(void);" } { print "void " $1 "(void) { abort(); }" }' |
+    gcc -shared -fPIC -w -x c - -Wl,-soname,"$(basename "$library")" -o "$library.stub"
+  mv "$library.stub" "$library"
+  rm -f "$payload/provided" "$payload"/lib/libgfortran.so.* "$payload"/lib/libquadmath.so.*
+done
 # ICU's tables are half of the whole, and only an archive reader's XML format asks for them: an empty one will do.
 for library in "$payload"/lib/libicudata.so.*; do
   [[ -e $library ]] || continue
