@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "engine/io/atomic_file.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet::tools {
@@ -80,13 +81,9 @@ void remove_leftovers(const fs::path& folder) {
 }  // namespace
 
 void write_text_file(const fs::path& path, std::string_view text) {
-  fs::path temporary = path;
-  temporary += ".tmp";
-  FileDescriptor file(open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (!file.is_open()) fail_io("write", path);
-  write_all(file, text, path);
-  if (fsync(file.get()) != 0 || !file.close()) fail_io("write", path);
-  if (rename(temporary.c_str(), path.c_str()) != 0) fail_io("replace", path);
+  AtomicFile file(path);
+  file.write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+  file.commit();
 }
 
 json to_json(const SweepSetup& setup) {
