@@ -12,6 +12,7 @@
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/common/scheme_options.h"
+#include "tools/common/weight_packer.h"
 
 namespace {
 
@@ -35,7 +36,7 @@ struct Options {
   /// Nothing but --compress or --no-compress: a packed model may be written again.
   bool only_rewrites() const {
     return rewrite && scheme.only_bits() && !scheme.bits && scheme.layers.empty() && !calibration.calibrated() &&
-           !allocation.given();
+           calibration.ranges.empty() && !allocation.given();
   }
 };
 
@@ -49,49 +50,6 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
   const std::string width = options.allocation.given() ? "mixed" : fmt::format("{}bit", bits);
   return input.parent_path() / fmt::format("{}_{}.safetensors", name, width);
 }
-
-/// What compensated rounding did to a layer.
-struct LayerReport {
-  std::string weight;
-  Compensation compensation;
-};
-
-/// Turns weights into codes as the flags say, on the device where it can, on the host where a calibration or a search
-/// for ranges has a say.
-class WeightPacker {
- public:
-  WeightPacker(QuantizeOptions options, std::optional<Calibration> calibration, Backend& backend)
-      : options_(std::move(options)), calibration_(std::move(calibration)), backend_(backend) {}
-
-  /// `on_weights` hears how many of the tensor's weights are done. `report`, unless null, hears of compensation.
-  PackedTensor operator()(const Parameter& parameter, const Scheme& scheme,
-                          const std::function<void(int64_t)>& on_weights = {}, LayerReport* report = nullptr) const {
-    const TensorView<const float> weights = parameter.values().view();
-    if (!calibration_ && options_.range == Range::max) return backend_.quantize(weights, scheme, parameter.name);
-    LayerReport own;
-    LayerReport& heard = report != nullptr ? *report : own;
-    heard.weight = parameter.name;
-    QuantizeOptions options = options_;
-    options.report = &heard.compensation;
-    options.moments = calibration_ ? &calibration_->moments.at(parameter.name) : nullptr;
-    options.on_columns = [&](int64_t columns, int64_t of) {
-      if (interrupted()) throw Stopped("stopped; nothing was written");
-      if (on_weights) on_weights(weights.elements() / of * columns);
-    };
-    return quantize(weights, scheme, parameter.name, options);
-  }
-
-  bool compensates() const { return options_.rounding == Rounding::compensated; }
-  /// A weight that will not be asked for again: the moments of the largest take 340 MB.
-  void forget(const std::string& weight) {
-    if (calibration_) calibration_->moments.erase(weight);
-  }
-
- private:
-  QuantizeOptions options_;
-  std::optional<Calibration> calibration_;
-  Backend& backend_;
-};
 
 /// Packs every weight of `dict` in place; biases stay as they are.
 std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer) {
@@ -109,7 +67,7 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
     show(0);
     const int64_t count = parameter.shape().elements();
     LayerReport report;
-    parameter.value = packer(parameter, schemes(parameter.name), show, &report);
+    parameter.value = packer(parameter, {schemes(parameter.name)}, show, &report);
     if (packer.compensates()) reports.push_back(std::move(report));
     packer.forget(parameter.name);
     done += count;
@@ -119,53 +77,53 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
   return reports;
 }
 
-/// The scheme that the flags give a weight at each width that there is.
-std::vector<Scheme> schemes_of_every_width(const Options& options, const std::string& weight) {
+/// What there is to choose from for a weight: the scheme that the flags give it, at each width that there is.
+std::vector<Candidate> every_width(const Options& options, const Parameter& weight) {
   SchemeFlags flags = options.scheme;
   const MethodTraits& traits = traits_of(flags.method.empty() ? Method::linear : parse_method(flags.method));
-  std::vector<Scheme> schemes;
+  std::vector<Candidate> candidates;
   for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
     flags.bits = bits;
-    schemes.push_back(SchemeChoice(flags, options.calibration.compensates())(weight));
+    candidates.push_back({SchemeChoice(flags, options.calibration.compensates())(weight.name)});
   }
-  return schemes;
+  return candidates;
 }
 
-/// Packs every weight of `dict` in place, each at the width that was chosen for it. Returns the report of the choice.
-nlohmann::json allocate_and_pack(const Options& options, StateDict& dict, const WeightPacker& packer,
-                                 Backend& backend) {
+/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, each at the narrowest
+/// width that reaches the largest weight. What the codes take in the file hangs on the step, not on the width.
+std::vector<Candidate> every_step(const Options& options, const Parameter& weight) {
+  Scheme scheme = default_scheme(Method::linear, 8);
+  scheme.granularity = parse_granularity(options.scheme.granularity.empty() ? "channel" : options.scheme.granularity);
+  scheme.scale = parse_scale_type(options.scheme.scale.empty() ? "f16" : options.scheme.scale);
+  const float reach = largest_deviation(weight.values().view(), scheme.granularity);
+  const MethodTraits& traits = traits_of(scheme.method);
+  std::vector<Candidate> candidates;
+  for (const float step : {0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
+    scheme.bits = traits.min_bits;
+    while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
+      ++scheme.bits;
+    candidates.push_back({scheme, step});
+  }
+  return candidates;
+}
+
+/// Packs every weight of `dict` in place, each as was chosen for it. Returns the report of the choice.
+nlohmann::json allocate_and_pack(const Options& options, StateDict& dict, WeightPacker& packer, Backend& backend) {
   constexpr int64_t header_at_most = 10'000;
   int64_t other_bytes = header_at_most;
   for (const Parameter& parameter : dict.parameters)
     if (parameter.shape().rank() < 2) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
   const std::filesystem::path data = find_data(options.data.empty() ? options.calibration.data : options.data);
-  AllocatedBits allocated = allocate_bits(
+  AllocatedWeights allocated = allocate(
       options.allocation, backend, dict, load_dataset(data, Split::train, 2 * options.allocation.images), other_bytes,
-      [&](const std::string& weight) { return schemes_of_every_width(options, weight); },
-      [&](const Parameter& weight, const Scheme& scheme) { return packer(weight, scheme); });
+      [&](const Parameter& weight) {
+        return options.allocation.chooses_steps() ? every_step(options, weight) : every_width(options, weight);
+      },
+      [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
   for (Parameter& parameter : dict.parameters)
     if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
       parameter.value = std::move(chosen->second);
   return allocated.json;
-}
-
-nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
-  nlohmann::json layers = nlohmann::json::array();
-  if (!reports.empty())
-    fmt::print("{:<20} {:>14} {:>14} {:>8} {:>8} {:>12} {:>12}\n", "output error", "nearest", "compensated", "ratio",
-               "damping", "rows kept", "dead inputs");
-  for (const auto& [weight, done] : reports) {
-    fmt::print("{:<20} {:>14.5g} {:>14.5g} {:>8.3f} {:>8.2g} {:>12} {:>12}\n", weight, done.nearest_error, done.error,
-               done.nearest_error > 0 ? done.error / done.nearest_error : 1.0, done.damping, done.rows_kept,
-               done.dead_inputs);
-    layers.push_back({{"weight", weight},
-                      {"nearest_error", done.nearest_error},
-                      {"error", done.error},
-                      {"damping", done.damping},
-                      {"rows_kept", done.rows_kept},
-                      {"dead_inputs", done.dead_inputs}});
-  }
-  return layers;
 }
 
 /// The tables of what was written, read back as any tool would. `json` holds what else there is to report.
@@ -173,8 +131,8 @@ void show_result(const Options& options, const std::filesystem::path& input, con
                  double seconds, Backend& backend, nlohmann::json json = nlohmann::json::object()) {
   const Network packed(backend, load_state_dict(output));
   const auto file_bytes = static_cast<double>(packed.file_bytes());
-  if (options.allocation.target_size > 0 && file_bytes > options.allocation.target_size * 1e6)
-    fail<Error>("{} became {}, more than --target-size", output.string(), megabytes(file_bytes));
+  if (const double target = options.allocation.file_target(); target > 0 && file_bytes > target * 1e6)
+    fail<Error>("{} became {}, more than the target", output.string(), megabytes(file_bytes));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
   json["input"] = input.string();
@@ -196,12 +154,22 @@ void repack(const Options& options, const std::filesystem::path& input, const St
   show_result(options, input, output, seconds_since(start), backend);
 }
 
+/// Throws UsageError for flags that say what the targets are to choose.
+void expect_free_choice(const Options& options) {
+  const SchemeFlags& scheme = options.scheme;
+  if (!options.allocation.given()) return;
+  if (scheme.bits || !scheme.layers.empty())
+    throw UsageError("targets and --max-loss choose the widths themselves: leave --bits and --layer out");
+  if (options.allocation.chooses_steps() &&
+      (!scheme.method.empty() || !scheme.sign.empty() || scheme.zero_point || !options.calibration.ranges.empty()))
+    throw UsageError(
+        "--target-rest chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
+        "out");
+}
+
 void pack(const Options& options) {
   SchemeChoice schemes(options.scheme, options.calibration.compensates());
-  const QuantizeOptions quantize_options = options.calibration.quantize_options();
-  if (options.allocation.given() && (options.scheme.bits || !options.scheme.layers.empty()))
-    throw UsageError(
-        "--target-bits, --target-size and --max-loss choose the widths themselves: leave --bits and --layer out");
+  expect_free_choice(options);
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
@@ -213,15 +181,18 @@ void pack(const Options& options) {
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 
-  for (const Parameter& parameter : dict.parameters)  // before the long work: a pattern that names nothing is refused
-    if (parameter.shape().rank() > 1) schemes(parameter.name);
+  for (const Parameter& parameter : dict.parameters)  // before the long work: what does not fit is refused
+    if (parameter.shape().rank() > 1)
+      validate(options.calibration.quantize_options(parameter.name), schemes(parameter.name), parameter.name);
   schemes.expect_all_used();
+  options.calibration.expect_ranges_used(dict);
 
   const auto start = std::chrono::steady_clock::now();
   std::optional<Calibration> calibration = options.calibration.obtain(input, dict, *backend);
   nlohmann::json json = {{"calibration_seconds", seconds_since(start)}, {"allocation", nullptr}};
   describe(dict.metadata, options.calibration, calibration);
-  WeightPacker packer(quantize_options, std::move(calibration), *backend);
+  if (options.allocation.chooses_steps()) dict.metadata["range"] = "step, of each layer";
+  WeightPacker packer(options.calibration, std::move(calibration), *backend);
   std::vector<LayerReport> reports;
   if (options.allocation.given())
     json["allocation"] = allocate_and_pack(options, dict, packer, *backend);
@@ -246,8 +217,7 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   options.calibration.add_to(app);
   options.allocation.add_to(app);
-  app.add_option("--data", options.data,
-                 std::string("For --target-bits and its like, without --calibrate. ") + data_help)
+  app.add_option("--data", options.data, std::string("For targets and --max-loss, without --calibrate. ") + data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(
       "--compress,!--no-compress", options.compress,
@@ -260,6 +230,8 @@ int main(int argc, char** argv) {
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     options.rewrite = compress->count() > 0;
+    if (options.allocation.chooses_steps()) options.compress = true;
+    options.allocation.compressed = options.compress;
     pack(options);
   });
 }

@@ -1,8 +1,11 @@
 #include "training/sensitivity.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "engine/quant/entropy.h"
 #include "training/image_feed.h"
 
 namespace nibblenet {
@@ -62,6 +65,11 @@ double log_sum_exp(std::span<const float> row) {
 
 }  // namespace
 
+std::string to_string(const Candidate& candidate) {
+  const std::string scheme = to_string(candidate.scheme);
+  return candidate.step > 0 ? fmt::format("{}, step {}", scheme, candidate.step) : scheme;
+}
+
 double mean_divergence(TensorView<const float> p_logits, TensorView<const float> q_logits) {
   expect_shape(q_logits.shape(), p_logits.shape(), "logits to compare");
   double sum = 0;
@@ -83,16 +91,16 @@ int64_t payload_bytes(const PackedTensor& packed) {
 
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
-                                                   const CandidateSchemes& candidates, const QuantizeWeight& quantize,
-                                                   const OnProgress& on_progress) {
+                                                   const Candidates& candidates, const QuantizeWeight& quantize,
+                                                   MeasuredBytes bytes, const OnProgress& on_progress) {
   std::vector<size_t> places;  // of the layers with weights
-  std::vector<std::vector<Scheme>> schemes;
+  std::vector<std::vector<Candidate>> choices;
   int64_t total = 0, done = 0;
   for (size_t i = 0; i < network.layers().size(); ++i) {
     if (!network.layers()[i].spec.has_parameters()) continue;
     places.push_back(i);
-    schemes.push_back(candidates(network.layers()[i].spec.name + ".weight"));
-    total += static_cast<int64_t>(schemes.back().size());
+    choices.push_back(candidates(floats.at(network.layers()[i].spec.name + ".weight")));
+    total += static_cast<int64_t>(choices.back().size());
   }
 
   std::vector<WeightSensitivity> result;
@@ -107,14 +115,15 @@ std::vector<WeightSensitivity> measure_sensitivity(Network& network, const State
     WeightSensitivity& sensitivity = result.emplace_back();
     sensitivity.name = weight.name;
     sensitivity.weights = weight.shape().elements();
-    for (const Scheme& scheme : schemes[i]) {
+    for (const Candidate& candidate : choices[i]) {
       if (on_progress && on_progress(done, total)) throw Interrupted("stopped; nothing was written");
-      const PackedTensor packed = quantize(weight, scheme);
+      const PackedTensor packed = quantize(weight, candidate);
       std::unique_ptr<Weight> original = network.backend().make_weight(packed, network.precision());
       std::swap(original, layer.weight);
       const Tensor<float> logits = predict(network, reached, std::as_const(inputs).view(), batch_size);
       std::swap(original, layer.weight);
-      sensitivity.choices.push_back({scheme, payload_bytes(packed), resident_size(packed).total(),
+      sensitivity.choices.push_back({candidate, payload_bytes(packed), resident_size(packed).total(),
+                                     bytes == MeasuredBytes::stored ? 0 : rest_bytes(packed),
                                      mean_divergence(expected.view(), logits.view())});
       ++done;
     }

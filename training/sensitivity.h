@@ -8,11 +8,21 @@
 
 namespace nibblenet {
 
-/// One way to store one weight, and what it does to the network when every other weight stays float.
-struct MeasuredChoice {
+/// One way to store one weight: its scheme and, above 0, the step of its groups in root mean squares (Range::step).
+struct Candidate {
   Scheme scheme;
+  float step = 0;
+  friend bool operator==(const Candidate&, const Candidate&) = default;
+};
+/// "linear:4:channel", "linear:4:channel, step 2"
+std::string to_string(const Candidate& candidate);
+
+/// A candidate, and what it does to the network when every other weight stays float.
+struct MeasuredChoice {
+  Candidate candidate;
   int64_t payload_bytes = 0;  ///< codes, scales, zero points, codebook, block ids
-  int64_t stored_bytes = 0;   ///< the same with padding: resident, and in a file
+  int64_t stored_bytes = 0;   ///< the same with padding: resident, and in a file that is not compressed
+  int64_t rest_bytes = 0;     ///< in a compressed file; 0 unless asked for
   double divergence = 0;      ///< mean Kullback-Leibler divergence of the predictions from the float network's, in nats
 };
 
@@ -22,8 +32,11 @@ struct WeightSensitivity {
   std::vector<MeasuredChoice> choices;
 };
 
-using CandidateSchemes = std::function<std::vector<Scheme>(const std::string& weight)>;
-using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Scheme& scheme)>;
+using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)>;
+using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
+
+/// Which bytes of a choice are to be known: compressing each takes time.
+enum class MeasuredBytes : uint8_t { stored, stored_and_rest };
 
 /// Stores one weight after the other in every candidate way and looks what the predictions for `images` become. The
 /// divergence needs no labels and, unlike the loss, is no difference of two noisy numbers: it is never negative, and 0
@@ -32,7 +45,8 @@ using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const
 /// Interrupted when it asks to stop.
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
-                                                   const CandidateSchemes& candidates, const QuantizeWeight& quantize,
+                                                   const Candidates& candidates, const QuantizeWeight& quantize,
+                                                   MeasuredBytes bytes = MeasuredBytes::stored,
                                                    const OnProgress& on_progress = {});
 
 /// mean over rows of sum p log(p / q), p and q being the softmax of logits [rows, classes] on the host; in double.

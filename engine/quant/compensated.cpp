@@ -5,11 +5,15 @@
 #include "engine/quant/compensated.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <functional>
+#include <limits>
+#include <numeric>
+#include <span>
 
 #include "engine/quant/bits.h"
 #include "engine/quant/blas.h"
+#include "engine/quant/entropy_model.h"
 #include "engine/quant/group_scales.h"
 
 namespace nibblenet {
@@ -17,85 +21,40 @@ namespace {
 
 constexpr int64_t block_columns = 128;
 constexpr int64_t rows_at_once = 512;  // of the nearest codes' errors
-constexpr double first_damping = 0.01;
-constexpr double last_damping = 1e4;
+constexpr int rate_passes = 2;         // the first on the nearest codes' frequencies, the next on its own
 /// Errors come out of long sums in float32: only what is less by more than this counts as less.
 constexpr double certainty = 1e-4;
 /// What the columns to come are moved by is rounded now and then: more than that, relative to a weight.
 constexpr double work_rounding = 0x1p-20;
 
-/// The order in which columns are rounded, those of live inputs; dead ones count for nothing.
-struct Columns {
-  std::vector<int64_t> live;
-  double mean_square = 0;  ///< of the live inputs
-};
-
-Columns live_columns(const SecondMoments& moments, ColumnOrder order) {
-  Columns columns;
-  for (int64_t k = 0; k < moments.inputs; ++k) {
-    if (!(moments.at(k, k) > 0)) continue;
-    columns.live.push_back(k);
-    columns.mean_square += static_cast<double>(moments.at(k, k));
-  }
-  columns.mean_square /= static_cast<double>(std::max<size_t>(columns.live.size(), 1));
-  if (order == ColumnOrder::diagonal)
-    std::ranges::stable_sort(columns.live, std::greater<>{}, [&](int64_t k) { return moments.at(k, k); });
-  return columns;
-}
-
-/// U with (H + damping I)^-1 = U^T U, upper triangular; what is below the diagonal means nothing.
-struct InverseFactor {
-  std::vector<float> upper;
-  double damping = 0;  ///< relative to the mean of H's diagonal
-};
-
-/// H reversed in both directions is l l^T; l^-1 reversed is U.
-InverseFactor invert(const SecondMoments& moments, const Columns& columns) {
-  const auto n = static_cast<int64_t>(columns.live.size());
-  InverseFactor factor{.upper = std::vector<float>(static_cast<size_t>(n * n))};
-  for (factor.damping = first_damping; factor.damping <= last_damping; factor.damping *= 10) {
-    const auto added = static_cast<float>(factor.damping * columns.mean_square);
-#pragma omp parallel for
-    for (int64_t i = 0; i < n; ++i) {
-      float* row = factor.upper.data() + (n - 1 - i) * n;
-      for (int64_t j = 0; j < n; ++j)
-        row[n - 1 - j] = moments.at(columns.live[static_cast<size_t>(i)], columns.live[static_cast<size_t>(j)]);
-      row[n - 1 - i] += added;
-    }
-    if (!blas::invert_cholesky_factor(factor.upper.data(), n)) continue;
-    std::ranges::reverse(factor.upper);
-    return factor;
-  }
-  throw Error("the second moments are not positive definite, whatever is added to their diagonal; calibrate again");
-}
-
 /// The codes of a tensor on their way from nearest to compensated. Columns are those of live inputs, in rounding order.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const Columns& columns, const InverseFactor& factor)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor, double rate_weight)
       : packed_(packed),
         weights_(weights),
-        columns_(columns.live),
+        columns_(factor.columns),
         factor_(factor),
-        added_(factor.damping * columns.mean_square),
-        trace_(columns.mean_square * static_cast<double>(columns.live.size())),
+        added_(factor.damping * factor.mean_square),
+        trace_(factor.mean_square * static_cast<double>(factor.count())),
         codebook_(codebook_of(packed)),
         view_(view_of(packed, codebook_)),
-        count_(static_cast<int64_t>(columns.live.size())) {}
+        count_(factor.count()) {
+    if (rate_weight > 0) bit_cost_ = static_cast<float>(rate_weight * expected_error());
+    for (int i = 0; i < codebook_.count; ++i) rank_[codebook_.ordered_codes[i]] = i;
+  }
 
   Compensation run(const OnColumns& on_columns) {
-    round_all(on_columns);
-    const std::vector<RowError> nearest = nearest_errors();
-    Compensation result{.damping = factor_.damping};
-    for (int64_t row = 0; row < view_.channels; ++row) {
-      const RowError& before = nearest[static_cast<size_t>(row)];
-      const RowError& after = compensated_[static_cast<size_t>(row)];
-      const bool better = is_surely_less(after, before, row);
-      result.nearest_error += before.plain;
-      result.error += better ? after.plain : before.plain;
-      result.rows_kept += better ? 0 : 1;
-      if (better) store(row);
+    const int passes = bit_cost_ > 0 ? rate_passes : 1;
+    for (int pass = 0; pass < passes; ++pass) {
+      if (bit_cost_ > 0) rates_ = code_rates(pass == 0 ? packed_.codes : with_all_stored().codes, code_layout(packed_));
+      round_all([&](int64_t done, int64_t total) {
+        if (on_columns) on_columns(pass * total + done, passes * total);
+      });
     }
+    Compensation result = keep_what_is_better();
+    result.damping = factor_.damping;
+    result.bits = code_rates(packed_.codes, code_layout(packed_)).mean;
     return result;
   }
 
@@ -106,6 +65,21 @@ class Rounder {
     double damped = 0;
   };
 
+  Compensation keep_what_is_better() {
+    const std::vector<RowError> nearest = nearest_errors();
+    Compensation result;
+    for (int64_t row = 0; row < view_.channels; ++row) {
+      const RowError& before = nearest[static_cast<size_t>(row)];
+      const RowError& after = compensated_[static_cast<size_t>(row)];
+      const bool better = is_surely_less(after, before, row);
+      result.nearest_error += before.plain;
+      result.error += better ? after.plain : before.plain;
+      result.rows_kept += better ? 0 : 1;
+      if (better) store(packed_, row);
+    }
+    return result;
+  }
+
   bool is_surely_less(const RowError& after, const RowError& before, int64_t row) const {
     double squares = 0;
     for (int64_t j = 0; j < count_; ++j)
@@ -113,7 +87,40 @@ class Rounder {
     // The output error of weights that are off by d is at most |d| sqrt(trace H).
     const double rounding = work_rounding * std::sqrt(squares * trace_);
     const double highest = after.plain + certainty * (after.damped + before.damped);
-    return std::sqrt(std::max(0.0, highest)) + rounding < std::sqrt(std::max(0.0, before.plain));
+    const double root = std::sqrt(std::max(0.0, highest)) + rounding;
+    return root * root + saved_by_nearest(row) < std::max(0.0, before.plain);
+  }
+
+  /// The cost of the bits by which a row's compensated codes take more than the nearest ones; below 0: fewer.
+  double saved_by_nearest(int64_t row) const {
+    if (!(bit_cost_ > 0)) return 0;
+    const std::span<const float> bits = rates_.of(row);
+    const uint8_t* nearest = view_.codes + row * view_.code_stride;
+    double more = 0;
+    for (int64_t j = 0; j < count_; ++j)
+      more += static_cast<double>(bits[codes_[static_cast<size_t>(row * count_ + j)]]) -
+              static_cast<double>(bits[read_field(nearest, columns_[static_cast<size_t>(j)], view_.bits)]);
+    return static_cast<double>(bit_cost_) * more;
+  }
+
+  /// What compensation divides errors by spreads them: mean of 1 / U_jj^2, times the mean square of what rounding to
+  /// nearest does to a weight.
+  double expected_error() const {
+    double factors = 0;
+    for (int64_t j = 0; j < count_; ++j) factors += std::pow(static_cast<double>(factor_.diagonal(j)), -2);
+    std::vector<double> squares(static_cast<size_t>(view_.channels));
+#pragma omp parallel for
+    for (int64_t row = 0; row < view_.channels; ++row) {
+      std::vector<float> values(static_cast<size_t>(view_.channel_elements));
+      decode_reference(view_, row, 0, view_.channel_elements, values.data());
+      for (int64_t j = 0; j < count_; ++j) {
+        const double difference = static_cast<double>(weight(row, j)) -
+                                  static_cast<double>(values[static_cast<size_t>(columns_[static_cast<size_t>(j)])]);
+        squares[static_cast<size_t>(row)] += difference * difference;
+      }
+    }
+    const double sum = std::accumulate(squares.begin(), squares.end(), 0.0);
+    return factors / static_cast<double>(count_) * sum / static_cast<double>(view_.channels * count_);
   }
 
   Step step_of(int64_t row, int64_t k) const {
@@ -132,7 +139,7 @@ class Rounder {
     const int64_t rows = view_.channels;
     const float* u = factor_.upper.data();
     codes_.resize(static_cast<size_t>(rows * count_));
-    compensated_.resize(static_cast<size_t>(rows));
+    compensated_.assign(static_cast<size_t>(rows), {});
     std::vector<float> work(static_cast<size_t>(rows * count_));
 #pragma omp parallel for
     for (int64_t row = 0; row < rows; ++row)
@@ -147,19 +154,39 @@ class Rounder {
       if (end < count_)
         blas::subtract_product(work.data() + end, count_, errors.data(), block_columns, u + begin * count_ + end,
                                count_, rows, count_ - end, end - begin);
-      if (on_columns) on_columns(end, count_);
+      on_columns(end, count_);
+    }
+  }
+
+  /// The nearest code or, when bits cost something, the one between it and 0 with the least sum of costs.
+  uint32_t best_code(float weight, float u, const Step& step, int64_t row) const {
+    const bool affine = packed_.scheme.zero_point;
+    const uint32_t nearest = code_of(weight, step, codebook_, affine);
+    if (!(bit_cost_ > 0) || step.step == 0) return nearest;
+    const std::span<const float> bits = rates_.of(row);
+    const int zero = affine ? static_cast<int>(step.zero_point) : rank_[codebook_.zero_code];
+    int rank = rank_[nearest];
+    uint32_t best = nearest;
+    for (float least = std::numeric_limits<float>::infinity();; rank += rank < zero ? 1 : -1) {
+      const uint32_t code = codebook_.ordered_codes[rank];
+      const float error = (weight - reconstruct(codebook_.values[code], step.zero_point, step.step)) / u;
+      if (error * error >= least) return best;
+      if (const float cost = error * error + bit_cost_ * bits[code]; cost < least) {
+        least = cost;
+        best = code;
+      }
+      if (rank == zero) return best;
     }
   }
 
   /// Columns [begin, end) of one row: each error is spread over the rest of the block here, over the other blocks by
   /// the product behind.
   void round_block(int64_t row, int64_t begin, int64_t end, float* work, float* errors) {
-    const bool affine = packed_.scheme.zero_point;
     RowError& total = compensated_[static_cast<size_t>(row)];
     for (int64_t j = begin; j < end; ++j) {
       const float* u = factor_.upper.data() + j * count_;
       const Step step = step_of(row, columns_[static_cast<size_t>(j)]);
-      const uint32_t code = code_of(work[j], step, codebook_, affine);
+      const uint32_t code = best_code(work[j], u[j], step, row);
       codes_[static_cast<size_t>(row * count_ + j)] = static_cast<uint8_t>(code);
       const float value = reconstruct(codebook_.values[code], step.zero_point, step.step);
       const float error = (work[j] - value) / u[j];
@@ -204,10 +231,17 @@ class Rounder {
     return result;
   }
 
+  PackedTensor with_all_stored() const {
+    PackedTensor all = packed_;
+#pragma omp parallel for
+    for (int64_t row = 0; row < view_.channels; ++row) store(all, row);
+    return all;
+  }
+
   /// The compensated codes of a row take the place of the nearest ones; those of dead inputs stay.
-  void store(int64_t row) {
+  void store(PackedTensor& packed, int64_t row) const {
     const int bits = view_.bits;
-    uint8_t* channel = packed_.codes.data() + row * view_.code_stride;
+    uint8_t* channel = packed.codes.data() + row * view_.code_stride;
     std::vector<uint32_t> codes(static_cast<size_t>(view_.channel_elements));
     for (int64_t k = 0; k < view_.channel_elements; ++k) codes[static_cast<size_t>(k)] = read_field(channel, k, bits);
     for (int64_t j = 0; j < count_; ++j)
@@ -226,24 +260,34 @@ class Rounder {
   Codebook codebook_;
   PackedView view_;
   int64_t count_;
+  float bit_cost_ = 0;                 ///< in units of e^2; 0: bits cost nothing
+  CodeRates rates_;                    ///< what bit_cost_ is times of
+  std::array<int, 256> rank_{};        ///< of a code among the codebook's ascending values
   std::vector<uint8_t> codes_;         ///< [K, count], by column
   std::vector<RowError> compensated_;  ///< of each row
 };
 
 }  // namespace
 
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
-                        ColumnOrder order, const OnColumns& on_columns) {
+Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
+                        double rate_weight, const OnColumns& on_columns) {
   expect_shape(weights.shape(), packed.shape, "weights to compensate");
-  if (moments.inputs != packed.shape.inner_elements())
-    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  const Columns columns = live_columns(moments, order);
-  const int64_t dead = moments.inputs - static_cast<int64_t>(columns.live.size());
-  if (columns.live.empty()) return {.rows_kept = packed.shape[0], .dead_inputs = dead};
-  const InverseFactor factor = invert(moments, columns);
-  Compensation result = Rounder(packed, weights, columns, factor).run(on_columns);
+  if (factor.inputs != packed.shape.inner_elements())
+    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), factor.inputs);
+  const int64_t dead = factor.inputs - factor.count();
+  if (factor.columns.empty())
+    return {
+        .bits = code_rates(packed.codes, code_layout(packed)).mean, .rows_kept = packed.shape[0], .dead_inputs = dead};
+  Compensation result = Rounder(packed, weights, factor, rate_weight).run(on_columns);
   result.dead_inputs = dead;
   return result;
+}
+
+Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
+                        ColumnOrder order, const OnColumns& on_columns) {
+  if (moments.inputs != packed.shape.inner_elements())
+    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
+  return compensate(packed, weights, invert(moments, order), 0, on_columns);
 }
 
 }  // namespace nibblenet

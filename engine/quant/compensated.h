@@ -3,13 +3,10 @@
 #include <cstdint>
 #include <functional>
 
+#include "engine/quant/inverse_factor.h"
 #include "engine/quant/packed_tensor.h"
-#include "engine/quant/second_moments.h"
 
 namespace nibblenet {
-
-/// In which order weights of an output channel are rounded: as stored, or those of the largest inputs first.
-enum class ColumnOrder : uint8_t { natural, diagonal };
 
 /// Called as rounding goes on with the inputs done of all; may throw to stop.
 using OnColumns = std::function<void(int64_t done, int64_t total)>;
@@ -18,6 +15,7 @@ using OnColumns = std::function<void(int64_t done, int64_t total)>;
 struct Compensation {
   double nearest_error = 0;  ///< tr((W - V) H (W - V)^T) with every weight rounded to nearest
   double error = 0;          ///< the same with the codes chosen
+  double bits = 0;           ///< a weight, as the entropy coder's classes of channels will see the codes chosen
   double damping = 0;        ///< what was added to H's diagonal, relative to its mean
   int64_t rows_kept = 0;     ///< output channels whose nearest codes were at least as good, and stayed
   int64_t dead_inputs = 0;   ///< inputs that were 0 throughout: their weights stay rounded to nearest
@@ -26,10 +24,21 @@ struct Compensation {
 /// Chooses the codes of `packed` again so that errors of rounding cancel in the layer's output: column by column, what
 /// rounding does to one input's weights is made up for by the weights not yet rounded (GPTQ, Frantar 2023, arXiv
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
-/// whose error on these moments would not fall keeps its codes. H gets 1 % of its mean diagonal added to the
-/// diagonal, ten times as much for as long as it is not positive definite.
+/// whose error on these moments would not fall keeps its codes.
+///
+/// With a `rate_weight` L the error is weighed against the file: a weight's code is, of all from the nearest one down
+/// to that of 0, the one with the least e^2 + L unit bits(code). e^2 is what the code adds to the output error; bits
+/// are those of the code's frequency in its class of channels, counted on the codes of a first pass; unit is the mean
+/// e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer and step:
+/// near the optimum of a fine grid, one bit less a weight costs 2 ln 2 = 1.39 units. Channels are then kept by the same
+/// sum.
+///
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
-/// disagree, Error when no damping helps.
+/// disagree.
+Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
+                        double rate_weight = 0, const OnColumns& on_columns = {});
+
+/// The same from the moments themselves. Throws Error when no damping makes them positive definite.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
                         ColumnOrder order = ColumnOrder::natural, const OnColumns& on_columns = {});
 

@@ -312,6 +312,17 @@ CodeLayout block_id_layout(const PackedTensor& packed) {
   return {packed.shape[0], packed.shape.inner_elements(), packed.block_id_bits()};
 }
 
+int64_t rest_bytes(const PackedTensor& packed) {
+  const auto smaller = [](const std::vector<uint8_t>& codes, const CodeLayout& layout) {
+    if (codes.empty() || layout.bits > 8) return codes.size();
+    const auto stream = compressed_if_smaller(codes, layout);
+    return stream ? stream->size() : codes.size();
+  };
+  return static_cast<int64_t>(smaller(packed.codes, code_layout(packed)) +
+                              smaller(packed.block_ids, block_id_layout(packed)) + packed.scales.size() +
+                              packed.zero_points.size() + packed.codebook.size() * sizeof(float));
+}
+
 double code_entropy(const PackedTensor& packed) {
   const SymbolLayout layout{code_layout(packed), packed.scheme.bits};
   std::vector<int64_t> counts(size_t{1} << layout.width);

@@ -45,6 +45,10 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
 CodeLayout code_layout(const PackedTensor& packed);
 CodeLayout block_id_layout(const PackedTensor& packed);
 
+/// Bytes that a compressed file holds of a tensor: its codes and block ids compressed where that makes them smaller,
+/// all else as it is.
+int64_t rest_bytes(const PackedTensor& packed);
+
 /// Order-0 entropy of a tensor's codes in bits a weight: what no code can go below that looks at one weight at a time
 /// and at nothing else.
 double code_entropy(const PackedTensor& packed);

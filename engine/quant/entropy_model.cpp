@@ -65,17 +65,22 @@ std::vector<std::vector<uint64_t>> class_counts(const Histograms& histograms, st
   return counts;
 }
 
+/// Half a count more of everything: what a class has not seen yet costs much, but not everything.
+std::vector<float> symbol_bits(std::span<const uint64_t> counts) {
+  const double total = std::accumulate(counts.begin(), counts.end(), 0.5 * static_cast<double>(counts.size()));
+  std::vector<float> bits;
+  for (const uint64_t count : counts)
+    bits.push_back(static_cast<float>(std::log2(total / (static_cast<double>(count) + 0.5))));
+  return bits;
+}
+
 /// Moves each channel to the class that would code it in the fewest bits.
 void reassign(const Histograms& histograms, int classes, std::vector<uint8_t>& class_of_row) {
   const auto counts = class_counts(histograms, class_of_row, classes);
-  std::vector<float> cost(static_cast<size_t>(classes) * histograms.symbols);
-  for (size_t c = 0; c < counts.size(); ++c) {
-    // Half a count more of everything: what a class has not seen yet costs much, but not everything.
-    const double total =
-        std::accumulate(counts[c].begin(), counts[c].end(), 0.5 * static_cast<double>(histograms.symbols));
-    for (size_t symbol = 0; symbol < histograms.symbols; ++symbol)
-      cost[c * histograms.symbols + symbol] =
-          static_cast<float>(std::log2(total / (static_cast<double>(counts[c][symbol]) + 0.5)));
+  std::vector<float> cost;
+  for (const auto& of_class : counts) {
+    const std::vector<float> bits = symbol_bits(of_class);
+    cost.insert(cost.end(), bits.begin(), bits.end());
   }
 #pragma omp parallel for
   for (int64_t row = 0; row < histograms.rows; ++row) {
@@ -199,6 +204,23 @@ std::vector<uint32_t> quantized_frequencies(std::span<const uint64_t> counts, in
     frequencies[best] += static_cast<uint32_t>(step);
   }
   return frequencies;
+}
+
+CodeRates code_rates(std::span<const uint8_t> codes, const CodeLayout& layout) {
+  constexpr int64_t channels_in_class = 16;  // at least: fewer would say more of themselves than a table is worth
+  const Histograms histograms = count_symbols(codes, {layout, layout.bits});
+  const auto most = static_cast<uint64_t>(std::max<int64_t>(1, histograms.rows / channels_in_class));
+  const auto classes = static_cast<int>(std::min<uint64_t>(max_channel_classes, std::bit_floor(most)));
+  CodeRates rates{.class_of_channel = classify(histograms, classes)};
+  double sum = 0;
+  for (const auto& counts : class_counts(histograms, rates.class_of_channel, classes)) {
+    rates.bits.push_back(symbol_bits(counts));
+    for (size_t code = 0; code < counts.size(); ++code)
+      sum += static_cast<double>(counts[code]) * static_cast<double>(rates.bits.back()[code]);
+  }
+  rates.mean = sum / std::max(1.0, static_cast<double>(layout.channels * layout.elements));
+  rates.class_of_channel.resize(static_cast<size_t>(layout.channels));  // all in class 0 where they share one row
+  return rates;
 }
 
 EntropyModel choose_model(std::span<const uint8_t> codes, const CodeLayout& layout) {

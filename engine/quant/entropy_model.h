@@ -40,6 +40,17 @@ struct EntropyModel {
 /// The model that makes the stream smallest, or a faster one within 0.1 % of it.
 EntropyModel choose_model(std::span<const uint8_t> codes, const CodeLayout& layout);
 
+/// What each code is worth in bits, by class of channels, when codes are coded one by one: -log2 of how often it occurs
+/// in the class, with half a count more of each, so that one not seen yet costs much, but not everything.
+struct CodeRates {
+  std::vector<uint8_t> class_of_channel;
+  std::vector<std::vector<float>> bits;  ///< by class and code
+  double mean = 0;                       ///< bits a weight of the codes that were counted
+
+  std::span<const float> of(int64_t channel) const { return bits[class_of_channel[static_cast<size_t>(channel)]]; }
+};
+CodeRates code_rates(std::span<const uint8_t> codes, const CodeLayout& layout);
+
 /// Frequencies that sum to 2^precision, at least 1 for each symbol that occurs, and of all those (nearly) the ones that
 /// take the fewest bits. All counts 0: everything goes to symbol 0.
 std::vector<uint32_t> quantized_frequencies(std::span<const uint64_t> counts, int precision);

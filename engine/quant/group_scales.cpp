@@ -135,6 +135,17 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
   return result;
 }
 
+std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
+                                  float deviations) {
+  std::vector<Extremes> result = nibblenet::deviations(weights);
+  for (size_t group = 0; group < result.size(); ++group) {
+    const float reach = deviations * result[group].largest;
+    result[group] = extremes[group];
+    if (std::fabs(reach) > std::fabs(extremes[group].largest)) result[group].largest = reach;
+  }
+  return result;
+}
+
 std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits) {
   constexpr uint64_t most_samples = 4'000'000;
   constexpr uint64_t seed = 0x6B6D6561'6E730000ULL;  // "kmeans"

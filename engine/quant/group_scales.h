@@ -41,6 +41,11 @@ std::vector<Extremes> deviations(const GroupedWeights& weights);
 std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
                                     const Scheme& scheme, const Codebook& codebook);
 
+/// `extremes` with `deviations` root mean squares of the group in the place of the largest element, unless that is
+/// larger itself.
+std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
+                                  float deviations);
+
 /// The codebook of a trained scheme: k-means of the weights divided by their steps, each error counted as what it is
 /// after multiplying back; of more than 4 million weights, every n-th neighbourhood gives one, drawn by its number.
 std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits);

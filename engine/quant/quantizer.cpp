@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <span>
 
 #include "engine/quant/bits.h"
@@ -97,6 +98,16 @@ void expect_finite(TensorView<const float> weights, std::string_view name) {
     fail<Error>("{}: weight {} is {}; only finite weights can be quantized", name, first, weights[first]);
 }
 
+void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name) {
+  if (options.rate_weight > 0 && options.rounding != Rounding::compensated)
+    fail<UsageError>("{}: a rate weight belongs to compensated rounding", name);
+  if (options.range != Range::step) return;
+  if (scheme.method != Method::linear || scheme.zero_point)
+    fail<UsageError>("{}: {} has no ranges by step; supported: linear without zero-point", name, to_string(scheme));
+  if (!std::isfinite(options.deviations) || options.deviations <= 0)
+    fail<UsageError>("{}: a step of {} deviations, expected a finite number above 0", name, options.deviations);
+}
+
 namespace {
 
 /// Scales, and for trained schemes the codebook: everything that codes are chosen with.
@@ -106,7 +117,7 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   const Scheme& scheme = packed.scheme;
   const bool is_trained = traits_of(scheme.method).trained;
   const bool searches = options.range == Range::search;
-  if (!is_trained && !searches)
+  if (!is_trained && options.range == Range::max)
     return store_scales(packed, passes.extremes(weights, map, blocks), codebook_of(packed).scale_to, name);
 
   const std::vector<float> importance = options.moments == nullptr ? std::vector<float>{} : options.moments->diagonal();
@@ -117,6 +128,8 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
     packed.codebook = trained_values(grouped, steps, scheme.bits);
   }
   if (searches) extremes = search_ranges(extremes, grouped, scheme, codebook_of(packed));
+  if (options.range == Range::step)
+    extremes = step_ranges(extremes, grouped, options.deviations * codebook_of(packed).scale_to);
   return store_scales(packed, extremes, codebook_of(packed).scale_to, name);
 }
 
@@ -136,6 +149,7 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
                       const QuantizerPasses& passes, const QuantizeOptions& options) {
   validate(scheme);
   const GroupMap map = make_group_map(scheme.granularity, weights.shape());
+  validate(options, scheme, name);
   expect_moments(options, weights.shape(), name);
   expect_finite(weights, name);
 
@@ -157,7 +171,10 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
       pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
   if (options.rounding == Rounding::compensated) {
-    const Compensation compensation = compensate(packed, weights, *options.moments, options.order, options.on_columns);
+    std::optional<InverseFactor> own;
+    if (options.factor == nullptr) own = invert(*options.moments, options.order);
+    const Compensation compensation =
+        compensate(packed, weights, own ? *own : *options.factor, options.rate_weight, options.on_columns);
     if (options.report != nullptr) *options.report = compensation;
   }
   return packed;
@@ -166,6 +183,16 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizeOptions& options) {
   return quantize(weights, scheme, name, {find_extremes, encode_all}, options);
+}
+
+float largest_deviation(TensorView<const float> weights, const Granularity& granularity) {
+  const GroupMap map = make_group_map(granularity, weights.shape());
+  const GroupedWeights grouped(weights, map, {}, {});
+  const std::vector<Extremes> extremes = find_extremes(weights, map, {}), squares = deviations(grouped);
+  float largest = 0;
+  for (size_t group = 0; group < extremes.size(); ++group)
+    if (squares[group].largest != 0) largest = std::max(largest, extremes[group].largest / squares[group].largest);
+  return largest;
 }
 
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name) {

@@ -24,26 +24,41 @@ struct Step {
   float zero_point = 0;
 };
 
-/// How the scale of a group is found: from its extremes as they are, or by a search for less error.
-enum class Range : uint8_t { max, search };
+/// How the scale of a group is found: from its extremes as they are, by a search for less error, or so that values lie
+/// a given number of the group's root mean squares apart, which is what an entropy-coded file wants: a code that is not
+/// used takes no bits there. Steps are for `linear` without a zero point; one that would not reach the group's
+/// largest weight is as large as that takes, so that nothing is clipped.
+enum class Range : uint8_t { max, search, step };
 
 /// How a weight finds its code: the nearest one, or by what rounding did to the weights before it.
 enum class Rounding : uint8_t { nearest, compensated };
 
 struct QuantizeOptions {
   Range range = Range::max;
+  float deviations = 0;  ///< of Range::step: root mean squares from one value to the next
   Rounding rounding = Rounding::nearest;
   ColumnOrder order = ColumnOrder::natural;  ///< of compensated rounding
+  double rate_weight = 0;                    ///< of compensated rounding: what a bit costs, see compensate()
   /// Of the layer's inputs: compensated rounding needs them, k-means and the search weigh errors by their diagonal.
   const SecondMoments* moments = nullptr;
+  /// invert(*moments, order), made once for many schemes; null: made when it is needed.
+  const InverseFactor* factor = nullptr;
   OnColumns on_columns;            ///< progress of compensated rounding
   Compensation* report = nullptr;  ///< what compensated rounding achieved
 };
 
-/// quantize() of packed_tensor.h by options. Throws UsageError for compensated rounding without moments, ShapeError for
-/// moments of another number of inputs.
+/// Throws UsageError naming the tensor for a rate weight without compensated rounding and for steps that are not finite
+/// and above 0 or that the scheme does not have.
+void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
+
+/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for compensated rounding without moments,
+/// ShapeError for moments of another number of inputs.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizeOptions& options);
+
+/// Root mean squares from 0 to the largest weight of a group, in the group where it is most: with what the range of
+/// steps has to reach. 0 when all weights are.
+float largest_deviation(TensorView<const float> weights, const Granularity& granularity);
 
 /// The two passes of quantize() that touch every weight, for a device that runs them faster. `blocks` holds the group
 /// of each weight of magnitude-sorted schemes and is empty for the others, where `map` knows it.

@@ -27,14 +27,14 @@ Dataset half_of(const Dataset& all, bool first) {
   return half;
 }
 
-/// Quantizes a weight by a scheme once, however often it is asked for.
+/// Quantizes a weight in one way once, however often it is asked for.
 class Quantizations {
  public:
   explicit Quantizations(const QuantizeWeight& quantize) : quantize_(quantize) {}
-  const PackedTensor& operator()(const Parameter& weight, const Scheme& scheme) {
-    const std::string key = weight.name + "=" + to_string(scheme);
+  const PackedTensor& operator()(const Parameter& weight, const Candidate& candidate) {
+    const std::string key = weight.name + "=" + to_string(candidate);
     const auto known = known_.find(key);
-    return known != known_.end() ? known->second : known_.emplace(key, quantize_(weight, scheme)).first->second;
+    return known != known_.end() ? known->second : known_.emplace(key, quantize_(weight, candidate)).first->second;
   }
 
  private:
@@ -48,6 +48,7 @@ struct Verified {
   double accuracy = 0;
   double float_loss = 0;
   double loss = 0;
+  double divergence = 0;  ///< mean, of the predictions from float
   int64_t only_float = 0;
   int64_t only_packed = 0;
   double lost_points() const { return 100 * (float_accuracy - accuracy); }
@@ -64,14 +65,14 @@ class Verifier {
         expected_(run("verifying: float")) {}
 
   Verified operator()(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
-    std::map<std::string, Scheme> schemes;
+    std::map<std::string, Candidate> chosen;
     for (size_t i = 0; i < measured.size(); ++i)
-      schemes[measured[i].name] = measured[i].choices[allocation.choices[i]].scheme;
+      chosen[measured[i].name] = measured[i].choices[allocation.choices[i]].candidate;
     std::vector<std::unique_ptr<Weight>> originals;
     for (Layer& layer : network_.layers()) {
       if (!layer.spec.has_parameters()) continue;
       const std::string name = layer.spec.name + ".weight";
-      const PackedTensor& packed = quantize_(floats_.at(name), schemes.at(name));
+      const PackedTensor& packed = quantize_(floats_.at(name), chosen.at(name));
       originals.push_back(network_.backend().make_weight(packed, network_.precision()));
       std::swap(originals.back(), layer.weight);
     }
@@ -80,7 +81,8 @@ class Verifier {
     for (Layer& layer : network_.layers())
       if (layer.spec.has_parameters()) std::swap(*original++, layer.weight);
 
-    Verified verified{expected_.accuracy(), actual.accuracy(), expected_.loss, actual.loss};
+    Verified verified{expected_.accuracy(), actual.accuracy(), expected_.loss, actual.loss,
+                      mean_divergence(expected_.logits.view(), actual.logits.view())};
     for (int64_t i = 0; i < actual.images; ++i) {
       const int32_t label = actual.labels[static_cast<size_t>(i)];
       const bool float_right = expected_.predicted(i) == label, packed_right = actual.predicted(i) == label;
@@ -107,19 +109,30 @@ class Verifier {
   Evaluation expected_;
 };
 
-/// Widths across, layers down; the chosen one in brackets.
-void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
-  fmt::print(
-      "what each choice alone makes of the predictions (mean divergence from float, nats; chosen in brackets):\n");
+/// Widths or steps across, layers down, and what `value` makes of each; the chosen one in brackets.
+template <class Value>
+void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation, Value value) {
   for (size_t i = 0; i < measured.size(); ++i) {
     fmt::print("{:<20}", measured[i].name);
     for (size_t c = 0; c < measured[i].choices.size(); ++c) {
       const MeasuredChoice& choice = measured[i].choices[c];
-      const std::string value = fmt::format("{}: {:.5f}", choice.scheme.bits, choice.divergence);
-      fmt::print(" {:>12}", c == allocation.choices[i] ? "[" + value + "]" : value + " ");
+      const std::string label = choice.candidate.step > 0 ? fmt::format("{}", choice.candidate.step)
+                                                          : fmt::format("{}", choice.candidate.scheme.bits);
+      const std::string cell = fmt::format("{}: {}", label, value(choice));
+      fmt::print(" {:>14}", c == allocation.choices[i] ? "[" + cell + "]" : cell + " ");
     }
-    fmt::print("  {}\n", to_string(measured[i].choices[allocation.choices[i]].scheme));
+    fmt::print("  {}\n", to_string(measured[i].choices[allocation.choices[i]].candidate));
   }
+}
+
+void print_tables(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
+  fmt::print(
+      "what each choice alone makes of the predictions (mean divergence from float, nats; chosen in brackets):\n");
+  print_table(measured, allocation, [](const MeasuredChoice& c) { return fmt::format("{:.5f}", c.divergence); });
+  if (measured.front().choices.front().rest_bytes == 0) return;
+  fmt::print("and what it takes in the compressed file (kB):\n");
+  print_table(measured, allocation,
+              [](const MeasuredChoice& c) { return fmt::format("{:.1f}", static_cast<double>(c.rest_bytes) / 1000); });
 }
 
 nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const Allocation& allocation,
@@ -131,15 +144,18 @@ nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const All
                            {"accuracy", verified.accuracy},
                            {"float_loss", verified.float_loss},
                            {"loss", verified.loss},
+                           {"divergence", verified.divergence},
                            {"only_float", verified.only_float},
                            {"only_packed", verified.only_packed}}}};
   for (size_t i = 0; i < measured.size(); ++i) {
-    nlohmann::json layer = {{"name", measured[i].name},
-                            {"scheme", to_string(measured[i].choices[allocation.choices[i]].scheme)}};
+    const Candidate& chosen = measured[i].choices[allocation.choices[i]].candidate;
+    nlohmann::json layer = {{"name", measured[i].name}, {"scheme", to_string(chosen.scheme)}, {"step", chosen.step}};
     for (const MeasuredChoice& choice : measured[i].choices)
-      layer["weighed"].push_back({{"scheme", to_string(choice.scheme)},
+      layer["weighed"].push_back({{"scheme", to_string(choice.candidate.scheme)},
+                                  {"step", choice.candidate.step},
                                   {"bytes", choice.payload_bytes},
                                   {"stored_bytes", choice.stored_bytes},
+                                  {"rest_bytes", choice.rest_bytes},
                                   {"divergence", choice.divergence}});
     json["layers"].push_back(std::move(layer));
   }
@@ -172,6 +188,34 @@ Allocation within(int64_t budget, const std::vector<Allocation>& front, const st
   return *best;
 }
 
+/// The allocation that meets the target, and what it cannot be met by: the smallest file or number of bits.
+Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured, int64_t other_bytes,
+                  Verifier& verify) {
+  int64_t weights = 0;
+  std::vector<std::vector<AllocationChoice>> layers;
+  for (const WeightSensitivity& weight : measured) {
+    weights += weight.weights;
+    auto& layer = layers.emplace_back();
+    for (const MeasuredChoice& choice : weight.choices)
+      layer.push_back({options.by_rest()         ? choice.rest_bytes
+                       : options.target_bits > 0 ? choice.payload_bytes
+                                                 : choice.stored_bytes,
+                       choice.divergence});
+  }
+  const std::vector<Allocation> front = allocation_front(layers);
+  if (options.max_loss >= 0) return smallest_within(options.max_loss, front, measured, verify);
+  const int64_t smallest = front.front().bytes;
+  if (options.target_bits > 0)
+    return within(
+        static_cast<int64_t>(options.target_bits * static_cast<double>(weights) / 8), front,
+        fmt::format("--target-bits {}", options.target_bits),
+        fmt::format("{:.4f} bits a weight", 8.0 * static_cast<double>(smallest) / static_cast<double>(weights)));
+  return within(
+      static_cast<int64_t>(options.file_target() * 1e6) - other_bytes, front,
+      fmt::format("{} {}", options.chooses_steps() ? "--target-rest" : "--target-size", options.file_target()),
+      megabytes(static_cast<double>(smallest + other_bytes)));
+}
+
 }  // namespace
 
 void AllocationOptions::add_to(CLI::App& app) {
@@ -181,23 +225,31 @@ void AllocationOptions::add_to(CLI::App& app) {
                      "all, and the predictions change least; measured on the training images of --data")
           ->type_name("X")
           ->check(CLI::Range(1.0, 32.0));
-  auto* size = app.add_option("--target-size", target_size, "The same for a file of at most MB (10^6 bytes)")
+  auto* size = app.add_option("--target-size", target_size,
+                              "The same for a file of at most MB (10^6 bytes), as --compress makes it if that is given")
+                   ->type_name("MB")
+                   ->check(CLI::PositiveNumber);
+  auto* rest = app.add_option("--target-rest", target_rest,
+                              "The smallest change of predictions in a compressed file of at most MB: chooses each "
+                              "layer's step between linear codes (as --range step:X) and implies --compress; "
+                              "--rate-weight has its say")
                    ->type_name("MB")
                    ->check(CLI::PositiveNumber);
   auto* loss = app.add_option("--max-loss", max_loss,
                               "The smallest that loses at most POINTS of accuracy on training images kept for that")
                    ->type_name("POINTS")
                    ->check(CLI::NonNegativeNumber);
-  bits->excludes(size)->excludes(loss);
-  size->excludes(loss);
-  app.add_option("--target-images", images, "Images that widths are measured on; as many others verify the choice")
+  bits->excludes(size)->excludes(rest)->excludes(loss);
+  size->excludes(rest)->excludes(loss);
+  rest->excludes(loss);
+  app.add_option("--target-images", images, "Images that choices are measured on; as many others verify the choice")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
 }
 
-AllocatedBits allocate_bits(const AllocationOptions& options, Backend& backend, const StateDict& floats,
-                            const Dataset& images, int64_t other_bytes, const CandidateSchemes& candidates,
-                            const QuantizeWeight& quantize) {
+AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
+                          const Dataset& images, int64_t other_bytes, const Candidates& candidates,
+                          const QuantizeWeight& quantize) {
   const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
   const int image_size = image_size_of(floats.metadata);
   StateDict copy = dequantized(floats);
@@ -205,48 +257,30 @@ AllocatedBits allocate_bits(const AllocationOptions& options, Backend& backend, 
   Quantizations quantizations(quantize);
   std::vector<WeightSensitivity> measured;
   {
-    Progress progress("measuring widths", "choices");
+    Progress progress("measuring choices", "choices");
     measured = measure_sensitivity(
         network, floats, measuring, Preprocess::for_image_size(image_size), batch_size, candidates,
-        [&](const Parameter& weight, const Scheme& scheme) { return quantizations(weight, scheme); },
+        [&](const Parameter& weight, const Candidate& candidate) { return quantizations(weight, candidate); },
+        options.by_rest() ? MeasuredBytes::stored_and_rest : MeasuredBytes::stored,
         [&](int64_t done, int64_t total) {
           progress.update(done, total);
           return interrupted();
         });
   }
 
-  int64_t weights = 0;
-  std::vector<std::vector<AllocationChoice>> layers;
-  for (const WeightSensitivity& weight : measured) {
-    weights += weight.weights;
-    auto& layer = layers.emplace_back();
-    for (const MeasuredChoice& choice : weight.choices)
-      layer.push_back({options.target_bits > 0 ? choice.payload_bytes : choice.stored_bytes, choice.divergence});
-  }
-  const std::vector<Allocation> front = allocation_front(layers);
-  const auto bits_of = [&](int64_t bytes) { return 8.0 * static_cast<double>(bytes) / static_cast<double>(weights); };
-
   Verifier verify(network, floats, verifying, image_size, quantizations);
-  const Allocation chosen = options.max_loss >= 0 ? smallest_within(options.max_loss, front, measured, verify)
-                            : options.target_bits > 0
-                                ? within(static_cast<int64_t>(options.target_bits * static_cast<double>(weights) / 8),
-                                         front, fmt::format("--target-bits {}", options.target_bits),
-                                         fmt::format("{:.4f} bits a weight", bits_of(front.front().bytes)))
-                                : within(static_cast<int64_t>(options.target_size * 1e6) - other_bytes, front,
-                                         fmt::format("--target-size {}", options.target_size),
-                                         megabytes(static_cast<double>(front.front().bytes + other_bytes)));
-
+  const Allocation chosen = choose(options, measured, other_bytes, verify);
   const Verified verified = verify(measured, chosen);
-  print_table(measured, chosen);
+  print_tables(measured, chosen);
   fmt::print(
       "verified on {} other training images: {:.2f} % against {:.2f} % in float (-{} +{}), cross-entropy {:.5f} "
-      "against {:.5f}\n",
+      "against {:.5f}, divergence {:.5f} (sum of the layers' own: {:.5f})\n",
       verifying.size(), 100 * verified.accuracy, 100 * verified.float_accuracy, verified.only_float,
-      verified.only_packed, verified.loss, verified.float_loss);
-  AllocatedBits result;
+      verified.only_packed, verified.loss, verified.float_loss, verified.divergence, chosen.loss);
+  AllocatedWeights result;
   for (size_t i = 0; i < measured.size(); ++i)
     result.weights[measured[i].name] =
-        quantizations(floats.at(measured[i].name), measured[i].choices[chosen.choices[i]].scheme);
+        quantizations(floats.at(measured[i].name), measured[i].choices[chosen.choices[i]].candidate);
   result.json = to_json(measured, chosen, verified, options);
   return result;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -9,19 +10,25 @@
 
 namespace nibblenet::tools {
 
-/// --target-bits, --target-size, --max-loss: pack chooses the width of each layer itself.
+/// --target-bits, --target-size, --target-rest, --max-loss: pack chooses how to store each layer itself.
 struct AllocationOptions {
-  double target_bits = 0;  ///< 0: no such target
-  double target_size = 0;  ///< MB of the file; 0: no such target
-  double max_loss = -1;    ///< points of accuracy; below 0: no such target
-  int64_t images = 500;    ///< to measure on; as many others verify the choice
+  double target_bits = 0;   ///< 0: no such target
+  double target_size = 0;   ///< MB of the file; 0: no such target
+  double target_rest = 0;   ///< the same of a compressed file whose layers' steps are chosen
+  double max_loss = -1;     ///< points of accuracy; below 0: no such target
+  int64_t images = 500;     ///< to measure on; as many others verify the choice
+  bool compressed = false;  ///< of the file that will be written: what its targets are compared with
 
   void add_to(CLI::App& app);
-  bool given() const { return target_bits > 0 || target_size > 0 || max_loss >= 0; }
+  bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
+  bool chooses_steps() const { return target_rest > 0; }
+  /// Bytes are those of the compressed file.
+  bool by_rest() const { return compressed && file_target() > 0; }
+  double file_target() const { return std::max(target_size, target_rest); }
 };
 
-/// The network's weights, each in the scheme that was chosen for it, and the report of the choice.
-struct AllocatedBits {
+/// The network's weights, each stored as was chosen for it, and the report of the choice.
+struct AllocatedWeights {
   std::map<std::string, PackedTensor> weights;
   nlohmann::json json;
 };
@@ -29,8 +36,8 @@ struct AllocatedBits {
 /// Measures what every candidate costs on one half of the given training images, chooses exactly, verifies the choice
 /// on the other half, and prints the table of what it weighed. `other_bytes` is what the file holds beside packed
 /// weights. Throws UsageError that names the nearest target when the given one cannot be met.
-AllocatedBits allocate_bits(const AllocationOptions& options, Backend& backend, const StateDict& floats,
-                            const Dataset& images, int64_t other_bytes, const CandidateSchemes& candidates,
-                            const QuantizeWeight& quantize);
+AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
+                          const Dataset& images, int64_t other_bytes, const Candidates& candidates,
+                          const QuantizeWeight& quantize);
 
 }  // namespace nibblenet::tools

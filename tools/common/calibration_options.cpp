@@ -1,10 +1,14 @@
 #include "tools/common/calibration_options.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
 
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
+#include "tools/common/scheme_options.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -75,23 +79,70 @@ void CalibrationFlags::add_to(CLI::App& app) {
       ->check(CLI::IsMember({"natural", "diagonal"}))
       ->capture_default_str();
   app.add_option(
-         "--range", range,
-         "Scale of a group: max, from its largest weight (kmeans: its root mean square), or search, the one of "
-         "33 with the least squared error, weighed by the inputs' squares with a calibration; default: search with "
-         "a calibration, else max")
-      ->check(CLI::IsMember({"max", "search"}))
+         "--rate-weight", rate_weight,
+         "Of compensated rounding, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
+         "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid")
+      ->check(CLI::Range(0.0, 1e6))
+      ->type_name("LAMBDA");
+  app.add_option(
+         "--range", ranges,
+         "Scale of a group: max, from its largest weight (kmeans: its root mean square); search, the one of 33 with "
+         "the least squared error, weighed by the inputs' squares with a calibration; or, for linear, step:X, values "
+         "X root mean squares of the group apart, which suits --compress. PATTERN=R for some layers; repeatable, the "
+         "last match counts. Default: search with a calibration, else max")
+      ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("R");
 }
 
-QuantizeOptions CalibrationFlags::quantize_options() const {
+RangeRule parse_range(const std::string& text) {
+  RangeRule rule;
+  const size_t equals = text.find('=');
+  if (equals != std::string::npos) rule.pattern = text.substr(0, equals);
+  const std::string range = equals == std::string::npos ? text : text.substr(equals + 1);
+  if (range == "max" || range == "search") {
+    rule.range = range == "max" ? Range::max : Range::search;
+    return rule;
+  }
+  constexpr std::string_view step = "step:";
+  const char* end = range.data() + range.size();
+  rule.range = Range::step;
+  if (range.starts_with(step) && equals != 0)
+    if (const auto read = std::from_chars(range.data() + step.size(), end, rule.deviations);
+        read.ec == std::errc() && read.ptr == end && rule.deviations >= 1e-3F && rule.deviations <= 1e3F)
+      return rule;
+  fail<UsageError>(
+      "--range {}: expected max, search or step:X with X from 0.001 to 1000, and PATTERN= before it for some "
+      "layers only",
+      text);
+}
+
+QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) const {
   QuantizeOptions options;
-  options.range = searches() ? Range::search : Range::max;
+  options.range = calibrated() ? Range::search : Range::max;
+  for (const std::string& text : ranges) {
+    const RangeRule rule = parse_range(text);
+    if (!matches(rule.pattern, weight)) continue;
+    options.range = rule.range;
+    options.deviations = rule.deviations;
+  }
   options.order = order == "diagonal" ? ColumnOrder::diagonal : ColumnOrder::natural;
   if (compensates() && !calibrated())
     throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
   if (!compensates() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
+  if (!compensates() && rate_weight > 0) throw UsageError("--rate-weight belongs to --rounding compensated");
   options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
+  options.rate_weight = rate_weight;
   return options;
+}
+
+void CalibrationFlags::expect_ranges_used(const StateDict& model) const {
+  for (const std::string& text : ranges) {
+    const RangeRule rule = parse_range(text);
+    if (std::ranges::none_of(model.parameters, [&](const Parameter& parameter) {
+          return parameter.shape().rank() > 1 && matches(rule.pattern, parameter.name);
+        }))
+      fail<UsageError>("--range {}: no layer of this name", text);
+  }
 }
 
 std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path& model_path, const StateDict& model,
@@ -121,11 +172,14 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
 
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
               const std::optional<Calibration>& calibration) {
-  const QuantizeOptions options = flags.quantize_options();
-  if (!calibration && options.range == Range::max) return;
-  metadata["rounding"] = options.rounding == Rounding::compensated ? "compensated" : "nearest";
-  metadata["range"] = flags.searches() ? "search" : "max";
-  if (options.rounding == Rounding::compensated) metadata["column_order"] = flags.order;
+  const bool plain_ranges = std::ranges::all_of(flags.ranges, [](const auto& text) { return text == "max"; });
+  if (!calibration && plain_ranges) return;
+  metadata["rounding"] = flags.compensates() ? "compensated" : "nearest";
+  metadata["range"] = !flags.ranges.empty() ? fmt::format("{}", fmt::join(flags.ranges, ", "))
+                      : flags.calibrated()  ? "search"
+                                            : "max";
+  if (flags.compensates()) metadata["column_order"] = flags.order;
+  if (flags.rate_weight > 0) metadata["rate_weight"] = fmt::format("{}", flags.rate_weight);
   if (!calibration) return;
   metadata["calibration_images"] = std::to_string(calibration->images);
   metadata["calibration_positions"] = std::to_string(calibration->positions);

@@ -3,11 +3,21 @@
 #include <CLI/CLI.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/quant/quantizer.h"
 #include "training/calibration.h"
 
 namespace nibblenet::tools {
+
+/// One --range: how scales are found, and of the weights that a pattern names or of all.
+struct RangeRule {
+  std::string pattern = "*";
+  Range range = Range::max;
+  float deviations = 0;  ///< of Range::step
+};
+/// "search", "step:1.4", "features.*=step:1". Throws UsageError with the forms there are.
+RangeRule parse_range(const std::string& text);
 
 /// How codes and ranges are chosen, and the calibration that compensated rounding needs.
 struct CalibrationFlags {
@@ -16,16 +26,19 @@ struct CalibrationFlags {
   uint64_t seed = 1;
   std::string load;  ///< --calibration
   std::string save;
-  std::string rounding;  ///< compensated with a calibration, nearest without, unless given
-  std::string range;     ///< search with a calibration, max without, unless given
+  std::string rounding;             ///< compensated with a calibration, nearest without, unless given
+  std::vector<std::string> ranges;  ///< the last that matches; search with a calibration, max without, if none does
   std::string order = "natural";
+  double rate_weight = 0;
 
   void add_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
-  bool searches() const { return range.empty() ? calibrated() : range == "search"; }
   bool compensates() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
-  /// Without `moments` and reports. Throws UsageError for options that need a calibration where none is asked for.
-  QuantizeOptions quantize_options() const;
+  /// For one weight; without `moments` and reports. Throws UsageError for options that need a calibration where none is
+  /// asked for.
+  QuantizeOptions quantize_options(const std::string& weight) const;
+  /// Throws UsageError when a --range names none of the model's weights.
+  void expect_ranges_used(const StateDict& model) const;
   /// Measures the moments of the model's layers on training images, or reads them; nothing when neither is asked for.
   /// Warns on the standard error when the data has no training images and test images have to do.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,

@@ -10,11 +10,6 @@ namespace {
 
 constexpr int default_bits = 4;
 
-bool matches(const std::string& pattern, const std::string& weight) {
-  const std::string layer = weight.substr(0, weight.rfind('.'));
-  return fnmatch(pattern.c_str(), layer.c_str(), 0) == 0 || fnmatch(pattern.c_str(), weight.c_str(), 0) == 0;
-}
-
 /// What the flags ask for when they say more than --bits.
 Scheme chosen_scheme(const SchemeFlags& flags) {
   const Method method = flags.method.empty() ? Method::linear : parse_method(flags.method);
@@ -34,6 +29,11 @@ Scheme chosen_scheme(const SchemeFlags& flags) {
 }
 
 }  // namespace
+
+bool matches(const std::string& pattern, const std::string& weight) {
+  const std::string layer = weight.substr(0, weight.rfind('.'));
+  return fnmatch(pattern.c_str(), layer.c_str(), 0) == 0 || fnmatch(pattern.c_str(), weight.c_str(), 0) == 0;
+}
 
 void SchemeFlags::add_to(CLI::App& app) {
   app.add_option("--bits", bits,

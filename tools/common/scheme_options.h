@@ -9,6 +9,9 @@
 
 namespace nibblenet::tools {
 
+/// Whether a shell pattern names a weight ("features.0.weight") or its layer ("features.0").
+bool matches(const std::string& pattern, const std::string& weight);
+
 /// The flags that say how weights are stored.
 struct SchemeFlags {
   std::optional<int> bits;  ///< --bits; 4 unless given, or what the method has

@@ -1,0 +1,50 @@
+#include "engine/quant/inverse_factor.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "engine/quant/blas.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr double first_damping = 0.01;
+constexpr double last_damping = 1e4;
+
+void find_live_columns(InverseFactor& factor, const SecondMoments& moments, ColumnOrder order) {
+  for (int64_t k = 0; k < moments.inputs; ++k) {
+    if (!(moments.at(k, k) > 0)) continue;
+    factor.columns.push_back(k);
+    factor.mean_square += static_cast<double>(moments.at(k, k));
+  }
+  factor.mean_square /= static_cast<double>(std::max<size_t>(factor.columns.size(), 1));
+  if (order == ColumnOrder::diagonal)
+    std::ranges::stable_sort(factor.columns, std::greater<>{}, [&](int64_t k) { return moments.at(k, k); });
+}
+
+}  // namespace
+
+/// H reversed in both directions is l l^T; l^-1 reversed is U.
+InverseFactor invert(const SecondMoments& moments, ColumnOrder order) {
+  InverseFactor factor{.inputs = moments.inputs};
+  find_live_columns(factor, moments, order);
+  if (factor.columns.empty()) return factor;
+  const int64_t n = factor.count();
+  factor.upper.resize(static_cast<size_t>(n * n));
+  for (factor.damping = first_damping; factor.damping <= last_damping; factor.damping *= 10) {
+    const auto added = static_cast<float>(factor.damping * factor.mean_square);
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; ++i) {
+      float* row = factor.upper.data() + (n - 1 - i) * n;
+      for (int64_t j = 0; j < n; ++j)
+        row[n - 1 - j] = moments.at(factor.columns[static_cast<size_t>(i)], factor.columns[static_cast<size_t>(j)]);
+      row[n - 1 - i] += added;
+    }
+    if (!blas::invert_cholesky_factor(factor.upper.data(), n)) continue;
+    std::ranges::reverse(factor.upper);
+    return factor;
+  }
+  throw Error("the second moments are not positive definite, whatever is added to their diagonal; calibrate again");
+}
+
+}  // namespace nibblenet

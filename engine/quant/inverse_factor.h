@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/quant/second_moments.h"
+
+namespace nibblenet {
+
+/// In which order weights of an output channel are rounded: as stored, or those of the largest inputs first.
+enum class ColumnOrder : uint8_t { natural, diagonal };
+
+/// What compensated rounding needs of a layer's second moments H: U with (H + damping I)^-1 = U^T U. It depends on the
+/// order of rounding but on no scheme, so that one serves all the ways in which a layer may be stored.
+struct InverseFactor {
+  int64_t inputs = 0;            ///< D, dead ones and all
+  std::vector<int64_t> columns;  ///< live inputs in the order of rounding; those that were 0 throughout are left out
+  double mean_square = 0;        ///< of the live inputs: the mean of H's diagonal
+  double damping = 0;            ///< relative to mean_square
+  std::vector<float> upper;      ///< U [columns, columns]; what is below its diagonal means nothing
+
+  int64_t count() const { return static_cast<int64_t>(columns.size()); }
+  /// U_jj of a column: what compensation divides a rounding error by.
+  float diagonal(int64_t j) const { return upper[static_cast<size_t>(j * count() + j)]; }
+};
+
+/// H gets 1 % of its mean diagonal added to the diagonal, ten times as much for as long as it is not positive definite.
+/// Without live inputs `columns` is empty. Throws Error when no damping helps.
+InverseFactor invert(const SecondMoments& moments, ColumnOrder order);
+
+}  // namespace nibblenet
