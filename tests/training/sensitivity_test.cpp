@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "engine/quant/entropy.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
@@ -43,16 +44,17 @@ class Sensitivity : public ::testing::Test {
     write_standin(folder_.path(), 40, 10, 1);
     images_ = load_dataset(folder_.path(), Split::train);
   }
-  std::vector<WeightSensitivity> measure(Network& network, const OnProgress& on_progress = {}) {
+  std::vector<WeightSensitivity> measure(Network& network, const OnProgress& on_progress = {},
+                                         MeasuredBytes bytes = MeasuredBytes::stored) {
     return measure_sensitivity(
         network, floats_, images_, Preprocess::for_image_size(64), 16,
-        [](const std::string&) {
-          return std::vector{parse_scheme("linear:2"), parse_scheme("linear:8")};
+        [](const Parameter&) {
+          return std::vector<Candidate>{{parse_scheme("linear:2")}, {parse_scheme("linear:8")}};
         },
-        [](const Parameter& weight, const Scheme& scheme) {
-          return quantize(weight.values().view(), scheme, weight.name);
+        [](const Parameter& weight, const Candidate& candidate) {
+          return quantize(weight.values().view(), candidate.scheme, weight.name);
         },
-        on_progress);
+        bytes, on_progress);
   }
 
   TemporaryFolder folder_;
@@ -72,7 +74,7 @@ TEST_F(Sensitivity, IsThatOfTheWholeNetworkWithOneWeightPacked) {
     ASSERT_EQ(weight.choices.size(), 2U);
     for (const MeasuredChoice& choice : weight.choices) {
       StateDict dict = small_alexnet(6);
-      PackedTensor packed = quantize(floats_.at(weight.name).values().view(), choice.scheme, weight.name);
+      PackedTensor packed = quantize(floats_.at(weight.name).values().view(), choice.candidate.scheme, weight.name);
       EXPECT_EQ(choice.payload_bytes, payload_bytes(packed));
       EXPECT_EQ(choice.stored_bytes, resident_size(packed).total());
       dict.at(weight.name).value = std::move(packed);
@@ -90,6 +92,18 @@ TEST_F(Sensitivity, LeavesTheNetworkAsItWas) {
   Network network(*backend_, small_alexnet(6));
   measure(network);
   EXPECT_TRUE(same_bits(network.state(), floats_));
+}
+
+TEST_F(Sensitivity, BytesOfACompressedFileAreMeasuredWhenAskedFor) {
+  Network network(*backend_, small_alexnet(6));
+  for (const WeightSensitivity& weight : measure(network, {}, MeasuredBytes::stored_and_rest))
+    for (const MeasuredChoice& choice : weight.choices) {
+      const Parameter& parameter = floats_.at(weight.name);
+      EXPECT_EQ(choice.rest_bytes,
+                rest_bytes(quantize(parameter.values().view(), choice.candidate.scheme, parameter.name)));
+      EXPECT_LE(choice.rest_bytes, choice.stored_bytes);
+    }
+  EXPECT_EQ(measure(network)[0].choices[0].rest_bytes, 0);
 }
 
 TEST_F(Sensitivity, StopsWhenAskedTo) {
