@@ -9,7 +9,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <span>
 
 #include "engine/quant/bits.h"
 #include "engine/quant/blas.h"
@@ -94,12 +93,14 @@ class Rounder {
   /// The cost of the bits by which a row's compensated codes take more than the nearest ones; below 0: fewer.
   double saved_by_nearest(int64_t row) const {
     if (!(bit_cost_ > 0)) return 0;
-    const std::span<const float> bits = rates_.of(row);
     const uint8_t* nearest = view_.codes + row * view_.code_stride;
     double more = 0;
-    for (int64_t j = 0; j < count_; ++j)
+    for (int64_t j = 0; j < count_; ++j) {
+      const int64_t k = columns_[static_cast<size_t>(j)];
+      const float* bits = rates_.of(row, k);
       more += static_cast<double>(bits[codes_[static_cast<size_t>(row * count_ + j)]]) -
-              static_cast<double>(bits[read_field(nearest, columns_[static_cast<size_t>(j)], view_.bits)]);
+              static_cast<double>(bits[read_field(nearest, k, view_.bits)]);
+    }
     return static_cast<double>(bit_cost_) * more;
   }
 
@@ -159,11 +160,10 @@ class Rounder {
   }
 
   /// The nearest code or, when bits cost something, the one between it and 0 with the least sum of costs.
-  uint32_t best_code(float weight, float u, const Step& step, int64_t row) const {
+  uint32_t best_code(float weight, float u, const Step& step, const float* bits) const {
     const bool affine = packed_.scheme.zero_point;
     const uint32_t nearest = code_of(weight, step, codebook_, affine);
-    if (!(bit_cost_ > 0) || step.step == 0) return nearest;
-    const std::span<const float> bits = rates_.of(row);
+    if (bits == nullptr || step.step == 0) return nearest;
     const int zero = affine ? static_cast<int>(step.zero_point) : rank_[codebook_.zero_code];
     int rank = rank_[nearest];
     uint32_t best = nearest;
@@ -185,13 +185,15 @@ class Rounder {
     RowError& total = compensated_[static_cast<size_t>(row)];
     for (int64_t j = begin; j < end; ++j) {
       const float* u = factor_.upper.data() + j * count_;
-      const Step step = step_of(row, columns_[static_cast<size_t>(j)]);
-      const uint32_t code = best_code(work[j], u[j], step, row);
+      const int64_t k = columns_[static_cast<size_t>(j)];
+      const Step step = step_of(row, k);
+      const float* rates = bit_cost_ > 0 ? rates_.of(row, k) : nullptr;
+      const uint32_t code = best_code(work[j], u[j], step, rates);
       codes_[static_cast<size_t>(row * count_ + j)] = static_cast<uint8_t>(code);
       const float value = reconstruct(codebook_.values[code], step.zero_point, step.step);
       const float error = (work[j] - value) / u[j];
       errors[j - begin] = error;
-      for (int64_t k = j + 1; k < end; ++k) work[k] -= error * u[k];
+      for (int64_t next = j + 1; next < end; ++next) work[next] -= error * u[next];
 
       const double difference = static_cast<double>(weight(row, j)) - static_cast<double>(value);
       const double square = static_cast<double>(error) * static_cast<double>(error);

@@ -15,7 +15,7 @@ using OnColumns = std::function<void(int64_t done, int64_t total)>;
 struct Compensation {
   double nearest_error = 0;  ///< tr((W - V) H (W - V)^T) with every weight rounded to nearest
   double error = 0;          ///< the same with the codes chosen
-  double bits = 0;           ///< a weight, as the entropy coder's classes of channels will see the codes chosen
+  double bits = 0;           ///< a weight, as the entropy coder's classes will see the codes chosen
   double damping = 0;        ///< what was added to H's diagonal, relative to its mean
   int64_t rows_kept = 0;     ///< output channels whose nearest codes were at least as good, and stayed
   int64_t dead_inputs = 0;   ///< inputs that were 0 throughout: their weights stay rounded to nearest
@@ -28,10 +28,10 @@ struct Compensation {
 ///
 /// With a `rate_weight` L the error is weighed against the file: a weight's code is, of all from the nearest one down
 /// to that of 0, the one with the least e^2 + L unit bits(code). e^2 is what the code adds to the output error; bits
-/// are those of the code's frequency in its class of channels, counted on the codes of a first pass; unit is the mean
-/// e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer and step:
-/// near the optimum of a fine grid, one bit less a weight costs 2 ln 2 = 1.39 units. Channels are then kept by the same
-/// sum.
+/// are those of the code's frequency in its class of channels or inputs, counted on the codes of a first pass; unit is
+/// the mean e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer
+/// and step: near the optimum of a fine grid, one bit less a weight costs 2 ln 2 = 1.39 units. Channels are then kept
+/// by the same sum.
 ///
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
 /// disagree.

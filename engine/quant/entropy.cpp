@@ -13,7 +13,7 @@
 namespace nibblenet {
 namespace {
 
-// Width, precision, classes, 0; runs per chunk as a 32-bit number.
+// Width, precision, classes, whether codes are transposed; runs per chunk as a 32-bit number.
 constexpr int64_t fixed_bytes = 8;
 constexpr int64_t length_bytes = 4;  // of a chunk, in the chunk table
 // Chunks of about this size lose next to nothing to their states and are still enough of them for every core.
@@ -130,6 +130,34 @@ std::vector<uint8_t> encode_chunk(std::span<const uint8_t> codes, const SymbolLa
   return encoder.finish();
 }
 
+std::vector<uint8_t> encode_stream(std::span<const uint8_t> codes, const CodeLayout& layout, const EntropyModel& model,
+                                   bool is_transposed) {
+  const SymbolLayout symbols{layout, model.width};
+  const double run_bytes = model.data_bytes / static_cast<double>(std::max<int64_t>(1, symbols.all_runs()));
+  const int64_t runs_per_chunk =
+      std::clamp<int64_t>(std::llround(wanted_chunk_bytes / std::max(run_bytes, 1.0)), 1, max_runs_per_chunk(symbols));
+
+  std::vector<RansEncoderModel> tables;
+  for (const auto& frequencies : model.frequencies) tables.emplace_back(frequencies, model.precision);
+  std::vector<std::vector<uint8_t>> chunks(static_cast<size_t>(chunks_of(symbols, runs_per_chunk)));
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < static_cast<int64_t>(chunks.size()); ++i)
+    chunks[i] = encode_chunk(codes, symbols, model, tables, i * runs_per_chunk,
+                             std::min(symbols.all_runs(), (i + 1) * runs_per_chunk));
+
+  const auto classes = static_cast<int>(model.frequencies.size());
+  std::vector<uint8_t> stream = {static_cast<uint8_t>(model.width), static_cast<uint8_t>(model.precision),
+                                 static_cast<uint8_t>(classes), is_transposed ? uint8_t{1} : uint8_t{0}};
+  append_u32(stream, runs_per_chunk);
+  BitWriter bits(stream);
+  for (const uint8_t id : model.class_of_channel) bits.put(id, class_bits(classes));
+  for (const auto& frequencies : model.frequencies)
+    for (const uint32_t frequency : frequencies) bits.put_gamma(frequency);
+  for (const auto& chunk : chunks) append_u32(stream, static_cast<int64_t>(chunk.size()));
+  for (const auto& chunk : chunks) stream.insert(stream.end(), chunk.begin(), chunk.end());
+  return stream;
+}
+
 /// A stream whose every length has been checked against the layout and the bytes there are.
 struct ParsedStream {
   SymbolLayout layout;
@@ -169,7 +197,8 @@ ParsedStream parse_stream(std::span<const uint8_t> stream, const CodeLayout& cod
   if (precision < min_rans_precision || precision > max_rans_precision)
     fail<FormatError>("{}: a frequency precision of {} bits, expected {} to {}", name, precision, min_rans_precision,
                       max_rans_precision);
-  if (classes < 1 || classes > max_channel_classes || stream[3] != 0)
+  if (stream[3] > 1) fail<FormatError>("{}: {} names no order of codes, expected 0 or 1", name, stream[3]);
+  if (classes < 1 || classes > max_channel_classes)
     fail<FormatError>("{}: {} classes of channels, expected 1 to {}", name, classes, max_channel_classes);
 
   ParsedStream parsed{.layout = {codes, width}, .runs_per_chunk = read_u32(stream.data() + 4)};
@@ -244,45 +273,29 @@ constexpr ChunkDecoder chunk_decoders[] = {nullptr,         decode_chunk<1>, dec
 
 }  // namespace
 
-int64_t CodeLayout::stride() const { return channel_stride(elements, bits); }
-
 std::vector<uint8_t> encode_codes(std::span<const uint8_t> codes, const CodeLayout& layout) {
   if (layout.bits < 1 || layout.bits > 8)
     fail<ShapeError>("codes of {} bits to compress, expected 1 to 8", layout.bits);
   if (static_cast<int64_t>(codes.size()) != layout.bytes())
     fail<ShapeError>("{} bytes of codes to compress, expected {}", codes.size(), layout.bytes());
   const EntropyModel model = choose_model(codes, layout);
-  const SymbolLayout symbols{layout, model.width};
-  const double run_bytes = model.data_bytes / static_cast<double>(std::max<int64_t>(1, symbols.all_runs()));
-  const int64_t runs_per_chunk =
-      std::clamp<int64_t>(std::llround(wanted_chunk_bytes / std::max(run_bytes, 1.0)), 1, max_runs_per_chunk(symbols));
-
-  std::vector<RansEncoderModel> tables;
-  for (const auto& frequencies : model.frequencies) tables.emplace_back(frequencies, model.precision);
-  std::vector<std::vector<uint8_t>> chunks(static_cast<size_t>(chunks_of(symbols, runs_per_chunk)));
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t i = 0; i < static_cast<int64_t>(chunks.size()); ++i)
-    chunks[i] = encode_chunk(codes, symbols, model, tables, i * runs_per_chunk,
-                             std::min(symbols.all_runs(), (i + 1) * runs_per_chunk));
-
-  const auto classes = static_cast<int>(model.frequencies.size());
-  std::vector<uint8_t> stream = {static_cast<uint8_t>(model.width), static_cast<uint8_t>(model.precision),
-                                 static_cast<uint8_t>(classes), 0};
-  append_u32(stream, runs_per_chunk);
-  BitWriter bits(stream);
-  for (const uint8_t id : model.class_of_channel) bits.put(id, class_bits(classes));
-  for (const auto& frequencies : model.frequencies)
-    for (const uint32_t frequency : frequencies) bits.put_gamma(frequency);
-  for (const auto& chunk : chunks) append_u32(stream, static_cast<int64_t>(chunk.size()));
-  for (const auto& chunk : chunks) stream.insert(stream.end(), chunk.begin(), chunk.end());
-  return stream;
+  if (layout.channels > 1 && layout.elements > 1 && layout.transposed().bytes() <= max_decoded_bytes) {
+    // Within 1 % the order that needs no transposing on loading is better.
+    const std::vector<uint8_t> turned = transposed(codes, layout);
+    const EntropyModel by_input = choose_model(turned, layout.transposed());
+    if (by_input.bytes < 0.99 * model.bytes) return encode_stream(turned, layout.transposed(), by_input, true);
+  }
+  return encode_stream(codes, layout, model, false);
 }
 
 std::vector<uint8_t> decode_codes(std::span<const uint8_t> stream, const CodeLayout& layout, std::string_view name,
                                   int64_t limit) {
   check_layout(layout, limit, name);
-  const ParsedStream parsed = parse_stream(stream, layout, name);
-  std::vector<uint8_t> codes(static_cast<size_t>(layout.bytes()));
+  const bool is_transposed = stream.size() >= fixed_bytes && stream[3] == 1;
+  const CodeLayout coded = is_transposed ? layout.transposed() : layout;
+  check_layout(coded, max_decoded_bytes, name);
+  const ParsedStream parsed = parse_stream(stream, coded, name);
+  std::vector<uint8_t> codes(static_cast<size_t>(coded.bytes()));
   const ChunkDecoder decode = chunk_decoders[parsed.layout.width];
   const auto chunks = static_cast<int64_t>(parsed.chunks.size());
   std::atomic<int64_t> damaged = chunks;
@@ -292,7 +305,7 @@ std::vector<uint8_t> decode_codes(std::span<const uint8_t> stream, const CodeLay
     for (int64_t first = damaged; chunk < first && !damaged.compare_exchange_weak(first, chunk);) continue;
   }
   if (damaged < chunks) fail<FormatError>("{}: chunk {} of {} is damaged", name, damaged.load(), chunks);
-  return codes;
+  return is_transposed ? transposed(codes, coded) : codes;
 }
 
 std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_t> codes, const CodeLayout& layout) {
@@ -302,14 +315,6 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
   // Codes of a foreign file may have bits set in their padding, which a stream does not keep.
   if (!std::ranges::equal(decode_codes(stream, layout, "what was just compressed"), codes)) return std::nullopt;
   return stream;
-}
-
-CodeLayout code_layout(const PackedTensor& packed) {
-  return {packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits};
-}
-
-CodeLayout block_id_layout(const PackedTensor& packed) {
-  return {packed.shape[0], packed.shape.inner_elements(), packed.block_id_bits()};
 }
 
 int64_t rest_bytes(const PackedTensor& packed) {

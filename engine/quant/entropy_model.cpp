@@ -122,25 +122,37 @@ double coded_bits(std::span<const uint64_t> counts, std::span<const uint32_t> fr
   return bits;
 }
 
-struct Candidate {
-  EntropyModel model;
-  double bytes = 0;  ///< with tables and class numbers
-};
-
-Candidate make_candidate(const std::vector<std::vector<uint64_t>>& counts, std::vector<uint8_t> class_of_channel,
-                         int width, int precision) {
-  Candidate candidate{.model = {.width = width, .precision = precision}};
+EntropyModel make_candidate(const std::vector<std::vector<uint64_t>>& counts, std::vector<uint8_t> class_of_channel,
+                            int width, int precision) {
+  EntropyModel model{.width = width, .precision = precision};
   double bits = 0;
   int64_t side_bits = static_cast<int64_t>(class_of_channel.size()) * class_bits(static_cast<int>(counts.size()));
   for (const auto& of_class : counts) {
-    candidate.model.frequencies.push_back(quantized_frequencies(of_class, precision));
-    bits += coded_bits(of_class, candidate.model.frequencies.back(), precision);
-    side_bits += table_bits(candidate.model.frequencies.back());
+    model.frequencies.push_back(quantized_frequencies(of_class, precision));
+    bits += coded_bits(of_class, model.frequencies.back(), precision);
+    side_bits += table_bits(model.frequencies.back());
   }
-  candidate.model.data_bytes = bits / 8;
-  candidate.bytes = (bits + static_cast<double>(side_bits)) / 8;
-  candidate.model.class_of_channel = std::move(class_of_channel);
-  return candidate;
+  model.data_bytes = bits / 8;
+  model.bytes = (bits + static_cast<double>(side_bits)) / 8;
+  model.class_of_channel = std::move(class_of_channel);
+  return model;
+}
+
+CodeRates rates_of_channels(std::span<const uint8_t> codes, const CodeLayout& layout) {
+  constexpr int64_t channels_in_class = 16;  // at least: fewer would say more of themselves than a table is worth
+  const Histograms histograms = count_symbols(codes, {layout, layout.bits});
+  const auto most = static_cast<uint64_t>(std::max<int64_t>(1, histograms.rows / channels_in_class));
+  const auto classes = static_cast<int>(std::min<uint64_t>(max_channel_classes, std::bit_floor(most)));
+  CodeRates rates{.class_of = classify(histograms, classes)};
+  double sum = 0;
+  for (const auto& counts : class_counts(histograms, rates.class_of, classes)) {
+    rates.bits.push_back(symbol_bits(counts));
+    for (size_t code = 0; code < counts.size(); ++code)
+      sum += static_cast<double>(counts[code]) * static_cast<double>(rates.bits.back()[code]);
+  }
+  rates.mean = sum / std::max(1.0, static_cast<double>(layout.channels * layout.elements));
+  rates.class_of.resize(static_cast<size_t>(layout.channels));  // all in class 0 where they share one row
+  return rates;
 }
 
 }  // namespace
@@ -207,24 +219,14 @@ std::vector<uint32_t> quantized_frequencies(std::span<const uint64_t> counts, in
 }
 
 CodeRates code_rates(std::span<const uint8_t> codes, const CodeLayout& layout) {
-  constexpr int64_t channels_in_class = 16;  // at least: fewer would say more of themselves than a table is worth
-  const Histograms histograms = count_symbols(codes, {layout, layout.bits});
-  const auto most = static_cast<uint64_t>(std::max<int64_t>(1, histograms.rows / channels_in_class));
-  const auto classes = static_cast<int>(std::min<uint64_t>(max_channel_classes, std::bit_floor(most)));
-  CodeRates rates{.class_of_channel = classify(histograms, classes)};
-  double sum = 0;
-  for (const auto& counts : class_counts(histograms, rates.class_of_channel, classes)) {
-    rates.bits.push_back(symbol_bits(counts));
-    for (size_t code = 0; code < counts.size(); ++code)
-      sum += static_cast<double>(counts[code]) * static_cast<double>(rates.bits.back()[code]);
-  }
-  rates.mean = sum / std::max(1.0, static_cast<double>(layout.channels * layout.elements));
-  rates.class_of_channel.resize(static_cast<size_t>(layout.channels));  // all in class 0 where they share one row
-  return rates;
+  CodeRates by_channel = rates_of_channels(codes, layout);
+  CodeRates by_input = rates_of_channels(transposed(codes, layout), layout.transposed());
+  by_input.by_input = true;
+  return by_input.mean < by_channel.mean ? by_input : by_channel;
 }
 
 EntropyModel choose_model(std::span<const uint8_t> codes, const CodeLayout& layout) {
-  std::vector<Candidate> candidates;  // the faster ones first
+  std::vector<EntropyModel> candidates;  // the faster ones first
   const int widest = 8 / layout.bits * layout.bits;
   for (const int width : {widest, layout.bits}) {
     if (!candidates.empty() && width == widest) break;
@@ -238,8 +240,8 @@ EntropyModel choose_model(std::span<const uint8_t> codes, const CodeLayout& layo
         candidates.push_back(make_candidate(counts, class_of_row, width, precision));
     }
   }
-  const double least = std::ranges::min(candidates, {}, &Candidate::bytes).bytes;
-  return std::ranges::find_if(candidates, [&](const Candidate& each) { return each.bytes <= 1.001 * least; })->model;
+  const double least = std::ranges::min(candidates, {}, &EntropyModel::bytes).bytes;
+  return *std::ranges::find_if(candidates, [&](const EntropyModel& each) { return each.bytes <= 1.001 * least; });
 }
 
 }  // namespace nibblenet

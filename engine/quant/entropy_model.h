@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/quant/entropy.h"
+#include "engine/quant/code_layout.h"
 
 namespace nibblenet {
 
@@ -35,20 +35,27 @@ struct EntropyModel {
   std::vector<uint8_t> class_of_channel;
   std::vector<std::vector<uint32_t>> frequencies;  ///< by class and symbol
   double data_bytes = 0;                           ///< what the tensor's symbols will take: -sum log2(probability) / 8
+  double bytes = 0;                                ///< with tables and class numbers
 };
 
 /// The model that makes the stream smallest, or a faster one within 0.1 % of it.
 EntropyModel choose_model(std::span<const uint8_t> codes, const CodeLayout& layout);
 
-/// What each code is worth in bits, by class of channels, when codes are coded one by one: -log2 of how often it occurs
-/// in the class, with half a count more of each, so that one not seen yet costs much, but not everything.
+/// What each code is worth in bits, by class of channels or of inputs, when codes are coded one by one: -log2 of how
+/// often it occurs in the class, with half a count more of each, so that one not seen yet costs much, but not
+/// everything.
 struct CodeRates {
-  std::vector<uint8_t> class_of_channel;
+  bool by_input = false;
+  std::vector<uint8_t> class_of;         ///< each channel, or each input
   std::vector<std::vector<float>> bits;  ///< by class and code
   double mean = 0;                       ///< bits a weight of the codes that were counted
 
-  std::span<const float> of(int64_t channel) const { return bits[class_of_channel[static_cast<size_t>(channel)]]; }
+  /// By code, of a weight in a channel.
+  const float* of(int64_t channel, int64_t input) const {
+    return bits[class_of[static_cast<size_t>(by_input ? input : channel)]].data();
+  }
 };
+/// Classes of whichever take fewer bits.
 CodeRates code_rates(std::span<const uint8_t> codes, const CodeLayout& layout);
 
 /// Frequencies that sum to 2^precision, at least 1 for each symbol that occurs, and of all those (nearly) the ones that
