@@ -43,6 +43,14 @@ struct SgdParameters {
   float learning_rate = 0.001F;
   float momentum = 0.9F;
   float weight_decay = 0.0F;
+  bool keep_zeros = false;  ///< weights that are exactly 0 stay 0, and so do their velocities: they are pruned
+};
+
+/// How weights are rounded while they train: as packing them with these steps and this codebook would.
+struct RoundingRule {
+  GroupMap groups;                ///< of any granularity but `sorted`
+  Codebook codebook;              ///< without zero points
+  TensorView<const float> steps;  ///< [groups] scale / scale_to, in the backend's memory
 };
 
 /// Prepares images of one size where a backend computes.
@@ -150,6 +158,17 @@ class Backend : public MemoryResource {
   /// starts from v = 0.
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
+
+  /// values = latent[K, ...] rounded: with x = latent / step of its group, the codebook value nearest to x times step,
+  /// the bits that packing by the same rule and decoding would give. A group whose step is 0 holds zeros.
+  virtual void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) = 0;
+  /// From dweights = dL/dvalues of the above, in place, to dL/dlatent as a straight-through estimate: passed on where x
+  /// lies in the codebook's range, and outside of it where a step against the gradient leads back towards it; else 0.
+  /// dsteps[groups] = sum of dweights (value - x), with the value alone outside of the range (LSQ, Esser 2020, eq. 3).
+  /// dcodebook[256] = by code, the sum of dweights step over the weights that take it (Han 2016); may be empty. Groups
+  /// whose step is 0 get no gradients.
+  virtual void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
+                                      TensorView<const float> latent, const RoundingRule& rule) = 0;
 };
 
 /// device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto" (CUDA when this build has it and

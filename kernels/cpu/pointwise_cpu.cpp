@@ -56,7 +56,8 @@ void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<c
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < w.elements(); ++i) {
     const float gradient = dw[i] + parameters.weight_decay * w[i];
-    v[i] = parameters.momentum * v[i] + gradient;
+    const bool pruned = parameters.keep_zeros && w[i] == 0.0F;
+    v[i] = pruned ? 0.0F : parameters.momentum * v[i] + gradient;
     w[i] -= parameters.learning_rate * v[i];
   }
 }

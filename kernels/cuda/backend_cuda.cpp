@@ -142,6 +142,16 @@ void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<
   cuda::sgd_step(w, v, dw, parameters, stream_);
 }
 
+void CudaBackend::round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) {
+  cuda::round_weights(values, latent, rule, stream_);
+}
+
+void CudaBackend::round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps,
+                                         TensorView<float> dcodebook, TensorView<const float> latent,
+                                         const RoundingRule& rule) {
+  cuda::round_weights_backward(dweights, dsteps, dcodebook, latent, rule, *this, stream_);
+}
+
 void* CudaBackend::do_allocate(size_t bytes) { return bytes == 0 ? nullptr : device_.allocate(bytes); }
 
 void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocate(data); }

@@ -57,6 +57,9 @@ class CudaBackend : public Backend, private Workspace {
   void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
+  void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) override;
+  void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
+                              TensorView<const float> latent, const RoundingRule& rule) override;
 
  private:
   void* do_allocate(size_t bytes) override;

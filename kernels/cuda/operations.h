@@ -41,6 +41,10 @@ void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<
 void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key, Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream);
+void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule, Stream& stream);
+void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
+                            TensorView<const float> latent, const RoundingRule& rule, Workspace& workspace,
+                            Stream& stream);
 void convert(Activations y, ConstActivations x, Stream& stream);
 /// `rows` lies in device memory.
 void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream);

@@ -28,11 +28,12 @@ __global__ void dropout_kernel(float* y, const float* x, float probability, floa
   });
 }
 
-/// PyTorch's SGD: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v
+/// PyTorch's SGD: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights stay 0.
 __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float gradient = dw[i] + parameters.weight_decay * w[i];
-    v[i] = parameters.momentum * v[i] + gradient;
+    const bool pruned = parameters.keep_zeros && w[i] == 0.0F;
+    v[i] = pruned ? 0.0F : parameters.momentum * v[i] + gradient;
     w[i] -= parameters.learning_rate * v[i];
   });
 }

@@ -1,0 +1,261 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cpu/decode_cpu.h"
+
+// Weights are taken in stretches that stay in the first-level cache: divided by their step, ranked among the codebook's
+// values, looked up. Each of these loops is one that the compiler turns into vectors, for AVX-512, AVX2 or whatever the
+// machine at least has.
+
+#define NIBBLENET_INLINE inline __attribute__((always_inline))
+
+namespace nibblenet {
+namespace {
+
+/// A codebook as a ladder: value i is taken from `from[i - 1]` on. The same decisions as encode(), with one comparison
+/// each: where a tie goes down, the next float is where the upper value begins.
+struct Ladder {
+  int count = 0;
+  alignas(64) std::array<float, 256> from{};  ///< NaN beyond the last value: nothing is as large
+  alignas(64) std::array<float, 256> values{};
+  std::array<uint8_t, 256> codes{};
+  float value_of_zero = 0;
+
+  explicit Ladder(const Codebook& codebook) : count(codebook.count), codes(codebook.ordered_codes) {
+    from.fill(std::numeric_limits<float>::quiet_NaN());
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) values[i] = codebook.values[codes[i]];
+    for (size_t i = 0; i + 1 < static_cast<size_t>(count); ++i)
+      from[i] = codebook.tie_up[i] ? codebook.thresholds[i]
+                                   : std::nextafter(codebook.thresholds[i], std::numeric_limits<float>::infinity());
+    value_of_zero = codebook.values[codebook.zero_code];
+  }
+  float lowest() const { return values[0]; }
+  float highest() const { return values[static_cast<size_t>(count) - 1]; }
+};
+
+constexpr int64_t stretch = 512;
+
+/// x = latent / step of a stretch, and the rank of the value nearest to each.
+struct Ranked {
+  alignas(64) float x[stretch];
+  alignas(64) int32_t rank[stretch];
+};
+
+/// Counts every threshold below: the fastest way for few of them.
+template <int thresholds>
+NIBBLENET_INLINE void count_ranks(Ranked& ranked, int64_t count, const float* from) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t rank = 0;
+#pragma GCC unroll 16
+    for (int t = 0; t < thresholds; ++t) rank += ranked.x[i] >= from[t] ? 1 : 0;
+    ranked.rank[i] = rank;
+  }
+}
+
+NIBBLENET_INLINE void search_ranks(Ranked& ranked, int64_t count, const float* from) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t rank = 0;
+#pragma GCC unroll 8
+    for (int32_t step = 128; step != 0; step >>= 1) rank += ranked.x[i] >= from[rank + step - 1] ? step : 0;
+    ranked.rank[i] = rank;
+  }
+}
+
+NIBBLENET_INLINE void rank_stretch(Ranked& ranked, const float* latent, int64_t count, float step,
+                                   const Ladder& ladder) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) ranked.x[i] = latent[i] / step;
+  if (ladder.count <= 4) return count_ranks<3>(ranked, count, ladder.from.data());
+  if (ladder.count <= 8) return count_ranks<7>(ranked, count, ladder.from.data());
+  if (ladder.count <= 16) return count_ranks<15>(ranked, count, ladder.from.data());
+  search_ranks(ranked, count, ladder.from.data());
+}
+
+/// A run of weights that share one step, which is not 0.
+struct Run {
+  const float* latent;
+  int64_t count;
+  float step;
+};
+
+NIBBLENET_INLINE void round_run(float* out, const Run& run, const Ladder& ladder) {
+  Ranked ranked;
+  const float* values = ladder.values.data();
+  for (int64_t begin = 0; begin < run.count; begin += stretch) {
+    const int64_t count = std::min(stretch, run.count - begin);
+    rank_stretch(ranked, run.latent + begin, count, run.step, ladder);
+    float* to = out + begin;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = reconstruct(values[ranked.rank[i]], 0.0F, run.step);
+  }
+}
+
+/// Sums over the weights of each value, by rank; four of each, so that neighbours need not wait for each other.
+using ValueSums = std::array<std::array<float, 256>, 4>;
+
+NIBBLENET_INLINE void add_by_value(ValueSums& sums, const Ranked& ranked, const float* dweights, int64_t count) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int64_t j = 0; j < 4; ++j)
+      sums[static_cast<size_t>(j)][static_cast<size_t>(ranked.rank[i + j])] += dweights[i + j];
+  for (; i < count; ++i) sums[0][static_cast<size_t>(ranked.rank[i])] += dweights[i];
+}
+
+/// Returns the run's part of dstep; `sums` may be null.
+NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+  Ranked ranked;
+  const float* values = ladder.values.data();
+  const float lowest = ladder.lowest(), highest = ladder.highest(), step = run.step;
+  float dstep = 0;
+  for (int64_t begin = 0; begin < run.count; begin += stretch) {
+    const int64_t count = std::min(stretch, run.count - begin);
+    rank_stretch(ranked, run.latent + begin, count, step, ladder);
+    float* d = dweights + begin;
+    if (sums != nullptr) add_by_value(*sums, ranked, d, count);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = ranked.x[i], towards_zero = d[i] * step;
+      const bool above = x > highest, below = x < lowest;
+      sum += d[i] * (values[ranked.rank[i]] - (above | below ? 0.0F : x));
+      const bool leads_away = (above & (towards_zero <= 0.0F)) | (below & (towards_zero >= 0.0F));
+      d[i] = leads_away ? 0.0F : d[i];
+    }
+    dstep += sum;
+  }
+  return dstep;
+}
+
+#if defined(__x86_64__)
+#define NIBBLENET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#define NIBBLENET_AVX2 __attribute__((target("avx2")))
+NIBBLENET_AVX512 void round_run_avx512(float* out, const Run& run, const Ladder& ladder) {
+  round_run(out, run, ladder);
+}
+NIBBLENET_AVX512 float backward_avx512(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+  return run_backward(dweights, sums, run, ladder);
+}
+NIBBLENET_AVX2 void round_run_avx2(float* out, const Run& run, const Ladder& ladder) { round_run(out, run, ladder); }
+NIBBLENET_AVX2 float backward_avx2(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+  return run_backward(dweights, sums, run, ladder);
+}
+#endif
+void round_run_portable(float* out, const Run& run, const Ladder& ladder) { round_run(out, run, ladder); }
+float backward_portable(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+  return run_backward(dweights, sums, run, ladder);
+}
+
+auto* best_round_run() {
+#if defined(__x86_64__)
+  if (best_decode_path() == DecodePath::avx512) return round_run_avx512;
+  if (best_decode_path() == DecodePath::avx2) return round_run_avx2;
+#endif
+  return round_run_portable;
+}
+
+auto* best_backward() {
+#if defined(__x86_64__)
+  if (best_decode_path() == DecodePath::avx512) return backward_avx512;
+  if (best_decode_path() == DecodePath::avx2) return backward_avx2;
+#endif
+  return backward_portable;
+}
+
+/// Output channels cut into at most 64 chunks whose groups are their own, or which share the only one: what each sums
+/// up, and in which order, does not depend on the number of threads.
+struct Chunks {
+  int64_t channels;
+  int64_t length;
+  int64_t count;
+
+  Chunks(int64_t all, const GroupMap& map) : channels(all) {
+    constexpr int64_t most = 64;
+    const int64_t band = map.groups == 1 ? 1 : std::min(map.channels_in_common(), all);
+    const int64_t bands = (all + band - 1) / band;
+    length = band * ((bands + most - 1) / most);
+    count = (all + length - 1) / length;
+  }
+  int64_t begin(int64_t chunk) const { return chunk * length; }
+  int64_t end(int64_t chunk) const { return std::min(channels, (chunk + 1) * length); }
+};
+
+/// Calls use(run, group, index of its first weight) for every run of one chunk.
+template <class Use>
+void for_each_run(const Chunks& chunks, int64_t chunk, TensorView<const float> latent, const RoundingRule& rule,
+                  Use use) {
+  const GroupMap& map = rule.groups;
+  for (int64_t channel = chunks.begin(chunk); channel < chunks.end(chunk); ++channel)
+    for (int64_t k = 0; k < map.channel_elements;) {
+      const int64_t group = map.group(channel, k), count = map.run(k), index = channel * map.channel_elements + k;
+      use(Run{latent.data() + index, count, rule.steps[group]}, group, index);
+      k += count;
+    }
+}
+
+}  // namespace
+
+void CpuBackend::round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) {
+  const Ladder ladder(rule.codebook);
+  const Chunks chunks(latent.size(0), rule.groups);
+  auto* const round = best_round_run();
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
+    for_each_run(chunks, chunk, latent, rule, [&](const Run& run, int64_t, int64_t index) {
+      float* out = values.data() + index;
+      if (run.step != 0)
+        round(out, run, ladder);
+      else
+        std::fill_n(out, run.count, reconstruct(ladder.value_of_zero, 0.0F, run.step));
+    });
+}
+
+void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps,
+                                        TensorView<float> dcodebook, TensorView<const float> latent,
+                                        const RoundingRule& rule) {
+  const Ladder ladder(rule.codebook);
+  const Chunks chunks(latent.size(0), rule.groups);
+  auto* const backward = best_backward();
+  const bool one_group = rule.groups.groups == 1, learns_values = dcodebook.data() != nullptr;
+  std::vector<float> step_sums(static_cast<size_t>(chunks.count));  // of the only group
+  std::vector<std::array<double, 256>> value_sums(learns_values ? step_sums.size() : 0);
+  std::ranges::fill(dsteps, 0.0F);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    ValueSums sums{};
+    for_each_run(chunks, chunk, latent, rule, [&](const Run& run, int64_t group, int64_t index) {
+      float* d = dweights.data() + index;
+      if (run.step == 0) {
+        std::fill_n(d, run.count, 0.0F);
+        return;
+      }
+      float& dstep = one_group ? step_sums[static_cast<size_t>(chunk)] : dsteps[group];
+      dstep += backward(d, learns_values ? &sums : nullptr, run, ladder);
+      if (!learns_values) return;
+      for (size_t rank = 0; rank < static_cast<size_t>(ladder.count); ++rank) {
+        const float sum = (sums[0][rank] + sums[1][rank]) + (sums[2][rank] + sums[3][rank]);
+        value_sums[static_cast<size_t>(chunk)][rank] += static_cast<double>(sum) * static_cast<double>(run.step);
+        for (auto& part : sums) part[rank] = 0;
+      }
+    });
+  }
+  if (one_group) {
+    double total = 0;
+    for (const float sum : step_sums) total += static_cast<double>(sum);
+    dsteps[0] = static_cast<float>(total);
+  }
+  if (!learns_values) return;
+  std::ranges::fill(dcodebook, 0.0F);
+  for (size_t rank = 0; rank < static_cast<size_t>(ladder.count); ++rank) {
+    double total = 0;
+    for (const auto& sums : value_sums) total += sums[rank];
+    dcodebook[ladder.codes[rank]] = static_cast<float>(total);
+  }
+}
+
+}  // namespace nibblenet
