@@ -11,9 +11,9 @@
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/pretrained.h"
-#include "tools/common/progress.h"
+#include "tools/common/quantized_training.h"
 #include "tools/common/report.h"
-#include "training/trainer.h"
+#include "tools/common/training_run.h"
 
 namespace {
 
@@ -33,6 +33,8 @@ struct Options {
   bool fetch = false;
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
+  QuantizedTrainingFlags quantize;
+  PruningFlags prune;
   TrainingOptions training;
 };
 
@@ -48,11 +50,12 @@ InitialModel find_initial_model(const std::string& init) {
   return {init, false};
 }
 
-/// The name the seed's notebooks give.
-std::filesystem::path default_output() {
+/// The name the seed's notebooks give; packed models say that they are trained as such.
+std::filesystem::path default_output(bool packed) {
   const std::time_t now = std::time(nullptr);
   return project_root() / "weights" /
-         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_alexnet.safetensors", fmt::localtime(now));
+         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_alexnet{}.safetensors", fmt::localtime(now),
+                     packed ? "_qat" : "");
 }
 
 std::filesystem::path checkpoint_of(const std::filesystem::path& output) {
@@ -60,10 +63,10 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& output) {
 }
 
 /// x.checkpoint.safetensors continues into x.safetensors.
-std::filesystem::path output_of(const std::filesystem::path& checkpoint) {
+std::filesystem::path output_of(const std::filesystem::path& checkpoint, bool packed) {
   const std::string stem = checkpoint.stem().string();
   constexpr std::string_view suffix = ".checkpoint";
-  if (!stem.ends_with(suffix)) return default_output();
+  if (!stem.ends_with(suffix)) return default_output(packed);
   return checkpoint.parent_path() / (stem.substr(0, stem.size() - suffix.size()) + ".safetensors");
 }
 
@@ -95,66 +98,13 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
   if (initial.file.empty()) return random_alexnet(classes, options.training.seed);
   StateDict parameters = load_model(initial.file, options.checksums);
   if (!image_size_given) options.training.image_size = image_size_of(parameters.metadata);
-  if (parameters.packed()) {
+  if (parameters.packed() && !options.quantize.given()) {
     fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
     parameters = dequantized(parameters);
   }
   parameters.metadata.clear();
   reset_head(parameters, chosen_reset(options, parameters, initial.published, classes), classes, options.training.seed);
   return parameters;
-}
-
-nlohmann::json history_json(const std::vector<EpochReport>& history) {
-  nlohmann::json epochs = nlohmann::json::array();
-  for (const EpochReport& report : history)
-    epochs.push_back({{"epoch", report.epoch},
-                      {"loss", report.loss},
-                      {"train_accuracy", report.train_accuracy},
-                      {"test_loss", report.test_loss},
-                      {"test_accuracy", report.test_accuracy},
-                      {"seconds", report.seconds},
-                      {"images_per_second", report.images_per_second}});
-  return epochs;
-}
-
-/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on Ctrl-C.
-void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint) {
-  using Clock = std::chrono::steady_clock;
-  std::optional<Progress> progress;
-  auto last_saved = Clock::now();
-  const auto save_when_due = [&] {
-    if (Clock::now() - last_saved < std::chrono::minutes(2)) return;
-    trainer.save_checkpoint(checkpoint);
-    last_saved = Clock::now();
-  };
-  Trainer::Callbacks callbacks;
-  callbacks.on_features = [&](int64_t done, int64_t total) {
-    if (!progress) progress.emplace("features (once, frozen)", "images");
-    progress->update(done, total);
-    return interrupted();
-  };
-  callbacks.on_step = [&](const TrainingPosition& position, int64_t batches, double images_per_second) {
-    if (position.batch == 1 || !progress)
-      progress.emplace(fmt::format("epoch {}/{}", position.epoch + 1, options.epochs), "batches");
-    progress->update(position.batch, batches,
-                     fmt::format("loss {:.4f}, {:.1f} images/s",
-                                 position.loss_sum / static_cast<double>(position.images), images_per_second));
-    save_when_due();
-    return interrupted();
-  };
-  callbacks.on_epoch = [&](const EpochReport& report) {
-    progress.reset();
-    fmt::print(
-        "epoch {}/{}: loss {:.4f}, train accuracy {:.2f} %, test loss {:.4f}, test accuracy {:.2f} %, {:.1f} s, {:.1f} "
-        "images/s\n",
-        report.epoch, options.epochs, report.loss, 100 * report.train_accuracy, report.test_loss,
-        100 * report.test_accuracy, report.seconds, report.images_per_second);
-    std::fflush(stdout);
-  };
-  const bool complete = trainer.run(callbacks);
-  progress.reset();
-  trainer.save_checkpoint(checkpoint);
-  if (!complete) throw Stopped(fmt::format("stopped; continue with: tools/finetune --resume {}", checkpoint.string()));
 }
 
 /// Flags whose default depends on the file that training starts from.
@@ -182,16 +132,20 @@ void finetune(Options& options, Given given) {
     fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
-  StateDict parameters = checkpoint ? std::move(checkpoint->parameters)
-                                    : initial_parameters(options, initial, given.image_size,
-                                                         static_cast<int64_t>(train_set.classes.size()));
-  Network network(*backend, std::move(parameters));
+  TrainingStart start =
+      checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
+                 : options.quantize.start_from(initial_parameters(options, initial, given.image_size,
+                                                                  static_cast<int64_t>(train_set.classes.size())),
+                                               options.training.freeze_features, *backend);
+  const bool packed = start.packed.packed();
+  Network network(*backend, std::move(start.parameters));
   Trainer trainer(network, train_set, test_set, options.training);
-  if (checkpoint) trainer.restore(checkpoint->momenta, checkpoint->position);
+  if (packed) trainer.quantize(std::move(start.packed));
+  if (checkpoint) trainer.restore(*checkpoint);
 
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
-                                       : checkpoint            ? output_of(options.resume)
-                                                               : default_output();
+                                       : checkpoint            ? output_of(options.resume, packed)
+                                                               : default_output(packed);
   prepare_output(output);
   fmt::print("{}: {} training and {} test images, {} classes; features {}, {}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),
@@ -199,15 +153,16 @@ void finetune(Options& options, Given given) {
   std::fflush(stdout);
   train(trainer, options.training, checkpoint_of(output));
 
-  StateDict result = network.state();
+  StateDict result = trainer.model();
   result.metadata[image_size_key] = std::to_string(options.training.image_size);
   result.metadata["training_options"] = to_json(options.training);
   if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
     result.metadata[class_names_key] = class_names_text(train_set.classes);
   save_state_dict(output, result);
   const auto& history = trainer.position().history;
-  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/pack {} --bits 4\n", output.string(),
-             100 * history.back().test_accuracy, output.string());
+  const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
+  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,
+             fmt::format(fmt::runtime(packed ? "eval {}" : "pack {} --bits 4"), output.string()));
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
   write_json(options.json, {{"output", output.string()},
                             {"checkpoint", checkpoint_of(output).string()},
@@ -218,14 +173,17 @@ void finetune(Options& options, Given given) {
                             {"options", nlohmann::json::parse(to_json(options.training))},
                             {"epochs", history_json(history)},
                             {"test_accuracy", history.back().test_accuracy},
+                            {"packed", packed},
+                            {"sparsity", sparsity},
                             {"peak_bytes", backend->meter().peak_total()}});
 }
 
 /// Flags that a checkpoint has settled already.
 void refuse_with_resume(const CLI::App& app) {
   for (const char* name :
-       {"--init", "--freeze", "--reset", "--batch", "--lr", "--momentum", "--weight-decay", "--dropout", "--schedule",
-        "--augment", "--image-size", "--seed", "--train-limit", "--test-limit"})
+       {"--init",     "--freeze",   "--reset",   "--batch",       "--lr",          "--momentum",    "--weight-decay",
+        "--dropout",  "--schedule", "--augment", "--image-size",  "--seed",        "--train-limit", "--test-limit",
+        "--quantize", "--layer",    "--prune",   "--prune-scope", "--prune-layer", "--prune-until"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -278,6 +236,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")
       ->capture_default_str();
+  options.quantize.add_to(app);
+  options.prune.add_to(app);
   options.device.add_to(app);
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
@@ -290,6 +250,8 @@ int main(int argc, char** argv) {
     catch_interrupts();
     if (!options.resume.empty()) refuse_with_resume(app);
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
+    options.quantize.validate();
+    t.pruning = options.prune.options(app.get_option("--prune")->count() > 0, t.freeze_features);
     t.flip = options.augment == "flip";
     t.schedule = parse_schedule(options.schedule);
     finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});

@@ -8,17 +8,21 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Schedule, {{Schedule::constant, "constant"},
                                         {Schedule::cosine, "cosine"},
                                         {Schedule::warmup, "warmup"},
                                         {Schedule::warmup_cosine, "warmup-cosine"}})
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
-                                   weight_decay, dropout, schedule, flip, image_size, seed, train_limit, test_limit)
+                                   weight_decay, dropout, schedule, flip, image_size, seed, train_limit, test_limit,
+                                   pruning)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
-                                   images_per_second)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, history)
+                                   images_per_second, sparsity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, start_sparsity,
+                                   history)
 
 namespace {
 
 constexpr const char* options_key = "training_options";
 constexpr const char* position_key = "training_position";
 constexpr std::string_view momentum_prefix = "momentum.";
+constexpr std::string_view latent_prefix = "latent.";
 
 template <class T>
 T from_json(const std::string& text, std::string_view what) {
@@ -27,6 +31,43 @@ T from_json(const std::string& text, std::string_view what) {
   } catch (const nlohmann::json::exception& error) {
     fail<FormatError>("{} cannot be read: {}", what, error.what());
   }
+}
+
+/// Moves parameters over, each name behind the prefix.
+void add_under(std::string_view prefix, StateDict& to, StateDict from) {
+  for (Parameter& parameter : from.parameters) {
+    parameter.name.insert(0, prefix);
+    to.parameters.push_back(std::move(parameter));
+  }
+}
+
+/// The inverse: takes what lies under the prefix out of the dict.
+StateDict take_from_under(std::string_view prefix, StateDict& from) {
+  StateDict taken, left;
+  for (Parameter& parameter : from.parameters) {
+    const bool match = parameter.name.starts_with(prefix);
+    if (match) parameter.name.erase(0, prefix.size());
+    (match ? taken : left).parameters.push_back(std::move(parameter));
+  }
+  from.parameters = std::move(left.parameters);
+  return taken;
+}
+
+/// The float network that training in packed form goes on from: weights before rounding where there are any, else
+/// dequantized. Leaves the rest in `latents`.
+StateDict unrounded(const StateDict& packed, StateDict& latents) {
+  StateDict parameters = dequantized(packed);
+  for (Parameter& parameter : parameters.parameters) {
+    Parameter* latent = latents.find(parameter.name);
+    if (latent == nullptr) continue;
+    expect_shape(latent->shape(), parameter.shape(), "weights before rounding of " + parameter.name);
+    parameter.value = std::move(latent->values());
+  }
+  return parameters;
+}
+
+void expect_fraction(double fraction, std::string_view option) {
+  if (!(fraction >= 0 && fraction < 1)) fail<UsageError>("{}: a fraction must lie in [0, 1)", option);
 }
 
 void expect(bool valid, std::string_view message) {
@@ -44,6 +85,9 @@ void validate(const TrainingOptions& options) {
   expect(options.dropout >= 0 && options.dropout < 1, "--dropout must lie in [0, 1)");
   if (options.image_size < smallest_image_size || options.image_size > 4096)
     fail<UsageError>("--image-size {}: must lie in {}…4096", options.image_size, smallest_image_size);
+  expect_fraction(options.pruning.fraction, "--prune");
+  for (const auto& [layer, fraction] : options.pruning.layers) expect_fraction(fraction, "--prune-layer " + layer);
+  expect(options.pruning.until >= 0 && options.pruning.until <= 1, "--prune-until must lie in [0, 1]");
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
 }
 
@@ -60,47 +104,31 @@ TrainingOptions training_options_from_json(const std::string& text) {
 }
 
 void Trainer::save_checkpoint(const std::filesystem::path& path) const {
-  StateDict dict = network_.state();
-  const auto add = [&](std::string name, TensorView<const float> values) {
-    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
-    network_.backend().copy_to_host(copy.data(), values.data(), values.span().size_bytes());
-    Parameter parameter;
-    parameter.name = std::string(momentum_prefix) + std::move(name);
-    parameter.value = std::move(copy);
-    dict.parameters.push_back(std::move(parameter));
-  };
-  for (size_t i = 0; i < momenta_.size(); ++i) {
-    if (momenta_[i].weight.empty()) continue;
-    add(network_.layers()[i].spec.name + ".weight", momenta_[i].weight.view());
-    add(network_.layers()[i].spec.name + ".bias", momenta_[i].bias.view());
-  }
+  StateDict dict = model(), latents, momenta;
+  parameters_.save(latents, momenta);
+  add_under(latent_prefix, dict, std::move(latents));
+  add_under(momentum_prefix, dict, std::move(momenta));
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
   dict.metadata[position_key] = nlohmann::json(position_).dump();
   save_state_dict(path, dict);
 }
 
-void Trainer::restore(const StateDict& momenta, TrainingPosition position) {
+void Trainer::restore(const Checkpoint& checkpoint) {
+  const TrainingPosition& position = checkpoint.position;
   if (position.epoch < 0 || position.batch < 0 || position.batch > batches_ || position.step < 0)
     fail<FormatError>("the checkpoint's position (epoch {}, batch {}) does not fit {} batches an epoch: other data?",
                       position.epoch, position.batch, batches_);
-  for (size_t i = 0; i < momenta_.size(); ++i) {
-    if (momenta_[i].weight.empty()) continue;
-    const auto load = [&](const std::string& name, Tensor<float>& target) {
-      const Tensor<float>& source = momenta.at(name).values();
-      expect_shape(source.shape(), target.shape(), "momentum of " + name);
-      network_.backend().copy_from_host(target.data(), source.data(), source.view().span().size_bytes());
-    };
-    load(network_.layers()[i].spec.name + ".weight", momenta_[i].weight);
-    load(network_.layers()[i].spec.name + ".bias", momenta_[i].bias);
-  }
-  position_ = std::move(position);
+  for (const double sparsity : position.start_sparsity)
+    if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
+  parameters_.restore(checkpoint.latents, checkpoint.momenta);
+  position_ = position;
 }
 
-bool drop_momenta(StateDict& dict) {
+bool drop_training_state(StateDict& dict) {
   if (!dict.metadata.contains(position_key)) return false;
-  std::erase_if(dict.parameters,
-                [](const Parameter& parameter) { return parameter.name.starts_with(momentum_prefix); });
+  take_from_under(momentum_prefix, dict);
+  take_from_under(latent_prefix, dict);
   dict.metadata.erase(position_key);
   return true;
 }
@@ -112,11 +140,14 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
   Checkpoint checkpoint;
   checkpoint.options = training_options_from_json(dict.metadata[options_key]);
   checkpoint.position = from_json<TrainingPosition>(dict.metadata[position_key], "the checkpoint's position");
-  for (Parameter& parameter : dict.parameters) {
-    const bool momentum = parameter.name.starts_with(momentum_prefix);
-    if (momentum) parameter.name = parameter.name.substr(momentum_prefix.size());
-    (momentum ? checkpoint.momenta : checkpoint.parameters).parameters.push_back(std::move(parameter));
+  checkpoint.momenta = take_from_under(momentum_prefix, dict);
+  checkpoint.latents = take_from_under(latent_prefix, dict);
+  if (!dict.packed()) {
+    checkpoint.parameters = std::move(dict);
+    return checkpoint;
   }
+  checkpoint.parameters = unrounded(dict, checkpoint.latents);
+  checkpoint.packed = std::move(dict);
   return checkpoint;
 }
 

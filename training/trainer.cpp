@@ -11,6 +11,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
+  int64_t weights = 0, zeros = 0;
+  for (const LayerSparsity& layer : layers) {
+    weights += layer.weights;
+    zeros += layer.zeros;
+  }
+  return weights == 0 ? 0.0 : static_cast<double>(zeros) / static_cast<double>(weights);
+}
+
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 }  // namespace
@@ -21,6 +30,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
       test_(test),
       options_(options),
       preprocess_(Preprocess::for_image_size(options.image_size)),
+      parameters_(network, options.freeze_features ? network.classifier_begin() : 0),
       train_labels_(checked_labels(train, network.classes())),
       test_labels_(checked_labels(test, network.classes())) {
   validate(options_);
@@ -29,18 +39,6 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
 
   Backend& backend = network.backend();
   const size_t first_trained = options_.freeze_features ? network.classifier_begin() : 0;
-  momenta_.resize(network.layers().size());
-  for (size_t i = first_trained; i < network.layers().size(); ++i) {
-    Layer& layer = network.layers()[i];
-    if (!layer.spec.has_parameters()) continue;
-    momenta_[i] = {Tensor<float>(backend, layer.spec.weight, MemoryCategory::optimizer),
-                   Tensor<float>(backend, {layer.spec.weight[0]}, MemoryCategory::optimizer)};
-    const std::vector<float> zeros(static_cast<size_t>(layer.spec.weight.elements()));
-    backend.copy_from_host(momenta_[i].weight.data(), zeros.data(), zeros.size() * sizeof(float));
-    backend.copy_from_host(momenta_[i].bias.data(), zeros.data(),
-                           static_cast<size_t>(layer.spec.weight[0]) * sizeof(float));
-  }
-
   const int64_t batch = options_.batch_size;
   const Shape images{batch, preprocess_.crop, preprocess_.crop, 3};
   const Shape features{batch, network.feature_count()};
@@ -79,23 +77,28 @@ bool Trainer::run(const Callbacks& callbacks) {
     double seconds = 0;
     const int64_t images_before = position_.images;  // of an epoch that a checkpoint had begun
     if (!run_epoch(callbacks, seconds)) return false;
-    const Evaluation tested = test();
-    EpochReport report;
-    report.epoch = ++position_.epoch;
-    report.loss = position_.loss_sum / static_cast<double>(position_.images);
-    report.train_accuracy = static_cast<double>(position_.correct) / static_cast<double>(position_.images);
-    report.test_loss = tested.loss;
-    report.test_accuracy = tested.accuracy();
-    report.seconds = seconds;
-    report.images_per_second = seconds > 0 ? static_cast<double>(position_.images - images_before) / seconds : 0.0;
-    position_.history.push_back(report);
+    ++position_.epoch;
+    position_.history.push_back(report(test(), seconds, position_.images - images_before));
     position_.batch = 0;
     position_.loss_sum = 0;
     position_.correct = 0;
     position_.images = 0;
-    if (callbacks.on_epoch) callbacks.on_epoch(report);
+    if (callbacks.on_epoch) callbacks.on_epoch(position_.history.back());
   }
   return true;
+}
+
+EpochReport Trainer::report(const Evaluation& tested, double seconds, int64_t images) const {
+  EpochReport report;
+  report.epoch = position_.epoch;
+  report.loss = position_.loss_sum / static_cast<double>(position_.images);
+  report.train_accuracy = static_cast<double>(position_.correct) / static_cast<double>(position_.images);
+  report.test_loss = tested.loss;
+  report.test_accuracy = tested.accuracy();
+  report.seconds = seconds;
+  report.images_per_second = seconds > 0 ? static_cast<double>(images) / seconds : 0.0;
+  if (options_.pruning.enabled) report.sparsity = fraction_of_zeros(parameters_.sparsity());
+  return report;
 }
 
 bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
@@ -148,6 +151,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
 
 void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
   Backend& backend = network_.backend();
+  prune_when_due();
   const int64_t batch = x.size(0);
   const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
                                                                .seed = options_.seed,
@@ -160,12 +164,10 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
   const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
   const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
                           .momentum = static_cast<float>(options_.momentum),
-                          .weight_decay = static_cast<float>(options_.weight_decay)};
+                          .weight_decay = static_cast<float>(options_.weight_decay),
+                          .keep_zeros = options_.pruning.enabled};
   trained_->backward(dlogits, [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
-    Momentum& momentum = momenta_[static_cast<size_t>(&layer - network_.layers().data())];
-    backend.sgd_step(layer.weight->values(), momentum.weight.view(), dw, sgd);
-    backend.sgd_step(layer.bias.view(), momentum.bias.view(), dbias, sgd);
-    layer.weight->changed();
+    parameters_.update(layer, dw, dbias, sgd);
   });
 
   std::vector<float> host_losses(static_cast<size_t>(batch));
@@ -184,10 +186,24 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
                 options_.learning_rate);
 }
 
+void Trainer::quantize(StateDict packed) { parameters_.quantize(std::move(packed), options_.pruning.enabled); }
+
+void Trainer::prune_when_due() {
+  const PruningSchedule schedule(options_.pruning.until, options_.epochs * batches_);
+  if (!options_.pruning.enabled || !schedule.due(position_.step)) return;
+  if (position_.start_sparsity.empty()) position_.start_sparsity = parameters_.pruned();
+  parameters_.prune(options_.pruning, position_.start_sparsity, schedule.progress(position_.step));
+}
+
 Evaluation Trainer::test() {
-  if (!test_features_.empty())
-    return evaluate_features(network_, std::as_const(test_features_).view(), test_labels_, options_.batch_size);
-  return evaluate(network_, test_, preprocess_, options_.batch_size);
+  const auto evaluated = [this](Network& network) {
+    if (!test_features_.empty())
+      return evaluate_features(network, std::as_const(test_features_).view(), test_labels_, options_.batch_size);
+    return evaluate(network, test_, preprocess_, options_.batch_size);
+  };
+  if (!parameters_.quantized()) return evaluated(network_);
+  Network packed(network_.backend(), model());
+  return evaluated(packed);
 }
 
 }  // namespace nibblenet

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "training/evaluate.h"
+#include "training/pruning.h"
 #include "training/schedule.h"
+#include "training/trained_parameters.h"
 
 namespace nibblenet {
 
@@ -28,6 +30,7 @@ struct TrainingOptions {
   uint64_t seed = 0;
   int64_t train_limit = 0;  ///< 0: all images
   int64_t test_limit = 0;
+  PruningOptions pruning;
 };
 
 /// Throws UsageError for values that make no sense.
@@ -45,6 +48,7 @@ struct EpochReport {
   double test_accuracy = 0;
   double seconds = 0;  ///< of training, without the test
   double images_per_second = 0;
+  double sparsity = 0;  ///< part of the trained weights that is exactly 0, behind the epoch; measured when pruning
 };
 
 /// Where a run stands; with the parameters and momenta, all there is to resume from.
@@ -55,8 +59,23 @@ struct TrainingPosition {
   double loss_sum = 0;  ///< of the unfinished epoch
   int64_t correct = 0;
   int64_t images = 0;
+  std::vector<double> start_sparsity;  ///< of each trained layer, where pruning began
   std::vector<EpochReport> history;
 };
+
+/// A checkpoint, taken apart.
+struct Checkpoint {
+  StateDict parameters;  ///< in float32: of what trains in packed form, the weights before rounding
+  StateDict packed;      ///< all parameters as model() gives them; empty for a run in float32
+  StateDict latents;     ///< what else is rounded, by name
+  StateDict momenta;     ///< under the names of what they belong to
+  TrainingOptions options;
+  TrainingPosition position;
+};
+/// Makes a plain model of what was read from a checkpoint; false when it was none.
+bool drop_training_state(StateDict& dict);
+/// Throws FormatError when the file is no checkpoint.
+Checkpoint load_checkpoint(const std::filesystem::path& path);
 
 /// Fine-tunes a network by SGD. Frozen features without augmentation are computed once and kept.
 class Trainer {
@@ -74,17 +93,26 @@ class Trainer {
 
   const TrainingPosition& position() const { return position_; }
 
-  /// Parameters, momenta, options and position in one file; atomic.
+  /// Trains in packed form what `packed` holds in packed form, before anything else: see TrainedParameters. Then every
+  /// epoch's test is of the packed model.
+  void quantize(StateDict packed);
+  /// The network as it is to be saved: packed where it trains in packed form.
+  StateDict model() const { return parameters_.model(); }
+  std::vector<LayerSparsity> sparsity() const { return parameters_.sparsity(); }
+
+  /// model(), momenta, options and position in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
-  /// Continues from a checkpoint whose parameters the network was made from.
-  void restore(const StateDict& momenta, TrainingPosition position);
+  /// Continues from a checkpoint whose parameters the network was made from, and whose packed ones it was quantized to.
+  void restore(const Checkpoint& checkpoint);
 
  private:
   void prepare(const Callbacks& callbacks);
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's memory.
   void step(TensorView<const float> x, std::span<const int32_t> labels);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
+  void prune_when_due();
   Evaluation test();
+  EpochReport report(const Evaluation& tested, double seconds, int64_t images) const;
 
   Network& network_;
   const Dataset& train_;
@@ -93,12 +121,8 @@ class Trainer {
   Preprocess preprocess_;
   TrainingPosition position_;
   int64_t batches_;  ///< in an epoch
+  TrainedParameters parameters_;
 
-  struct Momentum {
-    Tensor<float> weight;
-    Tensor<float> bias;
-  };
-  std::vector<Momentum> momenta_;  ///< by layer; empty where nothing is trained
   std::vector<int32_t> train_labels_;
   std::vector<int32_t> test_labels_;
   std::optional<Pass> frozen_;   ///< features, inference; when they are frozen
@@ -110,17 +134,5 @@ class Trainer {
   Tensor<float> losses_;
   Tensor<float> dlogits_;
 };
-
-/// A checkpoint, taken apart.
-struct Checkpoint {
-  StateDict parameters;
-  StateDict momenta;  ///< under the names of the parameters
-  TrainingOptions options;
-  TrainingPosition position;
-};
-/// Makes a plain model of what was read from a checkpoint; false when it was none.
-bool drop_momenta(StateDict& dict);
-/// Throws FormatError when the file is no checkpoint.
-Checkpoint load_checkpoint(const std::filesystem::path& path);
 
 }  // namespace nibblenet

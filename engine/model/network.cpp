@@ -45,6 +45,15 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
 
 }  // namespace
 
+Parameter read_back(Backend& backend, std::string name, TensorView<const float> values) {
+  Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+  backend.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.value = std::move(copy);
+  return parameter;
+}
+
 Network::Network(Backend& backend, StateDict parameters, Precision precision)
     : backend_(&backend),
       precision_(precision),
@@ -83,18 +92,10 @@ std::vector<SizeRow> Network::ledger() const {
 
 StateDict Network::state() const {
   StateDict dict;
-  const auto add = [&](std::string name, TensorView<const float> values) {
-    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
-    backend_->copy_to_host(copy.data(), values.data(), values.span().size_bytes());
-    Parameter parameter;
-    parameter.name = std::move(name);
-    parameter.value = std::move(copy);
-    dict.parameters.push_back(std::move(parameter));
-  };
   for (const Layer& layer : layers_) {
     if (!layer.spec.has_parameters()) continue;
-    add(layer.spec.name + ".weight", layer.weight->values());
-    add(layer.spec.name + ".bias", layer.bias.view());
+    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".weight", layer.weight->values()));
+    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".bias", layer.bias.view()));
   }
   return dict;
 }

@@ -17,6 +17,9 @@ struct Layer {
   SizeRow size;                    ///< its row in the ledger; meaningful with parameters
 };
 
+/// A copy in host memory of values that lie in a backend's.
+Parameter read_back(Backend& backend, std::string name, TensorView<const float> values);
+
 /// An AlexNet whose parameters live in a backend's memory.
 class Network {
  public:

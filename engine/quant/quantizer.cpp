@@ -89,6 +89,18 @@ void encode_all(PackedTensor& packed, TensorView<const float> weights, const Gro
 
 }  // namespace
 
+void encode_nearest(PackedTensor& packed, TensorView<const float> weights) {
+  expect_shape(weights.shape(), packed.shape, "weights to encode");
+  const Codebook codebook = codebook_of(packed);
+  std::vector<Step> steps(static_cast<size_t>(packed.groups()));
+  for (size_t group = 0; group < steps.size(); ++group) {
+    steps[group].step = packed.scale(static_cast<int64_t>(group)) / codebook.scale_to;
+    if (packed.scheme.zero_point) steps[group].zero_point = static_cast<float>(packed.zero_points[group]);
+  }
+  packed.codes.assign(static_cast<size_t>(packed.shape[0] * packed.code_stride()), 0);
+  encode_all(packed, weights, make_group_map(packed.scheme.granularity, packed.shape), {}, steps, codebook);
+}
+
 void expect_finite(TensorView<const float> weights, std::string_view name) {
   int64_t first = weights.elements();
 #pragma omp parallel for reduction(min : first)

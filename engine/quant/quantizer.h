@@ -72,6 +72,10 @@ struct QuantizerPasses {
       encode;
 };
 
+/// Fills the codes of `packed` with the nearest values to `weights` by the scales and the codebook it has already.
+/// Unsorted schemes only; zero points are respected.
+void encode_nearest(PackedTensor& packed, TensorView<const float> weights);
+
 /// Throws Error that names the tensor and the first weight that is NaN or infinite.
 void expect_finite(TensorView<const float> weights, std::string_view name);
 

@@ -159,6 +159,71 @@ TEST_F(FinetuneTest, ResumeMayRaiseTheEpochs) {
   EXPECT_TRUE(same_bits(model("whole.safetensors"), model("longer.safetensors")));
 }
 
+TEST_F(FinetuneTest, TrainsInPackedFormAndEvalFindsTheSame) {
+  succeed("pack small.safetensors --method kmeans --bits 2 --layer features.*=nf4 -o packed.safetensors");
+  const std::vector<std::string> lines = {
+      from_small + "--quantize kmeans:2:channel:f16 --layer classifier.6=linear:4 ",
+      finetune + "--image-size 64 --init packed.safetensors --quantize packed ",
+      finetune + "--image-size 64 --init packed.safetensors --quantize linear:3 --freeze none --prune 0.5 "};
+  for (const std::string& line : lines) {
+    SCOPED_TRACE(line);
+    succeed(line + "--epochs 2 --batch 50 --out qat.safetensors --json report.json");
+    succeed("eval qat.safetensors --data standin --threads 1 --batch 50 --json eval.json");
+    EXPECT_EQ(json("eval.json").at("accuracy"), json("report.json").at("test_accuracy"));
+    EXPECT_EQ(json("eval.json").at("loss"), json("report.json").at("epochs").back().at("test_loss"));
+    EXPECT_EQ(json("report.json").at("packed"), true);
+  }
+  EXPECT_EQ(to_string(model("qat.safetensors").at("features.3.weight").packed_values().scheme), "linear:3:channel");
+}
+
+TEST_F(FinetuneTest, PackedFeaturesThatAreFrozenStayAsTheyAre) {
+  succeed("pack small.safetensors --bits 3 -o packed.safetensors");
+  succeed(finetune + "--image-size 64 --init packed.safetensors --quantize kmeans:2 --epochs 1 --out qat.safetensors");
+  const StateDict before = model("packed.safetensors"), after = model("qat.safetensors");
+  for (const std::string& layer : alexnet_feature_names()) {
+    EXPECT_EQ(before.at(layer + ".weight").packed_values().scheme, after.at(layer + ".weight").packed_values().scheme);
+    EXPECT_EQ(before.at(layer + ".weight").packed_values().codes, after.at(layer + ".weight").packed_values().codes);
+  }
+  EXPECT_EQ(to_string(after.at("classifier.4.weight").packed_values().scheme), "kmeans:2:channel");
+}
+
+TEST_F(FinetuneTest, PrunesAndSaysWhatItPruned) {
+  const Outcome outcome = succeed(from_small +
+                                  "--epochs 2 --prune 0.8 --prune-layer classifier.6=0.5 --out sparse.safetensors "
+                                  "--json report.json");
+  for (const char* text : {" % zeros", "classifier.1: 19296 of 24120 weights are 0 (80.00 %)"})
+    EXPECT_NE(outcome.out.find(text), std::string::npos) << text << outcome;
+  EXPECT_NEAR(json("report.json").at("sparsity").at("classifier.6"), 0.5, 0.01);
+  EXPECT_NEAR(json("report.json").at("epochs").back().at("sparsity"), 0.8, 0.01);
+}
+
+TEST_F(FinetuneTest, AnInterruptedRunInPackedFormEndsInTheSameBits) {
+  const std::string line = from_small + "--quantize kmeans:3:channel:f16 --prune 0.7 --epochs 40 --batch 20 --out ";
+  succeed(line + "whole.safetensors");
+  Child child(command(line + "cut.safetensors"), at(""), environment_, at(".cut").string());
+  ASSERT_TRUE(child.wait_for("epoch 2/40")) << child.wait();
+  child.send(SIGINT);
+  EXPECT_EQ(child.wait().code, 130);
+  refuse(finetune + "--resume cut.checkpoint.safetensors --quantize packed", "--quantize cannot be changed", 2);
+  refuse(finetune + "--resume cut.checkpoint.safetensors --prune 0.5", "--prune cannot be changed", 2);
+  succeed(finetune + "--resume cut.checkpoint.safetensors");
+  EXPECT_TRUE(same_bits(dequantized(model("whole.safetensors")), dequantized(model("cut.safetensors"))));
+}
+
+TEST_F(FinetuneTest, RefusesWhatCannotBeTrainedOrPruned) {
+  refuse(from_small + "--quantize stable-embedding", "classifier.1.weight: stable-embedding", 2);
+  refuse(from_small + "--quantize packed", "--quantize packed: features.0.weight is not packed", 2);
+  refuse(from_small + "--quantize kmeans:9", "9", 2);
+  refuse(from_small + "--quantize kmeans:2 --layer head=linear:4", "--layer head", 2);
+  refuse(from_small + "--layer classifier.1=linear:4", "--layer needs --quantize", 2);
+  refuse(from_small + "--prune 1", "--prune", 2);
+  refuse(from_small + "--prune -0.1", "--prune", 2);
+  refuse(from_small + "--prune-layer classifier.6=0.5", "--prune-layer needs --prune", 2);
+  refuse(from_small + "--prune 0.5 --prune-layer features.0=0.5", "no layer of this name is trained", 2);
+  refuse(from_small + "--prune 0.5 --prune-layer classifier.6", "PATTERN=FRACTION", 2);
+  refuse(from_small + "--prune 0.5 --prune-layer classifier.6=1.5", "--prune-layer classifier.6", 2);
+}
+
 TEST_F(FinetuneTest, ModelsAndCheckpointsAreNotMixedUp) {
   refuse(finetune + "--resume small.safetensors", "small.safetensors is not a checkpoint", 1);
   succeed(from_small + still + "--out out.safetensors");

@@ -64,7 +64,7 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
     Checkpoint checkpoint = load_checkpoint(checkpoint_path);
     Network second(*backend, std::move(checkpoint.parameters));
     Trainer resumed(second, train_, test_, checkpoint.options);
-    resumed.restore(checkpoint.momenta, checkpoint.position);
+    resumed.restore(checkpoint);
     ASSERT_TRUE(resumed.run({}));
 
     EXPECT_TRUE(same_bits(whole.state(), second.state()));
@@ -89,7 +89,7 @@ TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
   Checkpoint checkpoint = load_checkpoint(path);
   Network network(*backend, std::move(checkpoint.parameters));
   Trainer trainer(network, train_, test_, checkpoint.options);
-  trainer.restore(checkpoint.momenta, checkpoint.position);
+  trainer.restore(checkpoint);
   ASSERT_TRUE(trainer.run({}));
   EXPECT_EQ(trainer.position().history.size(), 3U);
   trainer.save_checkpoint(path);

@@ -121,7 +121,7 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
   options.range = calibrated() ? Range::search : Range::max;
   for (const std::string& text : ranges) {
     const RangeRule rule = parse_range(text);
-    if (!matches(rule.pattern, weight)) continue;
+    if (!matches_layer(rule.pattern, weight)) continue;
     options.range = rule.range;
     options.deviations = rule.deviations;
   }
@@ -139,7 +139,7 @@ void CalibrationFlags::expect_ranges_used(const StateDict& model) const {
   for (const std::string& text : ranges) {
     const RangeRule rule = parse_range(text);
     if (std::ranges::none_of(model.parameters, [&](const Parameter& parameter) {
-          return parameter.shape().rank() > 1 && matches(rule.pattern, parameter.name);
+          return parameter.shape().rank() > 1 && matches_layer(rule.pattern, parameter.name);
         }))
       fail<UsageError>("--range {}: no layer of this name", text);
   }

@@ -58,7 +58,7 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
 StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   StateDict dict = load_state_dict(path, checksums);
   print_warnings(dict);
-  if (drop_momenta(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
+  if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
     alexnet_layers(dict);
   } catch (const Error& error) {

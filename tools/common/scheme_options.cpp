@@ -30,7 +30,7 @@ Scheme chosen_scheme(const SchemeFlags& flags) {
 
 }  // namespace
 
-bool matches(const std::string& pattern, const std::string& weight) {
+bool matches_layer(const std::string& pattern, const std::string& weight) {
   const std::string layer = weight.substr(0, weight.rfind('.'));
   return fnmatch(pattern.c_str(), layer.c_str(), 0) == 0 || fnmatch(pattern.c_str(), weight.c_str(), 0) == 0;
 }
@@ -84,12 +84,19 @@ SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool compensated)
       scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
       bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
 
+SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers)
+    : measured_default_(false), compensated_(false), overrides_(parse(layers)), scheme_(scheme), bits_(scheme.bits) {}
+
 Scheme SchemeChoice::operator()(const std::string& weight) {
-  Scheme scheme = scheme_;
-  if (measured_default_)
-    scheme = compensated_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+  if (const auto scheme = overridden(weight)) return *scheme;
+  if (!measured_default_) return scheme_;
+  return compensated_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+}
+
+std::optional<Scheme> SchemeChoice::overridden(const std::string& weight) {
+  std::optional<Scheme> scheme;
   for (Override& each : overrides_) {
-    if (!matches(each.pattern, weight)) continue;
+    if (!matches_layer(each.pattern, weight)) continue;
     scheme = each.scheme;
     each.used = true;
   }

@@ -9,9 +9,6 @@
 
 namespace nibblenet::tools {
 
-/// Whether a shell pattern names a weight ("features.0.weight") or its layer ("features.0").
-bool matches(const std::string& pattern, const std::string& weight);
-
 /// The flags that say how weights are stored.
 struct SchemeFlags {
   std::optional<int> bits;  ///< --bits; 4 unless given, or what the method has
@@ -27,15 +24,22 @@ struct SchemeFlags {
   bool only_bits() const;
 };
 
+/// Whether a shell pattern names a weight ("features.0.weight") or its layer ("features.0").
+bool matches_layer(const std::string& pattern, const std::string& weight);
+
 /// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
 class SchemeChoice {
  public:
   /// `compensated`: codes will be chosen by compensated rounding, which has defaults of its own. Throws UsageError for
   /// flags that make no scheme.
   SchemeChoice(const SchemeFlags& flags, bool compensated);
+  /// One scheme for all, but for what `layers` (--layer) say otherwise.
+  SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers);
 
   int bits() const { return bits_; }
   Scheme operator()(const std::string& weight);
+  /// What --layer says of a weight; nothing where none names it.
+  std::optional<Scheme> overridden(const std::string& weight);
   /// Throws UsageError when a --layer has named no weight so far.
   void expect_all_used() const;
 

@@ -1,0 +1,126 @@
+#include "tools/common/quantized_training.h"
+
+#include <charconv>
+
+#include "engine/model/alexnet.h"
+#include "tools/common/scheme_options.h"
+#include "training/quantized_weight.h"
+
+namespace nibblenet::tools {
+namespace {
+
+constexpr std::string_view as_packed = "packed";
+
+bool is_feature(const std::string& weight) { return weight.starts_with("features."); }
+
+/// The scheme of a weight that has none of its own: where `packed` was asked for, that is an error.
+Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, const Parameter& weight) {
+  const std::optional<Scheme> own =
+      weight.packed() ? std::optional(weight.packed_values().scheme) : std::optional<Scheme>();
+  if (flags.scheme != as_packed) return choice(weight.name);
+  if (const auto layer = choice.overridden(weight.name)) return *layer;
+  if (!own)
+    fail<UsageError>("--quantize packed: {} is not packed; name a scheme, like --quantize kmeans:2:channel",
+                     weight.name);
+  return *own;
+}
+
+Tensor<float> float_values(const Parameter& parameter) {
+  Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
+  if (parameter.packed())
+    dequantize(parameter.packed_values(), values.view());
+  else
+    std::ranges::copy(parameter.values().view(), values.data());
+  return values;
+}
+
+}  // namespace
+
+void QuantizedTrainingFlags::add_to(CLI::App& app) {
+  app.add_option(
+         "--quantize", scheme,
+         "Train in packed form: METHOD[:BITS][:GRANULARITY][:f16][:signed] (pack has the list; not sorted, no "
+         "zero-point), or packed: the schemes, scales and codebooks of a packed --init. Learns weights, scales, "
+         "and kmeans' values; writes a packed model")
+      ->type_name("SPEC");
+  app.add_option("--layer", layers,
+                 "With --quantize: another scheme for the layers a pattern names, PATTERN=SPEC; repeatable, the last "
+                 "match counts")
+      ->allow_extra_args(false)
+      ->type_name("SPEC");
+}
+
+void QuantizedTrainingFlags::validate() const {
+  if (!given() && !layers.empty()) throw UsageError("--layer needs --quantize");
+  if (!given()) return;
+  SchemeChoice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers);
+}
+
+TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_features, Backend& backend) const {
+  TrainingStart start;
+  if (!given()) {
+    start.parameters = std::move(initial);
+    return start;
+  }
+  SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers);
+  for (const Parameter& parameter : initial.parameters) {
+    if (parameter.shape().rank() < 2) continue;
+    const bool frozen = freeze_features && is_feature(parameter.name);
+    const Scheme asked = asked_scheme(*this, choice, parameter);
+    if (!frozen) expect_trainable(asked, parameter.name);
+  }
+  choice.expect_all_used();
+  start.parameters = dequantized(initial);
+  for (Parameter& parameter : initial.parameters) {
+    const bool frozen = freeze_features && is_feature(parameter.name);
+    if (parameter.shape().rank() < 2 || (frozen && parameter.packed())) continue;
+    const Scheme asked = asked_scheme(*this, choice, parameter);
+    if (parameter.packed() && parameter.packed_values().scheme == asked) continue;
+    const Tensor<float> values = float_values(parameter);
+    parameter.value = backend.quantize(values.view(), asked, parameter.name);
+  }
+  start.packed = std::move(initial);
+  return start;
+}
+
+void PruningFlags::add_to(CLI::App& app) {
+  app.add_option("--prune", fraction,
+                 "Make this part of each trained layer's weights 0, the smallest first, on a cubic ramp; they stay 0. "
+                 "Weights that are 0 at the start stay 0 too: 0 only keeps them")
+      ->type_name("FRACTION");
+  app.add_option("--prune-scope", scope, "layer: each layer to the fraction; global: one threshold for all of them")
+      ->check(CLI::IsMember({"layer", "global"}))
+      ->capture_default_str();
+  app.add_option("--prune-layer", layers,
+                 "Another fraction for each layer that a pattern names, PATTERN=FRACTION; repeatable, the last match "
+                 "counts")
+      ->allow_extra_args(false)
+      ->type_name("SPEC");
+  app.add_option("--prune-until", until, "Part of the training over which pruning goes on")->capture_default_str();
+}
+
+PruningOptions PruningFlags::options(bool enabled, bool freeze_features) const {
+  if (!enabled && !layers.empty()) throw UsageError("--prune-layer needs --prune");
+  PruningOptions options{.enabled = enabled, .fraction = fraction, .global = scope == "global", .until = until};
+  for (const std::string& text : layers) {
+    const size_t equals = text.rfind('=');
+    double value = 0;
+    const char* end = text.data() + text.size();
+    const bool readable = equals != std::string::npos && equals != 0 &&
+                          std::from_chars(text.data() + equals + 1, end, value).ptr == end && equals + 1 < text.size();
+    if (!readable) fail<UsageError>("--prune-layer {}: expected PATTERN=FRACTION, like 'classifier.6=0.5'", text);
+    const std::string pattern = text.substr(0, equals);
+    bool used = false;
+    const auto add = [&](const std::string& layer) {
+      if (!matches_layer(pattern, layer + ".weight")) return;
+      options.layers[layer] = value;
+      used = true;
+    };
+    if (!freeze_features) std::ranges::for_each(alexnet_feature_names(), add);
+    std::ranges::for_each(alexnet_classifier_names(), add);
+    if (!used) fail<UsageError>("--prune-layer {}=…: no layer of this name is trained", pattern);
+  }
+  return options;
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "training/trainer.h"
+
+namespace nibblenet::tools {
+
+/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on Ctrl-C, which
+/// throws Stopped.
+void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint);
+
+/// The epochs, for --json.
+nlohmann::json history_json(const std::vector<EpochReport>& history);
+
+/// The part of each trained layer that is 0, for --json; printed when weights were pruned.
+nlohmann::json show_sparsity(const Trainer& trainer, bool print);
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,184 @@
+#include "training/trained_parameters.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibblenet {
+namespace {
+
+Tensor<float> zeros(Backend& backend, const Shape& shape) {
+  Tensor<float> tensor(backend, shape, MemoryCategory::optimizer);
+  const std::vector<float> values(static_cast<size_t>(shape.elements()));
+  backend.copy_from_host(tensor.data(), values.data(), values.size() * sizeof(float));
+  return tensor;
+}
+
+void load(Backend& backend, Tensor<float>& target, const StateDict& momenta, const std::string& name) {
+  const Tensor<float>& source = momenta.at(name).values();
+  expect_shape(source.shape(), target.shape(), "momentum of " + name);
+  backend.copy_from_host(target.data(), source.data(), source.view().span().size_bytes());
+}
+
+std::string weight_name(const Layer& layer) { return layer.spec.name + ".weight"; }
+std::string bias_name(const Layer& layer) { return layer.spec.name + ".bias"; }
+
+}  // namespace
+
+TrainedParameters::TrainedParameters(Network& network, size_t first) : network_(network) {
+  Backend& backend = network.backend();
+  for (size_t i = first; i < network.layers().size(); ++i) {
+    const LayerSpec& spec = network.layers()[i].spec;
+    if (!spec.has_parameters()) continue;
+    Trained& trained = trained_.emplace_back();
+    trained.layer = i;
+    trained.weight_momentum = zeros(backend, spec.weight);
+    trained.bias_momentum = zeros(backend, {spec.weight[0]});
+  }
+}
+
+void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
+  Backend& backend = network_.backend();
+  for (size_t i = 0; i < network_.layers().size(); ++i) {
+    Layer& layer = network_.layers()[i];
+    if (!layer.spec.has_parameters() || !packed.at(weight_name(layer)).packed()) continue;
+    Parameter& weight = packed.at(weight_name(layer));
+    const auto trained = std::ranges::find(trained_, i, &Trained::layer);
+    if (trained == trained_.end()) {
+      layer.weight = backend.make_weight(weight.packed_values());
+      frozen_packed_.push_back(std::move(weight));
+      continue;
+    }
+    const std::vector<float> latent = weights_on_host(*trained);
+    trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
+                                                           TensorView<const float>(latent.data(), layer.spec.weight),
+                                                           keep_zeros, weight_name(layer));
+    round(*trained);
+    quantized_ = true;
+  }
+}
+
+void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<float> dbias,
+                               const SgdParameters& parameters) {
+  Backend& backend = network_.backend();
+  const auto index = static_cast<size_t>(&layer - network_.layers().data());
+  Trained& trained = *std::ranges::find(trained_, index, &Trained::layer);
+  SgdParameters of_bias = parameters;
+  of_bias.keep_zeros = false;
+  backend.sgd_step(layer.bias.view(), trained.bias_momentum.view(), dbias, of_bias);
+  if (trained.quantized)
+    trained.quantized->step(dw, trained.weight_momentum.view(), parameters);
+  else
+    backend.sgd_step(layer.weight->values(), trained.weight_momentum.view(), dw, parameters);
+  round(trained);
+}
+
+TensorView<float> TrainedParameters::weights_of(const Trained& trained) const {
+  return trained.quantized ? trained.quantized->latent() : layer_of(trained).weight->values();
+}
+
+std::vector<float> TrainedParameters::weights_on_host(const Trained& trained) const {
+  const TensorView<float> weights = weights_of(trained);
+  std::vector<float> host(static_cast<size_t>(weights.elements()));
+  network_.backend().copy_to_host(host.data(), weights.data(), host.size() * sizeof(float));
+  return host;
+}
+
+void TrainedParameters::set_weights(const Trained& trained, const std::vector<float>& weights) {
+  network_.backend().copy_from_host(weights_of(trained).data(), weights.data(), weights.size() * sizeof(float));
+  round(trained);
+}
+
+/// Has to follow every change of a weight.
+void TrainedParameters::round(const Trained& trained) {
+  Weight& weight = *layer_of(trained).weight;
+  if (trained.quantized) trained.quantized->round(weight.values());
+  weight.changed();
+}
+
+std::vector<double> TrainedParameters::pruned() const {
+  std::vector<double> fractions;
+  for (const Trained& trained : trained_) {
+    const std::vector<float> weights = weights_on_host(trained);
+    fractions.push_back(static_cast<double>(count_zeros(weights)) / static_cast<double>(weights.size()));
+  }
+  return fractions;
+}
+
+void TrainedParameters::prune(const PruningOptions& options, const std::vector<double>& from, double progress) {
+  if (from.size() != trained_.size()) fail<FormatError>("the checkpoint's sparsities do not fit the trained layers");
+  std::vector<std::vector<float>> weights;
+  std::vector<std::span<float>> together;  // of one threshold
+  std::vector<size_t> alone;
+  double zeros_before = 0, weights_together = 0;
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    weights.push_back(weights_on_host(trained_[i]));
+    if (!options.global || options.layers.contains(layer_of(trained_[i]).spec.name)) {
+      alone.push_back(i);
+      continue;
+    }
+    together.emplace_back(weights[i]);
+    zeros_before += from[i] * static_cast<double>(weights[i].size());
+    weights_together += static_cast<double>(weights[i].size());
+  }
+  for (const size_t i : alone) {
+    const auto own = options.layers.find(layer_of(trained_[i]).spec.name);
+    const double target = own == options.layers.end() ? options.fraction : own->second;
+    const std::span<float> layer(weights[i]);
+    prune_smallest({&layer, 1}, ramped_fraction(from[i], target, progress));
+  }
+  if (!together.empty())
+    prune_smallest(together, ramped_fraction(zeros_before / weights_together, options.fraction, progress));
+  for (size_t i = 0; i < trained_.size(); ++i) set_weights(trained_[i], weights[i]);
+}
+
+std::vector<LayerSparsity> TrainedParameters::sparsity() const {
+  std::vector<LayerSparsity> layers;
+  for (const Trained& trained : trained_) {
+    const Layer& layer = layer_of(trained);
+    const Parameter values = read_back(network_.backend(), layer.spec.name, layer.weight->values());
+    layers.push_back({layer.spec.name, layer.spec.weight.elements(), count_zeros(values.values().view().span())});
+  }
+  return layers;
+}
+
+StateDict TrainedParameters::model() const {
+  StateDict model;
+  for (size_t i = 0; i < network_.layers().size(); ++i) {
+    const Layer& layer = network_.layers()[i];
+    if (!layer.spec.has_parameters()) continue;
+    const auto trained = std::ranges::find(trained_, i, &Trained::layer);
+    Parameter weight{.name = weight_name(layer)};
+    if (trained != trained_.end() && trained->quantized)
+      weight.value = trained->quantized->packed();
+    else if (layer.weight->packed())
+      weight.value = std::ranges::find(frozen_packed_, weight.name, &Parameter::name)->packed_values();
+    else
+      weight = read_back(network_.backend(), weight.name, layer.weight->values());
+    model.parameters.push_back(std::move(weight));
+    model.parameters.push_back(read_back(network_.backend(), bias_name(layer), layer.bias.view()));
+  }
+  return model;
+}
+
+void TrainedParameters::save(StateDict& latents, StateDict& momenta) const {
+  Backend& backend = network_.backend();
+  for (const Trained& trained : trained_) {
+    const Layer& layer = layer_of(trained);
+    momenta.parameters.push_back(read_back(backend, weight_name(layer), trained.weight_momentum.view()));
+    momenta.parameters.push_back(read_back(backend, bias_name(layer), trained.bias_momentum.view()));
+    if (trained.quantized) trained.quantized->save(latents, momenta);
+  }
+}
+
+void TrainedParameters::restore(const StateDict& latents, const StateDict& momenta) {
+  for (Trained& trained : trained_) {
+    const Layer& layer = layer_of(trained);
+    load(network_.backend(), trained.weight_momentum, momenta, weight_name(layer));
+    load(network_.backend(), trained.bias_momentum, momenta, bias_name(layer));
+    if (!trained.quantized) continue;
+    trained.quantized->restore(latents, momenta);
+    round(trained);
+  }
+}
+
+}  // namespace nibblenet

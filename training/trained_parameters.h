@@ -1,0 +1,70 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/model/network.h"
+#include "training/pruning.h"
+#include "training/quantized_weight.h"
+
+namespace nibblenet {
+
+/// How much of a layer is exactly 0.
+struct LayerSparsity {
+  std::string layer;
+  int64_t weights = 0;
+  int64_t zeros = 0;
+};
+
+/// The parameters of a network that training moves, and what SGD keeps for each of them: its momentum and, where a
+/// layer trains in packed form, the weights before rounding.
+class TrainedParameters {
+ public:
+  /// Those of the layers from `first` on.
+  TrainedParameters(Network& network, size_t first);
+
+  /// From here on, the weights that `packed` holds in packed form are what it says: frozen ones to the bit; trained
+  /// ones start from its scales and codebook, with the network's float weights before rounding. Throws as
+  /// QuantizedWeight.
+  void quantize(StateDict packed, bool keep_zeros);
+  bool quantized() const { return quantized_; }
+
+  /// One step of SGD on a layer from its gradients, which are overwritten.
+  void update(Layer& layer, TensorView<float> dw, TensorView<float> dbias, const SgdParameters& parameters);
+
+  /// The part of each trained layer's weights, before rounding, that is 0.
+  std::vector<double> pruned() const;
+  /// Prunes every trained layer to where the ramp stands that began at `from`, layer by layer.
+  void prune(const PruningOptions& options, const std::vector<double>& from, double progress);
+  /// Of each trained layer, rounded where it trains in packed form.
+  std::vector<LayerSparsity> sparsity() const;
+
+  /// A copy of all parameters of the network in host memory, packed where they are.
+  StateDict model() const;
+  /// Adds what is needed beside model() to go on with the same bits.
+  void save(StateDict& latents, StateDict& momenta) const;
+  /// Throws FormatError or ShapeError for tensors that are missing or do not fit.
+  void restore(const StateDict& latents, const StateDict& momenta);
+
+ private:
+  struct Trained {
+    size_t layer = 0;
+    Tensor<float> weight_momentum;
+    Tensor<float> bias_momentum;
+    std::unique_ptr<QuantizedWeight> quantized;  ///< null: float weights
+  };
+  /// What SGD moves: the weights before rounding.
+  TensorView<float> weights_of(const Trained& trained) const;
+  std::vector<float> weights_on_host(const Trained& trained) const;
+  void set_weights(const Trained& trained, const std::vector<float>& weights);
+  void round(const Trained& trained);
+  Layer& layer_of(const Trained& trained) const { return network_.layers()[trained.layer]; }
+
+  Network& network_;
+  std::vector<Trained> trained_;
+  std::vector<Parameter> frozen_packed_;
+  bool quantized_ = false;
+};
+
+}  // namespace nibblenet
