@@ -4,15 +4,12 @@
 #include <optional>
 
 #include "engine/model/network.h"
-#include "tools/common/bit_allocation.h"
-#include "tools/common/calibration_options.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/packing.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
-#include "tools/common/scheme_options.h"
-#include "tools/common/weight_packer.h"
 
 namespace {
 
@@ -21,9 +18,7 @@ using namespace nibblenet::tools;
 
 struct Options {
   std::string model;
-  SchemeFlags scheme;
-  CalibrationFlags calibration;
-  AllocationOptions allocation;
+  PackingFlags packing;
   std::string data;
   bool compress = false;
   bool rewrite = false;  ///< --compress or --no-compress was given
@@ -35,8 +30,9 @@ struct Options {
   Compression compression() const { return compress ? Compression::rans : Compression::none; }
   /// Nothing but --compress or --no-compress: a packed model may be written again.
   bool only_rewrites() const {
-    return rewrite && scheme.only_bits() && !scheme.bits && scheme.layers.empty() && !calibration.calibrated() &&
-           calibration.ranges.empty() && !allocation.given();
+    const SchemeFlags& scheme = packing.scheme;
+    return rewrite && scheme.only_bits() && !scheme.bits && scheme.layers.empty() &&
+           !packing.calibration.calibrated() && packing.calibration.ranges.empty() && !packing.allocation.given();
   }
 };
 
@@ -46,84 +42,31 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, int bits) {
   std::string name = input.stem().string();
-  if (!options.scheme.method.empty()) name += "_" + options.scheme.method;
-  const std::string width = options.allocation.given() ? "mixed" : fmt::format("{}bit", bits);
+  const SchemeFlags& scheme = options.packing.scheme;
+  if (!scheme.method.empty()) name += "_" + scheme.method;
+  const std::string width = options.packing.allocation.given() ? "mixed" : fmt::format("{}bit", bits);
   return input.parent_path() / fmt::format("{}_{}.safetensors", name, width);
 }
 
-/// Packs every weight of `dict` in place; biases stay as they are.
-std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer) {
-  int64_t total = 0, done = 0;
-  for (const Parameter& parameter : dict.parameters)
-    total += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
-  std::vector<LayerReport> reports;
-  Progress progress("packing", "weights");
-  for (Parameter& parameter : dict.parameters) {
-    if (parameter.shape().rank() < 2) continue;
-    const auto show = [&](int64_t weights) {
-      if (interrupted()) throw Stopped("stopped; nothing was written");
-      progress.update(done + weights, total, parameter.name);
-    };
-    show(0);
-    const int64_t count = parameter.shape().elements();
-    LayerReport report;
-    parameter.value = packer(parameter, {schemes(parameter.name)}, show, &report);
-    if (packer.compensates()) reports.push_back(std::move(report));
-    packer.forget(parameter.name);
-    done += count;
-    show(0);
+/// Prints the table of them, nothing for none, and returns it.
+nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
+  nlohmann::json layers = nlohmann::json::array();
+  if (!reports.empty())
+    fmt::print("{:<20} {:>12} {:>12} {:>8} {:>11} {:>8} {:>10} {:>12}\n", "output error", "nearest", "compensated",
+               "ratio", "coded bits", "damping", "rows kept", "dead inputs");
+  for (const auto& [weight, done] : reports) {
+    fmt::print("{:<20} {:>12.5g} {:>12.5g} {:>8.3f} {:>11.3f} {:>8.2g} {:>10} {:>12}\n", weight, done.nearest_error,
+               done.error, done.nearest_error > 0 ? done.error / done.nearest_error : 1.0, done.bits, done.damping,
+               done.rows_kept, done.dead_inputs);
+    layers.push_back({{"weight", weight},
+                      {"nearest_error", done.nearest_error},
+                      {"error", done.error},
+                      {"coded_bits", done.bits},
+                      {"damping", done.damping},
+                      {"rows_kept", done.rows_kept},
+                      {"dead_inputs", done.dead_inputs}});
   }
-  progress.finish();
-  return reports;
-}
-
-/// What there is to choose from for a weight: the scheme that the flags give it, at each width that there is.
-std::vector<Candidate> every_width(const Options& options, const Parameter& weight) {
-  SchemeFlags flags = options.scheme;
-  const MethodTraits& traits = traits_of(flags.method.empty() ? Method::linear : parse_method(flags.method));
-  std::vector<Candidate> candidates;
-  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
-    flags.bits = bits;
-    candidates.push_back({SchemeChoice(flags, options.calibration.compensates())(weight.name)});
-  }
-  return candidates;
-}
-
-/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, each at the narrowest
-/// width that reaches the largest weight. What the codes take in the file hangs on the step, not on the width.
-std::vector<Candidate> every_step(const Options& options, const Parameter& weight) {
-  Scheme scheme = default_scheme(Method::linear, 8);
-  scheme.granularity = parse_granularity(options.scheme.granularity.empty() ? "channel" : options.scheme.granularity);
-  scheme.scale = parse_scale_type(options.scheme.scale.empty() ? "f16" : options.scheme.scale);
-  const float reach = largest_deviation(weight.values().view(), scheme.granularity);
-  const MethodTraits& traits = traits_of(scheme.method);
-  std::vector<Candidate> candidates;
-  for (const float step : {0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
-    scheme.bits = traits.min_bits;
-    while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
-      ++scheme.bits;
-    candidates.push_back({scheme, step});
-  }
-  return candidates;
-}
-
-/// Packs every weight of `dict` in place, each as was chosen for it. Returns the report of the choice.
-nlohmann::json allocate_and_pack(const Options& options, StateDict& dict, WeightPacker& packer, Backend& backend) {
-  constexpr int64_t header_at_most = 10'000;
-  int64_t other_bytes = header_at_most;
-  for (const Parameter& parameter : dict.parameters)
-    if (parameter.shape().rank() < 2) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
-  const std::filesystem::path data = find_data(options.data.empty() ? options.calibration.data : options.data);
-  AllocatedWeights allocated = allocate(
-      options.allocation, backend, dict, load_dataset(data, Split::train, 2 * options.allocation.images), other_bytes,
-      [&](const Parameter& weight) {
-        return options.allocation.chooses_steps() ? every_step(options, weight) : every_width(options, weight);
-      },
-      [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
-  for (Parameter& parameter : dict.parameters)
-    if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
-      parameter.value = std::move(chosen->second);
-  return allocated.json;
+  return layers;
 }
 
 /// The tables of what was written, read back as any tool would. `json` holds what else there is to report.
@@ -131,7 +74,7 @@ void show_result(const Options& options, const std::filesystem::path& input, con
                  double seconds, Backend& backend, nlohmann::json json = nlohmann::json::object()) {
   const Network packed(backend, load_state_dict(output));
   const auto file_bytes = static_cast<double>(packed.file_bytes());
-  if (const double target = options.allocation.file_target(); target > 0 && file_bytes > target * 1e6)
+  if (const double target = options.packing.allocation.file_target(); target > 0 && file_bytes > target * 1e6)
     fail<Error>("{} became {}, more than the target", output.string(), megabytes(file_bytes));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
@@ -154,22 +97,28 @@ void repack(const Options& options, const std::filesystem::path& input, const St
   show_result(options, input, output, seconds_since(start), backend);
 }
 
-/// Throws UsageError for flags that say what the targets are to choose.
-void expect_free_choice(const Options& options) {
-  const SchemeFlags& scheme = options.scheme;
-  if (!options.allocation.given()) return;
-  if (scheme.bits || !scheme.layers.empty())
-    throw UsageError("targets and --max-loss choose the widths themselves: leave --bits and --layer out");
-  if (options.allocation.chooses_steps() &&
-      (!scheme.method.empty() || !scheme.sign.empty() || scheme.zero_point || !options.calibration.ranges.empty()))
-    throw UsageError(
-        "--target-rest chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
-        "out");
+/// pack_weights() with a line of progress. Moments that will not be asked for again are let go: the largest take 340
+/// MB.
+std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
+                                  std::optional<Calibration>& calibration) {
+  Progress progress("packing", "weights");
+  std::vector<LayerReport> reports = pack_weights(
+      dict, schemes, packer,
+      [&](int64_t done, int64_t total, const std::string& weight) {
+        if (interrupted()) throw Stopped("stopped; nothing was written");
+        progress.update(done, total, weight);
+      },
+      [&](const std::string& weight) {
+        if (calibration) calibration->moments.erase(weight);
+      });
+  progress.finish();
+  return reports;
 }
 
 void pack(const Options& options) {
-  SchemeChoice schemes(options.scheme, options.calibration.compensates());
-  expect_free_choice(options);
+  const PackingFlags& flags = options.packing;
+  flags.validate();
+  SchemeChoice schemes(flags.scheme, flags.calibration.compensates());
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
@@ -181,23 +130,20 @@ void pack(const Options& options) {
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 
-  for (const Parameter& parameter : dict.parameters)  // before the long work: what does not fit is refused
-    if (parameter.shape().rank() > 1)
-      validate(options.calibration.quantize_options(parameter.name), schemes(parameter.name), parameter.name);
-  schemes.expect_all_used();
-  options.calibration.expect_ranges_used(dict);
+  flags.expect_fit(dict);  // before the long work
 
   const auto start = std::chrono::steady_clock::now();
-  std::optional<Calibration> calibration = options.calibration.obtain(input, dict, *backend);
+  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);
   nlohmann::json json = {{"calibration_seconds", seconds_since(start)}, {"allocation", nullptr}};
-  describe(dict.metadata, options.calibration, calibration);
-  if (options.allocation.chooses_steps()) dict.metadata["range"] = "step, of each layer";
-  WeightPacker packer(options.calibration, std::move(calibration), *backend);
+  const Calibration* measured = calibration ? &*calibration : nullptr;
+  describe(dict.metadata, flags.calibration, measured);
+  WeightPacker packer(flags.calibration, measured, *backend);
   std::vector<LayerReport> reports;
-  if (options.allocation.given())
-    json["allocation"] = allocate_and_pack(options, dict, packer, *backend);
+  if (flags.allocation.given())
+    json["allocation"] = allocate_and_pack(flags, dict, packer, *backend,
+                                           find_data(options.data.empty() ? flags.calibration.data : options.data));
   else
-    reports = pack_weights(dict, schemes, packer);
+    reports = pack_all(dict, schemes, packer, calibration);
   save_state_dict(output, dict, options.compression());
   const double seconds = seconds_since(start);
   json["compensation"] = print_reports(reports);
@@ -211,13 +157,15 @@ int main(int argc, char** argv) {
   Options options;
   app.add_option("MODEL", options.model,
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));
-  options.scheme.add_to(app);
+  options.packing.scheme.add_to(app);
   app.add_option("-o,--output", options.output,
                  "Packed model; default: MODEL's name with _<bits>bit, or _mixed, beside MODEL")
       ->type_name("FILE");
-  options.calibration.add_to(app);
-  options.allocation.add_to(app);
-  app.add_option("--data", options.data, std::string("For targets and --max-loss, without --calibrate. ") + data_help)
+  options.packing.calibration.add_source_to(app);
+  options.packing.calibration.add_choice_to(app);
+  options.packing.allocation.add_to(app);
+  app.add_option("--data", options.data,
+                 std::string("For targets and --max-loss, without --calibrate. ") + data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(
       "--compress,!--no-compress", options.compress,
@@ -230,8 +178,8 @@ int main(int argc, char** argv) {
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     options.rewrite = compress->count() > 0;
-    if (options.allocation.chooses_steps()) options.compress = true;
-    options.allocation.compressed = options.compress;
+    if (options.packing.allocation.chooses_steps()) options.compress = true;
+    options.packing.allocation.compressed = options.compress;
     pack(options);
   });
 }

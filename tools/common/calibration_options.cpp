@@ -50,7 +50,7 @@ CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) 
 
 }  // namespace
 
-void CalibrationFlags::add_to(CLI::App& app) {
+void CalibrationFlags::add_source_to(CLI::App& app) {
   auto* calibrate = app.add_option("--calibrate", data,
                                    "Measure on training images of DATA (as eval's --data) which errors of rounding "
                                    "matter: second moments of every layer's inputs")
@@ -68,6 +68,9 @@ void CalibrationFlags::add_to(CLI::App& app) {
   app.add_option("--calibration", load, "Moments measured before, on this model")
       ->type_name("FILE")
       ->excludes(calibrate);
+}
+
+void CalibrationFlags::add_choice_to(CLI::App& app) {
   app.add_option(
          "--rounding", rounding,
          "nearest, or compensated: errors of rounding cancel in the layer's output (GPTQ); default: compensated "
@@ -171,16 +174,16 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
 }
 
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
-              const std::optional<Calibration>& calibration) {
+              const Calibration* calibration) {
   const bool plain_ranges = std::ranges::all_of(flags.ranges, [](const auto& text) { return text == "max"; });
-  if (!calibration && plain_ranges) return;
+  if (calibration == nullptr && plain_ranges) return;
   metadata["rounding"] = flags.compensates() ? "compensated" : "nearest";
   metadata["range"] = !flags.ranges.empty() ? fmt::format("{}", fmt::join(flags.ranges, ", "))
                       : flags.calibrated()  ? "search"
                                             : "max";
   if (flags.compensates()) metadata["column_order"] = flags.order;
   if (flags.rate_weight > 0) metadata["rate_weight"] = fmt::format("{}", flags.rate_weight);
-  if (!calibration) return;
+  if (calibration == nullptr) return;
   metadata["calibration_images"] = std::to_string(calibration->images);
   metadata["calibration_positions"] = std::to_string(calibration->positions);
   metadata["calibration_seed"] = std::to_string(calibration->seed);

@@ -31,7 +31,9 @@ struct CalibrationFlags {
   std::string order = "natural";
   double rate_weight = 0;
 
-  void add_to(CLI::App& app);
+  /// Where the calibration comes from, and what codes are chosen by.
+  void add_source_to(CLI::App& app);
+  void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
   bool compensates() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
   /// For one weight; without `moments` and reports. Throws UsageError for options that need a calibration where none is
@@ -45,8 +47,9 @@ struct CalibrationFlags {
                                     Backend& backend) const;
 };
 
-/// What a packed file says about how its codes were chosen: nothing where that was the plain way.
+/// What a packed file says about how its codes were chosen: nothing where that was the plain way. Without a calibration
+/// it is null.
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
-              const std::optional<Calibration>& calibration);
+              const Calibration* calibration);
 
 }  // namespace nibblenet::tools

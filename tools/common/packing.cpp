@@ -1,0 +1,142 @@
+#include "tools/common/packing.h"
+
+#include "tools/common/command_line.h"
+
+namespace nibblenet::tools {
+namespace {
+
+bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
+
+/// What there is to choose from for a weight: the scheme that the flags give it, at each width that there is.
+std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight) {
+  SchemeFlags scheme = flags.scheme;
+  const MethodTraits& traits = traits_of(scheme.method.empty() ? Method::linear : parse_method(scheme.method));
+  std::vector<Candidate> candidates;
+  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
+    scheme.bits = bits;
+    candidates.push_back({SchemeChoice(scheme, flags.calibration.compensates())(weight.name)});
+  }
+  return candidates;
+}
+
+/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, each at the narrowest
+/// width that reaches the largest weight. What the codes take in the file hangs on the step, not on the width.
+std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
+  Scheme scheme = default_scheme(Method::linear, 8);
+  scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);
+  scheme.scale = parse_scale_type(flags.scheme.scale.empty() ? "f16" : flags.scheme.scale);
+  const float reach = largest_deviation(weight.values().view(), scheme.granularity);
+  const MethodTraits& traits = traits_of(scheme.method);
+  std::vector<Candidate> candidates;
+  for (const float step : {0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
+    scheme.bits = traits.min_bits;
+    while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
+      ++scheme.bits;
+    candidates.push_back({scheme, step});
+  }
+  return candidates;
+}
+
+/// Throws UsageError for flags that say what the targets are to choose.
+void expect_free_choice(const PackingFlags& flags) {
+  const SchemeFlags& scheme = flags.scheme;
+  if (!flags.allocation.given()) return;
+  if (scheme.bits || !scheme.layers.empty())
+    throw UsageError("targets and --max-loss choose the widths themselves: leave --bits and --layer out");
+  if (flags.allocation.chooses_steps() &&
+      (!scheme.method.empty() || !scheme.sign.empty() || scheme.zero_point || !flags.calibration.ranges.empty()))
+    throw UsageError(
+        "--target-rest chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
+        "out");
+}
+
+}  // namespace
+
+void PackingFlags::validate() const {
+  SchemeChoice(scheme, calibration.compensates());
+  calibration.quantize_options("");
+  expect_free_choice(*this);
+}
+
+void PackingFlags::expect_fit(const StateDict& model) const {
+  SchemeChoice schemes(scheme, calibration.compensates());
+  for (const Parameter& parameter : model.parameters)
+    if (is_weight(parameter))
+      nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter.name), parameter.name);
+  schemes.expect_all_used();
+  calibration.expect_ranges_used(model);
+}
+
+PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidate& candidate,
+                                      const std::function<void(int64_t)>& on_weights, LayerReport* report) {
+  const TensorView<const float> weights = parameter.values().view();
+  QuantizeOptions options = flags_.quantize_options(parameter.name);
+  if (candidate.step > 0) {
+    options.range = Range::step;
+    options.deviations = candidate.step;
+  }
+  if (calibration_ == nullptr && options.range == Range::max)
+    return backend_.quantize(weights, candidate.scheme, parameter.name);
+  LayerReport own;
+  LayerReport& heard = report != nullptr ? *report : own;
+  heard.weight = parameter.name;
+  options.report = &heard.compensation;
+  if (calibration_ != nullptr) options.moments = &calibration_->moments.at(parameter.name);
+  if (compensates()) options.factor = &factor_of(parameter.name, options.order);
+  options.on_columns = [&](int64_t columns, int64_t of) {
+    if (on_weights) return on_weights(weights.elements() / of * columns);
+    if (interrupted()) throw Stopped("stopped; nothing was written");
+  };
+  return quantize(weights, candidate.scheme, parameter.name, options);
+}
+
+const InverseFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
+  if (inverted_ == weight) return factor_;
+  factor_ = {};  // before the next one is made: the largest takes 340 MB
+  inverted_.clear();
+  factor_ = invert(calibration_->moments.at(weight), order);
+  inverted_ = weight;
+  return factor_;
+}
+
+std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
+                                      const OnPacking& on_packing,
+                                      const std::function<void(const std::string& weight)>& on_packed) {
+  int64_t total = 0, done = 0;
+  for (const Parameter& parameter : dict.parameters) total += is_weight(parameter) ? parameter.shape().elements() : 0;
+  std::vector<LayerReport> reports;
+  for (Parameter& parameter : dict.parameters) {
+    if (!is_weight(parameter)) continue;
+    const auto show = [&](int64_t weights) { on_packing(done + weights, total, parameter.name); };
+    show(0);
+    const int64_t count = parameter.shape().elements();
+    LayerReport report;
+    parameter.value = packer(parameter, {schemes(parameter.name)}, show, &report);
+    if (packer.compensates()) reports.push_back(std::move(report));
+    if (on_packed) on_packed(parameter.name);
+    done += count;
+    show(0);
+  }
+  return reports;
+}
+
+nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
+                                 const std::filesystem::path& data) {
+  constexpr int64_t header_at_most = 10'000;
+  int64_t other_bytes = header_at_most;
+  for (const Parameter& parameter : dict.parameters)
+    if (!is_weight(parameter)) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+  AllocatedWeights allocated = allocate(
+      flags.allocation, backend, dict, load_dataset(data, Split::train, 2 * flags.allocation.images), other_bytes,
+      [&](const Parameter& weight) {
+        return flags.allocation.chooses_steps() ? every_step(flags, weight) : every_width(flags, weight);
+      },
+      [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
+  if (flags.allocation.chooses_steps()) dict.metadata["range"] = "step, of each layer";
+  for (Parameter& parameter : dict.parameters)
+    if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
+      parameter.value = std::move(chosen->second);
+  return allocated.json;
+}
+
+}  // namespace nibblenet::tools

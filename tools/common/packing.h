@@ -1,0 +1,74 @@
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "engine/model/state_dict.h"
+#include "kernels/backend.h"
+#include "tools/common/bit_allocation.h"
+#include "tools/common/calibration_options.h"
+#include "tools/common/scheme_options.h"
+
+namespace nibblenet::tools {
+
+/// How a float model's weights become codes: all of it in flags.
+struct PackingFlags {
+  SchemeFlags scheme;
+  CalibrationFlags calibration;
+  AllocationOptions allocation;
+
+  /// Throws UsageError for flags that contradict each other.
+  void validate() const;
+  /// Throws UsageError for what does not fit the model: a pattern that names nothing, a scheme without such a range.
+  void expect_fit(const StateDict& model) const;
+};
+
+/// What compensated rounding did to a layer.
+struct LayerReport {
+  std::string weight;
+  Compensation compensation;
+};
+
+/// Turns weights into codes as the flags say, on the device where it can, on the host where a calibration or another
+/// range than the maximum has a say. Moments are inverted once for all ways to store a weight that follow each other.
+class WeightPacker {
+ public:
+  /// `calibration` may be null. All three must outlive it.
+  WeightPacker(const CalibrationFlags& flags, const Calibration* calibration, Backend& backend)
+      : flags_(flags), calibration_(calibration), backend_(backend) {}
+
+  /// A candidate's step, where it has one, takes the place of --range. `on_weights` hears how many of the tensor's
+  /// weights are done, and throws to stop; without it, Ctrl-C throws Stopped. `report`, unless null, hears of
+  /// compensation.
+  PackedTensor operator()(const Parameter& parameter, const Candidate& candidate,
+                          const std::function<void(int64_t)>& on_weights = {}, LayerReport* report = nullptr);
+
+  bool compensates() const { return flags_.compensates(); }
+
+ private:
+  const InverseFactor& factor_of(const std::string& weight, ColumnOrder order);
+
+  const CalibrationFlags& flags_;
+  const Calibration* calibration_;
+  Backend& backend_;
+  std::string inverted_;  ///< the weight that factor_ is of
+  InverseFactor factor_;
+};
+
+/// Hears of the weights done so far, of how many, and of the tensor at work; throws to stop.
+using OnPacking = std::function<void(int64_t done, int64_t total, const std::string& weight)>;
+
+/// Packs every weight of `dict` in place; biases stay as they are. `on_packed`, unless empty, hears of a tensor that
+/// will not be asked for again.
+std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
+                                      const OnPacking& on_packing,
+                                      const std::function<void(const std::string& weight)>& on_packed = {});
+
+/// Packs every weight of `dict` in place, each as is chosen for it on training images of `data`, and prints what was
+/// weighed. Returns the report of the choice. Throws UsageError for a target that cannot be met.
+nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
+                                 const std::filesystem::path& data);
+
+}  // namespace nibblenet::tools
