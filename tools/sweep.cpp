@@ -19,6 +19,8 @@ struct Options {
   std::string data;
   std::string preset;
   std::vector<std::string> schemes;
+  std::vector<std::string> models;
+  CalibrationFlags calibration;
   int64_t limit = 0;
   std::string out;
   std::string split = "test";
@@ -31,12 +33,32 @@ struct Options {
 };
 
 std::vector<SweepScheme> chosen_schemes(const Options& options) {
-  if (options.schemes.empty()) return preset_schemes(options.preset.empty() ? "seed" : options.preset);
+  const bool others = !options.schemes.empty() || !options.models.empty();
   std::vector<SweepScheme> schemes;
-  if (!options.preset.empty()) schemes = preset_schemes(options.preset);
+  if (!options.preset.empty() || !others) schemes = preset_schemes(options.preset.empty() ? "seed" : options.preset);
   for (const SweepScheme& scheme : parse_scheme_lists(options.schemes))
     if (std::ranges::find(schemes, scheme) == schemes.end()) schemes.push_back(scheme);
+  for (const std::string& path : options.models) {
+    const SweepScheme file = model_file(path);
+    if (std::ranges::find(schemes, file) != schemes.end())
+      fail<UsageError>("--models {}: another one has the same name; rows are named after their files", path);
+    schemes.push_back(file);
+  }
   return schemes;
+}
+
+/// Measures or reads the calibration when a row first asks for it, and keeps it.
+std::function<const Calibration&()> calibration_of(const Options& options, const std::filesystem::path& path,
+                                                   const StateDict& model, Backend& backend, Progress& progress) {
+  if (!options.calibration.calibrated()) return {};
+  return [&options, path, &model, &backend, &progress,
+          kept = std::make_shared<std::optional<Calibration>>()]() -> const Calibration& {
+    if (!*kept) {
+      progress.finish();
+      *kept = options.calibration.obtain(path, model, backend);
+    }
+    return **kept;
+  };
 }
 
 int64_t groups_of(const StateDict& model, Granularity::Kind kind) {
@@ -54,9 +76,9 @@ int64_t weights_of(const StateDict& model) {
 }
 
 std::string result_line(const Row& row) {
-  const std::string size =
-      row.size ? fmt::format("{:.3f} MB resident", static_cast<double>(row.size->resident.total()) / 1e6)
-               : fmt::format("simulated, needs {} bits", row.need ? row.need->bits : 32);
+  std::string size = row.size ? fmt::format("{:.3f} MB resident", static_cast<double>(row.size->resident.total()) / 1e6)
+                              : fmt::format("simulated, needs {} bits", row.need ? row.need->bits : 32);
+  if (row.compressed) size += fmt::format(", {:.3f} MB at rest", static_cast<double>(row.rest()) / 1e6);
   return fmt::format("{:<36} {:>6.2f} %  loss {:.5f}  -{} +{}  {}", row.scheme, 100 * row.accuracy, row.loss,
                      row.only_float, row.only_this, size);
 }
@@ -74,6 +96,12 @@ std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_sc
   return rows;
 }
 
+[[noreturn]] void stop(const SweepFolder& folder, Progress& progress) {
+  progress.finish();
+  throw Stopped(fmt::format("stopped; {} rows are in {}: the same command goes on from there", folder.rows().size(),
+                            folder.path().string()));
+}
+
 void sweep(const Options& options) {
   const std::vector<SweepScheme> schemes = chosen_schemes(options);
   const std::filesystem::path path = find_model(options.model, ModelKind::fine_tuned);
@@ -81,6 +109,7 @@ void sweep(const Options& options) {
   if (model.packed())
     fail<UsageError>("{} is packed already: name the float model it came from, or tools/export it first",
                      path.string());
+  check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);
   const std::filesystem::path data = find_data(options.data);
@@ -118,7 +147,7 @@ void sweep(const Options& options) {
     run_sweep(
         folder,
         {*backend, model, dataset, Preprocess::for_image_size(image_size), options.batch, precision,
-         options.keep_models},
+         options.keep_models, calibration_of(options, path, model, *backend, progress), data},
         schemes,
         [&](const SweepPosition& at) {
           progress.update(at.images_done, at.images,
@@ -131,9 +160,9 @@ void sweep(const Options& options) {
           std::fflush(stdout);
         });
   } catch (const Interrupted&) {
-    progress.finish();
-    throw Stopped(fmt::format("stopped; {} rows are in {}: the same command goes on from there", folder.rows().size(),
-                              folder.path().string()));
+    stop(folder, progress);
+  } catch (const Stopped&) {  // while packing
+    stop(folder, progress);
   }
   progress.finish();
 
@@ -160,13 +189,22 @@ int main(int argc, char** argv) {
   app.add_option(
          "--preset", options.preset,
          "seed: the notebooks' set, simulated and as true n-bit codes (the default); full: every method, width and "
-         "granularity")
-      ->check(CLI::IsMember({"seed", "full"}));
-  app.add_option("--schemes", options.schemes,
-                 "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point] or "
-                 "simulated-METHOD:BITS; instead of a preset, or on top of a --preset; repeatable")
+         "granularity; frontier: what pack does best at every width, with and without a calibration, and what it "
+         "takes compressed (needs --calibrate or --calibration)")
+      ->check(CLI::IsMember({"seed", "full", "frontier"}));
+  app.add_option(
+         "--schemes", options.schemes,
+         "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point], "
+         "simulated-METHOD:BITS, or what pack is told: 'pack --bits 3 --calibrated'; instead of a preset, or on "
+         "top of a --preset; repeatable")
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("LIST");
+  app.add_option("--models", options.models,
+                 "Packed models of the same network that were made otherwise, by training for instance: measured as "
+                 "they are, beside the rest; repeatable")
+      ->allow_extra_args(false)
+      ->type_name("FILE");
+  options.calibration.add_source_to(app);
   app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -186,7 +224,9 @@ int main(int argc, char** argv) {
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
-    if (keep->count() == 0) options.keep_models = options.schemes.empty() && options.preset != "full";
+    const bool only_seed =
+        options.schemes.empty() && options.models.empty() && (options.preset.empty() || options.preset == "seed");
+    if (keep->count() == 0) options.keep_models = only_seed;
     sweep(options);
   });
 }

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <iterator>
 #include <sstream>
 #include <thread>
@@ -119,7 +120,8 @@ nlohmann::json ToolsTest::json(const std::string& name) const { return nlohmann:
 
 std::vector<std::string> ToolsTest::command(const std::string& line) const {
   std::istringstream words(line);
-  std::vector<std::string> result{std::istream_iterator<std::string>(words), {}};
+  std::vector<std::string> result;
+  for (std::string word; words >> std::quoted(word);) result.push_back(word);
   result[0] = std::string(NIBBLENET_TOOLS "/") + result[0];
   return result;
 }

@@ -59,7 +59,7 @@ class ToolsTest : public ::testing::Test {
   StateDict model(const std::string& name) const { return load_state_dict(at(name)); }
   nlohmann::json json(const std::string& name) const;
 
-  /// "pack small.safetensors --bits 4": the built tool of that name, its arguments split at spaces.
+  /// "pack small.safetensors --bits 4": the built tool of that name, its arguments split at spaces outside of "".
   std::vector<std::string> command(const std::string& line) const;
   Outcome run(const std::string& line, const std::string& output = "") const;
   /// run() that has to end well.

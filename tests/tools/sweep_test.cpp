@@ -40,7 +40,8 @@ std::vector<std::string> cells_of(const std::string& line, char separator = ',')
 /// Without what a second run measures anew.
 std::string without_times(Json document) {
   for (Json& row : document.at("results"))
-    for (const char* key : {"images_per_second", "evaluation_seconds", "quantization_seconds"})
+    for (const char* key :
+         {"images_per_second", "evaluation_seconds", "quantization_seconds", "encode_seconds", "decode_seconds"})
       EXPECT_EQ(row.erase(key), 1U);
   return document.dump();
 }
@@ -73,7 +74,7 @@ class SweepTest : public ToolsTest {
     for (const std::string& line : csv) {
       const std::vector<std::string> cells = cells_of(line);
       for (size_t i = 0; i < cells.size(); ++i)
-        if (names.at(i) != "images_per_second") text += cells[i] + ",";
+        if (!names.at(i).ends_with("_second") && !names.at(i).ends_with("_seconds")) text += cells[i] + ",";
       text += "\n";
     }
     return text;
@@ -228,6 +229,82 @@ TEST_F(SweepTest, DamagedRowsAreMeasuredAgain) {
     expect_same_report("out", expected);
     EXPECT_EQ(rows("out").size(), few_names.size());
   }
+}
+
+const std::string frontier =
+    "--schemes \"pack --bits 4,pack --bits 3 --calibrated --layer classifier.[14]=kmeans:2\" --models made.safetensors "
+    "--calibrate standin --calibration-images 50 ";
+const std::vector<std::string> frontier_names = {
+    "float32", "pack --bits 4", "pack --bits 3 --calibrated --layer classifier.[14]=kmeans:2", "model made"};
+
+TEST_F(SweepTest, RecipesDoWhatPackDoes) {
+  without_gnuplot();
+  succeed("pack small.safetensors --threads 1 --bits 2 --compress -o made.safetensors");
+  succeed(sweep + frontier + "--out out");
+  succeed("pack small.safetensors --threads 1 --bits 4 -o plain.safetensors");
+  succeed(
+      "pack small.safetensors --threads 1 --bits 3 --layer classifier.[14]=kmeans:2 --calibrate standin "
+      "--calibration-images 50 -o calibrated.safetensors");
+  ASSERT_EQ(rows("out").size(), frontier_names.size());
+  for (const auto& [scheme, file] : {std::pair{frontier_names[1], "plain.safetensors"},
+                                     {frontier_names[2], "calibrated.safetensors"},
+                                     {frontier_names[3], "made.safetensors"}}) {
+    SCOPED_TRACE(scheme);
+    succeed(fmt::format("eval {} --data standin --threads 1 --limit 50 --json eval.json", file));
+    const auto expected = json("eval.json"), actual = row("out", scheme);
+    for (const char* key : {"images", "correct", "accuracy", "loss", "size"})
+      EXPECT_EQ(actual.at(key), expected.at(key)) << key;
+    succeed(fmt::format("pack {} --compress -o compressed.safetensors", file));
+    EXPECT_EQ(actual.at("compressed_rest"), fs::file_size(at("compressed.safetensors")));
+    EXPECT_TRUE(actual.at("bits").is_null()) << "layers have their own";
+    EXPECT_EQ(actual.at("calibration").is_null(), scheme.find("--calibrated") == std::string::npos);
+    EXPECT_EQ(actual.at("checksum").is_null(), scheme != "model made");
+  }
+  EXPECT_NE(read_text(at("out/report.md")).find("## Accuracy per byte"), std::string::npos);
+  EXPECT_FALSE(fs::exists(at("out/.passing.safetensors")));
+}
+
+TEST_F(SweepTest, RecipesGoOnWhereTheyWere) {
+  without_gnuplot();
+  succeed("pack small.safetensors --threads 1 --bits 2 -o made.safetensors");
+  succeed(sweep + frontier + "--out out");
+  const std::string expected = report("out"), results = read_text(at("out/results.jsonl"));
+  const std::vector<std::string> lines = lines_of(results);
+  std::string kept;
+  for (size_t i = 0; i <= lines.size(); ++i) {  // with fewer and fewer rows to measure
+    SCOPED_TRACE(i);
+    write_text(at("out/results.jsonl"), kept + (i < lines.size() ? lines[i].substr(0, lines[i].size() / 2) : ""));
+    const Outcome outcome = succeed(sweep + frontier + "--out out");
+    expect_same_report("out", expected);
+    EXPECT_EQ(outcome.err.find("calibrating") == std::string::npos, i >= 3) << "only for rows that ask for it";
+    if (i < lines.size()) kept += lines[i] + "\n";
+  }
+}
+
+TEST_F(SweepTest, RowsOfAnotherCalibrationOrModelAreNoCompany) {
+  without_gnuplot();
+  succeed("pack small.safetensors --threads 1 --bits 2 -o made.safetensors");
+  const std::string calibrated = "--schemes \"pack --bits 3 --calibrated\" --calibrate standin ";
+  succeed(sweep + calibrated + "--calibration-images 50 --models made.safetensors --out out");
+  refuse(sweep + "--schemes \"pack --bits 2 --calibrated\" --calibrate standin --calibration-images 40 --out out",
+         "rows of another calibration", 2);
+  succeed(sweep + calibrated + "--calibration-images 40 --out out");  // nothing is left to calibrate for
+  succeed("pack small.safetensors --threads 1 --bits 3 -o made.safetensors");
+  refuse(sweep + "--models made.safetensors --out out", "is another file than the one", 2);
+}
+
+TEST_F(SweepTest, RecipesAndModelsThatMakeNoSenseAreRefusedBeforeAnyWork) {
+  refuse(sweep + "--preset frontier --out out", "add --calibrate DATA or --calibration FILE", 2);
+  refuse(sweep + "--schemes \"pack --bits 9\" --out out", "is nothing that pack does", 2);
+  refuse(sweep + "--schemes \"pack --layer conv*=nf4\" --out out", "no layer of this name", 2);
+  refuse(sweep + "--schemes \"model made\" --out out", "files are given by --models", 2);
+  refuse(sweep + "--models none.safetensors --out out", "none.safetensors", 1);
+  fs::create_directory(at("other"));
+  for (const char* name : {"made.safetensors", "other/made.safetensors"})
+    succeed(fmt::format("pack small.safetensors --bits 2 -o {}", name));
+  refuse(sweep + "--models made.safetensors --models other/made.safetensors --out out", "has the same name", 2);
+  EXPECT_FALSE(fs::exists(at("out")));
+  refuse(sweep + "--models small.safetensors --out out", "small.safetensors is not packed", 2);
 }
 
 TEST_F(SweepTest, LostPredictionsOfTheFloatModelAreMadeAgain) {

@@ -5,6 +5,8 @@
 #include <map>
 
 #include "tools/common/report.h"
+#include "tools/study/cells.h"
+#include "tools/study/front.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -20,10 +22,7 @@ constexpr std::array<SeedClaim, 4> seed_claims = {{{"simulated-dynamic-tree:8", 
                                                    {"simulated-dynamic-tree:3", 83.51}}};
 constexpr std::string_view seed_maxima_megabytes = "3.02787075";
 
-std::string percent(double fraction) { return fmt::format("{:.2f}", 100 * fraction); }
 std::string mega(double bytes) { return fmt::format("{:.6f}", bytes / 1e6); }
-std::string pairs(const Row& row) { return fmt::format("−{} +{}", row.only_float, row.only_this); }
-std::string p_text(double p) { return p < 0.0001 ? "< 0.0001" : fmt::format("{:.4f}", p); }
 std::string decibels(const std::optional<double>& snr) { return snr ? fmt::format("{:.2f}", *snr) : "∞"; }
 
 std::string difference(double measured, double estimated) {
@@ -31,6 +30,7 @@ std::string difference(double measured, double estimated) {
 }
 
 std::string bits_text(const Row& row) {
+  if (row.bits == 0) return fmt::format("{:.2f} on average", row.size->bits_per_weight);
   return row.simulated() ? fmt::format("{} claimed", row.bits) : std::to_string(row.bits);
 }
 
@@ -148,10 +148,9 @@ std::string row_cost(const nlohmann::json& setup) {
 
 std::string front_in_words(const std::vector<Row>& rows) {
   std::string text;
-  for (const Row* row : pareto_front(rows))
-    text += fmt::format("{}{} ({} MB, {} %)", text.empty() ? "" : ", ", row->scheme,
-                        fmt::format("{:.2f}", static_cast<double>(row->size->resident.total()) / 1e6),
-                        percent(row->accuracy));
+  for (const Row* row : pareto_front(rows, Place::resident))
+    text += fmt::format("{}{} ({:.2f} MB, {} %)", text.empty() ? "" : ", ", row->scheme,
+                        static_cast<double>(row->size->resident.total()) / 1e6, percent(row->accuracy));
   return text;
 }
 
@@ -255,6 +254,19 @@ Section speed_section(const std::vector<Row>& rows) {
   Table table{.caption = "Evaluation", .columns = {"scheme", "images/s"}};
   for (const Row& row : rows) table.rows.push_back({row.scheme, fmt::format("{:.1f}", row.images_per_second)});
   section.tables.push_back(std::move(table));
+  Table files{.caption =
+                  "Compressed files, in seconds of processor time: making codes and file (of a model that was packed "
+                  "already, the file), and reading it",
+              .columns = {"packed by", "making s", "reading s", "MB of codes read a second and core"}};
+  for (const Row& row : rows) {
+    if (!row.compressed) continue;
+    const ResidentSize& size = row.size->resident;
+    files.rows.push_back({row.scheme, fmt::format("{:.2f}", row.compressed->encode_seconds),
+                          fmt::format("{:.3f}", row.compressed->decode_seconds),
+                          fmt::format("{:.0f}", static_cast<double>(size.codes + size.block_ids) / 1e6 /
+                                                    std::max(row.compressed->decode_seconds, 1e-6))});
+  }
+  if (!files.rows.empty()) section.tables.push_back(std::move(files));
   return section;
 }
 
@@ -265,24 +277,11 @@ const Row* find_row(const std::vector<Row>& rows, const std::string& scheme) {
   return found == rows.end() ? nullptr : &*found;
 }
 
-std::vector<const Row*> pareto_front(const std::vector<Row>& rows) {
-  std::vector<const Row*> sorted, front;
-  for (const Row& row : rows)
-    if (row.packed()) sorted.push_back(&row);
-  std::ranges::stable_sort(sorted, [](const Row* a, const Row* b) {
-    const int64_t x = a->size->resident.total(), y = b->size->resident.total();
-    return x != y ? x < y : a->correct > b->correct;
-  });
-  for (const Row* row : sorted)
-    if (front.empty() || row->correct > front.back()->correct) front.push_back(row);
-  return front;
-}
-
 Document make_document(const std::vector<Row>& rows, const nlohmann::json& setup) {
   Document document{.title = "nibblenet: what quantizing costs and buys"};
-  for (Section& section :
-       std::array{measured_section(rows, setup), claims_section(rows), accuracy_section(rows),
-                  sizes_section(rows, setup), errors_section(rows), exponents_section(rows), speed_section(rows)})
+  for (Section& section : std::array{measured_section(rows, setup), frontier_section(rows, setup), claims_section(rows),
+                                     accuracy_section(rows), sizes_section(rows, setup), errors_section(rows),
+                                     exponents_section(rows), speed_section(rows)})
     if (!section.heading.empty()) document.sections.push_back(section);
   return document;
 }

@@ -34,9 +34,6 @@ struct Document {
 /// `rows`: the float model first. `setup`: sweep.json's.
 Document make_document(const std::vector<Row>& rows, const nlohmann::json& setup);
 
-/// The packed rows that no other one beats in both accuracy and resident bytes, smallest first.
-std::vector<const Row*> pareto_front(const std::vector<Row>& rows);
-
 /// The first row of that scheme; null when there is none.
 const Row* find_row(const std::vector<Row>& rows, const std::string& scheme);
 

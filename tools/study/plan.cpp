@@ -71,13 +71,39 @@ std::vector<SweepScheme> full_schemes() {
   return schemes;
 }
 
+/// pack's own defaults at every width, with a calibration where it pays, and widths that layers do not share: the two
+/// large layers hold 95 % of the weights and bear the narrowest codes.
+constexpr std::array<std::string_view, 13> frontier_recipes = {
+    "pack --bits 8",
+    "pack --bits 7",
+    "pack --bits 6",
+    "pack --bits 5",
+    "pack --bits 4",
+    "pack --bits 3",
+    "pack --bits 2",
+    "pack --bits 6 --calibrated",
+    "pack --bits 5 --calibrated",
+    "pack --bits 4 --calibrated",
+    "pack --bits 3 --calibrated",
+    "pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2",
+    "pack --bits 2 --calibrated",
+};
+
+std::vector<SweepScheme> frontier_schemes() {
+  std::vector<SweepScheme> schemes;
+  for (const std::string_view recipe : frontier_recipes) schemes.emplace_back(parse_recipe(recipe));
+  return schemes;
+}
+
 }  // namespace
 
 std::string to_string(const SweepScheme& scheme) {
-  return std::visit([](const auto& each) { return nibblenet::to_string(each); }, scheme);
+  return std::visit([](const auto& each) -> std::string { return to_string(each); }, scheme);
 }
 
 SweepScheme parse_sweep_scheme(std::string_view text) {
+  if (names_recipe(text)) return parse_recipe(text);
+  if (names_model_file(text)) return parse_model_file(text);
   if (names_simulation(text)) return parse_simulated_scheme(text);
   return parse_scheme(text);
 }
@@ -87,6 +113,7 @@ std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) 
   for (const std::string& list : lists)
     for (const std::string_view text : split(list, ',')) {
       if (text.empty()) fail<UsageError>("--schemes {}: there is an empty name between commas", list);
+      if (names_model_file(text)) fail<UsageError>("--schemes {}: files are given by --models", text);
       add_once(schemes, parse_sweep_scheme(text));
     }
   return schemes;
@@ -95,7 +122,8 @@ std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) 
 std::vector<SweepScheme> preset_schemes(std::string_view name) {
   if (name == "seed") return seed_schemes();
   if (name == "full") return full_schemes();
-  fail<UsageError>("unknown preset '{}'; supported: seed, full", name);
+  if (name == "frontier") return frontier_schemes();
+  fail<UsageError>("unknown preset '{}'; supported: seed, full, frontier", name);
 }
 
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme) {
@@ -148,6 +176,18 @@ std::string model_file_name(const Scheme& scheme) {
   if (scheme == notebooks) return fmt::format("dt_quantized_model_bl_{}.safetensors", scheme.bits);
   std::string name = nibblenet::to_string(scheme);
   std::ranges::replace(name, ':', '_');
+  return name + ".safetensors";
+}
+
+std::string model_file_name(const Recipe& recipe) {
+  std::string name;
+  for (const char c : recipe.text) {
+    const bool kept = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.';
+    if (kept)
+      name += c;
+    else if (!name.ends_with('_'))
+      name += '_';
+  }
   return name + ".safetensors";
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 /// Of the same method, with the sign that is not its own, or with zero points.
 bool is_variant(const Row& row) {
-  const auto* scheme = row.parsed ? std::get_if<Scheme>(&*row.parsed) : nullptr;
+  const Scheme* scheme = row.scheme_of_all();
   return scheme != nullptr && (scheme->sign != traits_of(scheme->method).default_sign || scheme->zero_point);
 }
 
@@ -27,6 +27,8 @@ std::string_view colour_of(const Row& row) {
                                                     {"stable-embedding-fp8", "#7F9F00", "#7F9F00"},
                                                     {"nf4", "#E69F00", "#E69F00"},
                                                     {"fp4", "#888888", "#888888"}}};
+  if (row.recipe() != nullptr) return row.calibration.empty() ? "#56B4E9" : "#0072B2";
+  if (row.method == "model") return "#D55E00";
   std::string method = row.method;
   if (row.simulated()) method = traits_of(counterparts(std::get<SimulatedScheme>(*row.parsed)).front().method).name;
   const auto found = std::ranges::find(table, method, &Colours::method);
@@ -36,6 +38,7 @@ std::string_view colour_of(const Row& row) {
 
 /// gnuplot's filled point of a granularity; the number below is the same one, hollow.
 int point_of(const Row& row) {
+  if (row.recipe() != nullptr) return 7;
   const std::string_view kind = std::string_view(row.granularity).substr(0, row.granularity.find(':'));
   if (kind == "tensor") return 5;
   if (kind == "channel") return 7;
@@ -52,7 +55,9 @@ std::string label_of(const Row& row) {
     const size_t repairs = std::min(row.scheme.find('+'), row.scheme.size());
     return fmt::format("{}{} (claimed)", row.method, row.scheme.substr(repairs));
   }
-  const Scheme& scheme = std::get<Scheme>(*row.parsed);
+  if (row.recipe() != nullptr) return row.calibration.empty() ? "pack" : "pack --calibrated";
+  if (row.scheme_of_all() == nullptr) return "models made otherwise";
+  const Scheme& scheme = *row.scheme_of_all();
   std::string label = row.method + " " + row.granularity;
   if (scheme.sign == ScaleSign::signed_max || traits_of(scheme.method).default_sign == ScaleSign::signed_max)
     label += " " + row.scale_sign;
@@ -102,7 +107,7 @@ std::string Key::commands(int page_height) const {
     const double x = (24.0 + (plot_width - 48.0) / columns * (index / lines())) / plot_width;
     const auto& [label, style] = entries[i];
     const bool sample = style.dash > 0 || style.point > 0;
-    text += fmt::format("set label {} '{}' at screen {:.5f}, screen {:.5f} left\n", i + 1, label,
+    text += fmt::format("set label {} '{}' at screen {:.5f}, screen {:.5f} left noenhanced\n", i + 1, label,
                         x + (sample ? 44.0 / plot_width : 0.0), y);
     if (style.dash > 0)
       text += fmt::format(

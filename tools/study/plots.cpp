@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "tools/common/report.h"
-#include "tools/study/document.h"
+#include "tools/study/front.h"
 #include "tools/study/plot_parts.h"
 
 namespace nibblenet::tools {
@@ -66,10 +66,12 @@ std::string accuracy_panels(const std::vector<Row>& rows, int height, int key_he
   return text;
 }
 
+bool has_one_width(const Row& row) { return !row.is_float() && row.bits > 0; }
+
 constexpr const char* bits_axis = "set xrange [1.55:8.45]\nset xtics 2,1,8\n";
 
 Plot accuracy_against_bits(const std::vector<Row>& rows) {
-  const auto quantized = those(rows, [](const Row& row) { return !row.is_float(); });
+  const auto quantized = those(rows, has_one_width);
   const std::vector<Series> all = series_by_bits(quantized, [](const Row& row) { return 100 * row.accuracy; });
   Key key = key_of(all);
   add_float(key);
@@ -84,40 +86,91 @@ Plot accuracy_against_bits(const std::vector<Row>& rows) {
                               float_curves(rows.front()) + curves_of(all), "")};
 }
 
-Plot accuracy_against_size(const std::vector<Row>& rows) {
-  const auto megabytes = [](const Row& row) { return static_cast<double>(row.size->resident.total()) / 1e6; };
+double megabytes(const Row& row, Place place) { return static_cast<double>(bytes_of(row, place)) / 1e6; }
+
+/// From the smallest to the float model, on a logarithmic axis.
+struct MegabyteAxis {
+  Range range{INFINITY, 0};
+  std::string commands;
+
+  MegabyteAxis(const std::vector<Row>& rows, Place place) {
+    for (const Row* row : those(rows, [](const Row& each) { return each.size.has_value(); })) {
+      range.low = std::min(range.low, megabytes(*row, place) / 1.1);
+      range.high = std::max(range.high, megabytes(*row, place) * 1.1);
+    }
+    commands = fmt::format("set logscale x 2\nset xrange [{:.6f}:{:.6f}]\nset xtics ({})\n", range.low, range.high,
+                           "0.01,0.02,0.05,0.1,0.2,0.5,1,2,3,5,7,10,15,20,25,30,40,50,60,80,100,120,150,180,240");
+  }
+};
+
+std::string title_of(Place place) {
+  return place == Place::resident ? "MB resident (codes, scales and all that decoding needs)"
+                                  : "MB at rest (the smallest file that was measured)";
+}
+
+/// The front's rows by number in the key. Returns their points, with the numbers.
+template <class Value>
+std::string add_front(Key& key, const std::vector<Row>& rows, Place place, Value value) {
+  key.entries.emplace_back("front: none is smaller and more accurate", front_style);
+  std::string points;
+  const std::vector<const Row*> front = pareto_front(rows, place);
+  for (size_t i = 0; i < front.size(); ++i) {
+    points += fmt::format("{:.6f} {:.6f} {}\n", megabytes(*front[i], place), value(*front[i]), i + 1);
+    key.entries.emplace_back(fmt::format("{}:  {}", i + 1, front[i]->scheme), Style{});
+  }
+  return data_block("front", points);
+}
+
+Plot accuracy_against_size(const std::vector<Row>& rows, Place place) {
+  const auto value = [](const Row& row) { return 100 * row.accuracy; };
   const std::vector<Series> all = series_of(those(rows, &Row::packed), [&](const Row& row) {
-    return std::pair<double, double>(megabytes(row), 100 * row.accuracy);
+    return std::pair<double, double>(megabytes(row, place), value(row));
   });
   Key key = key_of(all, false);
   add_float(key);
-  key.entries.emplace_back("front: none is smaller and better", front_style);
-  const std::vector<const Row*> front = pareto_front(rows);
-  std::string front_data;
-  for (size_t i = 0; i < front.size(); ++i) {
-    front_data += fmt::format("{:.6f} {:.6f} {}\n", megabytes(*front[i]), 100 * front[i]->accuracy, i + 1);
-    key.entries.emplace_back(fmt::format("{}:  {}", i + 1, front[i]->scheme), Style{});
-  }
-  Range x{INFINITY, 0};
-  for (const Row* row : those(rows, [](const Row& each) { return each.size.has_value(); })) {
-    x.low = std::min(x.low, megabytes(*row) / 1.1);
-    x.high = std::max(x.high, megabytes(*row) * 1.1);
-  }
+  const std::string front = add_front(key, rows, place, value);
+  const MegabyteAxis axis(rows, place);
   const std::string curves = float_curves(rows.front()) +
                              fmt::format(", \\\n  $front using 1:2 with steps {} notitle", front_style.line()) +
                              curves_of(all, false);
   const int height = 740 + key.height();
-  const std::string axis =
-      fmt::format("set logscale x 2\nset xrange [{:.6f}:{:.6f}]\nset xtics ({})\n", x.low, x.high,
-                  "0.01,0.02,0.05,0.1,0.2,0.5,1,2,5,10,15,20,25,30,40,50,60,80,100,120,150,180,240");
-  return {
-      "accuracy_size",
-      "Accuracy against megabytes resident, measured, on a logarithmic axis; the numbers name the front. Simulated "
-      "schemes have no size and are not here.",
-      plot_width, height,
-      data_of(all) + float_band(rows.front(), x) + data_block("front", front_data) + key.commands(height) +
-          accuracy_panels(rows, height, key.height(), axis, "MB resident (codes, scales and all that decoding needs)",
-                          curves, ", \\\n  $front using 1:2:3 with labels offset 0,1 notitle")};
+  return {place == Place::resident ? "accuracy_size" : "accuracy_rest",
+          fmt::format("Accuracy against megabytes {}, measured, on a logarithmic axis; the numbers name the front. "
+                      "Simulated schemes have no size and are not here.",
+                      place == Place::resident ? "resident" : "at rest"),
+          plot_width, height,
+          data_of(all) + float_band(rows.front(), axis.range) + front + key.commands(height) +
+              accuracy_panels(rows, height, key.height(), axis.commands, title_of(place), curves,
+                              ", \\\n  $front using 1:2:3 with labels offset 0,1 notitle")};
+}
+
+/// Of as many images, the loss tells two rows apart that accuracy cannot.
+Plot loss_against_size(const std::vector<Row>& rows, Place place) {
+  constexpr double shown_above_float = 0.1;
+  const auto value = [](const Row& row) { return row.loss; };
+  const std::vector<Series> all = series_of(those(rows, &Row::packed), [&](const Row& row) {
+    return std::pair<double, double>(megabytes(row, place), value(row));
+  });
+  Key key = key_of(all, false);
+  key.entries.emplace_back("float", float_style);
+  const std::string front = add_front(key, rows, place, value);
+  const MegabyteAxis axis(rows, place);
+  const double expected = rows.front().loss, high = expected + shown_above_float;
+  double low = expected;
+  for (const Row* row : those(rows, &Row::packed)) low = std::min(low, row->loss);
+  const int height = 480 + key.height();
+  return {place == Place::resident ? "loss_resident" : "loss_rest",
+          fmt::format("Cross-entropy against megabytes {} on a logarithmic axis; what lies more than {} above float is "
+                      "cut off. The numbers name the front of accuracy.",
+                      place == Place::resident ? "resident" : "at rest", shown_above_float),
+          plot_width, height,
+          data_of(all) + front + key.commands(height) + std::string(plot_frame) + axis.commands +
+              fmt::format("set yrange [{:.6f}:{:.6f}]\nset ylabel 'cross-entropy'\nset xlabel '{}'\n",
+                          low - 0.05 * (high - low), high, title_of(place)) +
+              "set title 'loss per byte'\n" + panel(height, key.height() + 70, height - 44) +
+              fmt::format("plot {:.6f} with lines {} notitle{}, \\\n  $front using 1:2:3 with labels offset 0,1 "
+                          "notitle\n",
+                          expected, float_style.line(), curves_of(all, false))};
 }
 
 /// Bytes of one kind of code: bits and groups decide, not what the codes mean.
@@ -130,8 +183,8 @@ struct Bar {
 std::vector<Bar> bars_of(const std::vector<Row>& rows) {
   std::vector<Bar> bars;
   for (const Row& row : rows) {
-    if (!row.packed()) continue;
-    const Scheme& scheme = std::get<Scheme>(*row.parsed);
+    if (row.scheme_of_all() == nullptr) continue;
+    const Scheme& scheme = *row.scheme_of_all();
     std::string label = fmt::format("{} {}", row.bits, row.granularity);
     if (scheme.scale == ScaleType::f16) label += " f16";
     if (scheme.zero_point) label += " zero-point";
@@ -185,7 +238,7 @@ Plot bytes_against_bits(const std::vector<Row>& rows) {
 }
 
 Plot error_against_bits(const std::vector<Row>& rows) {
-  const auto lossy = those(rows, [](const Row& row) { return !row.is_float() && row.error.mse > 0; });
+  const auto lossy = those(rows, [](const Row& row) { return has_one_width(row) && row.error.mse > 0; });
   const std::vector<Series> all = series_by_bits(lossy, [](const Row& row) { return row.error.mse; });
   const Key key = key_of(all);
   const int height = 480 + key.height();
@@ -204,11 +257,16 @@ Plot error_against_bits(const std::vector<Row>& rows) {
 
 std::vector<Plot> make_plots(const std::vector<Row>& rows) {
   std::vector<Plot> plots;
-  const bool any_packed = std::ranges::any_of(rows, &Row::packed);
-  const bool any_lossy = std::ranges::any_of(rows, [](const Row& row) { return !row.is_float() && row.error.mse > 0; });
-  if (rows.size() > 1) plots.push_back(accuracy_against_bits(rows));
-  if (any_packed) plots.push_back(accuracy_against_size(rows));
-  if (any_packed) plots.push_back(bytes_against_bits(rows));
+  const auto any = [&](auto condition) { return std::ranges::any_of(rows, condition); };
+  const bool any_lossy = any([](const Row& row) { return has_one_width(row) && row.error.mse > 0; });
+  if (any(has_one_width)) plots.push_back(accuracy_against_bits(rows));
+  if (any(&Row::packed)) plots.push_back(accuracy_against_size(rows, Place::resident));
+  if (any([](const Row& row) { return row.compressed.has_value(); })) {
+    plots.push_back(accuracy_against_size(rows, Place::rest));
+    plots.push_back(loss_against_size(rows, Place::resident));
+    plots.push_back(loss_against_size(rows, Place::rest));
+  }
+  if (any(&Row::scheme_of_all)) plots.push_back(bytes_against_bits(rows));
   if (any_lossy) plots.push_back(error_against_bits(rows));
   return plots;
 }

@@ -2,6 +2,7 @@
 
 #include "tools/common/report.h"
 #include "tools/study/folder.h"
+#include "tools/study/front.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -12,7 +13,7 @@ using nlohmann::json;
 std::string markdown_text(std::string_view text) {
   std::string result;
   for (const char c : text) {
-    if (c == '|' || c == '`' || c == '<' || c == '[' || c == ']' || c == '\\') result += '\\';
+    if (c == '|' || c == '`' || c == '*' || c == '<' || c == '[' || c == ']' || c == '\\') result += '\\';
     result += c == '\n' || c == '\r' ? ' ' : c;
   }
   return result;
@@ -68,6 +69,10 @@ constexpr CsvColumn csv_columns[] = {{"scheme", "/scheme"},
                                      {"claimed_bytes", "/claimed_size/total"},
                                      {"values_in_a_row", "/need/distinct_values"},
                                      {"bits_needed", "/need/bits"},
+                                     {"compressed_rest_bytes", "/compressed_rest"},
+                                     {"encode_seconds", "/encode_seconds"},
+                                     {"decode_seconds", "/decode_seconds"},
+                                     {"calibration", "/calibration"},
                                      {"mse", "/mse"},
                                      {"mae", "/mae"},
                                      {"snr_db", "/snr_db"},
@@ -181,7 +186,8 @@ std::string csv(const std::vector<Row>& rows) {
   for (const ErrorFigures& layer : layers)
     for (const char* figure : {"mse", "mae", "snr_db"}) text += fmt::format(",{}:{}", figure, layer.layer);
   for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e) text += fmt::format(",exponent_{}", e);
-  text += '\n';
+  text += ",front_resident,front_rest\n";
+  const auto resident = pareto_front(rows, Place::resident), rest = pareto_front(rows, Place::rest);
   for (const Row& row : rows) {
     separator.clear();
     for (const CsvColumn& column : csv_columns)
@@ -191,6 +197,8 @@ std::string csv(const std::vector<Row>& rows) {
         text += fmt::format(",{}", csv_field(row.document, fmt::format("/layers/{}/{}", i, figure)));
     for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e)
       text += fmt::format(",{}", csv_field(row.document, fmt::format("/exponent_counts/{}", e)));
+    for (const auto* front : {&resident, &rest})
+      text += std::ranges::find(*front, &row) != front->end() ? ",true" : ",false";
     text += '\n';
   }
   return text;
@@ -199,6 +207,10 @@ std::string csv(const std::vector<Row>& rows) {
 json report_json(const std::vector<Row>& rows, const json& setup) {
   json document = {{"setup", setup}, {"results", json::array()}};
   for (const Row& row : rows) document["results"].push_back(row.document);
+  for (const auto& [name, place] : {std::pair{"resident", Place::resident}, std::pair{"rest", Place::rest}}) {
+    json& front = document["fronts"][name] = json::array();
+    for (const Row* row : pareto_front(rows, place)) front.push_back(row->scheme);
+  }
   return document;
 }
 

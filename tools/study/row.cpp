@@ -45,6 +45,10 @@ Naming naming_of(const SweepScheme& scheme) {
     if (!packed->zero_point) naming.scale_sign = to_string(packed->sign);
     return naming;
   }
+  if (std::holds_alternative<Recipe>(scheme) || std::holds_alternative<ModelFile>(scheme)) {
+    naming.method = std::holds_alternative<Recipe>(scheme) ? "pack" : "model";
+    return naming;
+  }
   const auto& simulated = std::get<SimulatedScheme>(scheme);
   naming.method = simulation_table()[static_cast<size_t>(simulated.simulation)].name;
   naming.bits = simulated.bits;
@@ -59,6 +63,7 @@ Naming naming_of(Precision precision) {
 }
 
 json text_or_null(const std::string& text) { return text.empty() ? json() : json(text); }
+json bits_or_null(int bits) { return bits == 0 ? json() : json(bits); }
 
 json error_json(const QuantizationError& error) {
   const double snr = error.snr_db();
@@ -70,6 +75,13 @@ json error_json(const QuantizationError& error) {
 
 json size_json(const EstimatedSize& size) {
   return {{"codes", size.codes}, {"scales", size.scales}, {"total", size.total()}};
+}
+
+json compressed_json(const std::optional<CompressedFile>& file) {
+  if (!file) return {{"compressed_rest", json()}, {"encode_seconds", json()}, {"decode_seconds", json()}};
+  return {{"compressed_rest", file->rest},
+          {"encode_seconds", file->encode_seconds},
+          {"decode_seconds", file->decode_seconds}};
 }
 
 json packed_json(const Scheme& scheme) {
@@ -131,7 +143,7 @@ void take_naming(Row& row) {
     naming = naming_of(*row.parsed);
   }
   const json& from = row.document;
-  if (naming.scheme != text || from.at("method") != naming.method || from.at("bits") != naming.bits ||
+  if (naming.scheme != text || from.at("method") != naming.method || from.at("bits") != bits_or_null(naming.bits) ||
       from.at("granularity") != text_or_null(naming.granularity) ||
       from.at("scale_sign") != text_or_null(naming.scale_sign) || from.at("simulated") != row.simulated())
     refuse(fmt::format("scheme {} disagrees with the method or bits", naming.scheme));
@@ -157,6 +169,23 @@ void take_accuracy(Row& row) {
     refuse("accuracy is not correct / images");
 }
 
+/// Rows that were written before there were recipes have none of these keys.
+void take_packing(Row& row) {
+  const auto text = [&](const char* key) {
+    const json value = row.document.value(key, json());
+    return value.is_null() ? std::string() : value.get<std::string>();
+  };
+  row.calibration = text("calibration");
+  row.checksum = text("checksum");
+  const bool either = row.recipe() != nullptr || row.method == "model";
+  if (row.document.value("compressed_rest", json()).is_null() == either)
+    refuse("of recipes and model files, and of them alone, the compressed size is known");
+  if (!either) return;
+  row.compressed = {.rest = count(row.document, "compressed_rest"),
+                    .encode_seconds = finite(row.document, "encode_seconds"),
+                    .decode_seconds = finite(row.document, "decode_seconds")};
+}
+
 void take_weights(Row& row) {
   const json& from = row.document;
   row.error = error_of(from, "all");
@@ -164,6 +193,7 @@ void take_weights(Row& row) {
     const auto name = layer.at("name").get<std::string>();
     row.layers.push_back(error_of(layer, name));
   }
+  take_packing(row);
   if (row.simulated()) {
     if (!from.at("size").is_null()) refuse("simulated weights have no size");
     row.claimed = estimated_of(from.at("claimed_size"));
@@ -207,7 +237,7 @@ json to_json(const Measurement& m) {
   json row = error_json(total);
   row.update({{"scheme", naming.scheme},
               {"method", naming.method},
-              {"bits", naming.bits},
+              {"bits", bits_or_null(naming.bits)},
               {"granularity", text_or_null(naming.granularity)},
               {"scale_sign", text_or_null(naming.scale_sign)},
               {"simulated", simulated},
@@ -222,12 +252,15 @@ json to_json(const Measurement& m) {
               {"layers", layers},
               {"size", m.size},
               {"claimed_size", m.claimed ? size_json(*m.claimed) : json()},
+              {"calibration", text_or_null(m.calibration)},
+              {"checksum", text_or_null(m.checksum)},
               {"need", m.need ? json{{"distinct_values", m.need->distinct}, {"bits", m.need->bits}} : json()},
               {"exponent_counts", json()},
               {"images_per_second", e.images_per_second()},
               {"evaluation_seconds", e.seconds},
               {"quantization_seconds", m.prepare_seconds}});
-  if (m.scheme && !simulated) row.update(packed_json(std::get<Scheme>(*m.scheme)));
+  row.update(compressed_json(m.compressed));
+  if (m.scheme && std::holds_alternative<Scheme>(*m.scheme)) row.update(packed_json(std::get<Scheme>(*m.scheme)));
   if (m.exponent_counts) {
     const auto used = std::span(m.exponent_counts->counts).first(static_cast<size_t>(naming.bits));
     row["exponent_counts"] = std::vector<int64_t>(used.begin(), used.end());

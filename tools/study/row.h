@@ -12,6 +12,13 @@
 
 namespace nibblenet::tools {
 
+/// A packed model's file once more, with its codes compressed.
+struct CompressedFile {
+  int64_t rest = 0;
+  double encode_seconds = 0;  ///< of processor time, all threads together: making the codes and writing it
+  double decode_seconds = 0;  ///< the same, reading it
+};
+
 /// What a row of results.jsonl is made from.
 struct Measurement {
   std::optional<SweepScheme> scheme;  ///< nothing: the float model
@@ -23,6 +30,9 @@ struct Measurement {
   std::optional<EstimatedSize> claimed;           ///< simulated: what the notebooks say it is
   std::optional<ValueNeed> need;                  ///< where weights of a row share a scale
   std::optional<ExponentCounts> exponent_counts;  ///< dynamic tree by row
+  std::optional<CompressedFile> compressed;       ///< of recipes and model files
+  std::string calibration;                        ///< what codes were chosen by; empty: none
+  std::string checksum;                           ///< of a model file
   double prepare_seconds = 0;                     ///< quantizing, writing, reading back, errors
 };
 
@@ -55,8 +65,8 @@ struct Row {
   std::string scheme;
   std::optional<SweepScheme> parsed;  ///< nothing: the float model
   std::string method;
-  int bits = 0;
-  std::string granularity;  ///< empty: float
+  int bits = 0;             ///< 0: layers have their own
+  std::string granularity;  ///< empty: float, or layers have their own
   std::string scale_sign;   ///< empty: none
   int64_t images = 0;
   int64_t correct = 0;
@@ -70,12 +80,20 @@ struct Row {
   std::optional<SizeFigures> size;       ///< nothing: simulated
   std::optional<EstimatedSize> claimed;  ///< simulated only
   std::optional<ValueNeed> need;
-  std::vector<int64_t> exponent_counts;  ///< empty: not a tree
+  std::vector<int64_t> exponent_counts;      ///< empty: not a tree
+  std::optional<CompressedFile> compressed;  ///< of recipes and model files
+  std::string calibration;
+  std::string checksum;
   double images_per_second = 0;
 
   bool is_float() const { return !parsed; }
   bool simulated() const { return parsed && std::holds_alternative<SimulatedScheme>(*parsed); }
-  bool packed() const { return parsed && std::holds_alternative<Scheme>(*parsed); }
+  bool packed() const { return parsed && !simulated(); }
+  /// All weights in one scheme; null for other rows.
+  const Scheme* scheme_of_all() const { return parsed ? std::get_if<Scheme>(&*parsed) : nullptr; }
+  const Recipe* recipe() const { return parsed ? std::get_if<Recipe>(&*parsed) : nullptr; }
+  /// Bytes of the smallest file that was measured. Of a packed row.
+  int64_t rest() const { return compressed ? std::min(size->rest, compressed->rest) : size->rest; }
 };
 
 /// Throws FormatError for whatever to_json() would not have written.

@@ -55,9 +55,25 @@ TEST(Plan, TheFullPresetHasEveryMethodAtEveryWidthOnce) {
       EXPECT_THAT(full, IsSupersetOf({nibblenet::to_string(default_scheme(traits.method, bits))}));
 }
 
+TEST(Plan, TheFrontierPresetIsPacksDefaultsAndMixedWidths) {
+  const std::vector<std::string> frontier = names(preset_schemes("frontier"));
+  for (int bits = 2; bits <= 8; ++bits) {
+    EXPECT_THAT(frontier, IsSupersetOf({fmt::format("pack --bits {}", bits)}));
+    if (bits > 6) continue;  // nothing is left for a calibration to gain
+    EXPECT_THAT(frontier, IsSupersetOf({fmt::format("pack --bits {} --calibrated", bits)}));
+  }
+  EXPECT_THAT(frontier, IsSupersetOf({"pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2"}));
+  EXPECT_EQ(std::set(frontier.begin(), frontier.end()).size(), frontier.size());
+}
+
 TEST(Plan, EverySchemeReadsAsItIsWrittenAndHasAFileOfItsOwn) {
   std::set<std::string> files;
   size_t packed = 0;
+  for (const SweepScheme& scheme : preset_schemes("frontier")) {
+    EXPECT_EQ(parse_sweep_scheme(to_string(scheme)), scheme);
+    files.insert(model_file_name(std::get<Recipe>(scheme)));
+    ++packed;
+  }
   for (const SweepScheme& scheme : preset_schemes("full")) {
     EXPECT_EQ(parse_sweep_scheme(to_string(scheme)), scheme);
     if (!std::holds_alternative<Scheme>(scheme)) continue;
@@ -74,6 +90,8 @@ TEST(Plan, FilesBearTheNotebooksNames) {
             "dynamic-tree_3_channel_absolute.safetensors");
   EXPECT_EQ(model_file_name(parse_scheme("linear:2:tile:8x8:f16:zero-point")),
             "linear_2_tile_8x8_f16_zero-point.safetensors");
+  EXPECT_EQ(model_file_name(parse_recipe("pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2")),
+            "pack_bits_4_calibrated_layer_classifier._14_kmeans_2.safetensors");
   EXPECT_EQ(counts_file_name(8), "dt_counts_bl_8.json");
 }
 
