@@ -164,8 +164,7 @@ int main(int argc, char** argv) {
   options.packing.calibration.add_source_to(app);
   options.packing.calibration.add_choice_to(app);
   options.packing.allocation.add_to(app);
-  app.add_option("--data", options.data,
-                 std::string("For targets and --max-loss, without --calibrate. ") + data_help)
+  app.add_option("--data", options.data, std::string("For targets and --max-loss, without --calibrate. ") + data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(
       "--compress,!--no-compress", options.compress,

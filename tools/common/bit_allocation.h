@@ -23,7 +23,7 @@ struct AllocationOptions {
   bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
   bool chooses_steps() const { return target_rest > 0; }
   /// Bytes are those of the compressed file.
-  bool by_rest() const { return compressed && file_target() > 0; }
+  bool by_rest() const { return chooses_steps() || (compressed && target_size > 0); }
   double file_target() const { return std::max(target_size, target_rest); }
 };
 
