@@ -2,14 +2,15 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 
-// Weights are taken in stretches that stay in the first-level cache: divided by their step, ranked among the codebook's
-// values, looked up. Each of these loops is one that the compiler turns into vectors, for AVX-512, AVX2 or whatever the
-// machine at least has.
+// Weights are taken in stretches that stay in the first-level cache: divided by their step, compared with the
+// codebook's values, multiplied back. Each of these loops is one that the compiler turns into vectors, for AVX-512,
+// AVX2 or what the machine has at least.
 
 #define NIBBLENET_INLINE inline __attribute__((always_inline))
 
@@ -20,8 +21,8 @@ namespace {
 /// each: where a tie goes down, the next float is where the upper value begins.
 struct Ladder {
   int count = 0;
-  alignas(64) std::array<float, 256> from{};  ///< NaN beyond the last value: nothing is as large
-  alignas(64) std::array<float, 256> values{};
+  alignas(64) std::array<float, 256> from{};    ///< NaN beyond the last value: nothing is as large
+  alignas(64) std::array<float, 256> values{};  ///< ascending; beyond the last one never taken
   std::array<uint8_t, 256> codes{};
   float value_of_zero = 0;
 
@@ -39,42 +40,49 @@ struct Ladder {
 
 constexpr int64_t stretch = 512;
 
-/// x = latent / step of a stretch, and the rank of the value nearest to each.
-struct Ranked {
+/// x = latent / step of a stretch, the value nearest to each, and its rank.
+struct Nearest {
   alignas(64) float x[stretch];
+  alignas(64) float value[stretch];
   alignas(64) int32_t rank[stretch];
 };
 
-/// Counts every threshold below: the fastest way for few of them.
-template <int thresholds>
-NIBBLENET_INLINE void count_ranks(Ranked& ranked, int64_t count, const float* from) {
+/// Climbs every rung: the fastest way for few of them, and without a table to look values up in.
+template <size_t... rungs>
+NIBBLENET_INLINE void climb(Nearest& nearest, int64_t count, const Ladder& ladder, std::index_sequence<rungs...>) {
+  const float lowest = ladder.values[0];
+  const float from[] = {ladder.from[rungs]...}, values[] = {ladder.values[rungs + 1]...};  // in registers
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
+    const float x = nearest.x[i];
+    float value = lowest;
     int32_t rank = 0;
-#pragma GCC unroll 16
-    for (int t = 0; t < thresholds; ++t) rank += ranked.x[i] >= from[t] ? 1 : 0;
-    ranked.rank[i] = rank;
+    ((value = x >= from[rungs] ? values[rungs] : value, rank += x >= from[rungs] ? 1 : 0), ...);
+    nearest.value[i] = value;
+    nearest.rank[i] = rank;
   }
 }
 
-NIBBLENET_INLINE void search_ranks(Ranked& ranked, int64_t count, const float* from) {
+NIBBLENET_INLINE void search(Nearest& nearest, int64_t count, const Ladder& ladder) {
+  const float* from = ladder.from.data();
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     int32_t rank = 0;
 #pragma GCC unroll 8
-    for (int32_t step = 128; step != 0; step >>= 1) rank += ranked.x[i] >= from[rank + step - 1] ? step : 0;
-    ranked.rank[i] = rank;
+    for (int32_t step = 128; step != 0; step >>= 1) rank += nearest.x[i] >= from[rank + step - 1] ? step : 0;
+    nearest.rank[i] = rank;
+    nearest.value[i] = ladder.values[static_cast<size_t>(rank)];
   }
 }
 
-NIBBLENET_INLINE void rank_stretch(Ranked& ranked, const float* latent, int64_t count, float step,
+NIBBLENET_INLINE void find_nearest(Nearest& nearest, const float* latent, int64_t count, float step,
                                    const Ladder& ladder) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) ranked.x[i] = latent[i] / step;
-  if (ladder.count <= 4) return count_ranks<3>(ranked, count, ladder.from.data());
-  if (ladder.count <= 8) return count_ranks<7>(ranked, count, ladder.from.data());
-  if (ladder.count <= 16) return count_ranks<15>(ranked, count, ladder.from.data());
-  search_ranks(ranked, count, ladder.from.data());
+  for (int64_t i = 0; i < count; ++i) nearest.x[i] = latent[i] / step;
+  if (ladder.count <= 4) return climb(nearest, count, ladder, std::make_index_sequence<3>());
+  if (ladder.count <= 8) return climb(nearest, count, ladder, std::make_index_sequence<7>());
+  if (ladder.count <= 16) return climb(nearest, count, ladder, std::make_index_sequence<15>());
+  search(nearest, count, ladder);
 }
 
 /// A run of weights that share one step, which is not 0.
@@ -85,45 +93,43 @@ struct Run {
 };
 
 NIBBLENET_INLINE void round_run(float* out, const Run& run, const Ladder& ladder) {
-  Ranked ranked;
-  const float* values = ladder.values.data();
+  Nearest nearest;
   for (int64_t begin = 0; begin < run.count; begin += stretch) {
     const int64_t count = std::min(stretch, run.count - begin);
-    rank_stretch(ranked, run.latent + begin, count, run.step, ladder);
+    find_nearest(nearest, run.latent + begin, count, run.step, ladder);
     float* to = out + begin;
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = reconstruct(values[ranked.rank[i]], 0.0F, run.step);
+    for (int64_t i = 0; i < count; ++i) to[i] = reconstruct(nearest.value[i], 0.0F, run.step);
   }
 }
 
 /// Sums over the weights of each value, by rank; four of each, so that neighbours need not wait for each other.
 using ValueSums = std::array<std::array<float, 256>, 4>;
 
-NIBBLENET_INLINE void add_by_value(ValueSums& sums, const Ranked& ranked, const float* dweights, int64_t count) {
+NIBBLENET_INLINE void add_by_value(ValueSums& sums, const Nearest& nearest, const float* dweights, int64_t count) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4)
     for (int64_t j = 0; j < 4; ++j)
-      sums[static_cast<size_t>(j)][static_cast<size_t>(ranked.rank[i + j])] += dweights[i + j];
-  for (; i < count; ++i) sums[0][static_cast<size_t>(ranked.rank[i])] += dweights[i];
+      sums[static_cast<size_t>(j)][static_cast<size_t>(nearest.rank[i + j])] += dweights[i + j];
+  for (; i < count; ++i) sums[0][static_cast<size_t>(nearest.rank[i])] += dweights[i];
 }
 
 /// Returns the run's part of dstep; `sums` may be null.
 NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
-  Ranked ranked;
-  const float* values = ladder.values.data();
+  Nearest nearest;
   const float lowest = ladder.lowest(), highest = ladder.highest(), step = run.step;
   float dstep = 0;
   for (int64_t begin = 0; begin < run.count; begin += stretch) {
     const int64_t count = std::min(stretch, run.count - begin);
-    rank_stretch(ranked, run.latent + begin, count, step, ladder);
+    find_nearest(nearest, run.latent + begin, count, step, ladder);
     float* d = dweights + begin;
-    if (sums != nullptr) add_by_value(*sums, ranked, d, count);
+    if (sums != nullptr) add_by_value(*sums, nearest, d, count);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < count; ++i) {
-      const float x = ranked.x[i], towards_zero = d[i] * step;
+      const float x = nearest.x[i], towards_zero = d[i] * step;
       const bool above = x > highest, below = x < lowest;
-      sum += d[i] * (values[ranked.rank[i]] - (above | below ? 0.0F : x));
+      sum += d[i] * (nearest.value[i] - (above | below ? 0.0F : x));
       const bool leads_away = (above & (towards_zero <= 0.0F)) | (below & (towards_zero >= 0.0F));
       d[i] = leads_away ? 0.0F : d[i];
     }
