@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "engine/quant/bits.h"
@@ -159,24 +158,28 @@ class Rounder {
     }
   }
 
-  /// The nearest code or, when bits cost something, the one between it and 0 with the least sum of costs.
+  /// The nearest code or, where bits cost something, the one with the least sum of costs: looked for from the nearest
+  /// one on in both directions, as far as the error alone leaves room.
   uint32_t best_code(float weight, float u, const Step& step, const float* bits) const {
-    const bool affine = packed_.scheme.zero_point;
-    const uint32_t nearest = code_of(weight, step, codebook_, affine);
+    const uint32_t nearest = code_of(weight, step, codebook_, packed_.scheme.zero_point);
     if (bits == nullptr || step.step == 0) return nearest;
-    const int zero = affine ? static_cast<int>(step.zero_point) : rank_[codebook_.zero_code];
-    int rank = rank_[nearest];
-    uint32_t best = nearest;
-    for (float least = std::numeric_limits<float>::infinity();; rank += rank < zero ? 1 : -1) {
-      const uint32_t code = codebook_.ordered_codes[rank];
+    const auto squared_error = [&](uint32_t code) {
       const float error = (weight - reconstruct(codebook_.values[code], step.zero_point, step.step)) / u;
-      if (error * error >= least) return best;
-      if (const float cost = error * error + bit_cost_ * bits[code]; cost < least) {
-        least = cost;
-        best = code;
+      return error * error;
+    };
+    uint32_t best = nearest;
+    float least = squared_error(nearest) + bit_cost_ * bits[nearest];
+    for (const int direction : {-1, 1})
+      for (int rank = rank_[nearest] + direction; 0 <= rank && rank < codebook_.count; rank += direction) {
+        const uint32_t code = codebook_.ordered_codes[rank];
+        const float square = squared_error(code);
+        if (square >= least) break;
+        if (const float cost = square + bit_cost_ * bits[code]; cost < least) {
+          least = cost;
+          best = code;
+        }
       }
-      if (rank == zero) return best;
-    }
+    return best;
   }
 
   /// Columns [begin, end) of one row: each error is spread over the rest of the block here, over the other blocks by

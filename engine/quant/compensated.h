@@ -26,12 +26,11 @@ struct Compensation {
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
 /// whose error on these moments would not fall keeps its codes.
 ///
-/// With a `rate_weight` L the error is weighed against the file: a weight's code is, of all from the nearest one down
-/// to that of 0, the one with the least e^2 + L unit bits(code). e^2 is what the code adds to the output error; bits
-/// are those of the code's frequency in its class of channels or inputs, counted on the codes of a first pass; unit is
-/// the mean e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer
-/// and step: near the optimum of a fine grid, one bit less a weight costs 2 ln 2 = 1.39 units. Channels are then kept
-/// by the same sum.
+/// With a `rate_weight` L the error is weighed against the file: a weight's code is the one with the least e^2 + L unit
+/// bits(code). e^2 is what the code adds to the output error; bits are those of the code's frequency in its class of
+/// channels or inputs, counted on the codes of a first pass; unit is the mean e^2 that rounding to nearest can be
+/// expected to leave a weight, so that L means the same for every layer and step: on a fine grid, where a bit more a
+/// weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by the same sum.
 ///
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
 /// disagree.

@@ -116,6 +116,38 @@ TEST(Entropy, ChannelsThatDifferAreCodedBelowTheOrder0Entropy) {
   EXPECT_GT(order0_bytes(codes, layout), 1.4 * needed);
 }
 
+TEST(Entropy, InputsThatDifferAreCodedInputByInput) {
+  const CodeLayout layout{300, 70, 3};
+  Bytes codes(static_cast<size_t>(layout.bytes()));
+  Random random(3);
+  for (int64_t channel = 0; channel < layout.channels; ++channel)
+    for (int64_t i = 0; i < layout.elements; ++i)
+      write_field(codes.data() + channel * layout.stride(), i, 3, i < 35 ? 5U : static_cast<uint32_t>(random.below(8)));
+  Bytes stream = encode_codes(codes, layout);
+  EXPECT_EQ(stream[3], 1) << "transposed";
+  EXPECT_LT(static_cast<double>(stream.size()), 1.1 * 300 * 35 * 3 / 8);
+  EXPECT_EQ(decode_codes(stream, layout, "stream"), codes);
+  stream[3] = 2;
+  EXPECT_NE(refusal(stream, layout).find("2 names no order"), std::string::npos);
+  stream[3] = 0;
+  EXPECT_NE(refusal(stream, layout), "");
+}
+
+TEST(Entropy, TransposingTwiceGivesTheSameCodes) {
+  for (const auto& [channels, elements] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 200}, {65, 64}, {9, 1}})
+    for (int bits = 1; bits <= 8; ++bits) {
+      const CodeLayout layout{channels, elements, bits};
+      const Bytes codes = packed_codes(
+          layout, [&](Random& random, int64_t) { return static_cast<uint32_t>(random.below(1ULL << bits)); });
+      const Bytes turned = transposed(codes, layout);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < elements; ++i)
+          ASSERT_EQ(read_field(turned.data() + i * layout.transposed().stride(), c, bits),
+                    read_field(codes.data() + c * layout.stride(), i, bits));
+      EXPECT_EQ(transposed(turned, layout.transposed()), codes);
+    }
+}
+
 TEST(Entropy, NeighboursThatDependOnEachOtherAreCodedBelowTheOrder0Entropy) {
   const CodeLayout layout{16, 10'000, 4};
   uint32_t previous = 0;

@@ -106,5 +106,41 @@ TEST(TrainedValues, OfManyWeightsComeFromAFixedSample) {
   for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(packed.codebook[i] * packed.scale(0), expected[i], 4e-3F);
 }
 
+TEST(StepRange, ValuesLieThatManyDeviationsApartAndNothingIsClipped) {
+  const std::vector<float> weights = {1, -1, 1, -1,  // a root mean square of 1
+                                      3, -3, 3, 3,   // of 3
+                                      0, 0,  0, 0,
+                                      8, 0,  0, 0};  // of 4: the three steps of 2 that there are do not reach 8
+  const TensorView<const float> view{weights.data(), {4, 4}};
+  const PackedTensor packed = quantize(view, parse_scheme("linear:3"), "w", {.range = Range::step, .deviations = 0.5F});
+  const Codebook codebook = codebook_of(packed);
+  const PackedView steps = view_of(packed, codebook);
+  EXPECT_FLOAT_EQ(steps.step(0), 0.5F);
+  EXPECT_FLOAT_EQ(steps.step(1), 1.5F);
+  EXPECT_EQ(steps.step(2), 0.0F);
+  EXPECT_FLOAT_EQ(steps.step(3), 8.0F / 3) << "the outermost code stands for the largest weight";
+  std::vector<float> values(weights.size());
+  dequantize(packed, {values.data(), packed.shape});
+  for (size_t i = 0; i < weights.size(); ++i)
+    EXPECT_LE(std::fabs(weights[i] - values[i]), 0.5001F * steps.step(static_cast<int64_t>(i) / 4)) << i;
+}
+
+TEST(StepRange, IsRefusedWhereThereIsNone) {
+  const std::vector<float> weights = {1, 2, 3, 4};
+  const TensorView<const float> view{weights.data(), {1, 4}};
+  for (const char* scheme : {"kmeans:3", "nf4", "linear:3:channel:zero-point"})
+    EXPECT_THROW(quantize(view, parse_scheme(scheme), "w", {.range = Range::step, .deviations = 1}), UsageError);
+  for (const float step : {0.0F, -1.0F, INFINITY, NAN})
+    EXPECT_THROW(quantize(view, parse_scheme("linear:3"), "w", {.range = Range::step, .deviations = step}), UsageError);
+  EXPECT_THROW(quantize(view, parse_scheme("linear:3"), "w", {.rate_weight = 1}), UsageError);
+}
+
+TEST(StepRange, LargestDeviationIsThatOfTheGroupWhereItIsMost) {
+  const std::vector<float> weights = {1, -1, 1, 1, 0, 0, 0, 0, 0, -4, 0, 0};
+  EXPECT_FLOAT_EQ(largest_deviation({weights.data(), {3, 4}}, parse_granularity("channel")), 2.0F);
+  const std::vector<float> zeros(4);
+  EXPECT_EQ(largest_deviation({zeros.data(), {1, 4}}, parse_granularity("channel")), 0.0F);
+}
+
 }  // namespace
 }  // namespace nibblenet
