@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/tools/run.h"
 
 // pack --target-bits, --target-size, --max-loss.
@@ -40,6 +42,44 @@ TEST_F(Allocation, TheFileStaysWithinTheTarget) {
   EXPECT_GT(std::filesystem::file_size(at("packed.safetensors")), smaller / 2);
 }
 
+TEST_F(Allocation, ACompressedFileStaysWithinTheTargetToo) {
+  allocate("--target-size 0.03 --compress");
+  EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 30'000U);
+  const nlohmann::json layer = json("pack.json").at("allocation").at("layers")[5];
+  for (const auto& choice : layer.at("weighed")) EXPECT_LT(choice.at("rest_bytes"), choice.at("stored_bytes"));
+}
+
+/// The least sum of divergences of layers [layer, end) in what is left of the bytes.
+double least_divergence(const nlohmann::json& layers, size_t layer, int64_t bytes) {
+  if (bytes < 0) return INFINITY;
+  if (layer == layers.size()) return 0;
+  double least = INFINITY;
+  for (const auto& choice : layers[layer].at("weighed"))
+    least = std::min(least, choice.at("divergence").get<double>() +
+                                least_divergence(layers, layer + 1, bytes - choice.at("rest_bytes").get<int64_t>()));
+  return least;
+}
+
+TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
+  nlohmann::json report = allocate("--target-rest 0.026 --calibrate standin --calibration-images 40 --rate-weight 1.4");
+  EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 26'000U);
+  EXPECT_TRUE(report.at("compressed"));
+  const StateDict packed = model("packed.safetensors");
+  EXPECT_EQ(packed.metadata.at("rate_weight"), "1.4");
+  nlohmann::json layers = report.at("allocation").at("layers");
+  int64_t biases = 0;
+  for (const Parameter& parameter : packed.parameters)
+    biases += parameter.packed() ? 0 : 4 * parameter.shape().elements();
+  double chosen = 0;
+  for (auto& layer : layers) {
+    EXPECT_EQ(to_string(packed.at(layer.at("name")).packed_values().scheme), layer.at("scheme"));
+    for (const auto& choice : layer.at("weighed"))
+      if (choice.at("step") == layer.at("step")) chosen += choice.at("divergence").get<double>();
+    EXPECT_EQ(layer.at("weighed").size(), 8U);
+  }
+  EXPECT_NEAR(chosen, least_divergence(layers, 0, 26'000 - 10'000 - biases), 1e-12);
+}
+
 TEST_F(Allocation, MoreMayBeLostInFewerBits) {
   const double strict = allocate("--max-loss 0").at("size").at("bits_per_weight");
   const nlohmann::json loose = allocate("--max-loss 100");
@@ -66,6 +106,10 @@ TEST_F(Allocation, RefusesWhatCannotBeMet) {
   refuse("pack small.safetensors --data standin --target-images 40 --target-size 0.001", "cannot be met", 2);
   refuse("pack small.safetensors --data standin --target-bits 4 --target-size 3", "excludes", 2);
   refuse("pack small.safetensors --data standin --target-bits 4 --bits 3", "leave --bits", 2);
+  refuse("pack small.safetensors --data standin --target-rest 0.026 --target-bits 3", "excludes", 2);
+  refuse("pack small.safetensors --data standin --target-rest 0.026 --method kmeans", "leave --method", 2);
+  refuse("pack small.safetensors --data standin --target-rest 0.026 --range max", "leave --method", 2);
+  refuse("pack small.safetensors --data standin --target-images 40 --target-rest 0.001", "cannot be met", 2);
   refuse("pack small.safetensors --data standin --target-images 3 --target-bits 4", "limit", 2);
 }
 

@@ -58,11 +58,34 @@ TEST_F(CalibratedPackTest, TestImagesAreUsedWithAWarningOnly) {
   refuse("pack small.safetensors --calibrate missing", "missing", 2);
 }
 
+TEST_F(CalibratedPackTest, StepsAndRatesMakeASmallerCompressedFile) {
+  const std::string options =
+      "pack small.safetensors --method linear --bits 6 --calibrate standin --calibration-images 40 --compress ";
+  succeed(options + "--range step:0.5 -o plain.safetensors");
+  succeed(options + "--range step:0.5 --range classifier.*=step:1 --rate-weight 1.4 -o rated.safetensors");
+  EXPECT_LT(fs::file_size(at("rated.safetensors")), fs::file_size(at("plain.safetensors")));
+  const StateDict plain = model("plain.safetensors"), rated = model("rated.safetensors");
+  EXPECT_EQ(plain.metadata.at("range"), "step:0.5");
+  EXPECT_EQ(rated.metadata.at("range"), "step:0.5, classifier.*=step:1");
+  EXPECT_EQ(rated.metadata.at("rate_weight"), "1.4");
+  EXPECT_FALSE(plain.metadata.contains("rate_weight"));
+  const auto scale = [](const StateDict& dict, const char* name) { return dict.at(name).packed_values().scale(0); };
+  EXPECT_EQ(scale(rated, "features.0.weight"), scale(plain, "features.0.weight"));
+  EXPECT_FLOAT_EQ(scale(rated, "classifier.1.weight"), 2 * scale(plain, "classifier.1.weight"));
+}
+
 TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
   const std::vector<std::pair<std::string, std::string>> flags = {
       {"--rounding compensated", "--calibrate"},
       {"--rounding up", "--rounding"},
       {"--range min", "--range"},
+      {"--method linear --range step:0", "step:X"},
+      {"--method linear --range step:1.5x", "step:X"},
+      {"--method linear --range =step:1", "step:X"},
+      {"--method linear --range nothing=step:1", "nothing=step:1"},
+      {"--method kmeans --range step:1", "has no ranges by step"},
+      {"--method linear --rate-weight 1", "--rate-weight"},
+      {"--calibrate standin --rate-weight -1", "--rate-weight"},
       {"--column-order random", "--column-order"},
       {"--column-order diagonal", "--column-order"},
       {"--save-calibration c.safetensors", "--calibrate"},
