@@ -1,0 +1,42 @@
+// Feeds arbitrary bytes to the reader of calibrations, as a file that is said to belong to a small model.
+
+#include <cmath>
+
+#include "tests/fuzz/fuzz_file.h"
+#include "training/calibration.h"
+
+namespace {
+
+using namespace nibblenet;
+
+/// Two weights of 4 and 9 inputs, by a formula: seeds know its fingerprint.
+StateDict small_model() {
+  StateDict model;
+  for (const auto& [name, shape] : {std::pair<const char*, Shape>{"classifier.1.weight", {2, 4}},
+                                    std::pair<const char*, Shape>{"features.0.weight", {2, 1, 3, 3}}}) {
+    Tensor<float> values(host_memory(), shape, MemoryCategory::data);
+    for (int64_t i = 0; i < shape.elements(); ++i) values.data()[i] = static_cast<float>(i) - 4.0F;
+    model.parameters.push_back({.name = name, .value = std::move(values)});
+  }
+  return model;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static const StateDict model = small_model();
+  try {
+    const Calibration calibration = load_calibration(fuzz::as_file({data, size}), model);
+    fuzz::require(calibration.images >= 0 && calibration.moments.size() == model.parameters.size());
+    for (const Parameter& parameter : model.parameters) {
+      const SecondMoments& moments = calibration.moments.at(parameter.name);
+      fuzz::require(moments.inputs == parameter.shape().inner_elements());
+      for (int64_t i = 0; i < moments.inputs; ++i)
+        for (int64_t j = 0; j < moments.inputs; ++j)
+          fuzz::require(std::isfinite(moments.at(i, j)) && moments.at(i, j) == moments.at(j, i));
+    }
+  } catch (const FormatError&) {
+  } catch (const UsageError&) {  // of another model
+  }
+  return 0;
+}
