@@ -86,6 +86,15 @@ void show_result(const Options& options, const std::filesystem::path& input, con
   write_json(options.json, json);
 }
 
+/// Writes the model; encoding a large tensor takes seconds, so Ctrl-C is looked for in between.
+void save(const std::filesystem::path& output, const StateDict& dict, const Options& options) {
+  Progress progress("encoding", "weights");
+  save_state_dict(output, dict, options.compression(), [&](int64_t done, int64_t total, const std::string& weight) {
+    if (interrupted()) throw Stopped("stopped; nothing was written");
+    progress.update(done, total, weight);
+  });
+}
+
 /// Writes a packed model again with its codes compressed or not; not a bit of them changes.
 void repack(const Options& options, const std::filesystem::path& input, const StateDict& dict, Backend& backend) {
   const auto start = std::chrono::steady_clock::now();
@@ -93,7 +102,7 @@ void repack(const Options& options, const std::filesystem::path& input, const St
       !options.output.empty() ? std::filesystem::path(options.output)
                               : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
                                                                   options.compress ? "compressed" : "uncompressed");
-  save_state_dict(output, dict, options.compression());
+  save(output, dict, options);
   show_result(options, input, output, seconds_since(start), backend);
 }
 
@@ -144,7 +153,7 @@ void pack(const Options& options) {
                                            find_data(options.data.empty() ? flags.calibration.data : options.data));
   else
     reports = pack_all(dict, schemes, packer, calibration);
-  save_state_dict(output, dict, options.compression());
+  save(output, dict, options);
   const double seconds = seconds_since(start);
   json["compensation"] = print_reports(reports);
   show_result(options, input, output, seconds, *backend, std::move(json));

@@ -232,7 +232,8 @@ StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums
   return is_pth(path) ? load_pth(path, checksums) : load_safetensors(path);
 }
 
-void save_state_dict(const std::filesystem::path& path, const StateDict& dict, Compression compression) {
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict, Compression compression,
+                     const OnEncoding& on_encoding) {
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : dict.metadata)
     if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with(compression_prefix) &&
@@ -261,6 +262,8 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
     metadata[std::string(compression_prefix) + name] = std::string(rans_method) + checksum_of(codes);
     metadata[std::string(version_key)] = compressed_version;
   };
+  int64_t encoded = 0, total = 0;
+  for (const Parameter& parameter : dict.parameters) total += parameter.packed() ? parameter.shape().elements() : 0;
   for (const Parameter& parameter : dict.parameters) {
     if (!parameter.packed()) {
       const Tensor<float>& values = parameter.values();
@@ -269,6 +272,8 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
       continue;
     }
     const PackedTensor& packed = parameter.packed_values();
+    if (on_encoding) on_encoding(encoded, total, parameter.name);
+    encoded += packed.shape.elements();
     metadata[std::string(scheme_prefix) + parameter.name] = to_string(packed.scheme);
     metadata[std::string(shape_prefix) + parameter.name] = to_string(packed.shape);
     add_codes(parameter.name + ".codes", code_layout(packed), packed.codes);

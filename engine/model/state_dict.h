@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <variant>
@@ -62,9 +63,12 @@ StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums
 /// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
 /// With `compression`, codes and block ids that become smaller by it are written as T.rans U8 [bytes] in place of T,
 /// with "compression:T" in the metadata: see encode_codes and docs/formats.md.
+/// `on_encoding` hears how many of the weights have been encoded and may throw to stop: nothing is written until all
+/// are.
 enum class Compression : uint8_t { none, rans };
+using OnEncoding = std::function<void(int64_t done, int64_t total, const std::string& weight)>;
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict,
-                     Compression compression = Compression::none);
+                     Compression compression = Compression::none, const OnEncoding& on_encoding = {});
 
 /// Writes a float dict as torch.save would (write_pth), without the metadata, for which a .pth has no place. Throws
 /// FormatError when a parameter is packed.
