@@ -12,9 +12,12 @@ namespace {
 TEST(Recipe, ReadsAsItIsWritten) {
   EXPECT_EQ(to_string(parse_recipe("pack --bits 3  --calibrated ")), "pack --bits 3 --calibrated");
   EXPECT_EQ(to_string(parse_recipe("pack")), "pack");
-  for (const char* text : {"pack --bits 2", "pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2",
-                           "pack --method nf4 --granularity block:16 --scale f16 --range search",
-                           "pack --target-bits 2.15 --calibrated", "pack --bits 3 --calibrated --rounding nearest"})
+  for (const char* text :
+       {"pack --bits 2", "pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2",
+        "pack --method nf4 --granularity block:16 --scale f16 --range search",
+        "pack --target-rest 8.2 --calibrated --rate-weight 1.4", "pack --target-bits 2.15 --calibrated",
+        "pack --method linear --bits 6 --range step:2 --range features.*=step:1",
+        "pack --bits 3 --calibrated --rounding nearest"})
     EXPECT_EQ(to_string(parse_sweep_scheme(text)), text);
 }
 
@@ -22,13 +25,14 @@ TEST(Recipe, FlagsArePacks) {
   const PackingFlags plain = flags_of(parse_recipe("pack --bits 3"));
   EXPECT_EQ(plain.scheme.bits, 3);
   EXPECT_FALSE(plain.calibration.calibrated());
-  EXPECT_EQ(plain.calibration.quantize_options().rounding, Rounding::nearest);
+  EXPECT_EQ(plain.calibration.quantize_options("").rounding, Rounding::nearest);
   const PackingFlags calibrated = flags_of(parse_recipe("pack --calibrated --layer classifier.*=linear:8"));
   EXPECT_TRUE(calibrated.calibration.calibrated());
-  EXPECT_EQ(calibrated.calibration.quantize_options().rounding, Rounding::compensated);
-  EXPECT_EQ(calibrated.calibration.quantize_options().range, Range::search);
+  EXPECT_EQ(calibrated.calibration.quantize_options("").rounding, Rounding::compensated);
+  EXPECT_EQ(calibrated.calibration.quantize_options("").range, Range::search);
   EXPECT_EQ(calibrated.scheme.layers, std::vector<std::string>{"classifier.*=linear:8"});
   EXPECT_EQ(flags_of(parse_recipe("pack --target-bits 2.5")).allocation.target_bits, 2.5);
+  EXPECT_TRUE(flags_of(parse_recipe("pack --target-rest 8.2")).allocation.by_rest()) << "of the compressed file";
 }
 
 TEST(Recipe, WhatPackDoesNotDoIsRefused) {
