@@ -161,7 +161,6 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   const Calibration* calibration = calibration_for(flags);
   StateDict dict = copy_of_model();
   describe(dict.metadata, flags.calibration, calibration);
-  flags.expect_fit(dict);
   WeightPacker packer(flags.calibration, calibration, inputs_.backend);
   if (flags.allocation.given()) {
     allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);

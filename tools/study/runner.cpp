@@ -139,10 +139,7 @@ void check_recipe(const Recipe& recipe, const StateDict& model, bool calibrated)
   const PackingFlags flags = flags_of(recipe);
   if (flags.calibration.calibrated() && !calibrated)
     fail<UsageError>("{} needs a calibration: add --calibrate DATA or --calibration FILE", recipe.text);
-  SchemeChoice schemes(flags.scheme, flags.calibration.compensates());
-  for (const Parameter& parameter : model.parameters)
-    if (is_weight(parameter)) schemes(parameter.name);
-  schemes.expect_all_used();
+  flags.expect_fit(model);
 }
 
 void expect_unchanged(const ModelFile& file, const SweepFolder& folder) {
