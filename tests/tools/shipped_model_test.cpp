@@ -1,0 +1,39 @@
+#include "engine/io/dataset.h"
+#include "tests/engine/io/io_helpers.h"
+#include "tests/tools/run.h"
+
+namespace nibblenet::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The model that lies in weights/, alone in a project of its own.
+class ShippedModelTest : public ToolsTest {
+ protected:
+  void SetUp() override {
+    ToolsTest::SetUp();
+    fs::create_directory(at("weights"));
+    fs::copy(fs::path(NIBBLENET_SOURCE) / shipped, at(shipped));
+  }
+  static constexpr const char* shipped = "weights/alexnet-cifar10.safetensors";
+};
+
+TEST_F(ShippedModelTest, IsWholeAndLessThanTwoMegabytes) {
+  EXPECT_LT(fs::file_size(at(shipped)), 2'000'000U);
+  succeed(std::string("inspect --verify ") + shipped);
+  const StateDict dict = model(shipped);
+  for (const Parameter& parameter : dict.parameters)
+    EXPECT_EQ(parameter.packed(), parameter.shape().rank() > 1) << parameter.name;
+}
+
+TEST_F(ShippedModelTest, ClassifiesAPictureWithoutBeingNamed) {
+  write_bytes(at("grey.png"), png(32, 32, Bytes(size_t{32} * 32 * 3, 128)));
+  const Outcome outcome = succeed("classify grey.png --json out.json");
+  EXPECT_NE(outcome.out.find(shipped), std::string::npos) << outcome;
+  const nlohmann::json top = json("out.json").at("results")[0].at("top");
+  for (const nlohmann::json& guess : top)
+    EXPECT_EQ(guess.at("class"), cifar10_classes()[guess.at("label").get<size_t>()]);
+}
+
+}  // namespace
+}  // namespace nibblenet::testing
