@@ -22,7 +22,7 @@ std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_va
 }
 
 std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Precision) {
-  return std::make_unique<WeightCuda>(*this, packed, stream_);
+  return std::make_unique<WeightCuda>(*this, packed, stream_, best_layout(packed));
 }
 
 PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
@@ -85,7 +85,10 @@ void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float>
 
 void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Epilogue epilogue) {
-  cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
+  if (cuda::is_skinny(x, resident(w)))
+    cuda::skinny_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_);
+  else
+    cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
 }
 
 void CudaBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
@@ -162,6 +165,15 @@ float* CudaBackend::floats(size_t size) {
     workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
   }
   return workspace_.data();
+}
+
+unsigned* CudaBackend::counters(size_t size) {
+  if (counters_.size() < size) {
+    counters_ = {};
+    counters_ = Buffer<unsigned>(*this, size, MemoryCategory::workspace);
+    fill_zero(counters_.data(), counters_.bytes(), stream_);
+  }
+  return counters_.data();
 }
 
 }  // namespace nibblenet

@@ -65,10 +65,12 @@ class CudaBackend : public Backend, private Workspace {
   void* do_allocate(size_t bytes) override;
   void do_deallocate(void* data, size_t bytes) noexcept override;
   float* floats(size_t size) override;
+  unsigned* counters(size_t size) override;
 
   Device device_;
   Stream stream_;
   Buffer<float> workspace_;
+  Buffer<unsigned> counters_;
   Buffer<int64_t> rows_;  ///< indices of the last gather_rows
 };
 

@@ -43,7 +43,8 @@ FilterSizes filter_sizes(const ConvolutionSizes& s) {
 }
 
 PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
-  PackedWeights operand{.sizes = sizes, .packed = w.view(), .fixed = {}};
+  PackedWeights operand{
+      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == CodeLayout::superblocks};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
   return operand;
 }
@@ -51,21 +52,21 @@ PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
 template <class Weights>
 void float32_forward(TensorView<float> y, TensorView<const float> x, const Weights& weights, const float* bias,
                      const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
-  const BiasResult<float> result{y.data(), bias, s.k, s.outputs(), 1.0F, with_relu};
+  const BiasResult<float*> result{y.data(), bias, s.k, s.outputs(), 1.0F, with_relu};
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 256};
   launch("conv2d_forward", work, grid, stream,
-         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float>>,
+         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float*>>,
          FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, x.data()}}, result, s.length(), s.length());
 }
 
 template <class Weights, class T>
-void start_half_product(TensorView<const f16> x, const Weights& weights, const BiasResult<T>& result,
+void start_half_product(TensorView<const f16> x, const Weights& weights, const BiasResult<T*>& result,
                         const ConvolutionSizes& s, const Work& work, Stream& stream) {
   // Halves in memory were multiplied already.
   const float factor = std::is_same_v<Weights, Float16Weights> ? 1.0F : 1.0F / result.factor;
   const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
-  launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T>, weights, Windows<f16>{s, x.data()},
+  launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights, Windows<f16>{s, x.data()},
          result, s.length(), factor, aligned);
 }
 
@@ -73,7 +74,7 @@ template <class T>
 void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
                      const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
   const FilterSizes sizes = filter_sizes(s);
-  BiasResult<T> result{y.data(), bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
+  BiasResult<T*> result{y.data(), bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
   if (w.form() == WeightCuda::Form::packed) {
     PackedWeights operand = packed_operand(w, sizes);
     if (w.step_per_channel()) {

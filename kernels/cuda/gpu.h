@@ -5,8 +5,9 @@
 // the kernels' own source with sanitizers: tests/hostexec.
 //
 // What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(); __syncthreads(), __syncwarp(mask),
-// __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long; the fp16
-// conversions of cuda_fp16.h; fmaf, expf, logf and their like; and the wrappers below.
+// __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long, atomicAdd on
+// unsigned int, __threadfence(), __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their
+// like; and the wrappers below.
 
 #ifdef GPU_HOST_EXECUTION
 #include "tests/hostexec/gpu_shim.h"
@@ -50,6 +51,30 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+/// (a & b) | c in one instruction: left alone, the compiler takes two where b and c are constants.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+/// a b + c of two halves each, rounded once.
+__device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+/// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave the L1 cache to
+/// others.
+__device__ __forceinline__ uint4 load_once_16(const void* source) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(source));
+  return v;
 }
 
 /// Starts copying 16 aligned bytes from global to shared memory; zeros where `valid` is false, and then `source` is

@@ -13,12 +13,14 @@
 
 namespace nibblenet {
 
-/// Where backward passes over long reductions leave their partial sums.
+/// Where kernels that cut long reductions into parts leave what they have summed so far.
 class Workspace {
  public:
   virtual ~Workspace() = default;
   /// At least `size` floats, valid until the next call.
   virtual float* floats(size_t size) = 0;
+  /// At least `size` counters, valid until the next call: zeros, and to be left as zeros.
+  virtual unsigned* counters(size_t size) = 0;
 };
 
 namespace cuda {
@@ -32,6 +34,13 @@ void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, Tenso
 
 void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                     Epilogue epilogue, Stream& stream);
+/// linear_forward for at most this many rows of x: weights are read once, by all multiprocessors.
+inline constexpr int64_t skinny_batch = 16;
+/// Whether it can be used: float16 activations of a multiple of 8 columns, on 16 bytes, and weights in superblocks.
+bool is_skinny(ConstActivations x, const WeightCuda& w);
+/// Throws Error where it cannot.
+void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                           Epilogue epilogue, Workspace& workspace, Stream& stream);
 void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                             TensorView<const float> x, Workspace& workspace, Stream& stream);

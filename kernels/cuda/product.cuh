@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/images.cuh"
+#include "kernels/cuda/result.cuh"
 #include "kernels/cuda/weights.cuh"
 
 // The two kernels behind every convolution and linear layer: c(i, j) = sum over k of a(i, k) b(j, k). What a, b and c
@@ -109,27 +110,6 @@ struct RowOperand {
   }
 };
 
-/// y [pixels, K] = epilogue(sum * factor + bias).
-template <class T>
-struct BiasResult {
-  T* y;
-  const float* bias;  ///< [K]
-  int rows;           ///< K
-  int columns;        ///< output pixels
-  float factor;       ///< power of two: undoes what the fp16 kernel's weights were multiplied by
-  bool with_relu;
-  GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the result
-  bool one_step_for_all = false;
-
-  __device__ void store(int i, int j, int, float sum) const {
-    if (i >= rows || j >= columns) return;
-    float value = sum * factor;
-    if (steps.scales != nullptr) value *= steps(one_step_for_all ? 0 : i);
-    value += bias[i];
-    store_element(y, static_cast<int64_t>(j) * rows + i, with_relu ? relu(value) : value);
-  }
-};
-
 /// Tiles of the fp16 kernel, two of each: while one pair is multiplied the next one arrives. A row is 80 bytes long:
 /// ldmatrix reads eight of them without a bank conflict.
 struct HalfTiles {
@@ -146,9 +126,9 @@ struct ResultTile {
 /// 2 x 2 owns 32 filters x 32 pixels, two by four tiles of mma.m16n8k16. `factor` is a power of two that brings the
 /// weights into the middle of fp16's range; `aligned`: C is a multiple of 8, so that x arrives in 16-byte copies that
 /// run while the tile before is multiplied.
-template <class Weights, class T>
+template <class Weights, class Y>
 __global__ void __launch_bounds__(128, 4)
-    half_product_kernel(Weights weights, Windows<f16> x, BiasResult<T> result, int length, float factor, bool aligned) {
+    half_product_kernel(Weights weights, Windows<f16> x, BiasResult<Y> result, int length, float factor, bool aligned) {
   auto& tiles = shared<HalfTiles>();
   auto& table = shared<CodeValues>();
   const int thread = static_cast<int>(threadIdx.x);

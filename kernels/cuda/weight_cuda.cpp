@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "engine/quant/bits.h"
+#include "kernels/cuda/superblock.h"
 
 namespace nibblenet {
 namespace {
@@ -30,6 +32,63 @@ std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& 
     writer.finish();
   }
   return result;
+}
+
+/// How many neighbours in a row of a matrix share a step, from a multiple of it on: all of them where it is as long as
+/// the row, nothing where steps change more freely.
+std::optional<int64_t> run_of_steps(const PackedTensor& packed) {
+  const int64_t columns = packed.shape[1];
+  const Granularity granularity = packed.scheme.granularity;
+  switch (granularity.kind) {
+    case Granularity::Kind::tensor:
+    case Granularity::Kind::channel:
+    case Granularity::Kind::row:
+      return columns;
+    case Granularity::Kind::block:
+      return granularity.rows;
+    case Granularity::Kind::tile:
+      return granularity.columns;
+    case Granularity::Kind::sorted:
+      break;
+  }
+  return std::nullopt;
+}
+
+/// Steps that change along a row do so at the superblocks' borders only.
+bool steps_suit_superblocks(const PackedTensor& packed) {
+  const auto run = run_of_steps(packed);
+  return run && (*run >= packed.shape[1] || *run % Superblocks::size == 0);
+}
+
+/// Whether codes are integers themselves, and no stored codebook says otherwise.
+bool is_linear(const PackedTensor& packed) { return packed.scheme.method == Method::linear && packed.codebook.empty(); }
+
+/// The codes of a matrix as superblocks. The one code that linear schemes do not use stands for 0, as in their
+/// codebook: kernels that take codes for integers must not meet it.
+std::vector<uint8_t> superblocks_of(const PackedTensor& packed) {
+  const int64_t rows = packed.shape[0];
+  const int64_t columns = packed.shape[1];
+  const int bits = packed.scheme.bits;
+  if (!is_linear(packed) || packed.scheme.zero_point) return to_superblocks(packed.codes, rows, columns, bits);
+  const uint32_t unused = (1U << bits) - 1U;  // 0's code with one more bit, the highest
+  std::vector<uint8_t> codes = packed.codes;
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    uint8_t* channel = codes.data() + row * packed.code_stride();
+    for (int64_t column = 0; column < columns; ++column) {
+      if (read_field(channel, column, bits) != unused) continue;
+      const int64_t highest = column * bits + bits - 1;
+      channel[highest / 8] &= static_cast<uint8_t>(~(1U << highest % 8));
+    }
+  }
+  return to_superblocks(codes, rows, columns, bits);
+}
+
+std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
+  if (layout == CodeLayout::channels) return reordered(packed.codes, packed.shape, packed.scheme.bits);
+  if (packed.shape.rank() != 2 || !steps_suit_superblocks(packed))
+    fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
+  return superblocks_of(packed);
 }
 
 template <class T>
@@ -62,6 +121,12 @@ float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
 
 }  // namespace
 
+CodeLayout best_layout(const PackedTensor& packed) {
+  const bool suits = packed.shape.rank() == 2 && steps_suit_superblocks(packed) &&
+                     superblocks_fit(packed.shape[0], packed.shape[1], packed.scheme.bits);
+  return suits ? CodeLayout::superblocks : CodeLayout::channels;
+}
+
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream)
     : shape_(values.shape()), form_(precision == Precision::float32 ? Form::float32 : Form::float16) {
   resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
@@ -84,11 +149,10 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
   halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
 }
 
-WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream)
+WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, CodeLayout layout)
     : shape_(packed.shape),
       form_(Form::packed),
-      codes_(resident_copy(memory, reordered(packed.codes, packed.shape, packed.scheme.bits), MemoryCategory::codes,
-                           stream)),
+      codes_(resident_copy(memory, codes_of(packed, layout), MemoryCategory::codes, stream)),
       scales_(resident_copy(memory, packed.scales, MemoryCategory::scales, stream)),
       zero_points_(resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream)),
       block_ids_(resident_copy(memory, reordered(packed.block_ids, packed.shape, packed.block_id_bits()),
@@ -96,9 +160,13 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       stored_codebook_(resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream)),
       codebook_(codebook_of(packed)),
       view_(view_of(packed, codebook_)),
+      layout_(layout),
+      linear_codes_(is_linear(packed)),
       resident_(resident_size(packed)),
       normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
       value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
+  resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
+  if (layout == CodeLayout::superblocks && *run_of_steps(packed) < shape_[1]) step_run_ = *run_of_steps(packed);
   view_.codes = codes_.data();
   view_.scales = scales_.data();
   view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();

@@ -6,13 +6,22 @@
 
 namespace nibblenet {
 
+/// How packed codes lie in device memory.
+enum class CodeLayout : uint8_t {
+  channels,    ///< as in files: one output channel after the other, in device order
+  superblocks  ///< matrices only: kernels/cuda/superblock.h
+};
+/// Superblocks where the product for small batches can use them, and they take no more bytes than channels.
+CodeLayout best_layout(const PackedTensor& packed);
+
 /// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.
 class WeightCuda : public Weight {
  public:
   /// Float32 in PyTorch's order, or halves in device order.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream);
   /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
-  WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream);
+  WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
+             CodeLayout layout = CodeLayout::channels);
 
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return form_ == Form::packed; }
@@ -25,6 +34,12 @@ class WeightCuda : public Weight {
   TensorView<const float> floats() const { return floats_.view(); }
   const f16* halves() const { return halves_.data(); }
   const PackedView& view() const { return view_; }
+  /// Of packed codes.
+  CodeLayout layout() const { return layout_; }
+  /// How many neighbours in a row share a step, where superblocks are cut along these runs; 0: all.
+  int64_t step_run() const { return step_run_; }
+  /// Whether packed codes stand for integers, but for a common offset and their step.
+  bool linear_codes() const { return linear_codes_; }
   /// Values by code, for schemes whose values do not lie in device memory.
   const Codebook& codebook() const { return codebook_; }
   /// Power of two by which the largest weight is brought into [0.5, 1): the fp16 kernel multiplies by it before it
@@ -49,6 +64,9 @@ class WeightCuda : public Weight {
   Buffer<float> stored_codebook_;
   Codebook codebook_;
   PackedView view_;
+  CodeLayout layout_ = CodeLayout::channels;
+  int64_t step_run_ = 0;
+  bool linear_codes_ = false;
   ResidentSize resident_;
   float normalisation_ = 1.0F;
   float value_normalisation_ = 1.0F;

@@ -3,6 +3,7 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/packed_tensor.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/superblock.h"
 
 // The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight neighbours of it at
 // a time; whether they lie there as floats, halves or packed codes is the business of the three readers below, and a
@@ -34,11 +35,11 @@ struct GroupSteps {
   ScaleType type = ScaleType::f32;
   float scale_to = 1.0F;
 
-  __device__ float operator()(int64_t group) const {
-    const float scale = type == ScaleType::f32 ? static_cast<const float*>(scales)[group]
-                                               : load_element(static_cast<const f16*>(scales), group);
-    return scale / scale_to;
+  __device__ float scale(int64_t group) const {
+    return type == ScaleType::f32 ? static_cast<const float*>(scales)[group]
+                                  : load_element(static_cast<const f16*>(scales), group);
   }
+  __device__ float operator()(int64_t group) const { return scale(group) / scale_to; }
 };
 
 struct Float32Weights {
@@ -80,8 +81,9 @@ struct Float16Weights {
 /// weight is read.
 struct PackedWeights {
   FilterSizes sizes;
-  PackedView packed;  ///< codes and block ids in device order; `values` null unless the tensor brought its own
-  CodeValues fixed;   ///< the method's values, used where packed.values is null
+  PackedView packed;         ///< codes and block ids in device order; `values` null unless the tensor brought its own
+  CodeValues fixed;          ///< the method's values, used where packed.values is null
+  bool superblocks = false;  ///< how the codes lie; block ids lie row by row
   /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value of the code alone.
   bool step_in_result = false;
 
@@ -92,8 +94,38 @@ struct PackedWeights {
       table.values[i] = source[i];
   }
 
-  /// Eight codes are `bits` whole bytes: at most three aligned words hold them.
+  /// Codes [k, k + 8) of a row, the first one lowest. `k` is a multiple of 8.
   __device__ uint64_t load_codes(int row, int k) const {
+    return superblocks ? load_from_superblock(row, k) : load_from_row(row, k);
+  }
+
+  /// Eight neighbours are one lane's: two pairs in each of two chunks.
+  __device__ uint64_t load_from_superblock(int row, int k) const {
+    const int bits = packed.bits;
+    const Superblocks layout(sizes.rows, sizes.length, bits);
+    const uint8_t* block = packed.codes + layout.offset(row, k);
+    const uint32_t mask = in_both_halves((1U << bits) - 1U);
+    uint64_t codes = 0;
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      const Superblocks::Place place = Superblocks::place(row, k + 2 * pair);
+      const FieldPlace field = field_place(place.value, bits);
+      const auto word = [&](int i) {
+        return *reinterpret_cast<const uint32_t*>(block + layout.byte_of_word(place, i));
+      };
+      uint32_t both = word(field.word) >> field.shift & mask;
+      if (field.rest > 0) {
+        const uint32_t lower = in_both_halves((1U << field.rest) - 1U);
+        both = (word(field.word) >> (16 - bits) & (mask ^ lower)) | (word(field.word + 1) & lower);
+      }
+      const uint32_t two = (both & 0xFFFFU) | both >> 16 << bits;
+      codes |= static_cast<uint64_t>(two) << (2 * pair * bits);
+    }
+    return codes;
+  }
+
+  /// Eight codes are `bits` whole bytes: at most three aligned words hold them.
+  __device__ uint64_t load_from_row(int row, int k) const {
     const int byte = k / 8 * packed.bits;
     const int words = static_cast<int>(packed.code_stride / 4);
     const auto* channel = reinterpret_cast<const uint32_t*>(packed.codes + row * packed.code_stride);

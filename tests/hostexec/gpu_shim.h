@@ -173,6 +173,21 @@ T atomicMax(T* target, T value) {
   return old;
 }
 
+inline unsigned atomicAdd(unsigned* target, unsigned value) { return std::atomic_ref(*target).fetch_add(value); }
+/// A barrier or atomicAdd follows wherever it matters; those order the fibers.
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T* source) {
+  return *source;
+}
+
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7U) * 8 & 0xFFU) << 8 * i;
+  return result;
+}
+
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 
@@ -197,6 +212,28 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row,
   hostexec::expect_aligned(row, "ldmatrix_x4 of a row that is not 16-byte aligned", where);
   hostexec::LdmatrixSlot slot{&r, row};
   hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4", where, &slot, hostexec::load_matrices);
+}
+
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
+inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d = 0;
+  for (int half = 0; half < 2; ++half) {
+    const auto value = [half](uint32_t bits) {
+      return static_cast<double>(hostexec::half_values()[bits >> 16 * half & 0xFFFFU]);
+    };
+    // The product is exact in double, and so is every sum that float32 can then round to a half without a second error.
+    const auto sum = static_cast<float>(value(a) * value(b) + value(c));
+    d |= static_cast<uint32_t>(f32_to_f16(sum)) << 16 * half;
+  }
+  return d;
+}
+
+inline uint4 load_once_16(const void* source, std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(source, "load_once_16 from a place that is not 16-byte aligned", where);
+  uint4 value;
+  std::memcpy(&value, source, sizeof(value));
+  return value;
 }
 
 inline void cp_async_16(void* target, const void* source, bool valid,

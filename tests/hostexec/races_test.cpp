@@ -44,6 +44,18 @@ Values product(CudaBackend& backend, Weight& weight, Precision precision) {
   });
 }
 
+/// A linear layer of superblocks: two superblock rows, and several parts of the columns.
+Values skinny_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
+  const auto weight = backend.make_weight(quantized({128, 512}, parse_scheme(scheme), 3));
+  const Tensor<float> x = on(backend, uniform({batch, 512}, 1)), bias = on(backend, uniform({128}, 2));
+  Buffer<f16> halves(backend, static_cast<size_t>(batch * 512), MemoryCategory::data);
+  const TensorView<f16> converted(halves.data(), x.shape());
+  backend.convert(converted, x.view());
+  return output_of(backend, {batch, 128}, [&](TensorView<float> y) {
+    backend.linear_forward(y, converted, *weight, bias.view(), Epilogue::relu);
+  });
+}
+
 /// An operation of one operand and one result.
 template <class Run>
 Operation map(std::string name, const Shape& y, const Shape& x, Run run) {
@@ -66,6 +78,10 @@ std::vector<Operation> operations() {
                       return product(b, *b.make_weight(packed), precision);
                     }});
   }
+  for (const std::string scheme : {"linear:3:channel", "linear:4:block:64:zero-point", "nf4:4:block:64"})
+    for (const int64_t batch : {3, 9})
+      list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
+                      [=](CudaBackend& b) { return skinny_product(b, scheme, batch); }});
   list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
     b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
   }));

@@ -1,0 +1,230 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/schemes.h"
+#include "tests/support/golden.h"
+
+// Linear layers of small batches by superblocks, against the CPU and against the plain kernel.
+
+namespace nibblenet {
+namespace {
+
+using testing::dequantized;
+using testing::halves_on;
+using testing::identifier;
+using testing::integers;
+using testing::linear;
+using testing::on;
+using testing::output_of;
+using testing::quantized;
+using testing::relative_error;
+using testing::same_bits;
+using testing::uniform;
+using testing::Values;
+
+/// Activations and weights rounded to 11 bits.
+constexpr double float16_tolerance = 2e-3;
+
+/// Around a superblock, around the four that a block owns below each other, and enough columns for several parts.
+const std::vector<Shape> shapes = {{64, 64}, {1, 8}, {65, 136}, {257, 56}, {70, 520}};
+
+enum class Kernel : uint8_t { plain, skinny };
+
+class SkinnyProduct : public ::testing::Test {
+ protected:
+  Values product(const Values& x, const WeightCuda& w, const Values& bias, Kernel kernel = Kernel::skinny,
+                 Epilogue epilogue = Epilogue::none) {
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    const TensorView<const f16> halves(input.data(), x.shape);
+    return output_of(cuda_, {x.shape[0], w.shape()[0]}, [&](TensorView<float> y) {
+      if (kernel == Kernel::skinny)
+        cuda::skinny_linear_forward(y, halves, w, offset.view(), epilogue, scratch_, cuda_.stream());
+      else
+        cuda::linear_forward(y, halves, w, offset.view(), epilogue, cuda_.stream());
+    });
+  }
+
+  WeightCuda superblocks(const PackedTensor& packed) {
+    return {cuda_, packed, cuda_.stream(), CodeLayout::superblocks};
+  }
+
+  CpuBackend cpu_{2};
+  CudaBackend cuda_;
+
+ private:
+  class Scratch final : public Workspace {
+   public:
+    explicit Scratch(CudaBackend& backend) : backend_(backend) {}
+    float* floats(size_t size) override {
+      floats_ = Buffer<float>(backend_, size, MemoryCategory::workspace);
+      return floats_.data();
+    }
+    unsigned* counters(size_t size) override {
+      counters_ = Buffer<unsigned>(backend_, size, MemoryCategory::workspace);
+      fill_zero(counters_.data(), counters_.bytes(), backend_.stream());
+      return counters_.data();
+    }
+
+   private:
+    CudaBackend& backend_;
+    Buffer<float> floats_;
+    Buffer<unsigned> counters_;
+  };
+  Scratch scratch_{cuda_};
+};
+
+class SkinnyProductOf : public SkinnyProduct, public ::testing::WithParamInterface<MethodTraits> {};
+
+/// Every scheme of a method whose steps change at the borders of superblocks only.
+std::vector<Scheme> suitable_schemes(const MethodTraits& traits) {
+  std::vector<Scheme> schemes;
+  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
+    for (const std::string granularity :
+         {"tensor", "channel", "row", "block:64", "block:128", "block:500", "tile:3x64", "tile:40x1000"})
+      for (const bool zero_point : {false, true}) {
+        if (zero_point && traits.method != Method::linear) continue;
+        Scheme scheme = default_scheme(traits.method, bits);
+        scheme.granularity = parse_granularity(granularity);
+        scheme.scale = bits % 2 == 0 ? ScaleType::f16 : ScaleType::f32;
+        scheme.zero_point = zero_point;
+        schemes.push_back(scheme);
+      }
+  return schemes;
+}
+
+TEST_P(SkinnyProductOf, EveryScheme) {
+  const Values x = uniform({3, 192}, 1), bias = uniform({128}, 2);
+  for (const Scheme& scheme : suitable_schemes(GetParam())) {
+    const PackedTensor packed = quantized({128, 192}, scheme, 3);
+    EXPECT_EQ(best_layout(packed), CodeLayout::superblocks);
+    const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias, Epilogue::relu);
+    EXPECT_LE(
+        relative_error(product(x, superblocks(packed), bias, Kernel::skinny, Epilogue::relu).view(), expected.view()),
+        float16_tolerance)
+        << to_string(scheme);
+  }
+}
+
+TEST_P(SkinnyProductOf, EveryWidthOfOddShapesAndBatches) {
+  for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
+    for (const Shape& shape : shapes) {
+      const PackedTensor packed =
+          quantized(shape, parse_scheme(fmt::format("{}:{}:channel", GetParam().name, bits)), 3);
+      const WeightCuda weight = superblocks(packed);
+      const Values bias = uniform({shape[0]}, 2);
+      for (const int64_t batch : {1, 8, 9, 16}) {
+        const Values x = uniform({batch, shape[1]}, 1);
+        const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias);
+        EXPECT_LE(relative_error(product(x, weight, bias).view(), expected.view()), float16_tolerance)
+            << bits << " bits, " << to_string(shape) << ", batch " << batch;
+      }
+    }
+}
+
+TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
+  for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
+    for (const Shape& shape : {Shape{65, 131}, Shape{64, 64}}) {
+      const PackedTensor packed =
+          quantized(shape, parse_scheme(fmt::format("{}:{}:channel", GetParam().name, bits)), 3);
+      const Values x = uniform({5, shape[1]}, 1), bias = uniform({shape[0]}, 2);
+      WeightCuda blocks = superblocks(packed);
+      WeightCuda channels(cuda_, packed, cuda_.stream(), CodeLayout::channels);
+      EXPECT_TRUE(same_bits(product(x, blocks, bias, Kernel::plain), product(x, channels, bias, Kernel::plain)));
+      const auto floats = [&](WeightCuda& w) {
+        const Tensor<float> input = on(cuda_, x), offset = on(cuda_, bias);
+        return output_of(cuda_, {5, shape[0]}, [&](TensorView<float> y) {
+          cuda::linear_forward(y, input.view(), w, offset.view(), Epilogue::none, cuda_.stream());
+        });
+      };
+      EXPECT_TRUE(same_bits(floats(blocks), floats(channels))) << bits << " bits, " << to_string(shape);
+    }
+}
+
+/// Magnitude-sorted schemes have a step for each weight.
+std::vector<MethodTraits> unsorted_methods() {
+  std::vector<MethodTraits> methods;
+  std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });
+  return methods;
+}
+INSTANTIATE_TEST_SUITE_P(Methods, SkinnyProductOf, ::testing::ValuesIn(unsorted_methods()),
+                         [](const auto& instance) { return identifier(instance.param.name); });
+
+TEST_F(SkinnyProduct, IsExactForIntegers) {
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
+  for (int bits = 2; bits <= 8; ++bits) {
+    const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
+    for (const Shape& shape : shapes) {
+      Values weights = integers(shape, 3, largest);
+      weights.data[0] = static_cast<float>(largest);
+      const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:{}:tensor", bits)), "w");
+      const Values x = integers({11, shape[1]}, 5), bias = integers({shape[0]}, 4);
+      EXPECT_EQ(product(x, superblocks(packed), bias), linear(cpu_, x, *cpu_.make_weight(packed), bias))
+          << bits << " bits, " << to_string(shape);
+    }
+  }
+}
+
+TEST_F(SkinnyProduct, TheUnusedCodeOfLinearSchemesStandsForZero) {
+  // Only a file can hold it: nearest rounding never chooses it.
+  for (int bits = 2; bits <= 8; ++bits) {
+    PackedTensor packed = quantized({64, 64}, default_scheme(Method::linear, bits), 3);
+    std::ranges::fill(packed.codes, uint8_t{0xFF});
+    const Values x = uniform({2, 64}, 1), bias = uniform({64}, 2);
+    const Values result = product(x, superblocks(packed), bias);
+    for (int64_t i = 0; i < 128; ++i)
+      EXPECT_EQ(result.data[static_cast<size_t>(i)], bias.data[static_cast<size_t>(i % 64)]);
+  }
+}
+
+TEST_F(SkinnyProduct, AStoredCodebookIsDataOfItsTensor) {
+  for (int bits = 2; bits <= 8; ++bits) {
+    PackedTensor packed = quantized({64, 128}, default_scheme(Method::linear, bits), 3);
+    packed.codebook.resize(size_t{1} << bits);
+    for (size_t i = 0; i < packed.codebook.size(); ++i)
+      packed.codebook[i] = static_cast<float>(i * i) / static_cast<float>(packed.codebook.size()) - 1.5F;
+    const Values x = uniform({3, 128}, 1), bias = uniform({64}, 2);
+    EXPECT_LE(relative_error(product(x, superblocks(packed), bias).view(),
+                             linear(cpu_, x, *cpu_.make_weight(packed), bias).view()),
+              float16_tolerance)
+        << bits;
+  }
+}
+
+TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
+  const PackedTensor packed = quantized({128, 512}, parse_scheme("linear:4:channel"), 3);
+  const auto weight = cuda_.make_weight(packed);
+  EXPECT_EQ(weight->resident().total(), resident_size(packed).total());
+  const Values bias = uniform({128}, 2);
+  const Tensor<float> offset = on(cuda_, bias);
+  for (const int64_t batch : {1, 16, 17}) {
+    const Values x = uniform({batch, 512}, 1);
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const auto& resident = static_cast<const WeightCuda&>(*weight);
+    const ConstActivations halves = TensorView<const f16>(input.data(), x.shape);
+    EXPECT_EQ(cuda::is_skinny(halves, resident), batch <= 16);
+    const Values result = output_of(cuda_, {batch, 128}, [&](TensorView<float> y) {
+      cuda_.linear_forward(y, halves, *weight, offset.view(), Epilogue::none);
+    });
+    EXPECT_TRUE(same_bits(result, product(x, resident, bias, batch <= 16 ? Kernel::skinny : Kernel::plain))) << batch;
+  }
+}
+
+TEST_F(SkinnyProduct, OnlyMatricesThatDoNotGrowBecomeSuperblocks) {
+  const auto layout = [](const Shape& shape, const char* scheme) {
+    return best_layout(quantized(shape, parse_scheme(scheme), 3));
+  };
+  EXPECT_EQ(layout({64, 128}, "linear:4:channel"), CodeLayout::superblocks);
+  EXPECT_EQ(layout({64, 128}, "nf4:4:block:64"), CodeLayout::superblocks);
+  EXPECT_EQ(layout({64, 128}, "linear:4:block:32"), CodeLayout::channels);
+  EXPECT_EQ(layout({64, 128}, "stable-embedding:4"), CodeLayout::channels);
+  EXPECT_EQ(layout({10, 128}, "linear:4:channel"), CodeLayout::channels);
+  EXPECT_EQ(layout({64, 64, 1, 1}, "linear:4:channel"), CodeLayout::channels);
+}
+
+}  // namespace
+}  // namespace nibblenet
