@@ -99,8 +99,9 @@ struct PackedWeights {
     return superblocks ? load_from_superblock(row, k) : load_from_row(row, k);
   }
 
-  /// Eight neighbours are one lane's: two pairs in each of two chunks.
-  __device__ uint64_t load_from_superblock(int row, int k) const {
+  /// Eight neighbours are one lane's: two pairs in each of two chunks. A call of its own: inlined, it would take
+  /// registers that the float32 kernel does not have.
+  __device__ __noinline__ uint64_t load_from_superblock(int row, int k) const {
     const int bits = packed.bits;
     const Superblocks layout(sizes.rows, sizes.length, bits);
     const uint8_t* block = packed.codes + layout.offset(row, k);
