@@ -72,7 +72,7 @@ TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
     biases += parameter.packed() ? 0 : 4 * parameter.shape().elements();
   double chosen = 0;
   for (auto& layer : layers) {
-    EXPECT_EQ(to_string(packed.at(layer.at("name")).packed_values().scheme), layer.at("scheme"));
+    EXPECT_EQ(to_string(packed.at(layer.at("name").get<std::string>()).packed_values().scheme), layer.at("scheme"));
     for (const auto& choice : layer.at("weighed"))
       if (choice.at("step") == layer.at("step")) chosen += choice.at("divergence").get<double>();
     EXPECT_EQ(layer.at("weighed").size(), 8U);
