@@ -32,7 +32,7 @@ struct SuperblockSteps {
 struct SkinnyProduct {
   Superblocks layout;
   const uint8_t* codes;
-  CodeValues fixed;  ///< values by code, used where `stored` is null
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
   const float* stored;
   float value_factor;  ///< power of two, for values in halves
   const f16* x;
@@ -40,9 +40,9 @@ struct SkinnyProduct {
   int columns;  ///< a multiple of 8
   SuperblockSteps steps;
   BiasResult<AnyElements> result;
-  int parts;           ///< of the columns, each a block's
-  float* partial;      ///< [parts, batch, rows]
-  unsigned* arrivals;  ///< by block row: how many parts are done
+  int parts = 0;                 ///< of the columns, each a block's
+  float* partial = nullptr;      ///< [parts, batch, rows]
+  unsigned* arrivals = nullptr;  ///< by block row: how many parts are done
 };
 
 /// Superblocks that a warp has in registers: while one is multiplied, the others are on their way. 2 KB and more of
