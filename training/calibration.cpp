@@ -15,6 +15,13 @@ namespace {
 
 constexpr uint64_t position_stream = 0x706F7369'00000000ULL;  // "posi"
 
+/// Neighbouring windows say much the same: beyond some 40 rows for each input of the widest convolution, further images
+/// are worth more than further positions in them.
+int64_t positions_for(int64_t images) {
+  constexpr int64_t most = 64, rows = int64_t{1} << 17;
+  return std::clamp<int64_t>(rows / images, 1, most);
+}
+
 /// The inputs of one layer with parameters, batch by batch.
 class LayerInputs {
  public:
@@ -133,8 +140,9 @@ constexpr const char* calibration_format = "nibblenet-calibration";
 }  // namespace
 
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                      const CalibrationOptions& options, const OnProgress& on_progress) {
+                      CalibrationOptions options, const OnProgress& on_progress) {
   if (dataset.size() == 0) throw UsageError("calibration needs at least one image");
+  if (options.positions == 0) options.positions = positions_for(dataset.size());
   Backend& backend = network.backend();
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);

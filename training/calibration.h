@@ -23,7 +23,7 @@ struct Calibration {
 
 struct CalibrationOptions {
   int64_t batch_size = 32;
-  int64_t positions = 64;
+  int64_t positions = 0;  ///< of a convolution, an image; 0: 64, or fewer where 2^17 rows of all images are enough
   uint64_t seed = 1;
 };
 
@@ -33,7 +33,7 @@ struct CalibrationOptions {
 /// number of images. `data` and the fingerprints are left empty. Throws UsageError without images, Interrupted when
 /// `on_progress` asks to stop.
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                      const CalibrationOptions& options, const OnProgress& on_progress = {});
+                      CalibrationOptions options, const OnProgress& on_progress = {});
 
 /// Checksums that tell one data set, one float model from another.
 std::string fingerprint_of(const Dataset& dataset);

@@ -9,6 +9,7 @@ namespace nibblenet {
 namespace {
 
 constexpr int64_t most_inputs = int64_t{1} << 15;
+constexpr int64_t rows_at_once = 512;
 
 int64_t checked(int64_t inputs) {
   if (inputs < 1 || inputs > most_inputs)
@@ -53,12 +54,22 @@ MomentAccumulator::MomentAccumulator(int64_t inputs) : sum_(zeros(checked(inputs
 
 void MomentAccumulator::add(TensorView<const float> rows) {
   expect_shape(rows.shape(), {rows.size(0), sum_.inputs}, "rows of a layer's inputs");
-  blas::add_gram_matrix(sum_.values.data(), rows.data(), rows.size(0), sum_.inputs);
   rows_ += rows.size(0);
+  if (waiting_.empty() && rows.size(0) >= rows_at_once) return add_product(rows);
+  waiting_.insert(waiting_.end(), rows.span().begin(), rows.span().end());
+  const int64_t count = static_cast<int64_t>(waiting_.size()) / sum_.inputs;
+  if (count < rows_at_once) return;
+  add_product({waiting_.data(), {count, sum_.inputs}});
+  waiting_.clear();
+}
+
+void MomentAccumulator::add_product(TensorView<const float> rows) {
+  blas::add_gram_matrix(sum_.values.data(), rows.data(), rows.size(0), sum_.inputs);
 }
 
 SecondMoments MomentAccumulator::finish() && {
   if (rows_ == 0) throw Error("second moments of no rows at all");
+  add_product({waiting_.data(), {static_cast<int64_t>(waiting_.size()) / sum_.inputs, sum_.inputs}});
   const auto count = static_cast<float>(rows_);
 #pragma omp parallel for
   for (int64_t i = 0; i < sum_.inputs; ++i)

@@ -18,7 +18,7 @@ struct SecondMoments {
   std::vector<float> diagonal() const;
 };
 
-/// Sums x^T x over batches of rows; D^2 floats, whatever the number of rows.
+/// Sums x^T x over batches of rows; D^2 floats and a few hundred rows, whatever their number.
 class MomentAccumulator {
  public:
   /// Throws ShapeError for less than one input or more than 2^15, beyond which H alone takes 4 GiB.
@@ -31,7 +31,10 @@ class MomentAccumulator {
   SecondMoments finish() &&;
 
  private:
-  SecondMoments sum_;  ///< the upper triangle
+  void add_product(TensorView<const float> rows);
+
+  SecondMoments sum_;           ///< the upper triangle
+  std::vector<float> waiting_;  ///< rows that are too few to be worth a pass over D^2 sums
   int64_t rows_ = 0;
 };
 

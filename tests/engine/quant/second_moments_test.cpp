@@ -19,10 +19,11 @@ std::vector<float> random_rows(int64_t count, uint64_t seed) {
 
 TEST(SecondMoments, AreTheMeanProductsWhateverTheBatches) {
   for (const int64_t inputs : {1, 3, 64, 129}) {
-    const int64_t rows = 50;
+    const int64_t rows = 1950;
     const std::vector<float> x = random_rows(rows * inputs, 1);
     MomentAccumulator accumulator(inputs);
-    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 7}, {7, 0}, {7, 1}, {8, 42}})
+    for (const auto& [first, count] :
+         {std::pair<int64_t, int64_t>{0, 7}, {7, 0}, {7, 1}, {8, 42}, {50, 700}, {750, 600}, {1350, 550}, {1900, 50}})
       accumulator.add({x.data() + first * inputs, {count, inputs}});
     EXPECT_EQ(accumulator.rows(), rows);
     const SecondMoments moments = std::move(accumulator).finish();
@@ -32,7 +33,7 @@ TEST(SecondMoments, AreTheMeanProductsWhateverTheBatches) {
         for (int64_t row = 0; row < rows; ++row)
           expected += static_cast<double>(x[static_cast<size_t>(row * inputs + i)]) *
                       static_cast<double>(x[static_cast<size_t>(row * inputs + j)]) / static_cast<double>(rows);
-        // 50 products of less than 1, summed in float32.
+        // Products of less than 1, summed in float32 and divided by their number.
         ASSERT_NEAR(moments.at(i, j), expected, 50 * 0x1p-24) << i << ", " << j;
         ASSERT_EQ(moments.at(i, j), moments.at(j, i));
       }
