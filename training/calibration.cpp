@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -9,18 +10,12 @@
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
 #include "training/image_feed.h"
+#include "training/output_importance.h"
 
 namespace nibblenet {
 namespace {
 
 constexpr uint64_t position_stream = 0x706F7369'00000000ULL;  // "posi"
-
-/// Neighbouring windows say much the same: beyond some 40 rows for each input of the widest convolution, further images
-/// are worth more than further positions in them.
-int64_t positions_for(int64_t images) {
-  constexpr int64_t most = 64, rows = int64_t{1} << 17;
-  return std::clamp<int64_t>(rows / images, 1, most);
-}
 
 /// The inputs of one layer with parameters, batch by batch.
 class LayerInputs {
@@ -87,6 +82,7 @@ class LayerInputs {
 /// The stretch of the network from one layer with parameters up to the next, and what the first of them is given.
 struct Stage {
   std::string weight;
+  size_t begin;
   LayerInputs inputs;
   std::optional<Pass> pass;  ///< none behind the last layer whose inputs are wanted
 };
@@ -104,7 +100,7 @@ std::vector<Stage> make_stages(Network& network, Shape input, const CalibrationO
   for (size_t number = 0; number < with_parameters.size(); ++number) {
     const size_t begin = with_parameters[number];
     const LayerSpec& spec = network.layers()[begin].spec;
-    Stage stage{.weight = spec.name + ".weight", .inputs = LayerInputs(spec, number, options)};
+    Stage stage{.weight = spec.name + ".weight", .begin = begin, .inputs = LayerInputs(spec, number, options)};
     if (number + 1 < with_parameters.size()) {
       const size_t end = with_parameters[number + 1];
       stage.pass.emplace(network, begin, end, input, Pass::Mode::inference);
@@ -136,8 +132,30 @@ std::string text_of(const std::map<std::string, std::string>& metadata, const ch
 }
 
 constexpr const char* calibration_format = "nibblenet-calibration";
+constexpr const char* format_version = "2";
+constexpr const char* outputs_suffix = ".outputs";  // of the tensor with the importance of a weight's outputs
+
+/// Throws FormatError for what cannot be mean squares of `outputs` gradients.
+std::vector<float> read_importance(const SafetensorsFile& file, const std::string& name, const std::string& weight,
+                                   int64_t outputs) {
+  const TensorEntry& entry = file.at(weight + outputs_suffix);
+  std::vector<float> values;
+  if (entry.dtype == DType::f32 && entry.bytes.size() / sizeof(float) == static_cast<size_t>(outputs)) {
+    const Tensor<float> read = read_float(file, entry, host_memory(), MemoryCategory::data);
+    values.assign(read.view().begin(), read.view().end());
+  }
+  if (values.empty() || !std::ranges::all_of(values, [](float value) { return value >= 0 && std::isfinite(value); }))
+    fail<FormatError>("{}: the importance of {}'s outputs is not {} numbers of at least 0 in F32", name, weight,
+                      outputs);
+  return values;
+}
 
 }  // namespace
+
+int64_t positions_for(int64_t images) {
+  constexpr int64_t most = 64, rows = int64_t{1} << 17;
+  return std::clamp<int64_t>(rows / images, 1, most);
+}
 
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
                       CalibrationOptions options, const OnProgress& on_progress) {
@@ -146,6 +164,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   Backend& backend = network.backend();
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);
+  OutputImportance importance(network, batch_size, options.seed);
   ImageFeed feed(backend, dataset, preprocess, {.batch_size = batch_size}, network.precision());
 
   int64_t done = 0;
@@ -158,13 +177,22 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
       copy.resize(x.span().size());
       backend.copy_to_host(copy.data(), x.data(), x.span().size_bytes());
       stage.inputs.add({copy.data(), x.shape()}, done);
+      if (stage.begin == importance.begin()) importance.add(x, done);
       if (stage.pass) x = stage.pass->forward(x);
     }
   }
-  Calibration result{
-      .images = dataset.size(), .positions = options.positions, .seed = options.seed, .image_size = preprocess.crop};
+  Calibration result{.importance = importance.finish(),
+                     .images = dataset.size(),
+                     .positions = options.positions,
+                     .seed = options.seed,
+                     .image_size = preprocess.crop};
   for (Stage& stage : stages) result.moments.emplace(stage.weight, stage.inputs.finish());
   return result;
+}
+
+std::span<const float> importance_of(const Calibration& calibration, const std::string& weight) {
+  const auto found = calibration.importance.find(weight);
+  return found == calibration.importance.end() ? std::span<const float>() : found->second;
 }
 
 std::string fingerprint_of(const Dataset& dataset) {
@@ -187,9 +215,14 @@ void save_calibration(const std::filesystem::path& path, const Calibration& cali
     const std::span<const float> values = triangles.back();
     tensors.push_back({weight, DType::f32, {static_cast<int64_t>(values.size())}, bytes_of(values)});
   }
+  for (const auto& [weight, importance] : calibration.importance)
+    tensors.push_back({weight + outputs_suffix,
+                       DType::f32,
+                       {static_cast<int64_t>(importance.size())},
+                       bytes_of(std::span<const float>(importance))});
   write_safetensors(path, tensors,
                     {{"format", calibration_format},
-                     {"format_version", "1"},
+                     {"format_version", format_version},
                      {"images", std::to_string(calibration.images)},
                      {"positions", std::to_string(calibration.positions)},
                      {"seed", std::to_string(calibration.seed)},
@@ -205,7 +238,7 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
   const auto& metadata = file.metadata();
   const auto format = metadata.find("format");
   if (format == metadata.end() || format->second != calibration_format ||
-      text_of(metadata, "format_version", name) != "1")
+      text_of(metadata, "format_version", name) != format_version)
     fail<FormatError>(
         "{} is no calibration that this program reads; pack --calibrate DATA --save-calibration makes one", name);
   Calibration result{.images = number_of<int64_t>(metadata, "images", name),
@@ -233,6 +266,8 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
     } catch (const FormatError& error) {
       fail<FormatError>("{}: {}: {}", name, parameter.name, error.what());
     }
+    if (parameter.shape().rank() == 2)
+      result.importance.emplace(parameter.name, read_importance(file, name, parameter.name, parameter.shape()[0]));
   }
   return result;
 }

@@ -28,7 +28,7 @@ constexpr double work_rounding = 0x1p-20;
 /// The codes of a tensor on their way from nearest to compensated. Columns are those of live inputs, in rounding order.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor, double rate_weight)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor, const RateCost& rate)
       : packed_(packed),
         weights_(weights),
         columns_(factor.columns),
@@ -38,14 +38,14 @@ class Rounder {
         codebook_(codebook_of(packed)),
         view_(view_of(packed, codebook_)),
         count_(factor.count()) {
-    if (rate_weight > 0) bit_cost_ = static_cast<float>(rate_weight * expected_error());
+    if (rate.weight > 0) make_bit_costs(rate);
     for (int i = 0; i < codebook_.count; ++i) rank_[codebook_.ordered_codes[i]] = i;
   }
 
   Compensation run(const OnColumns& on_columns) {
-    const int passes = bit_cost_ > 0 ? rate_passes : 1;
+    const int passes = bit_costs_.empty() ? 1 : rate_passes;
     for (int pass = 0; pass < passes; ++pass) {
-      if (bit_cost_ > 0) rates_ = code_rates(pass == 0 ? packed_.codes : with_all_stored().codes, code_layout(packed_));
+      if (passes > 1) rates_ = code_rates(pass == 0 ? packed_.codes : with_all_stored().codes, code_layout(packed_));
       round_all([&](int64_t done, int64_t total) {
         if (on_columns) on_columns(pass * total + done, passes * total);
       });
@@ -91,7 +91,7 @@ class Rounder {
 
   /// The cost of the bits by which a row's compensated codes take more than the nearest ones; below 0: fewer.
   double saved_by_nearest(int64_t row) const {
-    if (!(bit_cost_ > 0)) return 0;
+    if (bit_costs_.empty()) return 0;
     const uint8_t* nearest = view_.codes + row * view_.code_stride;
     double more = 0;
     for (int64_t j = 0; j < count_; ++j) {
@@ -100,27 +100,41 @@ class Rounder {
       more += static_cast<double>(bits[codes_[static_cast<size_t>(row * count_ + j)]]) -
               static_cast<double>(bits[read_field(nearest, k, view_.bits)]);
     }
-    return static_cast<double>(bit_cost_) * more;
+    return static_cast<double>(bit_costs_[static_cast<size_t>(row)]) * more;
   }
 
-  /// What compensation divides errors by spreads them: mean of 1 / U_jj^2, times the mean square of what rounding to
-  /// nearest does to a weight.
-  double expected_error() const {
-    double factors = 0;
-    for (int64_t j = 0; j < count_; ++j) factors += std::pow(static_cast<double>(factor_.diagonal(j)), -2);
+  /// Of a bit, in units of a row's e^2: L unit / g.
+  void make_bit_costs(const RateCost& rate) {
+    const auto g = [&](size_t row) {
+      return rate.importance.empty() ? 1.0 : static_cast<double>(rate.importance[row]);
+    };
+    const std::vector<double> squares = squared_errors();
+    double unit = 0;
+    for (size_t row = 0; row < squares.size(); ++row) unit += g(row) * squares[row];
+    unit *= factor_.spread() / static_cast<double>(view_.channels * count_);
+    for (size_t row = 0; row < squares.size(); ++row)
+      bit_costs_.push_back(static_cast<float>(rate.weight * unit / g(row)));
+  }
+
+  /// What rounding to nearest does to the weights of each row, column by column.
+  void rounding_errors(int64_t row, float* errors) const {
+    std::vector<float> values(static_cast<size_t>(view_.channel_elements));
+    decode_reference(view_, row, 0, view_.channel_elements, values.data());
+    for (int64_t j = 0; j < count_; ++j)
+      errors[j] = weight(row, j) - values[static_cast<size_t>(columns_[static_cast<size_t>(j)])];
+  }
+
+  /// The sum of their squares, of each row.
+  std::vector<double> squared_errors() const {
     std::vector<double> squares(static_cast<size_t>(view_.channels));
 #pragma omp parallel for
     for (int64_t row = 0; row < view_.channels; ++row) {
-      std::vector<float> values(static_cast<size_t>(view_.channel_elements));
-      decode_reference(view_, row, 0, view_.channel_elements, values.data());
-      for (int64_t j = 0; j < count_; ++j) {
-        const double difference = static_cast<double>(weight(row, j)) -
-                                  static_cast<double>(values[static_cast<size_t>(columns_[static_cast<size_t>(j)])]);
-        squares[static_cast<size_t>(row)] += difference * difference;
-      }
+      std::vector<float> errors(static_cast<size_t>(count_));
+      rounding_errors(row, errors.data());
+      for (const float error : errors)
+        squares[static_cast<size_t>(row)] += static_cast<double>(error) * static_cast<double>(error);
     }
-    const double sum = std::accumulate(squares.begin(), squares.end(), 0.0);
-    return factors / static_cast<double>(count_) * sum / static_cast<double>(view_.channels * count_);
+    return squares;
   }
 
   Step step_of(int64_t row, int64_t k) const {
@@ -160,7 +174,7 @@ class Rounder {
 
   /// The nearest code or, where bits cost something, the one with the least sum of costs: looked for from the nearest
   /// one on in both directions, as far as the error alone leaves room.
-  uint32_t best_code(float weight, float u, const Step& step, const float* bits) const {
+  uint32_t best_code(float weight, float u, const Step& step, const float* bits, float bit_cost) const {
     const uint32_t nearest = code_of(weight, step, codebook_, packed_.scheme.zero_point);
     if (bits == nullptr || step.step == 0) return nearest;
     const auto squared_error = [&](uint32_t code) {
@@ -168,13 +182,13 @@ class Rounder {
       return error * error;
     };
     uint32_t best = nearest;
-    float least = squared_error(nearest) + bit_cost_ * bits[nearest];
+    float least = squared_error(nearest) + bit_cost * bits[nearest];
     for (const int direction : {-1, 1})
       for (int rank = rank_[nearest] + direction; 0 <= rank && rank < codebook_.count; rank += direction) {
         const uint32_t code = codebook_.ordered_codes[rank];
         const float square = squared_error(code);
         if (square >= least) break;
-        if (const float cost = square + bit_cost_ * bits[code]; cost < least) {
+        if (const float cost = square + bit_cost * bits[code]; cost < least) {
           least = cost;
           best = code;
         }
@@ -186,12 +200,13 @@ class Rounder {
   /// the product behind.
   void round_block(int64_t row, int64_t begin, int64_t end, float* work, float* errors) {
     RowError& total = compensated_[static_cast<size_t>(row)];
+    const float bit_cost = bit_costs_.empty() ? 0.0F : bit_costs_[static_cast<size_t>(row)];
     for (int64_t j = begin; j < end; ++j) {
       const float* u = factor_.upper.data() + j * count_;
       const int64_t k = columns_[static_cast<size_t>(j)];
       const Step step = step_of(row, k);
-      const float* rates = bit_cost_ > 0 ? rates_.of(row, k) : nullptr;
-      const uint32_t code = best_code(work[j], u[j], step, rates);
+      const float* rates = bit_costs_.empty() ? nullptr : rates_.of(row, k);
+      const uint32_t code = best_code(work[j], u[j], step, rates, bit_cost);
       codes_[static_cast<size_t>(row * count_ + j)] = static_cast<uint8_t>(code);
       const float value = reconstruct(codebook_.values[code], step.zero_point, step.step);
       const float error = (work[j] - value) / u[j];
@@ -214,13 +229,10 @@ class Rounder {
 #pragma omp parallel for
       for (int64_t row = first; row < first + chunk; ++row) {
         float* difference = differences.data() + (row - first) * count_;
-        std::vector<float> values(static_cast<size_t>(view_.channel_elements));
-        decode_reference(view_, row, 0, view_.channel_elements, values.data());
-        for (int64_t j = 0; j < count_; ++j) {
-          difference[j] = weight(row, j) - values[static_cast<size_t>(columns_[static_cast<size_t>(j)])];
+        rounding_errors(row, difference);
+        for (int64_t j = 0; j < count_; ++j)
           result[static_cast<size_t>(row)].plain -=
               added_ * static_cast<double>(difference[j]) * static_cast<double>(difference[j]);
-        }
       }
       blas::divide_by_upper(differences.data(), factor_.upper.data(), chunk, count_);
 #pragma omp parallel for
@@ -265,8 +277,8 @@ class Rounder {
   Codebook codebook_;
   PackedView view_;
   int64_t count_;
-  float bit_cost_ = 0;                 ///< in units of e^2; 0: bits cost nothing
-  CodeRates rates_;                    ///< what bit_cost_ is times of
+  std::vector<float> bit_costs_;       ///< of each row, in units of e^2; empty: bits cost nothing
+  CodeRates rates_;                    ///< the bits
   std::array<int, 256> rank_{};        ///< of a code among the codebook's ascending values
   std::vector<uint8_t> codes_;         ///< [K, count], by column
   std::vector<RowError> compensated_;  ///< of each row
@@ -275,15 +287,17 @@ class Rounder {
 }  // namespace
 
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
-                        double rate_weight, const OnColumns& on_columns) {
+                        const RateCost& rate, const OnColumns& on_columns) {
   expect_shape(weights.shape(), packed.shape, "weights to compensate");
   if (factor.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), factor.inputs);
   const int64_t dead = factor.inputs - factor.count();
+  if (!rate.importance.empty() && static_cast<int64_t>(rate.importance.size()) != packed.shape[0])
+    fail<ShapeError>("{} numbers of importance for {} outputs", rate.importance.size(), packed.shape[0]);
   if (factor.columns.empty())
     return {
         .bits = code_rates(packed.codes, code_layout(packed)).mean, .rows_kept = packed.shape[0], .dead_inputs = dead};
-  Compensation result = Rounder(packed, weights, factor, rate_weight).run(on_columns);
+  Compensation result = Rounder(packed, weights, factor, rate).run(on_columns);
   result.dead_inputs = dead;
   return result;
 }
@@ -292,7 +306,7 @@ Compensation compensate(PackedTensor& packed, TensorView<const float> weights, c
                         ColumnOrder order, const OnColumns& on_columns) {
   if (moments.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  return compensate(packed, weights, invert(moments, order), 0, on_columns);
+  return compensate(packed, weights, invert(moments, order), {}, on_columns);
 }
 
 }  // namespace nibblenet

@@ -5,6 +5,7 @@
 
 #include "engine/quant/inverse_factor.h"
 #include "engine/quant/packed_tensor.h"
+#include "engine/quant/rate_cost.h"
 
 namespace nibblenet {
 
@@ -26,16 +27,17 @@ struct Compensation {
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
 /// whose error on these moments would not fall keeps its codes.
 ///
-/// With a `rate_weight` L the error is weighed against the file: a weight's code is the one with the least e^2 + L unit
-/// bits(code). e^2 is what the code adds to the output error; bits are those of the code's frequency in its class of
-/// channels or inputs, counted on the codes of a first pass; unit is the mean e^2 that rounding to nearest can be
-/// expected to leave a weight, so that L means the same for every layer and step: on a fine grid, where a bit more a
-/// weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by the same sum.
+/// With a rate weight L the error is weighed against the file: a weight's code is the one with the least g e^2 + L unit
+/// bits(code). e^2 is what the code adds to the output error, g the output's importance; bits are those of the code's
+/// frequency in its class of channels or inputs, counted on the codes of a first pass; unit is the mean g e^2 that
+/// rounding to nearest can be expected to leave a weight, so that L means the same for every layer and step: on a fine
+/// grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by
+/// the same sum.
 ///
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
 /// disagree.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
-                        double rate_weight = 0, const OnColumns& on_columns = {});
+                        const RateCost& rate = {}, const OnColumns& on_columns = {});
 
 /// The same from the moments themselves. Throws Error when no damping makes them positive definite.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,

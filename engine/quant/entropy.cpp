@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "engine/quant/bit_stream.h"
 #include "engine/quant/bits.h"
 #include "engine/quant/entropy_model.h"
 #include "engine/quant/rans.h"
@@ -46,64 +46,6 @@ int64_t max_runs_per_chunk(const SymbolLayout& layout) {
 int64_t chunks_of(const SymbolLayout& layout, int64_t runs_per_chunk) {
   return (layout.all_runs() + runs_per_chunk - 1) / runs_per_chunk;
 }
-
-class BitWriter {
- public:
-  explicit BitWriter(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
-  void put(uint32_t value, int bits) {
-    for (int i = 0; i < bits; ++i, ++used_) {
-      if (used_ % 8 == 0) bytes_.push_back(0);
-      bytes_.back() |= static_cast<uint8_t>((value >> i & 1) << used_ % 8);
-    }
-  }
-  /// Elias gamma of value + 1: as many zeros as bits follow the leading 1, the 1, the bits.
-  void put_gamma(uint32_t value) {
-    const int more = std::bit_width(value + 1) - 1;
-    put(0, more);
-    put(1, 1);
-    put(value + 1, more);
-  }
-
- private:
-  std::vector<uint8_t>& bytes_;
-  int64_t used_ = 0;
-};
-
-class BitReader {
- public:
-  explicit BitReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-  bool ended() const { return ended_; }  ///< something was read beyond the end, as zeros
-  uint32_t take(int bits) {
-    uint32_t value = 0;
-    for (int i = 0; i < bits; ++i, ++used_) {
-      const size_t at = used_ / 8;
-      if (at >= bytes_.size()) {
-        ended_ = true;
-        return 0;
-      }
-      value |= static_cast<uint32_t>(bytes_[at] >> used_ % 8 & 1) << i;
-    }
-    return value;
-  }
-  uint32_t take_gamma() {
-    int more = 0;
-    while (take(1) == 0) {
-      if (ended_ || ++more > max_rans_precision) return UINT32_MAX;
-    }
-    return ((uint32_t{1} << more) | take(more)) - 1;
-  }
-  /// Bytes touched; false when the unused bits of the last one are not zero.
-  bool finish(int64_t& bytes) {
-    const bool clean = used_ % 8 == 0 || take(static_cast<int>(8 - used_ % 8)) == 0;
-    bytes = static_cast<int64_t>(used_ / 8);
-    return clean;
-  }
-
- private:
-  std::span<const uint8_t> bytes_;
-  size_t used_ = 0;
-  bool ended_ = false;
-};
 
 void append_u32(std::vector<uint8_t>& bytes, int64_t value) {
   for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<uint8_t>(value >> shift));
@@ -181,7 +123,7 @@ std::vector<uint32_t> read_frequencies(BitReader& bits, const SymbolLayout& layo
                                        std::string_view name) {
   std::vector<uint32_t> frequencies(size_t{1} << layout.width);
   uint64_t sum = 0;
-  for (uint32_t& frequency : frequencies) sum += frequency = bits.take_gamma();
+  for (uint32_t& frequency : frequencies) sum += frequency = bits.take_gamma(max_rans_precision);
   if (bits.ended()) fail<FormatError>("{}: the frequencies are cut off", name);
   if (sum != uint64_t{1} << precision)
     fail<FormatError>("{}: frequencies sum to {}, expected {}", name, sum, uint64_t{1} << precision);

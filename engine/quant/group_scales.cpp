@@ -136,10 +136,11 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
 }
 
 std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
-                                  float deviations) {
+                                  float deviations, std::span<const float> importance) {
   std::vector<Extremes> result = nibblenet::deviations(weights);
   for (size_t group = 0; group < result.size(); ++group) {
-    const float reach = deviations * result[group].largest;
+    const float finer = importance.empty() ? 1.0F : std::sqrt(importance[group]);
+    const float reach = deviations * result[group].largest / finer;
     result[group] = extremes[group];
     if (std::fabs(reach) > std::fabs(extremes[group].largest)) result[group].largest = reach;
   }

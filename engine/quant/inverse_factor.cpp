@@ -1,6 +1,7 @@
 #include "engine/quant/inverse_factor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 
 #include "engine/quant/blas.h"
@@ -23,6 +24,12 @@ void find_live_columns(InverseFactor& factor, const SecondMoments& moments, Colu
 }
 
 }  // namespace
+
+double InverseFactor::spread() const {
+  double sum = 0;
+  for (int64_t j = 0; j < count(); ++j) sum += std::pow(static_cast<double>(diagonal(j)), -2);
+  return sum / static_cast<double>(count());
+}
 
 /// H reversed in both directions is l l^T; l^-1 reversed is U.
 InverseFactor invert(const SecondMoments& moments, ColumnOrder order) {

@@ -22,6 +22,8 @@ struct InverseFactor {
   int64_t count() const { return static_cast<int64_t>(columns.size()); }
   /// U_jj of a column: what compensation divides a rounding error by.
   float diagonal(int64_t j) const { return upper[static_cast<size_t>(j * count() + j)]; }
+  /// The mean of 1 / U_jj^2: what a squared rounding error becomes in the output, when all others make up for it.
+  double spread() const;
 };
 
 /// H gets 1 % of its mean diagonal added to the diagonal, ten times as much for as long as it is not positive definite.

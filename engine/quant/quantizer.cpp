@@ -122,6 +122,23 @@ void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_
 
 namespace {
 
+/// The mean over each group's weights of a number that every output channel has one of.
+std::vector<float> by_group(std::span<const float> of_channel, const GroupMap& map, int64_t channels) {
+  if (of_channel.empty()) return {};
+  std::vector<double> sums(static_cast<size_t>(map.groups)), weights(sums.size());
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t k = 0, run = 0; k < map.channel_elements; k += run) {
+      run = map.run(k);
+      const auto group = static_cast<size_t>(map.group(channel, k));
+      sums[group] += static_cast<double>(run) * static_cast<double>(of_channel[static_cast<size_t>(channel)]);
+      weights[group] += static_cast<double>(run);
+    }
+  std::vector<float> means;
+  for (size_t group = 0; group < sums.size(); ++group)
+    means.push_back(static_cast<float>(sums[group] / weights[group]));
+  return means;
+}
+
 /// Scales, and for trained schemes the codebook: everything that codes are chosen with.
 std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights, const GroupMap& map,
                           std::span<const uint32_t> blocks, std::string_view name, const QuantizerPasses& passes,
@@ -141,11 +158,14 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   }
   if (searches) extremes = search_ranges(extremes, grouped, scheme, codebook_of(packed));
   if (options.range == Range::step)
-    extremes = step_ranges(extremes, grouped, options.deviations * codebook_of(packed).scale_to);
+    extremes = step_ranges(extremes, grouped, options.deviations * codebook_of(packed).scale_to,
+                           by_group(options.importance, map, packed.shape[0]));
   return store_scales(packed, extremes, codebook_of(packed).scale_to, name);
 }
 
 void expect_moments(const QuantizeOptions& options, const Shape& shape, std::string_view name) {
+  if (!options.importance.empty() && static_cast<int64_t>(options.importance.size()) != shape[0])
+    fail<ShapeError>("{}: {} numbers of importance for {} outputs", name, options.importance.size(), shape[0]);
   if (options.moments == nullptr) {
     if (options.rounding == Rounding::compensated)
       fail<UsageError>("{}: compensated rounding needs second moments of the layer's inputs", name);
@@ -186,7 +206,8 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
     std::optional<InverseFactor> own;
     if (options.factor == nullptr) own = invert(*options.moments, options.order);
     const Compensation compensation =
-        compensate(packed, weights, own ? *own : *options.factor, options.rate_weight, options.on_columns);
+        compensate(packed, weights, own ? *own : *options.factor,
+                   {.weight = options.rate_weight, .importance = options.importance}, options.on_columns);
     if (options.report != nullptr) *options.report = compensation;
   }
   return packed;

@@ -26,8 +26,9 @@ struct Step {
 
 /// How the scale of a group is found: from its extremes as they are, by a search for less error, or so that values lie
 /// a given number of the group's root mean squares apart, which is what an entropy-coded file wants: a code that is not
-/// used takes no bits there. Steps are for `linear` without a zero point; one that would not reach the group's
-/// largest weight is as large as that takes, so that nothing is clipped.
+/// used takes no bits there; with the importance of outputs, over its square root. Steps are for `linear` without a
+/// zero point; one that would not reach the group's largest weight is as large as that takes, so that nothing is
+/// clipped.
 enum class Range : uint8_t { max, search, step };
 
 /// How a weight finds its code: the nearest one, or by what rounding did to the weights before it.
@@ -41,6 +42,9 @@ struct QuantizeOptions {
   double rate_weight = 0;                    ///< of compensated rounding: what a bit costs, see compensate()
   /// Of the layer's inputs: compensated rounding needs them, k-means and the search weigh errors by their diagonal.
   const SecondMoments* moments = nullptr;
+  /// Of the layer's outputs (relative_importance()), [K] or empty: ranges by step and rate weights go by it, so that
+  /// what the predictions care about gets the bits.
+  std::span<const float> importance;
   /// invert(*moments, order), made once for many schemes; null: made when it is needed.
   const InverseFactor* factor = nullptr;
   OnColumns on_columns;            ///< progress of compensated rounding

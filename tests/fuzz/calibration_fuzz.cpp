@@ -28,6 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const Calibration calibration = load_calibration(fuzz::as_file({data, size}), model);
     fuzz::require(calibration.images >= 0 && calibration.moments.size() == model.parameters.size());
+    const std::vector<float>& importance = calibration.importance.at("classifier.1.weight");
+    fuzz::require(importance.size() == 2 && importance[0] >= 0 && std::isfinite(importance[1]));
     for (const Parameter& parameter : model.parameters) {
       const SecondMoments& moments = calibration.moments.at(parameter.name);
       fuzz::require(moments.inputs == parameter.shape().inner_elements());

@@ -129,6 +129,13 @@ TEST_F(CalibrationTest, PositionsDependOnTheSeedAndNotOnTheBatches) {
   }
 }
 
+TEST(PositionsFor, ManyImagesAreLookedAtInFewerPlaces) {
+  EXPECT_EQ(positions_for(1), 64);
+  EXPECT_EQ(positions_for(2000), 64);
+  EXPECT_EQ(positions_for(20'000), 6);
+  EXPECT_EQ(positions_for(int64_t{1} << 40), 1);
+}
+
 TEST_F(CalibrationTest, CompensatedRoundingNeverGivesALayerMoreOutputErrorThanNearest) {
   const StateDict model = small_alexnet(1);
   const Calibration calibration = measure({});
@@ -174,6 +181,8 @@ TEST_F(CalibrationTest, RoundTripsThroughAFile) {
   EXPECT_EQ(read.data, "stand-in, train");
   EXPECT_EQ(read.data_fingerprint, calibration.data_fingerprint);
   for (const auto& [weight, moments] : calibration.moments) EXPECT_EQ(read.moments.at(weight).values, moments.values);
+  EXPECT_EQ(read.importance, calibration.importance);
+  ASSERT_EQ(read.importance.size(), 3U);
   EXPECT_THROW(load_calibration(path, small_alexnet(2)), UsageError) << "another model";
 }
 
@@ -209,6 +218,10 @@ TEST_F(CalibrationTest, BrokenFilesAreRefused) {
   refuse_saved([](Calibration& c) { c.moments.at("features.3.weight").values[0] = -1; });
   refuse_saved([](Calibration& c) { c.moments.at("features.3.weight").values[1] = 1e30F; });
   refuse_saved([](Calibration& c) { c.moments.at("features.3.weight") = c.moments.at("features.0.weight"); });
+  refuse_saved([](Calibration& c) { c.importance.erase("classifier.4.weight"); });
+  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = NAN; });
+  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = -1; });
+  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight").pop_back(); });
   refuse_saved([](Calibration& c) { c.data = std::string(100'000, 'x'); });
   refuse_saved([](Calibration& c) { c.images = -1; });
 }

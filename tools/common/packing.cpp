@@ -81,7 +81,12 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   LayerReport& heard = report != nullptr ? *report : own;
   heard.weight = parameter.name;
   options.report = &heard.compensation;
-  if (calibration_ != nullptr) options.moments = &calibration_->moments.at(parameter.name);
+  std::vector<float> importance;
+  if (calibration_ != nullptr) {
+    options.moments = &calibration_->moments.at(parameter.name);
+    importance = relative_importance(importance_of(*calibration_, parameter.name), weights.size(0));
+    options.importance = importance;
+  }
   if (compensates()) options.factor = &factor_of(parameter.name, options.order);
   options.on_columns = [&](int64_t columns, int64_t of) {
     if (on_weights) return on_weights(weights.elements() / of * columns);

@@ -201,7 +201,8 @@ void Preparer::compress(const StateDict& dict, Measurement& result) const {
   say_("compressing");
   const fs::path file = folder_.path() / SweepFolder::passing_model;
   const double start = processor_seconds();
-  save_state_dict(file, dict, Compression::rans);
+  save_state_dict(file, dict, Compression::rans,
+                  [&](int64_t, int64_t, const std::string& weight) { say_("compressing " + weight); });
   const double written = processor_seconds();
   const int64_t bytes = load_state_dict(file).file_bytes;
   result.compressed = {

@@ -264,6 +264,40 @@ TEST(Compensated, WeighingBitsBeatsALargerStep) {
   EXPECT_LT(product(weighed), 0.95 * product(plain));
 }
 
+TEST(Compensated, ImportantOutputsGetFinerStepsAndMoreBits) {
+  const Shape shape{3, 400};
+  std::vector<float> weights = bell_shaped(400, 23);  // thrice the same row
+  for (int copy = 0; copy < 2; ++copy) weights.insert(weights.end(), weights.begin(), weights.begin() + 400);
+  const SecondMoments moments = correlated_moments(400, 2000, 24);
+  const std::vector<float> importance = {4, 1, 0.25F};
+  const auto packed = [&](double rate_weight) {
+    QuantizeOptions options{.range = Range::step, .deviations = 0.5F, .rounding = Rounding::compensated};
+    options.rate_weight = rate_weight;
+    options.moments = &moments;
+    options.importance = importance;
+    return quantize(view(weights, shape), parse_scheme("linear:8"), "w", options);
+  };
+  for (const double rate_weight : {0.0, 1.4}) {
+    const PackedTensor result = packed(rate_weight);
+    EXPECT_FLOAT_EQ(2 * result.scale(0), result.scale(1)) << "a quarter of the squared error counts four times";
+    EXPECT_FLOAT_EQ(2 * result.scale(1), result.scale(2));
+    Tensor<float> rounded(host_memory(), shape, MemoryCategory::data);
+    dequantize(result, rounded.view());
+    const std::vector<double> errors = output_error(view(weights, shape), std::as_const(rounded).view(), moments);
+    EXPECT_NEAR(errors[1] / errors[0], 4, 1.2) << rate_weight;
+    EXPECT_NEAR(errors[2] / errors[1], 4, 1.2) << rate_weight;
+  }
+}
+
+TEST(Compensated, ImportanceIsRelativeToItsMean) {
+  EXPECT_EQ(relative_importance({}, 3), (std::vector<float>{1, 1, 1}));
+  EXPECT_EQ(relative_importance(std::vector<float>{0, 0}, 2), (std::vector<float>{1, 1})) << "nothing is known";
+  const std::vector<float> relative = relative_importance(std::vector<float>{0, 1e-6F, 3e-6F, 0}, 4);
+  EXPECT_NEAR(relative[0], 1e-3, 1e-5) << "other images may see it";
+  EXPECT_NEAR(relative[2], 3.0, 5e-3);
+  EXPECT_NEAR(std::accumulate(relative.begin(), relative.end(), 0.0), 4, 1e-5);
+}
+
 TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
   const Shape shape{64, 40};
   const std::vector<float> weights = bell_shaped(shape.elements(), 21);
@@ -272,7 +306,7 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
     PackedTensor packed = nearest;
-    compensate(packed, view(weights, shape), invert(moments, ColumnOrder::natural), 2.0);
+    compensate(packed, view(weights, shape), invert(moments, ColumnOrder::natural), {.weight = 2.0});
 
     // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of nearest rounding.
     const double bit_cost = 2.0 * error_under(nearest, weights, moments) / static_cast<double>(shape.elements());
@@ -390,6 +424,10 @@ TEST(Compensated, RefusesWhatDoesNotFit) {
   const std::vector<float> weights = bell_shaped(12, 16);
   PackedTensor packed = quantize(view(weights, {3, 4}), parse_scheme("linear:3"), "w");
   EXPECT_THROW(compensate(packed, view(weights, {3, 4}), identity(5)), ShapeError);
+  const std::vector<float> two(2, 1.0F);
+  EXPECT_THROW(
+      compensate(packed, view(weights, {3, 4}), invert(identity(4), ColumnOrder::natural), {.importance = two}),
+      ShapeError);
   EXPECT_THROW(compensate(packed, view(weights, {4, 3}), identity(4)), ShapeError);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::compensated}), UsageError);
   const SecondMoments other = identity(3);
