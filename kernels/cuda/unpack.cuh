@@ -10,19 +10,14 @@
 
 namespace nibblenet {
 
-/// Two codes, `shift` bits above the start of either half word of `word`. Around them lie other codes' bits.
-struct CodePair {
-  uint32_t word;
-  int shift;
+/// Two codes that cross from one word into the next: the masks of their bits there and here.
+struct CrossingMasks {
+  uint32_t lower;  ///< in the next word, in place
+  uint32_t upper;  ///< of this word, shifted down by 16 - n
 };
-/// After unrolling, everything here but the joining of a code that crosses words is known to the compiler.
-template <int bits>
-__device__ __forceinline__ CodePair code_pair(const uint32_t (&words)[bits], int value) {
-  const FieldPlace at = field_place(value, bits);
-  if (at.rest == 0) return {words[at.word], at.shift};
-  const uint32_t lower = in_both_halves((1U << at.rest) - 1U);
-  const uint32_t upper = in_both_halves((1U << bits) - 1U) ^ lower;
-  return {(words[at.word] >> (16 - bits) & upper) | (words[at.word + 1] & lower), 0};
+constexpr CrossingMasks crossing_masks(int rest, int bits) {
+  const uint32_t lower = in_both_halves((1U << rest) - 1U);
+  return {lower, in_both_halves((1U << bits) - 1U) ^ lower};
 }
 
 /// Bits of the half 2^-p, and of -1024 2^-p - zero: exact, since they are of 11 bits at most.
@@ -45,22 +40,31 @@ struct IntegerCodes {
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table&, uint32_t (&a)[4][4]) const {
 #pragma unroll
-    for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
-      CodePair pair = code_pair<n>(words, value);
-      if (n == 8 && pair.shift == 8) {  // one instruction instead of two
-        a[value / 4][value % 4] = fma_halves(__byte_perm(pair.word, 0x64646464U, 0x4341),
-                                             in_both_halves(half_of_power(0)), in_both_halves(half_of_offset(0, zero)));
-        continue;
-      }
-      if (pair.shift + n > 10) {  // beyond the mantissa: fields from 8 on share one shifted word
-        const int down = pair.shift < 8 ? pair.shift : 8;
-        pair = {pair.word >> down, pair.shift - down};
-      }
-      const uint32_t mask = in_both_halves(((1U << n) - 1U) << pair.shift);
-      a[value / 4][value % 4] =
-          fma_halves(and_or(pair.word, mask, in_both_halves(0x6400U)), in_both_halves(half_of_power(pair.shift)),
-                     in_both_halves(half_of_offset(pair.shift, zero)));
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value)
+      a[value / 4][value % 4] = integers_of(words, value);
+  }
+
+ private:
+  /// After unrolling, all but the words is known to the compiler.
+  static __device__ __forceinline__ uint32_t integers_of(const uint32_t (&words)[n], int value) {
+    constexpr uint32_t magic = in_both_halves(0x6400U);  // 1024
+    const FieldPlace at = field_place(value, n);
+    const uint32_t word = words[at.word];
+    if (at.rest > 0) {
+      const CrossingMasks masks = crossing_masks(at.rest, n);
+      const uint32_t upper = and_or(word >> (16 - n), masks.upper, magic);
+      return without_bias(and_or(words[at.word + 1], masks.lower, upper), 0);
     }
+    if (n == 8 && at.shift == 8) return without_bias(__byte_perm(word, 0x64646464U, 0x4341), 0);
+    // Beyond the mantissa: fields from 8 on share one shifted word.
+    const int down = at.shift + n <= 10 ? 0 : at.shift < 8 ? at.shift : 8;
+    const int place = at.shift - down;
+    return without_bias(and_or(word >> down, in_both_halves(((1U << n) - 1U) << place), magic), place);
+  }
+
+  /// code - zero from 1024 + code 2^p.
+  static __device__ __forceinline__ uint32_t without_bias(uint32_t halves, int p) {
+    return fma_halves(halves, in_both_halves(half_of_power(p)), in_both_halves(half_of_offset(p, zero)));
   }
 };
 
@@ -92,15 +96,21 @@ struct CodebookCodes {
     constexpr uint32_t mask = (1U << n) - 1U;
 #pragma unroll
     for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
-      const CodePair pair = code_pair<n>(words, value);
-      const uint32_t even = pair.word >> pair.shift;
+      const FieldPlace at = field_place(value, n);
+      uint32_t word = words[at.word];
+      if (at.rest > 0) {
+        const CrossingMasks masks = crossing_masks(at.rest, n);
+        word = and_or(words[at.word + 1], masks.lower, word >> (16 - n) & masks.upper);
+      }
+      const int shift = at.rest > 0 ? 0 : at.shift;
+      const uint32_t even = word >> shift;
+      uint32_t& result = a[value / 4][value % 4];
       if constexpr (by_pair) {
-        // The odd code, moved down to lie behind the even one.
-        const uint32_t odd = pair.word >> (pair.shift + 16 - n);
-        a[value / 4][value % 4] = own[((even & mask) | (odd & mask << n)) * 32];
+        const uint32_t odd = word >> (shift + 16 - n);  // lies behind the even code
+        result = own[and_or(odd, mask << n, even & mask) * 32];
       } else {
-        const uint32_t odd = pair.word >> (pair.shift + 16);
-        a[value / 4][value % 4] = __byte_perm(own[(even & mask) * 32], own[(odd & mask) * 32], 0x7610);
+        const uint32_t odd = word >> (shift + 16);
+        result = __byte_perm(own[(even & mask) * 32], own[(odd & mask) * 32], 0x7610);
       }
     }
   }
