@@ -49,6 +49,12 @@ __global__ void copy_kernel(float* y, const float* x) {
   for (int i = lane; i < 128; i += 32) y[i] = row.of[i];
 }
 
+/// y[i] = what the wrappers make of the four words x[i].
+__global__ void words_kernel(uint4* y, const uint4* x) {
+  const uint4 v = load_once_16(&x[threadIdx.x]);
+  y[threadIdx.x] = {fma_halves(v.x, v.y, v.z), and_or(v.x, v.y, v.w), __byte_perm(v.x, v.w, 0x4341), v.w};
+}
+
 template <class T>
 Buffer<T> on(CudaBackend& backend, const std::vector<T>& values) {
   Buffer<T> buffer(backend, values.size(), MemoryCategory::data);
@@ -83,6 +89,27 @@ TEST(Wrappers, CopiesThatAreNotValidLeaveZeros) {
   std::vector<float> y(128);
   backend.copy_to_host(y.data(), result.data(), result.bytes());
   for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], i / 4 % 3 != 0 ? 7.0F : 0.0F) << i;
+}
+
+TEST(Wrappers, WordsAndPairsOfHalves) {
+  CudaBackend backend;
+  const auto pair = [](uint32_t even, uint32_t odd) {
+    return f32_to_f16(static_cast<float>(even)) | static_cast<uint32_t>(f32_to_f16(static_cast<float>(odd))) << 16;
+  };
+  std::vector<uint4> x(32);
+  for (uint32_t i = 0; i < 32; ++i) x[i] = {pair(i, i % 5), pair(i % 7, 3), pair(2, i), 0x01020304U * i};
+  const Buffer<uint4> source = on(backend, x);
+  Buffer<uint4> result(backend, 32, MemoryCategory::data);
+  launch("words", {}, {dim3(1), 32}, backend.stream(), words_kernel, result.data(), source.data());
+  std::vector<uint4> y(32);
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (uint32_t i = 0; i < 32; ++i) {
+    EXPECT_EQ(y[i].x, pair(i * (i % 7) + 2, i % 5 * 3 + i)) << i;
+    EXPECT_EQ(y[i].y, (x[i].x & x[i].y) | x[i].w) << i;
+    const uint32_t low = x[i].w & 0xFFU;  // bytes 1 and 3 of the first word, the second one's lowest between them
+    EXPECT_EQ(y[i].z, (x[i].x >> 8 & 0xFFU) | low << 8 | (x[i].x >> 24) << 16 | low << 24) << i;
+    EXPECT_EQ(y[i].w, x[i].w) << i;
+  }
 }
 
 TEST(Wrappers, AGraphReplaysWhatItCaptured) {
