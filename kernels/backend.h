@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -62,6 +63,17 @@ class ImagePreparer {
   virtual void run(Activations x, TensorView<const uint8_t> images, TensorView<const uint8_t> flips) = 0;
 };
 
+/// Operations that were queued once, to be queued again by one call: with small batches, asking for an operation takes
+/// longer than the operation.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  /// Queues the operations again, on the same memory.
+  virtual void replay() = 0;
+  /// Whether the backend's own scratch is where they expect it; if not, they have to be recorded again.
+  virtual bool current() const = 0;
+};
+
 /// A device's memory as its driver reports it: other processes and the driver's own needs count too.
 struct DeviceMemory {
   size_t used = 0;
@@ -86,6 +98,11 @@ class Backend : public MemoryResource {
   virtual void expect_support(Precision precision) const = 0;
   /// Waits until everything asked for is done: operations may return before.
   virtual void synchronize() {}
+
+  /// Records what `work` asks of this backend, without doing it. `work` has run before with the same operands, so that
+  /// nothing is left to allocate, and waits for nothing. Null, and `work` was not called, where there is nothing to
+  /// gain.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>&) { return nullptr; }
 
   // Data
   virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;

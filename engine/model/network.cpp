@@ -24,6 +24,12 @@ TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
   return {tensor.data(), shape};
 }
 
+/// At inference: dropout, and the average of single pixels.
+bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
+  if (spec.kind == LayerKind::adaptive_average_pool2d) return x[1] == y[1] && x[2] == y[2];
+  return spec.kind == LayerKind::dropout;
+}
+
 SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, const Weight& resident,
                  Precision precision) {
   SizeRow row;
@@ -148,7 +154,8 @@ DropoutKey Pass::dropout_key(size_t index) const {
 TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
   if (x.size(0) > shapes_.front()[0])
     fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
-  if (mode_ == Mode::inference) return infer(x).floats();
+  if (mode_ == Mode::inference)
+    return replays_.run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch); }).floats();
   dropout_ = dropout;
   return forward_and_keep(x.floats());
 }
@@ -166,8 +173,9 @@ ConstActivations Pass::infer(ConstActivations x) {
     x = converted;
   }
   for (size_t i = 0; i < shapes_.size(); ++i) {
-    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout) continue;  // does nothing at inference
-    const Activations y = output(shapes_[i], i + 1 == shapes_.size() ? Precision::float32 : precision);
+    const bool last = i + 1 == shapes_.size();
+    if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i]) && !last) continue;
+    const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
     run_layer(i, y, x, {});
     x = y;
   }

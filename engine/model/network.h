@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/model/alexnet.h"
+#include "engine/model/replays.h"
 #include "kernels/backend.h"
 
 namespace nibblenet {
@@ -74,8 +75,8 @@ class Pass {
   Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
 
   /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the network's precision; valid
-  /// until the next call. With a training pass
-  /// everything backward() needs is kept; x must stay where it is until then.
+  /// until the next call. Inference on batches that come again from the same place is recorded and replayed, where the
+  /// backend can. With a training pass everything backward() needs is kept; x must stay where it is until then.
   TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
 
   /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
@@ -103,6 +104,7 @@ class Pass {
   std::vector<TensorView<float>> live_;  ///< training: outputs of the last forward()
   TensorView<const float> input_;
   DropoutPlan dropout_;
+  Replays replays_;  ///< inference
 };
 
 }  // namespace nibblenet

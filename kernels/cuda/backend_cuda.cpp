@@ -7,6 +7,28 @@ namespace {
 
 const WeightCuda& resident(Weight& w) { return static_cast<const WeightCuda&>(w); }
 
+class RecordingCuda final : public Recording {
+ public:
+  RecordingCuda(Stream& stream, const int64_t& scratch_moves, const std::function<void()>& work)
+      : stream_(stream), scratch_moves_(scratch_moves), moves_before_(scratch_moves), graph_(stream, work) {}
+
+  ~RecordingCuda() override {
+    try {
+      stream_.synchronize();      // it may be running
+    } catch (const CudaError&) {  // as the next call will say
+    }
+  }
+
+  void replay() override { graph_.launch(stream_); }
+  bool current() const override { return scratch_moves_ == moves_before_; }
+
+ private:
+  Stream& stream_;
+  const int64_t& scratch_moves_;
+  int64_t moves_before_;
+  Graph graph_;
+};
+
 }  // namespace
 
 void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
@@ -15,6 +37,10 @@ void CudaBackend::copy_from_host(void* destination, const void* source, size_t b
 
 void CudaBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
   copy_from_device(destination, source, bytes, stream_);
+}
+
+std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
+  return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);
 }
 
 std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_values, Precision precision) {
@@ -162,6 +188,7 @@ void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocat
 float* CudaBackend::floats(size_t size) {
   if (workspace_.size() < size) {
     workspace_ = {};  // free the old one first
+    ++scratch_moves_;
     workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
   }
   return workspace_.data();
@@ -170,6 +197,7 @@ float* CudaBackend::floats(size_t size) {
 unsigned* CudaBackend::counters(size_t size) {
   if (counters_.size() < size) {
     counters_ = {};
+    ++scratch_moves_;
     counters_ = Buffer<unsigned>(*this, size, MemoryCategory::workspace);
     fill_zero(counters_.data(), counters_.bytes(), stream_);
   }

@@ -24,6 +24,7 @@ class CudaBackend : public Backend, private Workspace {
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
   void synchronize() override { stream_.synchronize(); }
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
@@ -71,7 +72,8 @@ class CudaBackend : public Backend, private Workspace {
   Stream stream_;
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
-  Buffer<int64_t> rows_;  ///< indices of the last gather_rows
+  int64_t scratch_moves_ = 0;  ///< how often one of these two has been replaced
+  Buffer<int64_t> rows_;       ///< indices of the last gather_rows
 };
 
 }  // namespace nibblenet

@@ -17,6 +17,8 @@ class CudnnBackend final : public CudaBackend {
 
   std::string name() const override { return "cudnn"; }
   std::string description() const override;
+  /// Nothing: the libraries may allocate whenever they like.
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;

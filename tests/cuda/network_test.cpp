@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/backend_cpu.h"
+#include "kernels/cuda/backend_cuda.h"
 #include "layers/cross_entropy.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
@@ -99,6 +100,32 @@ TEST_F(CudaNetwork, APackedForwardAllocatesNothingAsLargeAsItsWeights) {
   for (const MemoryCategory category : {MemoryCategory::weights, MemoryCategory::workspace})
     EXPECT_EQ(meter.largest(category), 0U) << to_string(category);
   EXPECT_LE(static_cast<int64_t>(meter.largest(MemoryCategory::codes)), largest);
+}
+
+TEST_F(CudaNetwork, PassesOverTheSamePlaceAreReplayed) {
+  auto& stream = dynamic_cast<CudaBackend&>(cuda_).stream();
+  for (const Precision precision : {Precision::float32, Precision::float16}) {
+    Network network(cuda_, network_of("linear:4:channel"), precision);
+    const Shape shape = {2, image_size, image_size, 3};
+    Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
+    Tensor<float> input(cuda_, shape, MemoryCategory::data);
+    std::vector<int64_t> launches;
+    for (const uint64_t seed : {5, 6, 5, 7}) {
+      const Tensor<float> images = random_tensor(shape, seed);
+      cuda_.copy_from_host(input.data(), images.data(), images.view().span().size_bytes());
+      const int64_t before = stream.launches();
+      const auto logits = pass.forward(std::as_const(input).view());
+      launches.push_back(stream.launches() - before);
+      Tensor<float> actual(host_memory(), logits.shape(), MemoryCategory::data);
+      cuda_.copy_to_host(actual.data(), logits.data(), logits.span().size_bytes());
+      EXPECT_EQ(
+          relative_error(actual.view(), logits_of(cuda_, network_of("linear:4:channel"), images, precision).view()),
+          0.0);
+    }
+    EXPECT_GT(launches[0], 0);
+    EXPECT_EQ(launches[1], launches[0]);  // while it is recorded
+    EXPECT_EQ(launches[2] + launches[3], 0);
+  }
 }
 
 /// Losses and last gradients of training steps on one batch.

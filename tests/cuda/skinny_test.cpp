@@ -13,7 +13,7 @@
 namespace nibblenet {
 namespace {
 
-using testing::dequantized;
+using testing::from;
 using testing::halves_on;
 using testing::identifier;
 using testing::integers;
@@ -212,6 +212,27 @@ TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
     });
     EXPECT_TRUE(same_bits(result, product(x, resident, bias, batch <= 16 ? Kernel::skinny : Kernel::plain))) << batch;
   }
+}
+
+TEST_F(SkinnyProduct, ARecordingKnowsWhenItsScratchHasMoved) {
+  const auto weight = cuda_.make_weight(quantized({128, 512}, parse_scheme("linear:4:channel"), 3));
+  const Tensor<float> offset = on(cuda_, uniform({128}, 2));
+  const auto forward = [&](Tensor<float>& y, const Buffer<f16>& x) {
+    cuda_.linear_forward(y.view(), TensorView<const f16>(x.data(), {y.shape()[0], 512}), *weight, offset.view(),
+                         Epilogue::none);
+  };
+  const Buffer<f16> one = halves_on(cuda_, uniform({1, 512}, 1)), many = halves_on(cuda_, uniform({16, 512}, 1));
+  Tensor<float> y = on(cuda_, Values({1, 128})), more = on(cuda_, Values({16, 128}));
+  forward(y, one);
+  const Values expected = from(cuda_, std::as_const(y).view());
+  const auto recording = cuda_.record([&] { forward(y, one); });
+  const Values zeros({1, 128});
+  cuda_.copy_from_host(y.data(), zeros.data.data(), y.view().span().size_bytes());
+  recording->replay();
+  EXPECT_TRUE(recording->current());
+  forward(more, many);
+  EXPECT_FALSE(recording->current());
+  EXPECT_TRUE(same_bits(from(cuda_, std::as_const(y).view()), expected));
 }
 
 TEST_F(SkinnyProduct, OnlyMatricesThatDoNotGrowBecomeSuperblocks) {

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// Work on batches that a backend can record (Backend::record), by where its operand lies.
+class Replays {
+ public:
+  using Work = std::function<ConstActivations(ConstActivations x)>;
+
+  /// work(x). When the same place, shape and precision come a second time the work is recorded, and from then on
+  /// replayed: for them it must always queue the same operations, on the same memory.
+  ConstActivations run(Backend& backend, ConstActivations x, const Work& work);
+
+ private:
+  struct Entry {
+    ConstActivations x;
+    ConstActivations result;
+    std::unique_ptr<Recording> recording;
+  };
+  Entry* find(ConstActivations x);
+
+  static constexpr size_t most = 4;  ///< as whole batches and the last, smaller one, from two places
+  std::vector<Entry> entries_;       ///< the oldest first
+};
+
+}  // namespace nibblenet
