@@ -55,7 +55,7 @@ struct IntegerCodes {
       const uint32_t upper = and_or(word >> (16 - n), masks.upper, magic);
       return without_bias(and_or(words[at.word + 1], masks.lower, upper), 0);
     }
-    if (n == 8 && at.shift == 8) return without_bias(__byte_perm(word, 0x64646464U, 0x4341), 0);
+    if (n == 8 && at.shift == 8) return without_bias(__byte_perm(word, magic, 0x5351), 0);  // one instruction, not two
     // Beyond the mantissa: fields from 8 on share one shifted word.
     const int down = at.shift + n <= 10 ? 0 : at.shift < 8 ? at.shift : 8;
     const int place = at.shift - down;
@@ -92,8 +92,6 @@ struct CodebookCodes {
   }
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table& table, uint32_t (&a)[4][4]) const {
-    const uint32_t* own = &table.halves[0][threadIdx.x % 32];
-    constexpr uint32_t mask = (1U << n) - 1U;
 #pragma unroll
     for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
       const FieldPlace at = field_place(value, n);
@@ -102,20 +100,27 @@ struct CodebookCodes {
         const CrossingMasks masks = crossing_masks(at.rest, n);
         word = and_or(words[at.word + 1], masks.lower, word >> (16 - n) & masks.upper);
       }
-      const int shift = at.rest > 0 ? 0 : at.shift;
-      const uint32_t even = word >> shift;
-      uint32_t& result = a[value / 4][value % 4];
-      if constexpr (by_pair) {
-        const uint32_t odd = word >> (shift + 16 - n);  // lies behind the even code
-        result = own[and_or(odd, mask << n, even & mask) * 32];
-      } else {
-        const uint32_t odd = word >> (shift + 16);
-        result = __byte_perm(own[(even & mask) * 32], own[(odd & mask) * 32], 0x7610);
-      }
+      a[value / 4][value % 4] = pair_of(table, word, at.rest > 0 ? 0 : at.shift);
     }
   }
 
  private:
+  static constexpr int entry_shift = 7;  ///< an entry and its copies take 128 bytes
+
+  static __device__ __forceinline__ uint32_t moved_down(uint32_t word, int by) {
+    return by < 0 ? word << -by : word >> by;
+  }
+  /// The values of the two codes `shift` bits above the start of either half word.
+  static __device__ __forceinline__ uint32_t pair_of(const Table& table, uint32_t word, int shift) {
+    constexpr uint32_t mask = ((1U << n) - 1U) << entry_shift;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&table);
+    const auto entry = [&](uint32_t offset) { return *reinterpret_cast<const uint32_t*>(bytes + offset); };
+    const uint32_t even = and_or(moved_down(word, shift - entry_shift), mask, threadIdx.x % 32 * 4);
+    if constexpr (by_pair) return entry(and_or(moved_down(word, shift + 16 - n - entry_shift), mask << n, even));
+    const uint32_t odd = and_or(moved_down(word, shift + 16 - entry_shift), mask, threadIdx.x % 32 * 4);
+    return __byte_perm(entry(even), entry(odd), 0x7610);
+  }
+
   static __device__ uint32_t half_bits(float value) {
     f16 half;
     store_element(&half, 0, value);
