@@ -3,26 +3,16 @@
 # for the architectures of CUDAARCHS or those given, like 90a. Fails when a kernel spills registers to memory.
 set -euo pipefail
 
-root=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
-nvcc=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/compile.sh"
 if (($# == 0)); then
   read -ra architectures <<<"${CUDAARCHS:-80 89 90a}"
   set -- "${architectures[@]}"
 fi
-export root nvcc
-
-# compile ARCHITECTURE SOURCE: what the assembler says of each kernel, with the flags of the build (CMakeLists.txt).
-compile() {
-  "$nvcc" -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -diag-suppress=554 -DFMT_CONSTEVAL= \
-    -DFMT_USE_CONSTEXPR=1 -I"$root" -arch="sm_$1" -Xptxas -v -cubin -o /dev/null "$2" 2>&1 || { echo "failed: $2" >&2; exit 255; }
-}
-export -f compile
-
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 for architecture in "$@"; do
   printf '%s\n' "$root"/kernels/cuda/*.cu |
-    xargs -P "$(nproc)" -I{} bash -c 'compile "$1" "$2" >"$3/$(basename "$2").$1.log"' _ "$architecture" {} "$logs"
+    xargs -P "$(nproc)" -I{} bash -c 'compile "$1" "$2" /dev/null >"$3/$(basename "$2").$1.log"' _ "$architecture" {} "$logs"
 done
 
 # One line a kernel: its name without namespaces and parameters, then the figures.

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks (80 and 90a, or those
+# given). Fails when unpacking linear codes takes more instructions than it should, when a kernel touches local memory,
+# or when its inner loop does not read codes 16 bytes at a time. Needs nvdisasm, of the environment's NVDISASM or PATH;
+# without one it says so and exits with 77.
+set -euo pipefail
+
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../kernels/cuda/compile.sh"
+nvdisasm=${NVDISASM:-$(command -v nvdisasm || echo "$(dirname "$nvcc")/nvdisasm")}
+if [[ ! -x $nvdisasm ]]; then
+  echo "skipped: there is no nvdisasm; set NVDISASM to one, or install the CUDA Toolkit's"
+  exit 77
+fi
+(($# > 0)) || set -- 80 90a
+export nvdisasm
+
+# Instructions for each linear weight of 2 to 8 bits that the layout was designed for, and how much more may be taken.
+designed='1.06 1.16 1.13 1.28 1.44 1.53 1.00'
+tolerance=1.15
+
+code=$(mktemp -d)
+trap 'rm -rf "$code"' EXIT
+disassemble() {
+  compile "$1" "$root/$2" "$3/$(basename "$2").$1.cubin" >/dev/null
+  "$nvdisasm" -c "$3/$(basename "$2").$1.cubin" >"$3/$(basename "$2").$1.sass"
+}
+export -f disassemble
+for architecture in "$@"; do
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/skinny.cu |
+    xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
+done
+
+# Two probes differ by three chunks of 32 weights: whatever else a kernel does is the same in both.
+echo "instructions for each weight, without reading and writing it"
+for architecture in "$@"; do
+  awk -v designed="$designed" -v tolerance=$tolerance -v architecture="$architecture" '
+    /^\.text\./ {
+      match($0, /(Integer|Codebook)CodesILi[0-9]EEELi[0-9]E/)
+      method = substr($0, RSTART, RLENGTH)
+      split(method, part, /Li/)
+      kernel = substr(method, 1, index(method, "CodesI") - 1) " " (part[2] + 0) " " (part[3] + 0)
+    }
+    /^ +\/\*[0-9a-f]+\*\/ / {
+      name = $2 ~ /^@/ ? $3 : $2
+      if (name !~ /^(LD|ST|NOP)/) ++count[kernel]
+    }
+    END {
+      split(designed, most, " ")
+      for (bits = 2; bits <= 8; ++bits) {
+        linear = (count["Integer " bits " 4"] - count["Integer " bits " 1"]) / 96
+        others = (count["Codebook " bits " 4"] - count["Codebook " bits " 1"]) / 96
+        bad = !(linear > 0 && linear <= tolerance * most[bits - 1])
+        printf "%-4s %d bits: linear %.2f (designed %.2f), others %.2f%s\n", architecture, bits, linear,
+               most[bits - 1], others, bad ? "  TOO MANY" : ""
+        failed = failed || bad
+      }
+      exit failed
+    }' "$code/unpack_probe.cu.$architecture.sass" || failed=1
+done
+
+# Codes are read as data that nothing writes (LDG ... CONSTANT), or copied to shared memory (LDGSTS). A loop is what lies
+# between a label and the last branch back to it; the inner one is the shortest that multiplies.
+echo "16-byte loads in the inner loop, and accesses to local memory"
+for sass in "$code"/*.sass; do
+  [[ $sass != *unpack_probe* ]] || continue
+  awk -v file="$(basename "$sass" .sass)" '
+    function report(    i, wide, bits, bad) {
+      if (kernel == "" || !multiplies) return
+      match(kernel, /CodesILi[0-9]+/)
+      bits = substr(kernel, RSTART + 8, RLENGTH - 8) + 0
+      for (i = first; i <= last; ++i) wide += line[i] ~ /LDG\.E[^ ]*\.128\.CONSTANT|LDGSTS\.E[^ ]*\.128/
+      bad = wide < bits || stack > 0
+      printf "%-22s %2d bits: %d wide loads, %d of local memory%s\n", file, bits, wide, stack, bad ? "  WRONG" : ""
+      failed = failed || bad
+      ++seen
+    }
+    /^\.text\./ { report(); kernel = $1; n = stack = multiplies = shortest = 0; first = 1; last = 0; delete label }
+    /^\.L_[^ ]*:/ { label[substr($1, 1, length($1) - 1)] = n + 1 }
+    /^ +\/\*[0-9a-f]+\*\/ / {
+      line[++n] = $0
+      if ($0 ~ / (LDL|STL)[. ]/) ++stack
+      if ($0 ~ / HMMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
+      if (match($0, /BRA[^`]*`\(\.L_[^)]*\)/)) {
+        target = substr($0, RSTART, RLENGTH - 1)
+        sub(/.*\(/, "", target)
+        if (target in label) {
+          for (i = label[target]; i <= n && !(i in product); ++i);
+          length_now = n - label[target]
+          if (i <= n && (!shortest || length_now < shortest || first == label[target])) {
+            shortest = length_now
+            first = label[target]
+            last = n
+          }
+        }
+      }
+    }
+    END { report(); if (!seen) print file ": no kernel that multiplies"; exit failed || !seen }' "$sass" || failed=1
+done
+exit "${failed:-0}"
