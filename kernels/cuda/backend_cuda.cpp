@@ -1,5 +1,8 @@
 #include "kernels/cuda/backend_cuda.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "kernels/cuda/weight_cuda.h"
 
 namespace nibblenet {
@@ -29,7 +32,17 @@ class RecordingCuda final : public Recording {
   Graph graph_;
 };
 
+bool plain_kernels_wanted() {
+  const char* kernels = std::getenv("NIBBLENET_KERNELS");
+  const std::string_view wanted = kernels == nullptr ? "" : kernels;
+  if (wanted.empty() || wanted == "fast") return false;
+  if (wanted == "plain") return true;
+  fail<UsageError>("NIBBLENET_KERNELS is {}: it can be plain, or fast, which is the default", wanted);
+}
+
 }  // namespace
+
+CudaBackend::CudaBackend() : plain_kernels_(plain_kernels_wanted()) {}
 
 void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
   copy_to_device(destination, source, bytes, stream_);
@@ -97,7 +110,8 @@ void CudaBackend::convert(Activations y, ConstActivations x) { cuda::convert(y, 
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
-  cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+  if (plain_kernels_ || !cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_))
+    cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
 }
 
 void CudaBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
@@ -111,9 +125,9 @@ void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float>
 
 void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Epilogue epilogue) {
-  if (cuda::is_skinny(x, resident(w)))
+  if (!plain_kernels_ && cuda::is_skinny(x, resident(w)))
     cuda::skinny_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_);
-  else
+  else if (plain_kernels_ || !cuda::tensor_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_))
     cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
 }
 

@@ -10,8 +10,8 @@ namespace nibblenet {
 /// from several threads at once.
 class CudaBackend : public Backend, private Workspace {
  public:
-  /// Throws CudaError when there is no GPU.
-  CudaBackend() = default;
+  /// Throws CudaError when there is no GPU, UsageError for an unknown NIBBLENET_KERNELS.
+  CudaBackend();
 
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
@@ -20,6 +20,9 @@ class CudaBackend : public Backend, private Workspace {
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
   Stream& stream() { return stream_; }
+  /// Forward passes run on the plain kernels alone, to compare with. NIBBLENET_KERNELS=plain in the environment does it
+  /// for all backends that are made.
+  void use_plain_kernels(bool plain) { plain_kernels_ = plain; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
@@ -68,6 +71,7 @@ class CudaBackend : public Backend, private Workspace {
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
 
+  bool plain_kernels_;
   Device device_;
   Stream stream_;
   Buffer<float> workspace_;

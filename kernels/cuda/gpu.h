@@ -4,7 +4,8 @@
 // GPU_HOST_EXECUTION it is a stand-in that runs every thread of a block as a fiber on the CPU, so that tests can watch
 // the kernels' own source with sanitizers: tests/hostexec.
 //
-// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(); __syncthreads(), __syncwarp(mask),
+// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared(); __syncthreads(),
+// __syncwarp(mask),
 // __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long, atomicAdd on
 // unsigned int, __threadfence(), __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their
 // like; and the wrappers below.
@@ -26,6 +27,12 @@ template <class T, class Tag = T>
 __device__ __forceinline__ T& shared() {
   __shared__ alignas(16) unsigned char storage[sizeof(T)];
   return *reinterpret_cast<T*>(storage);
+}
+
+/// Shared memory of the launch's size (Grid::shared_bytes), beside the objects of shared(): 16-byte aligned.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char storage_of_launch[];
+  return storage_of_launch;
 }
 
 /// Address of a generic pointer inside the shared window, as PTX wants it.

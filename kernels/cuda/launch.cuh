@@ -13,6 +13,7 @@ namespace nibblenet {
 struct Grid {
   dim3 blocks;
   unsigned threads;
+  size_t shared_bytes = 0;  ///< of dynamic_shared()
 };
 
 /// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
@@ -29,13 +30,20 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
             Arguments&&... arguments) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
 #ifdef GPU_HOST_EXECUTION
-  hostexec::run_grid(name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); });
+  hostexec::run_grid(
+      name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
 #else
   nvtxRangePushA(name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream.get();
+  constexpr size_t free_to_use = 48 << 10;  // more has to be asked for
+  if (grid.shared_bytes > free_to_use)
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
+        name);
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);

@@ -41,6 +41,14 @@ bool is_skinny(ConstActivations x, const WeightCuda& w);
 /// Throws Error where it cannot.
 void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Epilogue epilogue, Workspace& workspace, Stream& stream);
+/// linear_forward for more rows, and conv2d_forward, on the tensor cores: false, and nothing was started, unless
+/// activations are float16, weights lie in superblocks that end where 64 channels do, and all of it on 16 bytes.
+[[nodiscard]] bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                         TensorView<const float> bias, Epilogue epilogue, Workspace& workspace,
+                                         Stream& stream);
+[[nodiscard]] bool tensor_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                         TensorView<const float> bias, Window window, Epilogue epilogue,
+                                         Workspace& workspace, Stream& stream);
 void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                             TensorView<const float> x, Workspace& workspace, Stream& stream);

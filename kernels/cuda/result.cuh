@@ -29,12 +29,21 @@ struct BiasResult {
   GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the result
   bool one_step_for_all = false;
 
+  /// What becomes of the sums of one row.
+  struct Row {
+    float factor, step, bias;
+    bool with_relu;
+    __device__ float operator()(float sum) const {
+      const float value = sum * factor * step + bias;
+      return with_relu ? relu(value) : value;
+    }
+  };
+  __device__ Row of_row(int i) const {
+    return {factor, steps.scales == nullptr ? 1.0F : steps(one_step_for_all ? 0 : i), bias[i], with_relu};
+  }
+
   __device__ void store(int i, int j, int, float sum) const {
-    if (i >= rows || j >= columns) return;
-    float value = sum * factor;
-    if (steps.scales != nullptr) value *= steps(one_step_for_all ? 0 : i);
-    value += bias[i];
-    store_element(y, static_cast<int64_t>(j) * rows + i, with_relu ? relu(value) : value);
+    if (i < rows && j < columns) store_element(y, static_cast<int64_t>(j) * rows + i, of_row(i)(sum));
   }
 };
 

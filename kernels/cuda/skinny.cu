@@ -16,28 +16,6 @@ void start(const SkinnyProduct& p, const Work& work, const Grid& grid, Stream& s
     launch("skinny_linear_forward", work, grid, stream, skinny_product_kernel<Codes, 2>, p);
 }
 
-template <template <int> class Codes>
-void start(int bits, const SkinnyProduct& p, const Work& work, const Grid& grid, Stream& stream) {
-  switch (bits) {
-    case 2:
-      return start<Codes<2>>(p, work, grid, stream);
-    case 3:
-      return start<Codes<3>>(p, work, grid, stream);
-    case 4:
-      return start<Codes<4>>(p, work, grid, stream);
-    case 5:
-      return start<Codes<5>>(p, work, grid, stream);
-    case 6:
-      return start<Codes<6>>(p, work, grid, stream);
-    case 7:
-      return start<Codes<7>>(p, work, grid, stream);
-    case 8:
-      return start<Codes<8>>(p, work, grid, stream);
-    default:
-      fail<Error>("no product for codes of {} bits", bits);
-  }
-}
-
 /// Into how many parts the columns are cut: about 128 blocks, of at least two superblocks a warp. A matter of the shape
 /// alone, so that results are.
 int parts_of(const Superblocks& layout) {
@@ -47,20 +25,12 @@ int parts_of(const Superblocks& layout) {
                                               std::max<int64_t>(layout.across() / (2 * warps_across), 1)));
 }
 
-SuperblockSteps steps_of(const WeightCuda& w) {
-  const PackedView& view = w.view();
-  return {.steps = {view.scales, view.scale_type, view.scale_to},
-          .zero_points = view.zero_points,
-          .groups = view.groups,
-          .run = static_cast<int>(w.step_run()),
-          .inside = w.step_run() != 0 || view.zero_points != nullptr || view.groups.kind == Granularity::Kind::tile};
-}
-
 /// All of a product but where its parts are added up.
 SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias, bool with_relu,
                          bool integers) {
   const PackedView& view = w.view();
   const float value_factor = integers ? 1.0F : w.value_normalisation();
+  const SuperblockSteps steps(w);
   SkinnyProduct p{.layout = {view.channels, view.channel_elements, view.bits},
                   .codes = view.codes,
                   .stored = view.values,
@@ -68,7 +38,8 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
                   .x = x.data(),
                   .batch = static_cast<int>(x.size(0)),
                   .columns = static_cast<int>(x.size(1)),
-                  .steps = steps_of(w),
+                  .steps = steps,
+                  .inside = steps.inside(),
                   .result = {{y.data(), y.precision() == Precision::float16},
                              bias,
                              static_cast<int>(view.channels),
@@ -76,7 +47,7 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
                              1.0F / value_factor,
                              with_relu}};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), p.fixed.values);
-  if (p.steps.inside) {
+  if (p.inside) {
     p.result.factor /= view.scale_to;
   } else {
     p.result.steps = p.steps.steps;
@@ -111,10 +82,12 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
       .bytes = static_cast<double>(w.resident().total()) +
                static_cast<double>(bytes_of(x.precision())) * static_cast<double>(x.elements() + y.elements()),
       .flops = 2.0 * static_cast<double>(x.size(0)) * static_cast<double>(w.shape().elements())};
-  if (integers)
-    start<IntegerCodes>(w.view().bits, p, work, grid, stream);
-  else
-    start<CodebookCodes>(w.view().bits, p, work, grid, stream);
+  with_bits(w.view().bits, [&]<int bits>() {
+    if (integers)
+      start<IntegerCodes<bits>>(p, work, grid, stream);
+    else
+      start<CodebookCodes<bits>>(p, work, grid, stream);
+  });
 }
 
 }  // namespace cuda

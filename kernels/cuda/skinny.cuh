@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/result.cuh"
+#include "kernels/cuda/superblock_steps.cuh"
 #include "kernels/cuda/unpack.cuh"
 
 // Linear layers of few rows: the weights are nearly all there is to read. After Marlin (Frantar 2024, arXiv
@@ -14,16 +15,6 @@ inline constexpr int warps_across = 2;  ///< that share these rows and take supe
 inline constexpr int block_threads = 32 * warps_down * warps_across;
 inline constexpr int block_rows = warps_down * Superblocks::size;
 
-/// Steps of a matrix whose steps are the same all over a row of a superblock.
-struct SuperblockSteps {
-  GroupSteps steps;
-  const uint8_t* zero_points;  ///< null: symmetric
-  GroupMap groups;
-  int run;  ///< columns, a multiple of 64; 0: whole rows
-  /// They are applied superblock by superblock: they differ along a row, are shared between rows, or have zero points.
-  bool inside;
-};
-
 /// One product: y [batch, rows] from x [batch, columns] and packed weights [rows, columns].
 struct SkinnyProduct {
   Superblocks layout;
@@ -35,6 +26,7 @@ struct SkinnyProduct {
   int batch;
   int columns;  ///< a multiple of 8
   SuperblockSteps steps;
+  bool inside;  ///< steps.inside()
   BiasResult<AnyElements> result;
   int parts = 0;                 ///< of the columns, each a block's
   float* partial = nullptr;      ///< [parts, batch, rows]
@@ -111,28 +103,14 @@ __device__ __forceinline__ void multiply(const LaneOperands<Codes::bits, tiles>&
   }
 }
 
-/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows outside have the last
-/// one's.
-struct RowGroups {
-  int first[8];
-
-  __device__ RowGroups(const SkinnyProduct& p, int down) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = down * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
-      first[i] = static_cast<int>(p.steps.groups.group(row < p.result.rows ? row : p.result.rows - 1, 0));
-    }
-  }
-};
-
 /// total += step * (sums - zero point * x_sums) for the `across`-th superblock of a row; clears both sums.
 template <class Codes, int tiles>
 __device__ __forceinline__ void apply_steps(const SuperblockSteps& steps, const RowGroups& groups, int across,
                                             Sums<tiles>& total, Sums<tiles>& sums, float (&x_sums)[tiles][4]) {
-  const int run = steps.run == 0 ? 0 : across * Superblocks::size / steps.run;
+  const int before = steps.groups_before(across);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int group = groups.first[i] + run;
+    const int group = groups.first[i] + before;
     const float step = steps.steps.scale(group);
     float zero = 0.0F;
     if constexpr (Codes::integers)
@@ -163,7 +141,7 @@ __device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, int down
 #pragma unroll
   for (int i = 0; i < depth; ++i)
     if (first + i * warps_across < end) load_operands(p, down, first + i * warps_across, ring[i]);
-  const RowGroups groups(p, down);
+  const RowGroups groups(p.steps, p.result.rows, down);
   Sums<tiles> sums = {};
   float x_sums[tiles][4] = {};
   for (; first < end; first += depth * warps_across) {
@@ -174,10 +152,10 @@ __device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, int down
       if (across >= end) break;
       multiply(ring[i], codes, table, p.steps.zero_points != nullptr, sums, x_sums);
       if (next < end) load_operands(p, down, next, ring[i]);
-      if (p.steps.inside) apply_steps<Codes>(p.steps, groups, across, total, sums, x_sums);
+      if (p.inside) apply_steps<Codes>(p.steps, groups, across, total, sums, x_sums);
     }
   }
-  if (!p.steps.inside) total = sums;
+  if (!p.inside) total = sums;
 }
 
 /// Shared memory: the table while superblocks are multiplied, then the sums of the block's rows. The odd end spreads

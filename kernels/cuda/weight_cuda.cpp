@@ -34,44 +34,49 @@ std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& 
   return result;
 }
 
-/// How many neighbours in a row of a matrix share a step, from a multiple of it on: all of them where it is as long as
-/// the row, nothing where steps change more freely.
+/// How many neighbours in a row share a step, in device order and from a multiple of it on: all of them where it is as
+/// long as the row, nothing where steps change more freely.
 std::optional<int64_t> run_of_steps(const PackedTensor& packed) {
-  const int64_t columns = packed.shape[1];
+  const bool matrix = packed.shape.rank() == 2;
+  const int64_t columns = packed.shape.inner_elements();
   const Granularity granularity = packed.scheme.granularity;
   switch (granularity.kind) {
     case Granularity::Kind::tensor:
     case Granularity::Kind::channel:
-    case Granularity::Kind::row:
       return columns;
+    case Granularity::Kind::row:
+      if (matrix) return columns;
+      break;
     case Granularity::Kind::block:
-      return granularity.rows;
+      if (matrix || granularity.rows >= columns) return granularity.rows;
+      break;
     case Granularity::Kind::tile:
-      return granularity.columns;
+      if (matrix) return granularity.columns;
+      break;
     case Granularity::Kind::sorted:
       break;
   }
   return std::nullopt;
 }
 
-/// Steps that change along a row do so at the superblocks' borders only.
-bool steps_suit_superblocks(const PackedTensor& packed) {
+/// Steps that change along a row do so at the superblocks' borders only, and taps of filters begin there.
+bool suits_superblocks(const PackedTensor& packed) {
   const auto run = run_of_steps(packed);
-  return run && (*run >= packed.shape[1] || *run % Superblocks::size == 0);
+  if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
+  return packed.shape.rank() == 2 || (packed.shape.rank() == 4 && packed.shape[1] % Superblocks::size == 0);
 }
 
 /// Whether codes are integers themselves, and no stored codebook says otherwise.
 bool is_linear(const PackedTensor& packed) { return packed.scheme.method == Method::linear && packed.codebook.empty(); }
 
-/// The codes of a matrix as superblocks. The one code that linear schemes do not use stands for 0, as in their
+/// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0, as in their
 /// codebook: kernels that take codes for integers must not meet it.
-std::vector<uint8_t> superblocks_of(const PackedTensor& packed) {
+std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
   const int64_t rows = packed.shape[0];
-  const int64_t columns = packed.shape[1];
+  const int64_t columns = packed.shape.inner_elements();
   const int bits = packed.scheme.bits;
-  if (!is_linear(packed) || packed.scheme.zero_point) return to_superblocks(packed.codes, rows, columns, bits);
+  if (!is_linear(packed) || packed.scheme.zero_point) return to_superblocks(codes, rows, columns, bits);
   const uint32_t unused = (1U << bits) - 1U;  // 0's code with one more bit, the highest
-  std::vector<uint8_t> codes = packed.codes;
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     uint8_t* channel = codes.data() + row * packed.code_stride();
@@ -85,10 +90,11 @@ std::vector<uint8_t> superblocks_of(const PackedTensor& packed) {
 }
 
 std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
-  if (layout == CodeLayout::channels) return reordered(packed.codes, packed.shape, packed.scheme.bits);
-  if (packed.shape.rank() != 2 || !steps_suit_superblocks(packed))
+  std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
+  if (layout == CodeLayout::channels) return codes;
+  if (!suits_superblocks(packed))
     fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
-  return superblocks_of(packed);
+  return superblocks_of(std::move(codes), packed);
 }
 
 template <class T>
@@ -122,9 +128,9 @@ float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
 }  // namespace
 
 CodeLayout best_layout(const PackedTensor& packed) {
-  const bool suits = packed.shape.rank() == 2 && steps_suit_superblocks(packed) &&
-                     superblocks_fit(packed.shape[0], packed.shape[1], packed.scheme.bits);
-  return suits ? CodeLayout::superblocks : CodeLayout::channels;
+  const bool better =
+      suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
+  return better ? CodeLayout::superblocks : CodeLayout::channels;
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream)
@@ -166,7 +172,8 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
       value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
   resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
-  if (layout == CodeLayout::superblocks && *run_of_steps(packed) < shape_[1]) step_run_ = *run_of_steps(packed);
+  if (const auto run = run_of_steps(packed); layout == CodeLayout::superblocks && *run < shape_.inner_elements())
+    step_run_ = *run;
   view_.codes = codes_.data();
   view_.scales = scales_.data();
   view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();

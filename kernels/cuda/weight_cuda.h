@@ -9,9 +9,9 @@ namespace nibblenet {
 /// How packed codes lie in device memory.
 enum class CodeLayout : uint8_t {
   channels,    ///< as in files: one output channel after the other, in device order
-  superblocks  ///< matrices only: kernels/cuda/superblock.h
+  superblocks  ///< kernels/cuda/superblock.h, rows in device order
 };
-/// Superblocks where the product for small batches can use them, and they take no more bytes than channels.
+/// Superblocks where the tensor cores' products can use them, and they take no more bytes than channels.
 CodeLayout best_layout(const PackedTensor& packed);
 
 /// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.

@@ -23,6 +23,8 @@ using testing::output_of;
 using testing::quantized;
 using testing::relative_error;
 using testing::same_bits;
+using testing::superblock_methods;
+using testing::superblock_schemes;
 using testing::uniform;
 using testing::Values;
 
@@ -80,26 +82,9 @@ class SkinnyProduct : public ::testing::Test {
 
 class SkinnyProductOf : public SkinnyProduct, public ::testing::WithParamInterface<MethodTraits> {};
 
-/// Every scheme of a method whose steps change at the borders of superblocks only.
-std::vector<Scheme> suitable_schemes(const MethodTraits& traits) {
-  std::vector<Scheme> schemes;
-  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
-    for (const std::string granularity :
-         {"tensor", "channel", "row", "block:64", "block:128", "block:500", "tile:3x64", "tile:40x1000"})
-      for (const bool zero_point : {false, true}) {
-        if (zero_point && traits.method != Method::linear) continue;
-        Scheme scheme = default_scheme(traits.method, bits);
-        scheme.granularity = parse_granularity(granularity);
-        scheme.scale = bits % 2 == 0 ? ScaleType::f16 : ScaleType::f32;
-        scheme.zero_point = zero_point;
-        schemes.push_back(scheme);
-      }
-  return schemes;
-}
-
 TEST_P(SkinnyProductOf, EveryScheme) {
   const Values x = uniform({3, 192}, 1), bias = uniform({128}, 2);
-  for (const Scheme& scheme : suitable_schemes(GetParam())) {
+  for (const Scheme& scheme : superblock_schemes(GetParam())) {
     const PackedTensor packed = quantized({128, 192}, scheme, 3);
     EXPECT_EQ(best_layout(packed), CodeLayout::superblocks);
     const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias, Epilogue::relu);
@@ -145,13 +130,7 @@ TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
     }
 }
 
-/// Magnitude-sorted schemes have a step for each weight.
-std::vector<MethodTraits> unsorted_methods() {
-  std::vector<MethodTraits> methods;
-  std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });
-  return methods;
-}
-INSTANTIATE_TEST_SUITE_P(Methods, SkinnyProductOf, ::testing::ValuesIn(unsorted_methods()),
+INSTANTIATE_TEST_SUITE_P(Methods, SkinnyProductOf, ::testing::ValuesIn(superblock_methods()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST_F(SkinnyProduct, IsExactForIntegers) {
@@ -201,16 +180,16 @@ TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
   EXPECT_EQ(weight->resident().total(), resident_size(packed).total());
   const Values bias = uniform({128}, 2);
   const Tensor<float> offset = on(cuda_, bias);
-  for (const int64_t batch : {1, 16, 17}) {
+  for (const int64_t batch : {1, 16}) {
     const Values x = uniform({batch, 512}, 1);
     const Buffer<f16> input = halves_on(cuda_, x);
     const auto& resident = static_cast<const WeightCuda&>(*weight);
     const ConstActivations halves = TensorView<const f16>(input.data(), x.shape);
-    EXPECT_EQ(cuda::is_skinny(halves, resident), batch <= 16);
+    EXPECT_TRUE(cuda::is_skinny(halves, resident));
     const Values result = output_of(cuda_, {batch, 128}, [&](TensorView<float> y) {
       cuda_.linear_forward(y, halves, *weight, offset.view(), Epilogue::none);
     });
-    EXPECT_TRUE(same_bits(result, product(x, resident, bias, batch <= 16 ? Kernel::skinny : Kernel::plain))) << batch;
+    EXPECT_TRUE(same_bits(result, product(x, resident, bias))) << batch;
   }
 }
 
@@ -235,7 +214,7 @@ TEST_F(SkinnyProduct, ARecordingKnowsWhenItsScratchHasMoved) {
   EXPECT_TRUE(same_bits(from(cuda_, std::as_const(y).view()), expected));
 }
 
-TEST_F(SkinnyProduct, OnlyMatricesThatDoNotGrowBecomeSuperblocks) {
+TEST_F(SkinnyProduct, OnlyWeightsThatDoNotGrowBecomeSuperblocks) {
   const auto layout = [](const Shape& shape, const char* scheme) {
     return best_layout(quantized(shape, parse_scheme(scheme), 3));
   };
@@ -244,7 +223,9 @@ TEST_F(SkinnyProduct, OnlyMatricesThatDoNotGrowBecomeSuperblocks) {
   EXPECT_EQ(layout({64, 128}, "linear:4:block:32"), CodeLayout::channels);
   EXPECT_EQ(layout({64, 128}, "stable-embedding:4"), CodeLayout::channels);
   EXPECT_EQ(layout({10, 128}, "linear:4:channel"), CodeLayout::channels);
-  EXPECT_EQ(layout({64, 64, 1, 1}, "linear:4:channel"), CodeLayout::channels);
+  EXPECT_EQ(layout({64, 64, 1, 1}, "linear:4:channel"), CodeLayout::superblocks);
+  EXPECT_EQ(layout({64, 64, 3, 3}, "nf4:4:block:64"), CodeLayout::channels);
+  EXPECT_EQ(layout({64, 96, 3, 3}, "linear:4:channel"), CodeLayout::channels);
 }
 
 }  // namespace

@@ -203,6 +203,12 @@ T& shared() {
   return *static_cast<T*>(hostexec::shared_object(&key, sizeof(T)));
 }
 
+inline unsigned char* dynamic_shared(std::source_location where = std::source_location::current()) {
+  static const char key = 0;
+  if (hostexec::state.shared_bytes == 0) hostexec::fail_here("dynamic_shared of a launch without any", where);
+  return static_cast<unsigned char*>(hostexec::shared_object(&key, hostexec::state.shared_bytes));
+}
+
 inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                       std::source_location where = std::source_location::current()) {
   hostexec::MmaSlot slot{&d, &a, &b};

@@ -15,6 +15,7 @@ namespace nibblenet {
 namespace {
 
 using testing::from;
+using testing::halves_on;
 using testing::on;
 using testing::output_of;
 using testing::quantized;
@@ -45,14 +46,27 @@ Values product(CudaBackend& backend, Weight& weight, Precision precision) {
 }
 
 /// A linear layer of superblocks: two superblock rows, and several parts of the columns.
-Values skinny_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
+Values superblock_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
   const auto weight = backend.make_weight(quantized({128, 512}, parse_scheme(scheme), 3));
-  const Tensor<float> x = on(backend, uniform({batch, 512}, 1)), bias = on(backend, uniform({128}, 2));
-  Buffer<f16> halves(backend, static_cast<size_t>(batch * 512), MemoryCategory::data);
-  const TensorView<f16> converted(halves.data(), x.shape());
-  backend.convert(converted, x.view());
+  const Buffer<f16> x = halves_on(backend, uniform({batch, 512}, 1));
+  const Tensor<float> bias = on(backend, uniform({128}, 2));
   return output_of(backend, {batch, 128}, [&](TensorView<float> y) {
-    backend.linear_forward(y, converted, *weight, bias.view(), Epilogue::relu);
+    backend.linear_forward(y, TensorView<const f16>(x.data(), {batch, 512}), *weight, bias.view(), Epilogue::relu);
+  });
+}
+
+/// A convolution of superblocks: two slices, two row blocks, results in halves.
+Values superblock_convolution(CudaBackend& backend, const std::string& scheme) {
+  const Shape x = {1, 4, 5, 128};
+  const auto weight = backend.make_weight(quantized({192, 128, 3, 3}, parse_scheme(scheme), 3));
+  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Tensor<float> bias = on(backend, uniform({192}, 2));
+  Buffer<f16> y(backend, 20 * 192, MemoryCategory::data);
+  return output_of(backend, {1, 4, 5, 192}, [&](TensorView<float> floats) {
+    const TensorView<f16> rounded(y.data(), floats.shape());
+    backend.conv2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight, bias.view(), window,
+                           Epilogue::relu);
+    backend.convert(floats, rounded);
   });
 }
 
@@ -79,9 +93,12 @@ std::vector<Operation> operations() {
                     }});
   }
   for (const std::string scheme : {"linear:3:channel", "linear:4:block:64:zero-point", "nf4:4:block:64"})
-    for (const int64_t batch : {3, 9})
+    for (const int64_t batch : {3, 9, 33})
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
-                      [=](CudaBackend& b) { return skinny_product(b, scheme, batch); }});
+                      [=](CudaBackend& b) { return superblock_product(b, scheme, batch); }});
+  for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel"})
+    list.push_back(
+        {fmt::format("conv2d forward, {}", scheme), [=](CudaBackend& b) { return superblock_convolution(b, scheme); }});
   list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
     b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
   }));

@@ -305,13 +305,14 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
   leave();
 }
 
-void run(const char* name, dim3 blocks, unsigned threads, const std::function<void()>& body) {
+void run(const char* name, dim3 blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   if (scheduler.running != nullptr) throw HostExecutionError("a kernel cannot launch a kernel here");
   if (threads == 0 || threads > 1024) fail<HostExecutionError>("{}: {} threads in a block", name, threads);
   scheduler.kernel = name;
   scheduler.body = &body;
   state.block_dimensions = dim3(threads);
   state.grid_dimensions = blocks;
+  state.shared_bytes = shared_bytes;
 #ifdef HOSTEXEC_TSAN
   scheduler.main_tsan_fiber = __tsan_get_current_fiber();
 #endif
@@ -343,11 +344,11 @@ void run(const char* name, dim3 blocks, unsigned threads, const std::function<vo
 void set_schedule(const Schedule& schedule) { current_schedule = schedule; }
 const Schedule& schedule() { return current_schedule; }
 
-void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body) {
+void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body, size_t shared_bytes) {
   if (capturing()) {
-    record([=, body = std::move(thread_body)] { run(name, blocks, threads, body); });
+    record([=, body = std::move(thread_body)] { run(name, blocks, threads, shared_bytes, body); });
   } else {
-    run(name, blocks, threads, thread_body);
+    run(name, blocks, threads, shared_bytes, thread_body);
   }
 }
 

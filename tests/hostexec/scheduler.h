@@ -48,13 +48,15 @@ struct ThreadState {
   uint3 block_index{};
   dim3 block_dimensions;
   dim3 grid_dimensions;
+  size_t shared_bytes = 0;  ///< of the launch
   CopyGroups* copies = nullptr;
 };
 extern ThreadState state;
 
 /// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw. While a graph is being
 /// captured, the grid is recorded instead.
-void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body);
+void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body,
+              size_t shared_bytes = 0);
 
 // For the wrappers in gpu_shim.h.
 

@@ -39,6 +39,30 @@ inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
   return schemes;
 }
 
+/// Every scheme of a method whose steps in a matrix change at the borders of 64 columns only.
+inline std::vector<Scheme> superblock_schemes(const MethodTraits& traits) {
+  std::vector<Scheme> schemes;
+  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
+    for (const std::string granularity :
+         {"tensor", "channel", "row", "block:64", "block:128", "block:500", "tile:3x64", "tile:40x1000"})
+      for (const bool zero_point : {false, true}) {
+        if (zero_point && traits.method != Method::linear) continue;
+        Scheme scheme = default_scheme(traits.method, bits);
+        scheme.granularity = parse_granularity(granularity);
+        scheme.scale = bits % 2 == 0 ? ScaleType::f16 : ScaleType::f32;
+        scheme.zero_point = zero_point;
+        schemes.push_back(scheme);
+      }
+  return schemes;
+}
+
+/// Methods that can have superblocks: magnitude-sorted schemes have a step for each weight.
+inline std::vector<MethodTraits> superblock_methods() {
+  std::vector<MethodTraits> methods;
+  std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });
+  return methods;
+}
+
 /// A method's name where only letters, digits and '_' are allowed.
 inline std::string identifier(std::string_view name) {
   std::string text(name);

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/superblock.h"
+#include "kernels/cuda/weight_cuda.h"
+#include "kernels/cuda/weights.cuh"
+
+namespace nibblenet {
+
+/// Steps of a matrix whose steps are the same all over a row of a superblock.
+struct SuperblockSteps {
+  GroupSteps steps;
+  const uint8_t* zero_points = nullptr;  ///< null: symmetric
+  int rows_of_group = 1;                 ///< how many rows share one
+  int groups_across = 0;                 ///< of a row
+  int run = 0;                           ///< columns, a multiple of 64; 0: whole rows
+  /// They cannot be left to the result: they differ along a row, or are shared between some rows.
+  bool differ = false;
+
+  explicit SuperblockSteps(const WeightCuda& w)
+      : steps{w.view().scales, w.view().scale_type, w.view().scale_to},
+        zero_points(w.view().zero_points),
+        run(static_cast<int>(w.step_run())) {
+    const GroupMap& map = w.view().groups;
+    const bool tiles = map.kind == Granularity::Kind::tile;
+    differ = run != 0 || tiles;
+    if (tiles) rows_of_group = static_cast<int>(std::min<int64_t>(map.block, std::numeric_limits<int>::max()));
+    if (map.groups > 1)
+      groups_across = static_cast<int>(tiles                                    ? map.tiles_across
+                                       : map.kind == Granularity::Kind::channel ? 1
+                                                                                : map.groups_per_channel);
+  }
+  SuperblockSteps() = default;
+
+  /// Whether they, or zero points, are applied superblock by superblock.
+  bool inside() const { return differ || zero_points != nullptr; }
+  /// Groups of the `across`-th superblock of a row lie so far behind those of the first one.
+  __device__ int groups_before(int across) const { return run == 0 ? 0 : across * Superblocks::size / run; }
+};
+
+/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows outside have the last
+/// one's.
+struct RowGroups {
+  int first[8];
+
+  __device__ RowGroups(const SuperblockSteps& steps, int rows, int down) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = down * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
+      first[i] = (row < rows ? row : rows - 1) / steps.rows_of_group * steps.groups_across;
+    }
+  }
+};
+
+/// Calls f.template operator()<bits>() for widths from 2 to 8.
+template <class F>
+void with_bits(int bits, F f) {
+  switch (bits) {
+    case 2:
+      return f.template operator()<2>();
+    case 3:
+      return f.template operator()<3>();
+    case 4:
+      return f.template operator()<4>();
+    case 5:
+      return f.template operator()<5>();
+    case 6:
+      return f.template operator()<6>();
+    case 7:
+      return f.template operator()<7>();
+    case 8:
+      return f.template operator()<8>();
+    default:
+      fail<Error>("no product for codes of {} bits", bits);
+  }
+}
+
+}  // namespace nibblenet

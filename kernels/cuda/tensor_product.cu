@@ -1,0 +1,140 @@
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/tensor_product.cuh"
+
+namespace nibblenet {
+namespace {
+
+/// What every GPU from compute capability 8.0 on lets a block have.
+constexpr int most_shared_bytes = 99 << 10;
+
+template <class Codes>
+bool fits(const PixelBlocks& b) {
+  return b.columns() <= warp_columns * most_warps_across<Codes> && TensorShared<Codes>::bytes(b) <= most_shared_bytes;
+}
+
+/// Blocks of `rows` rows of each of `images` images.
+PixelBlocks blocks_of(const ConvolutionSizes& s, int images, int rows) {
+  PixelBlocks b{.sizes = s, .images = images, .rows = rows, .row_step = rows, .bands = (s.p + rows - 1) / rows};
+  const auto inputs = [&](int outputs) { return (outputs - 1) * s.stride + s.size; };
+  b.height = inputs(rows);
+  b.width = inputs(s.q);
+  // A slice is copied tile_stages - 1 superblocks ahead, while those of the slices before it are still read.
+  b.slots = std::min(1 + (tile_stages - 2 + s.taps()) / s.taps(), b.slices());
+  return b;
+}
+
+/// The largest blocks that fit: of several images, one, or a band of its rows. Nothing where not even a row does.
+template <class Codes>
+std::optional<PixelBlocks> plan(const ConvolutionSizes& s) {
+  // Linear layers: more columns would leave a GPU without blocks, fewer would unpack weights more often.
+  const int wanted = s.taps() == 1 && s.p * s.q == 1 ? 4 * warp_columns : most_warps_across<Codes> * warp_columns;
+  for (int images = std::min(s.n, wanted / (s.p * s.q)); images > 0; --images)
+    if (const PixelBlocks b = blocks_of(s, images, s.p); fits<Codes>(b)) return b;
+  for (int bands = 1; bands <= s.p; ++bands)
+    if (const PixelBlocks b = blocks_of(s, 1, (s.p + bands - 1) / bands); fits<Codes>(b)) return b;
+  return std::nullopt;
+}
+
+/// All of a product but how its pixels and its superblocks are cut.
+TensorProduct product_of(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
+                         const ConvolutionSizes& s, bool with_relu) {
+  const PackedView& view = w.view();
+  const SuperblockSteps steps(w);
+  // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
+  const float value_factor = w.linear_codes() ? 1.0F : w.value_normalisation() * (steps.differ ? 1.0F / 128.0F : 1.0F);
+  TensorProduct p{
+      .layout = {view.channels, view.channel_elements, view.bits},
+      .codes = view.codes,
+      .stored = view.values,
+      .value_factor = value_factor,
+      .x = x.data(),
+      .steps = steps,
+      .inside = steps.inside(),
+      .step_factor = 1.0F,
+      .result = {
+          {y.data(), y.precision() == Precision::float16}, bias, s.k, s.outputs(), 1.0F / value_factor, with_relu}};
+  std::copy(w.codebook().values.begin(), w.codebook().values.end(), p.fixed.values);
+  if (steps.differ) {
+    const float total = w.normalisation() * 8192.0F;
+    p.step_factor = total / value_factor / view.scale_to;
+    p.result.factor = 1.0F / total;
+  } else {
+    p.result.steps = steps.steps;
+    p.result.one_step_for_all = view.groups.groups == 1;
+  }
+  return p;
+}
+
+/// Into how many parts the superblocks along k are cut: about a thousand warps, of at least four superblocks each. A
+/// matter of the shapes alone, so that results are.
+int parts_of(const PixelBlocks& b, int64_t blocks, int warps) {
+  constexpr int64_t warps_wanted = 1024;
+  constexpr int64_t most = 8;  // the last one adds them all up
+  const int64_t steps = static_cast<int64_t>(b.slices()) * b.sizes.taps();
+  return static_cast<int>(std::clamp<int64_t>(std::min(warps_wanted / (blocks * warps), steps / 4), 1, most));
+}
+
+template <class Codes>
+bool start(TensorProduct p, const ConvolutionSizes& s, const Work& work, Workspace& workspace, Stream& stream) {
+  const auto pixels = plan<Codes>(s);
+  if (!pixels) return false;
+  p.pixels = *pixels;
+  const int across = (p.pixels.columns() + warp_columns - 1) / warp_columns;
+  const auto columns = static_cast<unsigned>((s.n + p.pixels.images - 1) / p.pixels.images * p.pixels.bands);
+  const auto rows = static_cast<unsigned>((p.layout.down() + warps_down_tile - 1) / warps_down_tile);
+  const int64_t blocks = int64_t{columns} * rows;
+  p.parts = parts_of(p.pixels, blocks, warps_down_tile * across);
+  if (p.parts > 1) {
+    p.partial = workspace.floats(static_cast<size_t>(p.parts * blocks * across * warp_columns * tile_rows));
+    p.arrivals = workspace.counters(static_cast<size_t>(blocks));
+  }
+  const Grid grid{dim3(columns, rows, static_cast<unsigned>(p.parts)),
+                  static_cast<unsigned>(32 * warps_down_tile * across),
+                  static_cast<size_t>(TensorShared<Codes>::bytes(p.pixels))};
+  launch("tensor_product", work, grid, stream, tensor_product_kernel<Codes>, p);
+  return true;
+}
+
+/// Whether superblocks of `w` line up with slices of 64 channels, and everything can be copied 16 bytes at a time.
+bool suits(Activations y, ConstActivations x, const WeightCuda& w, const ConvolutionSizes& s) {
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  return w.form() == WeightCuda::Form::packed && w.layout() == CodeLayout::superblocks &&
+         x.precision() == Precision::float16 && s.c % (s.taps() == 1 ? 8 : slice) == 0 && s.outputs() > 0 &&
+         aligned(x.data()) && aligned(y.data()) && w.view().groups.groups <= std::numeric_limits<int>::max();
+}
+
+bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+             const ConvolutionSizes& s, Epilogue epilogue, Workspace& workspace, Stream& stream) {
+  if (!suits(y, x, w, s)) return false;
+  const TensorProduct p = product_of(y, x.halves(), w, bias.data(), s, epilogue == Epilogue::relu);
+  const Work work = work_of(s, static_cast<double>(w.resident().total()), static_cast<double>(sizeof(f16)));
+  bool started = false;
+  with_bits(w.view().bits, [&]<int bits>() {
+    started = w.linear_codes() ? start<IntegerCodes<bits>>(p, s, work, workspace, stream)
+                               : start<CodebookCodes<bits>>(p, s, work, workspace, stream);
+  });
+  return started;
+}
+
+}  // namespace
+
+namespace cuda {
+
+bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                           Epilogue epilogue, Workspace& workspace, Stream& stream) {
+  return forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, workspace, stream);
+}
+
+bool tensor_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                           Window window, Epilogue epilogue, Workspace& workspace, Stream& stream) {
+  return forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, workspace, stream);
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

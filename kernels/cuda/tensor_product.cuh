@@ -1,0 +1,239 @@
+#pragma once
+
+#include "kernels/cuda/tensor_tile.cuh"
+
+// Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
+// with weights that go from superblocks to fragments in registers (after Marlin, Frantar 2024, arXiv 2408.11743).
+
+namespace nibblenet {
+
+/// One product: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
+struct TensorProduct {
+  Superblocks layout;
+  const uint8_t* codes;
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
+  const float* stored;
+  float value_factor;  ///< power of two, for values in halves
+  const f16* x;
+  PixelBlocks pixels;
+  SuperblockSteps steps;
+  bool inside;        ///< steps.inside()
+  float step_factor;  ///< what steps that differ are multiplied by, for halves
+  BiasResult<AnyElements> result;
+  int parts = 0;                 ///< of the superblocks along k, each a block's
+  float* partial = nullptr;      ///< [parts, blocks, columns of a block, rows of a block]
+  unsigned* arrivals = nullptr;  ///< by block: how many parts are done
+};
+
+/// Dynamic shared memory of a block: the look-up table, the ring of superblocks, the slices of x; and when these have
+/// been multiplied the results, column by column. The odd end of a column spreads rows over the banks.
+template <class Codes>
+struct TensorShared {
+  static constexpr int superblocks = warps_down_tile * Codes::bits * Superblocks::row_bytes;  ///< bytes of a stage
+  static constexpr int table = Codes::integers ? 0 : static_cast<int>(sizeof(typename Codes::Table));
+  static constexpr int column = tile_rows + 8;  ///< halves
+
+  static constexpr int ring_at = table;
+  static constexpr int slices_at = ring_at + tile_stages * superblocks;
+  static int bytes(const PixelBlocks& b) {
+    const int results = (b.columns() + warp_columns - 1) / warp_columns * warp_columns * column * 2;
+    const int operands = slices_at + b.slots * b.positions() * slice_bytes;
+    return results > operands ? results : operands;
+  }
+};
+
+/// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap, so that x is copied
+/// once. Copies run `tile_stages` - 1 ahead.
+template <class Codes>
+struct OperandRing {
+  using Shared = TensorShared<Codes>;
+  const TensorProduct& p;
+  unsigned char* memory;
+  int block;       ///< of pixels
+  int first_down;  ///< superblock row
+  int begin, end;  ///< steps
+
+  __device__ unsigned char* superblocks(int step) const {
+    return memory + Shared::ring_at + step % tile_stages * Shared::superblocks;
+  }
+  __device__ unsigned char* pixels(int step) const {
+    const int slot = step / p.pixels.sizes.taps() % p.pixels.slots;
+    return memory + Shared::slices_at + slot * p.pixels.positions() * slice_bytes;
+  }
+  /// Superblocks lie tap by tap, and inside a tap slice by slice.
+  __device__ int across(int step) const {
+    const int taps = p.pixels.sizes.taps();
+    return step % taps * p.pixels.slices() + step / taps;
+  }
+
+  __device__ void copy(int step) const {
+    if (step < end) {
+      copy_superblocks<Codes::bits>(p.layout, p.codes, first_down, across(step), superblocks(step));
+      const int taps = p.pixels.sizes.taps();
+      if (step == begin || step % taps == 0) copy_slice(p.pixels, p.x, block, step / taps, pixels(step));
+    }
+    cp_async_commit();
+  }
+};
+
+/// A warp's sums over a block's part of the superblocks.
+template <class Codes>
+__device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRing<Codes>& ring, TileSums& sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int half = warp % warps_down_tile;
+  const int first_column = warp / warps_down_tile * warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
+  const bool has_rows = ring.first_down + half < p.layout.down();
+  const auto& table = *reinterpret_cast<const typename Codes::Table*>(ring.memory);
+  int first[warp_tiles];
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile) first[tile] = p.pixels.position(first_column + 8 * tile);
+
+#pragma unroll 1
+  for (int i = 0; i < tile_stages - 1; ++i) ring.copy(ring.begin + i);
+  FragmentSteps steps = {};
+  for (int step = ring.begin; step < ring.end; ++step) {
+    if (p.inside) {
+      const RowGroups groups(p.steps, p.result.rows, ring.first_down + half);
+      load_steps<Codes>(p.steps, groups, ring.across(step), p.step_factor, steps);
+    }
+    cp_async_wait<tile_stages - 2>();
+    __syncthreads();  // this step's operands have arrived, and nobody reads the last one's any more
+    ring.copy(step + tile_stages - 1);
+    if (!has_rows) continue;
+    const int tap = step % p.pixels.sizes.taps();
+    const int down = tap / p.pixels.sizes.size;
+    const int offset = down * p.pixels.width + tap - down * p.pixels.sizes.size;
+    int position[warp_tiles];
+#pragma unroll
+    for (int tile = 0; tile < warp_tiles; ++tile) position[tile] = first[tile] + offset;
+    multiply_superblock<Codes>(ring.superblocks(step) + half * Codes::bits * Superblocks::row_bytes, ring.pixels(step),
+                               position, table, steps, p.inside, sums);
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // shared memory may be used for something else
+}
+
+struct TensorArrival {
+  bool last;
+};
+
+/// Leaves the sums of a part in memory. The block that arrives last gets the sums of all parts, added up in their
+/// order, and true.
+__device__ __forceinline__ bool add_up_parts(const TensorProduct& p, int part, TileSums& sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int columns = static_cast<int>(blockDim.x) / 32 / warps_down_tile * warp_columns;
+  const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
+  const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const auto column_of = [&](int of_part, int row) {
+    const int64_t first = ((of_part * blocks + block) * columns + warp / warps_down_tile * warp_columns) * tile_rows;
+    return p.partial + first + warp % warps_down_tile * Superblocks::size + row;
+  };
+  for_each_sum(sums, [&](int row) {
+    return [to = column_of(part, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * tile_rows] = sum; };
+  });
+  __threadfence();  // what was written is seen by whoever sees the arrival
+  __syncthreads();
+  auto& arrival = shared<TensorArrival>();
+  if (threadIdx.x == 0) arrival.last = atomicAdd(&p.arrivals[block], 1U) == static_cast<unsigned>(p.parts) - 1U;
+  __syncthreads();
+  if (!arrival.last) return false;
+  __threadfence();
+  sums = {};
+#pragma unroll 1
+  for (int of_part = 0; of_part < p.parts; ++of_part)
+    for_each_sum(sums, [&](int row) {
+      return [from = column_of(of_part, row)](int tile, int e, float& sum) {
+        sum += __ldcg(from + column_of_sum(tile, e) * tile_rows);
+      };
+    });
+  if (threadIdx.x == 0) p.arrivals[block] = 0;  // for the next product
+  return true;
+}
+
+/// Sums as results in shared memory, halves column by column. All threads; a barrier follows.
+template <class Codes>
+__device__ __forceinline__ void store_results(const TensorProduct& p, int first_row, unsigned char* memory,
+                                              TileSums& sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int half = warp % warps_down_tile * Superblocks::size;
+  f16* results = reinterpret_cast<f16*>(memory) +
+                 static_cast<int64_t>(warp / warps_down_tile) * warp_columns * TensorShared<Codes>::column + half;
+  for_each_sum(sums, [&](int row) {
+    const int of_all = first_row + half + row;  // rows outside are not read
+    return [=, finish = p.result.of_row(of_all < p.result.rows ? of_all : 0)](int tile, int e, float sum) {
+      store_element(results, column_of_sum(tile, e) * TensorShared<Codes>::column + row, finish(sum));
+    };
+  });
+  __syncthreads();
+}
+
+/// y from results in shared memory, 16 bytes a thread where K allows it.
+template <class Codes>
+__device__ __forceinline__ void copy_results(const TensorProduct& p, int block, int first_row,
+                                             const unsigned char* memory) {
+  constexpr int pieces = tile_rows / 8;
+  const auto* results = reinterpret_cast<const f16*>(memory);
+  f16* y = static_cast<f16*>(p.result.y.data);
+  for (int i = static_cast<int>(threadIdx.x); i < p.pixels.columns() * pieces; i += static_cast<int>(blockDim.x)) {
+    const int column = i / pieces;
+    const int pixel = p.pixels.pixel(block, column);
+    const int row = i % pieces * 8;
+    if (pixel < 0 || first_row + row >= p.result.rows) continue;
+    const f16* from = results + column * TensorShared<Codes>::column + row;
+    f16* to = y + static_cast<int64_t>(pixel) * p.result.rows + first_row + row;
+    if (p.result.rows % 8 == 0) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else {
+      for (int e = 0; e < 8 && first_row + row + e < p.result.rows; ++e) to[e] = from[e];
+    }
+  }
+}
+
+/// Sums straight into y.
+__device__ __forceinline__ void store_floats(const TensorProduct& p, int block, int first_row, TileSums& sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first_column = warp / warps_down_tile * warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
+  auto* y = static_cast<float*>(p.result.y.data);
+  int pixel[warp_tiles][2];
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) pixel[tile][e] = p.pixels.pixel(block, first_column + 8 * tile + e);
+  for_each_sum(sums, [&](int row_of_half) {
+    const int row = first_row + warp % warps_down_tile * Superblocks::size + row_of_half;
+    const bool exists = row < p.result.rows;
+    return [=, &pixel, finish = p.result.of_row(exists ? row : 0), rows = p.result.rows](int tile, int e, float sum) {
+      const int at = pixel[tile][e];
+      if (exists && at >= 0) y[static_cast<int64_t>(at) * rows + row] = finish(sum);
+    };
+  });
+}
+
+/// y = epilogue(x * w + bias). Two warps below each other own 64 rows each, up to six across 32 columns; block
+/// (x, y, z) owns pixel block x, 128 rows and part z of the superblocks along k. A barrier a superblock: while it is
+/// multiplied, the next ones arrive.
+template <class Codes>
+__global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes>)
+    tensor_product_kernel(TensorProduct p) {
+  unsigned char* memory = dynamic_shared();
+  const int block = static_cast<int>(blockIdx.x);
+  const int first_down = static_cast<int>(blockIdx.y) * warps_down_tile;
+  const int part = static_cast<int>(blockIdx.z);
+  const int steps = p.pixels.slices() * p.pixels.sizes.taps();
+  const OperandRing<Codes> ring{p, memory, block, first_down, steps * part / p.parts, steps * (part + 1) / p.parts};
+
+  Codes{}.prepare(*reinterpret_cast<typename Codes::Table*>(memory), p.fixed, p.stored, p.value_factor);
+  TileSums sums = {};
+  sum_part<Codes>(p, ring, sums);
+  if (p.parts > 1 && !add_up_parts(p, part, sums)) return;
+
+  const int first_row = first_down * Superblocks::size;
+  if (p.result.y.halves) {
+    store_results<Codes>(p, first_row, memory, sums);
+    copy_results<Codes>(p, block, first_row, memory);
+  } else {
+    store_floats(p, block, first_row, sums);
+  }
+}
+
+}  // namespace nibblenet

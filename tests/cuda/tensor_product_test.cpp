@@ -1,0 +1,206 @@
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/schemes.h"
+#include "tests/support/golden.h"
+
+// Convolutions and linear layers of many rows by superblocks on the tensor cores, against the CPU.
+
+namespace nibblenet {
+namespace {
+
+using testing::conv2d;
+using testing::halves_on;
+using testing::identifier;
+using testing::integers;
+using testing::linear;
+using testing::on;
+using testing::output_of;
+using testing::quantized;
+using testing::relative_error;
+using testing::same_bits;
+using testing::superblock_methods;
+using testing::superblock_schemes;
+using testing::uniform;
+using testing::Values;
+
+/// Activations and weights rounded to 11 bits.
+constexpr double float16_tolerance = 2e-3;
+
+struct Case {
+  Shape x;
+  Shape w;
+  Window window = {};
+};
+
+/// Filters of several slices, of rows around a block's 128, of strides, without padding; images of which a block holds
+/// many, one, and a band.
+const std::vector<Case> convolutions = {
+    {{3, 4, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}},    {{1, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}},
+    {{2, 7, 6, 192}, {130, 192, 2, 2}, {2, 2, 1}}, {{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}},
+    {{5, 3, 3, 64}, {1, 64, 1, 1}, {1, 1, 0}},     {{1, 9, 9, 64}, {65, 64, 3, 3}, {3, 3, 0}},
+};
+/// Around the 32 columns of a warp and the 128 of a block; odd rows, columns that are no whole slice.
+const std::vector<Case> matrices = {
+    {{17, 64}, {64, 64}}, {{33, 8}, {1, 8}}, {{129, 136}, {65, 136}}, {{40, 56}, {257, 56}}, {{20, 1032}, {72, 1032}},
+};
+
+class TensorProduct : public ::testing::Test {
+ protected:
+  /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
+  Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
+                 Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    WeightCuda w(cuda_, packed, cuda_.stream(), CodeLayout::superblocks);
+    return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+      Buffer<f16> halves(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
+      const Activations rounded = TensorView<f16>(halves.data(), y.shape());
+      forward(c, y_precision == Precision::float32 ? Activations(y) : rounded,
+              TensorView<const f16>(input.data(), x.shape), w, offset.view(), epilogue);
+      if (y_precision == Precision::float16) cuda_.convert(y, rounded);
+    });
+  }
+
+  Values expected(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
+                  Epilogue epilogue = Epilogue::none) {
+    const auto w = cpu_.make_weight(packed);
+    return c.x.rank() == 2 ? linear(cpu_, x, *w, bias, epilogue) : conv2d(cpu_, x, *w, bias, c.window, epilogue);
+  }
+
+  void forward(const Case& c, Activations y, ConstActivations x, WeightCuda& w, TensorView<const float> bias,
+               Epilogue epilogue) {
+    const int64_t launches = cuda_.stream().launches();
+    if (c.x.rank() == 4)
+      cuda_.conv2d_forward(y, x, w, bias, c.window, epilogue);
+    else
+      cuda_.linear_forward(y, x, w, bias, epilogue);
+    EXPECT_EQ(cuda_.stream().launches(), launches + 1);
+  }
+
+  static Shape result_shape(const Case& c) {
+    if (c.x.rank() == 2) return {c.x[0], c.w[0]};
+    return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
+  }
+
+  CpuBackend cpu_{2};
+  CudaBackend cuda_;
+};
+
+class TensorProductOf : public TensorProduct, public ::testing::WithParamInterface<MethodTraits> {};
+
+TEST_P(TensorProductOf, EverySchemeOfMatrices) {
+  const Case c{{19, 192}, {128, 192}};
+  const Values x = uniform(c.x, 1), bias = uniform({128}, 2);
+  for (const Scheme& scheme : superblock_schemes(GetParam())) {
+    const PackedTensor packed = quantized(c.w, scheme, 3);
+    EXPECT_LE(relative_error(product(c, x, packed, bias, Epilogue::relu).view(),
+                             expected(c, x, packed, bias, Epilogue::relu).view()),
+              float16_tolerance)
+        << to_string(scheme);
+  }
+}
+
+TEST_P(TensorProductOf, EveryWidthOfFilters) {
+  const Case c = convolutions[0];
+  const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+  for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
+    for (const std::string rest : {"tensor", "channel", "channel:zero-point"}) {
+      if (rest == "channel:zero-point" && GetParam().method != Method::linear) continue;
+      const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("{}:{}:{}", GetParam().name, bits, rest)), 3);
+      EXPECT_LE(relative_error(product(c, x, packed, bias).view(), expected(c, x, packed, bias).view()),
+                float16_tolerance)
+          << bits << " bits, " << rest;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, TensorProductOf, ::testing::ValuesIn(superblock_methods()),
+                         [](const auto& instance) { return identifier(instance.param.name); });
+
+TEST_F(TensorProduct, IsExactForIntegersOfAwkwardShapes) {
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
+  int bits = 2;
+  for (const auto* cases : {&convolutions, &matrices})
+    for (const Case& c : *cases) {
+      SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+      const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
+      Values weights = integers(c.w, 3, largest);
+      weights.data[0] = static_cast<float>(largest);
+      const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:{}:tensor", bits)), "w");
+      const Values x = integers(c.x, 5), bias = integers({c.w[0]}, 4);
+      EXPECT_EQ(product(c, x, packed, bias), expected(c, x, packed, bias)) << bits << " bits";
+      bits = bits == 8 ? 2 : bits + 1;
+    }
+}
+
+TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
+  for (const auto* cases : {&convolutions, &matrices})
+    for (const Case& c : *cases) {
+      SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+      const PackedTensor packed = quantized(c.w, parse_scheme("linear:3:channel"), 3);
+      const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+      Values rounded = product(c, x, packed, bias, Epilogue::relu);
+      for (float& value : rounded.data) value = f16_to_f32(f32_to_f16(value));
+      EXPECT_TRUE(same_bits(product(c, x, packed, bias, Epilogue::relu, Precision::float16), rounded));
+    }
+}
+
+TEST_F(TensorProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
+  const Case c{{20, 128}, {64, 128}};
+  const Values x = uniform(c.x, 1), bias(Shape{64});
+  for (const float unit : {1e-12F, 1e12F})
+    for (const char* scheme : {"linear:8:block:64", "nf4:4:block:64", "linear:5:block:64:zero-point"}) {
+      Values w = uniform(c.w, 2);
+      for (size_t i = 0; i < w.data.size(); ++i) w.data[i] *= i / 64 % 2 == 0 ? unit : unit / 1024;
+      const PackedTensor packed = quantize(w.view(), parse_scheme(scheme), "w");
+      EXPECT_LE(relative_error(product(c, x, packed, bias).view(), expected(c, x, packed, bias).view()),
+                float16_tolerance)
+          << scheme << ", " << unit;
+    }
+}
+
+TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
+  for (const Case& c : {convolutions[0], convolutions[2]})
+    for (int bits = 2; bits <= 8; ++bits) {
+      const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("linear:{}:channel", bits)), 3);
+      const Tensor<float> x = on(cuda_, uniform(c.x, 1)), bias = on(cuda_, uniform({c.w[0]}, 2));
+      const auto result = [&](CodeLayout layout) {
+        WeightCuda w(cuda_, packed, cuda_.stream(), layout);
+        return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+          cuda_.conv2d_forward(y, x.view(), w, bias.view(), c.window, Epilogue::none);
+        });
+      };
+      EXPECT_TRUE(same_bits(result(CodeLayout::superblocks), result(CodeLayout::channels))) << bits << " bits";
+    }
+}
+
+TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
+  for (const Case& c : {convolutions[0], Case{{3, 64}, {64, 64}}, Case{{20, 64}, {64, 64}}}) {
+    const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
+    const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+    cuda_.use_plain_kernels(false);
+    const Values fast = product(c, x, packed, bias);
+    cuda_.use_plain_kernels(true);
+    const Values plain = product(c, x, packed, bias);
+    EXPECT_LE(relative_error(fast.view(), plain.view()), 1e-5);  // the same products in another order
+    EXPECT_FALSE(same_bits(fast, plain)) << to_string(c.w);
+  }
+}
+
+TEST(Kernels, AreChosenByTheEnvironment) {
+  ASSERT_EQ(setenv("NIBBLENET_KERNELS", "slow", 1), 0);
+  EXPECT_THROW(CudaBackend(), UsageError);
+  for (const char* known : {"plain", "fast", ""}) {
+    ASSERT_EQ(setenv("NIBBLENET_KERNELS", known, 1), 0);
+    EXPECT_NO_THROW(CudaBackend()) << known;
+  }
+  unsetenv("NIBBLENET_KERNELS");
+}
+
+}  // namespace
+}  // namespace nibblenet
