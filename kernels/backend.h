@@ -133,6 +133,12 @@ class Backend : public MemoryResource {
   // y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;
+  /// y[N,P,Q,K] = max_pool2d(conv2d_forward(x, w), pool), whose result is not stored in between. False, and nothing was
+  /// done, where the backend gains nothing by it.
+  virtual bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
+                                         Window, Epilogue, Window /*pool*/) {
+    return false;
+  }
   virtual void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) = 0;
   virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                                       TensorView<const float> x, Window window) = 0;

@@ -1,5 +1,7 @@
 #include "layers/conv2d.h"
 
+#include "layers/pooling.h"
+
 namespace nibblenet {
 
 Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window) {
@@ -14,6 +16,14 @@ void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight&
   expect_shape(y.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output");
   expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
   backend.conv2d_forward(y, x, w, bias, window, epilogue);
+}
+
+bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w,
+                               TensorView<const float> bias, Window window, Epilogue epilogue, Window pool) {
+  const Shape convolved = conv2d_output_shape(x.shape(), w.shape(), window);
+  expect_shape(y.shape(), max_pool2d_output_shape(convolved, pool), "output of convolution and max pooling");
+  expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
+  return backend.conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue, pool);
 }
 
 void conv2d_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,

@@ -175,11 +175,32 @@ ConstActivations Pass::infer(ConstActivations x) {
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const bool last = i + 1 == shapes_.size();
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i]) && !last) continue;
+    if (i + 2 < shapes_.size() && is_pooled(i)) {
+      const Activations pooled = output(shapes_[i + 1], precision);
+      if (run_pooled(i, pooled, x)) {
+        x = pooled;
+        ++i;
+        continue;
+      }
+      --next;  // that place is free again
+    }
     const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
     run_layer(i, y, x, {});
     x = y;
   }
   return x;
+}
+
+bool Pass::is_pooled(size_t index) const {
+  const auto kind = [&](size_t i) { return network_->layers()[begin_ + i].spec.kind; };
+  return kind(index) == LayerKind::conv2d && kind(index + 1) == LayerKind::max_pool2d;
+}
+
+bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
+  Layer& layer = network_->layers()[begin_ + index];
+  const LayerSpec& pool = network_->layers()[begin_ + index + 1].spec;
+  return conv2d_max_pool2d_forward(network_->backend(), y, x, *layer.weight, layer.bias.view(), layer.spec.window,
+                                   layer.spec.epilogue, pool.window);
 }
 
 TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {

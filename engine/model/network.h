@@ -88,6 +88,10 @@ class Pass {
  private:
   ConstActivations infer(ConstActivations x);
   TensorView<const float> forward_and_keep(TensorView<const float> x);
+  /// Whether max pooling follows a convolution.
+  bool is_pooled(size_t index) const;
+  /// Both at once; false, and nothing was done, where the backend does not do that.
+  bool run_pooled(size_t index, Activations y, ConstActivations x);
   void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
   DropoutKey dropout_key(size_t index) const;
 

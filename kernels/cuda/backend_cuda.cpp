@@ -114,6 +114,12 @@ void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, T
     cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
 }
 
+bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                            Window window, Epilogue epilogue, Window pool) {
+  return !plain_kernels_ &&
+         cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
+}
+
 void CudaBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
   cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
 }

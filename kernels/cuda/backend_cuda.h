@@ -39,6 +39,8 @@ class CudaBackend : public Backend, private Workspace {
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
   void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
+  bool conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                 Window window, Epilogue epilogue, Window pool) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                               TensorView<const float> x, Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,

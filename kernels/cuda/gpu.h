@@ -88,6 +88,13 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
 /// not read. Landed after cp_async_wait, and a barrier for the other threads.
 __device__ __forceinline__ void cp_async_16(void* target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
+/// The larger ones of two halves each; NaN where either is.
+__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
                "r"(valid ? 16 : 0)
                : "memory");
 }

@@ -49,6 +49,10 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 [[nodiscard]] bool tensor_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                          TensorView<const float> bias, Window window, Epilogue epilogue,
                                          Workspace& workspace, Stream& stream);
+/// The same with max pooling of its result, where y is float16 too and `pool` has no padding.
+[[nodiscard]] bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                                    TensorView<const float> bias, Window window, Epilogue epilogue,
+                                                    Window pool, Workspace& workspace, Stream& stream);
 void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                             TensorView<const float> x, Workspace& workspace, Stream& stream);

@@ -18,11 +18,18 @@ bool fits(const PixelBlocks& b) {
   return b.columns() <= warp_columns * most_warps_across<Codes> && TensorShared<Codes>::bytes(b) <= most_shared_bytes;
 }
 
-/// Blocks of `rows` rows of each of `images` images.
-PixelBlocks blocks_of(const ConvolutionSizes& s, int images, int rows) {
-  PixelBlocks b{.sizes = s, .images = images, .rows = rows, .row_step = rows, .bands = (s.p + rows - 1) / rows};
+/// Blocks of `images` images, each with `rows` output rows, or rows of the pooled output where there is pooling.
+PixelBlocks blocks_of(const ConvolutionSizes& s, MaxPooling pooling, int images, int rows) {
+  PixelBlocks b{.sizes = s, .images = images, .rows = rows, .row_step = rows, .pooling = pooling};
+  b.bands = (s.p + rows - 1) / rows;
+  if (pooling.size > 0) {
+    b.pooling.rows = rows;
+    b.rows = (rows - 1) * pooling.stride + pooling.size;
+    b.row_step = rows * pooling.stride;
+    b.bands = (pooling.p + rows - 1) / rows;
+  }
   const auto inputs = [&](int outputs) { return (outputs - 1) * s.stride + s.size; };
-  b.height = inputs(rows);
+  b.height = inputs(b.rows);
   b.width = inputs(s.q);
   // A slice is copied tile_stages - 1 superblocks ahead, while those of the slices before it are still read.
   b.slots = std::min(1 + (tile_stages - 2 + s.taps()) / s.taps(), b.slices());
@@ -31,13 +38,14 @@ PixelBlocks blocks_of(const ConvolutionSizes& s, int images, int rows) {
 
 /// The largest blocks that fit: of several images, one, or a band of its rows. Nothing where not even a row does.
 template <class Codes>
-std::optional<PixelBlocks> plan(const ConvolutionSizes& s) {
+std::optional<PixelBlocks> plan(const ConvolutionSizes& s, const MaxPooling& pooling) {
   // Linear layers: more columns would leave a GPU without blocks, fewer would unpack weights more often.
-  const int wanted = s.taps() == 1 && s.p * s.q == 1 ? 4 * warp_columns : most_warps_across<Codes> * warp_columns;
+  const int wanted = (s.taps() == 1 && s.p * s.q == 1 ? 4 : most_warps_across<Codes>)*warp_columns;
+  const int rows = pooling.size > 0 ? pooling.p : s.p;
   for (int images = std::min(s.n, wanted / (s.p * s.q)); images > 0; --images)
-    if (const PixelBlocks b = blocks_of(s, images, s.p); fits<Codes>(b)) return b;
-  for (int bands = 1; bands <= s.p; ++bands)
-    if (const PixelBlocks b = blocks_of(s, 1, (s.p + bands - 1) / bands); fits<Codes>(b)) return b;
+    if (const PixelBlocks b = blocks_of(s, pooling, images, rows); fits<Codes>(b)) return b;
+  for (int bands = 1; bands <= rows; ++bands)
+    if (const PixelBlocks b = blocks_of(s, pooling, 1, (rows + bands - 1) / bands); fits<Codes>(b)) return b;
   return std::nullopt;
 }
 
@@ -81,8 +89,9 @@ int parts_of(const PixelBlocks& b, int64_t blocks, int warps) {
 }
 
 template <class Codes>
-bool start(TensorProduct p, const ConvolutionSizes& s, const Work& work, Workspace& workspace, Stream& stream) {
-  const auto pixels = plan<Codes>(s);
+bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling, const Work& work,
+           Workspace& workspace, Stream& stream) {
+  const auto pixels = plan<Codes>(s, pooling);
   if (!pixels) return false;
   p.pixels = *pixels;
   const int across = (p.pixels.columns() + warp_columns - 1) / warp_columns;
@@ -110,14 +119,15 @@ bool suits(Activations y, ConstActivations x, const WeightCuda& w, const Convolu
 }
 
 bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-             const ConvolutionSizes& s, Epilogue epilogue, Workspace& workspace, Stream& stream) {
+             const ConvolutionSizes& s, const MaxPooling& pooling, Epilogue epilogue, Workspace& workspace,
+             Stream& stream) {
   if (!suits(y, x, w, s)) return false;
   const TensorProduct p = product_of(y, x.halves(), w, bias.data(), s, epilogue == Epilogue::relu);
   const Work work = work_of(s, static_cast<double>(w.resident().total()), static_cast<double>(sizeof(f16)));
   bool started = false;
   with_bits(w.view().bits, [&]<int bits>() {
-    started = w.linear_codes() ? start<IntegerCodes<bits>>(p, s, work, workspace, stream)
-                               : start<CodebookCodes<bits>>(p, s, work, workspace, stream);
+    started = w.linear_codes() ? start<IntegerCodes<bits>>(p, s, pooling, work, workspace, stream)
+                               : start<CodebookCodes<bits>>(p, s, pooling, work, workspace, stream);
   });
   return started;
 }
@@ -128,12 +138,25 @@ namespace cuda {
 
 bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, workspace, stream);
+  return forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), {}, epilogue, workspace,
+                 stream);
 }
 
 bool tensor_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Window window, Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, workspace, stream);
+  return forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), {}, epilogue, workspace, stream);
+}
+
+bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                      TensorView<const float> bias, Window window, Epilogue epilogue, Window pool,
+                                      Workspace& workspace, Stream& stream) {
+  if (y.precision() != Precision::float16 || pool.padding != 0) return false;
+  const Shape convolved = {x.size(0), window.output(x.size(1)), window.output(x.size(2)), w.shape()[0]};
+  const MaxPooling pooling{.size = static_cast<int>(pool.size),
+                           .stride = static_cast<int>(pool.stride),
+                           .p = static_cast<int>(y.size(1)),
+                           .q = static_cast<int>(y.size(2))};
+  return forward(y, x, w, bias, sizes_of(x.shape(), convolved, window), pooling, epilogue, workspace, stream);
 }
 
 }  // namespace cuda

@@ -167,25 +167,58 @@ __device__ __forceinline__ void store_results(const TensorProduct& p, int first_
   __syncthreads();
 }
 
-/// y from results in shared memory, 16 bytes a thread where K allows it.
+/// Eight rows from shared memory to `pixel` of y, 16 bytes at a time where K allows it.
+__device__ __forceinline__ void copy_rows(const BiasResult<AnyElements>& result, int pixel, int row, const uint4& v) {
+  f16* to = static_cast<f16*>(result.y.data) + static_cast<int64_t>(pixel) * result.rows + row;
+  if (result.rows % 8 == 0) {
+    *reinterpret_cast<uint4*>(to) = v;
+    return;
+  }
+  const auto* from = reinterpret_cast<const f16*>(&v);
+  for (int e = 0; e < 8 && row + e < result.rows; ++e) to[e] = from[e];
+}
+
+/// y from results in shared memory.
 template <class Codes>
 __device__ __forceinline__ void copy_results(const TensorProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
   constexpr int pieces = tile_rows / 8;
-  const auto* results = reinterpret_cast<const f16*>(memory);
-  f16* y = static_cast<f16*>(p.result.y.data);
   for (int i = static_cast<int>(threadIdx.x); i < p.pixels.columns() * pieces; i += static_cast<int>(blockDim.x)) {
-    const int column = i / pieces;
-    const int pixel = p.pixels.pixel(block, column);
+    const int pixel = p.pixels.pixel(block, i / pieces);
     const int row = i % pieces * 8;
     if (pixel < 0 || first_row + row >= p.result.rows) continue;
-    const f16* from = results + column * TensorShared<Codes>::column + row;
-    f16* to = y + static_cast<int64_t>(pixel) * p.result.rows + first_row + row;
-    if (p.result.rows % 8 == 0) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    } else {
-      for (int e = 0; e < 8 && first_row + row + e < p.result.rows; ++e) to[e] = from[e];
-    }
+    const unsigned char* from = memory + (i / pieces * TensorShared<Codes>::column + row) * sizeof(f16);
+    copy_rows(p.result, pixel, first_row + row, *reinterpret_cast<const uint4*>(from));
+  }
+}
+
+/// y from the largest results of each window, a NaN winning.
+template <class Codes>
+__device__ __forceinline__ void pool_results(const TensorProduct& p, int block, int first_row,
+                                             const unsigned char* memory) {
+  constexpr int pieces = tile_rows / 8;
+  const MaxPooling& pool = p.pixels.pooling;
+  const int count = p.pixels.images * pool.rows * pool.q * pieces;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int row = i % pieces * 8;
+    const int across = i / pieces / pool.q;
+    const int q = i / pieces - across * pool.q;
+    const int image = across / pool.rows;
+    const int down = across - image * pool.rows;
+    const int n = block / p.pixels.bands * p.pixels.images + image;
+    const int pooled = block % p.pixels.bands * pool.rows + down;
+    if (n >= p.pixels.sizes.n || pooled >= pool.p || first_row + row >= p.result.rows) continue;
+    const int first = (image * p.pixels.rows + down * pool.stride) * p.pixels.sizes.q + q * pool.stride;
+    uint4 largest = {0xFC00FC00U, 0xFC00FC00U, 0xFC00FC00U, 0xFC00FC00U};  // -infinity
+    for (int r = 0; r < pool.size; ++r)
+      for (int s = 0; s < pool.size; ++s) {
+        const int column = first + r * p.pixels.sizes.q + s;
+        const unsigned char* from = memory + (column * TensorShared<Codes>::column + row) * sizeof(f16);
+        const uint4 v = *reinterpret_cast<const uint4*>(from);
+        largest = {max_halves(largest.x, v.x), max_halves(largest.y, v.y), max_halves(largest.z, v.z),
+                   max_halves(largest.w, v.w)};
+      }
+    copy_rows(p.result, (n * pool.p + pooled) * pool.q + q, first_row + row, largest);
   }
 }
 
@@ -209,9 +242,9 @@ __device__ __forceinline__ void store_floats(const TensorProduct& p, int block, 
   });
 }
 
-/// y = epilogue(x * w + bias). Two warps below each other own 64 rows each, up to six across 32 columns; block
-/// (x, y, z) owns pixel block x, 128 rows and part z of the superblocks along k. A barrier a superblock: while it is
-/// multiplied, the next ones arrive.
+/// y = epilogue(x * w + bias), or the maxima of its windows. Two warps below each other own 64 rows each, up to six
+/// across 32 columns; block (x, y, z) owns pixel block x, 128 rows and part z of the superblocks along k. A barrier a
+/// superblock: while it is multiplied, the next ones arrive.
 template <class Codes>
 __global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes>)
     tensor_product_kernel(TensorProduct p) {
@@ -230,7 +263,10 @@ __global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes
   const int first_row = first_down * Superblocks::size;
   if (p.result.y.halves) {
     store_results<Codes>(p, first_row, memory, sums);
-    copy_results<Codes>(p, block, first_row, memory);
+    if (p.pixels.pooling.size > 0)
+      pool_results<Codes>(p, block, first_row, memory);
+    else
+      copy_results<Codes>(p, block, first_row, memory);
   } else {
     store_floats(p, block, first_row, sums);
   }

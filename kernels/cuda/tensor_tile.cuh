@@ -23,6 +23,14 @@ inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is mul
 inline constexpr int slice = 64;         ///< channels
 inline constexpr int slice_bytes = 128;  ///< of a pixel
 
+/// Max pooling of a block's results before they are written.
+struct MaxPooling {
+  int size = 0;  ///< of the window; 0: none
+  int stride = 1;
+  int p = 0, q = 0;  ///< of y
+  int rows = 0;      ///< of y that a block has
+};
+
 /// The output pixels of a block, its columns, and the input that they need. A linear layer is a convolution of images
 /// of one pixel.
 struct PixelBlocks {
@@ -33,7 +41,8 @@ struct PixelBlocks {
   int bands;     ///< blocks that cover an image's rows
   int height;    ///< of the piece of an image that these rows need
   int width;
-  int slots;  ///< slices in shared memory
+  int slots;                ///< slices in shared memory
+  MaxPooling pooling = {};  ///< of the results
 
   __host__ __device__ int columns() const { return images * rows * sizes.q; }
   __host__ __device__ int positions() const { return images * height * width; }

@@ -25,6 +25,10 @@ class CudnnBackend final : public CudaBackend {
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
+  bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float>, Window, Epilogue,
+                                 Window) override {
+    return false;
+  }
   void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                               TensorView<const float> x, Window window) override;

@@ -17,6 +17,7 @@
 namespace nibblenet {
 namespace {
 
+using testing::even_alexnet;
 using testing::make_test_backend;
 using testing::pack_all;
 using testing::random_tensor;
@@ -73,6 +74,30 @@ TEST_F(CudaNetwork, ForwardOfEverySchemeInBothPrecisions) {
               1e-5);
     EXPECT_LE(relative_error(logits_of(cuda_, network_of(scheme), images, Precision::float16).view(), expected.view()),
               2e-3);
+  }
+}
+
+TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
+  const std::vector<std::pair<std::string, int64_t>> cases = {{"linear:6:channel:zero-point", 2},
+                                                              {"linear:4:channel", 17}};
+  for (const auto& [scheme, batch] : cases) {
+    SCOPED_TRACE(fmt::format("{}, batch {}", scheme, batch));
+    const auto network = [&] {
+      StateDict dict = even_alexnet(6);
+      pack_all(dict, parse_scheme(scheme));
+      return dict;
+    };
+    const Tensor<float> images = random_tensor({batch, image_size, image_size, 3}, 5);
+    const Tensor<float> expected = logits_of(cpu_, network(), images, Precision::float32);
+    auto& backend = dynamic_cast<CudaBackend&>(cuda_);
+    const auto launches = [&](bool plain) {
+      backend.use_plain_kernels(plain);
+      const int64_t before = backend.stream().launches();
+      EXPECT_LE(relative_error(logits_of(cuda_, network(), images, Precision::float16).view(), expected.view()), 2e-3);
+      return backend.stream().launches() - before;
+    };
+    EXPECT_EQ(launches(false), launches(true) - 2);  // the second and the third pooling
+    backend.use_plain_kernels(false);
   }
 }
 

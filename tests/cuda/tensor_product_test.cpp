@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -148,6 +150,55 @@ TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
       for (float& value : rounded.data) value = f16_to_f32(f32_to_f16(value));
       EXPECT_TRUE(same_bits(product(c, x, packed, bias, Epilogue::relu, Precision::float16), rounded));
     }
+}
+
+TEST_F(TensorProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
+  struct Pooled {
+    Case c;
+    Window pool;
+  };
+  // Several images in a block, one, bands that share rows, rows and columns that no window reaches, parts.
+  const std::vector<Pooled> cases = {{{{3, 5, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
+                                     {{{2, 13, 13, 64}, {64, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
+                                     {{{1, 19, 17, 64}, {65, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},
+                                     {{{1, 6, 6, 192}, {8, 192, 3, 3}, {3, 1, 1}}, {2, 3, 0}}};
+  for (const auto& [c, pool] : cases) {
+    SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+    WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), CodeLayout::superblocks);
+    const Buffer<f16> halves = halves_on(cuda_, uniform(c.x, 1));
+    const TensorView<const f16> x(halves.data(), c.x);
+    const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
+    const Shape convolved = result_shape(c);
+    const Shape pooled = {convolved[0], pool.output(convolved[1]), pool.output(convolved[2]), convolved[3]};
+    Buffer<f16> between(cuda_, static_cast<size_t>(convolved.elements()), MemoryCategory::data);
+    Buffer<f16> result(cuda_, static_cast<size_t>(pooled.elements()), MemoryCategory::data);
+    const TensorView<f16> y(result.data(), pooled);
+    const Values expected = output_of(cuda_, pooled, [&](TensorView<float> floats) {
+      cuda_.conv2d_forward(TensorView<f16>(between.data(), convolved), x, w, bias.view(), c.window, Epilogue::relu);
+      cuda_.max_pool2d_forward(floats, {}, TensorView<const f16>(between.data(), convolved), pool);
+    });
+    const Values actual = output_of(cuda_, pooled, [&](TensorView<float> floats) {
+      ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool));
+      cuda_.convert(floats, y);
+    });
+    EXPECT_EQ(actual, expected);
+    EXPECT_FALSE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, {3, 2, 1}));
+  }
+}
+
+TEST_F(TensorProduct, PoolingKeepsNaN) {
+  const Case c{{1, 3, 3, 64}, {64, 64, 1, 1}, {1, 1, 0}};
+  Values input = uniform(c.x, 1);
+  input.data[5] = std::numeric_limits<float>::quiet_NaN();
+  WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), CodeLayout::superblocks);
+  const Buffer<f16> halves = halves_on(cuda_, input);
+  const Tensor<float> bias = on(cuda_, Values({64}));
+  Buffer<f16> result(cuda_, 64, MemoryCategory::data);
+  const TensorView<f16> y(result.data(), {1, 1, 1, 64});
+  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(halves.data(), c.x), w, bias.view(), c.window,
+                                              Epilogue::relu, {3, 2, 0}));
+  const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
+  for (const float value : pooled.data) EXPECT_TRUE(std::isnan(value));
 }
 
 TEST_F(TensorProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {

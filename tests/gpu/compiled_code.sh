@@ -26,7 +26,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/skinny.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/skinny.cu kernels/cuda/tensor_product.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 
@@ -58,19 +58,25 @@ for architecture in "$@"; do
     }' "$code/unpack_probe.cu.$architecture.sass" || failed=1
 done
 
-# Codes are read as data that nothing writes (LDG ... CONSTANT), or copied to shared memory (LDGSTS). A loop is what lies
-# between a label and the last branch back to it; the inner one is the shortest that multiplies.
+# Codes are read as data that nothing writes (LDG ... CONSTANT), n times a superblock, or copied to shared memory in a
+# loop of their own (LDGSTS). A loop is what lies between a label and the last branch back to it; the inner one is the
+# shortest that multiplies.
 echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
   [[ $sass != *unpack_probe* ]] || continue
   awk -v file="$(basename "$sass" .sass)" '
-    function report(    i, wide, bits, bad) {
+    function report(    i, read, copied, narrow, bits, bad) {
       if (kernel == "" || !multiplies) return
       match(kernel, /CodesILi[0-9]+/)
       bits = substr(kernel, RSTART + 8, RLENGTH - 8) + 0
-      for (i = first; i <= last; ++i) wide += line[i] ~ /LDG\.E[^ ]*\.128\.CONSTANT|LDGSTS\.E[^ ]*\.128/
-      bad = wide < bits || stack > 0
-      printf "%-22s %2d bits: %d wide loads, %d of local memory%s\n", file, bits, wide, stack, bad ? "  WRONG" : ""
+      for (i = first; i <= last; ++i) {
+        read += line[i] ~ /LDG\.E[^ ]*\.128\.CONSTANT/
+        copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
+        narrow += line[i] ~ /LDGSTS/ && line[i] !~ /\.128/
+      }
+      bad = (read < bits && !copied) || narrow > 0 || stack > 0
+      printf "%-25s %2d bits: %2d wide loads, %d wide and %d narrow copies, %d of local memory%s\n", file, bits, read,
+             copied, narrow, stack, bad ? "  WRONG" : ""
       failed = failed || bad
       ++seen
     }

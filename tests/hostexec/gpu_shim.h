@@ -241,6 +241,17 @@ inline uint4 load_once_16(const void* source, std::source_location where = std::
   hostexec::expect_aligned(source, "load_once_16 from a place that is not 16-byte aligned", where);
   uint4 value;
   std::memcpy(&value, source, sizeof(value));
+inline uint32_t max_halves(uint32_t a, uint32_t b) {
+  uint32_t d = 0;
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t one = a >> 16 * half & 0xFFFFU, other = b >> 16 * half & 0xFFFFU;
+    const float x = hostexec::half_values()[one], y = hostexec::half_values()[other];
+    const uint32_t larger = std::isnan(x) || std::isnan(y) ? 0x7FFFU : x < y ? other : one;
+    d |= larger << 16 * half;
+  }
+  return d;
+}
+
   return value;
 }
 

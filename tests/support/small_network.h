@@ -7,13 +7,8 @@
 
 namespace nibblenet::testing {
 
-/// An AlexNet of odd little sizes, 60,000 weights or so, with random biases: the same table, in a thousandth of the
-/// time.
-inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
-  const std::vector<std::pair<std::string, Shape>> weights = {
-      {"features.0", {9, 3, 11, 11}}, {"features.3", {13, 9, 5, 5}},   {"features.6", {17, 13, 3, 3}},
-      {"features.8", {11, 17, 3, 3}}, {"features.10", {10, 11, 3, 3}}, {"classifier.1", {67, 360}},
-      {"classifier.4", {35, 67}},     {"classifier.6", {classes, 35}}};
+/// An AlexNet of given weights, and of random biases.
+inline StateDict alexnet_of(const std::vector<std::pair<std::string, Shape>>& weights, uint64_t seed) {
   StateDict dict;
   for (const auto& [name, shape] : weights) {
     Parameter weight{.name = name + ".weight", .value = Tensor<float>(host_memory(), shape, MemoryCategory::data)};
@@ -25,6 +20,32 @@ inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
     dict.parameters.push_back(std::move(bias));
   }
   return dict;
+}
+
+/// An AlexNet of odd little sizes, 60,000 weights or so: the same table, in a thousandth of the time.
+inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
+  return alexnet_of({{"features.0", {9, 3, 11, 11}},
+                     {"features.3", {13, 9, 5, 5}},
+                     {"features.6", {17, 13, 3, 3}},
+                     {"features.8", {11, 17, 3, 3}},
+                     {"features.10", {10, 11, 3, 3}},
+                     {"classifier.1", {67, 360}},
+                     {"classifier.4", {35, 67}},
+                     {"classifier.6", {classes, 35}}},
+                    seed);
+}
+
+/// One whose weights, but for the first and the last layer's, are whole superblocks of 64 x 64.
+inline StateDict even_alexnet(uint64_t seed) {
+  return alexnet_of({{"features.0", {64, 3, 11, 11}},
+                     {"features.3", {64, 64, 5, 5}},
+                     {"features.6", {64, 64, 3, 3}},
+                     {"features.8", {64, 64, 3, 3}},
+                     {"features.10", {64, 64, 3, 3}},
+                     {"classifier.1", {64, 2304}},
+                     {"classifier.4", {64, 64}},
+                     {"classifier.6", {10, 64}}},
+                    seed);
 }
 
 /// Uniform in [-1, 1).
