@@ -40,6 +40,20 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
+/// Of kernels that are launched early (Grid::early), from compute capability 9.0 on: waits until the kernel before has
+/// ended and what it wrote is seen. Weights may be read before, nothing written.
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+/// This block no longer keeps the next kernel, if launched early, from being given multiprocessors.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 /// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16). With g = lane / 4
 /// and t = lane % 4, two halves a register, the lower one first:
 ///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
@@ -74,6 +88,13 @@ __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t 
   return d;
 }
 
+/// The larger ones of two halves each; NaN where either is.
+__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 /// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave the L1 cache to
 /// others.
 __device__ __forceinline__ uint4 load_once_16(const void* source) {
@@ -88,13 +109,6 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
 /// not read. Landed after cp_async_wait, and a barrier for the other threads.
 __device__ __forceinline__ void cp_async_16(void* target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
-/// The larger ones of two halves each; NaN where either is.
-__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
-  uint32_t d;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-
                "r"(valid ? 16 : 0)
                : "memory");
 }

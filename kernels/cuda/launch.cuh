@@ -14,6 +14,7 @@ struct Grid {
   dim3 blocks;
   unsigned threads;
   size_t shared_bytes = 0;  ///< of dynamic_shared()
+  bool early = false;       ///< the kernel itself waits for the one before: wait_for_kernel_before()
 };
 
 /// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
@@ -22,6 +23,16 @@ inline Grid grid_for(int64_t items, unsigned threads = 256) {
   const int64_t blocks = (items + threads - 1) / threads;
   return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), threads};
 }
+
+#ifndef GPU_HOST_EXECUTION
+/// Whether a kernel was compiled for GPUs that can launch it early: code for older ones does not wait.
+template <class Kernel>
+bool knows_how_to_wait(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.ptxVersion >= 90;
+}
+#endif
 
 /// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the work. A grid without
 /// blocks is nothing to do.
@@ -44,6 +55,11 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = grid.early && knows_how_to_wait(kernel) ? 1 : 0;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);

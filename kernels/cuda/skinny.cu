@@ -73,7 +73,8 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
   const bool integers = w.linear_codes();
   SkinnyProduct p = product_of(y, x.halves(), w, bias.data(), epilogue == Epilogue::relu, integers);
   p.parts = parts_of(p.layout);
-  const Grid grid{dim3(static_cast<unsigned>((p.layout.down() + warps_down - 1) / warps_down), p.parts), block_threads};
+  const Grid grid{dim3(static_cast<unsigned>((p.layout.down() + warps_down - 1) / warps_down), p.parts), block_threads,
+                  0, true};
   if (p.parts > 1) {
     p.partial = workspace.floats(static_cast<size_t>(p.parts) * static_cast<size_t>(y.elements()));
     p.arrivals = workspace.counters(grid.blocks.x);

@@ -60,8 +60,8 @@ __device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column
 }
 
 template <int bits, int tiles>
-__device__ __forceinline__ void load_operands(const SkinnyProduct& p, int down, int across,
-                                              LaneOperands<bits, tiles>& to) {
+__device__ __forceinline__ void load_codes(const SkinnyProduct& p, int down, int across,
+                                           LaneOperands<bits, tiles>& to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint8_t* block = p.codes + (down * p.layout.across() + across) * p.layout.bytes_each() + lane * 16;
 #pragma unroll
@@ -72,6 +72,11 @@ __device__ __forceinline__ void load_operands(const SkinnyProduct& p, int down, 
     to.words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
     to.words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
   }
+}
+
+template <int bits, int tiles>
+__device__ __forceinline__ void load_x(const SkinnyProduct& p, int across, LaneOperands<bits, tiles>& to) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
     load_x(p, 8 * tile + lane / 4, across * Superblocks::size + lane % 4 * 16, to.x[tile]);
@@ -140,7 +145,11 @@ __device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, int down
   LaneOperands<Codes::bits, tiles> ring[depth];
 #pragma unroll
   for (int i = 0; i < depth; ++i)
-    if (first + i * warps_across < end) load_operands(p, down, first + i * warps_across, ring[i]);
+    if (first + i * warps_across < end) load_codes(p, down, first + i * warps_across, ring[i]);
+  wait_for_kernel_before();  // which made x
+#pragma unroll
+  for (int i = 0; i < depth; ++i)
+    if (first + i * warps_across < end) load_x(p, first + i * warps_across, ring[i]);
   const RowGroups groups(p.steps, p.result.rows, down);
   Sums<tiles> sums = {};
   float x_sums[tiles][4] = {};
@@ -151,7 +160,10 @@ __device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, int down
       const int next = across + depth * warps_across;
       if (across >= end) break;
       multiply(ring[i], codes, table, p.steps.zero_points != nullptr, sums, x_sums);
-      if (next < end) load_operands(p, down, next, ring[i]);
+      if (next < end) {
+        load_codes(p, down, next, ring[i]);
+        load_x(p, next, ring[i]);
+      }
       if (p.inside) apply_steps<Codes>(p.steps, groups, across, total, sums, x_sums);
     }
   }
@@ -235,12 +247,15 @@ __global__ void __launch_bounds__(block_threads) skinny_product_kernel(SkinnyPro
   const int part = static_cast<int>(blockIdx.y);
   const int across = static_cast<int>(p.layout.across());
 
+  let_next_kernel_begin();
   codes.prepare(scratch.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
   Sums<tiles> sums = {};
   if (down < p.layout.down())
     sum_superblocks(p, down, across * part / p.parts + phase, across * (part + 1) / p.parts, codes, scratch.table,
                     sums);
+  else
+    wait_for_kernel_before();
   __syncthreads();  // nobody reads the table any more
   for (int turn = 0; turn < warps_across; ++turn) {
     if (phase == turn) for_each_sum(scratch.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });

@@ -105,7 +105,7 @@ bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling
   }
   const Grid grid{dim3(columns, rows, static_cast<unsigned>(p.parts)),
                   static_cast<unsigned>(32 * warps_down_tile * across),
-                  static_cast<size_t>(TensorShared<Codes>::bytes(p.pixels))};
+                  static_cast<size_t>(TensorShared<Codes>::bytes(p.pixels)), true};
   launch("tensor_product", work, grid, stream, tensor_product_kernel<Codes>, p);
   return true;
 }

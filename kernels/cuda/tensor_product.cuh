@@ -66,13 +66,22 @@ struct OperandRing {
     return step % taps * p.pixels.slices() + step / taps;
   }
 
-  __device__ void copy(int step) const {
-    if (step < end) {
-      copy_superblocks<Codes::bits>(p.layout, p.codes, first_down, across(step), superblocks(step));
-      const int taps = p.pixels.sizes.taps();
-      if (step == begin || step % taps == 0) copy_slice(p.pixels, p.x, block, step / taps, pixels(step));
-    }
+  __device__ void copy_weights(int step) const {
+    if (step < end) copy_superblocks<Codes::bits>(p.layout, p.codes, first_down, across(step), superblocks(step));
+  }
+  /// And closes the group of copies that the step needs.
+  __device__ void copy_pixels(int step) const {
+    const int taps = p.pixels.sizes.taps();
+    if (step < end && (step == begin || step % taps == 0)) copy_slice(p.pixels, p.x, block, step / taps, pixels(step));
     cp_async_commit();
+  }
+  /// The first steps' operands; x has to wait for the kernel before.
+  __device__ void begin_copies() const {
+#pragma unroll 1
+    for (int i = 0; i < tile_stages - 1; ++i) copy_weights(begin + i);
+    wait_for_kernel_before();
+#pragma unroll 1
+    for (int i = 0; i < tile_stages - 1; ++i) copy_pixels(begin + i);
   }
 };
 
@@ -88,8 +97,7 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
 #pragma unroll
   for (int tile = 0; tile < warp_tiles; ++tile) first[tile] = p.pixels.position(first_column + 8 * tile);
 
-#pragma unroll 1
-  for (int i = 0; i < tile_stages - 1; ++i) ring.copy(ring.begin + i);
+  ring.begin_copies();
   FragmentSteps steps = {};
   for (int step = ring.begin; step < ring.end; ++step) {
     if (p.inside) {
@@ -98,7 +106,8 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
     }
     cp_async_wait<tile_stages - 2>();
     __syncthreads();  // this step's operands have arrived, and nobody reads the last one's any more
-    ring.copy(step + tile_stages - 1);
+    ring.copy_weights(step + tile_stages - 1);
+    ring.copy_pixels(step + tile_stages - 1);
     if (!has_rows) continue;
     const int tap = step % p.pixels.sizes.taps();
     const int down = tap / p.pixels.sizes.size;
@@ -255,6 +264,7 @@ __global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes
   const int steps = p.pixels.slices() * p.pixels.sizes.taps();
   const OperandRing<Codes> ring{p, memory, block, first_down, steps * part / p.parts, steps * (part + 1) / p.parts};
 
+  let_next_kernel_begin();
   Codes{}.prepare(*reinterpret_cast<typename Codes::Table*>(memory), p.fixed, p.stored, p.value_factor);
   TileSums sums = {};
   sum_part<Codes>(p, ring, sums);

@@ -209,6 +209,10 @@ inline unsigned char* dynamic_shared(std::source_location where = std::source_lo
   return static_cast<unsigned char*>(hostexec::shared_object(&key, hostexec::state.shared_bytes));
 }
 
+/// Kernels run one after the other here.
+inline void wait_for_kernel_before() {}
+inline void let_next_kernel_begin() {}
+
 inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                       std::source_location where = std::source_location::current()) {
   hostexec::MmaSlot slot{&d, &a, &b};
@@ -237,10 +241,6 @@ inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
-inline uint4 load_once_16(const void* source, std::source_location where = std::source_location::current()) {
-  hostexec::expect_aligned(source, "load_once_16 from a place that is not 16-byte aligned", where);
-  uint4 value;
-  std::memcpy(&value, source, sizeof(value));
 inline uint32_t max_halves(uint32_t a, uint32_t b) {
   uint32_t d = 0;
   for (int half = 0; half < 2; ++half) {
@@ -252,6 +252,10 @@ inline uint32_t max_halves(uint32_t a, uint32_t b) {
   return d;
 }
 
+inline uint4 load_once_16(const void* source, std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(source, "load_once_16 from a place that is not 16-byte aligned", where);
+  uint4 value;
+  std::memcpy(&value, source, sizeof(value));
   return value;
 }
 
