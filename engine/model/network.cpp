@@ -174,7 +174,7 @@ ConstActivations Pass::infer(ConstActivations x) {
   }
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const bool last = i + 1 == shapes_.size();
-    if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i]) && !last) continue;
+    if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
     if (i + 2 < shapes_.size() && is_pooled(i)) {
       const Activations pooled = output(shapes_[i + 1], precision);
       if (run_pooled(i, pooled, x)) {
@@ -188,7 +188,10 @@ ConstActivations Pass::infer(ConstActivations x) {
     run_layer(i, y, x, {});
     x = y;
   }
-  return x;
+  if (x.precision() == Precision::float32) return x;
+  const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
+  network_->backend().convert(y, x);
+  return y;
 }
 
 bool Pass::is_pooled(size_t index) const {

@@ -101,6 +101,21 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
   }
 }
 
+TEST_F(CudaNetwork, ARangeMayEndWithLayersThatDoNothing) {
+  for (const Precision precision : {Precision::float32, Precision::float16}) {
+    Network network(cuda_, network_of("linear:4:channel"), precision);
+    const size_t dropout = network.classifier_begin();
+    ASSERT_EQ(network.layers()[dropout].spec.kind, LayerKind::dropout);
+    const Tensor<float> features = random_tensor({2, network.feature_count()}, 5);
+    const Tensor<float> input = on(cuda_, features);
+    Pass pass(network, dropout, dropout + 1, features.shape(), Pass::Mode::inference);
+    const auto output = pass.forward(input.view());
+    Tensor<float> copy(host_memory(), output.shape(), MemoryCategory::data);
+    cuda_.copy_to_host(copy.data(), output.data(), output.span().size_bytes());
+    EXPECT_LE(relative_error(copy.view(), features.view()), precision == Precision::float32 ? 0.0 : 5e-4);
+  }
+}
+
 TEST_F(CudaNetwork, LedgerEqualsTheMeterToTheByte) {
   for (const std::string& scheme : schemes()) {
     for (const Precision precision : {Precision::float32, Precision::float16}) {

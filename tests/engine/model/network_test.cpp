@@ -57,6 +57,16 @@ TEST(Network, PackedForwardEqualsTheForwardOfTheDequantizedModel) {
   }
 }
 
+TEST(Network, ARangeOfLayersThatDoNothingGivesItsInput) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, small_alexnet(6));
+  const size_t dropout = network.classifier_begin();
+  ASSERT_EQ(network.layers()[dropout].spec.kind, LayerKind::dropout);
+  const Tensor<float> features = random_tensor({2, network.feature_count()}, 5);
+  Pass pass(network, dropout, dropout + 1, features.shape(), Pass::Mode::inference);
+  EXPECT_EQ(relative_error(pass.forward(features.view()), features.view()), 0.0);
+}
+
 TEST(Network, LedgerEqualsTheMeterAndTheFileToTheByte) {
   const TemporaryFolder folder;
   for (const Scheme& scheme : schemes()) {
