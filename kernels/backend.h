@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "engine/core/fold.h"
 #include "engine/core/memory.h"
 #include "engine/core/resample.h"
 #include "engine/core/tensor.h"
@@ -74,6 +75,16 @@ class Recording {
   virtual bool current() const = 0;
 };
 
+/// A convolution folded with the preparation of its images (engine/core/fold.h), in a backend's memory.
+class FoldedConv2d {
+ public:
+  virtual ~FoldedConv2d() = default;
+  /// y[N, P, Q, K] = epilogue(that convolution) of images[N, height, width, 3], bytes in the backend's memory.
+  virtual void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) = 0;
+  /// Filters, with the tables that say which of them an output takes, as `weights`; biases.
+  virtual ResidentSize resident() const = 0;
+};
+
 /// A device's memory as its driver reports it: other processes and the driver's own needs count too.
 struct DeviceMemory {
   size_t used = 0;
@@ -120,6 +131,9 @@ class Backend : public MemoryResource {
 
   /// Null where images are as well prepared on the host.
   virtual std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables&) { return nullptr; }
+
+  /// `precision`: of what it is to write; its filters are stored in it.
+  virtual std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) = 0;
 
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;

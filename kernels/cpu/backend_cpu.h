@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
   void expect_support(Precision precision) const override;
+  std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x) override;
 

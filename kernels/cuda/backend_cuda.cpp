@@ -97,6 +97,10 @@ std::unique_ptr<ImagePreparer> CudaBackend::make_image_preparer(const ResampleTa
   return cuda::make_image_preparer(*this, tables, stream_);
 }
 
+std::unique_ptr<FoldedConv2d> CudaBackend::make_folded_conv2d(const FoldedConvolution& folded, Precision precision) {
+  return cuda::make_folded_conv2d(*this, folded, precision, stream_);
+}
+
 void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
   if (rows_.size() < rows.size()) {
     rows_ = {};  // free the old ones first

@@ -33,6 +33,7 @@ class CudaBackend : public Backend, private Workspace {
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
   std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override;
+  std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x) override;
 

@@ -86,6 +86,10 @@ void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
 std::unique_ptr<ImagePreparer> make_image_preparer(MemoryResource& memory, const ResampleTables& tables,
                                                    Stream& stream);
 
+/// Filters in `precision`, resident in `memory`. Float16 throws UsageError for more than 1,024 weights of a channel.
+std::unique_ptr<FoldedConv2d> make_folded_conv2d(MemoryResource& memory, const FoldedConvolution& folded,
+                                                 Precision precision, Stream& stream);
+
 /// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the complement of its index.
 /// `blocks`: group of each weight, or null where `map` knows it.
 void find_extremes(uint64_t* keys, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,

@@ -105,14 +105,6 @@ Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, Me
   return buffer;
 }
 
-/// The power of two that brings `largest` into [0.5, 1), within what float32 can invert.
-float normalisation_for(float largest) {
-  if (!(largest > 0) || !std::isfinite(largest)) return 1.0F;
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
-}
-
 float largest_value(const Codebook& codebook) {
   float value = 0;
   for (const float v : codebook.values) value = std::max(value, std::fabs(v));
@@ -126,6 +118,13 @@ float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
 }
 
 }  // namespace
+
+float normalisation_for(float largest) {
+  if (!(largest > 0) || !std::isfinite(largest)) return 1.0F;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
+}
 
 CodeLayout best_layout(const PackedTensor& packed) {
   const bool better =

@@ -14,6 +14,10 @@ enum class CodeLayout : uint8_t {
 /// Superblocks where the tensor cores' products can use them, and they take no more bytes than channels.
 CodeLayout best_layout(const PackedTensor& packed);
 
+/// The power of two that brings `largest` into [0.5, 1), within what float32 can invert; 1 for what is not a number
+/// above 0.
+float normalisation_for(float largest);
+
 /// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.
 class WeightCuda : public Weight {
  public:

@@ -76,6 +76,10 @@ std::unique_ptr<Weight> CudnnBackend::make_weight(const PackedTensor& packed, Pr
   return make_weight(std::as_const(values).view(), precision);
 }
 
+std::unique_ptr<FoldedConv2d> CudnnBackend::make_folded_conv2d(const FoldedConvolution&, Precision) {
+  throw UsageError("--device cudnn does not fold the first convolution with the resize; leave --fold-first out");
+}
+
 const void* CudnnBackend::filters(WeightCudnn& weight, Precision precision) {
   const bool halves = weight.form() == WeightCuda::Form::float16;
   if (halves != (precision == Precision::float16))

@@ -23,6 +23,9 @@ class CudnnBackend final : public CudaBackend {
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
 
+  /// Throws UsageError: the libraries have no such convolution.
+  std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) override;
+
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
   bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float>, Window, Epilogue,

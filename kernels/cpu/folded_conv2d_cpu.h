@@ -1,0 +1,29 @@
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace nibblenet {
+
+/// A folded convolution by loops of our own: a few output pixels times 64 channels stay in registers while they go
+/// through the 48 pixels that they meet. A window's rows lie in one piece each in the image: nothing is gathered.
+class FoldedConv2dCpu final : public FoldedConv2d {
+ public:
+  /// `threads`: as many as will run it.
+  FoldedConv2dCpu(MemoryResource& memory, const FoldedConvolution& folded, int threads);
+  void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) override;
+  ResidentSize resident() const override;
+
+ private:
+  /// Output row p of an image: `rows` is scratch for the source pixels that it meets, as floats.
+  void run_row(float* y, const uint8_t* image, int64_t p, float* rows, Epilogue epilogue) const;
+
+  FoldedConvolution geometry_;                 ///< without filters and biases
+  std::vector<std::vector<int32_t>> columns_;  ///< by pattern: the output columns that take it
+  Buffer<float> filters_;
+  Buffer<float> biases_;
+  MemoryResource& memory_;
+  int threads_;
+  Buffer<float> rows_;  ///< [threads, vertical taps, width, 3]; made by the first run
+};
+
+}  // namespace nibblenet
