@@ -62,15 +62,21 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
   batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
   const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
   Pass pass(network, 0, end, input, Pass::Mode::inference);
-  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size}, network.precision());
+  const bool raw = network.folded();
+  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .raw = raw}, network.precision());
   Evaluation timing;
   const auto start = Clock::now();
   int64_t done = 0;
-  ConstActivations images;
-  for (Batch batch; feed.next(batch, images); done += batch.size()) {
-    if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
-    use(pass.forward(images), done);
-  }
+  const auto run = [&](auto images) {  // prepared ones, or bytes
+    for (Batch batch; feed.next(batch, images); done += batch.size()) {
+      if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
+      use(pass.forward(images), done);
+    }
+  };
+  if (raw)
+    run(TensorView<const uint8_t>());
+  else
+    run(ConstActivations());
   timing.seconds = seconds_since(start);
   timing.prepare_seconds = feed.loader().prepare_seconds();
   timing.wait_seconds = feed.loader().wait_seconds();

@@ -13,21 +13,29 @@ bool of_one_size(const Dataset& dataset) {
 
 }  // namespace
 
+ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preprocess) {
+  if (!of_one_size(dataset))
+    throw UsageError(
+        "folding the first convolution needs images of one size, and these differ; leave --fold-first out");
+  return make_resample_tables(preprocess, dataset.images[0].width, dataset.images[0].height);
+}
+
 ImageFeed::ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess& preprocess, LoaderOptions options,
                      Precision precision)
     : backend_(backend), crop_(preprocess.crop), precision_(precision) {
   const auto most = static_cast<size_t>(std::max<int64_t>(1, std::min(options.batch_size, dataset.size())));
+  const bool raw = options.raw;
   if (of_one_size(dataset)) {
     const Dataset::Image& image = dataset.images[0];
-    preparer_ = backend.make_image_preparer(make_resample_tables(preprocess, image.width, image.height));
-    if (preparer_) {
-      options.raw = true;
+    if (!raw) preparer_ = backend.make_image_preparer(make_resample_tables(preprocess, image.width, image.height));
+    options.raw = raw || preparer_;
+    if (options.raw)
       pixels_ = {backend, most * static_cast<size_t>(image.width * image.height * 3), MemoryCategory::data};
-      flips_ = {backend, most, MemoryCategory::data};
-    }
+    if (preparer_) flips_ = {backend, most, MemoryCategory::data};
   }
   if (!preparer_) precision_ = Precision::float32;
-  prepared_ = {backend, most * static_cast<size_t>(crop_ * crop_ * 3) * bytes_of(precision_), MemoryCategory::data};
+  if (!raw)
+    prepared_ = {backend, most * static_cast<size_t>(crop_ * crop_ * 3) * bytes_of(precision_), MemoryCategory::data};
   loader_ = std::make_unique<Loader>(dataset, preprocess, options);
 }
 
@@ -42,6 +50,13 @@ bool ImageFeed::next(Batch& batch, ConstActivations& images) {
     backend_.copy_from_host(prepared.data(), batch.images.data(), batch.images.span().size_bytes());
   }
   images = prepared;
+  return true;
+}
+
+bool ImageFeed::next(Batch& batch, TensorView<const uint8_t>& pixels) {
+  if (!loader_->next(batch)) return false;
+  backend_.copy_from_host(pixels_.data(), batch.pixels.data(), batch.pixels.span().size_bytes());
+  pixels = {pixels_.data(), batch.pixels.shape()};
   return true;
 }
 

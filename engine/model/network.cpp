@@ -30,13 +30,11 @@ bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
   return spec.kind == LayerKind::dropout;
 }
 
-SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, const Weight& resident,
-                 Precision precision) {
+/// All but its resident size.
+SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, Precision precision) {
   SizeRow row;
   row.name = spec.name;
   row.weights = weight.shape().elements();
-  row.resident = resident.resident();
-  row.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
   row.rest = weight.file_bytes + bias.file_bytes;
   if (weight.packed()) {
     row.scheme = to_string(weight.packed_values().scheme);
@@ -47,6 +45,32 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
     row.estimated.codes = static_cast<double>(bytes_of(precision)) * static_cast<double>(row.weights);
   }
   return row;
+}
+
+void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision) {
+  layer.weight = weight.packed() ? backend.make_weight(weight.packed_values(), precision)
+                                 : backend.make_weight(weight.values().view(), precision);
+  layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
+  backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
+  layer.size.resident = layer.weight->resident();
+  layer.size.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
+}
+
+/// Packed weights are dequantized: what is resident are floats or halves, and is counted as such.
+void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
+                       Precision precision, const ResampleTables& tables) {
+  Tensor<float> dequantized;
+  if (weight.packed()) {
+    dequantized = Tensor<float>(host_memory(), weight.shape(), MemoryCategory::data);
+    dequantize(weight.packed_values(), dequantized.view());
+  }
+  const Tensor<float>& values = weight.packed() ? dequantized : weight.values();
+  const Window window = layer.spec.window;
+  const FoldedConvolution folded =
+      fold_convolution(values.view(), bias.values().view(), window.stride, window.padding, tables);
+  layer.folded = backend.make_folded_conv2d(folded, precision);
+  layer.size.resident = layer.folded->resident();
+  layer.size.scheme += " folded";
 }
 
 }  // namespace
@@ -60,7 +84,7 @@ Parameter read_back(Backend& backend, std::string name, TensorView<const float> 
   return parameter;
 }
 
-Network::Network(Backend& backend, StateDict parameters, Precision precision)
+Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold)
     : backend_(&backend),
       precision_(precision),
       file_bytes_(parameters.file_bytes),
@@ -68,17 +92,17 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision)
   backend.expect_support(precision);
   for (LayerSpec& spec : alexnet_layers(parameters)) {
     Layer layer;
-    if (spec.has_parameters()) {
-      Parameter& weight = parameters.at(spec.name + ".weight");
-      Parameter& bias = parameters.at(spec.name + ".bias");
-      layer.weight = weight.packed() ? backend.make_weight(weight.packed_values(), precision)
-                                     : backend.make_weight(std::as_const(weight).values().view(), precision);
-      layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
-      backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
-      layer.size = size_row(spec, weight, bias, *layer.weight, precision);
+    layer.spec = std::move(spec);
+    if (layer.spec.has_parameters()) {
+      Parameter& weight = parameters.at(layer.spec.name + ".weight");
+      const Parameter& bias = parameters.at(layer.spec.name + ".bias");
+      layer.size = size_row(layer.spec, weight, bias, precision);
+      if (fold != nullptr && layers_.empty())
+        load_folded_layer(layer, backend, weight, bias, precision, *fold);
+      else
+        load_layer(layer, backend, weight, bias, precision);
       weight.value = Tensor<float>();
     }
-    layer.spec = std::move(spec);
     layers_.push_back(std::move(layer));
   }
   const auto flatten =
@@ -97,6 +121,7 @@ std::vector<SizeRow> Network::ledger() const {
 }
 
 StateDict Network::state() const {
+  if (folded()) throw Error("a folded network has no weights to save: load the model without folding it");
   StateDict dict;
   for (const Layer& layer : layers_) {
     if (!layer.spec.has_parameters()) continue;
@@ -134,7 +159,8 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
     return;
   }
-  if (network.precision() != Precision::float32) throw Error("training needs a network in float32");
+  if (network.precision() != Precision::float32 || network.folded())
+    throw Error("training needs a network in float32 that is not folded");
   live_.resize(shapes_.size());
   for (size_t i = 0; i < shapes_.size(); ++i) {
     outputs_.emplace_back(backend, shapes_[i], MemoryCategory::activations);
@@ -160,10 +186,22 @@ TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dro
   return forward_and_keep(x.floats());
 }
 
-ConstActivations Pass::infer(ConstActivations x) {
+TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
+  if (!network_->folded() || begin_ != 0 || mode_ != Mode::inference)
+    throw Error("inference from bytes needs a folded network, from its first layer on");
+  const int64_t batch = images.size(0);
+  if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
+  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->precision());
+  Layer& first = network_->layers().front();
+  first.folded->run(y, images, first.spec.epilogue);
+  return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
+}
+
+/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is ours.
+ConstActivations Pass::infer(ConstActivations x, size_t first) {
   const Precision precision = network_->precision();
   const int64_t batch = x.size(0);
-  size_t next = 0;
+  size_t next = first;
   const auto output = [&](const Shape& shape, Precision stored) {
     return Activations(alternating_[next++ % 2].data(), with_batch(shape, batch), stored);
   };
@@ -172,7 +210,7 @@ ConstActivations Pass::infer(ConstActivations x) {
     network_->backend().convert(converted, x);
     x = converted;
   }
-  for (size_t i = 0; i < shapes_.size(); ++i) {
+  for (size_t i = first; i < shapes_.size(); ++i) {
     const bool last = i + 1 == shapes_.size();
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
     if (i + 2 < shapes_.size() && is_pooled(i)) {
@@ -224,6 +262,7 @@ TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {
 void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
   Backend& backend = network_->backend();
   Layer& layer = network_->layers()[begin_ + index];
+  if (layer.folded) throw Error("a folded network takes images' bytes, not prepared images");
   switch (layer.spec.kind) {
     case LayerKind::conv2d:
       conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);

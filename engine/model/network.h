@@ -13,9 +13,10 @@ namespace nibblenet {
 /// A layer with its parameters resident in a backend.
 struct Layer {
   LayerSpec spec;
-  std::unique_ptr<Weight> weight;  ///< null without parameters
-  Tensor<float> bias;              ///< [K]
-  SizeRow size;                    ///< its row in the ledger; meaningful with parameters
+  std::unique_ptr<Weight> weight;        ///< null without parameters
+  Tensor<float> bias;                    ///< [K]
+  std::unique_ptr<FoldedConv2d> folded;  ///< in place of both, where the layer is folded with its images' preparation
+  SizeRow size;                          ///< its row in the ledger; meaningful with parameters
 };
 
 /// A copy in host memory of values that lie in a backend's.
@@ -25,11 +26,15 @@ Parameter read_back(Backend& backend, std::string name, TensorView<const float> 
 class Network {
  public:
   /// Takes the parameters over and frees the host's copy of each as soon as it is resident. `precision` is what
-  /// inference stores activations as, and weights that are not packed; training and saving need float32.
-  Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32);
+  /// inference stores activations as, and weights that are not packed; training and saving need float32. With `fold`
+  /// the first convolution is folded with the preparation of images that these tables describe (engine/core/fold.h):
+  /// the network is then for inference from their bytes. Throws UsageError where that saves nothing.
+  Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32,
+          const ResampleTables* fold = nullptr);
 
   Backend& backend() const { return *backend_; }
   Precision precision() const { return precision_; }
+  bool folded() const { return layers_.front().folded != nullptr; }
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
   int64_t classes() const { return layers_.back().spec.weight[0]; }
@@ -44,7 +49,7 @@ class Network {
   int64_t file_bytes() const { return file_bytes_; }
   int64_t header_bytes() const { return header_bytes_; }
 
-  /// A copy of the parameters in host memory. Throws Error when they are packed or float16.
+  /// A copy of the parameters in host memory. Throws Error when they are packed, folded or float16.
   StateDict state() const;
 
  private:
@@ -78,6 +83,9 @@ class Pass {
   /// until the next call. Inference on batches that come again from the same place is recorded and replayed, where the
   /// backend can. With a training pass everything backward() needs is kept; x must stay where it is until then.
   TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
+  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded network; the pass was made
+  /// for inference from the first layer on, and for the shape that prepared images would have.
+  TensorView<const float> forward(TensorView<const uint8_t> images);
 
   /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
   /// parameters may be changed: its input's gradient has been computed already.
@@ -86,7 +94,7 @@ class Pass {
   void backward(TensorView<const float> dy, const OnGradient& on_gradient);
 
  private:
-  ConstActivations infer(ConstActivations x);
+  ConstActivations infer(ConstActivations x, size_t first = 0);
   TensorView<const float> forward_and_keep(TensorView<const float> x);
   /// Whether max pooling follows a convolution.
   bool is_pooled(size_t index) const;

@@ -3,9 +3,11 @@
 #include <vector>
 
 #include "engine/io/preprocess.h"
+#include "engine/model/network.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
+#include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
 
 // Folded convolutions in float16 against the CPU's in float32. (In float32: tests/kernels/folded_conv2d_test.cpp.)
@@ -63,6 +65,37 @@ TEST(CudaFolded, Float16IsTheCpusFloat32RoundedOnce) {
       // Pixels are exact in float16; filters and the result are rounded once each, by at most 2^-11.
       EXPECT_LE(relative_error(actual.view(), expected.view()), 5e-4);
     }
+  }
+}
+
+std::vector<float> folded_logits(Backend& backend, const std::vector<uint8_t>& images, Precision precision) {
+  constexpr int image_size = 112;
+  const int64_t batch = static_cast<int64_t>(images.size()) / (32 * 32 * 3);
+  StateDict dict = testing::small_alexnet(6);
+  testing::pack_all(dict, parse_scheme("linear:4:channel"));
+  const ResampleTables tables = make_resample_tables(Preprocess::for_image_size(image_size), 32, 32);
+  Network network(backend, std::move(dict), precision, &tables);
+  EXPECT_EQ(static_cast<int64_t>(backend.meter().live_total()), sum(network.ledger(), "total").resident.total());
+  Tensor<uint8_t> input(backend, {batch, 32, 32, 3}, MemoryCategory::data);
+  backend.copy_from_host(input.data(), images.data(), images.size());
+  Pass pass(network, 0, network.layers().size(), {batch, image_size, image_size, 3}, Pass::Mode::inference);
+  const auto logits = pass.forward(std::as_const(input).view());
+  std::vector<float> copy(static_cast<size_t>(logits.elements()));
+  backend.copy_to_host(copy.data(), logits.data(), logits.span().size_bytes());
+  return copy;
+}
+
+TEST(CudaFolded, NetworksGiveTheCpusLogitsInBothPrecisions) {
+  const auto cuda = make_test_backend();
+  CpuBackend cpu(2);
+  std::vector<uint8_t> images(2 * 32 * 32 * 3);
+  Random random(5);
+  for (uint8_t& pixel : images) pixel = static_cast<uint8_t>(random.below(256));
+  const std::vector<float> expected = folded_logits(cpu, images, Precision::float32);
+  const Shape shape{2, 10};
+  for (const auto& [precision, tolerance] : {std::pair{Precision::float32, 1e-5}, {Precision::float16, 2e-3}}) {
+    const std::vector<float> actual = folded_logits(*cuda, images, precision);
+    EXPECT_LE(relative_error({actual.data(), shape}, {expected.data(), shape}), tolerance);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "engine/core/random.h"
 #include "engine/io/preprocess.h"
+#include "tests/support/unrounded.h"
 
 namespace nibblenet {
 namespace {
@@ -44,30 +45,6 @@ Convolution random_convolution(int64_t size) {
 FoldedConvolution fold(const Case& c) {
   const Convolution convolution = random_convolution(c.size);
   return fold_convolution(convolution.w(), convolution.bias(), c.stride, c.padding, tables_of(c));
-}
-
-/// The image enlarged without rounding, and normalised: [crop, crop, 3].
-std::vector<double> prepared(const ResampleTables& tables, const std::vector<uint8_t>& image) {
-  const auto weight = [](const ResampleAxis& axis, int i, int t) {
-    return static_cast<double>(axis.weights[static_cast<size_t>(i * axis.taps + t)]) / (1 << resample_precision);
-  };
-  std::vector<double> result;
-  for (int i = 0; i < tables.crop; ++i)
-    for (int j = 0; j < tables.crop; ++j)
-      for (int c = 0; c < 3; ++c) {
-        double value = 0;
-        for (int a = 0; a < tables.vertical.count[static_cast<size_t>(i)]; ++a)
-          for (int b = 0; b < tables.horizontal.count[static_cast<size_t>(j)]; ++b) {
-            const int row = tables.vertical.first[static_cast<size_t>(i)] + a;
-            const int column = tables.horizontal.first[static_cast<size_t>(j)] + b;
-            value += weight(tables.vertical, i, a) * weight(tables.horizontal, j, b) *
-                     image[static_cast<size_t>((row * tables.width + column) * 3 + c)];
-          }
-        const auto& table = tables.normalized[static_cast<size_t>(c)];
-        const auto zero = static_cast<double>(table[0]);
-        result.push_back(zero + value / 255 * (static_cast<double>(table[255]) - zero));
-      }
-  return result;
 }
 
 /// One output of the convolution of the prepared image.
@@ -128,7 +105,7 @@ TEST(Fold, EveryOutputIsTheConvolutionOfTheEnlargedImage) {
     std::vector<uint8_t> image(static_cast<size_t>(c.width * c.height * 3));
     Random random(3);
     for (uint8_t& pixel : image) pixel = static_cast<uint8_t>(random.below(256));
-    const std::vector<double> x = prepared(tables, image);
+    const std::vector<double> x = testing::unrounded(tables, image);
     const int64_t outputs = (c.crop + 2 * c.padding - c.size) / c.stride + 1;
     ASSERT_EQ(folded.rows(), outputs);
     ASSERT_EQ(folded.columns(), outputs);
