@@ -13,45 +13,52 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Collects logits batch by batch, and their losses.
+/// Collects logits and losses batch by batch where the network computes: nothing waits for a batch until finish().
 class Scorer {
  public:
-  Scorer(Network& network, std::vector<int32_t> labels, int64_t batch_size)
+  Scorer(Network& network, std::vector<int32_t> labels)
       : backend_(network.backend()),
-        device_labels_(backend_, {batch_size}, MemoryCategory::data),
-        losses_(backend_, {batch_size}, MemoryCategory::data),
-        host_losses_(static_cast<size_t>(batch_size)) {
-    result_.images = static_cast<int64_t>(labels.size());
+        images_(static_cast<int64_t>(labels.size())),
+        device_labels_(backend_, {images_}, MemoryCategory::data),
+        losses_(backend_, {images_}, MemoryCategory::data),
+        logits_(backend_, {images_, network.classes()}, MemoryCategory::data) {
+    result_.images = images_;
     result_.labels = std::move(labels);
-    result_.logits = Tensor<float>(host_memory(), {result_.images, network.classes()}, MemoryCategory::data);
+    if (images_ > 0)
+      backend_.copy_from_host(device_labels_.data(), result_.labels.data(), sizeof(int32_t) * result_.labels.size());
   }
 
   void add(TensorView<const float> logits, int64_t first) {
     const int64_t batch = logits.size(0);
-    const TensorView<float> target = result_.logits.view().slice(first, batch);
-    backend_.copy_to_host(target.data(), logits.data(), target.span().size_bytes());
-    backend_.copy_from_host(device_labels_.data(), result_.labels.data() + first,
-                            sizeof(int32_t) * static_cast<size_t>(batch));
-    cross_entropy(backend_, losses_.view().slice(0, batch), {}, logits,
-                  std::as_const(device_labels_).view().slice(0, batch));
-    backend_.copy_to_host(host_losses_.data(), losses_.data(), sizeof(float) * static_cast<size_t>(batch));
-    for (int64_t i = 0; i < batch; ++i) {
-      loss_sum_ += static_cast<double>(host_losses_[static_cast<size_t>(i)]);
-      result_.correct += result_.predicted(first + i) == result_.labels[static_cast<size_t>(first + i)] ? 1 : 0;
-    }
+    backend_.convert(logits_.view().slice(first, batch), logits);
+    cross_entropy(backend_, losses_.view().slice(first, batch), {}, logits,
+                  std::as_const(device_labels_).view().slice(first, batch));
   }
 
   Evaluation finish() {
-    result_.loss = result_.images == 0 ? 0.0 : loss_sum_ / static_cast<double>(result_.images);
+    result_.logits = read_back(std::as_const(logits_).view());
+    if (images_ == 0) return std::move(result_);
+    const Tensor<float> losses = read_back(std::as_const(losses_).view());
+    double loss_sum = 0;
+    for (const float loss : losses.view()) loss_sum += static_cast<double>(loss);
+    result_.loss = loss_sum / static_cast<double>(images_);
+    for (int64_t i = 0; i < images_; ++i)
+      result_.correct += result_.predicted(i) == result_.labels[static_cast<size_t>(i)] ? 1 : 0;
     return std::move(result_);
   }
 
  private:
+  Tensor<float> read_back(TensorView<const float> values) {
+    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+    if (values.elements() > 0) backend_.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+    return copy;
+  }
+
   Backend& backend_;
-  Tensor<int32_t> device_labels_;
-  Tensor<float> losses_;
-  std::vector<float> host_losses_;
-  double loss_sum_ = 0;
+  int64_t images_;
+  Tensor<int32_t> device_labels_;  ///< [images]
+  Tensor<float> losses_;           ///< [images]
+  Tensor<float> logits_;           ///< [images, classes]
   Evaluation result_;
 };
 
@@ -77,6 +84,7 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
     run(TensorView<const uint8_t>());
   else
     run(ConstActivations());
+  network.backend().synchronize();
   timing.seconds = seconds_since(start);
   timing.prepare_seconds = feed.loader().prepare_seconds();
   timing.wait_seconds = feed.loader().wait_seconds();
@@ -103,7 +111,7 @@ std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
 
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
                     const OnProgress& on_progress) {
-  Scorer scorer(network, checked_labels(dataset, network.classes()), std::max<int64_t>(1, batch_size));
+  Scorer scorer(network, checked_labels(dataset, network.classes()));
   const Evaluation timing = run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
                                     [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
   Evaluation result = scorer.finish();
@@ -117,7 +125,7 @@ Evaluation evaluate_features(Network& network, TensorView<const float> features,
                              int64_t batch_size) {
   const int64_t images = features.size(0);
   batch_size = std::max<int64_t>(1, std::min(batch_size, images));
-  Scorer scorer(network, {labels.begin(), labels.end()}, batch_size);
+  Scorer scorer(network, {labels.begin(), labels.end()});
   Pass pass(network, network.classifier_begin(), network.layers().size(), {batch_size, features.size(1)},
             Pass::Mode::inference);
   const auto start = Clock::now();

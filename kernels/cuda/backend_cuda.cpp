@@ -45,7 +45,7 @@ bool plain_kernels_wanted() {
 CudaBackend::CudaBackend() : plain_kernels_(plain_kernels_wanted()) {}
 
 void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
-  copy_to_device(destination, source, bytes, stream_);
+  uploads_.copy(destination, source, bytes, stream_);
 }
 
 void CudaBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
@@ -106,7 +106,7 @@ void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, st
     rows_ = {};  // free the old ones first
     rows_ = Buffer<int64_t>(*this, rows.size(), MemoryCategory::workspace);
   }
-  copy_to_device(rows_.data(), rows.data(), rows.size_bytes(), stream_);
+  uploads_.copy(rows_.data(), rows.data(), rows.size_bytes(), stream_);
   cuda::gather_rows(y, x, rows_.data(), stream_);
 }
 

@@ -3,6 +3,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/uploads.h"
 
 namespace nibblenet {
 
@@ -39,9 +40,9 @@ class CudaBackend : public Backend, private Workspace {
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
-  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
   bool conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue, Window pool) override;
+  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
                               TensorView<const float> x, Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
@@ -77,6 +78,7 @@ class CudaBackend : public Backend, private Workspace {
   bool plain_kernels_;
   Device device_;
   Stream stream_;
+  Uploads uploads_;
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
   int64_t scratch_moves_ = 0;  ///< how often one of these two has been replaced

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
@@ -74,6 +75,27 @@ TEST_F(CudaDevice, AGraphReplaysWhatItCaptured) {
   EXPECT_THROW(Graph(backend.stream(), [&] { testing::from(backend, data.view()); }), CudaError)
       << "waiting cannot be captured";
   EXPECT_EQ(testing::from(backend, data.view()), Values(x.shape)) << "the stream works again";
+}
+
+TEST_F(CudaDevice, UploadsKeepWhatTheyWereGiven) {
+  hostexec::set_late_uploads(true);
+  CudaBackend backend;
+  Tensor<float> small(backend, {20, 3}, MemoryCategory::data);
+  std::vector<float> row(3);
+  for (int64_t i = 0; i < 20; ++i) {  // more than there are buffers
+    std::ranges::fill(row, static_cast<float>(i));
+    backend.copy_from_host(small.data() + 3 * i, row.data(), sizeof(float) * row.size());
+  }
+  std::ranges::fill(row, -1.0F);
+  const Values rows = testing::from(backend, small.view());
+  for (size_t i = 0; i < rows.data.size(); ++i) EXPECT_EQ(rows.data[i], static_cast<float>(i / 3));
+
+  Values large = uniform({5, 1 << 20}, 1);  // ten buffers' worth
+  const Values expected = large;
+  const Tensor<float> copy = on(backend, large);
+  std::ranges::fill(large.data, 0.0F);
+  EXPECT_EQ(testing::from(backend, copy.view()), expected);
+  hostexec::set_late_uploads(false);
 }
 
 TEST_F(CudaDevice, EventsMeasureTime) {

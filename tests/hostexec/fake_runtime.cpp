@@ -33,6 +33,16 @@ size_t memory_used = 0;
 int device_count = 1;
 std::map<void*, size_t> allocations;
 std::optional<Actions> captured;
+std::map<const void*, size_t> page_locked;
+bool late_uploads = false;
+Actions uploads;
+
+bool is_page_locked(const void* data) {
+  auto after = page_locked.upper_bound(data);
+  if (after == page_locked.begin()) return false;
+  const auto& [begin, bytes] = *--after;
+  return static_cast<const std::byte*>(data) < static_cast<const std::byte*>(begin) + bytes;
+}
 
 /// Now, or when the graph is launched.
 template <class Action>
@@ -40,6 +50,7 @@ cudaError_t perform(Action action) {
   if (captured) {
     captured->push_back(action);
   } else {
+    finish_uploads();
     action();
   }
   return cudaSuccess;
@@ -49,6 +60,10 @@ cudaError_t perform(Action action) {
 
 void set_memory_limit(size_t bytes) { memory_limit = bytes; }
 void set_device_count(int count) { device_count = count; }
+void set_late_uploads(bool late) { late_uploads = late; }
+void finish_uploads() {
+  for (const auto& upload : std::exchange(uploads, {})) upload();
+}
 bool capturing() { return captured.has_value(); }
 void record(std::function<void()> action) { captured->push_back(std::move(action)); }
 
@@ -77,7 +92,24 @@ cudaError_t cudaFree(void* data) {
   return cudaSuccess;
 }
 
+cudaError_t cudaMallocHost(void** data, size_t bytes) {
+  if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
+  page_locked[*data] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void* data) {
+  finish_uploads();
+  page_locked.erase(data);
+  std::free(data);
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (late_uploads && !captured && is_page_locked(from)) {
+    uploads.push_back([=] { std::memcpy(to, from, bytes); });
+    return cudaSuccess;
+  }
   return perform([=] { std::memcpy(to, from, bytes); });
 }
 
@@ -94,6 +126,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  finish_uploads();
   return capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
@@ -106,9 +139,17 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  return perform([=] { event->time = std::chrono::steady_clock::now(); });
+  const auto action = [=] { event->time = std::chrono::steady_clock::now(); };
+  if (captured)
+    captured->push_back(action);
+  else
+    action();  // nothing waits for it: uploads before it stay under way
+  return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  finish_uploads();
+  return cudaSuccess;
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
   return cudaSuccess;

@@ -12,6 +12,11 @@ void set_memory_limit(size_t bytes);
 /// What cudaGetDeviceCount answers.
 void set_device_count(int count);
 
+/// Copies from page-locked memory wait until the stream is waited for or does something else, as a busy GPU's would.
+void set_late_uploads(bool late);
+/// Does those that wait.
+void finish_uploads();
+
 /// Whether a graph is being captured, and one more thing for it to do.
 bool capturing();
 void record(std::function<void()> action);

@@ -307,6 +307,7 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
 
 void run(const char* name, dim3 blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   if (scheduler.running != nullptr) throw HostExecutionError("a kernel cannot launch a kernel here");
+  finish_uploads();
   if (threads == 0 || threads > 1024) fail<HostExecutionError>("{}: {} threads in a block", name, threads);
   scheduler.kernel = name;
   scheduler.body = &body;
