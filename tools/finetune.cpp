@@ -222,8 +222,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
       ->capture_default_str();
-  app.add_option("--augment", options.augment, "flip: mirror every other training image at random; none")
-      ->check(CLI::IsMember({"flip", "none"}))
+  app.add_option(
+         "--augment", options.augment,
+         "flip: mirror every other training image at random; flip-shift: also move each by up to an eighth of its "
+         "side, black behind it; none")
+      ->check(CLI::IsMember({"flip", "flip-shift", "none"}))
       ->capture_default_str();
   auto* image_size =
       app.add_option("--image-size", t.image_size,
@@ -252,7 +255,8 @@ int main(int argc, char** argv) {
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     options.quantize.validate();
     t.pruning = options.prune.options(app.get_option("--prune")->count() > 0, t.freeze_features);
-    t.flip = options.augment == "flip";
+    t.flip = options.augment != "none";
+    t.shift = options.augment == "flip-shift";
     t.schedule = parse_schedule(options.schedule);
     finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});
   });

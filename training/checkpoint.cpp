@@ -10,8 +10,8 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Schedule, {{Schedule::constant, "constant"},
                                         {Schedule::warmup_cosine, "warmup-cosine"}})
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
-                                   weight_decay, dropout, schedule, flip, image_size, seed, train_limit, test_limit,
-                                   pruning)
+                                   weight_decay, dropout, schedule, flip, shift, image_size, seed, train_limit,
+                                   test_limit, pruning)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
                                    images_per_second, sparsity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, start_sparsity,

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <ctime>
 #include <exception>
 #include <mutex>
@@ -19,6 +20,7 @@ namespace {
 // Streams of random bits of the loader's own, far from the small numbers that layers and tensors use.
 constexpr uint64_t shuffle_stream = 0x73687566'00000000ULL;  // "shuf"
 constexpr uint64_t flip_stream = 0x666C6970'00000000ULL;     // "flip"
+constexpr uint64_t shift_stream = 0x73686966'00000000ULL;    // "shif"
 
 size_t pixel_bytes(const Dataset::Image& image) {
   return static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
@@ -29,6 +31,16 @@ double thread_seconds() {
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+/// target = image moved right by dx pixels and down by dy, with black where nothing came from. |dx| < width.
+void write_shifted(uint8_t* target, const uint8_t* image, int width, int height, int dx, int dy) {
+  const auto row_bytes = static_cast<size_t>(width) * 3;
+  const auto kept = static_cast<size_t>(width - std::abs(dx)) * 3;
+  std::fill_n(target, row_bytes * static_cast<size_t>(height), uint8_t{0});
+  for (int y = std::max(0, dy); y < std::min(height, height + dy); ++y)
+    std::copy_n(image + static_cast<size_t>(y - dy) * row_bytes + static_cast<size_t>(std::max(0, -dx)) * 3, kept,
+                target + static_cast<size_t>(y) * row_bytes + static_cast<size_t>(std::max(0, dx)) * 3);
 }
 
 }  // namespace
@@ -59,12 +71,14 @@ struct Loader::State {
   void run();
   bool fill(Slot& slot, int64_t batch);
   void prepare_image(Slot& slot, int64_t position, int64_t index);
+  const uint8_t* shifted(const uint8_t* pixels, const Dataset::Image& image, uint64_t index);
 
   const Dataset& dataset;
   const LoaderOptions options;
   const int64_t crop;
   Preprocessor preprocessor;
   std::vector<int64_t> order;
+  std::vector<uint8_t> moved;  // an image that was shifted
   int64_t batches = 0;
   std::array<Slot, 2> slots;
 
@@ -152,7 +166,7 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
   const bool flip =
       options.flip &&
       (random_bits(options.seed, flip_stream + static_cast<uint64_t>(options.epoch), image_index) & 1) != 0;
-  const uint8_t* pixels = dataset.pixels.data() + image.offset;
+  const uint8_t* pixels = shifted(dataset.pixels.data() + image.offset, image, image_index);
   if (options.raw) {
     if (image.width != dataset.images[0].width || image.height != dataset.images[0].height)
       fail<ShapeError>("image {} is {} x {}, image 0 is {} x {}: raw batches need one size", index, image.width,
@@ -165,6 +179,18 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
   }
   slot.labels.data()[at] = dataset.labels[image_index];
   slot.indices.data()[at] = index;
+}
+
+/// The image's pixels, or `moved`.
+const uint8_t* Loader::State::shifted(const uint8_t* pixels, const Dataset::Image& image, uint64_t index) {
+  const int reach = options.shift ? std::min(image.width, image.height) / 8 : 0;
+  if (reach == 0) return pixels;
+  Random random(random_bits(options.seed, shift_stream + static_cast<uint64_t>(options.epoch), index));
+  const auto drawn = [&] { return static_cast<int>(random.below(static_cast<uint64_t>(2 * reach + 1))) - reach; };
+  const int dx = drawn(), dy = drawn();
+  moved.resize(pixel_bytes(image));
+  write_shifted(moved.data(), pixels, image.width, image.height, dx, dy);
+  return moved.data();
 }
 
 Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options)

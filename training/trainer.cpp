@@ -43,7 +43,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
   const Shape images{batch, preprocess_.crop, preprocess_.crop, 3};
   const Shape features{batch, network.feature_count()};
   if (options_.freeze_features) {
-    if (options_.flip) frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
+    if (augments(options_)) frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
     gathered_ = Tensor<float>(backend, features, MemoryCategory::data);
   }
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
@@ -55,7 +55,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
 
 void Trainer::prepare(const Callbacks& callbacks) {
   if (!options_.freeze_features || !train_features_.empty()) return;
-  const int64_t total = test_.size() + (options_.flip ? 0 : train_.size());
+  const int64_t total = test_.size() + (augments(options_) ? 0 : train_.size());
   const auto shifted = [&](int64_t before) {
     return [&callbacks, before, total](int64_t done, int64_t) {
       return callbacks.on_features && callbacks.on_features(before + done, total);
@@ -63,7 +63,7 @@ void Trainer::prepare(const Callbacks& callbacks) {
   };
   if (test_features_.empty())
     test_features_ = compute_features(network_, test_, preprocess_, options_.batch_size, shifted(0));
-  if (!options_.flip)
+  if (!augments(options_))
     train_features_ = compute_features(network_, train_, preprocess_, options_.batch_size, shifted(test_.size()));
 }
 
@@ -135,6 +135,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   ImageFeed feed(backend, train_, preprocess_,
                  {.batch_size = options_.batch_size,
                   .flip = options_.flip,
+                  .shift = options_.shift,
                   .shuffle = true,
                   .seed = options_.seed,
                   .epoch = position_.epoch,

@@ -25,13 +25,17 @@ struct TrainingOptions {
   double weight_decay = 0.0;
   double dropout = 0.5;
   Schedule schedule = Schedule::constant;
-  bool flip = false;
+  bool flip = false;   ///< half of the images, as the loader does
+  bool shift = false;  ///< likewise
   int image_size = 224;
   uint64_t seed = 0;
   int64_t train_limit = 0;  ///< 0: all images
   int64_t test_limit = 0;
   PruningOptions pruning;
 };
+
+/// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
+inline bool augments(const TrainingOptions& options) { return options.flip || options.shift; }
 
 /// Throws UsageError for values that make no sense.
 void validate(const TrainingOptions& options);

@@ -130,7 +130,7 @@ TEST_F(FinetuneTest, LimitsTakeTheSameNumberOfEveryClass) {
 
 TEST_F(FinetuneTest, AnInterruptedRunEndsInTheSameBits) {
   const std::string line = from_small +
-                           "--freeze none --augment flip --schedule warmup-cosine --weight-decay 1e-4 --batch 20 "
+                           "--freeze none --augment flip-shift --schedule warmup-cosine --weight-decay 1e-4 --batch 20 "
                            "--epochs 20 --out ";
   succeed(line + "whole.safetensors");
 

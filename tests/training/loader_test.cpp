@@ -125,6 +125,56 @@ TEST(Loader, FlipsHalfOfTheImagesWhateverTheirOrder) {
   EXPECT_LT(count, 130);
 }
 
+/// Images of 32 x 32 whose pixels say where they were: red is x + 1, green y + 1.
+Dataset make_rulers(int count) {
+  Dataset dataset;
+  for (int i = 0; i < count; ++i) {
+    dataset.images.push_back({32, 32, dataset.pixels.size()});
+    dataset.labels.push_back(0);
+    for (int y = 0; y < 32; ++y)
+      for (int x = 0; x < 32; ++x)
+        for (const int value : {x + 1, y + 1, 200}) dataset.pixels.push_back(static_cast<uint8_t>(value));
+  }
+  return dataset;
+}
+
+TEST(Loader, ShiftsEveryImageByUpToAnEighthWithBlackBehindIt) {
+  const Dataset dataset = make_rulers(400);
+  const LoaderOptions options = {.batch_size = 400, .shift = true, .seed = 2, .epoch = 3, .raw = true};
+  Loader loader(dataset, small, options);
+  Batch batch;
+  ASSERT_TRUE(loader.next(batch));
+  std::map<std::pair<int, int>, int> seen;
+  for (int64_t i = 0; i < batch.size(); ++i) {
+    const auto pixel = [&](int x, int y) { return batch.pixels.data() + ((i * 32 + y) * 32 + x) * 3; };
+    const int dx = 17 - pixel(16, 16)[0], dy = 17 - pixel(16, 16)[1];
+    ++seen[{dx, dy}];
+    for (int y = 0; y < 32; ++y)
+      for (int x = 0; x < 32; ++x) {
+        const int from_x = x - dx, from_y = y - dy;
+        const bool inside = from_x >= 0 && from_x < 32 && from_y >= 0 && from_y < 32;
+        ASSERT_EQ(pixel(x, y)[0], inside ? from_x + 1 : 0) << dx << ", " << dy;
+        ASSERT_EQ(pixel(x, y)[1], inside ? from_y + 1 : 0) << dx << ", " << dy;
+        ASSERT_EQ(pixel(x, y)[2], inside ? 200 : 0) << dx << ", " << dy;
+      }
+  }
+  EXPECT_GT(seen.size(), 70U) << "of 81 ways";
+  EXPECT_EQ(seen.begin()->first.first, -4);
+  EXPECT_EQ(seen.rbegin()->first.first, 4);
+}
+
+TEST(Loader, ShiftsAreThoseOfSeedEpochAndImageAlone) {
+  const Dataset dataset = make_rulers(20);
+  const LoaderOptions options = {.batch_size = 20, .flip = true, .shift = true, .seed = 2, .epoch = 3};
+  const auto whole = all_batches(dataset, options).front().images;
+  const auto halves = all_batches(dataset, {.batch_size = 10, .flip = true, .shift = true, .seed = 2, .epoch = 3});
+  ASSERT_EQ(halves.size(), 2U);
+  EXPECT_TRUE(std::equal(halves[0].images.begin(), halves[0].images.end(), whole.begin()));
+  const auto later = all_batches(dataset, {.batch_size = 20, .flip = true, .shift = true, .seed = 2, .epoch = 4});
+  EXPECT_NE(later.front().images, whole);
+  EXPECT_NE(all_batches(dataset, {.batch_size = 20, .flip = true, .seed = 2, .epoch = 3}).front().images, whole);
+}
+
 TEST(EpochOrder, ShufflesAsAFunctionOfSeedAndEpoch) {
   EXPECT_THAT(epoch_order(4, false, 1, 1), ElementsAre(0, 1, 2, 3));
   const auto order = epoch_order(1000, true, 1, 1);
