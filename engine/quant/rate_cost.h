@@ -6,6 +6,9 @@
 
 namespace nibblenet {
 
+/// The best trade on a fine grid: see compensate().
+constexpr double best_rate_weight = 1.4;
+
 /// What bits in the file cost beside errors, for rounding that weighs both.
 struct RateCost {
   double weight = 0;  ///< L of compensate(); 0: nothing

@@ -66,7 +66,7 @@ double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t 
 }
 
 TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
-  nlohmann::json report = allocate("--target-rest 0.026 --calibrate standin --calibration-images 40 --rate-weight 1.4");
+  nlohmann::json report = allocate("--target-rest 0.026 --calibrate standin --calibration-images 40");
   EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 26'000U);
   EXPECT_TRUE(report.at("compressed"));
   const StateDict packed = model("packed.safetensors");

@@ -84,7 +84,8 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
   app.add_option(
          "--rate-weight", rate_weight,
          "Of compensated rounding, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
-         "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid")
+         "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid; default: 1.4 for --target-rest, "
+         "else 0")
       ->check(CLI::Range(0.0, 1e6))
       ->type_name("LAMBDA");
   app.add_option(
@@ -132,9 +133,10 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
   if (compensates() && !calibrated())
     throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
   if (!compensates() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
-  if (!compensates() && rate_weight > 0) throw UsageError("--rate-weight belongs to --rounding compensated");
+  if (!compensates() && rate_weight.value_or(0) > 0)
+    throw UsageError("--rate-weight belongs to --rounding compensated");
   options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
-  options.rate_weight = rate_weight;
+  options.rate_weight = rate_weight.value_or(0);
   return options;
 }
 
@@ -182,7 +184,7 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
                       : flags.calibrated()  ? "search"
                                             : "max";
   if (flags.compensates()) metadata["column_order"] = flags.order;
-  if (flags.rate_weight > 0) metadata["rate_weight"] = fmt::format("{}", flags.rate_weight);
+  if (flags.rate_weight.value_or(0) > 0) metadata["rate_weight"] = fmt::format("{}", *flags.rate_weight);
   if (calibration == nullptr) return;
   metadata["calibration_images"] = std::to_string(calibration->images);
   metadata["calibration_positions"] = std::to_string(calibration->positions);

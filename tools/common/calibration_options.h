@@ -29,7 +29,7 @@ struct CalibrationFlags {
   std::string rounding;             ///< compensated with a calibration, nearest without, unless given
   std::vector<std::string> ranges;  ///< the last that matches; search with a calibration, max without, if none does
   std::string order = "natural";
-  double rate_weight = 0;
+  std::optional<double> rate_weight;  ///< none: best_rate_weight for --target-rest, else 0
 
   /// Where the calibration comes from, and what codes are chosen by.
   void add_source_to(CLI::App& app);

@@ -28,7 +28,7 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
   const float reach = largest_deviation(weight.values().view(), scheme.granularity);
   const MethodTraits& traits = traits_of(scheme.method);
   std::vector<Candidate> candidates;
-  for (const float step : {0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
+  for (const float step : {0.25F, 0.35F, 0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
     scheme.bits = traits.min_bits;
     while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
       ++scheme.bits;
@@ -74,6 +74,7 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   if (candidate.step > 0) {
     options.range = Range::step;
     options.deviations = candidate.step;
+    if (compensates()) options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
   }
   if (calibration_ == nullptr && options.range == Range::max)
     return backend_.quantize(weights, candidate.scheme, parameter.name);
@@ -137,7 +138,11 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
         return flags.allocation.chooses_steps() ? every_step(flags, weight) : every_width(flags, weight);
       },
       [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
-  if (flags.allocation.chooses_steps()) dict.metadata["range"] = "step, of each layer";
+  if (flags.allocation.chooses_steps()) {
+    dict.metadata["range"] = "step, of each layer";
+    if (flags.calibration.compensates())
+      dict.metadata["rate_weight"] = fmt::format("{}", flags.calibration.rate_weight.value_or(best_rate_weight));
+  }
   for (Parameter& parameter : dict.parameters)
     if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
       parameter.value = std::move(chosen->second);
