@@ -1,158 +1,17 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <functional>
-#include <limits>
+#include <map>
 
-#include "engine/core/random.h"
 #include "engine/model/network.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
-#include "tools/common/progress.h"
+#include "tools/timing/comparison.h"
 
 namespace {
 
 using namespace nibblenet;
 using namespace nibblenet::tools;
-using Clock = std::chrono::steady_clock;
-
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-/// Median and spread of the time of one forward pass, in milliseconds.
-struct Latency {
-  double median = 0, p10 = 0, p90 = 0;
-  size_t samples = 0;
-};
-
-Latency latency_of(std::vector<double> samples) {
-  std::ranges::sort(samples);
-  const auto percentile = [&](double fraction) {
-    return samples[static_cast<size_t>(fraction * static_cast<double>(samples.size() - 1) + 0.5)];
-  };
-  return {percentile(0.5), percentile(0.1), percentile(0.9), samples.size()};
-}
-
-/// How often to do something: until `seconds` are over and it was done `often` times; where that would take more than
-/// `most_times` the seconds, less often, but `at_least` times.
-struct Budget {
-  double seconds;
-  int often;
-  int at_least;
-  static constexpr double most_times = 10;
-
-  /// How often it will be, as far as `done` times in `spent` milliseconds tell.
-  int64_t expected(int done, double spent) const {
-    const double each = spent / done, time = 1000 * seconds;
-    return static_cast<int64_t>(
-        std::max({static_cast<double>(at_least), time / each, std::min<double>(often, most_times * time / each)}));
-  }
-  bool is_spent(int done, double spent) const {
-    if (done < at_least) return false;
-    return spent >= 1000 * seconds && (done >= often || spent >= 1000 * most_times * seconds);
-  }
-};
-
-/// Calls `work` within the budget, showing how far it has come. Throws Stopped on Ctrl-C.
-void repeat(const Budget& budget, const std::string& label, const std::function<void()>& work) {
-  Progress progress(label, "samples");
-  const auto start = Clock::now();
-  double spent = 0;
-  for (int done = 0; !budget.is_spent(done, spent); spent = milliseconds_since(start)) {
-    if (interrupted()) throw Stopped("stopped");
-    work();
-    ++done;
-    progress.update(done, budget.expected(done, milliseconds_since(start)));
-  }
-}
-
-/// Writes more memory than the caches hold, so that neither weights nor inputs are left in them.
-class CacheSweep {
- public:
-  explicit CacheSweep(Backend& backend)
-      : backend_(backend),
-        buffer_(backend, {static_cast<int64_t>(backend.bytes_that_empty_caches() / sizeof(float))},
-                MemoryCategory::data) {
-    // A first value for every element: reading what was never written would not go to memory.
-    const std::vector<float> ones(size_t{1} << 20, 1.0F);
-    for (int64_t done = 0; done < buffer_.elements();) {
-      const int64_t count = std::min(static_cast<int64_t>(ones.size()), buffer_.elements() - done);
-      backend_.copy_from_host(buffer_.data() + done, ones.data(), sizeof(float) * static_cast<size_t>(count));
-      done += count;
-    }
-  }
-  size_t bytes() const { return sizeof(float) * static_cast<size_t>(buffer_.elements()); }
-  void operator()() {
-    backend_.relu_forward(buffer_.view(), buffer_.view());
-    backend_.synchronize();
-  }
-
- private:
-  Backend& backend_;
-  Tensor<float> buffer_;
-};
-
-/// Forward passes of one batch size, from a batch in the backend's memory to logits in the host's.
-class Forward {
- public:
-  Forward(Network& network, int image_size, int64_t batch)
-      : backend_(network.backend()),
-        pass_(network, 0, network.layers().size(), shape(batch, image_size), Pass::Mode::inference),
-        images_(backend_, shape(batch, image_size), MemoryCategory::data),
-        logits_(static_cast<size_t>(batch * network.classes())) {
-    // Not zeros: processors are faster, and use less power, on those.
-    Tensor<float> host(host_memory(), images_.shape(), MemoryCategory::data);
-    Random random(1);
-    for (float& value : host.view()) value = 4.0F * random.uniform() - 2.0F;
-    backend_.copy_from_host(images_.data(), host.data(), host.view().span().size_bytes());
-  }
-
-  /// Milliseconds of one pass.
-  double once() {
-    const auto start = Clock::now();
-    const auto output = pass_.forward(std::as_const(images_).view());
-    backend_.copy_to_host(logits_.data(), output.data(), output.span().size_bytes());
-    return milliseconds_since(start);
-  }
-
- private:
-  static Shape shape(int64_t batch, int64_t image_size) { return {batch, image_size, image_size, 3}; }
-
-  Backend& backend_;
-  Pass pass_;
-  Tensor<float> images_;
-  std::vector<float> logits_;
-};
-
-constexpr double shortest_sample = 2;  ///< milliseconds: shorter passes are timed several in a row
-
-/// Everything in the caches that fits: one pass after the other.
-Latency time_warm(Forward& forward, double seconds, const std::string& label) {
-  double shortest = std::numeric_limits<double>::infinity();
-  repeat({.seconds = std::min(0.5, seconds), .often = 50, .at_least = 2}, label + ", warming up",
-         [&] { shortest = std::min(shortest, forward.once()); });
-  const int in_a_row = std::max(1, static_cast<int>(std::ceil(shortest_sample / shortest)));
-  std::vector<double> samples;
-  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", warm", [&] {
-    double sum = 0;
-    for (int i = 0; i < in_a_row; ++i) sum += forward.once();
-    samples.push_back(sum / in_a_row);
-  });
-  return latency_of(std::move(samples));
-}
-
-/// Nothing in the caches: they are emptied before every pass, outside of what is timed.
-Latency time_cold(Forward& forward, CacheSweep& sweep, double seconds, const std::string& label) {
-  std::vector<double> samples;
-  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", cold", [&] {
-    sweep();
-    samples.push_back(forward.once());
-  });
-  return latency_of(std::move(samples));
-}
 
 struct Timing {
   int64_t batch = 0;
@@ -185,6 +44,11 @@ struct Options {
   std::string model;
   std::vector<int64_t> batches = {1, 8, 128};
   double seconds = 2;
+  std::string task = "T224";
+  bool fold_first = false;
+  bool compare = false;
+  std::vector<std::string> sides;
+  int rounds = 2;
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
   std::string json;
@@ -196,25 +60,106 @@ void bench(const Options& options) {
   StateDict dict = load_model(model, options.checksums);
   const int image_size = image_size_of(dict.metadata);
   const Precision precision = options.device.precision_on(*backend);
-  Network network(*backend, std::move(dict), precision);
+  const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
+  const ResampleTables tables = small_image_tables(image_size);
+  Network network(*backend, std::move(dict), precision, options.fold_first ? &tables : nullptr);
   CacheSweep sweep(*backend);
-  fmt::print("{}, {}, images of {} x {}; cold: after writing {} MiB\n", backend->description(), to_string(precision),
-             image_size, image_size, sweep.bytes() >> 20);
+  fmt::print("{}, {}, {}; cold: after writing {} MiB\n", backend->description(), to_string(precision),
+             task == Task::t224 ? fmt::format("images of {} x {}", image_size, image_size)
+                                : fmt::format("bytes of {} x {} to {} x {}{}", small_size, small_size, image_size,
+                                              image_size, options.fold_first ? ", folded" : ""),
+             sweep.bytes() >> 20);
   fmt::print("{:>6} {:>10} {:>9} {:>9} {:>11} {:>10} {:>9} {:>9}\n", "batch", "warm ms", "p10", "p90", "images/s",
              "cold ms", "p10", "p90");
-  nlohmann::json document = {
-      {"model", model.string()},           {"device", backend->name()}, {"description", backend->description()},
-      {"precision", to_string(precision)}, {"image_size", image_size},  {"cold_sweep_bytes", sweep.bytes()}};
+  nlohmann::json document = {{"model", model.string()},
+                             {"device", backend->name()},
+                             {"description", backend->description()},
+                             {"precision", to_string(precision)},
+                             {"image_size", image_size},
+                             {"task", to_string(task)},
+                             {"first_folded", options.fold_first},
+                             {"cold_sweep_bytes", sweep.bytes()}};
   for (const int64_t batch : options.batches) {
-    Forward forward(network, image_size, batch);
+    TimedForward forward(network, image_size, task, batch);
     const std::string label = fmt::format("batch {}", batch);
+    const auto once = [&] { return forward.once(); };
     const Timing timing{.batch = batch,
-                        .warm = time_warm(forward, options.seconds, label),
-                        .cold = time_cold(forward, sweep, options.seconds, label)};
+                        .warm = time_warm(once, options.seconds, label),
+                        .cold = time_cold(once, sweep, options.seconds, label)};
     print(timing);
     document["results"].push_back(to_json(timing));
   }
   write_json(options.json, document);
+}
+
+/// The backends that the sides need, each once.
+class Backends {
+ public:
+  Backends(const DeviceOptions& options, std::unique_ptr<Backend> own) : options_(options) {
+    own_ = own->name();
+    made_[own_] = std::move(own);
+  }
+  Backend& at(const std::string& device) {
+    auto found = made_.find(device);
+    if (found == made_.end()) found = made_.emplace(device, make_backend(device, options_.threads)).first;
+    return *found->second;
+  }
+  Backend& own() { return at(own_); }
+
+ private:
+  DeviceOptions options_;
+  std::string own_;
+  std::map<std::string, std::unique_ptr<Backend>> made_;
+};
+
+/// Why there is no yardstick beside this backend; nothing where there is one.
+std::optional<std::string> yardstick_missing(Backends& backends) {
+  if (!backends.own().device_memory()) return "the CPU's products are a library's already";
+  try {
+    backends.at("cudnn");
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+void compare(const Options& options) {
+  Backends backends(options.device, options.device.make());
+  Backend& own = backends.own();
+  const std::optional<std::string> missing = yardstick_missing(backends);
+  const bool on_gpu = own.device_memory().has_value();
+  if (own.name() == "cudnn")
+    throw UsageError("--compare sets cuDNN beside another device; use --device cuda, and --sides cudnn:float16");
+  std::vector<SideSpec> specs;
+  for (const std::string& side : options.sides.empty() ? default_sides(on_gpu, !missing) : options.sides) {
+    specs.push_back(parse_side(side, own.name()));
+    Backend& backend = backends.at(specs.back().device);
+    backend.expect_support(specs.back().precision.value_or(backend.preferred_precision()));
+  }
+  const std::filesystem::path model = find_model(options.model, ModelKind::fine_tuned);
+  const StateDict floats = load_model(model, options.checksums);
+  if (floats.packed()) fail<UsageError>("{} is packed; --compare packs a float model itself: give one", model.string());
+  Backend& yardstick = missing ? own : backends.at("cudnn");
+  const Ceilings ceilings = measure_ceilings(own, yardstick, options.seconds);
+  fmt::print("{}\nceilings: {:.1f} GB/s, {:.3f} TFLOP/s in float32{}, by {}\n", own.description(),
+             ceilings.bytes_per_second / 1e9, ceilings.float32_per_second / 1e12,
+             ceilings.float16_per_second ? fmt::format(", {:.1f} in float16", *ceilings.float16_per_second / 1e12) : "",
+             ceilings.products_by);
+  Comparison comparison({.batches = options.batches,
+                         .seconds = options.seconds,
+                         .rounds = options.rounds,
+                         .image_size = image_size_of(floats.metadata)},
+                        floats);
+  for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));
+  comparison.run();
+  write_json(options.json, {{"model", model.string()},
+                            {"device", own.name()},
+                            {"description", own.description()},
+                            {"image_size", image_size_of(floats.metadata)},
+                            {"ceilings", to_json(ceilings)},
+                            {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
+                            {"seconds", options.seconds},
+                            {"sides", comparison.to_json()}});
 }
 
 }  // namespace
@@ -241,12 +186,40 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "Sample each batch size for so long, warm and again cold")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
+  app.add_option(
+         "--task", options.task,
+         "T224: from prepared images, in the precision that they are computed in. T32: from the bytes of 32 x 32 "
+         "images, which are enlarged first")
+      ->check(CLI::IsMember({"T224", "T32"}))
+      ->capture_default_str();
+  auto* fold = app.add_flag("--fold-first", options.fold_first,
+                            "T32 with the first convolution folded with the resize and the normalisation");
+  auto* compare_flag =
+      app.add_flag("--compare", options.compare,
+                   "Pack a float MODEL in several ways and time all of them, by turns, in both tasks, as a whole and "
+                   "layer by layer, beside what the device did at best; on a GPU beside cuDNN and cuBLASLt")
+          ->excludes(fold);
+  app.add_option(
+         "--sides", options.sides,
+         "What to compare, separated by commas: float32, float16 or SCHEME, with cudnn: in front of it or +fold "
+         "behind it. Default: floats, every width, codebooks, some folded")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->needs(compare_flag)
+      ->type_name("LIST");
+  app.add_option("--rounds", options.rounds, "Repeat a comparison so often, to see how far it spreads")
+      ->check(CLI::Range(1, 100))
+      ->needs(compare_flag)
+      ->capture_default_str();
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
-    bench(options);
+    if (options.compare)
+      compare(options);
+    else
+      bench(options);
   });
 }

@@ -1,0 +1,171 @@
+#include "tools/timing/comparison.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tools/common/command_line.h"
+
+namespace nibblenet::tools {
+namespace {
+
+std::vector<Task> tasks_of(const Side& side) {
+  return side.folded() ? std::vector{Task::t32} : std::vector{Task::t224, Task::t32};
+}
+
+/// ||a - b|| / ||b||
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const auto value = static_cast<double>(b[i]);
+    difference += std::pow(static_cast<double>(a[i]) - value, 2);
+    norm += value * value;
+  }
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+/// Rows of `classes` whose largest value is in the same place.
+double agreement_of(const std::vector<float>& a, const std::vector<float>& b, int64_t classes) {
+  const auto row_count = static_cast<int64_t>(a.size()) / classes;
+  int64_t same = 0;
+  for (int64_t i = 0; i < row_count; ++i) {
+    const auto largest = [&](const std::vector<float>& values) {
+      const auto row = values.begin() + i * classes;
+      return std::max_element(row, row + classes) - row;
+    };
+    same += largest(a) == largest(b) ? 1 : 0;
+  }
+  return row_count == 0 ? 1.0 : static_cast<double>(same) / static_cast<double>(row_count);
+}
+
+struct Rounds {
+  double median = 0;  ///< of the rounds' medians
+  double spread = 0;  ///< between their largest and smallest, relative to the smallest
+};
+
+Rounds rounds_of(const std::vector<Latency>& latencies) {
+  std::vector<double> medians;
+  for (const Latency& latency : latencies) medians.push_back(latency.median);
+  std::ranges::sort(medians);
+  const size_t half = medians.size() / 2;
+  return {(medians[half] + medians[(medians.size() - 1) / 2]) / 2, medians.back() / medians.front() - 1};
+}
+
+}  // namespace
+
+Comparison::Comparison(const ComparisonOptions& options, const StateDict& floats)
+    : options_(options), floats_(floats), tables_(small_image_tables(options.image_size)) {}
+
+void Comparison::add(const SideSpec& spec, Backend& backend) {
+  if (interrupted()) throw Stopped("stopped");
+  sides_.push_back({.side = std::make_unique<Side>(spec, backend, floats_, tables_)});
+}
+
+void Comparison::run() {
+  if (sides_.empty()) throw UsageError("there is nothing to compare");
+  check_logits();
+  fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10} {:>8} {:>12}\n", "side", "task", "batch", "caches", "ms", "spread",
+             "images/s");
+  for (const int64_t batch : options_.batches) {
+    for (int round = 0; round < options_.rounds; ++round) time_round(batch, round);
+    for (const Measured& measured : sides_)
+      for (const auto& [key, latencies] : measured.latencies) {
+        if (key.batch != batch) continue;
+        const Rounds rounds = rounds_of(latencies);
+        fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10.4f} {:>6.1f} % {:>12.1f}\n", measured.side->name(),
+                   to_string(key.task), batch, key.cold ? "cold" : "warm", rounds.median, 100 * rounds.spread,
+                   1000 * static_cast<double>(batch) / rounds.median);
+      }
+    std::fflush(stdout);
+    time_each_layer(batch);
+  }
+}
+
+CacheSweep& Comparison::sweep_of(Backend& backend) {
+  std::unique_ptr<CacheSweep>& sweep = sweeps_[&backend];
+  if (!sweep) sweep = std::make_unique<CacheSweep>(backend);
+  return *sweep;
+}
+
+void Comparison::check_logits() {
+  constexpr int64_t images = 16;
+  std::vector<float> reference;
+  for (Measured& measured : sides_) {
+    TimedForward forward(measured.side->network(), options_.image_size, Task::t32, images);
+    forward.once();
+    if (reference.empty()) reference = forward.logits();
+    measured.relative_error = relative_difference(forward.logits(), reference);
+    measured.agreement = agreement_of(forward.logits(), reference, measured.side->network().classes());
+  }
+}
+
+/// Sides take turns, in an order that rotates: a machine that slows down slows all of them.
+void Comparison::time_round(int64_t batch, int round) {
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    Measured& measured = sides_[(i + static_cast<size_t>(round)) % sides_.size()];
+    for (const Task task : tasks_of(*measured.side)) time_forward(measured, task, batch);
+  }
+}
+
+void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
+  Network& network = measured.side->network();
+  TimedForward forward(network, options_.image_size, task, batch);
+  const std::string label = fmt::format("{}, {}, batch {}", measured.side->name(), to_string(task), batch);
+  const auto once = [&] { return forward.once(); };
+  measured.latencies[{task, batch, false}].push_back(time_warm(once, options_.seconds, label));
+  measured.latencies[{task, batch, true}].push_back(
+      time_cold(once, sweep_of(network.backend()), options_.seconds, label));
+}
+
+void Comparison::time_each_layer(int64_t batch) {
+  for (Measured& measured : sides_) {
+    if (measured.side->folded()) continue;
+    Network& network = measured.side->network();
+    measured.layers[batch] = time_layers(network.backend(), measured.side->parameters(), network.precision(),
+                                         options_.image_size, batch, options_.seconds / 4, measured.side->name());
+  }
+}
+
+nlohmann::json Comparison::side_json(const Measured& measured) const {
+  Side& side = *measured.side;
+  const SizeRow total = sum(side.network().ledger(), "total");
+  nlohmann::json json = {{"side", side.name()},
+                         {"engine", "nibblenet, " + side.network().backend().name()},
+                         {"description", side.network().backend().description()},
+                         {"weights", total.scheme},
+                         {"activations", to_string(side.network().precision())},
+                         {"first_folded", side.folded()},
+                         {"weight_bytes", total.resident.total()},
+                         {"relative_error", measured.relative_error},
+                         {"agreement", measured.agreement},
+                         {"results", nlohmann::json::array()},
+                         {"layers", nlohmann::json::array()}};
+  for (const auto& [key, latencies] : measured.latencies) {
+    const Rounds rounds = rounds_of(latencies);
+    nlohmann::json result = {
+        {"task", to_string(key.task)}, {"batch", key.batch},      {"caches", key.cold ? "cold" : "warm"},
+        {"median_ms", rounds.median},  {"spread", rounds.spread}, {"rounds", nlohmann::json::array()}};
+    for (const Latency& latency : latencies)
+      result["rounds"].push_back({{"median_ms", latency.median},
+                                  {"p10_ms", latency.p10},
+                                  {"p90_ms", latency.p90},
+                                  {"samples", latency.samples}});
+    json["results"].push_back(std::move(result));
+  }
+  for (const auto& [batch, timings] : measured.layers)
+    for (const LayerTiming& timing : timings) {
+      nlohmann::json layer = tools::to_json(timing);
+      layer["batch"] = batch;
+      json["layers"].push_back(std::move(layer));
+    }
+  return json;
+}
+
+nlohmann::json Comparison::to_json() const {
+  nlohmann::json json = nlohmann::json::array();
+  for (const Measured& measured : sides_) json.push_back(side_json(measured));
+  return json;
+}
+
+}  // namespace nibblenet::tools

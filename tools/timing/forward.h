@@ -1,0 +1,70 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "engine/io/preprocess.h"
+#include "engine/model/network.h"
+
+namespace nibblenet::tools {
+
+/// Where a timed forward pass starts: with prepared images in the network's precision, or with the 32 x 32 bytes of
+/// CIFAR-10's, which it has to enlarge first. It ends with logits in the host's memory.
+enum class Task : uint8_t { t224, t32 };
+constexpr std::string_view to_string(Task task) { return task == Task::t224 ? "T224" : "T32"; }
+/// Of the images that T32 starts from.
+inline constexpr int small_size = 32;
+
+/// Tables of T32's preparation, for networks that are folded with it.
+ResampleTables small_image_tables(int image_size);
+
+/// Prepares batches of small images: on the device where it can, else on the host's threads.
+class BatchPreparer {
+ public:
+  BatchPreparer(Backend& backend, int image_size, int64_t batch, Precision precision);
+  /// `images`: [batch, 32, 32, 3] in the backend's memory, the same as `host` has. Valid until the next call.
+  ConstActivations run(TensorView<const uint8_t> images, TensorView<const uint8_t> host);
+
+ private:
+  void prepare_on_host(TensorView<const uint8_t> host);
+
+  Backend& backend_;
+  Shape shape_;
+  Precision precision_;
+  std::unique_ptr<ImagePreparer> on_device_;
+  Tensor<uint8_t> flips_;
+  Buffer<std::byte> prepared_;
+  std::vector<Preprocessor> on_host_;  ///< one a thread
+  Tensor<float> staging_;              ///< where the device's memory is not the host's
+};
+
+/// Forward passes of one batch of random images, the same ones for every network. Not of zeros: processors are faster,
+/// and use less power, on those.
+class TimedForward {
+ public:
+  /// A folded network does T32 only.
+  TimedForward(Network& network, int image_size, Task task, int64_t batch);
+
+  /// Milliseconds of one pass.
+  double once();
+  /// Of the last pass, [batch, classes].
+  const std::vector<float>& logits() const { return logits_; }
+
+ private:
+  TensorView<const float> forward();
+
+  Network& network_;
+  Task task_;
+  Pass pass_;
+  Tensor<float> images_;  ///< T224
+  Buffer<f16> halves_;    ///< the same, for a float16 network
+  ConstActivations input_;
+  Tensor<uint8_t> host_bytes_;  ///< T32
+  Tensor<uint8_t> bytes_;
+  std::optional<BatchPreparer> preparer_;
+  std::vector<float> logits_;
+};
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,152 @@
+#include "tools/timing/layers.h"
+
+#include <algorithm>
+
+#include "layers/conv2d.h"
+#include "layers/linear.h"
+#include "layers/pooling.h"
+
+namespace nibblenet::tools {
+namespace {
+
+constexpr int64_t most_copies = 64;
+constexpr int in_a_row = 20;  ///< operations between two looks at the clock, at least
+
+/// Everything that one run of a layer touches.
+struct Operands {
+  std::unique_ptr<Weight> weight;
+  Tensor<float> bias;
+  Buffer<std::byte> x;
+  Buffer<std::byte> y;
+};
+
+/// A layer alone, on operands that come in turn.
+class LoneLayer {
+ public:
+  LoneLayer(Backend& backend, const LayerSpec& spec, const StateDict& parameters, const Shape& input,
+            Precision precision, bool last)
+      : backend_(backend),
+        spec_(spec),
+        parameters_(parameters),
+        input_(input),
+        output_(spec.output_shape(input)),
+        precision_(precision),
+        written_(last ? Precision::float32 : precision) {
+    add();
+  }
+
+  /// As many copies as go beyond `bytes`; false when that is more than most_copies.
+  bool go_beyond(size_t bytes) {
+    const auto wanted = static_cast<int64_t>(static_cast<double>(bytes) / this->bytes()) + 2;
+    if (wanted > most_copies) return false;
+    while (static_cast<int64_t>(operands_.size()) < wanted) add();
+    return true;
+  }
+
+  /// Milliseconds of one run, as the mean of some.
+  double once() {
+    const int runs = std::max(in_a_row, static_cast<int>(operands_.size()));
+    const Stopwatch watch;
+    for (int i = 0; i < runs; ++i) run(operands_[next_++ % operands_.size()]);
+    backend_.synchronize();
+    return watch.milliseconds() / runs;
+  }
+
+  double bytes() const {
+    const Operands& first = operands_.front();
+    const double weights = first.weight ? static_cast<double>(first.weight->resident().total()) : 0.0;
+    return weights + sizeof(float) * static_cast<double>(first.bias.elements()) +
+           static_cast<double>(first.x.bytes() + first.y.bytes());
+  }
+
+  double flops() const {
+    if (!spec_.has_parameters()) return 0;
+    return 2.0 * static_cast<double>(output_.elements()) * static_cast<double>(spec_.weight.inner_elements());
+  }
+
+ private:
+  void add() {
+    Operands operands;
+    if (spec_.has_parameters()) {
+      const Parameter& weight = parameters_.at(spec_.name + ".weight");
+      const Parameter& bias = parameters_.at(spec_.name + ".bias");
+      operands.weight = weight.packed() ? backend_.make_weight(weight.packed_values(), precision_)
+                                        : backend_.make_weight(weight.values().view(), precision_);
+      operands.bias = Tensor<float>(backend_, bias.shape(), MemoryCategory::data);
+      backend_.copy_from_host(operands.bias.data(), bias.values().data(), bias.values().view().span().size_bytes());
+    }
+    operands.x = {backend_, static_cast<size_t>(input_.elements()) * bytes_of(precision_), MemoryCategory::data};
+    operands.y = {backend_, static_cast<size_t>(output_.elements()) * bytes_of(written_), MemoryCategory::data};
+    fill(operands.x);
+    operands_.push_back(std::move(operands));
+  }
+
+  /// Positive, as behind a ReLU.
+  void fill(Buffer<std::byte>& x) {
+    const std::vector<float> values = random_values(input_.elements(), 0, 1);
+    if (precision_ == Precision::float32) {
+      backend_.copy_from_host(x.data(), values.data(), x.bytes());
+      return;
+    }
+    std::vector<f16> halves(values.size());
+    for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = f32_to_f16(values[i]);
+    backend_.copy_from_host(x.data(), halves.data(), x.bytes());
+  }
+
+  void run(Operands& operands) {
+    const Activations y(operands.y.data(), output_, written_);
+    const ConstActivations x(operands.x.data(), input_, precision_);
+    const TensorView<const float> bias = std::as_const(operands.bias).view();
+    if (spec_.kind == LayerKind::conv2d)
+      conv2d_forward(backend_, y, x, *operands.weight, bias, spec_.window, spec_.epilogue);
+    else if (spec_.kind == LayerKind::linear)
+      linear_forward(backend_, y, x, *operands.weight, bias, spec_.epilogue);
+    else
+      max_pool2d_forward(backend_, y, {}, x, spec_.window);
+  }
+
+  Backend& backend_;
+  const LayerSpec& spec_;
+  const StateDict& parameters_;
+  Shape input_;
+  Shape output_;
+  Precision precision_;
+  Precision written_;
+  std::vector<Operands> operands_;
+  size_t next_ = 0;
+};
+
+}  // namespace
+
+std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& parameters, Precision precision,
+                                     int64_t image_size, int64_t batch, double seconds, const std::string& label) {
+  const std::vector<LayerSpec> specs = alexnet_layers(parameters);
+  std::vector<LayerTiming> timings;
+  Shape shape{batch, image_size, image_size, 3};
+  std::string name;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const Shape input = shape;
+    shape = specs[i].output_shape(input);
+    const bool is_pool = specs[i].kind == LayerKind::max_pool2d;
+    if (!specs[i].has_parameters() && !is_pool) continue;
+    name = is_pool ? name + "+pool" : specs[i].name;
+    LoneLayer layer(backend, specs[i], parameters, input, precision, i + 1 == specs.size());
+    const std::string line = fmt::format("{}, batch {}, {}", label, batch, name);
+    LayerTiming timing{.name = name, .bytes = layer.bytes(), .flops = layer.flops(), .warm = {}, .cold = {}};
+    timing.warm = time_warm([&] { return layer.once(); }, seconds, line);
+    if (layer.go_beyond(backend.bytes_that_empty_caches()))
+      timing.cold = time_warm([&] { return layer.once(); }, seconds, line + ", cold");
+    timings.push_back(std::move(timing));
+  }
+  return timings;
+}
+
+nlohmann::json to_json(const LayerTiming& timing) {
+  return {{"name", timing.name},
+          {"bytes", timing.bytes},
+          {"flops", timing.flops},
+          {"warm_ms", timing.warm.median},
+          {"cold_ms", timing.cold ? nlohmann::json(timing.cold->median) : nlohmann::json()}};
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,113 @@
+#include "tools/timing/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/core/random.h"
+#include "tools/common/command_line.h"
+#include "tools/common/progress.h"
+
+namespace nibblenet::tools {
+namespace {
+
+/// How often to do something: until `seconds` are over and it was done `often` times; where that would take more than
+/// `most_times` the seconds, less often, but `at_least` times.
+struct Budget {
+  double seconds;
+  int often;
+  int at_least;
+  static constexpr double most_times = 10;
+
+  /// How often it will be, as far as `done` times in `spent` milliseconds tell.
+  int64_t expected(int done, double spent) const {
+    const double each = spent / done, time = 1000 * seconds;
+    return static_cast<int64_t>(
+        std::max({static_cast<double>(at_least), time / each, std::min<double>(often, most_times * time / each)}));
+  }
+  bool is_spent(int done, double spent) const {
+    if (done < at_least) return false;
+    return spent >= 1000 * seconds && (done >= often || spent >= 1000 * most_times * seconds);
+  }
+};
+
+/// Calls `work` within the budget, showing how far it has come. Throws Stopped on Ctrl-C.
+void repeat(const Budget& budget, const std::string& label, const std::function<void()>& work) {
+  Progress progress(label, "samples");
+  const Stopwatch watch;
+  double spent = 0;
+  for (int done = 0; !budget.is_spent(done, spent); spent = watch.milliseconds()) {
+    if (interrupted()) throw Stopped("stopped");
+    work();
+    ++done;
+    progress.update(done, budget.expected(done, watch.milliseconds()));
+  }
+}
+
+constexpr double shortest_sample = 2;  ///< milliseconds: what is shorter is timed several times in a row
+
+}  // namespace
+
+Latency latency_of(std::vector<double> samples) {
+  std::ranges::sort(samples);
+  const auto percentile = [&](double fraction) {
+    return samples[static_cast<size_t>(fraction * static_cast<double>(samples.size() - 1) + 0.5)];
+  };
+  return {percentile(0.5), percentile(0.1), percentile(0.9), samples.size()};
+}
+
+CacheSweep::CacheSweep(Backend& backend)
+    : backend_(backend),
+      buffer_(backend, {static_cast<int64_t>(backend.bytes_that_empty_caches() / sizeof(float))},
+              MemoryCategory::data) {
+  // A first value for every element: reading what was never written would not go to memory.
+  const std::vector<float> ones(size_t{1} << 20, 1.0F);
+  for (int64_t done = 0; done < buffer_.elements();) {
+    const int64_t count = std::min(static_cast<int64_t>(ones.size()), buffer_.elements() - done);
+    backend_.copy_from_host(buffer_.data() + done, ones.data(), sizeof(float) * static_cast<size_t>(count));
+    done += count;
+  }
+}
+
+void CacheSweep::operator()() {
+  backend_.relu_forward(buffer_.view(), buffer_.view());
+  backend_.synchronize();
+}
+
+std::vector<float> random_values(int64_t count, float low, float high) {
+  const size_t period = std::min(static_cast<size_t>(count), size_t{1} << 20);
+  std::vector<float> values(static_cast<size_t>(count));
+  Random random(1);
+  for (size_t i = 0; i < period; ++i) values[i] = low + (high - low) * random.uniform();
+  for (size_t done = period; done < values.size();) {
+    const size_t more = std::min(period, values.size() - done);
+    std::copy_n(values.begin(), more, values.begin() + static_cast<std::ptrdiff_t>(done));
+    done += more;
+  }
+  return values;
+}
+
+Latency time_warm(const TimedOnce& once, double seconds, const std::string& label) {
+  double shortest = std::numeric_limits<double>::infinity();
+  repeat({.seconds = std::min(0.5, seconds), .often = 50, .at_least = 2}, label + ", warming up",
+         [&] { shortest = std::min(shortest, once()); });
+  const int in_a_row = std::max(1, static_cast<int>(std::ceil(shortest_sample / shortest)));
+  std::vector<double> samples;
+  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", warm", [&] {
+    double sum = 0;
+    for (int i = 0; i < in_a_row; ++i) sum += once();
+    samples.push_back(sum / in_a_row);
+  });
+  return latency_of(std::move(samples));
+}
+
+Latency time_cold(const TimedOnce& once, CacheSweep& sweep, double seconds, const std::string& label) {
+  std::vector<double> samples;
+  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", cold", [&] {
+    sweep();
+    samples.push_back(once());
+  });
+  return latency_of(std::move(samples));
+}
+
+}  // namespace nibblenet::tools

@@ -1,0 +1,82 @@
+#include "tools/timing/side.h"
+
+#include <algorithm>
+
+namespace nibblenet::tools {
+namespace {
+
+/// Takes `word` off the text's beginning or end, if it is there.
+bool take_front(std::string& text, std::string_view word) {
+  if (!text.starts_with(word)) return false;
+  text.erase(0, word.size());
+  return true;
+}
+bool take_back(std::string& text, std::string_view word) {
+  if (!text.ends_with(word)) return false;
+  text.resize(text.size() - word.size());
+  return true;
+}
+
+}  // namespace
+
+SideSpec parse_side(const std::string& text, const std::string& device) {
+  SideSpec spec{.name = text, .scheme = std::nullopt, .device = device, .precision = std::nullopt};
+  std::string rest = text;
+  if (take_front(rest, "cudnn:")) spec.device = "cudnn";
+  spec.folded = take_back(rest, "+fold");
+  if (rest == "float32")
+    spec.precision = Precision::float32;
+  else if (rest == "float16")
+    spec.precision = Precision::float16;
+  else
+    spec.scheme = parse_scheme(rest);
+  if (spec.folded && spec.device == "cudnn") fail<UsageError>("{}: cuDNN does not fold the first convolution", text);
+  return spec;
+}
+
+std::vector<std::string> default_sides(bool on_gpu, bool with_yardstick) {
+  std::vector<std::string> sides = {"float32"};
+  if (on_gpu) sides.emplace_back("float16");
+  for (int bits = 8; bits >= 2; --bits) sides.push_back(fmt::format("linear:{}:channel", bits));
+  for (const char* codebook : {"fp8-e4m3:8:channel", "nf4:4:block:64", "kmeans:4:channel", "kmeans:3:channel"})
+    sides.emplace_back(codebook);
+  sides.emplace_back(on_gpu ? "float16+fold" : "float32+fold");
+  sides.emplace_back("linear:4:channel+fold");
+  if (with_yardstick)
+    for (const char* yardstick : {"cudnn:float32", "cudnn:float16"}) sides.emplace_back(yardstick);
+  return sides;
+}
+
+StateDict copy_of(const StateDict& dict) {
+  StateDict copy;
+  copy.metadata = dict.metadata;
+  for (const Parameter& parameter : dict.parameters) {
+    Parameter& to = copy.parameters.emplace_back();
+    to.name = parameter.name;
+    if (parameter.packed()) {
+      to.value = parameter.packed_values();
+      continue;
+    }
+    Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
+    std::ranges::copy(parameter.values().view(), values.data());
+    to.value = std::move(values);
+  }
+  return copy;
+}
+
+StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& scheme) {
+  StateDict copy = copy_of(floats);
+  if (!scheme) return copy;
+  for (Parameter& parameter : copy.parameters)
+    if (parameter.shape().rank() > 1)
+      parameter.value = quantize(std::as_const(parameter).values().view(), *scheme, parameter.name);
+  return copy;
+}
+
+Side::Side(const SideSpec& spec, Backend& backend, const StateDict& floats, const ResampleTables& tables)
+    : spec_(spec), parameters_(packed_copy(floats, spec.scheme)) {
+  const Precision precision = spec.precision.value_or(backend.preferred_precision());
+  network_.emplace(backend, copy_of(parameters_), precision, spec.folded ? &tables : nullptr);
+}
+
+}  // namespace nibblenet::tools
