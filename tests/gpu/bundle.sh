@@ -43,7 +43,8 @@ for library in "$payload"/lib/libicudata.so.*; do
 done
 
 cp -r "$root/tests/data" "$payload/golden"
-cp "$root/tests/gpu/pytorch_bench.py" "$payload/"
+mkdir "$payload/peers"
+cp "$root"/tests/peers/{alexnet_torch,compare_pytorch}.py "$payload/peers/"
 git -C "$root" rev-parse HEAD >"$payload/commit"
 if [[ -n $model ]]; then
   cp "$model" "$payload/model-8bit.safetensors"

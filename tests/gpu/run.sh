@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The GPU checks, most important first, inside nine minutes: run.sh [RESULTS]
+# The GPU checks, most important first, inside GPU_SECONDS (520, below nine minutes): run.sh [RESULTS]
 # Lies in a bundle made by `tools/dev gpu --bundle`, or is called by `tools/dev gpu` with GPU_BIN, GPU_DATA, GPU_GOLDEN
-# and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log. Fails when a test does.
+# and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log, and RESULTS/compare*.json, of which
+# tests/peers/performance_tables.py makes tables and plots. Fails when a test does.
 set -uo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -27,12 +28,14 @@ in_python() { find $packages -name "$1" 2>/dev/null | head -1; }
 [[ -n ${NIBBLENET_CUBLASLT:-} ]] || export NIBBLENET_CUBLASLT=$(in_python "libcublasLt.so.13")
 log=$results/gpu.log
 : >"$log"
-deadline=$((SECONDS + 520))
+deadline=$((SECONDS + ${GPU_SECONDS:-520}))
+peers=$here/peers
+[[ -d $peers ]] || peers=$here/../peers
 failures=0
 
 say() { printf '%s\n' "$*" | tee -a "$log"; }
 
-# step NAME SECONDS COMMAND…: runs it under a limit, inside what is left of the nine minutes.
+# step NAME SECONDS COMMAND…: runs it under a limit, inside what is left of the time.
 step() {
   local name=$1 limit=$2 left=$((deadline - SECONDS)) status start=$SECONDS
   shift 2
@@ -58,6 +61,7 @@ say "commit: $commit, $(date -u +%FT%TZ)"
 
 work=$results/work
 mkdir -p "$work"
+rm -f "$results"/compare*.json  # of another time
 step "tests" 200 "$bin/gpu_tests" --gtest_brief=1 "--gtest_output=json:$work/tests.json" || failures=$((failures + 1))
 if grep -q 'SKIPPED.*every test' "$log"; then
   say "there is nothing more to do without a GPU"
@@ -81,15 +85,16 @@ if [[ -f $model ]]; then
         --data "$data" --device "$device" --json "$work/eval-$name-$device.json"
     done
   done
-  for precision in float16 float32; do
-    for name in float 4bit; do
-      step "forward of $name, $precision" 40 "$bin/bench" "$work/$name.safetensors" --device cuda \
-        --precision "$precision" --batch 1,16,128,1024 --seconds 1 --json "$work/bench-$name-$precision.json"
-    done
-    step "forward by cuDNN, $precision" 40 "$bin/bench" "$work/float.safetensors" --device cudnn \
-      --precision "$precision" --batch 1,16,128,1024 --seconds 1 --json "$work/bench-cudnn-$precision.json"
-  done
-  step "forward by PyTorch" 60 python3 "$here/pytorch_bench.py" "$work/bench-pytorch.json"
+  # Every batch size, and time to see how far figures spread, where there is time.
+  if ((deadline - SECONDS > 1800)); then
+    batches=1,2,4,8,16,32,64,128,256,512,1024 rounds=2 seconds=0.1 most=1500
+  else
+    batches=1,16,128 rounds=1 seconds=0.05 most=200
+  fi
+  step "comparison" "$most" "$bin/bench" "$work/float.safetensors" --compare --device cuda --batch "$batches" \
+    --rounds "$rounds" --seconds "$seconds" --json "$results/compare.json" || failures=$((failures + 1))
+  step "comparison, PyTorch" "$((most / 2))" python3 "$peers/compare_pytorch.py" --model "$work/float.safetensors" \
+    --batches "$batches" --rounds "$rounds" --seconds "$seconds" --json "$results/compare-pytorch.json"
 fi
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
@@ -104,7 +109,7 @@ fi
 {
   printf '{"gpu": "%s", "commit": "%s", "date": "%s", "failures": %d' "$gpu" "$commit" "$(date -u +%FT%TZ)" "$failures"
   printf ',\n"tests": %s' "$(json_of "$work/tests.json")"
-  for file in "$work"/eval-*.json "$work"/bench-*.json; do
+  for file in "$work"/eval-*.json "$results"/compare*.json; do
     [[ -e $file ]] && printf ',\n"%s": %s' "$(basename "$file" .json)" "$(json_of "$file")"
   done
   printf '}\n'

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""The same network by PyTorch, in the form of `tools/bench --compare --json`: eager, in a CUDA graph, channels last in
+float16 and bfloat16, and compiled; both tasks, T224 from prepared images and T32 from 32 x 32 bytes; caches warm and
+cold. What cannot run here is left out, and said.
+
+A pass ends with the logits in the host's memory, as ours does. TF32 is off.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from alexnet_torch import alexnet, read_safetensors
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class FromBytes(torch.nn.Module):
+    """T32: enlarges [N, 32, 32, 3] bytes, crops the middle, normalises, and runs the network."""
+
+    def __init__(self, model, image_size, dtype):
+        super().__init__()
+        self.model, self.size, self.dtype = model, image_size, dtype
+        self.resized = round(image_size * 256 / 224)
+        self.register_buffer("scale", (1 / (255 * torch.tensor(DEVIATION))).to(dtype).view(1, 3, 1, 1))
+        self.register_buffer("shift", (torch.tensor(MEAN) / torch.tensor(DEVIATION)).to(dtype).view(1, 3, 1, 1))
+
+    def forward(self, images):
+        x = images.permute(0, 3, 1, 2).to(self.dtype)
+        x = functional.interpolate(x, size=self.resized, mode="bilinear", align_corners=False)
+        begin = (self.resized - self.size) // 2
+        x = x[:, :, begin:begin + self.size, begin:begin + self.size]
+        return self.model(x * self.scale - self.shift)
+
+
+class Graphed:
+    """A model's call on one batch, recorded as a CUDA graph."""
+
+    def __init__(self, model, images):
+        self.images = images
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                model(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = model(images)
+
+    def __call__(self, _):
+        self.graph.replay()
+        return self.output
+
+
+def sides_for(device):
+    """Name -> (dtype, channels last, how)."""
+    sides = {"eager float32": (torch.float32, False, "eager"),
+             "eager float32 channels last": (torch.float32, True, "eager"),
+             "compiled float32": (torch.float32, True, "default")}
+    if device == "cuda":
+        for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+            sides[f"eager {name} channels last"] = (dtype, True, "eager")
+            sides[f"graph {name} channels last"] = (dtype, True, "graph")
+            sides[f"compiled {name}"] = (dtype, True, "default")
+            sides[f"compiled {name} max-autotune"] = (dtype, True, "max-autotune")
+        sides["graph float32"] = (torch.float32, True, "graph")
+    return sides
+
+
+def median_and_spread(samples):
+    ordered = sorted(samples)
+    at = lambda fraction: ordered[int(fraction * (len(ordered) - 1) + 0.5)]
+    return {"median_ms": statistics.median(ordered), "p10_ms": at(0.1), "p90_ms": at(0.9), "samples": len(ordered)}
+
+
+class Timer:
+    """Warm: one pass after the other. Cold: more memory than the caches hold is written before each, untimed."""
+
+    def __init__(self, device, seconds):
+        self.device, self.seconds = device, seconds
+        self.sweep = torch.ones((320 << 20) // 4, device=device)
+
+    def synchronize(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def once(self, run):
+        start = time.perf_counter()
+        run().float().cpu()
+        return 1e3 * (time.perf_counter() - start)
+
+    def samples(self, run, before):
+        samples, begin = [], time.perf_counter()
+        while len(samples) < 3 or time.perf_counter() - begin < self.seconds:
+            before()
+            samples.append(self.once(run))
+        return samples
+
+    def warm(self, run):
+        self.samples(run, lambda: None)
+        return median_and_spread(self.samples(run, lambda: None))
+
+    def cold(self, run):
+        def before():
+            self.sweep.relu_()
+            self.synchronize()
+        return median_and_spread(self.samples(run, before))
+
+
+def prepare(side, tensors, task, batch, options):
+    """A function that runs one pass of a side, and returns its logits."""
+    dtype, channels_last, how = side
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = alexnet(tensors).to(options.device).to(dtype).to(memory_format=layout)
+    generator = torch.Generator().manual_seed(1)
+    if task == "T224":
+        images = torch.randn(batch, 3, options.image_size, options.image_size, generator=generator)
+        images = images.to(options.device).to(dtype).to(memory_format=layout)
+    else:
+        images = torch.randint(0, 256, (batch, 32, 32, 3), generator=generator, dtype=torch.uint8).to(options.device)
+        model = FromBytes(model, options.image_size, dtype).to(options.device)
+    if how == "graph":
+        model = Graphed(model, images)
+    elif how != "eager":
+        model = torch.compile(model, mode=None if how == "default" else how)
+    return lambda: model(images)
+
+
+def check(run, reference):
+    """Distance of a side's logits to those of the first one, which was eager float32."""
+    logits = run().float().cpu().numpy()
+    if reference is None:
+        return logits, 0.0, 1.0
+    error = float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+    return reference, error, float((logits.argmax(1) == reference.argmax(1)).mean())
+
+
+def measure(sides, tensors, options):
+    """Sides in turn within each round. Returns the list of sides, in bench's form."""
+    timer = Timer(options.device, options.seconds)
+    weights = sum(array.size for array in tensors.values())
+    rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}", "weights": str(side[0])[6:],
+                   "activations": str(side[0])[6:], "first_folded": False,
+                   "weight_bytes": weights * torch.empty(0, dtype=side[0]).element_size(), "relative_error": 0.0,
+                   "agreement": 1.0, "results": [], "layers": []} for name, side in sides.items()}
+    for batch in options.batches:
+        for task in ("T224", "T32"):
+            rounds, reference = {}, None
+            for index in range(options.rounds):
+                for name, side in list(sides.items()):
+                    try:
+                        run = prepare(side, tensors, task, batch, options)
+                        if index == 0:
+                            reference, error, agreement = check(run, reference)
+                            rows[name]["relative_error"] = max(rows[name]["relative_error"], error)
+                            rows[name]["agreement"] = min(rows[name]["agreement"], agreement)
+                        for caches, timed in (("warm", timer.warm(run)), ("cold", timer.cold(run))):
+                            rounds.setdefault((name, caches), []).append(timed)
+                    except Exception as problem:  # whatever this machine's PyTorch lacks: a compiler, memory
+                        print(f"not measured: {name}, {task}, batch {batch}: {str(problem).splitlines()[0]}",
+                              file=sys.stderr)
+                        del sides[name]
+            for (name, caches), latencies in rounds.items():
+                medians = [latency["median_ms"] for latency in latencies]
+                rows[name]["results"].append({"task": task, "batch": batch, "caches": caches,
+                                              "median_ms": statistics.median(medians),
+                                              "spread": max(medians) / min(medians) - 1, "rounds": latencies})
+                print(f"{name:<36} {task:>5} {batch:>6} {caches:>5} {statistics.median(medians):>10.4f} ms", flush=True)
+    return list(rows.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="float model, .safetensors with F32 or F16")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256,512,1024",
+                        type=lambda text: [int(batch) for batch in text.split(",")])
+    parser.add_argument("--seconds", type=float, default=0.5, help="each measurement samples for so long")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="on the CPU")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--json", required=True)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.inference_mode():
+        sides = measure(sides_for(options.device), read_safetensors(options.model), options)
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    report = {"device": options.device, "description": f"PyTorch {torch.__version__}, {name}",
+              "image_size": options.image_size, "seconds": options.seconds, "sides": sides}
+    with open(options.json, "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+#include <fmt/format.h>
+
+#include "tests/tools/run.h"
+
+// The two tasks of a forward pass, the folded first convolution, and comparisons.
+
+namespace nibblenet::testing {
+namespace {
+
+constexpr int64_t small_weights = 37'669;
+
+class TimingTest : public ToolsTest {};
+
+TEST_F(TimingTest, StartsFromBytesWhenAsked) {
+  for (const auto& [flags, folded] : {std::pair{"--task T32", false}, {"--fold-first", true}}) {
+    succeed(fmt::format("bench small.safetensors --batch 2 --seconds 0 {} --json out.json", flags));
+    EXPECT_EQ(json("out.json").at("task"), "T32");
+    EXPECT_EQ(json("out.json").at("first_folded"), folded);
+  }
+}
+
+TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
+  const Outcome outcome = succeed(
+      "bench small.safetensors --compare --sides float32,linear:3:channel,float32+fold --batch 1,3 --seconds 0 "
+      "--rounds 2 --device cpu --threads 2 --json out.json");
+  for (const char* word : {"ceilings", "GB/s", "TFLOP/s", "float32+fold", "T224", "T32", "cold", "spread"})
+    EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+  const nlohmann::json report = json("out.json"), sides = report.at("sides");
+  EXPECT_GT(report.at("ceilings").at("gigabytes_per_second"), 0.1);
+  EXPECT_GT(report.at("ceilings").at("float32_teraflops"), 1e-4);
+  EXPECT_TRUE(report.at("ceilings").at("float16_teraflops").is_null()) << "the CPU has none";
+  ASSERT_EQ(sides.size(), 3U);
+  for (const nlohmann::json& side : sides) {
+    const bool folded = side.at("first_folded");
+    EXPECT_EQ(side.at("results").size(), folded ? 4U : 8U) << "tasks x batches x caches";
+    EXPECT_EQ(side.at("layers").size(), folded ? 0U : 22U) << "eight products and three pools, twice";
+    for (const nlohmann::json& result : side.at("results")) {
+      EXPECT_GT(result.at("median_ms"), 0.0);
+      EXPECT_GE(result.at("spread"), 0.0);
+      EXPECT_EQ(result.at("rounds").size(), 2U);
+    }
+    for (const nlohmann::json& layer : side.at("layers")) EXPECT_GT(layer.at("warm_ms"), 0.0);
+  }
+  EXPECT_EQ(sides[0].at("relative_error"), 0.0);
+  EXPECT_GT(sides[1].at("relative_error"), 0.01) << "three bits";
+  EXPECT_LT(sides[2].at("relative_error"), 0.01) << "the rounding of resized pixels";
+  EXPECT_GT(sides[2].at("relative_error"), 0.0);
+  EXPECT_GT(sides[0].at("weight_bytes").get<int64_t>(), 4 * small_weights);
+  EXPECT_LT(sides[1].at("weight_bytes").get<int64_t>(), 2 * small_weights);
+}
+
+TEST_F(TimingTest, TablesReplaceTheMarkedPartOfAPage) {
+  const std::string script = std::string(NIBBLENET_SOURCE) + "/tests/peers/performance_tables.py";
+  const auto make_tables = [&](const std::string& report) {
+    return Child({"/usr/bin/python3", script, report, "--note", "of a test", "--docs", "page.md"},
+                 at(".").parent_path(), environment_, at(".run").string())
+        .wait();
+  };
+  if (!std::filesystem::exists("/usr/bin/python3")) GTEST_SKIP() << "there is no Python";
+  succeed(
+      "bench small.safetensors --compare --sides float32,linear:3:channel --batch 1,2 --seconds 0 --rounds 1 "
+      "--device cpu --json out.json");
+  write_text(at("page.md"), "before\n<!-- compared: begin -->\nold\n<!-- compared: end -->\nafter\n");
+  const Outcome outcome = make_tables("out.json");
+  EXPECT_EQ(outcome.code, 0) << outcome;
+  const std::string page = read_text(at("page.md"));
+  EXPECT_TRUE(page.starts_with("before\n<!-- compared: begin -->\n")) << page;
+  EXPECT_TRUE(page.ends_with("\n<!-- compared: end -->\nafter\n")) << page;
+  EXPECT_EQ(page.find("old"), std::string::npos);
+  for (const char* part : {"of a test", "### T224, from prepared images to logits, caches cold", "| linear:3:channel |",
+                           "### Layers alone, batch 2", "| classifier.1 | float32 |"})
+    EXPECT_NE(page.find(part), std::string::npos) << part << "\n" << page;
+  write_text(at("page.md"), "no marks\n");
+  EXPECT_NE(make_tables("out.json").code, 0);
+  EXPECT_EQ(read_text(at("page.md")), "no marks\n");
+}
+
+TEST_F(TimingTest, RefusesSidesThatCannotBe) {
+  refuse("bench small.safetensors --compare --sides float8", "float8", 2);
+  refuse("bench small.safetensors --compare --device cpu --sides cudnn:float16+fold", "does not fold", 2);
+  refuse("bench small.safetensors --compare --device cpu --sides float16", "float32 only", 2);
+  refuse("bench small.safetensors --sides float32", "--compare", 2);
+  succeed("pack small.safetensors");
+  refuse("bench small_4bit.safetensors --compare --device cpu", "small_4bit.safetensors is packed", 2);
+}
+
+TEST_F(TimingTest, FoldsTheFirstConvolutionOfTheModelThatIsAskedFor) {
+  const std::string line = "eval small.safetensors --data standin --limit 40 ";
+  succeed(line + "--json plain.json --logits plain.st");
+  const Outcome outcome =
+      succeed(line + "--fold-first --compare small.safetensors --json folded.json --logits folded.st");
+  EXPECT_NE(outcome.out.find("folded"), std::string::npos) << outcome;
+  const nlohmann::json plain = json("plain.json"), folded = json("folded.json");
+  EXPECT_EQ(plain.at("first_folded"), false);
+  EXPECT_EQ(folded.at("first_folded"), true);
+  EXPECT_EQ(folded.at("compared_with").at("loss"), plain.at("loss")) << "the other model is not folded";
+  const double largest = folded.at("compared_with").at("largest_logit_difference");
+  EXPECT_GT(largest, 0.0);
+  EXPECT_LT(largest, 0.1);
+  EXPECT_GT(folded.at("size").at("resident"), plain.at("size").at("resident"));
+  EXPECT_NE(read_text(at("plain.st")), read_text(at("folded.st")));
+}
+
+}  // namespace
+}  // namespace nibblenet::testing
