@@ -55,14 +55,15 @@ struct Weighed {
   int64_t bytes;
 };
 
-/// The least sum of divergences of layers [layer, end) in what is left of the bytes.
-double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t layer, int64_t bytes) {
-  if (bytes < 0) return INFINITY;
+/// The least sum of divergences of layers [layer, end) in what is left of the bytes, or `bound` if none is less.
+double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t layer, int64_t bytes,
+                        double bound = INFINITY) {
+  if (bytes < 0 || bound <= 0) return bound;
   if (layer == layers.size()) return 0;
-  double least = INFINITY;
   for (const Weighed& choice : layers[layer])
-    least = std::min(least, choice.divergence + least_divergence(layers, layer + 1, bytes - choice.bytes));
-  return least;
+    bound = std::min(bound, choice.divergence +
+                                least_divergence(layers, layer + 1, bytes - choice.bytes, bound - choice.divergence));
+  return bound;
 }
 
 TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
