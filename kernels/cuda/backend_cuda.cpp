@@ -57,7 +57,7 @@ std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work
 }
 
 std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_values, Precision precision) {
-  return std::make_unique<WeightCuda>(*this, host_values, precision, stream_);
+  return std::make_unique<WeightCuda>(*this, host_values, precision, stream_, best_layout(host_values.shape()));
 }
 
 std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Precision) {

@@ -60,7 +60,8 @@ void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda&
     }
     start_half_product(x, operand, result, s, work, stream);
   } else if (w.form() == WeightCuda::Form::float16) {
-    start_half_product(x, Float16Weights{sizes, w.halves()}, result, s, work, stream);
+    start_half_product(x, Float16Weights{sizes, w.halves(), w.layout() == CodeLayout::superblocks}, result, s, work,
+                       stream);
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }

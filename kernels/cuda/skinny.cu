@@ -26,13 +26,13 @@ int parts_of(const Superblocks& layout) {
 }
 
 /// All of a product but where its parts are added up.
-SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias, bool with_relu,
-                         bool integers) {
+SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
+                         bool with_relu) {
   const PackedView& view = w.view();
-  const float value_factor = integers ? 1.0F : w.value_normalisation();
   const SuperblockSteps steps(w);
-  SkinnyProduct p{.layout = {view.channels, view.channel_elements, view.bits},
-                  .codes = view.codes,
+  const float value_factor = factor_of_values(w);
+  SkinnyProduct p{.layout = w.superblock_layout(),
+                  .codes = w.superblocks(),
                   .stored = view.values,
                   .value_factor = value_factor,
                   .x = x.data(),
@@ -42,7 +42,7 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
                   .inside = steps.inside(),
                   .result = {{y.data(), y.precision() == Precision::float16},
                              bias,
-                             static_cast<int>(view.channels),
+                             static_cast<int>(w.shape()[0]),
                              static_cast<int>(x.size(0)),
                              1.0F / value_factor,
                              with_relu}};
@@ -61,17 +61,16 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
 namespace cuda {
 
 bool is_skinny(ConstActivations x, const WeightCuda& w) {
-  return w.form() == WeightCuda::Form::packed && w.layout() == CodeLayout::superblocks &&
-         x.precision() == Precision::float16 && x.size(0) <= skinny_batch && x.size(1) % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 && w.view().groups.groups <= std::numeric_limits<int>::max();
+  return w.layout() == CodeLayout::superblocks && x.precision() == Precision::float16 && x.size(0) <= skinny_batch &&
+         x.size(1) % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 &&
+         w.view().groups.groups <= std::numeric_limits<int>::max();
 }
 
 void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Epilogue epilogue, Workspace& workspace, Stream& stream) {
   if (!is_skinny(x, w)) fail<Error>("no product for small batches of {} and these weights", to_string(x.shape()));
   if (x.size(0) == 0) return;
-  const bool integers = w.linear_codes();
-  SkinnyProduct p = product_of(y, x.halves(), w, bias.data(), epilogue == Epilogue::relu, integers);
+  SkinnyProduct p = product_of(y, x.halves(), w, bias.data(), epilogue == Epilogue::relu);
   p.parts = parts_of(p.layout);
   const Grid grid{dim3(static_cast<unsigned>((p.layout.down() + warps_down - 1) / warps_down), p.parts), block_threads,
                   0, true};
@@ -83,12 +82,7 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
       .bytes = static_cast<double>(w.resident().total()) +
                static_cast<double>(bytes_of(x.precision())) * static_cast<double>(x.elements() + y.elements()),
       .flops = 2.0 * static_cast<double>(x.size(0)) * static_cast<double>(w.shape().elements())};
-  with_bits(w.view().bits, [&]<int bits>() {
-    if (integers)
-      start<IntegerCodes<bits>>(p, work, grid, stream);
-    else
-      start<CodebookCodes<bits>>(p, work, grid, stream);
-  });
+  with_codes(w, [&]<class Codes>() { start<Codes>(p, work, grid, stream); });
 }
 
 }  // namespace cuda

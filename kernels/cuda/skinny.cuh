@@ -35,7 +35,10 @@ struct SkinnyProduct {
 
 /// Superblocks that a warp has in registers: while one is multiplied, the others are on their way. 2 KB and more of
 /// codes are, where registers allow it.
-constexpr int ring_depth(int bits, int tiles) { return tiles > 1 || bits > 4 ? 2 : bits > 2 ? 3 : 4; }
+constexpr int ring_depth(int bits, int tiles) {
+  if (tiles > 1) return bits == 16 ? 1 : 2;
+  return bits > 4 ? 2 : bits > 2 ? 3 : 4;
+}
 
 /// What a lane brings to the product of a superblock: its codes, and of each of its columns of x 16 neighbours.
 template <int bits, int tiles>

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cuda/superblock.h"
+#include "kernels/cuda/unpack.cuh"
 #include "kernels/cuda/weight_cuda.h"
 #include "kernels/cuda/weights.cuh"
 
@@ -54,26 +54,39 @@ struct RowGroups {
   }
 };
 
-/// Calls f.template operator()<bits>() for widths from 2 to 8.
+/// Power of two that values of codes, or halves, were or are multiplied by.
+inline float factor_of_values(const WeightCuda& w) {
+  if (w.form() == WeightCuda::Form::float16) return w.normalisation();
+  return w.linear_codes() ? 1.0F : w.value_normalisation();
+}
+
+/// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into halves.
 template <class F>
-void with_bits(int bits, F f) {
-  switch (bits) {
+void with_codes(const WeightCuda& w, F f) {
+  const auto of_bits = [&]<int bits>() {
+    if (w.linear_codes())
+      f.template operator()<IntegerCodes<bits>>();
+    else
+      f.template operator()<CodebookCodes<bits>>();
+  };
+  if (w.form() == WeightCuda::Form::float16) return f.template operator()<HalfCodes>();
+  switch (w.view().bits) {
     case 2:
-      return f.template operator()<2>();
+      return of_bits.template operator()<2>();
     case 3:
-      return f.template operator()<3>();
+      return of_bits.template operator()<3>();
     case 4:
-      return f.template operator()<4>();
+      return of_bits.template operator()<4>();
     case 5:
-      return f.template operator()<5>();
+      return of_bits.template operator()<5>();
     case 6:
-      return f.template operator()<6>();
+      return of_bits.template operator()<6>();
     case 7:
-      return f.template operator()<7>();
+      return of_bits.template operator()<7>();
     case 8:
-      return f.template operator()<8>();
+      return of_bits.template operator()<8>();
     default:
-      fail<Error>("no product for codes of {} bits", bits);
+      fail<Error>("no product for codes of {} bits", w.view().bits);
   }
 }
 

@@ -55,10 +55,10 @@ TensorProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
   const PackedView& view = w.view();
   const SuperblockSteps steps(w);
   // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
-  const float value_factor = w.linear_codes() ? 1.0F : w.value_normalisation() * (steps.differ ? 1.0F / 128.0F : 1.0F);
+  const float value_factor = factor_of_values(w) * (steps.differ && !w.linear_codes() ? 1.0F / 128.0F : 1.0F);
   TensorProduct p{
-      .layout = {view.channels, view.channel_elements, view.bits},
-      .codes = view.codes,
+      .layout = w.superblock_layout(),
+      .codes = w.superblocks(),
       .stored = view.values,
       .value_factor = value_factor,
       .x = x.data(),
@@ -113,9 +113,9 @@ bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling
 /// Whether superblocks of `w` line up with slices of 64 channels, and everything can be copied 16 bytes at a time.
 bool suits(Activations y, ConstActivations x, const WeightCuda& w, const ConvolutionSizes& s) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return w.form() == WeightCuda::Form::packed && w.layout() == CodeLayout::superblocks &&
-         x.precision() == Precision::float16 && s.c % (s.taps() == 1 ? 8 : slice) == 0 && s.outputs() > 0 &&
-         aligned(x.data()) && aligned(y.data()) && w.view().groups.groups <= std::numeric_limits<int>::max();
+  return w.layout() == CodeLayout::superblocks && x.precision() == Precision::float16 &&
+         s.c % (s.taps() == 1 ? 8 : slice) == 0 && s.outputs() > 0 && aligned(x.data()) && aligned(y.data()) &&
+         w.view().groups.groups <= std::numeric_limits<int>::max();
 }
 
 bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
@@ -125,10 +125,7 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
   const TensorProduct p = product_of(y, x.halves(), w, bias.data(), s, epilogue == Epilogue::relu);
   const Work work = work_of(s, static_cast<double>(w.resident().total()), static_cast<double>(sizeof(f16)));
   bool started = false;
-  with_bits(w.view().bits, [&]<int bits>() {
-    started = w.linear_codes() ? start<IntegerCodes<bits>>(p, s, pooling, work, workspace, stream)
-                               : start<CodebookCodes<bits>>(p, s, pooling, work, workspace, stream);
-  });
+  with_codes(w, [&]<class Codes>() { started = start<Codes>(p, s, pooling, work, workspace, stream); });
   return started;
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/tensor_tile.cuh"
 
 // Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
@@ -30,7 +32,7 @@ struct TensorProduct {
 template <class Codes>
 struct TensorShared {
   static constexpr int superblocks = warps_down_tile * Codes::bits * Superblocks::row_bytes;  ///< bytes of a stage
-  static constexpr int table = Codes::integers ? 0 : static_cast<int>(sizeof(typename Codes::Table));
+  static constexpr int table = std::is_empty_v<typename Codes::Table> ? 0 : sizeof(typename Codes::Table);
   static constexpr int column = tile_rows + 8;  ///< halves
 
   static constexpr int ring_at = table;

@@ -18,7 +18,7 @@ inline constexpr int warp_tiles = 4;  ///< 8 output pixels each, that a warp mul
 inline constexpr int warp_columns = 8 * warp_tiles;
 /// Of a block; fewer, with more registers each, where a code takes two look-ups.
 template <class Codes>
-inline constexpr int most_warps_across = Codes::integers || Codes::bits <= 4 ? 6 : 4;
+inline constexpr int most_warps_across = Codes::integers || Codes::bits <= 4 || Codes::bits == 16 ? 6 : 4;
 inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is multiplied, the others are on their way
 inline constexpr int slice = 64;         ///< channels
 inline constexpr int slice_bytes = 128;  ///< of a pixel

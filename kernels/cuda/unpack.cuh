@@ -128,4 +128,17 @@ struct CodebookCodes {
   }
 };
 
+/// No codes at all: weights that are halves, in the same order.
+struct HalfCodes {
+  static constexpr int bits = 16;
+  static constexpr bool integers = false;
+  struct Table {};
+  __device__ void prepare(Table&, const CodeValues&, const float*, float) const {}
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[bits], const Table&, uint32_t (&a)[4][4]) const {
+#pragma unroll
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value) a[value / 4][value % 4] = words[value];
+  }
+};
+
 }  // namespace nibblenet

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 
 #include "engine/quant/bits.h"
@@ -59,11 +60,16 @@ std::optional<int64_t> run_of_steps(const PackedTensor& packed) {
   return std::nullopt;
 }
 
-/// Steps that change along a row do so at the superblocks' borders only, and taps of filters begin there.
+/// Matrices, and filters whose taps begin at the superblocks' borders.
+bool suits_superblocks(const Shape& shape) {
+  return shape.rank() == 2 || (shape.rank() == 4 && shape[1] % Superblocks::size == 0);
+}
+
+/// And steps that change along a row do so at these borders only.
 bool suits_superblocks(const PackedTensor& packed) {
   const auto run = run_of_steps(packed);
   if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
-  return packed.shape.rank() == 2 || (packed.shape.rank() == 4 && packed.shape[1] % Superblocks::size == 0);
+  return suits_superblocks(packed.shape);
 }
 
 /// Whether codes are integers themselves, and no stored codebook says otherwise.
@@ -95,6 +101,16 @@ std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
   if (!suits_superblocks(packed))
     fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
   return superblocks_of(std::move(codes), packed);
+}
+
+/// Rows of halves in place, as superblocks.
+void halves_to_superblocks(std::vector<f16>& halves, const Shape& shape) {
+  constexpr int bits = 16;
+  if (best_layout(shape) != CodeLayout::superblocks) fail<Error>("superblocks of halves, {}", to_string(shape));
+  std::vector<uint8_t> bytes(halves.size() * sizeof(f16));
+  std::memcpy(bytes.data(), halves.data(), bytes.size());
+  bytes = to_superblocks(bytes, shape[0], shape.inner_elements(), bits);
+  std::memcpy(halves.data(), bytes.data(), bytes.size());
 }
 
 template <class T>
@@ -132,8 +148,17 @@ CodeLayout best_layout(const PackedTensor& packed) {
   return better ? CodeLayout::superblocks : CodeLayout::channels;
 }
 
-WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream)
-    : shape_(values.shape()), form_(precision == Precision::float32 ? Form::float32 : Form::float16) {
+CodeLayout best_layout(const Shape& shape) {
+  const bool whole =
+      suits_superblocks(shape) && shape[0] % Superblocks::size == 0 && shape.inner_elements() % Superblocks::size == 0;
+  return whole && shape.elements() > 0 ? CodeLayout::superblocks : CodeLayout::channels;
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
+                       CodeLayout layout)
+    : shape_(values.shape()),
+      form_(precision == Precision::float32 ? Form::float32 : Form::float16),
+      layout_(form_ == Form::float32 ? CodeLayout::channels : layout) {
   resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
   if (form_ == Form::float32) {
     floats_ = Tensor<float>(memory, shape_, MemoryCategory::weights);
@@ -151,6 +176,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
     for (int64_t k = 0; k < count; ++k)
       halves[static_cast<size_t>(channel * count + k)].bits =
           f32_to_f16(values[channel * count + order(k)] * normalisation_);
+  if (layout_ == CodeLayout::superblocks) halves_to_superblocks(halves, shape_);
   halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
 }
 
@@ -178,6 +204,14 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
   view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
   view_.block_ids = block_ids_.size() == 0 ? nullptr : block_ids_.data();
   view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
+}
+
+const uint8_t* WeightCuda::superblocks() const {
+  return form_ == Form::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
+}
+
+Superblocks WeightCuda::superblock_layout() const {
+  return {shape_[0], shape_.inner_elements(), form_ == Form::packed ? view_.bits : 16};
 }
 
 bool WeightCuda::step_per_channel() const {

@@ -3,16 +3,19 @@
 #include "kernels/activations.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/superblock.h"
 
 namespace nibblenet {
 
-/// How packed codes lie in device memory.
+/// How packed codes, or halves, lie in device memory.
 enum class CodeLayout : uint8_t {
   channels,    ///< as in files: one output channel after the other, in device order
   superblocks  ///< kernels/cuda/superblock.h, rows in device order
 };
 /// Superblocks where the tensor cores' products can use them, and they take no more bytes than channels.
 CodeLayout best_layout(const PackedTensor& packed);
+/// The same for weights stored as halves.
+CodeLayout best_layout(const Shape& shape);
 
 /// The power of two that brings `largest` into [0.5, 1), within what float32 can invert; 1 for what is not a number
 /// above 0.
@@ -22,7 +25,8 @@ float normalisation_for(float largest);
 class WeightCuda : public Weight {
  public:
   /// Float32 in PyTorch's order, or halves in device order.
-  WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream);
+  WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
+             CodeLayout layout = CodeLayout::channels);
   /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              CodeLayout layout = CodeLayout::channels);
@@ -38,8 +42,11 @@ class WeightCuda : public Weight {
   TensorView<const float> floats() const { return floats_.view(); }
   const f16* halves() const { return halves_.data(); }
   const PackedView& view() const { return view_; }
-  /// Of packed codes.
+  /// Of packed codes, and of halves.
   CodeLayout layout() const { return layout_; }
+  /// Where superblocks lie, and how.
+  const uint8_t* superblocks() const;
+  Superblocks superblock_layout() const;
   /// How many neighbours in a row share a step, where superblocks are cut along these runs; 0: all.
   int64_t step_run() const { return step_run_; }
   /// Whether packed codes stand for integers, but for a common offset and their step.

@@ -66,14 +66,25 @@ struct Float32Weights {
 
 struct Float16Weights {
   FilterSizes sizes;
-  const f16* values;  ///< [K, taps, C]
+  const f16* values;         ///< [K, taps, C]
+  bool superblocks = false;  ///< or so
 
   __device__ void prepare(CodeValues&) const {}
 
   __device__ void load8(int row, int k, const CodeValues&, float (&w)[8]) const {
     const f16* filter = values + static_cast<int64_t>(row) * sizes.length;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) w[i] = row < sizes.rows && k + i < sizes.length ? load_element(filter, k + i) : 0.0F;
+    for (int i = 0; i < 8; ++i) {
+      const bool inside = row < sizes.rows && k + i < sizes.length;
+      w[i] = !inside ? 0.0F : superblocks ? load_from_superblock(row, k + i) : load_element(filter, k + i);
+    }
+  }
+
+  __device__ float load_from_superblock(int row, int k) const {
+    const Superblocks layout(sizes.rows, sizes.length, 16);
+    const Superblocks::Place place = Superblocks::place(row, k - k % 2);
+    const int64_t byte = layout.offset(row, k) + layout.byte_of_word(place, place.value) + k % 2 * 2;
+    return load_element(values, byte / 2);
   }
 };
 

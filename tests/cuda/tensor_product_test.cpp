@@ -140,6 +140,42 @@ TEST_F(TensorProduct, IsExactForIntegersOfAwkwardShapes) {
     }
 }
 
+TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
+  // Those of whole superblocks; integers are exact in every kernel, so that results are equal.
+  const std::vector<Case> cases = {{{3, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
+                                   {{1, 9, 7, 128}, {192, 128, 3, 3}, {3, 2, 1}},
+                                   {{17, 128}, {64, 128}},
+                                   {{7, 192}, {128, 192}},
+                                   {{16, 64}, {192, 64}},
+                                   {{5, 60}, {64, 60}},
+                                   {{5, 64}, {60, 64}}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+    const Values weights = integers(c.w, 3), x = integers(c.x, 5), bias = integers({c.w[0]}, 4);
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    const auto w = cuda_.make_weight(weights.view(), Precision::float16);
+    auto& resident = static_cast<WeightCuda&>(*w);
+    const bool whole = c.w[0] % 64 == 0 && c.w[1] % 64 == 0;
+    EXPECT_EQ(resident.layout(), whole ? CodeLayout::superblocks : CodeLayout::channels);
+    EXPECT_EQ(resident.resident().total(), 2 * c.w.elements());
+    const auto float_weight = cpu_.make_weight(weights.view());
+    const Values expected =
+        c.x.rank() == 2 ? linear(cpu_, x, *float_weight, bias) : conv2d(cpu_, x, *float_weight, bias, c.window);
+    for (const bool plain : {false, true}) {
+      cuda_.use_plain_kernels(plain);
+      EXPECT_EQ(output_of(cuda_, result_shape(c),
+                          [&](TensorView<float> y) {
+                            forward(c, y, TensorView<const f16>(input.data(), x.shape), resident, offset.view(),
+                                    Epilogue::none);
+                          }),
+                expected)
+          << (plain ? "plain" : "fast");
+    }
+    cuda_.use_plain_kernels(false);
+  }
+}
+
 TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
   for (const auto* cases : {&convolutions, &matrices})
     for (const Case& c : *cases) {

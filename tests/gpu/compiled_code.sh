@@ -67,8 +67,7 @@ for sass in "$code"/*.sass; do
   awk -v file="$(basename "$sass" .sass)" '
     function report(    i, read, copied, narrow, bits, bad) {
       if (kernel == "" || !multiplies) return
-      match(kernel, /CodesILi[0-9]+/)
-      bits = substr(kernel, RSTART + 8, RLENGTH - 8) + 0
+      bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
       for (i = first; i <= last; ++i) {
         read += line[i] ~ /LDG\.E[^ ]*\.128\.CONSTANT/
         copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
