@@ -17,7 +17,7 @@ struct TensorProduct {
   const float* stored;
   float value_factor;  ///< power of two, for values in halves
   const f16* x;
-  PixelBlocks pixels;
+  PixelBlocks pixels = {};
   SuperblockSteps steps;
   bool inside;        ///< steps.inside()
   float step_factor;  ///< what steps that differ are multiplied by, for halves

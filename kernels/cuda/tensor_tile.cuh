@@ -34,14 +34,14 @@ struct MaxPooling {
 /// The output pixels of a block, its columns, and the input that they need. A linear layer is a convolution of images
 /// of one pixel.
 struct PixelBlocks {
-  ConvolutionSizes sizes;
-  int images;    ///< of a block
-  int rows;      ///< output rows of each of them
-  int row_step;  ///< from one block's rows to the next one's
-  int bands;     ///< blocks that cover an image's rows
-  int height;    ///< of the piece of an image that these rows need
-  int width;
-  int slots;                ///< slices in shared memory
+  ConvolutionSizes sizes = {};
+  int images = 0;    ///< of a block
+  int rows = 0;      ///< output rows of each of them
+  int row_step = 0;  ///< from one block's rows to the next one's
+  int bands = 0;     ///< blocks that cover an image's rows
+  int height = 0;    ///< of the piece of an image that these rows need
+  int width = 0;
+  int slots = 0;            ///< slices in shared memory
   MaxPooling pooling = {};  ///< of the results
 
   __host__ __device__ int columns() const { return images * rows * sizes.q; }
