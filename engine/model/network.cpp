@@ -178,6 +178,7 @@ DropoutKey Pass::dropout_key(size_t index) const {
 }
 
 TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
+  if (network_->folded() && begin_ == 0) throw Error("a folded network takes images' bytes, not prepared images");
   if (x.size(0) > shapes_.front()[0])
     fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
   if (mode_ == Mode::inference)
@@ -262,7 +263,6 @@ TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {
 void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
   Backend& backend = network_->backend();
   Layer& layer = network_->layers()[begin_ + index];
-  if (layer.folded) throw Error("a folded network takes images' bytes, not prepared images");
   switch (layer.spec.kind) {
     case LayerKind::conv2d:
       conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
