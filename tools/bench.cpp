@@ -151,15 +151,22 @@ void compare(const Options& options) {
                          .image_size = image_size_of(floats.metadata)},
                         floats);
   for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));
-  comparison.run();
-  write_json(options.json, {{"model", model.string()},
-                            {"device", own.name()},
-                            {"description", own.description()},
-                            {"image_size", image_size_of(floats.metadata)},
-                            {"ceilings", to_json(ceilings)},
-                            {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
-                            {"seconds", options.seconds},
-                            {"sides", comparison.to_json()}});
+  const auto write = [&] {
+    write_json(options.json, {{"model", model.string()},
+                              {"device", own.name()},
+                              {"description", own.description()},
+                              {"image_size", image_size_of(floats.metadata)},
+                              {"ceilings", to_json(ceilings)},
+                              {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
+                              {"seconds", options.seconds},
+                              {"sides", comparison.to_json()}});
+  };
+  // A comparison takes long: a file holds what is done already, whatever stops it.
+  const bool to_file = options.json != "-";
+  comparison.run([&] {
+    if (to_file) write();
+  });
+  if (!to_file) write();
 }
 
 }  // namespace

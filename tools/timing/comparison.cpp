@@ -62,7 +62,7 @@ void Comparison::add(const SideSpec& spec, Backend& backend) {
   sides_.push_back({.side = std::make_unique<Side>(spec, backend, floats_, tables_)});
 }
 
-void Comparison::run() {
+void Comparison::run(const std::function<void()>& on_batch) {
   if (sides_.empty()) throw UsageError("there is nothing to compare");
   check_logits();
   fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10} {:>8} {:>12}\n", "side", "task", "batch", "caches", "ms", "spread",
@@ -79,6 +79,7 @@ void Comparison::run() {
       }
     std::fflush(stdout);
     time_each_layer(batch);
+    if (on_batch) on_batch();
   }
 }
 

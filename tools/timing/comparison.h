@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -28,8 +29,8 @@ class Comparison {
   Comparison(const ComparisonOptions& options, const StateDict& floats);
 
   void add(const SideSpec& spec, Backend& backend);
-  /// Throws Stopped on Ctrl-C.
-  void run();
+  /// `on_batch` is called when a batch size is done: to_json() then holds all of its results. Throws Stopped on Ctrl-C.
+  void run(const std::function<void()>& on_batch = {});
   /// "sides": what a script for another framework writes in the same form; see docs/performance.md.
   nlohmann::json to_json() const;
 
