@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <csignal>
+
 #include "tests/tools/run.h"
 
 // The two tasks of a forward pass, the folded first convolution, and comparisons.
@@ -47,6 +49,17 @@ TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
   EXPECT_GT(sides[2].at("relative_error"), 0.0);
   EXPECT_GT(sides[0].at("weight_bytes").get<int64_t>(), 4 * small_weights);
   EXPECT_LT(sides[1].at("weight_bytes").get<int64_t>(), 2 * small_weights);
+}
+
+TEST_F(TimingTest, AStoppedComparisonKeepsTheBatchSizesThatWereDone) {
+  Child child(command("bench small.safetensors --compare --sides float32 --batch 1,2,1024 --seconds 0 "
+                      "--rounds 1 --device cpu --threads 1 --json cut.json"),
+              at(""), environment_, at(".cut").string());
+  ASSERT_TRUE(child.wait_for("T32      2   cold")) << child.wait();
+  child.send(SIGINT);
+  EXPECT_EQ(child.wait().code, 130);
+  const nlohmann::json report = json("cut.json");
+  EXPECT_EQ(report.at("sides")[0].at("results")[0].at("batch"), 1);
 }
 
 TEST_F(TimingTest, TablesReplaceTheMarkedPartOfAPage) {
