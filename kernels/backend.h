@@ -53,6 +53,7 @@ struct RoundingRule {
   GroupMap groups;                ///< of any granularity but `sorted`
   Codebook codebook;              ///< without zero points
   TensorView<const float> steps;  ///< [groups] scale / scale_to, in the backend's memory
+  bool by_code = false;           ///< the codes stay: `latent` holds them, as numbers, in place of weights
 };
 
 /// Prepares images of one size where a backend computes.
@@ -187,6 +188,10 @@ class Backend : public MemoryResource {
   /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale unless `dlogits` is empty.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                              TensorView<const int32_t> labels, float scale) = 0;
+  /// The same against targets[N, K], of which each row is a distribution: losses[n] = -sum targets log softmax(logits);
+  /// dlogits = (softmax - targets) * scale.
+  virtual void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                                  TensorView<const float> targets, float scale) = 0;
 
   /// y[n] = index of the largest x[n, k], the first one of equals.
   virtual void argmax(TensorView<int32_t> y, TensorView<const float> x) = 0;
@@ -197,13 +202,14 @@ class Backend : public MemoryResource {
                         SgdParameters parameters) = 0;
 
   /// values = latent[K, ...] rounded: with x = latent / step of its group, the codebook value nearest to x times step,
-  /// the bits that packing by the same rule and decoding would give. A group whose step is 0 holds zeros.
+  /// the bits that packing by the same rule and decoding would give. A group whose step is 0 holds zeros. With
+  /// rule.by_code: the codebook value of code latent, times step.
   virtual void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) = 0;
   /// From dweights = dL/dvalues of the above, in place, to dL/dlatent as a straight-through estimate: passed on where x
   /// lies in the codebook's range, and outside of it where a step against the gradient leads back towards it; else 0.
   /// dsteps[groups] = sum of dweights (value - x), with the value alone outside of the range (LSQ, Esser 2020, eq. 3).
   /// dcodebook[256] = by code, the sum of dweights step over the weights that take it (Han 2016); may be empty. Groups
-  /// whose step is 0 get no gradients.
+  /// whose step is 0 get no gradients. With rule.by_code, dsteps = sum of dweights value, and dweights stays as it is.
   virtual void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                                       TensorView<const float> latent, const RoundingRule& rule) = 0;
 };

@@ -9,4 +9,8 @@ namespace nibblenet {
 void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
                    TensorView<const float> logits, TensorView<const int32_t> labels);
 
+/// The same against targets[N, classes], of which each row is a distribution: losses = -sum targets log softmax.
+void soft_cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+                        TensorView<const float> logits, TensorView<const float> targets);
+
 }  // namespace nibblenet

@@ -5,6 +5,33 @@
 #include "kernels/cpu/backend_cpu.h"
 
 namespace nibblenet {
+namespace {
+
+/// Cross-entropy of each row against target(n, k), a distribution over the classes k.
+template <class Target>
+void cross_entropy_rows(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                        float scale, Target&& target) {
+  const int64_t classes = logits.size(1);
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < logits.size(0); ++n) {
+    const float* row = logits.data() + n * classes;
+    const float largest = *std::max_element(row, row + classes);
+    double sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += std::exp(static_cast<double>(row[k] - largest));
+    double loss = 0;
+    for (int64_t k = 0; k < classes; ++k)
+      if (const double part = target(n, k); part > 0)
+        loss += part * (std::log(sum) - static_cast<double>(row[k] - largest));
+    losses[n] = static_cast<float>(loss);
+    if (dlogits.data() == nullptr) continue;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double probability = std::exp(static_cast<double>(row[k] - largest)) / sum;
+      dlogits[n * classes + k] = static_cast<float>(probability - target(n, k)) * scale;
+    }
+  }
+}
+
+}  // namespace
 
 void CpuBackend::relu_forward(TensorView<float> y, TensorView<const float> x) {
 #pragma omp parallel for schedule(static)
@@ -27,20 +54,13 @@ void CpuBackend::dropout(TensorView<float> y, TensorView<const float> x, float p
 
 void CpuBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                                TensorView<const int32_t> labels, float scale) {
-  const int64_t classes = logits.size(1);
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < logits.size(0); ++n) {
-    const float* row = logits.data() + n * classes;
-    const float largest = *std::max_element(row, row + classes);
-    double sum = 0;
-    for (int64_t k = 0; k < classes; ++k) sum += std::exp(static_cast<double>(row[k] - largest));
-    losses[n] = static_cast<float>(std::log(sum) - static_cast<double>(row[labels[n]] - largest));
-    if (dlogits.data() == nullptr) continue;
-    for (int64_t k = 0; k < classes; ++k) {
-      const double probability = std::exp(static_cast<double>(row[k] - largest)) / sum;
-      dlogits[n * classes + k] = static_cast<float>(probability - (k == labels[n] ? 1.0 : 0.0)) * scale;
-    }
-  }
+  cross_entropy_rows(losses, dlogits, logits, scale, [=](int64_t n, int64_t k) { return k == labels[n] ? 1.0 : 0.0; });
+}
+
+void CpuBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                                    TensorView<const float> targets, float scale) {
+  cross_entropy_rows(losses, dlogits, logits, scale,
+                     [=](int64_t n, int64_t k) { return static_cast<double>(targets[n * logits.size(1) + k]); });
 }
 
 void CpuBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) {

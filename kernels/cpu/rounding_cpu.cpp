@@ -138,6 +138,24 @@ NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run&
   return dstep;
 }
 
+void round_codes(float* out, const Run& run, const float* values) {
+  for (int64_t i = 0; i < run.count; ++i)
+    out[i] = reconstruct(values[static_cast<size_t>(run.latent[i])], 0.0F, run.step);
+}
+
+/// As run_backward, for codes that stay; sums are by code.
+float codes_backward(const float* dweights, ValueSums* sums, const Run& run, const float* values) {
+  ValueSums unused;
+  ValueSums& by_code = sums != nullptr ? *sums : unused;
+  double dstep = 0;
+  for (int64_t i = 0; i < run.count; ++i) {
+    const auto code = static_cast<size_t>(run.latent[i]);
+    by_code[static_cast<size_t>(i % 4)][code] += dweights[i];
+    dstep += static_cast<double>(dweights[i] * values[code]);
+  }
+  return static_cast<float>(dstep);
+}
+
 #if defined(__x86_64__)
 #define NIBBLENET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
 #define NIBBLENET_AVX2 __attribute__((target("avx2")))
@@ -214,7 +232,9 @@ void CpuBackend::round_weights(TensorView<float> values, TensorView<const float>
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
     for_each_run(chunks, chunk, latent, rule, [&](const Run& run, int64_t, int64_t index) {
       float* out = values.data() + index;
-      if (run.step != 0)
+      if (rule.by_code)
+        round_codes(out, run, rule.codebook.values.data());
+      else if (run.step != 0)
         round(out, run, ladder);
       else
         std::fill_n(out, run.count, reconstruct(ladder.value_of_zero, 0.0F, run.step));
@@ -228,6 +248,8 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
   const Chunks chunks(latent.size(0), rule.groups);
   auto* const backward = best_backward();
   const bool one_group = rule.groups.groups == 1, learns_values = dcodebook.data() != nullptr;
+  // Of the sums over values: by code, or by rank on the ladder.
+  const size_t entries = rule.by_code ? size_t{1} << rule.codebook.bits : static_cast<size_t>(ladder.count);
   std::vector<float> step_sums(static_cast<size_t>(chunks.count));  // of the only group
   std::vector<std::array<double, 256>> value_sums(learns_values ? step_sums.size() : 0);
   std::ranges::fill(dsteps, 0.0F);
@@ -241,12 +263,14 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
         return;
       }
       float& dstep = one_group ? step_sums[static_cast<size_t>(chunk)] : dsteps[group];
-      dstep += backward(d, learns_values ? &sums : nullptr, run, ladder);
+      ValueSums* of_values = learns_values ? &sums : nullptr;
+      dstep += rule.by_code ? codes_backward(d, of_values, run, rule.codebook.values.data())
+                            : backward(d, of_values, run, ladder);
       if (!learns_values) return;
-      for (size_t rank = 0; rank < static_cast<size_t>(ladder.count); ++rank) {
-        const float sum = (sums[0][rank] + sums[1][rank]) + (sums[2][rank] + sums[3][rank]);
-        value_sums[static_cast<size_t>(chunk)][rank] += static_cast<double>(sum) * static_cast<double>(run.step);
-        for (auto& part : sums) part[rank] = 0;
+      for (size_t i = 0; i < entries; ++i) {
+        const float sum = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+        value_sums[static_cast<size_t>(chunk)][i] += static_cast<double>(sum) * static_cast<double>(run.step);
+        for (auto& part : sums) part[i] = 0;
       }
     });
   }
@@ -257,10 +281,10 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
   }
   if (!learns_values) return;
   std::ranges::fill(dcodebook, 0.0F);
-  for (size_t rank = 0; rank < static_cast<size_t>(ladder.count); ++rank) {
+  for (size_t i = 0; i < entries; ++i) {
     double total = 0;
-    for (const auto& sums : value_sums) total += sums[rank];
-    dcodebook[ladder.codes[rank]] = static_cast<float>(total);
+    for (const auto& sums : value_sums) total += sums[i];
+    dcodebook[rule.by_code ? static_cast<int64_t>(i) : ladder.codes[i]] = static_cast<float>(total);
   }
 }
 

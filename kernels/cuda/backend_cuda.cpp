@@ -188,6 +188,11 @@ void CudaBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlog
   cuda::cross_entropy(losses, dlogits, logits, labels, scale, stream_);
 }
 
+void CudaBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits,
+                                     TensorView<const float> logits, TensorView<const float> targets, float scale) {
+  cuda::soft_cross_entropy(losses, dlogits, logits, targets, scale, stream_);
+}
+
 void CudaBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) { cuda::argmax(y, x, stream_); }
 
 void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,

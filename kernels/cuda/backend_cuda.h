@@ -62,6 +62,8 @@ class CudaBackend : public Backend, private Workspace {
   void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                      TensorView<const int32_t> labels, float scale) override;
+  void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                          TensorView<const float> targets, float scale) override;
   void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;

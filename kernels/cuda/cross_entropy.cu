@@ -20,10 +20,22 @@ __device__ __forceinline__ double warp_sum(double value) {
   return value;
 }
 
-/// losses[n] = log(sum exp(z - max z)) - (z[label] - max z); dlogits = (softmax - onehot) scale unless null. One warp a
-/// row of K logits; in double, as the work is nothing beside the products before it.
-__global__ void cross_entropy_kernel(float* losses, float* dlogits, const float* logits, const int32_t* labels,
-                                     int64_t rows, int classes, float scale) {
+/// What a row of logits should be: one class, or a distribution over all of them.
+struct LabelTarget {
+  const int32_t* labels;
+  __device__ double operator()(int64_t row, int k) const { return k == labels[row] ? 1.0 : 0.0; }
+};
+struct SoftTarget {
+  const float* targets;
+  int classes;
+  __device__ double operator()(int64_t row, int k) const { return targets[row * classes + k]; }
+};
+
+/// losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)); dlogits = (softmax - target) scale
+/// unless null. One warp a row of K logits; in double, as the work is nothing beside the products before it.
+template <class Target>
+__global__ void cross_entropy_kernel(float* losses, float* dlogits, const float* logits, Target target, int64_t rows,
+                                     int classes, float scale) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= rows) return;  // a warp leaves as one
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -36,13 +48,27 @@ __global__ void cross_entropy_kernel(float* losses, float* dlogits, const float*
   for (int k = lane; k < classes; k += 32) sum += exp(static_cast<double>(z[k] - largest));
   sum = warp_sum(sum);
 
-  const int label = labels[row];
-  if (lane == 0) losses[row] = static_cast<float>(log(sum) - static_cast<double>(z[label] - largest));
+  double loss = 0;
+  for (int k = lane; k < classes; k += 32)
+    if (const double part = target(row, k); part > 0) loss += part * (log(sum) - static_cast<double>(z[k] - largest));
+  loss = warp_sum(loss);
+  if (lane == 0) losses[row] = static_cast<float>(loss);
   if (dlogits == nullptr) return;
   for (int k = lane; k < classes; k += 32) {
     const double probability = exp(static_cast<double>(z[k] - largest)) / sum;
-    dlogits[row * classes + k] = static_cast<float>(probability - (k == label ? 1.0 : 0.0)) * scale;
+    dlogits[row * classes + k] = static_cast<float>(probability - target(row, k)) * scale;
   }
+}
+
+template <class Target>
+void launch_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                          Target target, float scale, Stream& stream) {
+  constexpr int64_t rows_of_block = 4;
+  const int64_t rows = logits.size(0);
+  const Grid grid{dim3(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block)), 32 * rows_of_block};
+  launch("cross_entropy", {.bytes = 8.0 * static_cast<double>(logits.elements())}, grid, stream,
+         cross_entropy_kernel<Target>, losses.data(), dlogits.data(), logits.data(), target, rows,
+         static_cast<int>(logits.size(1)), scale);
 }
 
 /// y[n] = index of the largest x[n, k], the first one of equals. One thread a row.
@@ -62,11 +88,13 @@ namespace cuda {
 
 void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                    TensorView<const int32_t> labels, float scale, Stream& stream) {
-  constexpr int64_t rows_of_block = 4;
-  const int64_t rows = logits.size(0);
-  const Grid grid{dim3(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block)), 32 * rows_of_block};
-  launch("cross_entropy", {.bytes = 8.0 * static_cast<double>(logits.elements())}, grid, stream, cross_entropy_kernel,
-         losses.data(), dlogits.data(), logits.data(), labels.data(), rows, static_cast<int>(logits.size(1)), scale);
+  launch_cross_entropy(losses, dlogits, logits, LabelTarget{labels.data()}, scale, stream);
+}
+
+void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                        TensorView<const float> targets, float scale, Stream& stream) {
+  launch_cross_entropy(losses, dlogits, logits, SoftTarget{targets.data(), static_cast<int>(logits.size(1))}, scale,
+                       stream);
 }
 
 void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream) {

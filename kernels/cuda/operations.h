@@ -80,6 +80,8 @@ void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& 
 
 void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                    TensorView<const int32_t> labels, float scale, Stream& stream);
+void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                        TensorView<const float> targets, float scale, Stream& stream);
 void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
 
 /// The tables become resident in `memory`.

@@ -23,12 +23,17 @@ struct Ends {
         highest(codebook.values[codebook.ordered_codes[static_cast<size_t>(codebook.count) - 1]]) {}
 };
 
+/// What a weight is rounded to: its code where codes stay, else that of the nearest value.
+__device__ __forceinline__ uint8_t code_of(const Codebook& codebook, float latent, float step, bool by_code) {
+  return by_code ? static_cast<uint8_t>(latent) : encode(codebook, latent / step);
+}
+
 /// values = (nearest value to latent / step) step. One thread a weight.
 __global__ void round_weights_kernel(float* values, const float* latent, const float* steps, GroupMap map,
-                                     Codebook codebook, int64_t count) {
+                                     Codebook codebook, bool by_code, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
-    const uint8_t code = step == 0.0F ? codebook.zero_code : encode(codebook, latent[i] / step);
+    const uint8_t code = step == 0.0F && !by_code ? codebook.zero_code : code_of(codebook, latent[i], step, by_code);
     values[i] = reconstruct(codebook.values[code], 0.0F, step);
   });
 }
@@ -67,8 +72,8 @@ __device__ __forceinline__ Stretch stretch_of(const GroupMap& map, int64_t local
 /// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its L groups: see
 /// kernels/backend.h. One warp owns one part, its lanes take turns; the sum is the same on every run.
 __global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* latent, const float* steps,
-                                              GroupMap map, Codebook codebook, Ends ends, int64_t local_groups,
-                                              int64_t count) {
+                                              GroupMap map, Codebook codebook, bool by_code, Ends ends,
+                                              int64_t local_groups, int64_t count) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
   for (int64_t part = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; part < count;
@@ -84,6 +89,10 @@ __global__ void round_weights_backward_kernel(float* dweights, float* parts, con
       const float step = steps[group];
       if (step == 0.0F) {
         dweights[i] = 0.0F;
+        continue;
+      }
+      if (by_code) {
+        sum += dweights[i] * codebook.values[static_cast<uint8_t>(latent[i])];
         continue;
       }
       const float d = dweights[i], x = latent[i] / step, towards_zero = d * step;
@@ -126,14 +135,14 @@ struct WarpSums {
 /// parts[blocks, 256] = sums of dweights step over a block's share of the weights, for the 16 codes from
 /// 16 blockIdx.y on: a thread keeps 16 sums of its own, warps add theirs up, and the block adds up its warps.
 __global__ void value_gradients_kernel(float* parts, const float* dweights, const float* latent, const float* steps,
-                                       GroupMap map, Codebook codebook, int64_t count) {
+                                       GroupMap map, Codebook codebook, bool by_code, int64_t count) {
   WarpSums& warp_sums = shared<WarpSums>();
   float sums[codes_at_once] = {};
   const int first_code = static_cast<int>(blockIdx.y) * codes_at_once;
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
     if (step == 0.0F) return;
-    const int code = static_cast<int>(encode(codebook, latent[i] / step)) - first_code;
+    const int code = static_cast<int>(code_of(codebook, latent[i], step, by_code)) - first_code;
     const float gradient = dweights[i] * step;
 #pragma unroll
     for (int own = 0; own < codes_at_once; ++own) sums[own] += code == own ? gradient : 0.0F;
@@ -171,7 +180,7 @@ void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweigh
   grid.blocks.y = static_cast<unsigned>((codes + codes_at_once - 1) / codes_at_once);
   float* parts = workspace.floats(static_cast<size_t>(blocks) * 256);
   launch("value_gradients", moves(latent.elements(), 2), grid, stream, value_gradients_kernel, parts, dweights.data(),
-         latent.data(), rule.steps.data(), rule.groups, rule.codebook, latent.elements());
+         latent.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, latent.elements());
   launch("add_value_parts", moves(blocks * codes, 1), grid_for(256), stream, add_value_parts_kernel, dcodebook.data(),
          parts, blocks, codes);
 }
@@ -182,7 +191,7 @@ namespace cuda {
 
 void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule, Stream& stream) {
   launch("round_weights", moves(latent.elements(), 2), grid_for(latent.elements()), stream, round_weights_kernel,
-         values.data(), latent.data(), rule.steps.data(), rule.groups, rule.codebook, latent.elements());
+         values.data(), latent.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, latent.elements());
 }
 
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
@@ -196,7 +205,7 @@ void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps
   float* parts = spans_channels ? workspace.floats(static_cast<size_t>(count)) : dsteps.data();
   launch("round_weights_backward", moves(latent.elements(), 3), grid_for(32 * count, 32 * warps_of_block), stream,
          round_weights_backward_kernel, dweights.data(), parts, latent.data(), rule.steps.data(), rule.groups,
-         rule.codebook, Ends(rule.codebook), local_groups, count);
+         rule.codebook, rule.by_code, Ends(rule.codebook), local_groups, count);
   if (!spans_channels) return;
   const int64_t common = rule.groups.channels_in_common() < channels ? rule.groups.channels_in_common() : channels;
   launch("add_parts", moves(count, 1), grid_for(32 * rule.groups.groups, 32 * warps_of_block), stream, add_parts_kernel,

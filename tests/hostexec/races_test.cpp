@@ -136,6 +136,10 @@ std::vector<Operation> operations() {
     b.argmax(labels.view(), logits);
     b.cross_entropy(losses.view(), dlogits, logits, labels.view(), 0.5F);
   }));
+  list.push_back(map("soft cross entropy", {7, 41}, {7, 41}, [](CudaBackend& b, Y dlogits, X logits) {
+    Tensor<float> losses(b, {7}, MemoryCategory::data);
+    b.soft_cross_entropy(losses.view(), dlogits, logits, logits, 0.5F);
+  }));
   list.push_back(map("sgd", {7, 91}, {7, 91}, [](CudaBackend& b, Y w, X dw) {
     const Values start = uniform({7, 91}, 5);
     b.copy_from_host(w.data(), start.data.data(), start.data.size() * sizeof(float));

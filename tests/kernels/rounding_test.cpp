@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "engine/quant/bits.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/test_backend.h"
 
@@ -169,6 +170,49 @@ TEST_P(RoundWeights, GradientsFollowTheirDefinition) {
       const double largest = 2 * static_cast<double>(codebook_of(packed).scale_to) + 3;
       expect_near(actual.steps, expected.steps, shape.elements(), largest);
       if (learns_values) expect_near(actual.codebook, expected.codebook, shape.elements(), 1.0);
+    }
+  }
+}
+
+/// The codes of a packed tensor, as numbers.
+Values codes_of(const PackedTensor& packed) {
+  Values codes(packed.shape);
+  const int64_t elements = packed.shape.inner_elements();
+  for (int64_t i = 0; i < packed.shape.elements(); ++i)
+    codes.data[static_cast<size_t>(i)] = static_cast<float>(
+        read_field(packed.codes.data() + i / elements * packed.code_stride(), i % elements, packed.scheme.bits));
+  return codes;
+}
+
+TEST_P(RoundWeights, CodesThatStayKeepTheirValuesAndTheirGradients) {
+  for (const Shape& shape : {Shape{1, 1}, Shape{7, 131}, Shape{66, 17}, Shape{3, 2, 7, 5}}) {
+    for (const Scheme& scheme : schemes()) {
+      SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
+      const PackedTensor packed = quantized(shape, scheme, 3);
+      Rule rule(*backend_, packed);
+      rule.rule.by_code = true;
+      const Values codes = codes_of(packed), dvalues = uniform(shape, 7);
+      const Tensor<float> latent = on(*backend_, codes);
+      const Values rounded = output_of(
+          *backend_, shape, [&](TensorView<float> y) { backend_->round_weights(y, latent.view(), rule.rule); });
+      EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
+
+      const Gradients actual = backward(*backend_, rule, codes, dvalues);
+      EXPECT_EQ(actual.weights, dvalues);
+      const Codebook codebook = codebook_of(packed);
+      const Values steps = steps_of(packed);
+      std::vector<double> of_steps(steps.data.size()), of_codebook(256);
+      const GroupMap map = make_group_map(scheme.granularity, shape);
+      for (int64_t i = 0; i < shape.elements(); ++i) {
+        const auto group = static_cast<size_t>(map.group(i / map.channel_elements, i % map.channel_elements));
+        const auto code = static_cast<size_t>(codes.data[static_cast<size_t>(i)]);
+        const auto d = static_cast<double>(dvalues.data[static_cast<size_t>(i)]);
+        if (steps.data[group] == 0) continue;
+        of_steps[group] += d * static_cast<double>(codebook.values[code]);
+        of_codebook[code] += d * static_cast<double>(steps.data[group]);
+      }
+      expect_near(actual.steps, of_steps, shape.elements(), static_cast<double>(codebook.scale_to) + 1);
+      expect_near(actual.codebook, of_codebook, shape.elements(), 1.0);
     }
   }
 }

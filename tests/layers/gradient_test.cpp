@@ -169,6 +169,57 @@ double cross_entropy_of(std::span<const double> row, int32_t label) {
   return std::log(sum) - (row[static_cast<size_t>(label)] - largest);
 }
 
+/// N distributions over the classes, some of them of one class.
+Values distributions(int64_t n, int64_t classes) {
+  Values targets = uniform({n, classes}, 2);
+  for (int64_t row = 0; row < n; ++row) {
+    const auto begin = targets.data.begin() + row * classes;
+    float sum = 0;
+    for (auto p = begin; p != begin + classes; ++p) sum += * p = std::fabs(*p);
+    for (auto p = begin; p != begin + classes; ++p) *p = row % 3 == 2 ? static_cast<float>(p == begin) : *p / sum;
+  }
+  return targets;
+}
+
+TEST_F(Gradient, SoftCrossEntropy) {
+  // As CrossEntropy below; the losses of all classes weigh in, each by its target.
+  constexpr double rounding = 4 * 0x1p-24;
+  constexpr double h = 1e-5;
+  for (const auto& [n, classes] : {std::pair<int64_t, int64_t>{1, 1}, {3, 10}, {7, 5}, {5, 41}}) {
+    SCOPED_TRACE(fmt::format("{}x{}", n, classes));
+    const Values logits = uniform({n, classes}, 1), targets = distributions(n, classes);
+    const auto result = layers_.soft_cross_entropy(logits, targets);
+    for (int64_t i = 0; i < n; ++i) {
+      const auto begin = logits.data.begin() + i * classes;
+      const std::vector<double> row(begin, begin + classes);
+      const auto loss_of = [&, i = i, classes = classes](std::span<const double> z) {
+        double loss = 0;
+        for (int32_t k = 0; k < classes; ++k)
+          loss += static_cast<double>(targets.data[static_cast<size_t>(i * classes + k)]) * cross_entropy_of(z, k);
+        return loss;
+      };
+      EXPECT_NEAR(static_cast<double>(result.losses.data[static_cast<size_t>(i)]), loss_of(row), rounding);
+      for (size_t k = 0; k < row.size(); ++k) {
+        std::vector<double> above = row, below = row;
+        above[k] += h;
+        below[k] -= h;
+        EXPECT_NEAR(static_cast<double>(result.dlogits.data[static_cast<size_t>(i * classes) + k]),
+                    (loss_of(above) - loss_of(below)) / (2 * h) / static_cast<double>(n), rounding);
+      }
+    }
+  }
+}
+
+TEST_F(Gradient, ALabelIsATargetOfOneClass) {
+  const Values logits = uniform({4, 9}, 5);
+  Values targets({4, 9});
+  std::vector<int32_t> labels = {8, 0, 3, 3};
+  for (size_t n = 0; n < labels.size(); ++n) targets.data[n * 9 + static_cast<size_t>(labels[n])] = 1.0F;
+  const auto hard = layers_.cross_entropy(logits, labels), soft = layers_.soft_cross_entropy(logits, targets);
+  EXPECT_EQ(hard.losses.data, soft.losses.data);
+  EXPECT_EQ(hard.dlogits.data, soft.dlogits.data);
+}
+
 TEST_F(Gradient, CrossEntropy) {
   // Not linear, so against differences of a reference in double, to which the layer's own losses are held too. Both
   // results are one float32 rounding of a value computed in double from float32 differences of logits: a few 2^-24, of

@@ -139,6 +139,17 @@ class HostLayers {
     });
     return result;
   }
+  CrossEntropy soft_cross_entropy(const Values& logits, const Values& targets) {
+    const auto input = put(logits);
+    const auto wanted = put(targets);
+    CrossEntropy result;
+    result.dlogits = output(logits.shape, [&](TensorView<float> dlogits) {
+      result.losses = output({logits.shape[0]}, [&](TensorView<float> losses) {
+        nibblenet::soft_cross_entropy(*backend_, losses, dlogits, input.view(), wanted.view());
+      });
+    });
+    return result;
+  }
 
  private:
   Tensor<float> put(const Values& values) { return on(*backend_, values); }

@@ -178,6 +178,9 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
   const auto cross = [](const Shape& losses, const Shape& dlogits, const Shape& logits, const Shape& labels) {
     return [=](Backend& b) { cross_entropy(b, of(losses), of(dlogits), of(logits), of<int32_t>(labels)); };
   };
+  const auto soft = [](const Shape& losses, const Shape& dlogits, const Shape& logits, const Shape& targets) {
+    return [=](Backend& b) { soft_cross_entropy(b, of(losses), of(dlogits), of(logits), of(targets)); };
+  };
   expect_refused({
       {"relu",
        [](Backend& b) {
@@ -194,6 +197,10 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
       {"logits of rank 1", cross({3}, {3}, {3}, {3})},
       {"no classes", cross({3}, {3, 0}, {3, 0}, {3})},
       {"labels of another batch", cross({3}, {3, 10}, {3, 10}, {4})},
+      {"targets of other classes", soft({3}, {3, 10}, {3, 10}, {3, 9})},
+      {"targets of another batch", soft({3}, {3, 10}, {3, 10}, {4, 10})},
+      {"soft losses of another batch", soft({4}, {3, 10}, {3, 10}, {3, 10})},
+      {"soft gradient of another shape", soft({3}, {10, 3}, {3, 10}, {3, 10})},
       {"losses of another batch", cross({4}, {3, 10}, {3, 10}, {3})},
       {"gradient of another shape", cross({3}, {10, 3}, {3, 10}, {3})},
   });
