@@ -14,6 +14,7 @@
 #include "tools/common/quantized_training.h"
 #include "tools/common/report.h"
 #include "tools/common/training_run.h"
+#include "training/calibration.h"
 
 namespace {
 
@@ -27,9 +28,12 @@ struct Options {
   std::string reset;
   std::string schedule = "constant";
   std::string augment = "none";
+  std::string learn = "all";
   std::string resume;
   std::string output;
   std::string json;
+  std::string teacher;
+  double teacher_weight = 1;
   bool fetch = false;
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
@@ -107,6 +111,22 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
   return parameters;
 }
 
+/// The network that --distill names, or that a checkpoint goes on with; none where there is no teacher.
+std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
+                                    int64_t classes) {
+  if (options.teacher.empty()) return std::nullopt;
+  StateDict parameters = load_model(options.teacher, checksums);
+  if (class_count(parameters) != classes)
+    fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
+                     class_count(parameters), classes);
+  const std::string fingerprint =
+      parameters.packed() ? fingerprint_of(dequantized(parameters)) : fingerprint_of(parameters);
+  if (!options.fingerprint.empty() && options.fingerprint != fingerprint)
+    fail<UsageError>("{} is not the model that the checkpoint learnt from: put that one there again", options.teacher);
+  options.fingerprint = fingerprint;
+  return std::optional<Network>(std::in_place, backend, std::move(parameters));
+}
+
 /// Flags whose default depends on the file that training starts from.
 struct Given {
   bool epochs;
@@ -139,7 +159,10 @@ void finetune(Options& options, Given given) {
                                                options.training.freeze_features, *backend);
   const bool packed = start.packed.packed();
   Network network(*backend, std::move(start.parameters));
+  std::optional<Network> teacher =
+      load_teacher(options.training.distillation, options.checksums, *backend, network.classes());
   Trainer trainer(network, train_set, test_set, options.training);
+  if (teacher) trainer.learn_from(*teacher);
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
 
@@ -147,9 +170,10 @@ void finetune(Options& options, Given given) {
                                        : checkpoint            ? output_of(options.resume, packed)
                                                                : default_output(packed);
   prepare_output(output);
-  fmt::print("{}: {} training and {} test images, {} classes; features {}, {}\n", train_set.description,
+  fmt::print("{}: {} training and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),
-             options.training.freeze_features ? "frozen" : "trained", backend->description());
+             options.training.freeze_features ? "frozen" : "trained", backend->description(),
+             teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
   train(trainer, options.training, checkpoint_of(output));
 
@@ -181,11 +205,20 @@ void finetune(Options& options, Given given) {
 /// Flags that a checkpoint has settled already.
 void refuse_with_resume(const CLI::App& app) {
   for (const char* name :
-       {"--init",     "--freeze",   "--reset",   "--batch",       "--lr",          "--momentum",    "--weight-decay",
-        "--dropout",  "--schedule", "--augment", "--image-size",  "--seed",        "--train-limit", "--test-limit",
-        "--quantize", "--layer",    "--prune",   "--prune-scope", "--prune-layer", "--prune-until"})
+       {"--init",         "--freeze",      "--reset",    "--batch",          "--lr",         "--momentum",
+        "--weight-decay", "--dropout",     "--schedule", "--augment",        "--image-size", "--seed",
+        "--train-limit",  "--test-limit",  "--quantize", "--layer",          "--prune",      "--prune-scope",
+        "--prune-layer",  "--prune-until", "--distill",  "--distill-weight", "--learn"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
+}
+
+void learn_scales(const CLI::App& app, Options& options) {
+  if (!options.quantize.given()) throw UsageError("--learn scales needs --quantize");
+  for (const char* name : {"--momentum", "--weight-decay"})
+    if (app.get_option(name)->count() > 0) fail<UsageError>("{} is SGD's: not with --learn scales", name);
+  options.training.learned = Learned::scales;
+  if (app.get_option("--lr")->count() == 0) options.training.learning_rate = 0.003;
 }
 
 }  // namespace
@@ -241,6 +274,19 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   options.quantize.add_to(app);
   options.prune.add_to(app);
+  app.add_option(
+         "--learn", options.learn,
+         "With --quantize, all: weights, scales, kmeans' values and biases, by SGD; scales: the codes stay, the "
+         "rest learns by Adam, in steps of --lr (then 0.003) times its root mean square")
+      ->check(CLI::IsMember({"all", "scales"}))
+      ->capture_default_str();
+  app.add_option("--distill", options.teacher,
+                 "Learn what this model predicts for each training image, in place of its label: what a packed network "
+                 "should do is what its float one does")
+      ->type_name("FILE");
+  app.add_option("--distill-weight", options.teacher_weight,
+                 "Part of the loss that is the distance from --distill's predictions; the labels have the rest")
+      ->capture_default_str();
   options.device.add_to(app);
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
@@ -255,6 +301,11 @@ int main(int argc, char** argv) {
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     options.quantize.validate();
     t.pruning = options.prune.options(app.get_option("--prune")->count() > 0, t.freeze_features);
+    if (options.learn == "scales") learn_scales(app, options);
+    if (options.teacher.empty() && app.get_option("--distill-weight")->count() > 0)
+      throw UsageError("--distill-weight needs --distill");
+    if (!options.teacher.empty())
+      t.distillation = {.weight = options.teacher_weight, .teacher = options.teacher, .fingerprint = {}};
     t.flip = options.augment != "none";
     t.shift = options.augment == "flip-shift";
     t.schedule = parse_schedule(options.schedule);

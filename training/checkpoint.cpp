@@ -8,10 +8,12 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Schedule, {{Schedule::constant, "constant"},
                                         {Schedule::cosine, "cosine"},
                                         {Schedule::warmup, "warmup"},
                                         {Schedule::warmup_cosine, "warmup-cosine"}})
+NLOHMANN_JSON_SERIALIZE_ENUM(Learned, {{Learned::everything, "all"}, {Learned::scales, "scales"}})
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DistillationOptions, weight, teacher, fingerprint)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, image_size, seed, train_limit,
-                                   test_limit, pruning)
+                                   test_limit, pruning, distillation, learned)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
                                    images_per_second, sparsity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, start_sparsity,
@@ -88,6 +90,9 @@ void validate(const TrainingOptions& options) {
   expect_fraction(options.pruning.fraction, "--prune");
   for (const auto& [layer, fraction] : options.pruning.layers) expect_fraction(fraction, "--prune-layer " + layer);
   expect(options.pruning.until >= 0 && options.pruning.until <= 1, "--prune-until must lie in [0, 1]");
+  expect(options.learned == Learned::everything || !options.pruning.enabled,
+         "--learn scales keeps the codes: no --prune");
+  expect(options.distillation.weight >= 0 && options.distillation.weight <= 1, "--distill-weight must lie in [0, 1]");
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/model/network.h"
+#include "engine/quant/bits.h"
 #include "engine/quant/quantizer.h"
 
 namespace nibblenet {
@@ -32,6 +33,18 @@ std::vector<float> to_host(Backend& backend, const Tensor<float>& tensor) {
   std::vector<float> values(static_cast<size_t>(tensor.elements()));
   backend.copy_to_host(values.data(), tensor.data(), values.size() * sizeof(float));
   return values;
+}
+
+/// Codes as numbers, one a weight.
+std::vector<float> unpacked_codes(const PackedTensor& packed) {
+  const int64_t channels = packed.shape[0], elements = packed.shape.inner_elements();
+  std::vector<float> codes(static_cast<size_t>(channels * elements));
+#pragma omp parallel for
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t k = 0; k < elements; ++k)
+      codes[static_cast<size_t>(channel * elements + k)] =
+          static_cast<float>(read_field(packed.codes.data() + channel * packed.code_stride(), k, packed.scheme.bits));
+  return codes;
 }
 
 void pin_zero(std::vector<float>& values) {
@@ -73,6 +86,18 @@ QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, T
   upload_steps();
 }
 
+QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, std::string name)
+    : QuantizedWeight(backend, packed, TensorView<const float>(unpacked_codes(packed).data(), packed.shape), false,
+                      std::move(name)) {
+  codes_ = packed.codes;
+  scale_adam_ = Adam(scales_.size());
+  value_adam_ = Adam(values_.size());
+}
+
+RoundingRule QuantizedWeight::rule() const {
+  return {groups_, codebook_, std::as_const(steps_).view(), !codes_.empty()};
+}
+
 float QuantizedWeight::stored_scale(size_t group) const {
   return scheme_.scale == ScaleType::f16 ? f16_to_f32(f32_to_f16(scales_[group])) : scales_[group];
 }
@@ -83,18 +108,38 @@ void QuantizedWeight::upload_steps() {
   backend_.copy_from_host(steps_.data(), steps.data(), steps.size() * sizeof(float));
 }
 
-void QuantizedWeight::round(TensorView<float> values) {
-  backend_.round_weights(values, latent_.view(), {groups_, codebook_, std::as_const(steps_).view()});
-}
+void QuantizedWeight::round(TensorView<float> values) { backend_.round_weights(values, latent_.view(), rule()); }
 
 void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters) {
-  backend_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(),
-                                  {groups_, codebook_, std::as_const(steps_).view()});
+  backend_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
   backend_.sgd_step(latent_.view(), momentum, dweights, parameters);
 
   const std::vector<float> dsteps = to_host(backend_, dsteps_);
   if (learns_values_) update_values(to_host(backend_, dcodebook_), parameters);
   update_scales(dsteps, parameters);
+  upload_steps();
+}
+
+void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_rate, int64_t number) {
+  backend_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
+  const std::vector<float> dsteps = to_host(backend_, dsteps_);
+  if (learns_values_) {
+    std::vector<float> dvalues = to_host(backend_, dcodebook_);
+    for (size_t code = 0; code < values_.size(); ++code)
+      if (values_[code] == 0) dvalues[code] = 0;
+    value_adam_.step(values_, std::span(dvalues).first(values_.size()), learning_rate, number);
+    for (size_t code = 1; code < values_.size(); ++code) values_[code] = std::max(values_[code], values_[code - 1]);
+    codebook_ = make_codebook(values_, scheme_.bits, 1.0F);
+  }
+  const std::vector<float> before = scales_;
+  scale_adam_.step(scales_, dsteps, learning_rate, number);
+  for (size_t group = 0; group < scales_.size(); ++group) {
+    if (scheme_.scale == ScaleType::f16) scales_[group] = std::clamp(scales_[group], -largest_f16, largest_f16);
+    if (before[group] == 0)
+      scales_[group] = 0;
+    else if (scales_[group] / before[group] <= 0)
+      scales_[group] = before[group] / 2;
+  }
   upload_steps();
 }
 
@@ -165,35 +210,37 @@ PackedTensor QuantizedWeight::packed() const {
     const void* source = bytes == 2 ? static_cast<const void*>(&half) : &scales_[group];
     std::memcpy(packed.scales.data() + group * bytes, source, bytes);
   }
-  const std::vector<float> latent = to_host(backend_, latent_);
-  encode_nearest(packed, {latent.data(), latent_.shape()});
+  if (codes_.empty()) {
+    const std::vector<float> latent = to_host(backend_, latent_);
+    encode_nearest(packed, {latent.data(), latent_.shape()});
+  } else {
+    packed.codes = codes_;
+  }
   validate(packed, name_);
   return packed;
 }
 
 void QuantizedWeight::save(StateDict& latents, StateDict& momenta) const {
-  const auto add = [](StateDict& dict, std::string name, const std::vector<float>& values) {
-    if (values.empty()) return;
-    Tensor<float> copy(host_memory(), {static_cast<int64_t>(values.size())}, MemoryCategory::data);
-    std::ranges::copy(values, copy.data());
-    dict.parameters.push_back({.name = std::move(name), .value = std::move(copy)});
-  };
+  add_vector(latents, name_ + ".scales", scales_);
+  if (!codes_.empty()) {
+    scale_adam_.save(momenta, name_ + ".scales");
+    value_adam_.save(momenta, name_ + ".codebook");
+    return;
+  }
   latents.parameters.push_back(read_back(backend_, name_, latent_.view()));
-  add(latents, name_ + ".scales", scales_);
-  add(momenta, name_ + ".scales", scale_momenta_);
-  add(momenta, name_ + ".codebook", value_momenta_);
+  add_vector(momenta, name_ + ".scales", scale_momenta_);
+  add_vector(momenta, name_ + ".codebook", value_momenta_);
 }
 
 void QuantizedWeight::restore(const StateDict& latents, const StateDict& momenta) {
-  const auto load = [](const StateDict& dict, const std::string& name, std::vector<float>& target) {
-    if (target.empty()) return;
-    const Tensor<float>& source = dict.at(name).values();
-    expect_shape(source.shape(), {static_cast<int64_t>(target.size())}, name);
-    std::ranges::copy(source.view(), target.begin());
-  };
-  load(latents, name_ + ".scales", scales_);
-  load(momenta, name_ + ".scales", scale_momenta_);
-  load(momenta, name_ + ".codebook", value_momenta_);
+  load_vector(latents, name_ + ".scales", scales_);
+  if (codes_.empty()) {
+    load_vector(momenta, name_ + ".scales", scale_momenta_);
+    load_vector(momenta, name_ + ".codebook", value_momenta_);
+  } else {
+    scale_adam_.restore(momenta, name_ + ".scales");
+    value_adam_.restore(momenta, name_ + ".codebook");
+  }
   upload_steps();
 }
 

@@ -6,11 +6,18 @@
 
 #include "engine/model/state_dict.h"
 #include "kernels/backend.h"
+#include "training/adam.h"
 
 namespace nibblenet {
 
 /// Throws UsageError naming the weight for schemes that cannot be trained: sorted ones, and zero points.
 void expect_trainable(const Scheme& scheme, std::string_view name);
+
+/// What training in packed form moves.
+enum class Learned : uint8_t {
+  everything,  ///< latent weights, and with them the codes; scales; a trained codebook's values
+  scales,      ///< scales and values; the codes stay
+};
 
 /// A weight that trains in its packed form. What SGD moves are latent float weights, which the forward pass sees
 /// rounded to what the packed weight decodes to, bit for bit. Beside them it learns
@@ -24,6 +31,8 @@ class QuantizedWeight {
   /// Throws as expect_trainable.
   QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> latent, bool keep_zeros,
                   std::string name);
+  /// With the codes of `packed`, which stay: for step_scales().
+  QuantizedWeight(Backend& backend, const PackedTensor& packed, std::string name);
 
   /// The latent weights, in the backend's memory. round() has to follow when they were written to.
   TensorView<float> latent() { return latent_.view(); }
@@ -32,6 +41,8 @@ class QuantizedWeight {
   /// One step of SGD on everything that is learned, from dweights = dL/d(rounded values), which is overwritten;
   /// `momentum` is that of the latent weights, and weight decay is for them alone. round() has to follow.
   void step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters);
+  /// The `number`-th step of Adam (from 1) on scales and values alone, from dweights. A value of 0 stays 0.
+  void step_scales(TensorView<float> dweights, double learning_rate, int64_t number);
 
   /// The packed weight whose decoded values are what round() gives.
   PackedTensor packed() const;
@@ -44,6 +55,7 @@ class QuantizedWeight {
   void restore(const StateDict& latents, const StateDict& momenta);
 
  private:
+  RoundingRule rule() const;
   float stored_scale(size_t group) const;  ///< rounded to its type, as a packed weight has it
   void upload_steps();
   void update_scales(std::span<const float> dsteps, const SgdParameters& parameters);
@@ -58,7 +70,10 @@ class QuantizedWeight {
   bool learns_values_;
   Codebook codebook_;
 
-  Tensor<float> latent_;
+  Tensor<float> latent_;        ///< the codes, where they stay
+  std::vector<uint8_t> codes_;  ///< the same, packed; empty: they are the nearest ones
+  Adam scale_adam_;
+  Adam value_adam_;
   std::vector<float> scales_;  ///< in float32 even where they are stored as f16
   std::vector<float> scale_momenta_;
   std::vector<float> values_;  ///< ascending; empty where the method fixes them

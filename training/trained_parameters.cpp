@@ -24,13 +24,18 @@ std::string bias_name(const Layer& layer) { return layer.spec.name + ".bias"; }
 
 }  // namespace
 
-TrainedParameters::TrainedParameters(Network& network, size_t first) : network_(network) {
+TrainedParameters::TrainedParameters(Network& network, size_t first, Learned learned)
+    : network_(network), learned_(learned) {
   Backend& backend = network.backend();
   for (size_t i = first; i < network.layers().size(); ++i) {
     const LayerSpec& spec = network.layers()[i].spec;
     if (!spec.has_parameters()) continue;
     Trained& trained = trained_.emplace_back();
     trained.layer = i;
+    if (learned == Learned::scales) {
+      trained.bias_adam = Adam(static_cast<size_t>(spec.weight[0]));
+      continue;
+    }
     trained.weight_momentum = zeros(backend, spec.weight);
     trained.bias_momentum = zeros(backend, {spec.weight[0]});
   }
@@ -48,6 +53,12 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
       frozen_packed_.push_back(std::move(weight));
       continue;
     }
+    if (learned_ == Learned::scales) {
+      trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(), weight_name(layer));
+      round(*trained);
+      quantized_ = true;
+      continue;
+    }
     const std::vector<float> latent = weights_on_host(*trained);
     trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
                                                            TensorView<const float>(latent.data(), layer.spec.weight),
@@ -58,10 +69,14 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
 }
 
 void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<float> dbias,
-                               const SgdParameters& parameters) {
+                               const SgdParameters& parameters, int64_t number) {
   Backend& backend = network_.backend();
   const auto index = static_cast<size_t>(&layer - network_.layers().data());
   Trained& trained = *std::ranges::find(trained_, index, &Trained::layer);
+  if (learned_ == Learned::scales) {
+    update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);
+    return;
+  }
   SgdParameters of_bias = parameters;
   of_bias.keep_zeros = false;
   backend.sgd_step(layer.bias.view(), trained.bias_momentum.view(), dbias, of_bias);
@@ -69,6 +84,20 @@ void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<fl
     trained.quantized->step(dw, trained.weight_momentum.view(), parameters);
   else
     backend.sgd_step(layer.weight->values(), trained.weight_momentum.view(), dw, parameters);
+  round(trained);
+}
+
+void TrainedParameters::update_scales(Trained& trained, TensorView<float> dw, TensorView<float> dbias,
+                                      double learning_rate, int64_t number) {
+  Backend& backend = network_.backend();
+  const TensorView<float> bias = layer_of(trained).bias.view();
+  std::vector<float> values(static_cast<size_t>(bias.elements())), gradients(values.size());
+  backend.copy_to_host(values.data(), bias.data(), values.size() * sizeof(float));
+  backend.copy_to_host(gradients.data(), dbias.data(), gradients.size() * sizeof(float));
+  trained.bias_adam.step(values, gradients, learning_rate, number);
+  backend.copy_from_host(bias.data(), values.data(), values.size() * sizeof(float));
+  if (!trained.quantized) return;
+  trained.quantized->step_scales(dw, learning_rate, number);
   round(trained);
 }
 
@@ -164,8 +193,12 @@ void TrainedParameters::save(StateDict& latents, StateDict& momenta) const {
   Backend& backend = network_.backend();
   for (const Trained& trained : trained_) {
     const Layer& layer = layer_of(trained);
-    momenta.parameters.push_back(read_back(backend, weight_name(layer), trained.weight_momentum.view()));
-    momenta.parameters.push_back(read_back(backend, bias_name(layer), trained.bias_momentum.view()));
+    if (learned_ == Learned::scales) {
+      trained.bias_adam.save(momenta, bias_name(layer));
+    } else {
+      momenta.parameters.push_back(read_back(backend, weight_name(layer), trained.weight_momentum.view()));
+      momenta.parameters.push_back(read_back(backend, bias_name(layer), trained.bias_momentum.view()));
+    }
     if (trained.quantized) trained.quantized->save(latents, momenta);
   }
 }
@@ -173,8 +206,12 @@ void TrainedParameters::save(StateDict& latents, StateDict& momenta) const {
 void TrainedParameters::restore(const StateDict& latents, const StateDict& momenta) {
   for (Trained& trained : trained_) {
     const Layer& layer = layer_of(trained);
-    load(network_.backend(), trained.weight_momentum, momenta, weight_name(layer));
-    load(network_.backend(), trained.bias_momentum, momenta, bias_name(layer));
+    if (learned_ == Learned::scales) {
+      trained.bias_adam.restore(momenta, bias_name(layer));
+    } else {
+      load(network_.backend(), trained.weight_momentum, momenta, weight_name(layer));
+      load(network_.backend(), trained.bias_momentum, momenta, bias_name(layer));
+    }
     if (!trained.quantized) continue;
     trained.quantized->restore(latents, momenta);
     round(trained);

@@ -21,8 +21,8 @@ struct LayerSparsity {
 /// layer trains in packed form, the weights before rounding.
 class TrainedParameters {
  public:
-  /// Those of the layers from `first` on.
-  TrainedParameters(Network& network, size_t first);
+  /// Those of the layers from `first` on. With Learned::scales, weights that are not packed do not move.
+  TrainedParameters(Network& network, size_t first, Learned learned);
 
   /// From here on, the weights that `packed` holds in packed form are what it says: frozen ones to the bit; trained
   /// ones start from its scales and codebook, with the network's float weights before rounding. Throws as
@@ -30,8 +30,10 @@ class TrainedParameters {
   void quantize(StateDict packed, bool keep_zeros);
   bool quantized() const { return quantized_; }
 
-  /// One step of SGD on a layer from its gradients, which are overwritten.
-  void update(Layer& layer, TensorView<float> dw, TensorView<float> dbias, const SgdParameters& parameters);
+  /// The `number`-th step (from 1) on a layer from its gradients, which are overwritten: of SGD or, with
+  /// Learned::scales, of Adam at its learning rate.
+  void update(Layer& layer, TensorView<float> dw, TensorView<float> dbias, const SgdParameters& parameters,
+              int64_t number);
 
   /// The part of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;
@@ -50,8 +52,9 @@ class TrainedParameters {
  private:
   struct Trained {
     size_t layer = 0;
-    Tensor<float> weight_momentum;
+    Tensor<float> weight_momentum;  ///< of SGD
     Tensor<float> bias_momentum;
+    Adam bias_adam;                              ///< in their place
     std::unique_ptr<QuantizedWeight> quantized;  ///< null: float weights
   };
   /// What SGD moves: the weights before rounding.
@@ -59,9 +62,12 @@ class TrainedParameters {
   std::vector<float> weights_on_host(const Trained& trained) const;
   void set_weights(const Trained& trained, const std::vector<float>& weights);
   void round(const Trained& trained);
+  void update_scales(Trained& trained, TensorView<float> dw, TensorView<float> dbias, double learning_rate,
+                     int64_t number);
   Layer& layer_of(const Trained& trained) const { return network_.layers()[trained.layer]; }
 
   Network& network_;
+  Learned learned_;
   std::vector<Trained> trained_;
   std::vector<Parameter> frozen_packed_;
   bool quantized_ = false;

@@ -30,7 +30,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
       test_(test),
       options_(options),
       preprocess_(Preprocess::for_image_size(options.image_size)),
-      parameters_(network, options.freeze_features ? network.classifier_begin() : 0),
+      parameters_(network, options.freeze_features ? network.classifier_begin() : 0, options.learned),
       train_labels_(checked_labels(train, network.classes())),
       test_labels_(checked_labels(test, network.classes())) {
   validate(options_);
@@ -55,7 +55,8 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
 
 void Trainer::prepare(const Callbacks& callbacks) {
   if (!options_.freeze_features || !train_features_.empty()) return;
-  const int64_t total = test_.size() + (augments(options_) ? 0 : train_.size());
+  const int64_t predicted = teacher_ && !augments(options_) ? train_.size() : 0;
+  const int64_t total = test_.size() + (augments(options_) ? 0 : train_.size()) + predicted;
   const auto shifted = [&](int64_t before) {
     return [&callbacks, before, total](int64_t done, int64_t) {
       return callbacks.on_features && callbacks.on_features(before + done, total);
@@ -63,8 +64,10 @@ void Trainer::prepare(const Callbacks& callbacks) {
   };
   if (test_features_.empty())
     test_features_ = compute_features(network_, test_, preprocess_, options_.batch_size, shifted(0));
-  if (!augments(options_))
-    train_features_ = compute_features(network_, train_, preprocess_, options_.batch_size, shifted(test_.size()));
+  if (augments(options_)) return;
+  if (teacher_) teacher_->predict(train_, shifted(test_.size()));
+  train_features_ =
+      compute_features(network_, train_, preprocess_, options_.batch_size, shifted(test_.size() + predicted));
 }
 
 bool Trainer::run(const Callbacks& callbacks) {
@@ -127,6 +130,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
       const TensorView<float> x = gathered_.view().slice(0, batch);
       backend.gather_rows(x, std::as_const(train_features_).view(), rows);
       labels_of(rows);
+      if (teacher_) teacher_->look_at(rows);
       step(x, labels);
       if (after_step(batch)) return false;
     }
@@ -144,6 +148,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   ConstActivations x;
   for (Batch batch; feed.next(batch, x);) {
     labels_of(batch.indices);
+    if (teacher_) teacher_->look_at(x);
     step(frozen_ ? frozen_->forward(x) : x.floats(), labels);
     if (after_step(batch.size())) return false;
   }
@@ -157,34 +162,51 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
   const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
                                                                .seed = options_.seed,
                                                                .step = static_cast<uint64_t>(position_.step)});
-  backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());
-  const TensorView<float> losses = losses_.view().slice(0, batch);
-  const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
-  cross_entropy(backend, losses, dlogits, logits, std::as_const(labels_).view().slice(0, batch));
+  const double unavoidable = measure_loss(logits, labels);
 
   const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
   const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
                           .momentum = static_cast<float>(options_.momentum),
                           .weight_decay = static_cast<float>(options_.weight_decay),
                           .keep_zeros = options_.pruning.enabled};
-  trained_->backward(dlogits, [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
-    parameters_.update(layer, dw, dbias, sgd);
-  });
+  trained_->backward(std::as_const(dlogits_).view().slice(0, batch),
+                     [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
+                       parameters_.update(layer, dw, dbias, sgd, position_.step + 1);
+                     });
 
   std::vector<float> host_losses(static_cast<size_t>(batch));
   std::vector<float> host_logits(static_cast<size_t>(logits.elements()));
-  backend.copy_to_host(host_losses.data(), losses.data(), host_losses.size() * sizeof(float));
+  backend.copy_to_host(host_losses.data(), losses_.data(), host_losses.size() * sizeof(float));
   backend.copy_to_host(host_logits.data(), logits.data(), host_logits.size() * sizeof(float));
   position_.images += batch;
   const auto classes = static_cast<size_t>(logits.size(1));
   for (size_t i = 0; i < host_losses.size(); ++i) {
-    position_.loss_sum += static_cast<double>(host_losses[i]);
+    position_.loss_sum += static_cast<double>(host_losses[i]) - unavoidable;
     const auto row = std::span(host_logits).subspan(i * classes, classes);
     position_.correct += std::ranges::max_element(row) - row.begin() == labels[i] ? 1 : 0;
   }
   if (!(position_.loss_sum < 1e30))
     fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step,
                 options_.learning_rate);
+}
+
+double Trainer::measure_loss(TensorView<const float> logits, std::span<const int32_t> labels) {
+  Backend& backend = network_.backend();
+  const int64_t batch = logits.size(0);
+  const TensorView<float> losses = losses_.view().slice(0, batch);
+  const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
+  if (teacher_) {
+    const SoftTargets targets = teacher_->targets(labels);
+    soft_cross_entropy(backend, losses, dlogits, logits, targets.distributions);
+    return targets.entropy;
+  }
+  backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());
+  cross_entropy(backend, losses, dlogits, logits, std::as_const(labels_).view().slice(0, batch));
+  return 0;
+}
+
+void Trainer::learn_from(Network& teacher) {
+  teacher_.emplace(teacher, options_.distillation.weight, preprocess_, options_.batch_size);
 }
 
 void Trainer::quantize(StateDict packed) { parameters_.quantize(std::move(packed), options_.pruning.enabled); }

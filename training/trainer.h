@@ -10,6 +10,7 @@
 #include "training/evaluate.h"
 #include "training/pruning.h"
 #include "training/schedule.h"
+#include "training/teacher.h"
 #include "training/trained_parameters.h"
 
 namespace nibblenet {
@@ -32,6 +33,8 @@ struct TrainingOptions {
   int64_t train_limit = 0;  ///< 0: all images
   int64_t test_limit = 0;
   PruningOptions pruning;
+  DistillationOptions distillation;
+  Learned learned = Learned::everything;
 };
 
 /// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
@@ -46,7 +49,7 @@ TrainingOptions training_options_from_json(const std::string& text);
 /// What happened in one epoch.
 struct EpochReport {
   int64_t epoch = 0;  ///< from 1
-  double loss = 0;    ///< mean training loss, dropout on
+  double loss = 0;    ///< mean training loss, dropout on; with a teacher, the divergence from its targets
   double train_accuracy = 0;
   double test_loss = 0;
   double test_accuracy = 0;
@@ -100,6 +103,8 @@ class Trainer {
   /// Trains in packed form what `packed` holds in packed form, before anything else: see TrainedParameters. Then every
   /// epoch's test is of the packed model.
   void quantize(StateDict packed);
+  /// Learns this network's predictions too, by options.distillation; before anything else. It stays where it is.
+  void learn_from(Network& teacher);
   /// The network as it is to be saved: packed where it trains in packed form.
   StateDict model() const { return parameters_.model(); }
   std::vector<LayerSparsity> sparsity() const { return parameters_.sparsity(); }
@@ -113,6 +118,8 @@ class Trainer {
   void prepare(const Callbacks& callbacks);
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's memory.
   void step(TensorView<const float> x, std::span<const int32_t> labels);
+  /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss cannot be avoided.
+  double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();
   Evaluation test();
@@ -131,6 +138,7 @@ class Trainer {
   std::vector<int32_t> test_labels_;
   std::optional<Pass> frozen_;   ///< features, inference; when they are frozen
   std::optional<Pass> trained_;  ///< the rest, or everything
+  std::optional<Teacher> teacher_;
   Tensor<float> train_features_;
   Tensor<float> test_features_;
   Tensor<float> gathered_;  ///< cached features of a batch

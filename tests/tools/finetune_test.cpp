@@ -210,6 +210,61 @@ TEST_F(FinetuneTest, AnInterruptedRunInPackedFormEndsInTheSameBits) {
   EXPECT_TRUE(same_bits(dequantized(model("whole.safetensors")), dequantized(model("cut.safetensors"))));
 }
 
+TEST_F(FinetuneTest, LearnsFromAnotherModelAndGoesOnFromIt) {
+  fs::copy_file(at("small.safetensors"), at("teacher.safetensors"));
+  succeed("pack small.safetensors --method kmeans --bits 2 -o packed.safetensors");
+  const std::string line = finetune +
+                           "--image-size 64 --init packed.safetensors --quantize packed --freeze none --dropout 0 "
+                           "--distill teacher.safetensors --batch 50 --out ";
+  const Outcome whole = succeed(line + "whole.safetensors --epochs 3 --json report.json");
+  EXPECT_NE(whole.out.find("learns from teacher.safetensors"), std::string::npos) << whole;
+  EXPECT_EQ(json("report.json").at("options").at("distillation").at("teacher"), "teacher.safetensors");
+  // A divergence from what the float network predicts, not the labels' cross-entropy of log 10 and so.
+  EXPECT_LT(json("report.json").at("epochs").back().at("loss"), 0.5);
+
+  succeed(line + "cut.safetensors --epochs 1");
+  succeed(finetune + "--resume cut.checkpoint.safetensors --epochs 3");
+  EXPECT_TRUE(same_bits(dequantized(model("whole.safetensors")), dequantized(model("cut.safetensors"))));
+
+  refuse(finetune + "--resume cut.checkpoint.safetensors --distill small.safetensors", "--distill cannot be changed",
+         2);
+  fs::copy_file(at("whole.safetensors"), at("teacher.safetensors"), fs::copy_options::overwrite_existing);
+  refuse(finetune + "--resume cut.checkpoint.safetensors --epochs 4", "teacher.safetensors is not the model", 2);
+  fs::remove(at("teacher.safetensors"));
+  refuse(finetune + "--resume cut.checkpoint.safetensors --epochs 4", "teacher.safetensors", 1);
+}
+
+TEST_F(FinetuneTest, LearnsScalesOfAPackedModel) {
+  succeed("pack small.safetensors --method kmeans --bits 2 --scale f16 -o packed.safetensors");
+  const std::string line = finetune + "--image-size 64 --init packed.safetensors --quantize packed --learn scales ";
+  succeed(line + "--freeze none --epochs 2 --batch 50 --out scales.safetensors --json report.json");
+  const StateDict before = model("packed.safetensors"), after = model("scales.safetensors");
+  for (const auto& names : {alexnet_feature_names(), alexnet_classifier_names()})
+    for (const std::string& layer : names) {
+      const PackedTensor &was = before.at(layer + ".weight").packed_values(),
+                         &is = after.at(layer + ".weight").packed_values();
+      EXPECT_EQ(was.codes, is.codes) << layer;
+      EXPECT_NE(was.scales, is.scales) << layer;
+      EXPECT_EQ(was.scheme, is.scheme) << layer;
+    }
+  EXPECT_EQ(json("report.json").at("options").at("learning_rate"), 0.003);
+  succeed("eval scales.safetensors --data standin --threads 1 --batch 50 --json eval.json");
+  EXPECT_EQ(json("eval.json").at("loss"), json("report.json").at("epochs").back().at("test_loss"));
+
+  refuse(line + "--momentum 0.5", "--momentum is SGD's", 2);
+  refuse(line + "--prune 0.5", "--learn scales keeps the codes", 2);
+  refuse(from_small + "--learn scales", "--learn scales needs --quantize", 2);
+  refuse(finetune + "--resume scales.checkpoint.safetensors --learn all", "--learn cannot be changed", 2);
+}
+
+TEST_F(FinetuneTest, RefusesTeachersThatItCannotLearnFrom) {
+  save_state_dict(at("three.safetensors"), small_alexnet(1, 3));
+  refuse(from_small + "--distill three.safetensors", "--distill three.safetensors: it tells 3 classes apart", 2);
+  refuse(from_small + "--distill small.safetensors --distill-weight 1.5", "--distill-weight must lie in [0, 1]", 2);
+  refuse(from_small + "--distill-weight 0.5", "--distill-weight needs --distill", 2);
+  refuse(from_small + "--distill missing.safetensors", "missing.safetensors", 1);
+}
+
 TEST_F(FinetuneTest, RefusesWhatCannotBeTrainedOrPruned) {
   refuse(from_small + "--quantize stable-embedding", "classifier.1.weight: stable-embedding", 2);
   refuse(from_small + "--quantize packed", "--quantize packed: features.0.weight is not packed", 2);

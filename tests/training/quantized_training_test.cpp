@@ -152,6 +152,64 @@ TEST_F(QuantizedTrainingTest, AResumedRunEndsInTheSameBits) {
   }
 }
 
+TEST_F(QuantizedTrainingTest, ScalesLearnAndResumeInTheSameBitsWhileCodesStay) {
+  for (const auto& [freeze, scheme] : {std::pair{true, "kmeans:2:channel:f16"}, {false, "linear:3:row"}}) {
+    SCOPED_TRACE(scheme);
+    TrainingOptions scales = options(freeze);
+    scales.learned = Learned::scales;
+    scales.learning_rate = 0.01;
+    Network whole(*backend_, small_alexnet(1));
+    Trainer uninterrupted(whole, train_, test_, scales);
+    uninterrupted.quantize(packed(scheme));
+    ASSERT_TRUE(uninterrupted.run({}));
+    {
+      Network first(*backend_, small_alexnet(1));
+      Trainer stopped(first, train_, test_, scales);
+      stopped.quantize(packed(scheme));
+      ASSERT_FALSE(stopped.run({.on_step = [](const TrainingPosition& p, int64_t, double) { return p.step == 13; }}));
+      stopped.save_checkpoint(file("scales.safetensors"));
+    }
+    Checkpoint checkpoint = load_checkpoint(file("scales.safetensors"));
+    Network second(*backend_, std::move(checkpoint.parameters));
+    Trainer resumed(second, train_, test_, checkpoint.options);
+    resumed.quantize(std::move(checkpoint.packed));
+    resumed.restore(checkpoint);
+    ASSERT_TRUE(resumed.run({}));
+    EXPECT_TRUE(same_model(uninterrupted.model(), resumed.model()));
+
+    const StateDict before = packed(scheme), after = resumed.model();
+    for (const std::string& layer : alexnet_classifier_names()) {
+      const PackedTensor &was = before.at(layer + ".weight").packed_values(),
+                         &is = after.at(layer + ".weight").packed_values();
+      EXPECT_EQ(was.codes, is.codes);
+      EXPECT_NE(was.scales, is.scales);
+      EXPECT_FALSE(
+          std::ranges::equal(before.at(layer + ".bias").values().view(), after.at(layer + ".bias").values().view()));
+    }
+    Network loaded(*backend_, resumed.model());
+    const Evaluation evaluation = evaluate(loaded, test_, Preprocess::for_image_size(64), 32);
+    EXPECT_EQ(evaluation.loss, resumed.position().history.back().test_loss);
+  }
+}
+
+TEST_F(QuantizedTrainingTest, ScalesBringAPackedNetworkBackToItsFloatOne) {
+  Network floats(*backend_, small_alexnet(2)), network(*backend_, small_alexnet(2));
+  TrainingOptions scales = options(false);
+  scales.epochs = 6;
+  scales.dropout = 0;
+  scales.learned = Learned::scales;
+  scales.learning_rate = 0.005;
+  scales.distillation.weight = 1;
+  Trainer trainer(network, train_, test_, scales);
+  StateDict start = small_alexnet(2);
+  pack_all(start, parse_scheme("kmeans:2"));
+  trainer.learn_from(floats);
+  trainer.quantize(std::move(start));
+  ASSERT_TRUE(trainer.run({}));
+  const auto& history = trainer.position().history;
+  EXPECT_LT(history.back().loss, 0.5 * history.front().loss);
+}
+
 TEST_F(QuantizedTrainingTest, ACheckpointIsThePackedModelToWhoeverReadsItAsOne) {
   Network network(*backend_, small_alexnet(1));
   Trainer trainer(network, train_, test_, options(true));

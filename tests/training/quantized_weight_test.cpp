@@ -143,6 +143,59 @@ TEST_F(QuantizedWeightTest, ZerosStayWhereTheyAreToBeKept) {
   EXPECT_EQ(std::ranges::count(weight_->packed().codebook, 0.0F), 1);
 }
 
+TEST_F(QuantizedWeightTest, ScalesLearnWhileTheCodesStay) {
+  for (const std::string scheme :
+       {"linear:2", "linear:8:tensor:f16", "kmeans:2", "kmeans:8:block:16:f16", "nf4", "fp8-e4m3", "dynamic-tree:5"}) {
+    SCOPED_TRACE(scheme);
+    Tensor<float> weights = random_tensor({11, 70}, 2);
+    std::fill_n(weights.data(), 70, 0.0F);  // a channel of zeros
+    packed_ = quantize(weights.view(), parse_scheme(scheme), "w");
+    weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, "w");
+    EXPECT_EQ(rounded(), decoded(packed_));
+    for (int i = 1; i <= 40; ++i) {
+      const Tensor<float> random = random_tensor({11, 70}, static_cast<uint64_t>(i));
+      Tensor<float> gradient = device({random.data(), random.data() + 770}, packed_.shape);
+      weight_->step_scales(gradient.view(), 0.05, i);
+    }
+    const PackedTensor after = weight_->packed();  // validates itself
+    EXPECT_EQ(after.codes, packed_.codes);
+    EXPECT_NE(after.scales, packed_.scales);
+    EXPECT_EQ(after.codebook == packed_.codebook, packed_.codebook.empty());
+    const std::vector<float> values = rounded(), saved = decoded(after);
+    EXPECT_EQ(std::memcmp(values.data(), saved.data(), values.size() * sizeof(float)), 0);
+    for (int64_t group = 0; group < after.groups(); ++group) {
+      if (packed_.scale(group) == 0) {
+        EXPECT_EQ(after.scale(group), 0);
+      } else {
+        EXPECT_EQ(std::signbit(after.scale(group)), std::signbit(packed_.scale(group)));
+      }
+    }
+  }
+}
+
+/// The scale and the values that are left to learn reach what the codes can express of another tensor.
+TEST_F(QuantizedWeightTest, ScalesFindTheBestFitForTheirCodes) {
+  packed_ = quantize(random_tensor({6, 200}, 2).view(), parse_scheme("kmeans:2"), "w");
+  weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, "w");
+  const std::vector<float> start = decoded(packed_);
+  std::vector<float> wanted = start;  // every channel at another size, every value moved
+  for (size_t i = 0; i < wanted.size(); ++i)
+    wanted[i] *= (1 + 0.05F * static_cast<float>(i / 200)) * (wanted[i] > 0 ? 1.1F : 0.9F);
+  const auto distance = [&](const std::vector<float>& values) {
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) sum += std::pow(static_cast<double>(values[i] - wanted[i]), 2);
+    return sum;
+  };
+  const double before = distance(start);
+  for (int i = 1; i <= 300; ++i) {
+    std::vector<float> gradient = rounded();
+    for (size_t k = 0; k < gradient.size(); ++k) gradient[k] -= wanted[k];
+    Tensor<float> on_device = device(gradient, packed_.shape);
+    weight_->step_scales(on_device.view(), 0.005, i);
+  }
+  EXPECT_LT(distance(rounded()), 0.01 * before);
+}
+
 TEST(ExpectTrainable, NamesWhatIsSupported) {
   for (const std::string scheme : {"stable-embedding", "stable-embedding-fp8", "linear:4:channel:zero-point"})
     EXPECT_THROW(expect_trainable(parse_scheme(scheme), "w"), UsageError);

@@ -76,6 +76,85 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
   }
 }
 
+TEST_F(TrainerTest, AResumedRunWithATeacherEndsInTheSameBits) {
+  // Features that are kept, features that are not, and no features: three ways to the teacher's predictions.
+  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    const auto backend = make_test_backend(0);
+    Network teacher(*backend, small_alexnet(9));
+    TrainingOptions with_teacher = options(freeze, flip);
+    with_teacher.distillation.weight = 0.7;
+    Network whole(*backend, small_alexnet(1));
+    Trainer uninterrupted(whole, train_, test_, with_teacher);
+    uninterrupted.learn_from(teacher);
+    ASSERT_TRUE(uninterrupted.run({}));
+
+    const auto path = folder_->path() / "taught.safetensors";
+    {
+      Network first(*backend, small_alexnet(1));
+      Trainer stopped(first, train_, test_, with_teacher);
+      stopped.learn_from(teacher);
+      ASSERT_FALSE(stopped.run(
+          {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
+      stopped.save_checkpoint(path);
+    }
+    Checkpoint checkpoint = load_checkpoint(path);
+    EXPECT_EQ(checkpoint.options.distillation.weight, 0.7);
+    Network second(*backend, std::move(checkpoint.parameters));
+    Trainer resumed(second, train_, test_, checkpoint.options);
+    resumed.learn_from(teacher);
+    resumed.restore(checkpoint);
+    ASSERT_TRUE(resumed.run({}));
+    EXPECT_TRUE(same_bits(whole.state(), second.state()));
+    EXPECT_EQ(uninterrupted.position().history.back().loss, resumed.position().history.back().loss);
+  }
+}
+
+TEST_F(TrainerTest, ANetworkThatIsItsOwnTeacherHasNothingToLearn) {
+  const auto backend = make_test_backend(0);
+  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    Network teacher(*backend, small_alexnet(1)), student(*backend, small_alexnet(1));
+    TrainingOptions taught = options(freeze, flip);
+    taught.weight_decay = 0;
+    taught.dropout = 0;
+    taught.distillation.weight = 1;
+    Trainer trainer(student, train_, test_, taught);
+    trainer.learn_from(teacher);
+    ASSERT_TRUE(trainer.run({}));
+    for (const EpochReport& epoch : trainer.position().history) EXPECT_NEAR(epoch.loss, 0, 1e-6);
+    for (const Parameter& parameter : student.state().parameters)
+      EXPECT_LE(testing::relative_error(parameter.values().view(), teacher.state().at(parameter.name).values().view()),
+                1e-5)
+          << parameter.name;
+  }
+}
+
+TEST_F(TrainerTest, AStudentComesToPredictWhatItsTeacherDoes) {
+  const auto backend = make_test_backend(0);
+  Network teacher(*backend, small_alexnet(9)), student(*backend, small_alexnet(1));
+  TrainingOptions taught = options(false, false);
+  taught.epochs = 10;
+  taught.dropout = 0;
+  taught.distillation.weight = 1;
+  Trainer trainer(student, train_, test_, taught);
+  trainer.learn_from(teacher);
+  ASSERT_TRUE(trainer.run({}));
+  // Of a divergence, not of a cross-entropy with its floor: it goes towards 0.
+  const auto& history = trainer.position().history;
+  EXPECT_LT(history.back().loss, 0.2 * history.front().loss);
+}
+
+TEST_F(TrainerTest, ATeacherOfNoWeightIsNotHeard) {
+  const auto backend = make_test_backend(0);
+  Network teacher(*backend, small_alexnet(9)), taught(*backend, small_alexnet(1)), alone(*backend, small_alexnet(1));
+  Trainer with(taught, train_, test_, options(true, false)), without(alone, train_, test_, options(true, false));
+  with.learn_from(teacher);
+  ASSERT_TRUE(with.run({}));
+  ASSERT_TRUE(without.run({}));
+  EXPECT_TRUE(same_bits(taught.state(), alone.state()));
+}
+
 TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
   const auto backend = make_test_backend(0);
   const auto path = folder_->path() / "edge.safetensors";

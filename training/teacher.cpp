@@ -1,0 +1,65 @@
+#include "training/teacher.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibblenet {
+namespace {
+
+/// Logits to weight softmax(logits) + (1 - weight) onehot(label), in place; returns the entropy of the result.
+double mix_with_label(std::span<float> row, double weight, int32_t label) {
+  const float largest = std::ranges::max(row);
+  double sum = 0;
+  for (const float logit : row) sum += std::exp(static_cast<double>(logit - largest));
+  double entropy = 0;
+  for (size_t k = 0; k < row.size(); ++k) {
+    const double softmax = std::exp(static_cast<double>(row[k] - largest)) / sum;
+    const double target = weight * softmax + (static_cast<int32_t>(k) == label ? 1 - weight : 0.0);
+    row[k] = static_cast<float>(target);
+    if (target > 0) entropy -= target * std::log(target);
+  }
+  return entropy;
+}
+
+}  // namespace
+
+Teacher::Teacher(Network& network, double weight, const Preprocess& preprocess, int64_t batch_size)
+    : network_(network),
+      weight_(weight),
+      preprocess_(preprocess),
+      batch_size_(batch_size),
+      targets_(network.backend(), {batch_size, network.classes()}, MemoryCategory::data) {}
+
+void Teacher::predict(const Dataset& dataset, const OnProgress& on_progress) {
+  if (predicted_.empty())
+    predicted_ = std::move(evaluate(network_, dataset, preprocess_, batch_size_, on_progress).logits);
+}
+
+void Teacher::look_at(ConstActivations images) {
+  if (!pass_)
+    pass_.emplace(network_, 0, network_.layers().size(), Shape{batch_size_, preprocess_.crop, preprocess_.crop, 3},
+                  Pass::Mode::inference);
+  const TensorView<const float> logits = pass_->forward(images);
+  logits_.resize(static_cast<size_t>(logits.elements()));
+  network_.backend().copy_to_host(logits_.data(), logits.data(), logits_.size() * sizeof(float));
+}
+
+void Teacher::look_at(std::span<const int64_t> positions) {
+  logits_.clear();
+  for (const int64_t position : positions) {
+    const std::span<const float> row = std::as_const(predicted_).view().slice(position, 1).span();
+    logits_.insert(logits_.end(), row.begin(), row.end());
+  }
+}
+
+SoftTargets Teacher::targets(std::span<const int32_t> labels) {
+  const auto classes = static_cast<size_t>(network_.classes());
+  double entropy = 0;
+  for (size_t n = 0; n < labels.size(); ++n)
+    entropy += mix_with_label(std::span(logits_).subspan(n * classes, classes), weight_, labels[n]);
+  network_.backend().copy_from_host(targets_.data(), logits_.data(), logits_.size() * sizeof(float));
+  return {std::as_const(targets_).view().slice(0, static_cast<int64_t>(labels.size())),
+          entropy / static_cast<double>(labels.size())};
+}
+
+}  // namespace nibblenet
