@@ -9,6 +9,7 @@
 
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
+#include "engine/model/pass.h"
 #include "training/image_feed.h"
 #include "training/output_importance.h"
 

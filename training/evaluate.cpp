@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "engine/model/pass.h"
 #include "layers/cross_entropy.h"
 #include "training/image_feed.h"
 

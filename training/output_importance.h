@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 
 namespace nibblenet {
 

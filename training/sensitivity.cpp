@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/model/pass.h"
 #include "engine/quant/entropy.h"
 #include "training/image_feed.h"
 

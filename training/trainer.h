@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/model/pass.h"
 #include "training/evaluate.h"
 #include "training/pruning.h"
 #include "training/schedule.h"

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "engine/io/preprocess.h"
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"

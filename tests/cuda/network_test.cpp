@@ -1,10 +1,9 @@
-#include "engine/model/network.h"
-
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
 
+#include "engine/model/pass.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
 #include "layers/cross_entropy.h"

@@ -5,7 +5,7 @@
 #include <array>
 #include <vector>
 
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"

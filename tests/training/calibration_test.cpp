@@ -6,6 +6,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "engine/model/pass.h"
 #include "engine/quant/quantizer.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"

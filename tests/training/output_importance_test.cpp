@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/model/pass.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
 #include "training/sensitivity.h"

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/io/preprocess.h"
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 
 namespace nibblenet::tools {
 

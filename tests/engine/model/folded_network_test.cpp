@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/io/preprocess.h"
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/unrounded.h"

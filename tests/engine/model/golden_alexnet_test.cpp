@@ -5,7 +5,7 @@
 
 #include "engine/core/random.h"
 #include "engine/io/preprocess.h"
-#include "engine/model/network.h"
+#include "engine/model/pass.h"
 #include "layers/cross_entropy.h"
 #include "tests/support/golden.h"
 

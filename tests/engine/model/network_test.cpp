@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/model/pass.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 

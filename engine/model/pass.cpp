@@ -1,0 +1,233 @@
+#include "engine/model/pass.h"
+
+#include <algorithm>
+
+#include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/linear.h"
+#include "layers/pooling.h"
+#include "layers/relu.h"
+
+namespace nibblenet {
+namespace {
+
+Shape with_batch(const Shape& shape, int64_t batch) {
+  std::array<int64_t, Shape::max_rank> sizes{};
+  std::ranges::copy(shape.sizes(), sizes.begin());
+  sizes[0] = batch;
+  return Shape(std::span(sizes.data(), static_cast<size_t>(shape.rank())));
+}
+
+/// The first elements of a tensor that was planned for a larger batch.
+template <class T>
+TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
+  return {tensor.data(), shape};
+}
+
+/// At inference: dropout, and the average of single pixels.
+bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
+  if (spec.kind == LayerKind::adaptive_average_pool2d) return x[1] == y[1] && x[2] == y[2];
+  return spec.kind == LayerKind::dropout;
+}
+
+}  // namespace
+
+Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode)
+    : network_(&network), begin_(begin), mode_(mode) {
+  Backend& backend = network.backend();
+  Shape shape = input;
+  int64_t largest = 0;
+  int64_t largest_weight = 0;
+  int64_t largest_bias = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const LayerSpec& spec = network.layers()[i].spec;
+    if (spec.kind == LayerKind::max_pool2d && (shape[1] < spec.window.size || shape[2] < spec.window.size))
+      fail<ShapeError>("images of this size are too small for the network: use {} pixels or more", smallest_image_size);
+    shape = spec.output_shape(shape);
+    shapes_.push_back(shape);
+    largest = std::max(largest, shape.elements());
+    if (spec.has_parameters()) {
+      largest_weight = std::max(largest_weight, spec.weight.elements());
+      largest_bias = std::max(largest_bias, spec.weight[0]);
+    }
+  }
+  if (mode == Mode::inference) {
+    const Precision precision = network.precision();
+    // Floats that come in are converted into one of the buffers; what goes out is float32.
+    const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
+    const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
+                                  static_cast<size_t>(shape.elements()) * sizeof(float));
+    for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
+    return;
+  }
+  if (network.precision() != Precision::float32 || network.folded())
+    throw Error("training needs a network in float32 that is not folded");
+  live_.resize(shapes_.size());
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    outputs_.emplace_back(backend, shapes_[i], MemoryCategory::activations);
+    const bool pooling = network.layers()[begin + i].spec.kind == LayerKind::max_pool2d;
+    argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
+  }
+  for (auto& gradient : gradients_) gradient = Tensor<float>(backend, {largest}, MemoryCategory::activations);
+  dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
+  dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
+}
+
+DropoutKey Pass::dropout_key(size_t index) const {
+  constexpr uint64_t layers_at_most = 64;
+  return {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0};
+}
+
+TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
+  if (network_->folded() && begin_ == 0) throw Error("a folded network takes images' bytes, not prepared images");
+  if (x.size(0) > shapes_.front()[0])
+    fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
+  if (mode_ == Mode::inference)
+    return replays_.run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch); }).floats();
+  dropout_ = dropout;
+  return forward_and_keep(x.floats());
+}
+
+TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
+  if (!network_->folded() || begin_ != 0 || mode_ != Mode::inference)
+    throw Error("inference from bytes needs a folded network, from its first layer on");
+  const int64_t batch = images.size(0);
+  if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
+  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->precision());
+  Layer& first = network_->layers().front();
+  first.folded->run(y, images, first.spec.epilogue);
+  return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
+}
+
+/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is ours.
+ConstActivations Pass::infer(ConstActivations x, size_t first) {
+  const Precision precision = network_->precision();
+  const int64_t batch = x.size(0);
+  size_t next = first;
+  const auto output = [&](const Shape& shape, Precision stored) {
+    return Activations(alternating_[next++ % 2].data(), with_batch(shape, batch), stored);
+  };
+  if (x.precision() != precision) {
+    const Activations converted = output(x.shape(), precision);
+    network_->backend().convert(converted, x);
+    x = converted;
+  }
+  for (size_t i = first; i < shapes_.size(); ++i) {
+    const bool last = i + 1 == shapes_.size();
+    if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
+    if (i + 2 < shapes_.size() && is_pooled(i)) {
+      const Activations pooled = output(shapes_[i + 1], precision);
+      if (run_pooled(i, pooled, x)) {
+        x = pooled;
+        ++i;
+        continue;
+      }
+      --next;  // that place is free again
+    }
+    const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
+    run_layer(i, y, x, {});
+    x = y;
+  }
+  if (x.precision() == Precision::float32) return x;
+  const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
+  network_->backend().convert(y, x);
+  return y;
+}
+
+bool Pass::is_pooled(size_t index) const {
+  const auto kind = [&](size_t i) { return network_->layers()[begin_ + i].spec.kind; };
+  return kind(index) == LayerKind::conv2d && kind(index + 1) == LayerKind::max_pool2d;
+}
+
+bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
+  Layer& layer = network_->layers()[begin_ + index];
+  const LayerSpec& pool = network_->layers()[begin_ + index + 1].spec;
+  return conv2d_max_pool2d_forward(network_->backend(), y, x, *layer.weight, layer.bias.view(), layer.spec.window,
+                                   layer.spec.epilogue, pool.window);
+}
+
+TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {
+  const int64_t batch = x.size(0);
+  input_ = x;
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    live_[i] = front(outputs_[i], with_batch(shapes_[i], batch));
+    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
+      dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));
+    else
+      run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
+    x = live_[i];
+  }
+  return x;
+}
+
+/// Any layer but dropout. `argmax` is null when no backward pass follows.
+void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
+  Backend& backend = network_->backend();
+  Layer& layer = network_->layers()[begin_ + index];
+  switch (layer.spec.kind) {
+    case LayerKind::conv2d:
+      conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
+      break;
+    case LayerKind::max_pool2d:
+      max_pool2d_forward(backend, y, argmax, x, layer.spec.window);
+      break;
+    case LayerKind::adaptive_average_pool2d:
+      adaptive_average_pool2d_forward(backend, y, x);
+      break;
+    case LayerKind::flatten:
+      flatten_forward(backend, y, x);
+      break;
+    case LayerKind::linear:
+      linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
+      break;
+    case LayerKind::dropout:
+      break;
+  }
+}
+
+void Pass::backward(TensorView<const float> dy, const OnGradient& on_gradient) {
+  if (mode_ != Mode::training) throw Error("backward() needs a training pass");
+  Backend& backend = network_->backend();
+  size_t lowest = 0;  // below the first layer with parameters no gradient is needed
+  while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
+  for (size_t i = shapes_.size(); i-- > lowest;) {
+    Layer& layer = network_->layers()[begin_ + i];
+    const TensorView<const float> x = i == 0 ? input_ : live_[i - 1];
+    const TensorView<float> dx = i == lowest ? TensorView<float>() : front(gradients_[i % 2], x.shape());
+    if (layer.spec.epilogue == Epilogue::relu) {
+      const TensorView<float> masked =
+          front(gradients_[(i + 1) % 2], dy.shape());  // where dy is already, unless i is last
+      relu_backward(backend, masked, dy, live_[i]);
+      dy = masked;
+    }
+    switch (layer.spec.kind) {
+      case LayerKind::conv2d:
+      case LayerKind::linear: {
+        const TensorView<float> dw = front(dw_, layer.spec.weight);
+        const TensorView<float> dbias = front(dbias_, Shape{layer.spec.weight[0]});
+        if (layer.spec.kind == LayerKind::conv2d) {
+          conv2d_backward(backend, dx, dw, dbias, dy, x, *layer.weight, layer.spec.window);
+        } else {
+          linear_backward(backend, dx, dw, dbias, dy, x, *layer.weight);
+        }
+        on_gradient(layer, dw, dbias);
+        break;
+      }
+      case LayerKind::max_pool2d:
+        max_pool2d_backward(backend, dx, dy, front(argmax_[i], dy.shape()), layer.spec.window);
+        break;
+      case LayerKind::adaptive_average_pool2d:
+        adaptive_average_pool2d_backward(backend, dx, dy);
+        break;
+      case LayerKind::flatten:
+        flatten_backward(backend, dx, dy);
+        break;
+      case LayerKind::dropout:
+        dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(i));
+        break;
+    }
+    dy = dx;
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "engine/model/network.h"
+#include "engine/model/replays.h"
+
+namespace nibblenet {
+
+/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run draws the same ones.
+struct DropoutPlan {
+  float probability = 0.0F;
+  uint64_t seed = 0;
+  uint64_t step = 0;
+};
+
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
+/// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
+/// gradients, for training.
+class Pass {
+ public:
+  enum class Mode : uint8_t { inference, training };
+  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the
+  /// flatten.
+  Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
+
+  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the network's precision; valid
+  /// until the next call. Inference on batches that come again from the same place is recorded and replayed, where the
+  /// backend can. With a training pass everything backward() needs is kept; x must stay where it is until then.
+  TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
+  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded network; the pass was made
+  /// for inference from the first layer on, and for the shape that prepared images would have.
+  TensorView<const float> forward(TensorView<const uint8_t> images);
+
+  /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
+  /// parameters may be changed: its input's gradient has been computed already.
+  using OnGradient = std::function<void(Layer& layer, TensorView<float> dw, TensorView<float> dbias)>;
+  /// From dy = dLoss/d(output), for the batch of the last forward(). Calls back layer by layer, last layer first.
+  void backward(TensorView<const float> dy, const OnGradient& on_gradient);
+
+ private:
+  ConstActivations infer(ConstActivations x, size_t first = 0);
+  TensorView<const float> forward_and_keep(TensorView<const float> x);
+  /// Whether max pooling follows a convolution.
+  bool is_pooled(size_t index) const;
+  /// Both at once; false, and nothing was done, where the backend does not do that.
+  bool run_pooled(size_t index, Activations y, ConstActivations x);
+  void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
+  DropoutKey dropout_key(size_t index) const;
+
+  Network* network_;
+  size_t begin_;
+  Mode mode_;
+  std::vector<Shape> shapes_;                     ///< of each layer's output, for the largest batch
+  std::array<Buffer<std::byte>, 2> alternating_;  ///< inference
+  std::vector<Tensor<float>> outputs_;            ///< training: one per layer
+  std::vector<Tensor<uint8_t>> argmax_;           ///< training, max pooling only
+  std::array<Tensor<float>, 2> gradients_;        ///< of layer outputs, alternating
+  Tensor<float> dw_;                              ///< as large as the largest weight of the range
+  Tensor<float> dbias_;
+  std::vector<TensorView<float>> live_;  ///< training: outputs of the last forward()
+  TensorView<const float> input_;
+  DropoutPlan dropout_;
+  Replays replays_;  ///< inference
+};
+
+}  // namespace nibblenet
