@@ -74,6 +74,8 @@ class Recording {
   virtual void replay() = 0;
   /// Whether the backend's own scratch is where they expect it; if not, they have to be recorded again.
   virtual bool current() const = 0;
+  /// How many there are.
+  virtual int64_t operations() const = 0;
 };
 
 /// A convolution folded with the preparation of its images (engine/core/fold.h), in a backend's memory.

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "engine/model/network.h"
@@ -33,6 +34,8 @@ class Pass {
   /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded network; the pass was made
   /// for inference from the first layer on, and for the shape that prepared images would have.
   TensorView<const float> forward(TensorView<const uint8_t> images);
+  /// Operations of the pass that was recorded last; nothing where none was.
+  std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
 
   /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
   /// parameters may be changed: its input's gradient has been computed already.

@@ -28,4 +28,9 @@ ConstActivations Replays::run(Backend& backend, ConstActivations x, const Work& 
   return entry->result;
 }
 
+std::optional<int64_t> Replays::operations() const {
+  if (entries_.empty() || !entries_.back().recording) return std::nullopt;
+  return entries_.back().recording->operations();
+}
+
 }  // namespace nibblenet

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -16,6 +17,8 @@ class Replays {
   /// work(x). When the same place, shape and precision come a second time the work is recorded, and from then on
   /// replayed: for them it must always queue the same operations, on the same memory.
   ConstActivations run(Backend& backend, ConstActivations x, const Work& work);
+  /// Of what was recorded last; nothing where nothing was.
+  std::optional<int64_t> operations() const;
 
  private:
   struct Entry {

@@ -24,6 +24,7 @@ class RecordingCuda final : public Recording {
 
   void replay() override { graph_.launch(stream_); }
   bool current() const override { return scratch_moves_ == moves_before_; }
+  int64_t operations() const override { return graph_.nodes(); }
 
  private:
   Stream& stream_;
@@ -217,7 +218,7 @@ void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocat
 float* CudaBackend::floats(size_t size) {
   if (workspace_.size() < size) {
     workspace_ = {};  // free the old one first
-    ++scratch_moves_;
+    scratch_moved();
     workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
   }
   return workspace_.data();
@@ -226,7 +227,7 @@ float* CudaBackend::floats(size_t size) {
 unsigned* CudaBackend::counters(size_t size) {
   if (counters_.size() < size) {
     counters_ = {};
-    ++scratch_moves_;
+    scratch_moved();
     counters_ = Buffer<unsigned>(*this, size, MemoryCategory::workspace);
     fill_zero(counters_.data(), counters_.bytes(), stream_);
   }

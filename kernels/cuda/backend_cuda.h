@@ -71,6 +71,10 @@ class CudaBackend : public Backend, private Workspace {
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                               TensorView<const float> latent, const RoundingRule& rule) override;
 
+ protected:
+  /// Recordings that were made before have to be made again.
+  void scratch_moved() { ++scratch_moves_; }
+
  private:
   void* do_allocate(size_t bytes) override;
   void do_deallocate(void* data, size_t bytes) noexcept override;
@@ -83,8 +87,8 @@ class CudaBackend : public Backend, private Workspace {
   Uploads uploads_;
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
-  int64_t scratch_moves_ = 0;  ///< how often one of these two has been replaced
-  Buffer<int64_t> rows_;       ///< indices of the last gather_rows
+  int64_t scratch_moves_ = 0;
+  Buffer<int64_t> rows_;  ///< indices of the last gather_rows
 };
 
 }  // namespace nibblenet

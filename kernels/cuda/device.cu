@@ -40,14 +40,18 @@ void Graph::begin(Stream& stream) {
 void Graph::abandon(Stream& stream) noexcept {
   cudaGraph_t graph = nullptr;
   if (cudaStreamEndCapture(stream.get(), &graph) == cudaSuccess) cudaGraphDestroy(graph);
+  cudaGetLastError();  // it would be reported again by the next launch
 }
 
 void Graph::end(Stream& stream) {
   cudaGraph_t graph = nullptr;
   check(cudaStreamEndCapture(stream.get(), &graph), "cudaStreamEndCapture");
-  const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
+  size_t nodes = 0;
+  cudaError_t status = cudaGraphGetNodes(graph, nullptr, &nodes);
+  if (status == cudaSuccess) status = cudaGraphInstantiate(&graph_, graph, 0);
   cudaGraphDestroy(graph);
   check(status, "cudaGraphInstantiate");
+  nodes_ = static_cast<int64_t>(nodes);
 }
 
 Graph::~Graph() { cudaGraphExecDestroy(graph_); }

@@ -90,12 +90,15 @@ class Graph {
   Graph& operator=(const Graph&) = delete;
 
   void launch(Stream& stream);
+  /// Kernels, copies and the like.
+  int64_t nodes() const { return nodes_; }
 
  private:
   static void begin(Stream& stream);
   static void abandon(Stream& stream) noexcept;
   void end(Stream& stream);
   CUgraphExec_st* graph_ = nullptr;
+  int64_t nodes_ = 0;
 };
 
 /// The current CUDA device. Throws CudaError when it cannot be used.

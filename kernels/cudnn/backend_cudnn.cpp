@@ -30,23 +30,32 @@ TensorView<const float> as_images(TensorView<const float> matrix) {
 
 }  // namespace
 
-/// Float32 in PyTorch's order, as it is trained and saved, with a copy in cuDNN's; or halves in cuDNN's order, which is
-/// our device order.
+/// Float32 in PyTorch's order, as it is trained and saved, with a copy in cuDNN's that stays where it is, for graphs;
+/// or halves in cuDNN's order, which is our device order.
 class CudnnBackend::WeightCudnn final : public WeightCuda {
  public:
-  using WeightCuda::WeightCuda;
-  void changed() override { filters_current = false; }
+  WeightCudnn(CudnnBackend& backend, TensorView<const float> values, Precision precision)
+      : WeightCuda(backend, values, precision, backend.stream()), backend_(backend) {
+    if (form() != Form::float32 || one_tap(shape())) return;
+    filters = Buffer<float>(backend, static_cast<size_t>(shape().elements()), MemoryCategory::workspace);
+    backend.reorder(filters, floats());
+  }
+  void changed() override {
+    if (filters.size() > 0) backend_.reorder(filters, floats());
+  }
 
   Buffer<float> filters;
-  bool filters_current = false;
   Buffer<f16> half_bias;  ///< made when it is first used: inference changes no bias
+
+ private:
+  CudnnBackend& backend_;
 };
 
 CudnnBackend::CudnnBackend()
     : handle_(make_descriptor(cudnn().create, cudnn().destroy)),
       relu_(describe_activation(CUDNN_ACTIVATION_RELU)),
-      convolution_(handle_.get(), [this](size_t bytes) { return workspace(bytes); }),
-      matmul_(stream().get(), [this](size_t bytes) { return workspace(bytes); }) {
+      convolution_(handle_.get(), stream(), [this](size_t bytes) { return workspace(bytes); }),
+      matmul_(stream(), [this](size_t bytes) { return workspace(bytes); }) {
   check(cudnn().set_stream(handle_.get(), stream().get()), "giving cuDNN a stream");
 }
 
@@ -61,13 +70,24 @@ std::string CudnnBackend::description() const {
 void* CudnnBackend::workspace(size_t bytes) {
   if (workspace_.size() < bytes) {
     workspace_ = {};  // free the old one first
+    scratch_moved();
     workspace_ = Buffer<std::byte>(*this, bytes, MemoryCategory::workspace);
   }
   return workspace_.data();
 }
 
+std::unique_ptr<Recording> CudnnBackend::record(const std::function<void()>& work) {
+  if (!records_) return nullptr;
+  try {
+    return CudaBackend::record(work);
+  } catch (const CudaError&) {
+    records_ = false;
+    return nullptr;
+  }
+}
+
 std::unique_ptr<Weight> CudnnBackend::make_weight(TensorView<const float> host_values, Precision precision) {
-  return std::make_unique<WeightCudnn>(*this, host_values, precision, stream());
+  return std::make_unique<WeightCudnn>(*this, host_values, precision);
 }
 
 std::unique_ptr<Weight> CudnnBackend::make_weight(const PackedTensor& packed, Precision precision) {
@@ -80,22 +100,19 @@ std::unique_ptr<FoldedConv2d> CudnnBackend::make_folded_conv2d(const FoldedConvo
   throw UsageError("--device cudnn does not fold the first convolution with the resize; leave --fold-first out");
 }
 
-const void* CudnnBackend::filters(WeightCudnn& weight, Precision precision) {
+void CudnnBackend::reorder(Buffer<float>& filters, TensorView<const float> values) {
+  const FilterOrders orders = orders_of(values.shape());
+  check(cudnn().transform(handle_.get(), &one, orders.torch.get(), values.data(), &zero, orders.cudnn.get(),
+                          filters.data()),
+        "reordering filters");
+}
+
+const void* CudnnBackend::filters(const WeightCudnn& weight, Precision precision) {
   const bool halves = weight.form() == WeightCuda::Form::float16;
   if (halves != (precision == Precision::float16))
     fail<Error>("{} activations need weights of their precision", to_string(precision));
   if (halves) return weight.halves();
-  if (one_tap(weight.shape())) return weight.floats().data();
-  if (!weight.filters_current) {
-    if (weight.filters.size() == 0)
-      weight.filters = Buffer<float>(*this, static_cast<size_t>(weight.shape().elements()), MemoryCategory::workspace);
-    const FilterOrders orders = orders_of(weight.shape());
-    check(cudnn().transform(handle_.get(), &one, orders.torch.get(), weight.floats().data(), &zero, orders.cudnn.get(),
-                            weight.filters.data()),
-          "reordering filters");
-    weight.filters_current = true;
-  }
-  return weight.filters.data();
+  return one_tap(weight.shape()) ? weight.floats().data() : weight.filters.data();
 }
 
 const void* CudnnBackend::bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision) {

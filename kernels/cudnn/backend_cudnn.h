@@ -17,8 +17,8 @@ class CudnnBackend final : public CudaBackend {
 
   std::string name() const override { return "cudnn"; }
   std::string description() const override;
-  /// Nothing: the libraries may allocate whenever they like.
-  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  /// Null, too, from the first time on that the libraries did what cannot be captured.
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
@@ -47,7 +47,8 @@ class CudnnBackend final : public CudaBackend {
  private:
   class WeightCudnn;
   /// Filters in cuDNN's order and bias, as activations of this precision meet them.
-  const void* filters(WeightCudnn& weight, Precision precision);
+  const void* filters(const WeightCudnn& weight, Precision precision);
+  void reorder(Buffer<float>& filters, TensorView<const float> values);
   const void* bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision);
   void* workspace(size_t bytes);
 
@@ -56,6 +57,7 @@ class CudnnBackend final : public CudaBackend {
   ConvolutionCudnn convolution_;
   MatmulCublasLt matmul_;
   Buffer<std::byte> workspace_;
+  bool records_ = true;
   Buffer<float> dfilters_;  ///< gradient in cuDNN's order, of the last filters
 };
 

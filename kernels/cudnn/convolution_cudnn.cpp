@@ -1,5 +1,9 @@
 #include "kernels/cudnn/convolution_cudnn.h"
 
+#include <limits>
+
+#include "kernels/cudnn/replayed_time.h"
+
 namespace nibblenet {
 namespace {
 
@@ -15,14 +19,14 @@ std::vector<Choice> measured(bool deterministic, Find find) {
   std::vector<Choice> choices;
   for (const Performance& result : std::span(results).first(static_cast<size_t>(count)))
     if (result.status == CUDNN_STATUS_SUCCESS && (!deterministic || result.determinism == CUDNN_DETERMINISTIC))
-      choices.push_back({static_cast<int>(result.algo), result.memory, result.mathType});
+      choices.push_back({static_cast<int>(result.algo), result.memory, result.mathType, result.time});
   return choices;
 }
 
 }  // namespace
 
 ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape& x, const Shape& y, Window window,
-                                               Precision precision) {
+                                               Precision precision, Epilogue epilogue) {
   const Key key = {static_cast<int64_t>(direction),
                    x[0],
                    x[1],
@@ -34,7 +38,8 @@ ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape&
                    window.size,
                    window.stride,
                    window.padding,
-                   static_cast<int64_t>(precision)};
+                   static_cast<int64_t>(precision),
+                   static_cast<int64_t>(epilogue)};
   const auto known = plans_.find(key);
   if (known != plans_.end()) return known->second;
 
@@ -70,49 +75,72 @@ ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape&
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
+/// Those that cannot be captured in a graph are out, unless there are no others.
+void ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run) {
+  constexpr float worth_a_try = 2;
+  std::optional<Choice> fastest;
+  float least = std::numeric_limits<float>::infinity();
+  for (const Choice& choice : plan.choices) {
+    if (choice.alone > worth_a_try * least) break;
+    const std::optional<float> time = replayed_time(stream_, [&] {
+      return cudnn().set_convolution_math(plan.convolution.get(), choice.math) == CUDNN_STATUS_SUCCESS &&
+             run(choice) == CUDNN_STATUS_SUCCESS;
+    });
+    if (!time || *time >= least) continue;
+    least = *time;
+    fastest = choice;
+  }
+  if (fastest) plan.choices = {*fastest};
+  plan.compared = true;
+}
+
 template <class Run>
 void ConvolutionCudnn::run_fastest(Plan& plan, const char* what, Run run) {
   // Not every algorithm that ran alone runs with a bias and an activation behind it.
   cudnnStatus_t status = CUDNN_STATUS_NOT_SUPPORTED;
-  while (!plan.choices.empty()) {
-    const Choice& choice = plan.choices.front();
+  for (const Choice choice : plan.choices) {
     check(cudnn().set_convolution_math(plan.convolution.get(), choice.math), what);
-    status = run(choice.algorithm, workspace_(choice.workspace), choice.workspace);
-    if (status == CUDNN_STATUS_SUCCESS) return;
-    plan.choices.erase(plan.choices.begin());
+    status = run(choice);
+    if (status != CUDNN_STATUS_SUCCESS) continue;
+    plan.choices = {choice};
+    return;
   }
   check(status, what);
 }
 
 void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* filters, float factor, const void* bias,
                                Window window, Epilogue epilogue) {
-  Plan& p = plan(Direction::forward, x.shape(), y.shape(), window, x.precision());
+  Plan& p = plan(Direction::forward, x.shape(), y.shape(), window, x.precision(), epilogue);
   const cudnnActivationDescriptor_t activation = epilogue == Epilogue::relu ? relu_.get() : identity_.get();
-  run_fastest(p, "convolution", [&](int algorithm, void* workspace, size_t bytes) {
+  const auto run = [&](const Choice& choice) {
     return cudnn().convolution_forward(handle_, &factor, p.x.get(), x.data(), p.filters.get(), filters,
-                                       p.convolution.get(), static_cast<cudnnConvolutionFwdAlgo_t>(algorithm),
-                                       workspace, bytes, &zero, p.y.get(), y.data(), p.bias.get(), bias, activation,
-                                       p.y.get(), y.data());
-  });
+                                       p.convolution.get(), static_cast<cudnnConvolutionFwdAlgo_t>(choice.algorithm),
+                                       workspace_(choice.workspace), choice.workspace, &zero, p.y.get(), y.data(),
+                                       p.bias.get(), bias, activation, p.y.get(), y.data());
+  };
+  if (!p.compared) keep_fastest(p, run);
+  run_fastest(p, "convolution", run);
 }
 
 void ConvolutionCudnn::backward_data(TensorView<float> dx, TensorView<const float> dy, const float* filters,
                                      Window window) {
   Plan& p = plan(Direction::backward_data, dx.shape(), dy.shape(), window, Precision::float32);
-  run_fastest(p, "data gradient of a convolution", [&](int algorithm, void* workspace, size_t bytes) {
-    return cudnn().convolution_backward_data(handle_, &one, p.filters.get(), filters, p.y.get(), dy.data(),
-                                             p.convolution.get(), static_cast<cudnnConvolutionBwdDataAlgo_t>(algorithm),
-                                             workspace, bytes, &zero, p.x.get(), dx.data());
+  run_fastest(p, "data gradient of a convolution", [&](const Choice& choice) {
+    return cudnn().convolution_backward_data(
+        handle_, &one, p.filters.get(), filters, p.y.get(), dy.data(), p.convolution.get(),
+        static_cast<cudnnConvolutionBwdDataAlgo_t>(choice.algorithm), workspace_(choice.workspace), choice.workspace,
+        &zero, p.x.get(), dx.data());
   });
 }
 
 void ConvolutionCudnn::backward_filters(float* dfilters, TensorView<const float> dy, TensorView<const float> x,
                                         Window window) {
   Plan& p = plan(Direction::backward_filters, x.shape(), dy.shape(), window, Precision::float32);
-  run_fastest(p, "filter gradient of a convolution", [&](int algorithm, void* workspace, size_t bytes) {
+  run_fastest(p, "filter gradient of a convolution", [&](const Choice& choice) {
     return cudnn().convolution_backward_filter(
         handle_, &one, p.x.get(), x.data(), p.y.get(), dy.data(), p.convolution.get(),
-        static_cast<cudnnConvolutionBwdFilterAlgo_t>(algorithm), workspace, bytes, &zero, p.filters.get(), dfilters);
+        static_cast<cudnnConvolutionBwdFilterAlgo_t>(choice.algorithm), workspace_(choice.workspace), choice.workspace,
+        &zero, p.filters.get(), dfilters);
   });
 }
 

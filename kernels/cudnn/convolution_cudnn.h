@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "kernels/cuda/device.h"
 #include "kernels/cudnn/descriptors.h"
 
 namespace nibblenet {
@@ -12,12 +13,15 @@ namespace nibblenet {
 /// Device memory for one call, valid until the next request.
 using WorkspaceOf = std::function<void*(size_t bytes)>;
 
-/// Convolutions by cuDNN: images [N, H, W, C], filters [K, R, S, C]. The first call for a shape times every algorithm
-/// that cuDNN has and keeps the order; later ones take the fastest that runs. Gradients take deterministic ones only.
+/// Convolutions by cuDNN: images [N, H, W, C], filters [K, R, S, C]. The first call for a shape has cuDNN time every
+/// algorithm that it has. The forward pass then times those not far behind once more, on its own operands, with bias
+/// and activation and replayed from a graph, and keeps the fastest; gradients take the fastest of the deterministic
+/// ones that runs.
 class ConvolutionCudnn {
  public:
-  ConvolutionCudnn(cudnnHandle_t handle, WorkspaceOf workspace)
+  ConvolutionCudnn(cudnnHandle_t handle, Stream& stream, WorkspaceOf workspace)
       : handle_(handle),
+        stream_(stream),
         workspace_(std::move(workspace)),
         relu_(describe_activation(CUDNN_ACTIVATION_RELU)),
         identity_(describe_activation(CUDNN_ACTIVATION_IDENTITY)) {}
@@ -36,20 +40,25 @@ class ConvolutionCudnn {
     int algorithm;
     size_t workspace;
     cudnnMathType_t math;
+    float alone;  ///< milliseconds, as cuDNN timed it
   };
   struct Plan {
     TensorDescriptor x, y, bias;
     FilterDescriptor filters;
     ConvolutionDescriptor convolution;
     std::vector<Choice> choices;  ///< fastest first
+    bool compared = false;        ///< on a call's own operands
   };
-  using Key = std::array<int64_t, 12>;
+  using Key = std::array<int64_t, 13>;
 
-  Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision);
+  Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision,
+             Epilogue epilogue = Epilogue::none);
+  void keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run);
   template <class Run>
   void run_fastest(Plan& plan, const char* what, Run run);
 
   cudnnHandle_t handle_;
+  Stream& stream_;
   WorkspaceOf workspace_;
   ActivationDescriptor relu_, identity_;
   std::map<Key, Plan> plans_;

@@ -1,11 +1,15 @@
 #include "kernels/cudnn/matmul_cublaslt.h"
 
 #include <bit>
+#include <limits>
+
+#include "kernels/cudnn/replayed_time.h"
 
 namespace nibblenet {
 namespace {
 
 constexpr size_t most_workspace = size_t{32} << 20;
+constexpr int most_choices = 8;
 
 /// Largest power of two, up to 256, that the address is a multiple of.
 int64_t alignment(const void* address) {
@@ -39,7 +43,7 @@ cublasLtEpilogue_t epilogue_of(bool with_bias, Epilogue epilogue) {
 
 }  // namespace
 
-MatmulCublasLt::MatmulCublasLt(CUstream_st* stream, WorkspaceOf workspace)
+MatmulCublasLt::MatmulCublasLt(Stream& stream, WorkspaceOf workspace)
     : stream_(stream),
       workspace_(std::move(workspace)),
       handle_(make_descriptor(cublas_lt().create, cublas_lt().destroy)) {}
@@ -54,8 +58,7 @@ MatmulCublasLt::Plan MatmulCublasLt::make_plan(const Key& key) {
             b_transposed != 0 ? layout(in, k, n) : layout(in, n, k),
             a_transposed != 0 ? layout(in, m, k) : layout(in, k, m),
             layout(out, n, m),
-            {},
-            0};
+            {}};
   set(matmul, CUBLASLT_MATMUL_DESC_TRANSA, b_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(matmul, CUBLASLT_MATMUL_DESC_TRANSB, a_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<cublasLtEpilogue_t>(epilogue));
@@ -67,15 +70,29 @@ MatmulCublasLt::Plan MatmulCublasLt::make_plan(const Key& key) {
   set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(align_a));
   set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(align_c));
   set(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(align_c));
-  cublasLtMatmulHeuristicResult_t found{};
+  plan.choices.resize(epilogue == CUBLASLT_EPILOGUE_DEFAULT ? 1 : most_choices);
   int count = 0;
   check(cublas_lt().get_heuristic(handle_.get(), matmul, plan.left.get(), plan.right.get(), plan.result.get(),
-                                  plan.result.get(), preference.get(), 1, &found, &count),
+                                  plan.result.get(), preference.get(), static_cast<int>(plan.choices.size()),
+                                  plan.choices.data(), &count),
         "choosing a matrix product");
   if (count == 0) fail<CudaError>("cuBLASLt has no product of {} x {} by {} x {} matrices", m, k, k, n);
-  plan.algorithm = found.algo;
-  plan.workspace = found.workspaceSize;
+  plan.choices.resize(static_cast<size_t>(count));
   return plan;
+}
+
+void MatmulCublasLt::keep_fastest(Plan& plan,
+                                  const std::function<cublasStatus_t(const cublasLtMatmulHeuristicResult_t&)>& run) {
+  size_t fastest = 0;
+  float least = std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < plan.choices.size(); ++i) {
+    const std::optional<float> time =
+        replayed_time(stream_, [&] { return run(plan.choices[i]) == CUBLAS_STATUS_SUCCESS; });
+    if (!time || *time >= least) continue;
+    least = *time;
+    fastest = i;
+  }
+  plan.choices = {plan.choices[fastest]};
 }
 
 void MatmulCublasLt::product(void* c, const MatrixOperand& a, const MatrixOperand& b, int64_t m, int64_t n, int64_t k,
@@ -93,13 +110,16 @@ void MatmulCublasLt::product(void* c, const MatrixOperand& a, const MatrixOperan
                    alignment(c)};
   auto known = plans_.find(key);
   if (known == plans_.end()) known = plans_.emplace(key, make_plan(key)).first;
-  const Plan& plan = known->second;
+  Plan& plan = known->second;
   if (bias != nullptr) set(plan.matmul.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   constexpr float zero = 0.0F;
-  check(cublas_lt().matmul(handle_.get(), plan.matmul.get(), &factor, b.data, plan.left.get(), a.data, plan.right.get(),
-                           &zero, c, plan.result.get(), c, plan.result.get(), &plan.algorithm,
-                           workspace_(plan.workspace), plan.workspace, stream_),
-        "matrix product");
+  const auto run = [&](const cublasLtMatmulHeuristicResult_t& choice) {
+    return cublas_lt().matmul(handle_.get(), plan.matmul.get(), &factor, b.data, plan.left.get(), a.data,
+                              plan.right.get(), &zero, c, plan.result.get(), c, plan.result.get(), &choice.algo,
+                              workspace_(choice.workspaceSize), choice.workspaceSize, stream_.get());
+  };
+  if (plan.choices.size() > 1) keep_fastest(plan, run);
+  check(run(plan.choices.front()), "matrix product");
 }
 
 }  // namespace nibblenet

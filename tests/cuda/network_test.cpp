@@ -164,6 +164,7 @@ TEST_F(CudaNetwork, PassesOverTheSamePlaceAreReplayed) {
     EXPECT_GT(launches[0], 0);
     EXPECT_EQ(launches[1], launches[0]);  // while it is recorded
     EXPECT_EQ(launches[2] + launches[3], 0);
+    EXPECT_GE(pass.replayed_operations(), launches[0]);
   }
 }
 

@@ -220,6 +220,44 @@ TEST_F(Yardstick, WeightsThatWereTrainedAreSeen) {
             conv2d(cpu_, x, *cpu_.make_weight(trained.view()), bias, c.window));
 }
 
+TEST_F(Yardstick, ARecordingSeesWeightsThatWereTrained) {
+  const Case c = {{1, 5, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}};
+  const Values x = integers(c.x, 1), trained = integers(c.w, 3), bias(Shape{8});
+  const auto weight = yardstick_->make_weight(integers(c.w, 2).view());
+  const Tensor<float> input = on(*yardstick_, x), offset = on(*yardstick_, bias);
+  Tensor<float> y = on(*yardstick_, Values(c.output()));
+  const auto forward = [&] {
+    yardstick_->conv2d_forward(y.view(), input.view(), *weight, offset.view(), c.window, Epilogue::relu);
+  };
+  forward();
+  const auto recording = yardstick_->record(forward);
+  ASSERT_NE(recording, nullptr);
+  yardstick_->copy_from_host(weight->values().data(), trained.data.data(), trained.data.size() * sizeof(float));
+  weight->changed();
+  recording->replay();
+  EXPECT_EQ(testing::from(*yardstick_, std::as_const(y).view()),
+            conv2d(cpu_, x, *cpu_.make_weight(trained.view()), bias, c.window, Epilogue::relu));
+}
+
+TEST_F(Yardstick, PassesOverTheSamePlaceAreReplayed) {
+  const Shape shape = {2, 67, 67, 3};
+  Network expected(cpu_, small_alexnet(6));
+  Pass on_cpu(expected, 0, expected.layers().size(), shape, Pass::Mode::inference);
+  for (const Precision precision : {Precision::float32, Precision::float16}) {
+    Network network(*yardstick_, small_alexnet(6), precision);
+    Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
+    Tensor<float> input(*yardstick_, shape, MemoryCategory::data);
+    for (const uint64_t seed : {5, 6, 5, 7}) {
+      const Tensor<float> images = random_tensor(shape, seed);
+      yardstick_->copy_from_host(input.data(), images.data(), images.view().span().size_bytes());
+      const Values logits = testing::from(*yardstick_, pass.forward(std::as_const(input).view()));
+      EXPECT_LE(relative_error(logits.view(), on_cpu.forward(images.view())),
+                precision == Precision::float32 ? float32_tolerance : float16_tolerance);
+    }
+    EXPECT_GE(pass.replayed_operations(), 8) << "products";
+  }
+}
+
 TEST_F(Yardstick, WholeNetworks) {
   const Tensor<float> images = random_tensor({2, 67, 67, 3}, 5);
   const auto logits = [&](Backend& backend, const char* scheme, Precision precision) {

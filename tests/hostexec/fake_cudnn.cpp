@@ -1,17 +1,24 @@
 // Stands in for cuDNN and cuBLASLt: the functions that the yardstick calls, by plain loops over host memory. What it
-// checks is ours: descriptors, orders, transpositions, and that an algorithm which cannot run gives way to the next.
-// Not part of cuDNN or cuBLASLt; written after their documentation.
+// checks is ours: descriptors, orders, transpositions, that an algorithm which cannot run gives way to the next, and
+// that the fastest of those that a graph can hold is taken. Not part of cuDNN or cuBLASLt; written after their
+// documentation.
 
 #include <cublasLt.h>
 #include <cuda_fp16.h>
 #include <cudnn.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <thread>
 
-struct cudnnContext {};
+#include "tests/hostexec/fake_stream.h"
+
+struct cudnnContext {
+  cudaStream_t stream = nullptr;
+};
 struct cudnnTensorStruct {
   cudnnDataType_t type;
   int sizes[4];    // N, C, H, W
@@ -35,7 +42,16 @@ struct cudnnPoolingStruct {
 namespace {
 
 /// Algorithms of every direction, by how they behave.
-enum Algorithm { refuses_identity = 0, runs = 1, refuses_everything = 2, differs_from_run_to_run = 3 };
+enum Algorithm {
+  refuses_identity = 0,
+  runs = 1,
+  refuses_everything = 2,
+  differs_from_run_to_run = 3,  ///< and is slow
+  refuses_graphs = 4
+};
+/// Convolutions of this stride have no forward algorithm that a graph can hold.
+constexpr int stride_of_no_graph = 7;
+constexpr auto slowness = std::chrono::milliseconds(1);
 
 float load(cudnnDataType_t type, const void* data, int64_t i) {
   return type == CUDNN_DATA_FLOAT ? static_cast<const float*>(data)[i]
@@ -88,15 +104,16 @@ void for_each_product(const cudnnTensorStruct& x, const cudnnFilterStruct& f, co
 
 template <class Performance, class Kind>
 void found(const cudnnConvolutionStruct& conv, int* count, Performance* results) {
-  const Algorithm order[] = {differs_from_run_to_run, refuses_everything, refuses_identity, runs};
-  *count = 4;
-  for (int i = 0; i < 4; ++i) {
+  const Algorithm order[] = {refuses_graphs, differs_from_run_to_run, refuses_everything, refuses_identity, runs};
+  *count = static_cast<int>(std::size(order));
+  for (int i = 0; i < *count; ++i) {
     results[i] = {};
     results[i].algo = static_cast<Kind>(order[i]);
-    results[i].time = static_cast<float>(i);
-    results[i].memory = 64;
+    results[i].time = 1e-6F * static_cast<float>(i);  // alone, the slow one is nearly the fastest
+    results[i].memory = 128;
     results[i].status = CUDNN_STATUS_SUCCESS;
-    results[i].determinism = order[i] == differs_from_run_to_run ? CUDNN_NON_DETERMINISTIC : CUDNN_DETERMINISTIC;
+    const bool differs = order[i] == differs_from_run_to_run || order[i] == refuses_graphs;
+    results[i].determinism = differs ? CUDNN_NON_DETERMINISTIC : CUDNN_DETERMINISTIC;
     results[i].mathType = conv.math;
   }
 }
@@ -109,9 +126,43 @@ cudnnStatus_t ready(int algorithm, const cudnnConvolutionStruct& conv, cudnnData
   return CUDNN_STATUS_SUCCESS;
 }
 
+/// y = activation(factor conv(x, w) + bias)
+struct FusedConvolution {
+  cudnnTensorStruct x_desc;
+  cudnnFilterStruct w_desc;
+  cudnnConvolutionStruct conv;
+  cudnnTensorStruct y_desc;
+  float factor;
+  bool relu;
+
+  void run(const void* x, const void* w, const void* bias, void* y) const {
+    for_each(y_desc, [&](int n, int k, int p, int q) {
+      float sum = 0;
+      for (int c = 0; c < w_desc.c; ++c)
+        for (int r = 0; r < w_desc.r; ++r)
+          for (int s = 0; s < w_desc.s; ++s) {
+            const int h = p * conv.stride + r - conv.padding, column = q * conv.stride + s - conv.padding;
+            if (h < 0 || h >= x_desc.sizes[2] || column < 0 || column >= x_desc.sizes[3]) continue;
+            sum += load(x_desc.type, x, at(x_desc, n, c, h, column)) * load(w_desc.type, w, at(w_desc, k, c, r, s));
+          }
+      float value = factor * sum + load(y_desc.type, bias, k);
+      if (relu && !(value > 0)) value = std::isnan(value) ? value : 0.0F;
+      store(y_desc.type, y, at(y_desc, n, k, p, q), value);
+    });
+  }
+};
+
 }  // namespace
 
 extern "C" {
+
+/// How often something slow ran: tests look it up.
+int fake_cudnn_slow_runs = 0;
+
+static void be_slow() {
+  ++fake_cudnn_slow_runs;
+  std::this_thread::sleep_for(slowness);
+}
 
 size_t cudnnGetVersion() { return CUDNN_VERSION; }
 const char* cudnnGetErrorString(cudnnStatus_t status) {
@@ -125,7 +176,10 @@ cudnnStatus_t cudnnDestroy(cudnnHandle_t handle) {
   delete handle;
   return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream) {
+  handle->stream = stream;
+  return CUDNN_STATUS_SUCCESS;
+}
 
 cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* tensor) {
   *tensor = new cudnnTensorStruct{};
@@ -232,7 +286,7 @@ cudnnStatus_t cudnnFindConvolutionBackwardFilterAlgorithm(cudnnHandle_t, const c
 }
 
 cudnnStatus_t cudnnConvolutionBiasActivationForward(
-    cudnnHandle_t, const void* alpha1, const cudnnTensorDescriptor_t x_desc, const void* x,
+    cudnnHandle_t handle, const void* alpha1, const cudnnTensorDescriptor_t x_desc, const void* x,
     const cudnnFilterDescriptor_t w_desc, const void* w, const cudnnConvolutionDescriptor_t conv,
     cudnnConvolutionFwdAlgo_t algorithm, void* workspace, size_t bytes, const void* alpha2,
     const cudnnTensorDescriptor_t, const void*, const cudnnTensorDescriptor_t bias_desc, const void* bias,
@@ -240,23 +294,17 @@ cudnnStatus_t cudnnConvolutionBiasActivationForward(
   if (const cudnnStatus_t status = ready(algorithm, *conv, x_desc->type, workspace, bytes); status != 0) return status;
   if (activation->mode == CUDNN_ACTIVATION_IDENTITY && algorithm == static_cast<int>(refuses_identity))
     return CUDNN_STATUS_NOT_SUPPORTED;
+  const bool outside = algorithm == static_cast<int>(refuses_graphs);
+  if (outside ? handle->stream->capturing() : conv->stride == stride_of_no_graph) return CUDNN_STATUS_NOT_SUPPORTED;
   if (!fit(*x_desc, *w_desc, *conv, *y_desc) || *static_cast<const float*>(alpha2) != 0.0F ||
       bias_desc->type != y_desc->type || bias_desc->sizes[1] != y_desc->sizes[1])
     return CUDNN_STATUS_BAD_PARAM;
-  const float factor = *static_cast<const float*>(alpha1);
-  for_each(*y_desc, [&](int n, int k, int p, int q) {
-    cudnnTensorStruct pixel = *y_desc;
-    float sum = 0;
-    for (int c = 0; c < w_desc->c; ++c)
-      for (int r = 0; r < w_desc->r; ++r)
-        for (int s = 0; s < w_desc->s; ++s) {
-          const int h = p * conv->stride + r - conv->padding, column = q * conv->stride + s - conv->padding;
-          if (h < 0 || h >= x_desc->sizes[2] || column < 0 || column >= x_desc->sizes[3]) continue;
-          sum += load(x_desc->type, x, at(*x_desc, n, c, h, column)) * load(w_desc->type, w, at(*w_desc, k, c, r, s));
-        }
-    float value = factor * sum + load(bias_desc->type, bias, k);
-    if (activation->mode == CUDNN_ACTIVATION_RELU && !(value > 0)) value = std::isnan(value) ? value : 0.0F;
-    store(y_desc->type, y, at(pixel, n, k, p, q), value);
+  const FusedConvolution fused = {
+      *x_desc, *w_desc, *conv, *y_desc, *static_cast<const float*>(alpha1), activation->mode == CUDNN_ACTIVATION_RELU};
+  const bool slow = algorithm == static_cast<int>(differs_from_run_to_run);
+  handle->stream->perform([=] {
+    if (slow) be_slow();
+    fused.run(x, w, bias, y);
   });
   return CUDNN_STATUS_SUCCESS;
 }
@@ -304,21 +352,25 @@ cudnnStatus_t cudnnConvolutionBackwardBias(cudnnHandle_t, const void*, const cud
   return CUDNN_STATUS_SUCCESS;
 }
 
-cudnnStatus_t cudnnTransformTensor(cudnnHandle_t, const void*, const cudnnTensorDescriptor_t from, const void* x,
+cudnnStatus_t cudnnTransformTensor(cudnnHandle_t handle, const void*, const cudnnTensorDescriptor_t from, const void* x,
                                    const void*, const cudnnTensorDescriptor_t to, void* y) {
   if (!std::equal(from->sizes, from->sizes + 4, to->sizes)) return CUDNN_STATUS_BAD_PARAM;
-  for_each(*from, [&](int n, int c, int h, int w) {
-    store(to->type, y, at(*to, n, c, h, w), load(from->type, x, at(*from, n, c, h, w)));
+  handle->stream->perform([=, from = *from, to = *to] {
+    for_each(from, [&](int n, int c, int h, int w) {
+      store(to.type, y, at(to, n, c, h, w), load(from.type, x, at(from, n, c, h, w)));
+    });
   });
   return CUDNN_STATUS_SUCCESS;
 }
 
-cudnnStatus_t cudnnActivationForward(cudnnHandle_t, cudnnActivationDescriptor_t, const void*,
+cudnnStatus_t cudnnActivationForward(cudnnHandle_t handle, cudnnActivationDescriptor_t, const void*,
                                      const cudnnTensorDescriptor_t x_desc, const void* x, const void*,
                                      const cudnnTensorDescriptor_t y_desc, void* y) {
-  for_each(*x_desc, [&](int n, int c, int h, int w) {
-    const float value = load(x_desc->type, x, at(*x_desc, n, c, h, w));
-    store(y_desc->type, y, at(*y_desc, n, c, h, w), value > 0 || std::isnan(value) ? value : 0.0F);
+  handle->stream->perform([=, from = *x_desc, to = *y_desc] {
+    for_each(from, [&](int n, int c, int h, int w) {
+      const float value = load(from.type, x, at(from, n, c, h, w));
+      store(to.type, y, at(to, n, c, h, w), value > 0 || std::isnan(value) ? value : 0.0F);
+    });
   });
   return CUDNN_STATUS_SUCCESS;
 }
@@ -334,19 +386,21 @@ cudnnStatus_t cudnnActivationBackward(cudnnHandle_t, cudnnActivationDescriptor_t
   return CUDNN_STATUS_SUCCESS;
 }
 
-cudnnStatus_t cudnnPoolingForward(cudnnHandle_t, const cudnnPoolingDescriptor_t pooling, const void*,
+cudnnStatus_t cudnnPoolingForward(cudnnHandle_t handle, const cudnnPoolingDescriptor_t pooling, const void*,
                                   const cudnnTensorDescriptor_t x_desc, const void* x, const void*,
                                   const cudnnTensorDescriptor_t y_desc, void* y) {
-  for_each(*y_desc, [&](int n, int c, int p, int q) {
-    float largest = -std::numeric_limits<float>::infinity();
-    for (int r = 0; r < pooling->size; ++r)
-      for (int s = 0; s < pooling->size; ++s) {
-        const int h = p * pooling->stride + r - pooling->padding, w = q * pooling->stride + s - pooling->padding;
-        if (h < 0 || h >= x_desc->sizes[2] || w < 0 || w >= x_desc->sizes[3]) continue;
-        const float value = load(x_desc->type, x, at(*x_desc, n, c, h, w));
-        if (value > largest || std::isnan(value)) largest = value;
-      }
-    store(y_desc->type, y, at(*y_desc, n, c, p, q), largest);
+  handle->stream->perform([=, window = *pooling, from = *x_desc, to = *y_desc] {
+    for_each(to, [&](int n, int c, int p, int q) {
+      float largest = -std::numeric_limits<float>::infinity();
+      for (int r = 0; r < window.size; ++r)
+        for (int s = 0; s < window.size; ++s) {
+          const int h = p * window.stride + r - window.padding, w = q * window.stride + s - window.padding;
+          if (h < 0 || h >= from.sizes[2] || w < 0 || w >= from.sizes[3]) continue;
+          const float value = load(from.type, x, at(from, n, c, h, w));
+          if (value > largest || std::isnan(value)) largest = value;
+        }
+      store(to.type, y, at(to, n, c, p, q), largest);
+    });
   });
   return CUDNN_STATUS_SUCCESS;
 }
@@ -376,6 +430,34 @@ float operand(const Matrix& m, const void* data, cublasOperation_t op, int64_t r
   if (op == CUBLAS_OP_T) std::swap(row, column);
   return load(element(m.type), data, column * m.stride + row);
 }
+
+int64_t rows_of(const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.columns : m.rows; }
+int64_t columns_of(const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.rows : m.columns; }
+
+struct Product {
+  Matmul matmul;
+  Matrix left, right, result;
+  float factor;
+
+  bool with_bias() const { return matmul.epilogue != CUBLASLT_EPILOGUE_DEFAULT; }
+  bool fits() const {
+    return rows_of(left, matmul.left) == result.rows && columns_of(right, matmul.right) == result.columns &&
+           rows_of(right, matmul.right) == columns_of(left, matmul.left) &&
+           (!with_bias() || matmul.bias_type == result.type);
+  }
+  void run(const void* a, const void* b, void* d) const {
+    for (int64_t column = 0; column < result.columns; ++column)
+      for (int64_t row = 0; row < result.rows; ++row) {
+        float sum = 0;
+        for (int64_t k = 0; k < columns_of(left, matmul.left); ++k)
+          sum += operand(left, a, matmul.left, row, k) * operand(right, b, matmul.right, k, column);
+        float value = factor * sum;
+        if (with_bias()) value += load(element(matmul.bias_type), matmul.bias, row);
+        if (matmul.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS && value < 0) value = 0;
+        store(element(result.type), d, column * result.stride + row, value);
+      }
+  }
+};
 
 template <class Value>
 void read(Value& to, const void* from) {
@@ -450,39 +532,31 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 }
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
                                               cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* results,
-                                              int* count) {
-  results[0] = {};
-  results[0].workspaceSize = 64;
-  *count = 1;
+                                              cublasLtMatmulPreference_t, int wanted,
+                                              cublasLtMatmulHeuristicResult_t* results, int* count) {
+  const Algorithm order[] = {refuses_graphs, differs_from_run_to_run, runs};
+  *count = std::min(wanted, static_cast<int>(std::size(order)));
+  for (int i = 0; i < *count; ++i) {
+    results[i] = {};
+    results[i].algo.data[0] = order[i];
+    results[i].workspaceSize = 64;
+  }
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, const void* alpha, const void* a,
                               cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
                               const void* beta, const void*, cublasLtMatrixLayout_t, void* d,
-                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t*, void* workspace,
-                              size_t bytes, cudaStream_t) {
-  const Matmul& product = of(matmul);
-  const Matrix &left = of(a_layout), &right = of(b_layout), &result = of(d_layout);
-  const auto rows = [](const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.columns : m.rows; };
-  const auto columns = [](const Matrix& m, cublasOperation_t op) { return op == CUBLAS_OP_T ? m.rows : m.columns; };
-  const int64_t length = columns(left, product.left);
-  if (rows(left, product.left) != result.rows || columns(right, product.right) != result.columns ||
-      rows(right, product.right) != length || *static_cast<const float*>(beta) != 0.0F || workspace == nullptr ||
-      bytes < 64)
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
+                              size_t bytes, cudaStream_t stream) {
+  const Product product = {of(matmul), of(a_layout), of(b_layout), of(d_layout), *static_cast<const float*>(alpha)};
+  if (!product.fits() || *static_cast<const float*>(beta) != 0.0F || workspace == nullptr || bytes < 64)
     return CUBLAS_STATUS_INVALID_VALUE;
-  const bool with_bias = product.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
-  if (with_bias && product.bias_type != result.type) return CUBLAS_STATUS_INVALID_VALUE;
-  for (int64_t column = 0; column < result.columns; ++column)
-    for (int64_t row = 0; row < result.rows; ++row) {
-      float sum = 0;
-      for (int64_t k = 0; k < length; ++k)
-        sum += operand(left, a, product.left, row, k) * operand(right, b, product.right, k, column);
-      float value = *static_cast<const float*>(alpha) * sum;
-      if (with_bias) value += load(element(product.bias_type), product.bias, row);
-      if (product.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS && value < 0) value = 0;
-      store(element(result.type), d, column * result.stride + row, value);
-    }
+  if (algorithm->data[0] == refuses_graphs && stream->capturing()) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const bool slow = algorithm->data[0] == differs_from_run_to_run;
+  stream->perform([=] {
+    if (slow) be_slow();
+    product.run(a, b, d);
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 

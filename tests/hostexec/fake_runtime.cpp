@@ -10,11 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "tests/hostexec/fake_stream.h"
+
 #undef cudaGetDeviceProperties  // the header may name a newer version of it
 
 using Actions = std::vector<std::function<void()>>;
 
-struct CUstream_st {};
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
 };
@@ -44,16 +45,13 @@ bool is_page_locked(const void* data) {
   return static_cast<const std::byte*>(data) < static_cast<const std::byte*>(begin) + bytes;
 }
 
-/// Now, or when the graph is launched.
-template <class Action>
-cudaError_t perform(Action action) {
+void perform(std::function<void()> action) {
   if (captured) {
-    captured->push_back(action);
+    captured->push_back(std::move(action));
   } else {
     finish_uploads();
     action();
   }
-  return cudaSuccess;
 }
 
 }  // namespace
@@ -74,6 +72,7 @@ using namespace nibblenet::hostexec;
 extern "C" {
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (captured) return cudaErrorStreamCaptureUnsupported;
   if (bytes > memory_limit - memory_used) return cudaErrorMemoryAllocation;
   if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xFF, bytes);  // NaN
@@ -110,15 +109,17 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     uploads.push_back([=] { std::memcpy(to, from, bytes); });
     return cudaSuccess;
   }
-  return perform([=] { std::memcpy(to, from, bytes); });
+  perform([=] { std::memcpy(to, from, bytes); });
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  return perform([=] { std::memset(to, value, bytes); });
+  perform([=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st;
+  *stream = new CUstream_st{capturing, perform};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -167,6 +168,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   *executable = new CUgraphExec_st{graph->actions};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
+  *count = graph->actions.size();
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
