@@ -5,6 +5,7 @@
 
 #include "engine/model/network.h"
 #include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/timing/comparison.h"
 
@@ -49,6 +50,8 @@ struct Options {
   bool compare = false;
   std::vector<std::string> sides;
   int rounds = 2;
+  std::string data;
+  int64_t limit = 0;
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
   std::string json;
@@ -123,6 +126,18 @@ std::optional<std::string> yardstick_missing(Backends& backends) {
   }
 }
 
+/// What --data asks for; nothing without it.
+std::optional<Dataset> test_images(const Options& options) {
+  if (options.data.empty()) return std::nullopt;
+  Dataset images = load_dataset(find_data(options.data), Split::test, options.limit);
+  const auto is_small = [](const Dataset::Image& image) {
+    return image.width == small_size && image.height == small_size;
+  };
+  if (!std::ranges::all_of(images.images, is_small))
+    fail<UsageError>("--compare measures accuracy on images of 32 x 32, and {} has others", options.data);
+  return images;
+}
+
 void compare(const Options& options) {
   Backends backends(options.device, options.device.make());
   Backend& own = backends.own();
@@ -139,6 +154,7 @@ void compare(const Options& options) {
   const std::filesystem::path model = find_model(options.model, ModelKind::fine_tuned);
   const StateDict floats = load_model(model, options.checksums);
   if (floats.packed()) fail<UsageError>("{} is packed; --compare packs a float model itself: give one", model.string());
+  const std::optional<Dataset> images = test_images(options);
   Backend& yardstick = missing ? own : backends.at("cudnn");
   const Ceilings ceilings = measure_ceilings(own, yardstick, options.seconds);
   fmt::print("{}\nceilings: {:.1f} GB/s, {:.3f} TFLOP/s in float32{}, by {}\n", own.description(),
@@ -148,7 +164,8 @@ void compare(const Options& options) {
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,
-                         .image_size = image_size_of(floats.metadata)},
+                         .image_size = image_size_of(floats.metadata),
+                         .images = images ? &*images : nullptr},
                         floats);
   for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));
   const auto write = [&] {
@@ -159,6 +176,7 @@ void compare(const Options& options) {
                               {"ceilings", to_json(ceilings)},
                               {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
                               {"seconds", options.seconds},
+                              {"images", images ? images->size() : 0},
                               {"sides", comparison.to_json()}});
   };
   // A comparison takes long: a file holds what is done already, whatever stops it.
@@ -216,6 +234,13 @@ int main(int argc, char** argv) {
       ->type_name("LIST");
   app.add_option("--rounds", options.rounds, "Repeat a comparison so often, to see how far it spreads")
       ->check(CLI::Range(1, 100))
+      ->needs(compare_flag)
+      ->capture_default_str();
+  app.add_option("--data", options.data, "Compare accuracy, too, on the test images there")
+      ->needs(compare_flag)
+      ->type_name("PATH");
+  app.add_option("--limit", options.limit, "On the first N/classes images of every class; 0: all")
+      ->check(CLI::NonNegativeNumber)
       ->needs(compare_flag)
       ->capture_default_str();
   add_strict_option(app, options.checksums);

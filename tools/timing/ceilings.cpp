@@ -1,6 +1,7 @@
 #include "tools/timing/ceilings.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "tools/timing/sampling.h"
 
@@ -14,14 +15,15 @@ Tensor<float> random_on(Backend& backend, const Shape& shape) {
   return tensor;
 }
 
+double milliseconds_of(Backend& backend, const std::function<void()>& work) {
+  const Stopwatch watch;
+  work();
+  backend.synchronize();
+  return watch.milliseconds();
+}
+
 double best_seconds(Backend& backend, double seconds, const std::string& label, const std::function<void()>& work) {
-  const auto once = [&] {
-    const Stopwatch watch;
-    work();
-    backend.synchronize();
-    return watch.milliseconds();
-  };
-  return time_warm(once, seconds, label).p10 / 1000;
+  return time_warm([&] { return milliseconds_of(backend, work); }, seconds, label).p10 / 1000;
 }
 
 /// The faster of ReLU, which writes what it reads, and max pooling of 4 x 4 pixels, which hardly writes.
@@ -40,27 +42,60 @@ double bytes_per_second(Backend& backend, double seconds) {
   return std::max(2 * bytes / copying, bytes * (1 + 1.0 / 16) / reading);
 }
 
+/// y[n, n] = x[n, n] w[n, n]
+class SquareProduct {
+ public:
+  SquareProduct(Backend& backend, Precision precision, int64_t n)
+      : backend_(backend), x_(random_on(backend, {n, n})), bias_(random_on(backend, {n})) {
+    y_ = Tensor<float>(backend, {n, n}, MemoryCategory::data);
+    input_ = std::as_const(x_).view();
+    if (precision == Precision::float16) {
+      halves_ = {backend, static_cast<size_t>(n * n), MemoryCategory::data};
+      const TensorView<f16> view(halves_.data(), {n, n});
+      backend.convert(view, input_);
+      input_ = view;
+    }
+    const std::vector<float> values = random_values(n * n, -1, 1);
+    weight_ = backend.make_weight(TensorView<const float>(values.data(), {n, n}), precision);
+  }
+
+  void run() { backend_.linear_forward(y_.view(), input_, *weight_, std::as_const(bias_).view(), Epilogue::none); }
+
+ private:
+  Backend& backend_;
+  Tensor<float> x_, bias_, y_;
+  Buffer<f16> halves_;
+  ConstActivations input_;
+  std::unique_ptr<Weight> weight_;
+};
+
 /// Of a square product, large enough to hide all else.
 double operations_per_second(Backend& backend, Precision precision, double seconds) {
-  const int64_t n = backend.device_memory() ? 8192 : 1024;
-  const Tensor<float> x = random_on(backend, {n, n});
-  Tensor<float> y(backend, {n, n}, MemoryCategory::data);
-  Tensor<float> bias = random_on(backend, {n});
-  Buffer<f16> halves;
-  ConstActivations input = x.view();
-  if (precision == Precision::float16) {
-    halves = {backend, static_cast<size_t>(n * n), MemoryCategory::data};
-    const TensorView<f16> view(halves.data(), {n, n});
-    backend.convert(view, input);
-    input = view;
+  constexpr int64_t smallest = 128, largest = 8192;
+  constexpr double long_enough = 5;  // milliseconds
+  for (int64_t n = smallest;; n *= 2) {
+    SquareProduct product(backend, precision, n);
+    const auto work = [&] { product.run(); };
+    work();
+    backend.synchronize();
+    if (n < largest && milliseconds_of(backend, work) < long_enough) continue;
+    const double best = best_seconds(backend, seconds, fmt::format("products in {}", to_string(precision)), work);
+    return 2 * std::pow(static_cast<double>(n), 3) / best;
   }
-  const std::vector<float> values = random_values(n * n, -1, 1);
-  const auto weight = backend.make_weight(TensorView<const float>(values.data(), {n, n}), precision);
-  const double best = best_seconds(backend, seconds, fmt::format("products in {}", to_string(precision)), [&] {
-    backend.linear_forward(y.view(), input, *weight, std::as_const(bias).view(), Epilogue::none);
-  });
-  const auto size = static_cast<double>(n);
-  return 2 * size * size * size / best;
+}
+
+/// A recording of so many of the smallest operations, each of which waits for the one before; nothing where the backend
+/// makes none.
+std::optional<double> chain_seconds(Backend& backend, int64_t operations, double seconds) {
+  Tensor<float> x = random_on(backend, {1});
+  const auto work = [&] {
+    for (int64_t i = 0; i < operations; ++i) backend.relu_forward(x.view(), std::as_const(x).view());
+  };
+  work();
+  const auto recording = backend.record(work);
+  if (!recording) return std::nullopt;
+  return best_seconds(backend, seconds, fmt::format("{} operations of nothing", operations),
+                      [&] { recording->replay(); });
 }
 
 bool supports_halves(const Backend& backend) {
@@ -81,15 +116,22 @@ Ceilings measure_ceilings(Backend& backend, Backend& products, double seconds) {
                     .products_by = products.description()};
   if (supports_halves(products))
     ceilings.float16_per_second = operations_per_second(products, Precision::float16, seconds);
+  for (const int64_t operations : {1, 8, 11, 24})
+    if (const auto time = chain_seconds(backend, operations, seconds)) ceilings.chains.emplace_back(operations, *time);
   return ceilings;
 }
 
 nlohmann::json to_json(const Ceilings& ceilings) {
-  return {{"gigabytes_per_second", ceilings.bytes_per_second / 1e9},
-          {"float32_teraflops", ceilings.float32_per_second / 1e12},
-          {"float16_teraflops",
-           ceilings.float16_per_second ? nlohmann::json(*ceilings.float16_per_second / 1e12) : nlohmann::json()},
-          {"products_by", ceilings.products_by}};
+  nlohmann::json json = {
+      {"gigabytes_per_second", ceilings.bytes_per_second / 1e9},
+      {"float32_teraflops", ceilings.float32_per_second / 1e12},
+      {"float16_teraflops",
+       ceilings.float16_per_second ? nlohmann::json(*ceilings.float16_per_second / 1e12) : nlohmann::json()},
+      {"products_by", ceilings.products_by},
+      {"chains", nlohmann::json::array()}};
+  for (const auto& [operations, time] : ceilings.chains)
+    json["chains"].push_back({{"operations", operations}, {"ms", 1000 * time}});
+  return json;
 }
 
 }  // namespace nibblenet::tools

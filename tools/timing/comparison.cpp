@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "tools/common/command_line.h"
+#include "tools/common/progress.h"
+#include "training/evaluate.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -39,6 +41,11 @@ double agreement_of(const std::vector<float>& a, const std::vector<float>& b, in
   return row_count == 0 ? 1.0 : static_cast<double>(same) / static_cast<double>(row_count);
 }
 
+template <class T>
+nlohmann::json or_null(const std::optional<T>& value) {
+  return value ? nlohmann::json(*value) : nlohmann::json();
+}
+
 struct Rounds {
   double median = 0;  ///< of the rounds' medians
   double spread = 0;  ///< between their largest and smallest, relative to the smallest
@@ -65,6 +72,7 @@ void Comparison::add(const SideSpec& spec, Backend& backend) {
 void Comparison::run(const std::function<void()>& on_batch) {
   if (sides_.empty()) throw UsageError("there is nothing to compare");
   check_logits();
+  if (options_.images != nullptr) measure_accuracy();
   fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10} {:>8} {:>12}\n", "side", "task", "batch", "caches", "ms", "spread",
              "images/s");
   for (const int64_t batch : options_.batches) {
@@ -101,6 +109,21 @@ void Comparison::check_logits() {
   }
 }
 
+void Comparison::measure_accuracy() {
+  constexpr int64_t batch = 128;
+  const Preprocess preprocess = Preprocess::for_image_size(options_.image_size);
+  for (Measured& measured : sides_) {
+    Progress progress(measured.side->name() + ", accuracy", "images");
+    measured.accuracy =
+        evaluate(measured.side->network(), *options_.images, preprocess, batch, [&](int64_t done, int64_t total) {
+          progress.update(done, total);
+          return interrupted();
+        }).accuracy();
+    fmt::print("{:<26} accuracy {:.2f} % of {}\n", measured.side->name(), 100 * *measured.accuracy,
+               options_.images->size());
+  }
+}
+
 /// Sides take turns, in an order that rotates: a machine that slows down slows all of them.
 void Comparison::time_round(int64_t batch, int round) {
   for (size_t i = 0; i < sides_.size(); ++i) {
@@ -114,9 +137,10 @@ void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
   TimedForward forward(network, options_.image_size, task, batch);
   const std::string label = fmt::format("{}, {}, batch {}", measured.side->name(), to_string(task), batch);
   const auto once = [&] { return forward.once(); };
-  measured.latencies[{task, batch, false}].push_back(time_warm(once, options_.seconds, label));
-  measured.latencies[{task, batch, true}].push_back(
-      time_cold(once, sweep_of(network.backend()), options_.seconds, label));
+  const Key warm{task, batch, false}, cold{task, batch, true};
+  measured.latencies[warm].push_back(time_warm(once, options_.seconds, label));
+  measured.latencies[cold].push_back(time_cold(once, sweep_of(network.backend()), options_.seconds, label));
+  measured.operations[warm] = measured.operations[cold] = forward.operations();
 }
 
 void Comparison::time_each_layer(int64_t batch) {
@@ -140,13 +164,18 @@ nlohmann::json Comparison::side_json(const Measured& measured) const {
                          {"weight_bytes", total.resident.total()},
                          {"relative_error", measured.relative_error},
                          {"agreement", measured.agreement},
+                         {"accuracy", or_null(measured.accuracy)},
                          {"results", nlohmann::json::array()},
                          {"layers", nlohmann::json::array()}};
   for (const auto& [key, latencies] : measured.latencies) {
     const Rounds rounds = rounds_of(latencies);
-    nlohmann::json result = {
-        {"task", to_string(key.task)}, {"batch", key.batch},      {"caches", key.cold ? "cold" : "warm"},
-        {"median_ms", rounds.median},  {"spread", rounds.spread}, {"rounds", nlohmann::json::array()}};
+    nlohmann::json result = {{"task", to_string(key.task)},
+                             {"batch", key.batch},
+                             {"caches", key.cold ? "cold" : "warm"},
+                             {"median_ms", rounds.median},
+                             {"spread", rounds.spread},
+                             {"rounds", nlohmann::json::array()},
+                             {"operations", or_null(measured.operations.at(key))}};
     for (const Latency& latency : latencies)
       result["rounds"].push_back({{"median_ms", latency.median},
                                   {"p10_ms", latency.p10},

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/io/dataset.h"
 #include "tools/timing/ceilings.h"
 #include "tools/timing/forward.h"
 #include "tools/timing/layers.h"
@@ -18,6 +19,7 @@ struct ComparisonOptions {
   double seconds = 1;  ///< each measurement samples for so long
   int rounds = 2;      ///< the whole is repeated, to see how far it spreads
   int image_size = 224;
+  const Dataset* images = nullptr;  ///< 32 x 32, what every side's accuracy is measured on; may be null
 };
 
 /// The same network on several sides, which take turns: every task, batch size and state of the caches; layers alone;
@@ -44,14 +46,17 @@ class Comparison {
   struct Measured {
     std::unique_ptr<Side> side;
     std::map<Key, std::vector<Latency>> latencies;  ///< one a round
+    std::map<Key, std::optional<int64_t>> operations;
     std::map<int64_t, std::vector<LayerTiming>> layers;
     double relative_error = 0;
     double agreement = 1;
+    std::optional<double> accuracy;
   };
 
   /// One for each backend: they are large.
   CacheSweep& sweep_of(Backend& backend);
   void check_logits();
+  void measure_accuracy();
   void time_round(int64_t batch, int round);
   void time_forward(Measured& measured, Task task, int64_t batch);
   void time_each_layer(int64_t batch);

@@ -49,6 +49,8 @@ class TimedForward {
 
   /// Milliseconds of one pass.
   double once();
+  /// Operations of the recorded pass, without the preparation of images; nothing where none was recorded.
+  std::optional<int64_t> operations() const { return pass_.replayed_operations(); }
   /// Of the last pass, [batch, classes].
   const std::vector<float>& logits() const { return logits_; }
 

@@ -1,6 +1,7 @@
 #include "tools/timing/layers.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "layers/conv2d.h"
 #include "layers/linear.h"
@@ -10,7 +11,7 @@ namespace nibblenet::tools {
 namespace {
 
 constexpr int64_t most_copies = 64;
-constexpr int in_a_row = 20;  ///< operations between two looks at the clock, at least
+constexpr int64_t most_in_a_row = 20;  ///< operations between two looks at the clock; fewer where each takes long
 
 /// Everything that one run of a layer touches.
 struct Operands {
@@ -43,13 +44,16 @@ class LoneLayer {
     return true;
   }
 
-  /// Milliseconds of one run, as the mean of some.
+  /// Milliseconds of one run, as the mean of some in a row, replayed where the backend records them.
   double once() {
-    const int runs = std::max(in_a_row, static_cast<int>(operands_.size()));
+    if (!prepared_ || (recording_ && !recording_->current())) prepare();
     const Stopwatch watch;
-    for (int i = 0; i < runs; ++i) run(operands_[next_++ % operands_.size()]);
+    if (recording_)
+      recording_->replay();
+    else
+      run_in_a_row();
     backend_.synchronize();
-    return watch.milliseconds() / runs;
+    return watch.milliseconds() / static_cast<double>(in_a_row_);
   }
 
   double bytes() const {
@@ -65,7 +69,27 @@ class LoneLayer {
   }
 
  private:
+  /// Runs everything once before it is recorded, which also says how long it takes. All operands come equally often.
+  void prepare() {
+    const auto copies = static_cast<int64_t>(operands_.size());
+    run(operands_.front());
+    backend_.synchronize();
+    const Stopwatch watch;
+    for (Operands& operands : operands_) run(operands);
+    backend_.synchronize();
+    const double each = watch.milliseconds() / static_cast<double>(copies);
+    const auto enough = static_cast<int64_t>(std::min<double>(std::ceil(shortest_sample / each), most_in_a_row));
+    in_a_row_ = (std::max(enough, copies) + copies - 1) / copies * copies;
+    recording_ = backend_.record([this] { run_in_a_row(); });
+    prepared_ = true;
+  }
+
+  void run_in_a_row() {
+    for (int64_t i = 0; i < in_a_row_; ++i) run(operands_[static_cast<size_t>(i) % operands_.size()]);
+  }
+
   void add() {
+    prepared_ = false;
     Operands operands;
     if (spec_.has_parameters()) {
       const Parameter& weight = parameters_.at(spec_.name + ".weight");
@@ -113,7 +137,9 @@ class LoneLayer {
   Precision precision_;
   Precision written_;
   std::vector<Operands> operands_;
-  size_t next_ = 0;
+  int64_t in_a_row_ = 1;
+  std::unique_ptr<Recording> recording_;
+  bool prepared_ = false;
 };
 
 }  // namespace

@@ -44,8 +44,6 @@ void repeat(const Budget& budget, const std::string& label, const std::function<
   }
 }
 
-constexpr double shortest_sample = 2;  ///< milliseconds: what is shorter is timed several times in a row
-
 }  // namespace
 
 Latency latency_of(std::vector<double> samples) {

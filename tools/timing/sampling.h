@@ -43,6 +43,9 @@ class CacheSweep {
 /// Uniform in [low, high), the same values on every run; beyond a million of them they repeat.
 std::vector<float> random_values(int64_t count, float low, float high);
 
+/// Milliseconds: what is shorter is timed several times in a row.
+inline constexpr double shortest_sample = 2;
+
 /// Does something once, from start to its end, and returns the milliseconds it took.
 using TimedOnce = std::function<double()>;
 
