@@ -44,7 +44,7 @@ done
 
 cp -r "$root/tests/data" "$payload/golden"
 mkdir "$payload/peers"
-cp "$root"/tests/peers/{alexnet_torch,compare_pytorch}.py "$payload/peers/"
+cp "$root"/tests/peers/{alexnet_torch,compare_pytorch,tensorrt_side}.py "$payload/peers/"
 git -C "$root" rev-parse HEAD >"$payload/commit"
 if [[ -n $model ]]; then
   cp "$model" "$payload/model-8bit.safetensors"

@@ -50,8 +50,8 @@ for architecture in "$@"; do
         linear = (count["Integer " bits " 4"] - count["Integer " bits " 1"]) / 96
         others = (count["Codebook " bits " 4"] - count["Codebook " bits " 1"]) / 96
         bad = !(linear > 0 && linear <= tolerance * most[bits - 1])
-        printf "%-4s %d bits: linear %.2f (designed %.2f), others %.2f%s\n", architecture, bits, linear,
-               most[bits - 1], others, bad ? "  TOO MANY" : ""
+        printf "%-4s %d bits: linear %.2f (designed %.2f, at most %.2f), others %.2f%s\n", architecture, bits, linear,
+               most[bits - 1], tolerance * most[bits - 1], others, bad ? "  TOO MANY" : ""
         failed = failed || bad
       }
       exit failed

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The same network by PyTorch, in the form of `tools/bench --compare --json`: eager, in a CUDA graph, channels last in
-float16 and bfloat16, and compiled; both tasks, T224 from prepared images and T32 from 32 x 32 bytes; caches warm and
-cold. What cannot run here is left out, and said.
+float16 and bfloat16, compiled, and with the linear layers at 4 bits by bitsandbytes; TensorRT where there is a trtexec;
+both tasks, T224 from prepared images and T32 from 32 x 32 bytes; caches warm and cold. What cannot run here is left out,
+and said.
 
 A pass ends with the logits in the host's memory, as ours does. TF32 is off.
 """
@@ -11,11 +12,13 @@ import json
 import statistics
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 
+import tensorrt_side
 from alexnet_torch import alexnet, read_safetensors
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,19 +62,60 @@ class Graphed:
         return self.output
 
 
+class Side(NamedTuple):
+    dtype: torch.dtype
+    channels_last: bool
+    how: str  # eager, graph, or a mode of torch.compile
+    four_bits: bool = False  # the linear layers, by bitsandbytes
+
+
 def sides_for(device):
-    """Name -> (dtype, channels last, how)."""
-    sides = {"eager float32": (torch.float32, False, "eager"),
-             "eager float32 channels last": (torch.float32, True, "eager"),
-             "compiled float32": (torch.float32, True, "default")}
+    sides = {"eager float32": Side(torch.float32, False, "eager"),
+             "eager float32 channels last": Side(torch.float32, True, "eager"),
+             "compiled float32": Side(torch.float32, True, "default")}
     if device == "cuda":
         for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
-            sides[f"eager {name} channels last"] = (dtype, True, "eager")
-            sides[f"graph {name} channels last"] = (dtype, True, "graph")
-            sides[f"compiled {name}"] = (dtype, True, "default")
-            sides[f"compiled {name} max-autotune"] = (dtype, True, "max-autotune")
-        sides["graph float32"] = (torch.float32, True, "graph")
+            sides[f"eager {name} channels last"] = Side(dtype, True, "eager")
+            sides[f"graph {name} channels last"] = Side(dtype, True, "graph")
+            sides[f"compiled {name}"] = Side(dtype, True, "default")
+            sides[f"compiled {name} max-autotune"] = Side(dtype, True, "max-autotune")
+        sides["graph float32"] = Side(torch.float32, True, "graph")
+        sides["graph float16, bitsandbytes nf4"] = Side(torch.float16, True, "graph", True)
+    sides["eager float16, bitsandbytes nf4"] = Side(torch.float16, True, "eager", True)
     return sides
+
+
+def with_four_bits(model, dtype):
+    """The linear layers as bitsandbytes' Linear4bit; they are quantized on their way to the device."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    for index, layer in enumerate(model.classifier):
+        if isinstance(layer, torch.nn.Linear):
+            packed = Linear4bit(layer.in_features, layer.out_features, compute_dtype=dtype, quant_type="nf4")
+            packed.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+            packed.bias = layer.bias
+            model.classifier[index] = packed
+    return model
+
+
+def bytes_of(model):
+    """Of the weights as they lie in memory, with the steps of those that bitsandbytes packed."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            total += state.absmax.numel() * state.absmax.element_size()
+    return total
+
+
+def operations_of(run, device):
+    """Kernels of one pass, as PyTorch's profiler counts them on a GPU."""
+    if device != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
 
 
 def median_and_spread(samples):
@@ -115,10 +159,12 @@ class Timer:
 
 
 def prepare(side, tensors, task, batch, options):
-    """A function that runs one pass of a side, and returns its logits."""
-    dtype, channels_last, how = side
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = alexnet(tensors).to(options.device).to(dtype).to(memory_format=layout)
+    """A function that runs one pass of a side and returns its logits, and the bytes of the side's weights."""
+    dtype, how = side.dtype, side.how
+    layout = torch.channels_last if side.channels_last else torch.contiguous_format
+    model = alexnet(tensors).to(dtype).to(memory_format=layout)
+    model = (with_four_bits(model, dtype) if side.four_bits else model).to(options.device)
+    weight_bytes = bytes_of(model)
     generator = torch.Generator().manual_seed(1)
     if task == "T224":
         images = torch.randn(batch, 3, options.image_size, options.image_size, generator=generator)
@@ -130,7 +176,7 @@ def prepare(side, tensors, task, batch, options):
         model = Graphed(model, images)
     elif how != "eager":
         model = torch.compile(model, mode=None if how == "default" else how)
-    return lambda: model(images)
+    return lambda: model(images), weight_bytes
 
 
 def check(run, reference):
@@ -145,33 +191,34 @@ def check(run, reference):
 def measure(sides, tensors, options):
     """Sides in turn within each round. Returns the list of sides, in bench's form."""
     timer = Timer(options.device, options.seconds)
-    weights = sum(array.size for array in tensors.values())
-    rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}", "weights": str(side[0])[6:],
-                   "activations": str(side[0])[6:], "first_folded": False,
-                   "weight_bytes": weights * torch.empty(0, dtype=side[0]).element_size(), "relative_error": 0.0,
+    rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}", "weights": str(side.dtype)[6:],
+                   "activations": str(side.dtype)[6:], "first_folded": False, "weight_bytes": 0, "relative_error": 0.0,
                    "agreement": 1.0, "results": [], "layers": []} for name, side in sides.items()}
     for batch in options.batches:
         for task in ("T224", "T32"):
-            rounds, reference = {}, None
+            rounds, reference, operations = {}, None, {}
             for index in range(options.rounds):
                 for name, side in list(sides.items()):
                     try:
-                        run = prepare(side, tensors, task, batch, options)
+                        run, rows[name]["weight_bytes"] = prepare(side, tensors, task, batch, options)
                         if index == 0:
+                            operations[name] = operations_of(run, options.device)
                             reference, error, agreement = check(run, reference)
                             rows[name]["relative_error"] = max(rows[name]["relative_error"], error)
                             rows[name]["agreement"] = min(rows[name]["agreement"], agreement)
                         for caches, timed in (("warm", timer.warm(run)), ("cold", timer.cold(run))):
                             rounds.setdefault((name, caches), []).append(timed)
                     except Exception as problem:  # whatever this machine's PyTorch lacks: a compiler, memory
-                        print(f"not measured: {name}, {task}, batch {batch}: {str(problem).splitlines()[0]}",
-                              file=sys.stderr)
+                        reason = (str(problem) or type(problem).__name__).splitlines()[0]
+                        rows[name]["not_measured"] = f"{task}, batch {batch}: {reason}"
+                        print(f"not measured: {name}, {rows[name]['not_measured']}", file=sys.stderr)
                         del sides[name]
             for (name, caches), latencies in rounds.items():
                 medians = [latency["median_ms"] for latency in latencies]
                 rows[name]["results"].append({"task": task, "batch": batch, "caches": caches,
                                               "median_ms": statistics.median(medians),
-                                              "spread": max(medians) / min(medians) - 1, "rounds": latencies})
+                                              "spread": max(medians) / min(medians) - 1, "rounds": latencies,
+                                              "operations": operations.get(name)})
                 print(f"{name:<36} {task:>5} {batch:>6} {caches:>5} {statistics.median(medians):>10.4f} ms", flush=True)
     return list(rows.values())
 
@@ -193,8 +240,11 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    tensors = read_safetensors(options.model)
     with torch.inference_mode():
-        sides = measure(sides_for(options.device), read_safetensors(options.model), options)
+        sides = measure(sides_for(options.device), tensors, options)
+    if options.device == "cuda":
+        sides += tensorrt_side.measure(tensors, options)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {"device": options.device, "description": f"PyTorch {torch.__version__}, {name}",
               "image_size": options.image_size, "seconds": options.seconds, "sides": sides}

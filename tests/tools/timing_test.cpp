@@ -24,7 +24,7 @@ TEST_F(TimingTest, StartsFromBytesWhenAsked) {
 TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
   const Outcome outcome = succeed(
       "bench small.safetensors --compare --sides float32,linear:3:channel,float32+fold --batch 2 --seconds 0 "
-      "--rounds 2 --device cpu --threads 2 --json out.json");
+      "--rounds 2 --device cpu --threads 2 --data standin --limit 20 --json out.json");
   for (const char* word : {"ceilings", "GB/s", "TFLOP/s", "float32+fold", "T224", "T32", "cold", "spread"})
     EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
   const nlohmann::json report = json("out.json"), sides = report.at("sides");
@@ -40,10 +40,13 @@ TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
       EXPECT_GT(result.at("median_ms"), 0.0);
       EXPECT_GE(result.at("spread"), 0.0);
       EXPECT_EQ(result.at("rounds").size(), 2U);
+      EXPECT_TRUE(result.at("operations").is_null()) << "the CPU records nothing";
     }
     for (const nlohmann::json& layer : side.at("layers")) EXPECT_GT(layer.at("warm_ms"), 0.0);
   }
+  EXPECT_EQ(report.at("images"), 20);
   EXPECT_EQ(sides[0].at("relative_error"), 0.0);
+  EXPECT_NEAR(sides[0].at("accuracy"), sides[2].at("accuracy"), 0.11) << "the resize alone is rounded differently";
   EXPECT_GT(sides[1].at("relative_error"), 0.01) << "three bits";
   EXPECT_LT(sides[2].at("relative_error"), 0.01) << "the rounding of resized pixels";
   EXPECT_GT(sides[2].at("relative_error"), 0.0);
@@ -62,30 +65,57 @@ TEST_F(TimingTest, AStoppedComparisonKeepsTheBatchSizesThatWereDone) {
   EXPECT_EQ(report.at("sides")[0].at("results")[0].at("batch"), 1);
 }
 
-TEST_F(TimingTest, TablesReplaceTheMarkedPartOfAPage) {
-  const std::string script = std::string(NIBBLENET_SOURCE) + "/tests/peers/performance_tables.py";
-  const auto make_tables = [&](const std::string& report) {
-    return Child({"/usr/bin/python3", script, report, "--note", "of a test", "--docs", "page.md"},
-                 at(".").parent_path(), environment_, at(".run").string())
-        .wait();
-  };
-  if (!std::filesystem::exists("/usr/bin/python3")) GTEST_SKIP() << "there is no Python";
-  succeed(
-      "bench small.safetensors --compare --sides linear:3:channel --batch 2 --seconds 0 --rounds 1 "
-      "--device cpu --json out.json");
+/// performance_tables.py of out.json and what else is given.
+class TablesTest : public TimingTest {
+ protected:
+  void SetUp() override {
+    TimingTest::SetUp();
+    if (!std::filesystem::exists("/usr/bin/python3")) GTEST_SKIP() << "there is no Python";
+    environment_.emplace_back("PYTHONDONTWRITEBYTECODE=1");
+    succeed(
+        "bench small.safetensors --compare --sides linear:3:channel --batch 2 --seconds 0 --rounds 1 "
+        "--device cpu --data standin --limit 20 --json out.json");
+  }
+  Outcome make_tables(const std::vector<std::string>& options) const {
+    std::vector<std::string> words = {"/usr/bin/python3", NIBBLENET_SOURCE "/tests/peers/performance_tables.py",
+                                      "out.json"};
+    words.insert(words.end(), options.begin(), options.end());
+    return Child(words, at(".").parent_path(), environment_, at(".run").string()).wait();
+  }
+};
+
+TEST_F(TablesTest, ReplaceTheMarkedPartOfAPage) {
   write_text(at("page.md"), "before\n<!-- compared: begin -->\noutdated\n<!-- compared: end -->\nafter\n");
-  const Outcome outcome = make_tables("out.json");
+  const Outcome outcome = make_tables({"--note", "of a test", "--docs", "page.md"});
   EXPECT_EQ(outcome.code, 0) << outcome;
   const std::string page = read_text(at("page.md"));
   EXPECT_TRUE(page.starts_with("before\n<!-- compared: begin -->\n")) << page;
   EXPECT_TRUE(page.ends_with("\n<!-- compared: end -->\nafter\n")) << page;
   EXPECT_EQ(page.find("outdated"), std::string::npos);
-  for (const char* part : {"of a test", "### T224, from prepared images to logits, caches cold", "| linear:3:channel |",
-                           "### Layers alone, batch 2", "| classifier.1 | linear:3:channel |"})
+  for (const char* part : {"of a test", "accuracy, %", "### T224, from prepared images to logits, caches cold",
+                           "| linear:3:channel |", "### Layers alone, batch 2", "| classifier.1 | linear:3:channel |"})
     EXPECT_NE(page.find(part), std::string::npos) << part << "\n" << page;
   write_text(at("page.md"), "no marks\n");
-  EXPECT_NE(make_tables("out.json").code, 0);
+  EXPECT_NE(make_tables({"--docs", "page.md"}).code, 0);
   EXPECT_EQ(read_text(at("page.md")), "no marks\n");
+}
+
+TEST_F(TablesTest, ComeWithThePlotsThatThereAreFiguresFor) {
+  if (!std::filesystem::exists("/usr/bin/gnuplot")) GTEST_SKIP() << "there is no gnuplot";
+  write_text(at("compiled.txt"), "90a  4 bits: linear 1.12 (designed 1.13, at most 1.30), others 1.88\n");
+  write_text(at("finetune.json"), R"({"device": "cpu", "options": {"batch": 8}, "epochs":
+                                      [{"seconds": 2, "test_accuracy": 0.5}, {"seconds": 2, "test_accuracy": 0.6}]})");
+  const Outcome outcome = make_tables({"finetune.json", "--compiled", "compiled.txt", "--plots", "plots"});
+  EXPECT_EQ(outcome.code, 0) << outcome;
+  for (const char* name : {"images_t32", "layers_2", "instructions", "accuracy_size", "accuracy_latency", "training"}) {
+    const std::string plot = fmt::format("performance_{}.svg", name);
+    EXPECT_NE(read_text(at("plots/" + plot)).find("</svg>"), std::string::npos) << name;
+    EXPECT_NE(outcome.out.find(plot), std::string::npos) << name;
+  }
+  for (const char* name : {"bits", "fc1_speed", "energy", "operations"}) {
+    EXPECT_FALSE(std::filesystem::exists(at(fmt::format("plots/performance_{}.svg", name)))) << name;
+    EXPECT_NE(outcome.err.find(fmt::format("performance_{} is not drawn: it needs ", name)), std::string::npos) << name;
+  }
 }
 
 TEST_F(TimingTest, RefusesSidesThatCannotBe) {
@@ -93,6 +123,7 @@ TEST_F(TimingTest, RefusesSidesThatCannotBe) {
   refuse("bench small.safetensors --compare --device cpu --sides cudnn:float16+fold", "does not fold", 2);
   refuse("bench small.safetensors --compare --device cpu --sides float16", "float32 only", 2);
   refuse("bench small.safetensors --sides float32", "--compare", 2);
+  refuse("bench small.safetensors --data standin", "--compare", 2);
   succeed("pack small.safetensors");
   refuse("bench small_4bit.safetensors --compare --device cpu", "small_4bit.safetensors is packed", 2);
 }
