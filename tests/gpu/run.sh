@@ -2,7 +2,8 @@
 # The GPU checks, most important first, inside GPU_SECONDS (520, below nine minutes): run.sh [RESULTS]
 # Lies in a bundle made by `tools/dev gpu --bundle`, or is called by `tools/dev gpu` with GPU_BIN, GPU_DATA, GPU_GOLDEN
 # and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log, and RESULTS/compare*.json, of which
-# tests/peers/performance_tables.py makes tables and plots. Fails when a test does.
+# tests/peers/performance_tables.py makes tables and plots. Fails when a test does. GPU_SIDES and GPU_BATCHES make the
+# comparison a shorter one, GPU_SANITIZER names another compute-sanitizer, or none.
 set -uo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -81,23 +82,32 @@ if [[ -f $model ]]; then
   fi
   for name in float 4bit; do
     for device in cuda cpu cudnn; do
-      [[ -d $data || -f $data ]] && step "accuracy of $name on $device" 60 "$bin/eval" "$work/$name.safetensors" \
+      [[ -e $data ]] && step "accuracy of $name on $device" 60 "$bin/eval" "$work/$name.safetensors" \
         --data "$data" --device "$device" --json "$work/eval-$name-$device.json"
     done
   done
   # Every batch size, and time to see how far figures spread, where there is time.
   if ((deadline - SECONDS > 1800)); then
-    batches=1,2,4,8,16,32,64,128,256,512,1024 rounds=2 seconds=0.1 most=1500
+    batches=1,2,4,8,16,32,64,128,256,512,1024 rounds=2 seconds=0.1
   else
-    batches=1,16,128 rounds=1 seconds=0.05 most=200
+    batches=1,16,128 rounds=1 seconds=0.05
   fi
+  batches=${GPU_BATCHES:-$batches}
+  most=$(((deadline - SECONDS) * 2 / 5))
+  options=()
+  [[ -z ${GPU_SIDES:-} ]] || options+=(--sides "$GPU_SIDES")
+  [[ ! -e $data ]] || options+=(--data "$data")
   step "comparison" "$most" "$bin/bench" "$work/float.safetensors" --compare --device cuda --batch "$batches" \
-    --rounds "$rounds" --seconds "$seconds" --json "$results/compare.json" || failures=$((failures + 1))
-  step "comparison, PyTorch" "$((most / 2))" python3 "$peers/compare_pytorch.py" --model "$work/float.safetensors" \
-    --batches "$batches" --rounds "$rounds" --seconds "$seconds" --json "$results/compare-pytorch.json"
+    --rounds "$rounds" --seconds "$seconds" "${options[@]}" --json "$results/compare.json" || failures=$((failures + 1))
+  if ! python3 -c 'import numpy, torch' 2>>"$log"; then
+    say "PyTorch: not measured, python3 has none"
+  else
+    step "comparison, PyTorch" "$((most / 2))" python3 "$peers/compare_pytorch.py" --model "$work/float.safetensors" \
+      --batches "$batches" --rounds "$rounds" --seconds "$seconds" --json "$results/compare-pytorch.json"
+  fi
 fi
 
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+sanitizer=${GPU_SANITIZER-$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)}
 if [[ -n $sanitizer ]]; then
   few='Wrappers.*:CudaConvolution.*:CudaLinear.*:SkinnyProduct.*:TensorProduct.*:Golden.*:BackendTest.*:CudaPreprocess.*'
   for tool in memcheck racecheck synccheck; do

@@ -1,0 +1,85 @@
+#include <fmt/format.h>
+
+#include "engine/io/dataset.h"
+#include "tests/tools/run.h"
+
+// The CUDA side of the tools, and the script that checks a GPU, with kernels that run on the CPU and a stand-in for the
+// yardstick's libraries: what they measure means nothing here, but all of their code runs.
+
+namespace nibblenet::testing {
+namespace {
+
+class CudaTools : public ToolsTest {
+ protected:
+  void SetUp() override {
+    ToolsTest::SetUp();
+    environment_.emplace_back("NIBBLENET_CUDNN=" NIBBLENET_FAKE_CUDNN);
+    environment_.emplace_back("NIBBLENET_CUBLASLT=" NIBBLENET_FAKE_CUDNN);
+    write_standin(at("few"), 10, 10, 1);
+  }
+
+  void write_script(const std::string& name, const std::string& text) const {
+    write_text(at(name), "#!/bin/bash\n" + text + "\n");
+    std::filesystem::permissions(at(name), std::filesystem::perms::owner_all);
+  }
+};
+
+TEST_F(CudaTools, ComparesOurKernelsWithTheYardstick) {
+  const Outcome outcome = succeed(
+      "bench small.safetensors --compare --device cuda --sides cudnn:float16,float16+fold,linear:4:channel "
+      "--batch 1 --rounds 1 --seconds 0 --data few --json out.json");
+  const nlohmann::json report = json("out.json"), sides = report.at("sides");
+  EXPECT_TRUE(report.at("yardstick").is_null()) << "it is not missing";
+  EXPECT_EQ(report.at("images"), 10);
+  for (const char* ceiling : {"gigabytes_per_second", "float32_teraflops", "float16_teraflops"})
+    EXPECT_GT(report.at("ceilings").at(ceiling), 0.0) << ceiling;
+  EXPECT_EQ(report.at("ceilings").at("chains").size(), 4U);
+  ASSERT_EQ(sides.size(), 3U);
+  for (const nlohmann::json& side : sides) {
+    SCOPED_TRACE(side.at("side"));
+    const bool folded = side.at("first_folded");
+    EXPECT_EQ(side.at("results").size(), folded ? 2U : 4U);
+    EXPECT_EQ(side.at("layers").size(), folded ? 0U : 11U);
+    for (const nlohmann::json& result : side.at("results"))
+      EXPECT_GE(result.at("operations"), 7) << "products, all in one recording";
+    EXPECT_LT(side.at("relative_error"), 0.5);
+    EXPECT_GE(side.at("accuracy"), 0.0);
+  }
+  EXPECT_EQ(sides[0].at("engine"), "nibblenet, cudnn");
+  EXPECT_LT(sides[1].at("relative_error"), 0.02) << "halves, and the rounding of resized pixels";
+}
+
+TEST_F(CudaTools, TheScriptThatChecksAGpuGoesThroughAllItsSteps) {
+  std::filesystem::create_directory(at("bin"));
+  for (const char* tool : {"bench", "eval", "pack", "export"})
+    std::filesystem::create_symlink(std::filesystem::path(NIBBLENET_TOOLS) / tool, at("bin") / tool);
+  write_script("bin/gpu_tests",
+               "for word; do [[ $word != *json:* ]] || echo '{\"tests\": 0}' >\"${word#*json:}\"; done");
+  write_script("bin/nvidia-smi", "echo 'No GPU, 0.0, 0 MHz, 0 MHz, 0 W, 0'");
+  succeed("pack small.safetensors --bits 8 --device cpu -o 8bit.safetensors");
+  const auto set = [&](const char* name, const std::string& value) {
+    environment_.push_back(fmt::format("{}={}", name, value));
+  };
+  set("PATH", at("bin").string() + ":/usr/bin:/bin");
+  set("GPU_BIN", at("bin").string());
+  set("GPU_MODEL", at("8bit.safetensors").string());
+  set("GPU_DATA", at("few").string());
+  set("GPU_SIDES", "float16,cudnn:float16");
+  set("GPU_BATCHES", "1");
+  set("GPU_SECONDS", "1500");
+  set("GPU_SANITIZER", "");
+  const std::string script = NIBBLENET_SOURCE "/tests/gpu/run.sh";
+  const Outcome outcome =
+      Child({script, at("results").string()}, at("").parent_path(), environment_, at(".run").string()).wait();
+  EXPECT_EQ(outcome.code, 0) << outcome << read_text(at("results/gpu.log"));
+  const nlohmann::json report = json("results/gpu.json");
+  EXPECT_EQ(report.at("failures"), 0);
+  EXPECT_EQ(report.at("tests").at("tests"), 0);
+  for (const char* model : {"float", "4bit"})
+    for (const char* device : {"cuda", "cpu", "cudnn"})
+      EXPECT_EQ(report.at(fmt::format("eval-{}-{}", model, device)).at("images"), 10);
+  EXPECT_EQ(report.at("compare").at("sides").size(), 2U);
+}
+
+}  // namespace
+}  // namespace nibblenet::testing
