@@ -191,7 +191,8 @@ def check(run, reference):
 def measure(sides, tensors, options):
     """Sides in turn within each round. Returns the list of sides, in bench's form."""
     timer = Timer(options.device, options.seconds)
-    rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}", "weights": str(side.dtype)[6:],
+    rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}",
+                   "weights": str(side.dtype)[6:] + (", linear layers nf4" if side.four_bits else ""),
                    "activations": str(side.dtype)[6:], "first_folded": False, "weight_bytes": 0, "relative_error": 0.0,
                    "agreement": 1.0, "results": [], "layers": []} for name, side in sides.items()}
     for batch in options.batches:
