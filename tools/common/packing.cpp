@@ -19,8 +19,9 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   return candidates;
 }
 
-/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, each at the narrowest
-/// width that reaches the largest weight. What the codes take in the file hangs on the step, not on the width.
+/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, half of that where the
+/// largest layer's megabytes are decided, each at the narrowest width that reaches the largest weight. What the codes
+/// take in the file hangs on the step, not on the width.
 std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
   Scheme scheme = default_scheme(Method::linear, 8);
   scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);
@@ -28,7 +29,7 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
   const float reach = largest_deviation(weight.values().view(), scheme.granularity);
   const MethodTraits& traits = traits_of(scheme.method);
   std::vector<Candidate> candidates;
-  for (const float step : {0.25F, 0.35F, 0.5F, 0.7F, 1.0F, 1.4F, 2.0F, 2.8F, 4.0F, 5.6F}) {
+  for (const float step : {0.18F, 0.25F, 0.35F, 0.5F, 0.7F, 1.0F, 1.2F, 1.4F, 1.7F, 2.0F, 2.8F, 4.0F, 5.6F}) {
     scheme.bits = traits.min_bits;
     while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
       ++scheme.bits;
