@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/model/pass.h"
 #include "training/evaluate.h"
 
 namespace nibblenet {
