@@ -56,13 +56,21 @@ struct RoundingRule {
   bool by_code = false;           ///< the codes stay: `latent` holds them, as numbers, in place of weights
 };
 
+/// What becomes of an image before it is prepared: it moves right and down by so many pixels, with black where nothing
+/// came from, and is then mirrored.
+struct Augmentation {
+  int32_t right = 0;
+  int32_t down = 0;
+  int32_t mirrored = 0;  ///< 0 or 1
+};
+
 /// Prepares images of one size where a backend computes.
 class ImagePreparer {
  public:
   virtual ~ImagePreparer() = default;
-  /// x[N, crop, crop, 3] from images[N, height, width, 3], mirrored where flips[N] is not 0; all in the backend's
-  /// memory.
-  virtual void run(Activations x, TensorView<const uint8_t> images, TensorView<const uint8_t> flips) = 0;
+  /// x[N, crop, crop, 3] from images[N, height, width, 3], each changed as `augmentations`[N] says; all in the
+  /// backend's memory.
+  virtual void run(Activations x, TensorView<const uint8_t> images, TensorView<const Augmentation> augmentations) = 0;
 };
 
 /// Operations that were queued once, to be queued again by one call: with small batches, asking for an operation takes

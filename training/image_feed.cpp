@@ -31,7 +31,7 @@ ImageFeed::ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess&
     options.raw = raw || preparer_;
     if (options.raw)
       pixels_ = {backend, most * static_cast<size_t>(image.width * image.height * 3), MemoryCategory::data};
-    if (preparer_) flips_ = {backend, most, MemoryCategory::data};
+    if (preparer_) augmentations_ = {backend, most, MemoryCategory::data};
   }
   if (!preparer_) precision_ = Precision::float32;
   if (!raw)
@@ -44,8 +44,8 @@ bool ImageFeed::next(Batch& batch, ConstActivations& images) {
   const Activations prepared(prepared_.data(), {batch.size(), crop_, crop_, 3}, precision_);
   if (preparer_) {
     backend_.copy_from_host(pixels_.data(), batch.pixels.data(), batch.pixels.span().size_bytes());
-    backend_.copy_from_host(flips_.data(), batch.flips.data(), batch.flips.size_bytes());
-    preparer_->run(prepared, {pixels_.data(), batch.pixels.shape()}, {flips_.data(), {batch.size()}});
+    backend_.copy_from_host(augmentations_.data(), batch.augmentations.data(), batch.augmentations.size_bytes());
+    preparer_->run(prepared, {pixels_.data(), batch.pixels.shape()}, {augmentations_.data(), {batch.size()}});
   } else {
     backend_.copy_from_host(prepared.data(), batch.images.data(), batch.images.span().size_bytes());
   }

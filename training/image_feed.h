@@ -33,7 +33,7 @@ class ImageFeed {
   std::unique_ptr<ImagePreparer> preparer_;  ///< null: the loader prepares
   std::unique_ptr<Loader> loader_;
   Buffer<uint8_t> pixels_;  ///< with a preparer, or raw: of a batch, as they lie in the data set
-  Buffer<uint8_t> flips_;
+  Buffer<Augmentation> augmentations_;
   Buffer<std::byte> prepared_;
 };
 

@@ -61,7 +61,7 @@ struct Loader::State {
   struct Slot {
     Buffer<float> images;
     Buffer<uint8_t> pixels;
-    Buffer<uint8_t> flips;
+    Buffer<Augmentation> augmentations;
     Buffer<int32_t> labels;
     Buffer<int64_t> indices;
     int64_t size = 0;
@@ -71,7 +71,7 @@ struct Loader::State {
   void run();
   bool fill(Slot& slot, int64_t batch);
   void prepare_image(Slot& slot, int64_t position, int64_t index);
-  const uint8_t* shifted(const uint8_t* pixels, const Dataset::Image& image, uint64_t index);
+  Augmentation augmentation(const Dataset::Image& image, uint64_t index) const;
 
   const Dataset& dataset;
   const LoaderOptions options;
@@ -109,7 +109,7 @@ Loader::State::State(const Dataset& data, const Preprocess& preprocess, const Lo
   for (Slot& slot : slots) {
     if (options.raw && data.size() > 0) {
       slot.pixels = {host_memory(), most * pixel_bytes(data.images[0]), MemoryCategory::data};
-      slot.flips = {host_memory(), most, MemoryCategory::data};
+      slot.augmentations = {host_memory(), most, MemoryCategory::data};
     } else {
       slot.images = {host_memory(), most * static_cast<size_t>(crop * crop * 3), MemoryCategory::data};
     }
@@ -163,34 +163,39 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
       bytes > dataset.pixels.size() - image.offset)
     fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
                      image.width, image.height, image.offset, dataset.pixels.size());
-  const bool flip =
-      options.flip &&
-      (random_bits(options.seed, flip_stream + static_cast<uint64_t>(options.epoch), image_index) & 1) != 0;
-  const uint8_t* pixels = shifted(dataset.pixels.data() + image.offset, image, image_index);
+  const uint8_t* pixels = dataset.pixels.data() + image.offset;
+  const Augmentation change = augmentation(image, image_index);
   if (options.raw) {
     if (image.width != dataset.images[0].width || image.height != dataset.images[0].height)
       fail<ShapeError>("image {} is {} x {}, image 0 is {} x {}: raw batches need one size", index, image.width,
                        image.height, dataset.images[0].width, dataset.images[0].height);
     std::copy_n(pixels, bytes, slot.pixels.data() + at * bytes);
-    slot.flips.data()[at] = flip ? 1 : 0;
+    slot.augmentations.data()[at] = change;
   } else {
-    preprocessor.run(pixels, image.width, image.height, flip,
+    if (change.right != 0 || change.down != 0) {
+      moved.resize(bytes);
+      write_shifted(moved.data(), pixels, image.width, image.height, change.right, change.down);
+      pixels = moved.data();
+    }
+    preprocessor.run(pixels, image.width, image.height, change.mirrored != 0,
                      slot.images.data() + at * static_cast<size_t>(crop * crop * 3));
   }
   slot.labels.data()[at] = dataset.labels[image_index];
   slot.indices.data()[at] = index;
 }
 
-/// The image's pixels, or `moved`.
-const uint8_t* Loader::State::shifted(const uint8_t* pixels, const Dataset::Image& image, uint64_t index) {
+/// A function of the seed, the epoch and the image.
+Augmentation Loader::State::augmentation(const Dataset::Image& image, uint64_t index) const {
+  const auto epoch = static_cast<uint64_t>(options.epoch);
+  Augmentation result;
+  if (options.flip) result.mirrored = static_cast<int32_t>(random_bits(options.seed, flip_stream + epoch, index) & 1);
   const int reach = options.shift ? std::min(image.width, image.height) / 8 : 0;
-  if (reach == 0) return pixels;
-  Random random(random_bits(options.seed, shift_stream + static_cast<uint64_t>(options.epoch), index));
+  if (reach == 0) return result;
+  Random random(random_bits(options.seed, shift_stream + epoch, index));
   const auto drawn = [&] { return static_cast<int>(random.below(static_cast<uint64_t>(2 * reach + 1))) - reach; };
-  const int dx = drawn(), dy = drawn();
-  moved.resize(pixel_bytes(image));
-  write_shifted(moved.data(), pixels, image.width, image.height, dx, dy);
-  return moved.data();
+  result.right = drawn();
+  result.down = drawn();
+  return result;
 }
 
 Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options)
@@ -228,7 +233,7 @@ bool Loader::next(Batch& batch) {
   if (state.options.raw) {
     const Dataset::Image& first = state.dataset.images[0];
     batch.pixels = {slot.pixels.data(), {slot.size, first.height, first.width, 3}};
-    batch.flips = {slot.flips.data(), size};
+    batch.augmentations = {slot.augmentations.data(), size};
   } else {
     batch.images = {slot.images.data(), {slot.size, state.crop, state.crop, 3}};
   }

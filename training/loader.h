@@ -8,16 +8,17 @@
 #include "engine/core/tensor.h"
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
+#include "kernels/backend.h"
 
 namespace nibblenet {
 
 /// A batch ready for the network. Views stay valid until the next call of Loader::next, or the loader's end.
 struct Batch {
-  TensorView<const float> images;    ///< [N, crop, crop, 3]; empty when raw
-  TensorView<const uint8_t> pixels;  ///< raw: [N, height, width, 3], as they lie in the data set
-  std::span<const uint8_t> flips;    ///< raw: N, 1 where the image is to be mirrored
-  std::span<const int32_t> labels;   ///< N
-  std::span<const int64_t> indices;  ///< N, into the data set
+  TensorView<const float> images;               ///< [N, crop, crop, 3]; empty when raw
+  TensorView<const uint8_t> pixels;             ///< raw: [N, height, width, 3], as they lie in the data set
+  std::span<const Augmentation> augmentations;  ///< raw: N, still to be done
+  std::span<const int32_t> labels;              ///< N
+  std::span<const int64_t> indices;             ///< N, into the data set
   int64_t size() const { return static_cast<int64_t>(indices.size()); }
 };
 

@@ -15,24 +15,30 @@ struct AxisView {
 
 /// x[n, i, j, c] = normalized[c][byte], where the byte is what PIL's resize gives: rows first, rounded to bytes, then
 /// columns of those bytes (Pillow, Resample.c). One thread a pixel: for images that are enlarged it meets 2 x 2 source
-/// pixels. Integers until the table: the host's bits.
+/// pixels. Integers until the table: the host's bits. Black, where an image was moved away, adds nothing.
 template <class T>
-__global__ void prepare_images_kernel(T* x, const uint8_t* images, const uint8_t* flips, AxisView horizontal,
-                                      AxisView vertical, const float* normalized, int width, int height, int crop,
-                                      int64_t pixels) {
+__global__ void prepare_images_kernel(T* x, const uint8_t* images, const Augmentation* augmentations,
+                                      AxisView horizontal, AxisView vertical, const float* normalized, int width,
+                                      int height, int crop, int64_t pixels) {
   constexpr int32_t half_step = 1 << (resample_precision - 1);
   for_each_index(pixels, [&](int64_t pixel) {
     const int64_t n = pixel / crop / crop;
     const auto i = static_cast<int>(pixel / crop % crop);
     const auto at = static_cast<int>(pixel % crop);
-    const int j = flips[n] != 0 ? crop - 1 - at : at;
+    const Augmentation change = augmentations[n];
+    const int j = change.mirrored != 0 ? crop - 1 - at : at;
+    const int left = horizontal.first[j] - change.right;
     const uint8_t* image = images + n * height * width * 3;
     int32_t sum[3] = {half_step, half_step, half_step};
     for (int v = 0; v < vertical.count[i]; ++v) {
-      const uint8_t* row = image + (static_cast<int64_t>(vertical.first[i] + v) * width + horizontal.first[j]) * 3;
+      const int down = vertical.first[i] + v - change.down;
+      if (down < 0 || down >= height) continue;
+      const uint8_t* row = image + (static_cast<int64_t>(down) * width + left) * 3;
       int32_t across[3] = {half_step, half_step, half_step};
-      for (int h = 0; h < horizontal.count[j]; ++h)
+      for (int h = 0; h < horizontal.count[j]; ++h) {
+        if (left + h < 0 || left + h >= width) continue;
         for (int c = 0; c < 3; ++c) across[c] += horizontal.weights[j * horizontal.taps + h] * row[h * 3 + c];
+      }
       for (int c = 0; c < 3; ++c) sum[c] += vertical.weights[i * vertical.taps + v] * resampled_byte(across[c]);
     }
     for (int c = 0; c < 3; ++c) store_element(x, pixel * 3 + c, normalized[c * 256 + resampled_byte(sum[c])]);
@@ -71,16 +77,17 @@ class ImagePreparerCuda final : public ImagePreparer {
     copy_to_device(normalized_.data(), tables.normalized.data(), normalized_.bytes(), stream);
   }
 
-  void run(Activations x, TensorView<const uint8_t> images, TensorView<const uint8_t> flips) override {
+  void run(Activations x, TensorView<const uint8_t> images, TensorView<const Augmentation> augmentations) override {
     expect_shape(images.shape(), {x.size(0), height_, width_, 3}, "images");
-    expect_shape(flips.shape(), {x.size(0)}, "flips");
+    expect_shape(augmentations.shape(), {x.size(0)}, "augmentations");
     expect_shape(x.shape(), {x.size(0), crop_, crop_, 3}, "prepared images");
     const int64_t pixels = x.elements() / 3;
     const Work work{.bytes = static_cast<double>(x.elements()) * static_cast<double>(bytes_of(x.precision())) +
                              static_cast<double>(images.elements())};
     const auto start = [&]<class T>(T* to) {
       launch("prepare_images", work, grid_for(pixels), stream_, prepare_images_kernel<T>, to, images.data(),
-             flips.data(), horizontal_.view(), vertical_.view(), normalized_.data(), width_, height_, crop_, pixels);
+             augmentations.data(), horizontal_.view(), vertical_.view(), normalized_.data(), width_, height_, crop_,
+             pixels);
     };
     if (x.precision() == Precision::float16)
       start(x.halves().data());

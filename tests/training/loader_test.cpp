@@ -138,29 +138,44 @@ Dataset make_rulers(int count) {
   return dataset;
 }
 
-TEST(Loader, ShiftsEveryImageByUpToAnEighthWithBlackBehindIt) {
+TEST(Loader, ShiftsEveryImageByUpToAnEighth) {
   const Dataset dataset = make_rulers(400);
-  const LoaderOptions options = {.batch_size = 400, .shift = true, .seed = 2, .epoch = 3, .raw = true};
-  Loader loader(dataset, small, options);
+  Loader loader(dataset, small, {.batch_size = 400, .shift = true, .seed = 2, .epoch = 3, .raw = true});
   Batch batch;
   ASSERT_TRUE(loader.next(batch));
+  EXPECT_TRUE(std::ranges::equal(batch.pixels, dataset.pixels));  // whoever prepares them moves them
   std::map<std::pair<int, int>, int> seen;
-  for (int64_t i = 0; i < batch.size(); ++i) {
-    const auto pixel = [&](int x, int y) { return batch.pixels.data() + ((i * 32 + y) * 32 + x) * 3; };
-    const int dx = 17 - pixel(16, 16)[0], dy = 17 - pixel(16, 16)[1];
-    ++seen[{dx, dy}];
-    for (int y = 0; y < 32; ++y)
-      for (int x = 0; x < 32; ++x) {
-        const int from_x = x - dx, from_y = y - dy;
-        const bool inside = from_x >= 0 && from_x < 32 && from_y >= 0 && from_y < 32;
-        ASSERT_EQ(pixel(x, y)[0], inside ? from_x + 1 : 0) << dx << ", " << dy;
-        ASSERT_EQ(pixel(x, y)[1], inside ? from_y + 1 : 0) << dx << ", " << dy;
-        ASSERT_EQ(pixel(x, y)[2], inside ? 200 : 0) << dx << ", " << dy;
-      }
+  for (const Augmentation& change : batch.augmentations) {
+    ++seen[{change.right, change.down}];
+    EXPECT_LE(std::abs(change.down), 4);
+    EXPECT_EQ(change.mirrored, 0);
   }
   EXPECT_GT(seen.size(), 70U) << "of 81 ways";
   EXPECT_EQ(seen.begin()->first.first, -4);
   EXPECT_EQ(seen.rbegin()->first.first, 4);
+}
+
+TEST(Loader, PreparesWhatWasShiftedWithBlackBehindIt) {
+  const Dataset dataset = make_rulers(40);
+  LoaderOptions options = {.batch_size = 40, .flip = true, .shift = true, .seed = 2, .epoch = 3};
+  const auto prepared = all_batches(dataset, options).front().images;
+  options.raw = true;
+  Loader loader(dataset, small, options);
+  Batch batch;
+  ASSERT_TRUE(loader.next(batch));
+  Preprocessor preprocessor(small);
+  std::vector<float> expected(prepared.size() / 40);
+  for (int64_t i = 0; i < batch.size(); ++i) {
+    const Augmentation change = batch.augmentations[static_cast<size_t>(i)];
+    std::vector<uint8_t> moved;
+    for (int y = -change.down; y < 32 - change.down; ++y)
+      for (int x = -change.right; x < 32 - change.right; ++x) {
+        const bool inside = x >= 0 && x < 32 && y >= 0 && y < 32;
+        for (const int value : {x + 1, y + 1, 200}) moved.push_back(static_cast<uint8_t>(inside ? value : 0));
+      }
+    preprocessor.run(moved.data(), 32, 32, change.mirrored != 0, expected.data());
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), prepared.begin() + i * std::ssize(expected))) << i;
+  }
 }
 
 TEST(Loader, ShiftsAreThoseOfSeedEpochAndImageAlone) {

@@ -24,9 +24,9 @@ BatchPreparer::BatchPreparer(Backend& backend, int image_size, int64_t batch, Pr
   if (!on_device_) precision_ = Precision::float32;
   prepared_ = {backend, static_cast<size_t>(shape_.elements()) * bytes_of(precision_), MemoryCategory::data};
   if (on_device_) {
-    const std::vector<uint8_t> none(static_cast<size_t>(batch));
-    flips_ = Tensor<uint8_t>(backend, {batch}, MemoryCategory::data);
-    backend.copy_from_host(flips_.data(), none.data(), none.size());
+    const std::vector<Augmentation> none(static_cast<size_t>(batch));
+    augmentations_ = Tensor<Augmentation>(backend, {batch}, MemoryCategory::data);
+    backend.copy_from_host(augmentations_.data(), none.data(), none.size() * sizeof(Augmentation));
     return;
   }
   for (int thread = 0; thread < omp_get_max_threads(); ++thread)
@@ -37,7 +37,7 @@ BatchPreparer::BatchPreparer(Backend& backend, int image_size, int64_t batch, Pr
 ConstActivations BatchPreparer::run(TensorView<const uint8_t> images, TensorView<const uint8_t> host) {
   const Activations prepared(prepared_.data(), shape_, precision_);
   if (on_device_)
-    on_device_->run(prepared, images, std::as_const(flips_).view());
+    on_device_->run(prepared, images, std::as_const(augmentations_).view());
   else
     prepare_on_host(host);
   return prepared;

@@ -34,7 +34,7 @@ class BatchPreparer {
   Shape shape_;
   Precision precision_;
   std::unique_ptr<ImagePreparer> on_device_;
-  Tensor<uint8_t> flips_;
+  Tensor<Augmentation> augmentations_;
   Buffer<std::byte> prepared_;
   std::vector<Preprocessor> on_host_;  ///< one a thread
   Tensor<float> staging_;              ///< where the device's memory is not the host's
