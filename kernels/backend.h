@@ -48,6 +48,14 @@ struct SgdParameters {
   bool keep_zeros = false;  ///< weights that are exactly 0 stay 0, and so do their velocities: they are pruned
 };
 
+/// What SGD moves of a layer, in the backend's memory.
+struct TrainedLayer {
+  Weight& weight;
+  TensorView<float> bias;
+  TensorView<float> weight_velocity;
+  TensorView<float> bias_velocity;
+};
+
 /// How weights are rounded while they train: as packing them with these steps and this codebook would.
 struct RoundingRule {
   GroupMap groups;                ///< of any granularity but `sorted`
@@ -140,6 +148,12 @@ class Backend : public MemoryResource {
     return nibblenet::quantize(host_weights, scheme, name);
   }
 
+  /// For training on float16 activations (Micikevicius 2018, arXiv 1710.03740): float32 values, and halves of them that
+  /// products use and changed() renews. Throws UsageError where the backend trains in float32 only.
+  virtual std::unique_ptr<Weight> make_trained_weight(TensorView<const float> /*host_values*/) {
+    fail<UsageError>("--precision float16: --device {} trains in float32 only", name());
+  }
+
   /// Null where images are as well prepared on the host.
   virtual std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables&) { return nullptr; }
 
@@ -149,8 +163,8 @@ class Backend : public MemoryResource {
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
 
-  /// y = x, rounded to y's precision.
-  virtual void convert(Activations y, ConstActivations x) = 0;
+  /// y = factor x, rounded to y's precision; y may be x.
+  virtual void convert(Activations y, ConstActivations x, float factor = 1.0F) = 0;
 
   // Inference runs on float32 or float16 activations, and y may be float32 where x is float16. Float16 ones ask for
   // packed or float16 weights, float32 ones for packed or float32 weights; sums are float32 always.
@@ -164,36 +178,36 @@ class Backend : public MemoryResource {
                                          Window, Epilogue, Window /*pool*/) {
     return false;
   }
-  virtual void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) = 0;
-  virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                      TensorView<const float> x, Window window) = 0;
+  virtual void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) = 0;
+  virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                      ConstActivations x, Window window) = 0;
 
   // y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])
   virtual void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                               Epilogue epilogue) = 0;
-  virtual void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) = 0;
-  virtual void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                      TensorView<const float> x) = 0;
+  virtual void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) = 0;
+  virtual void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                      ConstActivations x) = 0;
 
   // y = max(x, 0); dx = dy where y > 0, else 0. dx may be dy.
   virtual void relu_forward(TensorView<float> y, TensorView<const float> x) = 0;
-  virtual void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) = 0;
+  virtual void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) = 0;
 
   /// `argmax` (may be empty when no backward pass follows): position in the window, row by row, of the first maximum.
   virtual void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) = 0;
-  virtual void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+  virtual void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                                    Window window) = 0;
 
   // Output pixel p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch does.
   virtual void adaptive_average_pool2d_forward(Activations y, ConstActivations x) = 0;
-  virtual void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
+  virtual void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) = 0;
 
   // y[N, C H W] in PyTorch's order from x[N, H, W, C], and back.
   virtual void flatten_forward(Activations y, ConstActivations x) = 0;
-  virtual void flatten_backward(TensorView<float> dx, TensorView<const float> dy) = 0;
+  virtual void flatten_backward(Activations dx, ConstActivations dy) = 0;
 
   // y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of dy.
-  virtual void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) = 0;
+  virtual void dropout(Activations y, ConstActivations x, float probability, DropoutKey key) = 0;
 
   /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale unless `dlogits` is empty.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
@@ -210,6 +224,21 @@ class Backend : public MemoryResource {
   /// starts from v = 0.
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
+
+  /// The weight and bias gradients of a convolution, or a linear layer, times `factor`, and sgd_step of both at once:
+  /// the gradients are not stored, the bits are the same. False, and nothing was done, where the backend gains nothing
+  /// by it. A bias that is 0 is no pruned one.
+  virtual bool conv2d_backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
+                                    float /*factor*/, SgdParameters) {
+    return false;
+  }
+  virtual bool linear_backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/,
+                                    float /*factor*/, SgdParameters) {
+    return false;
+  }
+
+  /// found[0] = 1 where an element of x is not finite, else it stays as it is.
+  virtual void find_overflow(TensorView<uint32_t> found, ConstActivations x) = 0;
 
   /// values = latent[K, ...] rounded: with x = latent / step of its group, the codebook value nearest to x times step,
   /// the bits that packing by the same rule and decoding would give. A group whose step is 0 holds zeros. With

@@ -26,16 +26,41 @@ bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations
   return backend.conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue, pool);
 }
 
-void conv2d_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
-                     TensorView<const float> dy, TensorView<const float> x, Weight& w, Window window) {
-  expect_shape(dy.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output gradient");
+namespace {
+
+void expect_output(const Shape& dy, const Shape& x, const Shape& w, Window window) {
+  expect_shape(dy, conv2d_output_shape(x, w, window), "convolution output gradient");
+}
+
+}  // namespace
+
+void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window) {
+  expect_output(dy.shape(), dx.shape(), w.shape(), window);
+  backend.conv2d_backward_data(dx, dy, w, window);
+}
+
+void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                            ConstActivations x, Window window) {
+  expect_output(dy.shape(), x.shape(), dw.shape(), window);
+  expect_shape(dbias.shape(), {dw.size(0)}, "convolution bias gradient");
+  backend.conv2d_backward_weight(dw, dbias, dy, x, window);
+}
+
+bool conv2d_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                          Window window, float factor, SgdParameters parameters) {
+  expect_output(dy.shape(), x.shape(), layer.weight.shape(), window);
+  return backend.conv2d_backward_step(layer, dy, x, window, factor, parameters);
+}
+
+void conv2d_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                     ConstActivations dy, ConstActivations x, Weight& w, Window window) {
   expect_shape(dw.shape(), w.shape(), "convolution weight gradient");
   expect_shape(dbias.shape(), {w.shape()[0]}, "convolution bias gradient");
   if (dx.data() != nullptr) {
     expect_shape(dx.shape(), x.shape(), "convolution input gradient");
-    backend.conv2d_backward_data(dx, dy, w, window);
+    conv2d_backward_data(backend, dx, dy, w, window);
   }
-  backend.conv2d_backward_weight(dw, dbias, dy, x, window);
+  conv2d_backward_weight(backend, dw, dbias, dy, x, window);
 }
 
 }  // namespace nibblenet

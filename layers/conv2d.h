@@ -18,9 +18,16 @@ void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight&
                                              TensorView<const float> bias, Window window, Epilogue epilogue,
                                              Window pool);
 
-/// dx (skipped when it has no data: the first layer needs none), dw and dbias from dy = dLoss/d(x * w + bias), the
-/// gradient before the epilogue.
-void conv2d_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
-                     TensorView<const float> dy, TensorView<const float> x, Weight& w, Window window);
+/// dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the epilogue.
+void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window);
+void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                            ConstActivations x, Window window);
+/// A step of SGD from dw and dbias, which are not stored, times `factor`. False, and nothing was done, where the
+/// backend gains nothing by it.
+[[nodiscard]] bool conv2d_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy,
+                                        ConstActivations x, Window window, float factor, SgdParameters parameters);
+/// All three; dx is skipped when it has no data: the first layer needs none.
+void conv2d_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                     ConstActivations dy, ConstActivations x, Weight& w, Window window);
 
 }  // namespace nibblenet

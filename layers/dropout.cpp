@@ -3,7 +3,7 @@
 namespace nibblenet {
 namespace {
 
-void apply(Backend& backend, TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+void apply(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
   expect_shape(y.shape(), x.shape(), "dropout output");
   if (!(probability >= 0.0F && probability <= 1.0F))
     fail<ShapeError>("dropout probability {} is outside [0, 1]", probability);
@@ -12,13 +12,11 @@ void apply(Backend& backend, TensorView<float> y, TensorView<const float> x, flo
 
 }  // namespace
 
-void dropout_forward(Backend& backend, TensorView<float> y, TensorView<const float> x, float probability,
-                     DropoutKey key) {
+void dropout_forward(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
   apply(backend, y, x, probability, key);
 }
 
-void dropout_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy, float probability,
-                      DropoutKey key) {
+void dropout_backward(Backend& backend, Activations dx, ConstActivations dy, float probability, DropoutKey key) {
   apply(backend, dx, dy, probability, key);
 }
 

@@ -19,16 +19,33 @@ void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight&
   backend.linear_forward(y, x, w, bias, epilogue);
 }
 
-void linear_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
-                     TensorView<const float> dy, TensorView<const float> x, Weight& w) {
-  expect_shape(dy.shape(), output_shape(x.shape(), w.shape()), "linear output gradient");
+void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w) {
+  expect_shape(dy.shape(), output_shape(dx.shape(), w.shape()), "linear output gradient");
+  backend.linear_backward_data(dx, dy, w);
+}
+
+void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                            ConstActivations x) {
+  expect_shape(dy.shape(), output_shape(x.shape(), dw.shape()), "linear output gradient");
+  expect_shape(dbias.shape(), {dw.size(0)}, "linear bias gradient");
+  backend.linear_backward_weight(dw, dbias, dy, x);
+}
+
+bool linear_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                          float factor, SgdParameters parameters) {
+  expect_shape(dy.shape(), output_shape(x.shape(), layer.weight.shape()), "linear output gradient");
+  return backend.linear_backward_step(layer, dy, x, factor, parameters);
+}
+
+void linear_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                     ConstActivations dy, ConstActivations x, Weight& w) {
   expect_shape(dw.shape(), w.shape(), "linear weight gradient");
   expect_shape(dbias.shape(), {w.shape()[0]}, "linear bias gradient");
   if (dx.data() != nullptr) {
     expect_shape(dx.shape(), x.shape(), "linear input gradient");
-    backend.linear_backward_data(dx, dy, w);
+    linear_backward_data(backend, dx, dy, w);
   }
-  backend.linear_backward_weight(dw, dbias, dy, x);
+  linear_backward_weight(backend, dw, dbias, dy, x);
 }
 
 }  // namespace nibblenet

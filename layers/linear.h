@@ -8,8 +8,14 @@ namespace nibblenet {
 void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue);
 
-/// dx (skipped when it has no data), dw and dbias from dy, the gradient before the epilogue.
-void linear_backward(Backend& backend, TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias,
-                     TensorView<const float> dy, TensorView<const float> x, Weight& w);
+/// dx, or dw and dbias, from dy, the gradient before the epilogue; a step of SGD at once; and all three, dx where it
+/// has data: as conv2d.h.
+void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w);
+void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                            ConstActivations x);
+[[nodiscard]] bool linear_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy,
+                                        ConstActivations x, float factor, SgdParameters parameters);
+void linear_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                     ConstActivations dy, ConstActivations x, Weight& w);
 
 }  // namespace nibblenet

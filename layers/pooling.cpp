@@ -32,8 +32,8 @@ void max_pool2d_forward(Backend& backend, Activations y, TensorView<uint8_t> arg
   backend.max_pool2d_forward(y, argmax, x, window);
 }
 
-void max_pool2d_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy,
-                         TensorView<const uint8_t> argmax, Window window) {
+void max_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+                         Window window) {
   expect_shape(dy.shape(), max_pool2d_output_shape(dx.shape(), window), "max pooling output gradient");
   expect_shape(argmax.shape(), dy.shape(), "max pooling positions");
   backend.max_pool2d_backward(dx, dy, argmax, window);
@@ -44,7 +44,7 @@ void adaptive_average_pool2d_forward(Backend& backend, Activations y, ConstActiv
   backend.adaptive_average_pool2d_forward(y, x);
 }
 
-void adaptive_average_pool2d_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy) {
+void adaptive_average_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy) {
   expect_adaptive(dy.shape(), dx.shape(), "output gradient");
   backend.adaptive_average_pool2d_backward(dx, dy);
 }
@@ -54,7 +54,7 @@ void flatten_forward(Backend& backend, Activations y, ConstActivations x) {
   backend.flatten_forward(y, x);
 }
 
-void flatten_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy) {
+void flatten_backward(Backend& backend, Activations dx, ConstActivations dy) {
   expect_flat(dy.shape(), dx.shape());
   backend.flatten_backward(dx, dy);
 }

@@ -7,7 +7,7 @@ void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float>
   backend.relu_forward(y, x);
 }
 
-void relu_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstActivations y) {
   expect_shape(dx.shape(), y.shape(), "relu input gradient");
   expect_shape(dy.shape(), y.shape(), "relu output gradient");
   backend.relu_backward(dx, dy, y);

@@ -8,6 +8,6 @@ namespace nibblenet {
 void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float> x);
 
 /// dx = dy where the output y is positive, else 0 (at 0 too, as PyTorch); dx may be dy.
-void relu_backward(Backend& backend, TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y);
+void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstActivations y);
 
 }  // namespace nibblenet

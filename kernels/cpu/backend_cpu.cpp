@@ -69,8 +69,11 @@ void CpuBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std
                 sizeof(float) * static_cast<size_t>(columns));
 }
 
-void CpuBackend::convert(Activations y, ConstActivations x) {
-  copy_to_host(y.floats().data(), x.floats().data(), x.floats().span().size_bytes());
+void CpuBackend::convert(Activations out, ConstActivations in, float factor) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < x.elements(); ++i) y[i] = factor * x[i];
 }
 
 void* CpuBackend::do_allocate(size_t bytes) { return host_.allocate(bytes, MemoryCategory::data); }

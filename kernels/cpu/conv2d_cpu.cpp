@@ -196,7 +196,9 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
   }
 }
 
-void CpuBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
+void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   if (dx.elements() == 0) return;
   const dnnl::engine& engine = convolutions_->engine;
   dnnl::stream& stream = convolutions_->stream;
@@ -213,8 +215,10 @@ void CpuBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const flo
   stream.wait();
 }
 
-void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                        TensorView<const float> x, Window window) {
+void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
+                                        ConstActivations in, Window window) {
+  const TensorView<const float> dy = of_output.floats();
+  const TensorView<const float> x = in.floats();
   if (x.elements() == 0) {
     std::fill(dw.begin(), dw.end(), 0.0F);
     std::fill(dbias.begin(), dbias.end(), 0.0F);

@@ -138,13 +138,17 @@ void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w,
   finish(y, bias, epilogue);
 }
 
-void CpuBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
+void CpuBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.data(), dy.size(1), false},
                 {w.values().data(), dx.size(1), false}, dx.data(), dx.size(1));
 }
 
-void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                        TensorView<const float> x) {
+void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
+                                        ConstActivations in) {
+  const TensorView<const float> dy = of_output.floats();
+  const TensorView<const float> x = in.floats();
   column_sums(dbias, dy);
   if (x.size(0) == 0) {
     std::fill(dw.begin(), dw.end(), 0.0F);

@@ -38,12 +38,16 @@ void CpuBackend::relu_forward(TensorView<float> y, TensorView<const float> x) {
   for (int64_t i = 0; i < x.elements(); ++i) y[i] = x[i] < 0.0F ? 0.0F : x[i];  // keeps NaN
 }
 
-void CpuBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+void CpuBackend::relu_backward(Activations to, ConstActivations from, ConstActivations out) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats(), y = out.floats();
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < y.elements(); ++i) dx[i] = y[i] > 0.0F ? dy[i] : 0.0F;
 }
 
-void CpuBackend::dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+void CpuBackend::dropout(Activations out, ConstActivations in, float probability, DropoutKey key) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
   const float scale = probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F;
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < x.elements(); ++i) {
@@ -69,6 +73,10 @@ void CpuBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) {
     const float* row = x.data() + n * columns;
     y[n] = static_cast<int32_t>(std::max_element(row, row + columns) - row);
   }
+}
+
+void CpuBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {
+  if (!std::ranges::all_of(x.floats(), [](float value) { return std::isfinite(value); })) found[0] = 1;
 }
 
 void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,

@@ -62,8 +62,10 @@ void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax,
   }
 }
 
-void CpuBackend::max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+void CpuBackend::max_pool2d_backward(Activations to, ConstActivations from, TensorView<const uint8_t> argmax,
                                      Window window) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   const int64_t height = dx.size(1), width = dx.size(2), channels = dx.size(3);
   const int64_t outputs_down = dy.size(1), outputs_across = dy.size(2);
   // Gathers: each input pixel adds the gradients of the windows that chose it, so rows need no locks.
@@ -113,7 +115,9 @@ void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivatio
   }
 }
 
-void CpuBackend::adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) {
+void CpuBackend::adaptive_average_pool2d_backward(Activations to, ConstActivations from) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   const int64_t height = dx.size(1), width = dx.size(2), channels = dx.size(3);
   const int64_t outputs_down = dy.size(1), outputs_across = dy.size(2);
 #pragma omp parallel for schedule(static)
@@ -144,7 +148,9 @@ void CpuBackend::flatten_forward(Activations out, ConstActivations in) {
       for (int64_t i = 0; i < pixels; ++i) y[(n * channels + c) * pixels + i] = x[(n * pixels + i) * channels + c];
 }
 
-void CpuBackend::flatten_backward(TensorView<float> dx, TensorView<const float> dy) {
+void CpuBackend::flatten_backward(Activations to, ConstActivations from) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   const int64_t pixels = dx.size(1) * dx.size(2), channels = dx.size(3);
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < dx.size(0); ++n)

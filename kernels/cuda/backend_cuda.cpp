@@ -8,7 +8,7 @@
 namespace nibblenet {
 namespace {
 
-const WeightCuda& resident(Weight& w) { return static_cast<const WeightCuda&>(w); }
+WeightCuda& resident(Weight& w) { return static_cast<WeightCuda&>(w); }
 
 class RecordingCuda final : public Recording {
  public:
@@ -65,6 +65,11 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
   return std::make_unique<WeightCuda>(*this, packed, stream_, best_layout(packed));
 }
 
+std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
+  return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_,
+                                      best_layout(host_values.shape()));
+}
+
 PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
   Tensor<float> weights(*this, host_weights.shape(), MemoryCategory::data);
   copy_from_host(weights.data(), host_weights.data(), host_weights.span().size_bytes());
@@ -111,7 +116,7 @@ void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, st
   cuda::gather_rows(y, x, rows_.data(), stream_);
 }
 
-void CudaBackend::convert(Activations y, ConstActivations x) { cuda::convert(y, x, stream_); }
+void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cuda::convert(y, x, factor, stream_); }
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
@@ -125,13 +130,15 @@ bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, W
          cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
 }
 
-void CudaBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
-  cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
+void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) {
+  if (plain_kernels_ || !cuda::tensor_conv2d_backward_data(dx, dy, resident(w), window, *this, stream_))
+    cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
 }
 
-void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                         TensorView<const float> x, Window window) {
-  cuda::conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_);
+void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                         ConstActivations x, Window window) {
+  if (plain_kernels_ || !cuda::tensor_conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_))
+    cuda::conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_);
 }
 
 void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
@@ -142,18 +149,20 @@ void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, T
     cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
 }
 
-void CudaBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
-  cuda::linear_backward_data(dx, dy, w.values(), stream_);
+void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w) {
+  if (plain_kernels_ || !cuda::tensor_linear_backward_data(dx, dy, resident(w), *this, stream_))
+    cuda::linear_backward_data(dx, dy, w.values(), stream_);
 }
 
-void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                         TensorView<const float> x) {
-  cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
+void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                         ConstActivations x) {
+  if (plain_kernels_ || !cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_))
+    cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
 }
 
 void CudaBackend::relu_forward(TensorView<float> y, TensorView<const float> x) { cuda::relu_forward(y, x, stream_); }
 
-void CudaBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+void CudaBackend::relu_backward(Activations dx, ConstActivations dy, ConstActivations y) {
   cuda::relu_backward(dx, dy, y, stream_);
 }
 
@@ -161,8 +170,8 @@ void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, 
   cuda::max_pool2d_forward(y, argmax, x, window, stream_);
 }
 
-void CudaBackend::max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy,
-                                      TensorView<const uint8_t> argmax, Window window) {
+void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+                                      Window window) {
   cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
 }
 
@@ -170,17 +179,15 @@ void CudaBackend::adaptive_average_pool2d_forward(Activations y, ConstActivation
   cuda::adaptive_average_pool2d_forward(y, x, stream_);
 }
 
-void CudaBackend::adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) {
+void CudaBackend::adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) {
   cuda::adaptive_average_pool2d_backward(dx, dy, stream_);
 }
 
 void CudaBackend::flatten_forward(Activations y, ConstActivations x) { cuda::flatten_forward(y, x, stream_); }
 
-void CudaBackend::flatten_backward(TensorView<float> dx, TensorView<const float> dy) {
-  cuda::flatten_backward(dx, dy, stream_);
-}
+void CudaBackend::flatten_backward(Activations dx, ConstActivations dy) { cuda::flatten_backward(dx, dy, stream_); }
 
-void CudaBackend::dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) {
+void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key) {
   cuda::dropout(y, x, probability, key, stream_);
 }
 
@@ -199,6 +206,20 @@ void CudaBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) { cud
 void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                            SgdParameters parameters) {
   cuda::sgd_step(w, v, dw, parameters, stream_);
+}
+
+bool CudaBackend::conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                                       Window window, float factor, SgdParameters parameters) {
+  return !plain_kernels_ && cuda::tensor_conv2d_backward_step(layer, dy, x, window, factor, parameters, *this, stream_);
+}
+
+bool CudaBackend::linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
+                                       SgdParameters parameters) {
+  return !plain_kernels_ && cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_);
+}
+
+void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {
+  cuda::find_overflow(found, x, stream_);
 }
 
 void CudaBackend::round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) {

@@ -32,34 +32,35 @@ class CudaBackend : public Backend, private Workspace {
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
   std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override;
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
-  void convert(Activations y, ConstActivations x) override;
+  void convert(Activations y, ConstActivations x, float factor = 1.0F) override;
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
   bool conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue, Window pool) override;
-  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
-  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                              TensorView<const float> x, Window window) override;
+  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) override;
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                              Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                       Epilogue epilogue) override;
-  void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
-  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                              TensorView<const float> x) override;
+  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) override;
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                              ConstActivations x) override;
   void relu_forward(TensorView<float> y, TensorView<const float> x) override;
-  void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
+  void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) override;
   void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
-  void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
+  void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                            Window window) override;
   void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
-  void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy) override;
+  void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) override;
   void flatten_forward(Activations y, ConstActivations x) override;
-  void flatten_backward(TensorView<float> dx, TensorView<const float> dy) override;
-  void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key) override;
+  void flatten_backward(Activations dx, ConstActivations dy) override;
+  void dropout(Activations y, ConstActivations x, float probability, DropoutKey key) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                      TensorView<const int32_t> labels, float scale) override;
   void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
@@ -67,6 +68,11 @@ class CudaBackend : public Backend, private Workspace {
   void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
+  bool conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,
+                            float factor, SgdParameters parameters) override;
+  bool linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
+                            SgdParameters parameters) override;
+  void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
   void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) override;
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                               TensorView<const float> latent, const RoundingRule& rule) override;

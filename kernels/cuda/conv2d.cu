@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/product.cuh"
@@ -109,18 +110,20 @@ struct TransposedFilters {
 };
 
 /// dx [input pixels, C].
+template <class T>
 struct PlainResult {
-  float* y;
+  T* y;
   int rows;
   int columns;
   __device__ void store(int i, int j, int, float sum) const {
-    if (i < rows && j < columns) y[static_cast<int64_t>(j) * rows + i] = sum;
+    if (i < rows && j < columns) store_element(y, static_cast<int64_t>(j) * rows + i, sum);
   }
 };
 
 /// Operand of the weight gradient: x as [R S C, output pixels], the reduction running over pixels.
+template <class T>
 struct TransposedWindows {
-  Windows<float> windows;
+  Windows<T> windows;
   __device__ void prepare(CodeValues&) const {}
   __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
     fill_along_rows(to, [&](int row, int step, float(&v)[8]) { windows.load8(windows.row(k + step), first + row, v); });
@@ -128,24 +131,20 @@ struct TransposedWindows {
 };
 
 /// Operand of the weight gradient: dy as [K, output pixels].
+template <class T>
 struct TransposedOutputs {
-  const float* dy;  ///< [pixels, K]
-  int rows;         ///< K
+  const T* dy;  ///< [pixels, K]
+  int rows;     ///< K
   int pixels;
   __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
     fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
-      const float* from = dy + static_cast<int64_t>(k + step) * rows;
+      const T* from = dy + static_cast<int64_t>(k + step) * rows;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) v[e] = k + step < pixels && first + row + e < rows ? from[first + row + e] : 0.0F;
+      for (int e = 0; e < 8; ++e)
+        v[e] = k + step < pixels && first + row + e < rows ? load_element(from, first + row + e) : 0.0F;
     });
   }
 };
-
-/// Place of weight k (in device order) of a filter in PyTorch's order.
-__device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
-  const int tap = k / channels;
-  return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
-}
 
 /// Sums over parts of the pixels, [parts, K, R S C]: i is the weight, j the filter.
 struct PartialResult {
@@ -180,43 +179,47 @@ __global__ void sum_parts_kernel(float* dw, const float* partial, int parts, int
 }
 
 /// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128 columns, one part.
-__global__ void column_sums_kernel(float* sums, const float* dy, int rows, int columns, int rows_of_part) {
+template <class T>
+__global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_part) {
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (column >= columns) return;
   const int begin = static_cast<int>(blockIdx.y) * rows_of_part;
   const int end = begin + rows_of_part < rows ? begin + rows_of_part : rows;
   float sum = 0.0F;
-  for (int row = begin; row < end; ++row) sum += dy[static_cast<int64_t>(row) * columns + column];
+  for (int row = begin; row < end; ++row) sum += load_element(dy, static_cast<int64_t>(row) * columns + column);
   sums[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
 }
 
-void bias_gradient(TensorView<float> dbias, const float* dy, int rows, int columns, Workspace& workspace,
-                   Stream& stream) {
+template <class T>
+void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, Workspace& workspace, Stream& stream) {
   constexpr unsigned threads = 128;
   const auto blocks = static_cast<unsigned>((columns + 127) / 128);
   const int parts = std::clamp(rows / 256, 1, 256);
   const int rows_of_part = (rows + parts - 1) / parts;
   float* sums = parts == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(parts) * columns);
-  const double bytes = 4.0 * static_cast<double>(rows) * columns;
-  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel, sums, dy, rows,
-         columns, rows_of_part);
+  const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(rows) * columns;
+  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel<T>, sums, dy,
+         rows, columns, rows_of_part);
   if (parts > 1)
-    launch("bias_gradient_parts", {}, {dim3(blocks), threads}, stream, column_sums_kernel, dbias.data(), sums, parts,
-           columns, parts);
+    launch("bias_gradient_parts", {}, {dim3(blocks), threads}, stream, column_sums_kernel<float>, dbias.data(), sums,
+           parts, columns, parts);
 }
 
-void backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w,
-                   const ConvolutionSizes& s, Stream& stream) {
+void backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, const ConvolutionSizes& s,
+                   Stream& stream) {
   const int length = s.taps() * s.k;
   const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
-  launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), 4), grid, stream,
-         float32_product_kernel<TransposedFilters, RowOperand<Contributions>, PlainResult>,
-         TransposedFilters{s, w.data()}, RowOperand<Contributions>{{s, dy.data()}},
-         PlainResult{dx.data(), s.c, s.inputs()}, length, length);
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), sizeof(T)), grid, stream,
+           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainResult<T>>,
+           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}}, PlainResult<T>{to, s.c, s.inputs()},
+           length, length);
+  });
 }
 
-void backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                     TensorView<const float> x, const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
+template <class T>
+void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy, const T* x, const ConvolutionSizes& s,
+                     Workspace& workspace, Stream& stream) {
   // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed number for a shape.
   constexpr int blocks_wanted = 512;
   constexpr int pixels_at_least = 512;
@@ -224,22 +227,30 @@ void backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<c
   const int parts = std::clamp(std::min(blocks_wanted / blocks, s.outputs() / pixels_at_least), 1, 64);
   const int depth = (s.outputs() / parts + tile_depth) / tile_depth * tile_depth;
   const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
-  const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), 4);
-  const TransposedWindows left{{s, x.data()}};
-  const TransposedOutputs right{dy.data(), s.k, s.outputs()};
+  const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), sizeof(T));
+  const TransposedWindows<T> left{{s, x}};
+  const TransposedOutputs<T> right{dy, s.k, s.outputs()};
   if (parts == 1) {
     launch("conv2d_backward_weight", work, grid(1), stream,
-           float32_product_kernel<TransposedWindows, TransposedOutputs, GradientResult>, left, right,
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, GradientResult>, left, right,
            GradientResult{dw.data(), s.c, s.taps(), s.k}, s.outputs(), std::max(s.outputs(), 1));
   } else {
     float* partial = workspace.floats(static_cast<size_t>(parts) * static_cast<size_t>(dw.elements()));
     launch("conv2d_backward_weight", work, grid(parts), stream,
-           float32_product_kernel<TransposedWindows, TransposedOutputs, PartialResult>, left, right,
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, PartialResult>, left, right,
            PartialResult{partial, s.length(), s.k}, s.outputs(), depth);
     launch("conv2d_backward_weight_parts", {}, grid_for(dw.elements()), stream, sum_parts_kernel, dw.data(), partial,
            parts, s.k, s.c, s.taps());
   }
-  bias_gradient(dbias, dy.data(), s.outputs(), s.k, workspace, stream);
+  bias_gradient(dbias, dy, s.outputs(), s.k, workspace, stream);
+}
+
+void backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                     const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
+  if (dy.precision() == Precision::float16)
+    backward_weight(dw, dbias, dy.halves().data(), x.halves().data(), s, workspace, stream);
+  else
+    backward_weight(dw, dbias, dy.floats().data(), x.floats().data(), s, workspace, stream);
 }
 
 }  // namespace
@@ -251,13 +262,13 @@ void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, Tens
   forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, stream);
 }
 
-void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Window window,
+void conv2d_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Window window,
                           Stream& stream) {
   backward_data(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), stream);
 }
 
-void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                            TensorView<const float> x, Window window, Workspace& workspace, Stream& stream) {
+void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Window window, Workspace& workspace, Stream& stream) {
   backward_weight(dw, dbias, dy, x, sizes_of(x.shape(), dy.shape(), window), workspace, stream);
 }
 
@@ -266,12 +277,12 @@ void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, Tens
   forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, stream);
 }
 
-void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream) {
+void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream) {
   backward_data(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), stream);
 }
 
-void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                            TensorView<const float> x, Workspace& workspace, Stream& stream) {
+void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Workspace& workspace, Stream& stream) {
   backward_weight(dw, dbias, dy, x, sizes_of(as_images(x.shape()), as_images(dy.shape()), {}), workspace, stream);
 }
 

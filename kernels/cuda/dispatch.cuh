@@ -22,4 +22,22 @@ void with_pointers(Activations y, ConstActivations x, F f) {
   }
 }
 
+/// The elements of a view that holds them as T. Throws Error where it does not.
+template <class T>
+const T* elements_of(ConstActivations x) {
+  if constexpr (std::is_same_v<T, f16>)
+    return x.halves().data();
+  else
+    return x.floats().data();
+}
+
+/// Calls f(T* y, const T* x) for views of one precision. Throws Error where they differ.
+template <class F>
+void with_pointers_of_one(Activations y, ConstActivations x, F f) {
+  if (y.precision() == Precision::float16)
+    f(y.halves().data(), x.halves().data());
+  else
+    f(y.floats().data(), x.floats().data());
+}
+
 }  // namespace nibblenet

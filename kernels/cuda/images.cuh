@@ -22,6 +22,12 @@ struct ConvolutionSizes {
   __host__ __device__ int inputs() const { return n * h * w; }   ///< pixels of x
 };
 
+/// Place of weight k (in device order) of a filter in PyTorch's order.
+__device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
+  const int tap = k / channels;
+  return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
+}
+
 /// x [N, H, W, C] as a matrix [output pixels, R S C].
 template <class T>
 struct Windows {
@@ -70,13 +76,14 @@ struct Windows {
 };
 
 /// dy [N, P, Q, K] as a matrix [input pixels, R S K]: what reaches an input pixel through each tap.
+template <class T>
 struct Contributions {
   ConvolutionSizes sizes;
-  const float* dy;
+  const T* dy;
 
   struct Row {
-    const float* image = nullptr;  ///< null: there is no such pixel
-    int h = 0;                     ///< of the input pixel, counted from the padding's edge
+    const T* image = nullptr;  ///< null: there is no such pixel
+    int h = 0;                 ///< of the input pixel, counted from the padding's edge
     int w = 0;
   };
 
@@ -88,22 +95,25 @@ struct Contributions {
             pixel - across * sizes.w + sizes.padding};
   }
 
+  /// What filter `filter` sends through tap `tap`, or null: nothing.
+  __device__ const T* at(const Row& row, int tap, int filter) const {
+    const int r = tap / sizes.size;
+    const int down = row.h - r;
+    const int across = row.w - (tap - r * sizes.size);
+    const int p = down / sizes.stride;
+    const int q = across / sizes.stride;
+    const bool inside = down >= 0 && across >= 0 && p * sizes.stride == down && q * sizes.stride == across &&
+                        p < sizes.p && q < sizes.q;
+    return inside ? row.image + (static_cast<int64_t>(p) * sizes.q + q) * sizes.k + filter : nullptr;
+  }
+
   __device__ void load8(const Row& row, int k, float (&v)[8]) const {
     int tap = k / sizes.k;
     int filter = k - tap * sizes.k;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      v[i] = 0.0F;
-      if (row.image != nullptr && tap < sizes.taps()) {
-        const int r = tap / sizes.size;
-        const int down = row.h - r;
-        const int across = row.w - (tap - r * sizes.size);
-        const int p = down / sizes.stride;
-        const int q = across / sizes.stride;
-        if (down >= 0 && across >= 0 && p * sizes.stride == down && q * sizes.stride == across && p < sizes.p &&
-            q < sizes.q)
-          v[i] = row.image[(static_cast<int64_t>(p) * sizes.q + q) * sizes.k + filter];
-      }
+      const T* element = row.image != nullptr && tap < sizes.taps() ? at(row, tap, filter) : nullptr;
+      v[i] = element != nullptr ? load_element(element, 0) : 0.0F;
       if (++filter == sizes.k) {
         filter = 0;
         ++tap;

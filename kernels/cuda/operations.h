@@ -27,10 +27,10 @@ namespace cuda {
 
 void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias, Window window,
                     Epilogue epilogue, Stream& stream);
-void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Window window,
+void conv2d_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Window window,
                           Stream& stream);
-void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                            TensorView<const float> x, Window window, Workspace& workspace, Stream& stream);
+void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Window window, Workspace& workspace, Stream& stream);
 
 void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                     Epilogue epilogue, Stream& stream);
@@ -53,30 +53,51 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 [[nodiscard]] bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                                     TensorView<const float> bias, Window window, Epilogue epilogue,
                                                     Window pool, Workspace& workspace, Stream& stream);
-void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> w, Stream& stream);
-void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                            TensorView<const float> x, Workspace& workspace, Stream& stream);
+void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream);
+void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Workspace& workspace, Stream& stream);
+/// The four gradients on the tensor cores: false, and nothing was started, unless activations are float16, K is a
+/// multiple of 8, dy lies on 16 bytes, and for dx likewise C and dx, and the weight is one that trains in halves.
+[[nodiscard]] bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
+                                               Workspace& workspace, Stream& stream);
+[[nodiscard]] bool tensor_conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                                 ConstActivations x, Window window, Workspace& workspace,
+                                                 Stream& stream);
+[[nodiscard]] bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Workspace& workspace,
+                                               Stream& stream);
+[[nodiscard]] bool tensor_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                                 ConstActivations x, Workspace& workspace, Stream& stream);
+/// And with a step of SGD in place of stored gradients.
+[[nodiscard]] bool tensor_conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                                               Window window, float factor, SgdParameters parameters,
+                                               Workspace& workspace, Stream& stream);
+[[nodiscard]] bool tensor_linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                                               float factor, SgdParameters parameters, Workspace& workspace,
+                                               Stream& stream);
 
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
-void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y, Stream& stream);
-void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key, Stream& stream);
+void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
+void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);
+/// The copies in halves of a weight that trains, from its values.
+void renew_halves(WeightCuda& w, Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream);
 void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule, Stream& stream);
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                             TensorView<const float> latent, const RoundingRule& rule, Workspace& workspace,
                             Stream& stream);
-void convert(Activations y, ConstActivations x, Stream& stream);
+void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream);
+void convert(Activations y, ConstActivations x, float factor, Stream& stream);
 /// `rows` lies in device memory.
 void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream);
 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);
-void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
-                         Window window, Stream& stream);
+void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                         Stream& stream);
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
-void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream);
+void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
 void flatten_forward(Activations y, ConstActivations x, Stream& stream);
-void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream);
+void flatten_backward(Activations dx, ConstActivations dy, Stream& stream);
 
 void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                    TensorView<const int32_t> labels, float scale, Stream& stream);

@@ -2,6 +2,7 @@
 #include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/parameters.cuh"
 
 namespace nibblenet {
 namespace {
@@ -14,34 +15,47 @@ __global__ void relu_forward_kernel(float* y, const float* x, int64_t count) {
 }
 
 /// dx = dy where y > 0, else 0
-__global__ void relu_backward_kernel(float* dx, const float* dy, const float* y, int64_t count) {
-  for_each_index(count, [&](int64_t i) { dx[i] = y[i] > 0.0F ? dy[i] : 0.0F; });
+template <class T>
+__global__ void relu_backward_kernel(T* dx, const T* dy, const T* y, int64_t count) {
+  for_each_index(count,
+                 [&](int64_t i) { store_element(dx, i, load_element(y, i) > 0.0F ? load_element(dy, i) : 0.0F); });
 }
 
 /// y = x scale where the element's draw is >= probability, else 0. Counter-based: element i's draw depends on the key
 /// and i alone, so the backward pass draws the same mask and nothing is stored.
-__global__ void dropout_kernel(float* y, const float* x, float probability, float scale, DropoutKey key,
-                               int64_t count) {
+template <class T>
+__global__ void dropout_kernel(T* y, const T* x, float probability, float scale, DropoutKey key, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float draw = uniform_from_bits(random_bits(key.seed, key.stream, key.offset + static_cast<uint64_t>(i)));
-    y[i] = draw >= probability ? x[i] * scale : 0.0F;
+    store_element(y, i, draw >= probability ? load_element(x, i) * scale : 0.0F);
   });
 }
 
-/// PyTorch's SGD: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights stay 0.
 __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
+  for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
+}
+
+/// One thread a weight, in device order.
+__global__ void renew_halves_kernel(HalfCopies halves, const float* w, int channels, int taps, int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const float gradient = dw[i] + parameters.weight_decay * w[i];
-    const bool pruned = parameters.keep_zeros && w[i] == 0.0F;
-    v[i] = pruned ? 0.0F : parameters.momentum * v[i] + gradient;
-    w[i] -= parameters.learning_rate * v[i];
+    const auto filter = static_cast<int>(i / halves.length);
+    const auto column = static_cast<int>(i % halves.length);
+    halves.store(filter, column, w[torch_index(filter, column, channels, taps)]);
   });
 }
 
-/// y = x in another precision
+/// found = 1 where any element is not finite
+template <class T>
+__global__ void find_overflow_kernel(uint32_t* found, const T* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    if (!(fabsf(load_element(x, i)) <= 3.402823466e38F)) atomicMax(found, 1U);
+  });
+}
+
+/// y = factor x, maybe in another precision
 template <class Y, class X>
-__global__ void convert_kernel(Y* y, const X* x, int64_t count) {
-  for_each_index(count, [&](int64_t i) { store_element(y, i, load_element(x, i)); });
+__global__ void convert_kernel(Y* y, const X* x, float factor, int64_t count) {
+  for_each_index(count, [&](int64_t i) { store_element(y, i, factor * load_element(x, i)); });
 }
 
 /// y[i] = x[rows[i]], rows of `columns` elements
@@ -50,8 +64,9 @@ __global__ void gather_rows_kernel(float* y, const float* x, const int64_t* rows
 }
 
 /// Every operand read once, the result written once.
-Work moves(int64_t elements, int operands, double flops = 0) {
-  return {.bytes = 4.0 * static_cast<double>(elements) * operands, .flops = flops * static_cast<double>(elements)};
+Work moves(int64_t elements, int operands, double flops = 0, Precision precision = Precision::float32) {
+  return {.bytes = static_cast<double>(bytes_of(precision)) * static_cast<double>(elements) * operands,
+          .flops = flops * static_cast<double>(elements)};
 }
 
 }  // namespace
@@ -63,15 +78,26 @@ void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream
          x.data(), x.elements());
 }
 
-void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y, Stream& stream) {
-  launch("relu_backward", moves(y.elements(), 3), grid_for(y.elements()), stream, relu_backward_kernel, dx.data(),
-         dy.data(), y.data(), y.elements());
+void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream) {
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("relu_backward", moves(y.elements(), 3, 0, y.precision()), grid_for(y.elements()), stream,
+           relu_backward_kernel<T>, to, from, elements_of<T>(y), y.elements());
+  });
 }
 
-void dropout(TensorView<float> y, TensorView<const float> x, float probability, DropoutKey key, Stream& stream) {
+void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream) {
   const float scale = probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F;
-  launch("dropout", moves(x.elements(), 2), grid_for(x.elements()), stream, dropout_kernel, y.data(), x.data(),
-         probability, scale, key, x.elements());
+  with_pointers_of_one(y, x, [&]<class T>(T* to, const T* from) {
+    launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements()), stream, dropout_kernel<T>, to,
+           from, probability, scale, key, x.elements());
+  });
+}
+
+void renew_halves(WeightCuda& w, Stream& stream) {
+  const Shape& shape = w.shape();
+  const int taps = shape.rank() == 4 ? static_cast<int>(shape[2] * shape[3]) : 1;
+  launch("renew_halves", moves(shape.elements(), 2), grid_for(shape.elements()), stream, renew_halves_kernel,
+         half_copies_of(w), w.values().data(), static_cast<int>(shape[1]), taps, shape.elements());
 }
 
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
@@ -80,11 +106,22 @@ void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> 
          dw.data(), parameters, w.elements());
 }
 
-void convert(Activations y, ConstActivations x, Stream& stream) {
+void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream) {
+  const auto start = [&]<class T>(const T* from) {
+    launch("find_overflow", moves(x.elements(), 1, 0, x.precision()), grid_for(x.elements()), stream,
+           find_overflow_kernel<T>, found.data(), from, x.elements());
+  };
+  if (x.precision() == Precision::float16)
+    start(x.halves().data());
+  else
+    start(x.floats().data());
+}
+
+void convert(Activations y, ConstActivations x, float factor, Stream& stream) {
   const Work work{.bytes = static_cast<double>(y.elements()) *
                            static_cast<double>(bytes_of(x.precision()) + bytes_of(y.precision()))};
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("convert", work, grid_for(y.elements()), stream, convert_kernel<Y, X>, to, from, y.elements());
+    launch("convert", work, grid_for(y.elements()), stream, convert_kernel<Y, X>, to, from, factor, y.elements());
   });
 }
 

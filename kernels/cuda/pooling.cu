@@ -58,7 +58,8 @@ __global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, Ima
 }
 
 /// dx = sum of dy over the windows that chose this element.
-__global__ void max_pool2d_backward_kernel(float* dx, const float* dy, const uint8_t* argmax, ImageSizes input,
+template <class T>
+__global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* argmax, ImageSizes input,
                                            ImageSizes output, Window window, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const Place place(input, i);
@@ -70,10 +71,10 @@ __global__ void max_pool2d_backward_kernel(float* dx, const float* dy, const uin
         const int64_t across = place.x + window.padding - s;
         if (across < 0 || across % window.stride != 0 || across / window.stride >= output.w) continue;
         const int64_t from = output.at(place.n, down / window.stride, across / window.stride, place.c);
-        if (argmax[from] == r * window.size + s) sum += dy[from];
+        if (argmax[from] == r * window.size + s) sum += load_element(dy, from);
       }
     }
-    dx[i] = sum;
+    store_element(dx, i, sum);
   });
 }
 
@@ -101,7 +102,8 @@ __global__ void adaptive_average_pool2d_forward_kernel(Y* y, const X* x, ImageSi
 }
 
 /// dx = sum of dy / (pixels averaged) over the outputs whose range holds this element.
-__global__ void adaptive_average_pool2d_backward_kernel(float* dx, const float* dy, ImageSizes input, ImageSizes output,
+template <class T>
+__global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, ImageSizes input, ImageSizes output,
                                                         int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const Place place(input, i);
@@ -112,10 +114,10 @@ __global__ void adaptive_average_pool2d_backward_kernel(float* dx, const float* 
       for (int64_t q = 0; q < output.w; ++q) {
         const Range across(q, output.w, input.w);
         if (place.x < across.begin || place.x >= across.end) continue;
-        sum += dy[output.at(place.n, p, q, place.c)] / static_cast<float>(down.size() * across.size());
+        sum += load_element(dy, output.at(place.n, p, q, place.c)) / static_cast<float>(down.size() * across.size());
       }
     }
-    dx[i] = sum;
+    store_element(dx, i, sum);
   });
 }
 
@@ -129,10 +131,11 @@ __global__ void flatten_forward_kernel(Y* y, const X* x, int64_t pixels, int64_t
 }
 
 /// dx[n, pixel, c] = dy[n, c, pixel]
-__global__ void flatten_backward_kernel(float* dx, const float* dy, int64_t pixels, int64_t channels, int64_t count) {
+template <class T>
+__global__ void flatten_backward_kernel(T* dx, const T* dy, int64_t pixels, int64_t channels, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const int64_t channel = i % channels, pixel = i / channels % pixels, n = i / channels / pixels;
-    dx[i] = dy[(n * channels + channel) * pixels + pixel];
+    store_element(dx, i, load_element(dy, (n * channels + channel) * pixels + pixel));
   });
 }
 
@@ -156,10 +159,12 @@ void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivati
   });
 }
 
-void max_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const uint8_t> argmax,
-                         Window window, Stream& stream) {
-  launch("max_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream, max_pool2d_backward_kernel, dx.data(),
-         dy.data(), argmax.data(), sizes_of(dx.shape()), sizes_of(dy.shape()), window, dx.elements());
+void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                         Stream& stream) {
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("max_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream, max_pool2d_backward_kernel<T>, to,
+           from, argmax.data(), sizes_of(dx.shape()), sizes_of(dy.shape()), window, dx.elements());
+  });
 }
 
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream) {
@@ -170,10 +175,12 @@ void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& 
   });
 }
 
-void adaptive_average_pool2d_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream) {
-  launch("adaptive_average_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream,
-         adaptive_average_pool2d_backward_kernel, dx.data(), dy.data(), sizes_of(dx.shape()), sizes_of(dy.shape()),
-         dx.elements());
+void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream) {
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("adaptive_average_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream,
+           adaptive_average_pool2d_backward_kernel<T>, to, from, sizes_of(dx.shape()), sizes_of(dy.shape()),
+           dx.elements());
+  });
 }
 
 void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
@@ -183,9 +190,11 @@ void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
   });
 }
 
-void flatten_backward(TensorView<float> dx, TensorView<const float> dy, Stream& stream) {
-  launch("flatten_backward", moves(dx, dy), grid_for(dx.elements()), stream, flatten_backward_kernel, dx.data(),
-         dy.data(), dx.size(1) * dx.size(2), dx.size(3), dx.elements());
+void flatten_backward(Activations dx, ConstActivations dy, Stream& stream) {
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("flatten_backward", moves(dx, dy), grid_for(dx.elements()), stream, flatten_backward_kernel<T>, to, from,
+           dx.size(1) * dx.size(2), dx.size(3), dx.elements());
+  });
 }
 
 }  // namespace cuda

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "engine/quant/bits.h"
+#include "kernels/cuda/operations.h"
 #include "kernels/cuda/superblock.h"
 
 namespace nibblenet {
@@ -206,6 +207,25 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
   view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
 }
 
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
+                       CodeLayout layout)
+    : shape_(values.shape()),
+      form_(Form::float16),
+      floats_(memory, shape_, MemoryCategory::weights),
+      halves_(memory, static_cast<size_t>(shape_.elements()), MemoryCategory::weights),
+      trained_(&stream),
+      layout_(layout),
+      normalisation_(64.0F) {
+  if (layout_ == CodeLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
+  resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + halves_.bytes() + rows_.bytes());
+  copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
+  changed();
+}
+
+void WeightCuda::changed() {
+  if (trained_ != nullptr) cuda::renew_halves(*this, *trained_);
+}
+
 const uint8_t* WeightCuda::superblocks() const {
   return form_ == Form::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
 }
@@ -220,7 +240,7 @@ bool WeightCuda::step_per_channel() const {
 }
 
 TensorView<float> WeightCuda::values() {
-  if (form_ == Form::float32) return floats_.view();
+  if (form_ == Form::float32 || trained_ != nullptr) return floats_.view();
   throw Error(form_ == Form::packed
                   ? "a packed weight has no float values: export it, or train the float model it came from"
                   : "a float16 weight cannot be trained or saved: load the model in float32");

@@ -30,17 +30,31 @@ class WeightCuda : public Weight {
   /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              CodeLayout layout = CodeLayout::channels);
+  /// A weight that trains in halves: float32 in PyTorch's order, and beside it halves in `layout` for the forward pass
+  /// and in rows for the backward pass, which changed() renews. Their factor is always the same one, so that they
+  /// depend on the values alone: with 64, weights from 1e-6 to 1,000 are neither too small for halves nor too large.
+  struct TrainsInHalves {};
+  WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream, CodeLayout layout);
 
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return form_ == Form::packed; }
   TensorView<float> values() override;
-  void changed() override {}
+  void changed() override;
   ResidentSize resident() const override { return resident_; }
 
   enum class Form : uint8_t { float32, float16, packed };
   Form form() const { return form_; }
   TensorView<const float> floats() const { return floats_.view(); }
   const f16* halves() const { return halves_.data(); }
+  /// Of a weight that trains in halves, null for others: [K, R S C], and superblocks where it has them.
+  f16* rows_in_halves() {
+    if (trained_ == nullptr) return nullptr;
+    return layout_ == CodeLayout::superblocks ? rows_.data() : halves_.data();
+  }
+  uint8_t* superblocks_in_halves() {
+    const bool has = trained_ != nullptr && layout_ == CodeLayout::superblocks;
+    return has ? reinterpret_cast<uint8_t*>(halves_.data()) : nullptr;
+  }
   const PackedView& view() const { return view_; }
   /// Of packed codes, and of halves.
   CodeLayout layout() const { return layout_; }
@@ -68,6 +82,8 @@ class WeightCuda : public Weight {
   Form form_;
   Tensor<float> floats_;
   Buffer<f16> halves_;
+  Buffer<f16> rows_;           ///< where halves_ are superblocks of a weight that trains
+  Stream* trained_ = nullptr;  ///< where its halves are renewed
   Buffer<uint8_t> codes_;
   Buffer<uint8_t> scales_;
   Buffer<uint8_t> zero_points_;

@@ -134,14 +134,18 @@ void CudnnBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, 
                        epilogue);
 }
 
-void CudnnBackend::conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) {
+void CudnnBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
   convolution_.backward_data(dx, dy, static_cast<const float*>(filters(weight, Precision::float32)), window);
 }
 
-void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                          TensorView<const float> x, Window window) {
+void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
+                                          ConstActivations in, Window window) {
+  const TensorView<const float> dy = of_output.floats();
+  const TensorView<const float> x = in.floats();
   if (dy.elements() == 0) {
     fill_zero(dw.data(), dw.span().size_bytes(), stream());
     fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
@@ -170,15 +174,19 @@ void CudnnBackend::linear_forward(Activations y, ConstActivations x, Weight& w, 
                   y.precision(), 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), epilogue);
 }
 
-void CudnnBackend::linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) {
+void CudnnBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats();
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
   matmul_.product(dx.data(), {dy.data(), false}, {filters(weight, Precision::float32), false}, dx.size(0), dx.size(1),
                   dy.size(1), Precision::float32, Precision::float32);
 }
 
-void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                                          TensorView<const float> x) {
+void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
+                                          ConstActivations in) {
+  const TensorView<const float> dy = of_output.floats();
+  const TensorView<const float> x = in.floats();
   if (dy.elements() == 0) {
     fill_zero(dw.data(), dw.span().size_bytes(), stream());
     fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
@@ -196,7 +204,9 @@ void CudnnBackend::relu_forward(TensorView<float> y, TensorView<const float> x) 
         "ReLU");
 }
 
-void CudnnBackend::relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) {
+void CudnnBackend::relu_backward(Activations to, ConstActivations from, ConstActivations out) {
+  const TensorView<float> dx = to.floats();
+  const TensorView<const float> dy = from.floats(), y = out.floats();
   if (dx.elements() == 0) return;
   const TensorDescriptor all = describe_images({1, 1, 1, dx.elements()}, Precision::float32);
   // The result is as good as the input here: both are positive in the same places.

@@ -23,6 +23,10 @@ class CudnnBackend final : public CudaBackend {
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
 
+  /// Throws UsageError: it trains in float32.
+  std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override {
+    return Backend::make_trained_weight(host_values);
+  }
   /// Throws UsageError: the libraries have no such convolution.
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) override;
 
@@ -32,16 +36,16 @@ class CudnnBackend final : public CudaBackend {
                                  Window) override {
     return false;
   }
-  void conv2d_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w, Window window) override;
-  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                              TensorView<const float> x, Window window) override;
+  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) override;
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                              Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                       Epilogue epilogue) override;
-  void linear_backward_data(TensorView<float> dx, TensorView<const float> dy, Weight& w) override;
-  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, TensorView<const float> dy,
-                              TensorView<const float> x) override;
+  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) override;
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                              ConstActivations x) override;
   void relu_forward(TensorView<float> y, TensorView<const float> x) override;
-  void relu_backward(TensorView<float> dx, TensorView<const float> dy, TensorView<const float> y) override;
+  void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) override;
   void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
 
  private:

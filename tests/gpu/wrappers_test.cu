@@ -36,6 +36,20 @@ __global__ void tile_kernel(float* d, const f16* a, const f16* b) {
   for (int e = 0; e < 4; ++e) d[(lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] = sum[e] - static_cast<float>(e + 1);
 }
 
+/// y[4, 32] = the registers of four transposed matrices [4, 8, 8].
+__global__ void transposed_kernel(uint32_t* y, const f16* x) {
+  struct Matrices {
+    alignas(16) f16 rows[32][8];
+  };
+  auto& matrices = shared<Matrices>();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int e = 0; e < 8; ++e) matrices.rows[lane][e] = x[lane * 8 + e];
+  __syncthreads();
+  uint32_t r[4];
+  ldmatrix_x4_transposed(r, &matrices.rows[lane]);
+  for (int i = 0; i < 4; ++i) y[i * 32 + lane] = r[i];
+}
+
 /// y = x where the copy is valid, else 0.
 __global__ void copy_kernel(float* y, const float* x) {
   struct Row {
@@ -112,6 +126,22 @@ TEST(Wrappers, WordsAndPairsOfHalves) {
     EXPECT_EQ(y[i].z, (x[i].x >> 8 & 0xFFU) | low << 8 | (x[i].x >> 24) << 16 | low << 24) << i;
     EXPECT_EQ(y[i].w, pair(std::max(i, 2U), std::max(i % 5, i))) << i;
   }
+}
+
+TEST(Wrappers, WarpsTransposeMatrices) {
+  CudaBackend backend;
+  std::vector<f16> x(256);
+  for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint16_t>(i);
+  const Buffer<f16> source = on(backend, x);
+  Buffer<uint32_t> result(backend, 128, MemoryCategory::data);
+  launch("transposed", {}, {dim3(1), 32}, backend.stream(), transposed_kernel, result.data(), source.data());
+  std::vector<uint32_t> y(128);
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (uint32_t matrix = 0; matrix < 4; ++matrix)
+    for (uint32_t lane = 0; lane < 32; ++lane) {
+      const uint32_t first = matrix * 64 + lane % 4 * 16 + lane / 4;
+      EXPECT_EQ(y[matrix * 32 + lane], first | (first + 8) << 16);
+    }
 }
 
 TEST(Wrappers, AGraphReplaysWhatItCaptured) {

@@ -121,6 +121,22 @@ inline void load_matrices(void* const* slots, unsigned) {
   }
 }
 
+inline void load_transposed_matrices(void* const* slots, unsigned) {
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    for (unsigned i = 0; i < 4; ++i) {
+      uint32_t pair = 0;
+      for (unsigned e = 0; e < 2; ++e) {
+        const auto* row =
+            static_cast<const char*>(static_cast<const LdmatrixSlot*>(slots[8 * i + lane % 4 * 2 + e])->row);
+        uint16_t half = 0;
+        std::memcpy(&half, row + lane / 4 * sizeof(half), sizeof(half));
+        pair |= uint32_t{half} << 16 * e;
+      }
+      (*static_cast<LdmatrixSlot*>(slots[lane])->r)[i] = pair;
+    }
+  }
+}
+
 inline void land(const PendingCopy& copy) {
   if (copy.source != nullptr)
     std::memcpy(copy.target, copy.source, 16);
@@ -224,6 +240,13 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row,
   hostexec::expect_aligned(row, "ldmatrix_x4 of a row that is not 16-byte aligned", where);
   hostexec::LdmatrixSlot slot{&r, row};
   hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4", where, &slot, hostexec::load_matrices);
+}
+
+inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row,
+                                   std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(row, "ldmatrix_x4_transposed of a row that is not 16-byte aligned", where);
+  hostexec::LdmatrixSlot slot{&r, row};
+  hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4_transposed", where, &slot, hostexec::load_transposed_matrices);
 }
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }

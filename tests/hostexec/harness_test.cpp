@@ -100,6 +100,35 @@ TEST_F(Harness, BallotsTellWhoVotes) {
   }
 }
 
+/// y[4, 32] = the registers of four transposed matrices [4, 8, 8].
+void transposed_kernel(uint32_t* y, const f16* x) {
+  struct Matrices {
+    alignas(16) f16 rows[32][8];
+  };
+  auto& matrices = shared<Matrices>();
+  const int lane = thread();
+  for (int e = 0; e < 8; ++e) matrices.rows[lane][e] = x[lane * 8 + e];
+  __syncthreads();
+  uint32_t r[4];
+  ldmatrix_x4_transposed(r, &matrices.rows[lane]);
+  for (int i = 0; i < 4; ++i) y[i * 32 + lane] = r[i];
+}
+
+TEST_F(Harness, WarpsTransposeMatrices) {
+  std::vector<f16> x(256);
+  for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint16_t>(i);
+  for (const Schedule& each : schedules) {
+    set_schedule(each);
+    std::vector<uint32_t> y(128);
+    run_grid("transposed", dim3(1), 32, [&] { transposed_kernel(y.data(), x.data()); });
+    for (uint32_t matrix = 0; matrix < 4; ++matrix)
+      for (uint32_t lane = 0; lane < 32; ++lane) {
+        const uint32_t first = matrix * 64 + lane % 4 * 16 + lane / 4;
+        EXPECT_EQ(y[matrix * 32 + lane], first | (first + 8) << 16);
+      }
+  }
+}
+
 /// d[16, 8] = a[16, 16] b[8, 16]^T by one warp through shared memory, ldmatrix and mma.
 void tile_kernel(float* d, const f16* a, const f16* b) {
   struct Tiles {

@@ -70,6 +70,28 @@ Values superblock_convolution(CudaBackend& backend, const std::string& scheme) {
   });
 }
 
+/// Gradients on the tensor cores, of two parts each: dx, or the weight behind a step at once.
+Values gradients_in_halves(CudaBackend& backend, bool of_weight) {
+  const Shape x = of_weight ? Shape{1, 24, 24, 8} : Shape{1, 4, 5, 8}, y = {1, x[1], x[2], 64};
+  const Values start = uniform({64, 8, 3, 3}, 3);
+  const auto weight = backend.make_trained_weight(start.view());
+  const Buffer<f16> dy_halves = halves_on(backend, uniform(y, 1)), x_halves = halves_on(backend, uniform(x, 2));
+  const TensorView<const f16> dy(dy_halves.data(), y);
+  if (of_weight) {
+    Tensor<float> bias = on(backend, Values({64})), velocity = on(backend, start), of_bias = on(backend, Values({64}));
+    const TrainedLayer layer{*weight, bias.view(), velocity.view(), of_bias.view()};
+    EXPECT_TRUE(backend.conv2d_backward_step(layer, dy, TensorView<const f16>(x_halves.data(), x), window, 0.5F,
+                                             {0.1F, 0.9F, 0.01F}));
+    return from(backend, weight->values());
+  }
+  Buffer<f16> dx(backend, x_halves.size(), MemoryCategory::data);
+  return output_of(backend, x, [&](TensorView<float> floats) {
+    const TensorView<f16> halves(dx.data(), x);
+    backend.conv2d_backward_data(halves, dy, *weight, window);
+    backend.convert(floats, halves);
+  });
+}
+
 /// An operation of one operand and one result.
 template <class Run>
 Operation map(std::string name, const Shape& y, const Shape& x, Run run) {
@@ -106,6 +128,14 @@ std::vector<Operation> operations() {
     const Tensor<float> x = on(b, uniform({2, 31, 29, 2}, 4));
     Tensor<float> dbias = on(b, Values({5}));
     b.conv2d_backward_weight(dw, dbias.view(), dy, x.view(), {1, 1, 0});
+  }));
+  for (const bool of_weight : {false, true})
+    list.push_back({of_weight ? "step in halves" : "data gradient in halves",
+                    [=](CudaBackend& b) { return gradients_in_halves(b, of_weight); }});
+  list.push_back(map("find overflow", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) {
+    Tensor<uint32_t> found(b, {1}, MemoryCategory::data);
+    b.find_overflow(found.view(), x);
+    b.convert(y, x, 2.0F);
   }));
   list.push_back(map("relu", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) { b.relu_forward(y, x); }));
   list.push_back(map("relu backward", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) { b.relu_backward(y, x, x); }));

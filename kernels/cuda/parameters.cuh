@@ -1,0 +1,119 @@
+#pragma once
+
+#include "kernels/cuda/images.cuh"
+#include "kernels/cuda/superblock.h"
+#include "kernels/cuda/weight_cuda.h"
+
+// Parameters while they train: a step of SGD, and the copies in halves that the tensor cores multiply.
+
+namespace nibblenet {
+
+/// Two halves as one word, the first one in its lower half.
+__device__ __forceinline__ uint32_t pair_of_halves(float first, float second) {
+  f16 pair[2];
+  store_element(pair, 0, first);
+  store_element(pair, 1, second);
+  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
+}
+
+/// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights
+/// stay 0.
+__device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const SgdParameters& parameters) {
+  const float gradient = dw + parameters.weight_decay * w;
+  const bool pruned = parameters.keep_zeros && w == 0.0F;
+  v = pruned ? 0.0F : parameters.momentum * v + gradient;
+  w -= parameters.learning_rate * v;
+}
+
+/// Halves of a weight that trains, in device order: row by row for the gradients' products, and as the forward
+/// product's superblocks where it has them. Weights are multiplied by `factor` before they are rounded.
+struct HalfCopies {
+  f16* rows = nullptr;  ///< [K, R S C]; null: no copies
+  unsigned char* superblocks = nullptr;
+  Superblocks layout;
+  int length = 0;  ///< R S C
+  float factor = 1.0F;
+
+  __device__ void store(int filter, int column, float w) const {
+    if (rows == nullptr) return;
+    store_element(rows, static_cast<int64_t>(filter) * length + column, w * factor);
+    if (superblocks != nullptr) store_element(superblock_pair(filter, column), column % 2, w * factor);
+  }
+  /// Of an even column and the next one; rows are of even length.
+  __device__ void store_pair(int filter, int column, const float2& w) const {
+    if (rows == nullptr) return;
+    const uint32_t word = pair_of_halves(w.x * factor, w.y * factor);
+    *reinterpret_cast<uint32_t*>(rows + static_cast<int64_t>(filter) * length + column) = word;
+    if (superblocks != nullptr) *reinterpret_cast<uint32_t*>(superblock_pair(filter, column)) = word;
+  }
+
+ private:
+  /// Where the halves of an even column and the next one lie.
+  __device__ f16* superblock_pair(int filter, int column) const {
+    const Superblocks::Place place = Superblocks::place(filter, column);
+    return reinterpret_cast<f16*>(superblocks + layout.offset(filter, column) +
+                                  layout.byte_of_word(place, place.value));
+  }
+};
+inline HalfCopies half_copies_of(WeightCuda& w) {
+  return {w.rows_in_halves(), w.superblocks_in_halves(), w.superblock_layout(),
+          static_cast<int>(w.shape().inner_elements()), w.normalisation()};
+}
+
+/// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by `factor`: they are
+/// stored, or they are a step of SGD at once.
+struct ParameterGradients {
+  int filters = 0, channels = 0, taps = 1;
+  float factor = 1.0F;
+  float* dw = nullptr;  ///< [K, C, taps]; null: a step
+  float* dbias = nullptr;
+  float *w = nullptr, *w_velocity = nullptr, *bias = nullptr, *bias_velocity = nullptr;
+  SgdParameters sgd = {};
+  HalfCopies halves = {};
+
+  __device__ int length() const { return channels * taps; }
+  /// Of the weight at `column` of the filter in device order.
+  __device__ void store(int filter, int column, float sum) const {
+    const int64_t i = torch_index(filter, column, channels, taps);
+    if (dw != nullptr) {
+      dw[i] = sum * factor;
+      return;
+    }
+    float weight = w[i];
+    sgd_update(weight, w_velocity[i], sum * factor, sgd);
+    w[i] = weight;
+    halves.store(filter, column, weight);
+  }
+  /// Of an even column and the next one, which may not exist.
+  __device__ void store_pair(int filter, int column, float first, float second) const {
+    if (taps != 1 || channels % 2 != 0) {
+      store(filter, column, first);
+      if (column + 1 < length()) store(filter, column + 1, second);
+      return;
+    }
+    const int64_t i = static_cast<int64_t>(filter) * channels + column;
+    const float2 gradient = {first * factor, second * factor};
+    if (dw != nullptr) {
+      *reinterpret_cast<float2*>(dw + i) = gradient;
+      return;
+    }
+    float2 weight = *reinterpret_cast<const float2*>(w + i);
+    float2 velocity = *reinterpret_cast<const float2*>(w_velocity + i);
+    sgd_update(weight.x, velocity.x, gradient.x, sgd);
+    sgd_update(weight.y, velocity.y, gradient.y, sgd);
+    *reinterpret_cast<float2*>(w + i) = weight;
+    *reinterpret_cast<float2*>(w_velocity + i) = velocity;
+    halves.store_pair(filter, column, weight);
+  }
+  __device__ void store_bias(int filter, float sum) const {
+    if (dw != nullptr) {
+      dbias[filter] = sum * factor;
+      return;
+    }
+    SgdParameters without_pruning = sgd;
+    without_pruning.keep_zeros = false;
+    sgd_update(bias[filter], bias_velocity[filter], sum * factor, without_pruning);
+  }
+};
+
+}  // namespace nibblenet
