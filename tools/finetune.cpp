@@ -29,6 +29,7 @@ struct Options {
   std::string schedule = "constant";
   std::string augment = "none";
   std::string learn = "all";
+  std::string precision = "float32";
   std::string resume;
   std::string output;
   std::string json;
@@ -113,18 +114,18 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
 
 /// The network that --distill names, or that a checkpoint goes on with; none where there is no teacher.
 std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
-                                    int64_t classes) {
+                                    const Network& student) {
   if (options.teacher.empty()) return std::nullopt;
   StateDict parameters = load_model(options.teacher, checksums);
-  if (class_count(parameters) != classes)
+  if (class_count(parameters) != student.classes())
     fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
-                     class_count(parameters), classes);
+                     class_count(parameters), student.classes());
   const std::string fingerprint =
       parameters.packed() ? fingerprint_of(dequantized(parameters)) : fingerprint_of(parameters);
   if (!options.fingerprint.empty() && options.fingerprint != fingerprint)
     fail<UsageError>("{} is not the model that the checkpoint learnt from: put that one there again", options.teacher);
   options.fingerprint = fingerprint;
-  return std::optional<Network>(std::in_place, backend, std::move(parameters));
+  return std::optional<Network>(std::in_place, backend, std::move(parameters), student.precision());
 }
 
 /// Flags whose default depends on the file that training starts from.
@@ -158,9 +159,8 @@ void finetune(Options& options, Given given) {
                                                                   static_cast<int64_t>(train_set.classes.size())),
                                                options.training.freeze_features, *backend);
   const bool packed = start.packed.packed();
-  Network network(*backend, std::move(start.parameters));
-  std::optional<Network> teacher =
-      load_teacher(options.training.distillation, options.checksums, *backend, network.classes());
+  Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
+  std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network);
   Trainer trainer(network, train_set, test_set, options.training);
   if (teacher) trainer.learn_from(*teacher);
   if (packed) trainer.quantize(std::move(start.packed));
@@ -187,6 +187,10 @@ void finetune(Options& options, Given given) {
   const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
   fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,
              fmt::format(fmt::runtime(packed ? "eval {}" : "pack {} --bits 4"), output.string()));
+  const LossScale& scale = trainer.position().loss_scale;
+  if (options.training.precision == Precision::float16)
+    fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,
+               trainer.position().step);
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
   write_json(options.json, {{"output", output.string()},
                             {"checkpoint", checkpoint_of(output).string()},
@@ -198,17 +202,19 @@ void finetune(Options& options, Given given) {
                             {"epochs", history_json(history)},
                             {"test_accuracy", history.back().test_accuracy},
                             {"packed", packed},
+                            {"loss_scale", scale.value},
+                            {"skipped_steps", scale.skipped},
                             {"sparsity", sparsity},
                             {"peak_bytes", backend->meter().peak_total()}});
 }
 
 /// Flags that a checkpoint has settled already.
 void refuse_with_resume(const CLI::App& app) {
-  for (const char* name :
-       {"--init",         "--freeze",      "--reset",    "--batch",          "--lr",         "--momentum",
-        "--weight-decay", "--dropout",     "--schedule", "--augment",        "--image-size", "--seed",
-        "--train-limit",  "--test-limit",  "--quantize", "--layer",          "--prune",      "--prune-scope",
-        "--prune-layer",  "--prune-until", "--distill",  "--distill-weight", "--learn"})
+  for (const char* name : {"--init",       "--freeze",       "--reset",          "--batch",       "--lr",
+                           "--momentum",   "--weight-decay", "--dropout",        "--schedule",    "--augment",
+                           "--image-size", "--seed",         "--train-limit",    "--test-limit",  "--quantize",
+                           "--layer",      "--prune",        "--prune-scope",    "--prune-layer", "--prune-until",
+                           "--precision",  "--distill",      "--distill-weight", "--learn"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -261,6 +267,12 @@ int main(int argc, char** argv) {
          "side, black behind it; none")
       ->check(CLI::IsMember({"flip", "flip-shift", "none"}))
       ->capture_default_str();
+  app.add_option(
+         "--precision", options.precision,
+         "float16: activations and their gradients in float16 on the tensor cores, float32 weights and momenta, and a "
+         "loss scale that finds itself; needs --device cuda")
+      ->check(CLI::IsMember({"float32", "float16"}))
+      ->capture_default_str();
   auto* image_size =
       app.add_option("--image-size", t.image_size,
                      "Input pixels, 63 or more; default: what the --init model was trained with, else 224")
@@ -308,6 +320,7 @@ int main(int argc, char** argv) {
       t.distillation = {.weight = options.teacher_weight, .teacher = options.teacher, .fingerprint = {}};
     t.flip = options.augment != "none";
     t.shift = options.augment == "flip-shift";
+    t.precision = options.precision == "float16" ? Precision::float16 : Precision::float32;
     t.schedule = parse_schedule(options.schedule);
     finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});
   });

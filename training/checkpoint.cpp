@@ -1,3 +1,4 @@
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "training/trainer.h"
@@ -9,15 +10,17 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Schedule, {{Schedule::constant, "constant"},
                                         {Schedule::warmup, "warmup"},
                                         {Schedule::warmup_cosine, "warmup-cosine"}})
 NLOHMANN_JSON_SERIALIZE_ENUM(Learned, {{Learned::everything, "all"}, {Learned::scales, "scales"}})
+NLOHMANN_JSON_SERIALIZE_ENUM(Precision, {{Precision::float32, "float32"}, {Precision::float16, "float16"}})
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LossScale, value, finite_steps, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DistillationOptions, weight, teacher, fingerprint)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
-                                   weight_decay, dropout, schedule, flip, shift, image_size, seed, train_limit,
-                                   test_limit, pruning, distillation, learned)
+                                   weight_decay, dropout, schedule, flip, shift, precision, image_size, seed,
+                                   train_limit, test_limit, pruning, distillation, learned)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
                                    images_per_second, sparsity)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, start_sparsity,
-                                   history)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
+                                   start_sparsity, history)
 
 namespace {
 
@@ -70,6 +73,12 @@ StateDict unrounded(const StateDict& packed, StateDict& latents) {
 
 void expect_fraction(double fraction, std::string_view option) {
   if (!(fraction >= 0 && fraction < 1)) fail<UsageError>("{}: a fraction must lie in [0, 1)", option);
+}
+
+bool is_loss_scale(const LossScale& scale) {
+  int exponent = 0;
+  return scale.value >= 1 && scale.value <= LossScale::largest && std::frexp(scale.value, &exponent) == 0.5 &&
+         scale.finite_steps >= 0 && scale.finite_steps < LossScale::patience && scale.skipped >= 0;
 }
 
 void expect(bool valid, std::string_view message) {
@@ -126,6 +135,7 @@ void Trainer::restore(const Checkpoint& checkpoint) {
                       position.epoch, position.batch, batches_);
   for (const double sparsity : position.start_sparsity)
     if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
+  if (!is_loss_scale(position.loss_scale)) fail<FormatError>("the checkpoint's loss scale makes no sense");
   parameters_.restore(checkpoint.latents, checkpoint.momenta);
   position_ = position;
 }

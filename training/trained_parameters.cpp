@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/conv2d.h"
+#include "layers/linear.h"
+
 namespace nibblenet {
 namespace {
 
@@ -71,8 +74,7 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
 void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<float> dbias,
                                const SgdParameters& parameters, int64_t number) {
   Backend& backend = network_.backend();
-  const auto index = static_cast<size_t>(&layer - network_.layers().data());
-  Trained& trained = *std::ranges::find(trained_, index, &Trained::layer);
+  Trained& trained = trained_of(layer);
   if (learned_ == Learned::scales) {
     update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);
     return;
@@ -85,6 +87,21 @@ void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<fl
   else
     backend.sgd_step(layer.weight->values(), trained.weight_momentum.view(), dw, parameters);
   round(trained);
+}
+
+bool TrainedParameters::update_at_once(Layer& layer, ConstActivations dy, ConstActivations x, float factor,
+                                       const SgdParameters& parameters) {
+  Trained& trained = trained_of(layer);
+  if (trained.quantized || learned_ == Learned::scales) return false;
+  const TrainedLayer moved{*layer.weight, layer.bias.view(), trained.weight_momentum.view(),
+                           trained.bias_momentum.view()};
+  if (layer.spec.kind == LayerKind::conv2d)
+    return conv2d_backward_step(network_.backend(), moved, dy, x, layer.spec.window, factor, parameters);
+  return linear_backward_step(network_.backend(), moved, dy, x, factor, parameters);
+}
+
+TrainedParameters::Trained& TrainedParameters::trained_of(const Layer& layer) {
+  return *std::ranges::find(trained_, static_cast<size_t>(&layer - network_.layers().data()), &Trained::layer);
 }
 
 void TrainedParameters::update_scales(Trained& trained, TensorView<float> dw, TensorView<float> dbias,

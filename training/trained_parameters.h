@@ -34,6 +34,10 @@ class TrainedParameters {
   /// Learned::scales, of Adam at its learning rate.
   void update(Layer& layer, TensorView<float> dw, TensorView<float> dbias, const SgdParameters& parameters,
               int64_t number);
+  /// A step of SGD at once from what the gradients are made of, times `factor` (Pass::OnLayer). False, and nothing was
+  /// done, where the gradients themselves are needed, or the backend gains nothing by it.
+  bool update_at_once(Layer& layer, ConstActivations dy, ConstActivations x, float factor,
+                      const SgdParameters& parameters);
 
   /// The part of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;
@@ -57,6 +61,7 @@ class TrainedParameters {
     Adam bias_adam;                              ///< in their place
     std::unique_ptr<QuantizedWeight> quantized;  ///< null: float weights
   };
+  Trained& trained_of(const Layer& layer);
   /// What SGD moves: the weights before rounding.
   TensorView<float> weights_of(const Trained& trained) const;
   std::vector<float> weights_on_host(const Trained& trained) const;

@@ -34,6 +34,8 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
       train_labels_(checked_labels(train, network.classes())),
       test_labels_(checked_labels(test, network.classes())) {
   validate(options_);
+  if (options_.precision != network.precision())
+    fail<Error>("training in {} of a network in {}", to_string(options_.precision), to_string(network.precision()));
   options_.batch_size = std::min(options_.batch_size, train.size());
   batches_ = (train.size() + options_.batch_size - 1) / options_.batch_size;
 
@@ -144,18 +146,18 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
                   .seed = options_.seed,
                   .epoch = position_.epoch,
                   .first_batch = position_.batch},
-                 Precision::float32);
+                 network_.precision());
   ConstActivations x;
   for (Batch batch; feed.next(batch, x);) {
     labels_of(batch.indices);
     if (teacher_) teacher_->look_at(x);
-    step(frozen_ ? frozen_->forward(x) : x.floats(), labels);
+    step(frozen_ ? frozen_->forward(x) : x, labels);
     if (after_step(batch.size())) return false;
   }
   return true;
 }
 
-void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
+void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
   Backend& backend = network_.backend();
   prune_when_due();
   const int64_t batch = x.size(0);
@@ -163,16 +165,7 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
                                                                .seed = options_.seed,
                                                                .step = static_cast<uint64_t>(position_.step)});
   const double unavoidable = measure_loss(logits, labels);
-
-  const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
-  const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
-                          .momentum = static_cast<float>(options_.momentum),
-                          .weight_decay = static_cast<float>(options_.weight_decay),
-                          .keep_zeros = options_.pruning.enabled};
-  trained_->backward(std::as_const(dlogits_).view().slice(0, batch),
-                     [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
-                       parameters_.update(layer, dw, dbias, sgd, position_.step + 1);
-                     });
+  update(std::as_const(dlogits_).view().slice(0, batch));
 
   std::vector<float> host_losses(static_cast<size_t>(batch));
   std::vector<float> host_logits(static_cast<size_t>(logits.elements()));
@@ -188,6 +181,24 @@ void Trainer::step(TensorView<const float> x, std::span<const int32_t> labels) {
   if (!(position_.loss_sum < 1e30))
     fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step,
                 options_.learning_rate);
+}
+
+void Trainer::update(TensorView<const float> dlogits) {
+  const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
+  const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
+                          .momentum = static_cast<float>(options_.momentum),
+                          .weight_decay = static_cast<float>(options_.weight_decay),
+                          .keep_zeros = options_.pruning.enabled};
+  const auto on_gradient = [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
+    parameters_.update(layer, dw, dbias, sgd, position_.step + 1);
+  };
+  const auto on_layer = [&](Layer& layer, ConstActivations dy, ConstActivations x, float unscale) {
+    return parameters_.update_at_once(layer, dy, x, unscale, sgd);
+  };
+  const bool halves = options_.precision == Precision::float16;
+  const double scale = halves ? position_.loss_scale.value : 1.0;
+  const bool finite = trained_->backward(dlogits, on_gradient, on_layer, static_cast<float>(scale));
+  if (halves) position_.loss_scale.update(finite);
 }
 
 double Trainer::measure_loss(TensorView<const float> logits, std::span<const int32_t> labels) {

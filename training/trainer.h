@@ -9,6 +9,7 @@
 
 #include "engine/model/pass.h"
 #include "training/evaluate.h"
+#include "training/loss_scale.h"
 #include "training/pruning.h"
 #include "training/schedule.h"
 #include "training/teacher.h"
@@ -27,8 +28,9 @@ struct TrainingOptions {
   double weight_decay = 0.0;
   double dropout = 0.5;
   Schedule schedule = Schedule::constant;
-  bool flip = false;   ///< half of the images, as the loader does
-  bool shift = false;  ///< likewise
+  bool flip = false;                         ///< half of the images, as the loader does
+  bool shift = false;                        ///< likewise
+  Precision precision = Precision::float32;  ///< of activations; the network is made for it
   int image_size = 224;
   uint64_t seed = 0;
   int64_t train_limit = 0;  ///< 0: all images
@@ -67,6 +69,7 @@ struct TrainingPosition {
   double loss_sum = 0;  ///< of the unfinished epoch
   int64_t correct = 0;
   int64_t images = 0;
+  LossScale loss_scale;                ///< in float16
   std::vector<double> start_sparsity;  ///< of each trained layer, where pruning began
   std::vector<EpochReport> history;
 };
@@ -118,9 +121,11 @@ class Trainer {
  private:
   void prepare(const Callbacks& callbacks);
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's memory.
-  void step(TensorView<const float> x, std::span<const int32_t> labels);
+  void step(ConstActivations x, std::span<const int32_t> labels);
   /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss cannot be avoided.
   double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
+  /// Gradients and SGD; what is left out where gradients in float16 are not finite.
+  void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();
   Evaluation test();

@@ -22,9 +22,11 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
   return row;
 }
 
-void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision) {
-  layer.weight = weight.packed() ? backend.make_weight(weight.packed_values(), precision)
-                                 : backend.make_weight(weight.values().view(), precision);
+void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision,
+                bool trained_in_halves) {
+  layer.weight = weight.packed()     ? backend.make_weight(weight.packed_values(), precision)
+                 : trained_in_halves ? backend.make_trained_weight(weight.values().view())
+                                     : backend.make_weight(weight.values().view(), precision);
   layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
   backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
   layer.size.resident = layer.weight->resident();
@@ -59,9 +61,11 @@ Parameter read_back(Backend& backend, std::string name, TensorView<const float> 
   return parameter;
 }
 
-Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold)
+Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold,
+                 bool for_training)
     : backend_(&backend),
       precision_(precision),
+      for_training_(for_training),
       file_bytes_(parameters.file_bytes),
       header_bytes_(parameters.header_bytes) {
   backend.expect_support(precision);
@@ -75,7 +79,7 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision, co
       if (fold != nullptr && layers_.empty())
         load_folded_layer(layer, backend, weight, bias, precision, *fold);
       else
-        load_layer(layer, backend, weight, bias, precision);
+        load_layer(layer, backend, weight, bias, precision, for_training && precision == Precision::float16);
       weight.value = Tensor<float>();
     }
     layers_.push_back(std::move(layer));

@@ -28,10 +28,17 @@ class Network {
   /// the first convolution is folded with the preparation of images that these tables describe (engine/core/fold.h):
   /// the network is then for inference from their bytes. Throws UsageError where that saves nothing.
   Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32,
-          const ResampleTables* fold = nullptr);
+          const ResampleTables* fold = nullptr)
+      : Network(backend, std::move(parameters), precision, fold, false) {}
+  /// A network to train: with float16, activations are halves and weights are float32 with copies in halves
+  /// (Backend::make_trained_weight). Throws UsageError where the backend trains in float32 only.
+  static Network for_training(Backend& backend, StateDict parameters, Precision precision) {
+    return {backend, std::move(parameters), precision, nullptr, true};
+  }
 
   Backend& backend() const { return *backend_; }
   Precision precision() const { return precision_; }
+  bool trains() const { return (precision_ == Precision::float32 || for_training_) && !folded(); }
   bool folded() const { return layers_.front().folded != nullptr; }
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
@@ -51,8 +58,11 @@ class Network {
   StateDict state() const;
 
  private:
+  Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold, bool for_training);
+
   Backend* backend_;
   Precision precision_;
+  bool for_training_;
   std::vector<Layer> layers_;
   size_t classifier_begin_ = 0;
   int64_t feature_count_ = 0;

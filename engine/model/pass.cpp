@@ -6,7 +6,6 @@
 #include "layers/dropout.h"
 #include "layers/linear.h"
 #include "layers/pooling.h"
-#include "layers/relu.h"
 
 namespace nibblenet {
 namespace {
@@ -22,6 +21,10 @@ Shape with_batch(const Shape& shape, int64_t batch) {
 template <class T>
 TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
   return {tensor.data(), shape};
+}
+
+Buffer<std::byte> activations(Backend& backend, int64_t elements, Precision precision) {
+  return {backend, static_cast<size_t>(elements) * bytes_of(precision), MemoryCategory::activations};
 }
 
 /// At inference: dropout, and the average of single pixels.
@@ -60,17 +63,30 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
     return;
   }
-  if (network.precision() != Precision::float32 || network.folded())
-    throw Error("training needs a network in float32 that is not folded");
-  live_.resize(shapes_.size());
-  for (size_t i = 0; i < shapes_.size(); ++i) {
-    outputs_.emplace_back(backend, shapes_[i], MemoryCategory::activations);
-    const bool pooling = network.layers()[begin + i].spec.kind == LayerKind::max_pool2d;
-    argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
-  }
-  for (auto& gradient : gradients_) gradient = Tensor<float>(backend, {largest}, MemoryCategory::activations);
+  if (!network.trains()) throw Error("training needs a network in float32, or one made for it, that is not folded");
+  plan_training(input, largest);
   dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
   dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
+}
+
+/// `largest`: elements of a layer's output.
+void Pass::plan_training(const Shape& input, int64_t largest) {
+  Backend& backend = network_->backend();
+  const Precision precision = network_->precision();
+  live_.resize(shapes_.size());
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    const LayerSpec& spec = network_->layers()[begin_ + i].spec;
+    const bool last = i + 1 == shapes_.size();
+    outputs_.push_back(activations(backend, shapes_[i].elements(), last ? Precision::float32 : precision));
+    const bool pooling = spec.kind == LayerKind::max_pool2d;
+    argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
+    const bool kept = in_halves() && spec.has_parameters();
+    kept_gradients_.push_back(kept ? activations(backend, shapes_[i].elements(), precision) : Buffer<std::byte>());
+  }
+  for (auto& gradient : gradients_) gradient = activations(backend, largest, precision);
+  if (!in_halves()) return;
+  converted_ = activations(backend, input.elements(), precision);
+  overflow_ = Tensor<uint32_t>(backend, {1}, MemoryCategory::activations);
 }
 
 DropoutKey Pass::dropout_key(size_t index) const {
@@ -85,7 +101,7 @@ TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dro
   if (mode_ == Mode::inference)
     return replays_.run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch); }).floats();
   dropout_ = dropout;
-  return forward_and_keep(x.floats());
+  return forward_and_keep(x);
 }
 
 TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
@@ -146,18 +162,25 @@ bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
                                    layer.spec.epilogue, pool.window);
 }
 
-TensorView<const float> Pass::forward_and_keep(TensorView<const float> x) {
+TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
   const int64_t batch = x.size(0);
+  const Precision precision = network_->precision();
+  if (x.precision() != precision) {
+    const Activations converted(converted_.data(), x.shape(), precision);
+    network_->backend().convert(converted, x);
+    x = converted;
+  }
   input_ = x;
   for (size_t i = 0; i < shapes_.size(); ++i) {
-    live_[i] = front(outputs_[i], with_batch(shapes_[i], batch));
+    const bool last = i + 1 == shapes_.size();
+    live_[i] = {outputs_[i].data(), with_batch(shapes_[i], batch), last ? Precision::float32 : precision};
     if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
       dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));
     else
       run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
     x = live_[i];
   }
-  return x;
+  return x.floats();
 }
 
 /// Any layer but dropout. `argmax` is null when no backward pass follows.
@@ -182,51 +205,6 @@ void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView
       break;
     case LayerKind::dropout:
       break;
-  }
-}
-
-void Pass::backward(TensorView<const float> dy, const OnGradient& on_gradient) {
-  if (mode_ != Mode::training) throw Error("backward() needs a training pass");
-  Backend& backend = network_->backend();
-  size_t lowest = 0;  // below the first layer with parameters no gradient is needed
-  while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
-  for (size_t i = shapes_.size(); i-- > lowest;) {
-    Layer& layer = network_->layers()[begin_ + i];
-    const TensorView<const float> x = i == 0 ? input_ : live_[i - 1];
-    const TensorView<float> dx = i == lowest ? TensorView<float>() : front(gradients_[i % 2], x.shape());
-    if (layer.spec.epilogue == Epilogue::relu) {
-      const TensorView<float> masked =
-          front(gradients_[(i + 1) % 2], dy.shape());  // where dy is already, unless i is last
-      relu_backward(backend, masked, dy, live_[i]);
-      dy = masked;
-    }
-    switch (layer.spec.kind) {
-      case LayerKind::conv2d:
-      case LayerKind::linear: {
-        const TensorView<float> dw = front(dw_, layer.spec.weight);
-        const TensorView<float> dbias = front(dbias_, Shape{layer.spec.weight[0]});
-        if (layer.spec.kind == LayerKind::conv2d) {
-          conv2d_backward(backend, dx, dw, dbias, dy, x, *layer.weight, layer.spec.window);
-        } else {
-          linear_backward(backend, dx, dw, dbias, dy, x, *layer.weight);
-        }
-        on_gradient(layer, dw, dbias);
-        break;
-      }
-      case LayerKind::max_pool2d:
-        max_pool2d_backward(backend, dx, dy, front(argmax_[i], dy.shape()), layer.spec.window);
-        break;
-      case LayerKind::adaptive_average_pool2d:
-        adaptive_average_pool2d_backward(backend, dx, dy);
-        break;
-      case LayerKind::flatten:
-        flatten_backward(backend, dx, dy);
-        break;
-      case LayerKind::dropout:
-        dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(i));
-        break;
-    }
-    dy = dx;
   }
 }
 

@@ -19,7 +19,7 @@ struct DropoutPlan {
 
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
 /// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
-/// gradients, for training.
+/// gradients, for training. Training in float16 keeps the gradients at all layers with parameters besides.
 class Pass {
  public:
   enum class Mode : uint8_t { inference, training };
@@ -40,12 +40,30 @@ class Pass {
   /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
   /// parameters may be changed: its input's gradient has been computed already.
   using OnGradient = std::function<void(Layer& layer, TensorView<float> dw, TensorView<float> dbias)>;
+  /// The same with the layer's operands in place of the gradients, which are those of dy and x times `factor`: for a
+  /// step at once. False, and nothing was done: OnGradient is called.
+  using OnLayer = std::function<bool(Layer& layer, ConstActivations dy, ConstActivations x, float factor)>;
   /// From dy = dLoss/d(output), for the batch of the last forward(). Calls back layer by layer, last layer first.
-  void backward(TensorView<const float> dy, const OnGradient& on_gradient);
+  ///
+  /// In float16, activations have gradients of loss_scale times the loss (Micikevicius 2018, arXiv 1710.03740, section
+  /// 3.2), those of parameters are divided by it again. Where one of the former is not finite, nobody is called and the
+  /// result is false. In float32 loss_scale is 1 and the result true.
+  bool backward(TensorView<const float> dy, const OnGradient& on_gradient, const OnLayer& on_layer = {},
+                float loss_scale = 1.0F);
 
  private:
   ConstActivations infer(ConstActivations x, size_t first = 0);
-  TensorView<const float> forward_and_keep(TensorView<const float> x);
+  void plan_training(const Shape& input, int64_t largest);
+  TensorView<const float> forward_and_keep(ConstActivations x);
+  /// dx of a layer without parameters.
+  void backward_layer(size_t index, Activations dx, ConstActivations dy);
+  void data_gradient(size_t index, Activations dx, ConstActivations dy);
+  void use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
+                     float factor);
+  /// Where dy of a layer lies that is no other layer's dx: with its ReLU, or to stay.
+  Activations own_gradient(size_t index, const Shape& shape);
+  bool found_overflow();
+  bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.
   bool is_pooled(size_t index) const;
   /// Both at once; false, and nothing was done, where the backend does not do that.
@@ -56,15 +74,18 @@ class Pass {
   Network* network_;
   size_t begin_;
   Mode mode_;
-  std::vector<Shape> shapes_;                     ///< of each layer's output, for the largest batch
-  std::array<Buffer<std::byte>, 2> alternating_;  ///< inference
-  std::vector<Tensor<float>> outputs_;            ///< training: one per layer
-  std::vector<Tensor<uint8_t>> argmax_;           ///< training, max pooling only
-  std::array<Tensor<float>, 2> gradients_;        ///< of layer outputs, alternating
-  Tensor<float> dw_;                              ///< as large as the largest weight of the range
+  std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch
+  std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
+  std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
+  std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only
+  std::array<Buffer<std::byte>, 2> gradients_;     ///< of layer outputs, alternating
+  std::vector<Buffer<std::byte>> kept_gradients_;  ///< training in float16: of layers with parameters
+  Buffer<std::byte> converted_;                    ///< training in float16: the batch, where it came in float32
+  Tensor<uint32_t> overflow_;                      ///< [1], training in float16
+  Tensor<float> dw_;                               ///< as large as the largest weight of the range
   Tensor<float> dbias_;
-  std::vector<TensorView<float>> live_;  ///< training: outputs of the last forward()
-  TensorView<const float> input_;
+  std::vector<Activations> live_;  ///< training: outputs of the last forward()
+  ConstActivations input_;
   DropoutPlan dropout_;
   Replays replays_;  ///< inference
 };

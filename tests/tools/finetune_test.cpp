@@ -144,7 +144,8 @@ TEST_F(FinetuneTest, AnInterruptedRunEndsInTheSameBits) {
 
   for (const std::string flag : {"--lr", "--init", "--batch", "--seed", "--train-limit", "--image-size"})
     refuse(finetune + "--resume cut.checkpoint.safetensors " + flag + " 100", flag + " cannot be changed", 2);
-  for (const std::string flag : {"--freeze none", "--schedule cosine", "--reset tail", "--augment none"})
+  for (const std::string flag :
+       {"--freeze none", "--schedule cosine", "--reset tail", "--augment none", "--precision float16"})
     refuse(finetune + "--resume cut.checkpoint.safetensors " + flag, "cannot be changed", 2);
 
   succeed(finetune + "--resume cut.checkpoint.safetensors");
@@ -266,6 +267,7 @@ TEST_F(FinetuneTest, RefusesTeachersThatItCannotLearnFrom) {
 }
 
 TEST_F(FinetuneTest, RefusesWhatCannotBeTrainedOrPruned) {
+  refuse(from_small + "--precision float16 --device cpu", "the CPU computes in float32 only", 2);
   refuse(from_small + "--quantize stable-embedding", "classifier.1.weight: stable-embedding", 2);
   refuse(from_small + "--quantize packed", "--quantize packed: features.0.weight is not packed", 2);
   refuse(from_small + "--quantize kmeans:9", "9", 2);
