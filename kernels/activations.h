@@ -5,8 +5,8 @@
 
 namespace nibblenet {
 
-/// What activations, and weights that are not packed, are stored as. Sums are float32 either way. Training is float32
-/// throughout; inference may halve both.
+/// What activations, and weights that are not packed, are stored as. Sums are float32 either way. Training in
+/// float16 keeps float32 weights beside the halves.
 enum class Precision : uint8_t { float32, float16 };
 
 constexpr std::string_view to_string(Precision precision) {
