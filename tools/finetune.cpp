@@ -179,7 +179,9 @@ void finetune(Options& options, Given given) {
 
   StateDict result = trainer.model();
   result.metadata[image_size_key] = std::to_string(options.training.image_size);
-  result.metadata["training_options"] = to_json(options.training);
+  TrainingOptions told = options.training;  // a model that travels need not say where files lie here
+  told.distillation.teacher = std::filesystem::path(told.distillation.teacher).filename().string();
+  result.metadata["training_options"] = to_json(told);
   if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
     result.metadata[class_names_key] = class_names_text(train_set.classes);
   save_state_dict(output, result);
