@@ -138,29 +138,41 @@ std::optional<Dataset> test_images(const Options& options) {
   return images;
 }
 
-void compare(const Options& options) {
-  Backends backends(options.device, options.device.make());
+/// What --sides asks for, which the devices can run.
+std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, bool with_yardstick) {
   Backend& own = backends.own();
-  const std::optional<std::string> missing = yardstick_missing(backends);
-  const bool on_gpu = own.device_memory().has_value();
-  if (own.name() == "cudnn")
-    throw UsageError("--compare sets cuDNN beside another device; use --device cuda, and --sides cudnn:float16");
   std::vector<SideSpec> specs;
-  for (const std::string& side : options.sides.empty() ? default_sides(on_gpu, !missing) : options.sides) {
+  for (const std::string& side :
+       options.sides.empty() ? default_sides(own.device_memory().has_value(), with_yardstick) : options.sides) {
     specs.push_back(parse_side(side, own.name()));
     Backend& backend = backends.at(specs.back().device);
     backend.expect_support(specs.back().precision.value_or(backend.preferred_precision()));
   }
+  return specs;
+}
+
+void print(const Ceilings& ceilings) {
+  fmt::print("ceilings: {:.1f} GB/s, {:.3f} TFLOP/s in float32{}, by {}\n", ceilings.bytes_per_second / 1e9,
+             ceilings.float32_per_second / 1e12,
+             ceilings.float16_per_second ? fmt::format(", {:.1f} in float16", *ceilings.float16_per_second / 1e12) : "",
+             ceilings.products_by);
+}
+
+void compare(const Options& options) {
+  Backends backends(options.device, options.device.make());
+  Backend& own = backends.own();
+  const std::optional<std::string> missing = yardstick_missing(backends);
+  if (own.name() == "cudnn")
+    throw UsageError("--compare sets cuDNN beside another device; use --device cuda, and --sides cudnn:float16");
+  const std::vector<SideSpec> specs = chosen_sides(options, backends, !missing);
   const std::filesystem::path model = find_model(options.model, ModelKind::fine_tuned);
   const StateDict floats = load_model(model, options.checksums);
   if (floats.packed()) fail<UsageError>("{} is packed; --compare packs a float model itself: give one", model.string());
   const std::optional<Dataset> images = test_images(options);
   Backend& yardstick = missing ? own : backends.at("cudnn");
   const Ceilings ceilings = measure_ceilings(own, yardstick, options.seconds);
-  fmt::print("{}\nceilings: {:.1f} GB/s, {:.3f} TFLOP/s in float32{}, by {}\n", own.description(),
-             ceilings.bytes_per_second / 1e9, ceilings.float32_per_second / 1e12,
-             ceilings.float16_per_second ? fmt::format(", {:.1f} in float16", *ceilings.float16_per_second / 1e12) : "",
-             ceilings.products_by);
+  fmt::print("{}\n", own.description());
+  print(ceilings);
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,

@@ -1,9 +1,9 @@
 #include "training/output_importance.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "engine/core/random.h"
+#include "training/softmax.h"
 
 namespace nibblenet {
 namespace {
@@ -14,16 +14,6 @@ size_t first_linear_layer(const Network& network) {
   size_t index = network.classifier_begin();
   while (network.layers()[index].spec.kind != LayerKind::linear) ++index;
   return index;
-}
-
-/// Softmax of one row of logits.
-std::vector<double> probabilities(std::span<const float> logits) {
-  const float highest = *std::ranges::max_element(logits);
-  std::vector<double> p;
-  double sum = 0;
-  for (const float logit : logits) sum += p.emplace_back(std::exp(static_cast<double>(logit - highest)));
-  for (double& value : p) value /= sum;
-  return p;
 }
 
 size_t drawn_from(const std::vector<double>& p, double uniform) {
@@ -50,7 +40,7 @@ void OutputImportance::add(TensorView<const float> x, int64_t first) {
   for (int64_t i = 0; i < x.size(0); ++i) {
     Random random(seed_, label_stream + static_cast<uint64_t>(first + i));
     const std::span<float> row = std::span(values).subspan(static_cast<size_t>(i) * classes, classes);
-    const std::vector<double> p = probabilities(row);
+    const std::vector<double> p = softmax(row);
     const size_t label = drawn_from(p, static_cast<double>(random.uniform()));
     const double sign = random.below(2) == 0 ? 1.0 : -1.0;
     for (size_t k = 0; k < classes; ++k) row[k] = static_cast<float>(sign * (p[k] - (k == label ? 1.0 : 0.0)));

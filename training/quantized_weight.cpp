@@ -35,6 +35,11 @@ std::vector<float> to_host(Backend& backend, const Tensor<float>& tensor) {
   return values;
 }
 
+/// Whether a scale has left its side of 0, where it has to stay.
+bool crosses_zero(float before, float after) {
+  return before != 0 && (after == 0 || std::signbit(after) != std::signbit(before));
+}
+
 /// Codes as numbers, one a weight.
 std::vector<float> unpacked_codes(const PackedTensor& packed) {
   const int64_t channels = packed.shape[0], elements = packed.shape.inner_elements();
@@ -98,6 +103,10 @@ RoundingRule QuantizedWeight::rule() const {
   return {groups_, codebook_, std::as_const(steps_).view(), !codes_.empty()};
 }
 
+float QuantizedWeight::in_range(float scale) const {
+  return scheme_.scale == ScaleType::f16 ? std::clamp(scale, -largest_f16, largest_f16) : scale;
+}
+
 float QuantizedWeight::stored_scale(size_t group) const {
   return scheme_.scale == ScaleType::f16 ? f16_to_f32(f32_to_f16(scales_[group])) : scales_[group];
 }
@@ -134,11 +143,8 @@ void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_ra
   const std::vector<float> before = scales_;
   scale_adam_.step(scales_, dsteps, learning_rate, number);
   for (size_t group = 0; group < scales_.size(); ++group) {
-    if (scheme_.scale == ScaleType::f16) scales_[group] = std::clamp(scales_[group], -largest_f16, largest_f16);
-    if (before[group] == 0)
-      scales_[group] = 0;
-    else if (scales_[group] / before[group] <= 0)
-      scales_[group] = before[group] / 2;
+    scales_[group] = in_range(scales_[group]);
+    if (crosses_zero(before[group], scales_[group])) scales_[group] = before[group] / 2;
   }
   upload_steps();
 }
@@ -156,9 +162,8 @@ void QuantizedWeight::update_scales(std::span<const float> dsteps, const SgdPara
     float& momentum = scale_momenta_[group];
     float& scale = scales_[group];
     momentum = parameters.momentum * momentum + factor * dsteps[group];
-    float moved = scale - parameters.learning_rate * momentum;
-    if (scheme_.scale == ScaleType::f16) moved = std::clamp(moved, -largest_f16, largest_f16);
-    if (scale != 0 && (moved == 0 || std::signbit(moved) != std::signbit(scale))) {
+    float moved = in_range(scale - parameters.learning_rate * momentum);
+    if (crosses_zero(scale, moved)) {
       moved = scale / 2;
       momentum = 0;
     }

@@ -13,12 +13,6 @@ namespace nibblenet {
 /// Throws UsageError naming the weight for schemes that cannot be trained: sorted ones, and zero points.
 void expect_trainable(const Scheme& scheme, std::string_view name);
 
-/// What training in packed form moves.
-enum class Learned : uint8_t {
-  everything,  ///< latent weights, and with them the codes; scales; a trained codebook's values
-  scales,      ///< scales and values; the codes stay
-};
-
 /// A weight that trains in its packed form. What SGD moves are latent float weights, which the forward pass sees
 /// rounded to what the packed weight decodes to, bit for bit. Beside them it learns
 ///   the scales: LSQ's gradient (Esser 2020, arXiv 1902.08153);
@@ -56,6 +50,7 @@ class QuantizedWeight {
 
  private:
   RoundingRule rule() const;
+  float in_range(float scale) const;       ///< of its type
   float stored_scale(size_t group) const;  ///< rounded to its type, as a packed weight has it
   void upload_steps();
   void update_scales(std::span<const float> dsteps, const SgdParameters& parameters);

@@ -1,20 +1,18 @@
 #include "training/teacher.h"
 
-#include <algorithm>
 #include <cmath>
+
+#include "training/softmax.h"
 
 namespace nibblenet {
 namespace {
 
 /// Logits to weight softmax(logits) + (1 - weight) onehot(label), in place; returns the entropy of the result.
 double mix_with_label(std::span<float> row, double weight, int32_t label) {
-  const float largest = std::ranges::max(row);
-  double sum = 0;
-  for (const float logit : row) sum += std::exp(static_cast<double>(logit - largest));
+  const std::vector<double> p = softmax(row);
   double entropy = 0;
   for (size_t k = 0; k < row.size(); ++k) {
-    const double softmax = std::exp(static_cast<double>(row[k] - largest)) / sum;
-    const double target = weight * softmax + (static_cast<int32_t>(k) == label ? 1 - weight : 0.0);
+    const double target = weight * p[k] + (static_cast<int32_t>(k) == label ? 1 - weight : 0.0);
     row[k] = static_cast<float>(target);
     if (target > 0) entropy -= target * std::log(target);
   }

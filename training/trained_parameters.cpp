@@ -58,14 +58,12 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
     }
     if (learned_ == Learned::scales) {
       trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(), weight_name(layer));
-      round(*trained);
-      quantized_ = true;
-      continue;
+    } else {
+      const std::vector<float> latent = weights_on_host(*trained);
+      trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
+                                                             TensorView<const float>(latent.data(), layer.spec.weight),
+                                                             keep_zeros, weight_name(layer));
     }
-    const std::vector<float> latent = weights_on_host(*trained);
-    trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
-                                                           TensorView<const float>(latent.data(), layer.spec.weight),
-                                                           keep_zeros, weight_name(layer));
     round(*trained);
     quantized_ = true;
   }

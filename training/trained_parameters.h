@@ -17,6 +17,12 @@ struct LayerSparsity {
   int64_t zeros = 0;
 };
 
+/// What training moves.
+enum class Learned : uint8_t {
+  everything,  ///< by SGD; in packed form the latent weights, and with them the codes, scales and codebooks
+  scales,      ///< in packed form, by Adam: scales, codebooks and biases; the codes stay
+};
+
 /// The parameters of a network that training moves, and what SGD keeps for each of them: its momentum and, where a
 /// layer trains in packed form, the weights before rounding.
 class TrainedParameters {

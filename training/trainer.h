@@ -124,7 +124,7 @@ class Trainer {
   void step(ConstActivations x, std::span<const int32_t> labels);
   /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss cannot be avoided.
   double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
-  /// Gradients and SGD; what is left out where gradients in float16 are not finite.
+  /// Gradients, and a step against them; no step where gradients in float16 are not finite.
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();

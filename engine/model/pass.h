@@ -60,6 +60,7 @@ class Pass {
   void data_gradient(size_t index, Activations dx, ConstActivations dy);
   void use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
                      float factor);
+  ConstActivations before_epilogue(size_t index, ConstActivations dy);
   /// Where dy of a layer lies that is no other layer's dx: with its ReLU, or to stay.
   Activations own_gradient(size_t index, const Shape& shape);
   bool found_overflow();

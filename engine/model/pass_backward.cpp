@@ -24,14 +24,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
     const Shape& x = i == 0 ? input_.shape() : live_[i - 1].shape();
     const Activations dx =
         i == lowest ? Activations() : Activations(gradients_[i % 2].data(), x, network_->precision());
-    if (spec.epilogue == Epilogue::relu || (in_halves() && spec.has_parameters())) {
-      const Activations own = own_gradient(i, dy.shape());
-      if (spec.epilogue == Epilogue::relu)
-        relu_backward(backend, own, dy, live_[i]);
-      else
-        backend.convert(own, dy);
-      dy = own;
-    }
+    dy = before_epilogue(i, dy);
     if (!spec.has_parameters()) {
       backward_layer(i, dx, dy);
     } else {
@@ -46,6 +39,19 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
     if (network_->layers()[begin_ + i].spec.has_parameters())
       use_gradients(i, own_gradient(i, live_[i].shape()), on_gradient, on_layer, 1.0F / loss_scale);
   return true;
+}
+
+/// The gradient in front of a layer's ReLU, where it stays until it is used.
+ConstActivations Pass::before_epilogue(size_t index, ConstActivations dy) {
+  const LayerSpec& spec = network_->layers()[begin_ + index].spec;
+  const bool has_relu = spec.epilogue == Epilogue::relu;
+  if (!has_relu && !(in_halves() && spec.has_parameters())) return dy;
+  const Activations own = own_gradient(index, dy.shape());
+  if (has_relu)
+    relu_backward(network_->backend(), own, dy, live_[index]);
+  else
+    network_->backend().convert(own, dy);
+  return own;
 }
 
 Activations Pass::own_gradient(size_t index, const Shape& shape) {

@@ -118,7 +118,7 @@ std::vector<Tensor<float>> gradients_of(Backend& backend, Precision precision, s
   const size_t first = begin == 0 ? 0 : network.classifier_begin();
   const Shape input = begin == 0 ? Shape{batch, image_size, image_size, 3} : Shape{batch, network.feature_count()};
   Pass pass(network, first, network.layers().size(), input, Pass::Mode::training);
-  const Tensor<float> host = random_tensor(input, 5), host_gradient = random_tensor({batch, 10}, 6);
+  const Tensor<float> host = random_tensor(input, 10), host_gradient = random_tensor({batch, 10}, 6);
   Tensor<float> x(backend, input, MemoryCategory::data), dy(backend, {batch, 10}, MemoryCategory::data);
   backend.copy_from_host(x.data(), host.data(), host.view().span().size_bytes());
   backend.copy_from_host(dy.data(), host_gradient.data(), host_gradient.view().span().size_bytes());
@@ -142,16 +142,20 @@ std::vector<Tensor<float>> gradients_of(Backend& backend, Precision precision, s
 TEST(MixedTraining, GradientsOfAllLayersAreTheCpus) {
   CpuBackend cpu(2);
   CudaBackend cuda;
+  // Activations, weights and their gradients are rounded to 11 bits, layer after layer. An output that rounding puts on
+  // the other side of its ReLU makes a gradient of its own: of a hidden layer's 192 outputs one changes the gradients
+  // behind it by 1 / sqrt(192) = 0.07. On this input none does before the first two of the network's layers, whose
+  // thousands of outputs there is always one among.
+  constexpr double rounding = 2e-3, with_relus = 0.04;
+  constexpr size_t first_two_of_all = 12;
   for (const size_t begin : {0, 1}) {  // everything; the classifier
-    // Rounding may put one of a hidden layer's 192 outputs on the other side of its ReLU: 1 / sqrt(192) is 0.07.
-    const double tolerance = begin == 0 ? 0.15 : 0.02;
     const auto expected = gradients_of(cpu, Precision::float32, begin, 1.0F);
     for (const bool plain : {false, true}) {
       cuda.use_plain_kernels(plain);
       const auto actual = gradients_of(cuda, Precision::float16, begin, 1024.0F);
       ASSERT_EQ(actual.size(), expected.size());
       for (size_t i = 0; i < expected.size(); ++i)
-        EXPECT_LE(relative_error(actual[i].view(), expected[i].view()), tolerance)
+        EXPECT_LE(relative_error(actual[i].view(), expected[i].view()), i < first_two_of_all ? rounding : with_relus)
             << "layer " << i / 2 << ", plain " << plain;
     }
     cuda.use_plain_kernels(false);

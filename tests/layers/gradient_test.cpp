@@ -220,6 +220,17 @@ TEST_F(Gradient, ALabelIsATargetOfOneClass) {
   EXPECT_EQ(hard.dlogits.data, soft.dlogits.data);
 }
 
+TEST_F(Gradient, AClassThatIsNoTargetMayBeImpossible) {
+  const float never = -std::numeric_limits<float>::infinity();
+  Values logits({1, 3}), targets({1, 3});
+  logits.data = {0.0F, never, 0.0F};
+  targets.data = {0.25F, 0.0F, 0.75F};
+  for (const auto& result : {layers_.cross_entropy(logits, {2}), layers_.soft_cross_entropy(logits, targets)}) {
+    EXPECT_FLOAT_EQ(result.losses.data[0], std::log(2.0F));
+    EXPECT_EQ(result.dlogits.data[1], 0);
+  }
+}
+
 TEST_F(Gradient, CrossEntropy) {
   // Not linear, so against differences of a reference in double, to which the layer's own losses are held too. Both
   // results are one float32 rounding of a value computed in double from float32 differences of logits: a few 2^-24, of

@@ -212,14 +212,17 @@ TEST_F(FinetuneTest, AnInterruptedRunInPackedFormEndsInTheSameBits) {
 }
 
 TEST_F(FinetuneTest, LearnsFromAnotherModelAndGoesOnFromIt) {
-  fs::copy_file(at("small.safetensors"), at("teacher.safetensors"));
+  fs::create_directory(at("float"));
+  fs::copy_file(at("small.safetensors"), at("float/teacher.safetensors"));
   succeed("pack small.safetensors --method kmeans --bits 2 -o packed.safetensors");
   const std::string line = finetune +
                            "--image-size 64 --init packed.safetensors --quantize packed --freeze none --dropout 0 "
-                           "--distill teacher.safetensors --batch 50 --out ";
+                           "--distill float/teacher.safetensors --batch 50 --out ";
   const Outcome whole = succeed(line + "whole.safetensors --epochs 3 --json report.json");
-  EXPECT_NE(whole.out.find("learns from teacher.safetensors"), std::string::npos) << whole;
-  EXPECT_EQ(json("report.json").at("options").at("distillation").at("teacher"), "teacher.safetensors");
+  EXPECT_NE(whole.out.find("learns from float/teacher.safetensors"), std::string::npos) << whole;
+  EXPECT_EQ(json("report.json").at("options").at("distillation").at("teacher"), "float/teacher.safetensors");
+  const nlohmann::json told = nlohmann::json::parse(model("whole.safetensors").metadata.at("training_options"));
+  EXPECT_EQ(told.at("distillation").at("teacher"), "teacher.safetensors") << "a model travels, folders do not";
   // A divergence from what the float network predicts, not the labels' cross-entropy of log 10 and so.
   EXPECT_LT(json("report.json").at("epochs").back().at("loss"), 0.5);
 
@@ -229,10 +232,19 @@ TEST_F(FinetuneTest, LearnsFromAnotherModelAndGoesOnFromIt) {
 
   refuse(finetune + "--resume cut.checkpoint.safetensors --distill small.safetensors", "--distill cannot be changed",
          2);
-  fs::copy_file(at("whole.safetensors"), at("teacher.safetensors"), fs::copy_options::overwrite_existing);
+  fs::copy_file(at("whole.safetensors"), at("float/teacher.safetensors"), fs::copy_options::overwrite_existing);
   refuse(finetune + "--resume cut.checkpoint.safetensors --epochs 4", "teacher.safetensors is not the model", 2);
-  fs::remove(at("teacher.safetensors"));
+  fs::remove(at("float/teacher.safetensors"));
   refuse(finetune + "--resume cut.checkpoint.safetensors --epochs 4", "teacher.safetensors", 1);
+}
+
+TEST_F(FinetuneTest, ATeacherMayBePacked) {
+  succeed("pack small.safetensors --bits 4 -o packed.safetensors");
+  const std::string line = from_small + "--distill packed.safetensors --batch 50 --out ";
+  succeed(line + "whole.safetensors --epochs 2");
+  succeed(line + "cut.safetensors --epochs 1");
+  succeed(finetune + "--resume cut.checkpoint.safetensors --epochs 2");
+  EXPECT_TRUE(same_bits(model("whole.safetensors"), model("cut.safetensors")));
 }
 
 TEST_F(FinetuneTest, LearnsScalesOfAPackedModel) {

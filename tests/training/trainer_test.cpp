@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "tests/support/golden.h"
@@ -39,80 +40,71 @@ class TrainerTest : public ::testing::Test {
             .seed = 3};
   }
 
+  static void expect_resumable(const TrainingOptions& options);
+
+  /// To freeze and to flip: features that are kept, features that are not, and none.
+  static constexpr std::array<std::pair<bool, bool>, 3> ways = {{{true, false}, {true, true}, {false, true}}};
+
   static inline std::unique_ptr<TemporaryFolder> folder_;
   static inline Dataset train_;
   static inline Dataset test_;
 };
 
+/// Whether a run that was stopped in the middle of its second epoch ends in the bits of one that was not.
+void TrainerTest::expect_resumable(const TrainingOptions& options) {
+  const auto backend = make_test_backend(0);
+  Network teacher(*backend, small_alexnet(9));
+  const auto trainer_of = [&](Network& network, const TrainingOptions& chosen) {
+    auto trainer = std::make_unique<Trainer>(network, train_, test_, chosen);
+    if (chosen.distillation.weight > 0) trainer->learn_from(teacher);
+    return trainer;
+  };
+  Network whole(*backend, small_alexnet(1));
+  const auto uninterrupted = trainer_of(whole, options);
+  ASSERT_TRUE(uninterrupted->run({}));
+
+  const auto checkpoint_path = folder_->path() / "checkpoint.safetensors";
+  {
+    Network first(*backend, small_alexnet(1));
+    const auto stopped = trainer_of(first, options);
+    ASSERT_FALSE(stopped->run(
+        {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
+    stopped->save_checkpoint(checkpoint_path);
+  }
+  Checkpoint checkpoint = load_checkpoint(checkpoint_path);
+  EXPECT_EQ(checkpoint.options.distillation.weight, options.distillation.weight);
+  Network second(*backend, std::move(checkpoint.parameters));
+  const auto resumed = trainer_of(second, checkpoint.options);
+  resumed->restore(checkpoint);
+  ASSERT_TRUE(resumed->run({}));
+
+  EXPECT_TRUE(same_bits(whole.state(), second.state()));
+  ASSERT_EQ(resumed->position().history.size(), 3U);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(uninterrupted->position().history[i].loss, resumed->position().history[i].loss);
+    EXPECT_EQ(uninterrupted->position().history[i].test_loss, resumed->position().history[i].test_loss);
+  }
+}
+
 TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
-  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+  for (const auto& [freeze, flip] : ways) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
-    const auto backend = make_test_backend(0);
-    Network whole(*backend, small_alexnet(1));
-    Trainer uninterrupted(whole, train_, test_, options(freeze, flip));
-    ASSERT_TRUE(uninterrupted.run({}));
-
-    const auto checkpoint_path = folder_->path() / "checkpoint.safetensors";
-    {
-      Network first(*backend, small_alexnet(1));
-      Trainer stopped(first, train_, test_, options(freeze, flip));
-      // In the middle of the second epoch.
-      ASSERT_FALSE(stopped.run(
-          {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
-      stopped.save_checkpoint(checkpoint_path);
-    }
-    Checkpoint checkpoint = load_checkpoint(checkpoint_path);
-    Network second(*backend, std::move(checkpoint.parameters));
-    Trainer resumed(second, train_, test_, checkpoint.options);
-    resumed.restore(checkpoint);
-    ASSERT_TRUE(resumed.run({}));
-
-    EXPECT_TRUE(same_bits(whole.state(), second.state()));
-    ASSERT_EQ(resumed.position().history.size(), 3U);
-    for (size_t i = 0; i < 3; ++i) {
-      EXPECT_EQ(uninterrupted.position().history[i].loss, resumed.position().history[i].loss);
-      EXPECT_EQ(uninterrupted.position().history[i].test_loss, resumed.position().history[i].test_loss);
-    }
+    expect_resumable(options(freeze, flip));
   }
 }
 
 TEST_F(TrainerTest, AResumedRunWithATeacherEndsInTheSameBits) {
-  // Features that are kept, features that are not, and no features: three ways to the teacher's predictions.
-  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+  for (const auto& [freeze, flip] : ways) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
-    const auto backend = make_test_backend(0);
-    Network teacher(*backend, small_alexnet(9));
-    TrainingOptions with_teacher = options(freeze, flip);
-    with_teacher.distillation.weight = 0.7;
-    Network whole(*backend, small_alexnet(1));
-    Trainer uninterrupted(whole, train_, test_, with_teacher);
-    uninterrupted.learn_from(teacher);
-    ASSERT_TRUE(uninterrupted.run({}));
-
-    const auto path = folder_->path() / "taught.safetensors";
-    {
-      Network first(*backend, small_alexnet(1));
-      Trainer stopped(first, train_, test_, with_teacher);
-      stopped.learn_from(teacher);
-      ASSERT_FALSE(stopped.run(
-          {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
-      stopped.save_checkpoint(path);
-    }
-    Checkpoint checkpoint = load_checkpoint(path);
-    EXPECT_EQ(checkpoint.options.distillation.weight, 0.7);
-    Network second(*backend, std::move(checkpoint.parameters));
-    Trainer resumed(second, train_, test_, checkpoint.options);
-    resumed.learn_from(teacher);
-    resumed.restore(checkpoint);
-    ASSERT_TRUE(resumed.run({}));
-    EXPECT_TRUE(same_bits(whole.state(), second.state()));
-    EXPECT_EQ(uninterrupted.position().history.back().loss, resumed.position().history.back().loss);
+    TrainingOptions taught = options(freeze, flip);
+    taught.distillation.weight = 0.7;
+    expect_resumable(taught);
   }
 }
 
 TEST_F(TrainerTest, ANetworkThatIsItsOwnTeacherHasNothingToLearn) {
   const auto backend = make_test_backend(0);
-  for (const auto& [freeze, flip] : {std::pair{true, false}, {true, true}, {false, true}}) {
+  for (const auto& [freeze, flip] : ways) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
     Network teacher(*backend, small_alexnet(1)), student(*backend, small_alexnet(1));
     TrainingOptions taught = options(freeze, flip);
