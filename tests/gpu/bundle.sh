@@ -14,7 +14,7 @@ payload=$(mktemp -d)
 trap 'rm -rf "$payload"' EXIT
 mkdir "$payload/bin" "$payload/lib"
 
-for program in tests/gpu/gpu_tests tools/eval tools/bench tools/pack tools/export; do
+for program in tests/gpu/gpu_tests tools/{eval,bench,pack,export,finetune}; do
   strip -o "$payload/bin/$(basename "$program")" "$build/$program"
 done
 # Every library but those of glibc, which come with the driver's machine.
