@@ -33,17 +33,26 @@ class RecordingCuda final : public Recording {
   Graph graph_;
 };
 
-bool plain_kernels_wanted() {
+/// NIBBLENET_KERNELS, or "fast". Throws UsageError.
+std::string_view wanted_kernels() {
   const char* kernels = std::getenv("NIBBLENET_KERNELS");
-  const std::string_view wanted = kernels == nullptr ? "" : kernels;
-  if (wanted.empty() || wanted == "fast") return false;
-  if (wanted == "plain") return true;
-  fail<UsageError>("NIBBLENET_KERNELS is {}: it can be plain, or fast, which is the default", wanted);
+  const std::string_view wanted = kernels == nullptr || *kernels == 0 ? "fast" : kernels;
+  if (wanted == "fast" || wanted == "portable" || wanted == "plain") return wanted;
+  fail<UsageError>("NIBBLENET_KERNELS is {}: it can be plain, portable, or fast, which is the default", wanted);
 }
 
 }  // namespace
 
-CudaBackend::CudaBackend() : plain_kernels_(plain_kernels_wanted()) {}
+CudaBackend::CudaBackend()
+    : plain_kernels_(wanted_kernels() == "plain"),
+      warpgroups_(device_.has_warpgroups() && wanted_kernels() == "fast" ? Warpgroups::where_they_pay
+                                                                         : Warpgroups::never) {}
+
+void CudaBackend::use_warpgroups(Warpgroups when) {
+  if (when != Warpgroups::never && !device_.has_warpgroups())
+    throw Error("products by warpgroups need a GPU of compute capability 9.0, and code compiled for 90a");
+  warpgroups_ = when;
+}
 
 void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
   uploads_.copy(destination, source, bytes, stream_);

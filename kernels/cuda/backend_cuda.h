@@ -24,6 +24,9 @@ class CudaBackend : public Backend, private Workspace {
   /// Forward passes run on the plain kernels alone, to compare with. NIBBLENET_KERNELS=plain in the environment does it
   /// for all backends that are made.
   void use_plain_kernels(bool plain) { plain_kernels_ = plain; }
+  /// When products run on warpgroups; by default where they pay, on GPUs that have them. NIBBLENET_KERNELS=portable in
+  /// the environment: never. Throws Error where there are none.
+  void use_warpgroups(Warpgroups when);
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
@@ -86,9 +89,11 @@ class CudaBackend : public Backend, private Workspace {
   void do_deallocate(void* data, size_t bytes) noexcept override;
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
+  Warpgroups warpgroups() const override { return warpgroups_; }
 
   bool plain_kernels_;
   Device device_;
+  Warpgroups warpgroups_;
   Stream stream_;
   Uploads uploads_;
   Buffer<float> workspace_;

@@ -69,6 +69,9 @@ Device::Device() {
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   multiprocessors_ = properties.multiProcessorCount;
+#ifdef NIBBLENET_WARPGROUPS
+  has_warpgroups_ = properties.major == 9;
+#endif
   l2_bytes_ = static_cast<size_t>(properties.l2CacheSize);
   description_ = fmt::format("{}, compute capability {}.{}, {} SMs, CUDA {}.{}, driver for CUDA {}.{}", properties.name,
                              properties.major, properties.minor, properties.multiProcessorCount, runtime / 1000,

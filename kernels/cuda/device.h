@@ -109,6 +109,8 @@ class Device {
   const std::string& description() const { return description_; }
   DeviceMemory memory() const;
   int multiprocessors() const { return multiprocessors_; }
+  /// Whether it multiplies by warpgroups (wgmma), and our kernels were compiled for that.
+  bool has_warpgroups() const { return has_warpgroups_; }
   size_t l2_bytes() const { return l2_bytes_; }
 
   /// At least 256-byte aligned. Throws CudaError with the sizes when there is not enough.
@@ -118,6 +120,7 @@ class Device {
  private:
   std::string description_;
   int multiprocessors_ = 0;
+  bool has_warpgroups_ = false;
   size_t l2_bytes_ = 0;
 };
 

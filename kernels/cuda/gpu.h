@@ -120,6 +120,12 @@ __device__ __forceinline__ void cp_async_16(void* target, const void* source, bo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// The same of bytes that this multiprocessor reads again soon: they pass through its L1 cache.
+__device__ __forceinline__ void cp_async_16_cached(void* target, const void* source, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
 /// Closes a group of the copies started since the last one.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Waits until at most `Pending` of this thread's groups, the latest ones, are under way.
@@ -129,5 +135,7 @@ __device__ __forceinline__ void cp_async_wait() {
 }
 
 }  // namespace nibblenet
+
+#include "kernels/cuda/warpgroup_mma.cuh"
 
 #endif

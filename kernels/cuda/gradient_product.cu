@@ -71,7 +71,7 @@ void start_weight_gradient(const ParameterGradients& result, const f16* dy, cons
   const dim3 blocks(static_cast<unsigned>(tiles(s.length(), 128)), static_cast<unsigned>(tiles(s.k, filters)));
   const Parts parts(int64_t{blocks.x} * blocks.y, s.outputs());
   const auto count = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
-  WeightGradient gradient{result, nullptr, nullptr};
+  WeightGradient gradient{result};
   if (parts.count > 1) {
     gradient.partial = workspace.floats(static_cast<size_t>(parts.count) * (count + static_cast<size_t>(s.k)));
     gradient.partial_bias = gradient.partial + static_cast<size_t>(parts.count) * count;
@@ -81,9 +81,7 @@ void start_weight_gradient(const ParameterGradients& result, const f16* dy, cons
   launch("weight_gradient", work, grid, stream, weight_gradient_kernel<filters, aligned>,
          OutputTiles<filters>{dy, s.k, s.outputs()}, WindowTiles<128, aligned>{{s, x}}, gradient, s.outputs(),
          parts.depth);
-  if (parts.count > 1)
-    launch("weight_gradient_parts", {}, grid_for(static_cast<int64_t>(count) + s.k), stream, sum_weight_gradient_kernel,
-           gradient, parts.count);
+  if (parts.count > 1) add_up_weight_gradient(gradient, parts.count, stream);
 }
 
 bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActivations x, const ConvolutionSizes& s,
@@ -92,6 +90,9 @@ bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActiva
   result.filters = s.k;
   result.channels = s.c;
   result.taps = s.taps();
+  if (workspace.warpgroups() != Warpgroups::never &&
+      cuda::warpgroup_weight_gradient(result, dy, x, s, workspace, stream))
+    return true;
   const f16* from = dy.halves().data();
   const f16* with = x.halves().data();
   if (s.c % 8 == 0 && on_16_bytes(with))
@@ -113,15 +114,25 @@ ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameter
 
 }  // namespace
 
+void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream) {
+  const int64_t count = static_cast<int64_t>(gradient.result.filters) * (gradient.result.length() + 1);
+  launch("weight_gradient_parts", {}, grid_for(count), stream, sum_weight_gradient_kernel, gradient, parts);
+}
+
 namespace cuda {
 
 bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
                                  Workspace& workspace, Stream& stream) {
+  if (workspace.warpgroups() != Warpgroups::never &&
+      warpgroup_conv2d_backward_data(dx, dy, w, window, workspace, stream))
+    return true;
   return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), workspace, stream);
 }
 
 bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Workspace& workspace,
                                  Stream& stream) {
+  if (workspace.warpgroups() != Warpgroups::never && warpgroup_linear_backward_data(dx, dy, w, workspace, stream))
+    return true;
   return data_gradient(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), workspace, stream);
 }
 

@@ -158,12 +158,6 @@ __global__ void sum_data_gradient_kernel(DataGradient result, int parts) {
   });
 }
 
-struct WeightGradient {
-  ParameterGradients result;
-  float* partial;       ///< [parts, K, R S C]; null: the sums are whole
-  float* partial_bias;  ///< [parts, K]
-};
-
 /// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters and some of the
 /// depth. At the end the first threads add up the rest, in their order.
 template <class Tile>
@@ -220,22 +214,11 @@ __global__ void __launch_bounds__(gradient_threads, 2)
     if (with_bias) column_sums.add(tile);
   });
   if (with_bias)
-    column_sums.finish(memory, [&](int i, float sum) {
-      const int filter = first_filter + i;
-      if (filter >= result.filters) return;
-      if (gradient.partial == nullptr)
-        result.store_bias(filter, sum);
-      else
-        gradient.partial_bias[part * result.filters + filter] = sum;
-    });
+    column_sums.finish(memory, [&](int i, float sum) { gradient.store_bias(part, first_filter + i, sum); });
   sums.for_each_pair([&](int i, int j, float first, float second) {
     const int filter = first_filter + i;
     const int column = first_column + j;
-    if (filter >= result.filters || column >= result.length()) return;
-    if (gradient.partial == nullptr) return result.store_pair(filter, column, first, second);
-    float* partial = gradient.partial + (static_cast<int64_t>(part) * result.filters + filter) * result.length();
-    partial[column] = first;
-    if (column + 1 < result.length()) partial[column + 1] = second;
+    if (filter < result.filters && column < result.length()) gradient.store_pair(part, filter, column, first, second);
   });
 }
 

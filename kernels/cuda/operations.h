@@ -13,6 +13,9 @@
 
 namespace nibblenet {
 
+/// When products run on kernels/cuda/warpgroup_product.cuh instead of kernels for all GPUs.
+enum class Warpgroups : uint8_t { never, where_they_pay, wherever_possible };
+
 /// Where kernels that cut long reductions into parts leave what they have summed so far.
 class Workspace {
  public:
@@ -21,6 +24,8 @@ class Workspace {
   virtual float* floats(size_t size) = 0;
   /// At least `size` counters, valid until the next call: zeros, and to be left as zeros.
   virtual unsigned* counters(size_t size) = 0;
+  /// Whether the GPU and the code for it have the products of warpgroups (wgmma), and when they are to be used.
+  virtual Warpgroups warpgroups() const { return Warpgroups::never; }
 };
 
 namespace cuda {
@@ -56,6 +61,19 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                             Workspace& workspace, Stream& stream);
+/// Forward products and gradients by warpgroups: false, and nothing was started, unless activations are float16, C and
+/// K multiples of 8, everything lies on 16 bytes, and for dx the stride is 1. Weights that do not train are turned into
+/// rows of halves in the workspace first, whatever they are stored as.
+[[nodiscard]] bool warpgroup_linear_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                            TensorView<const float> bias, Epilogue epilogue, Workspace& workspace,
+                                            Stream& stream);
+[[nodiscard]] bool warpgroup_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                            TensorView<const float> bias, Window window, Epilogue epilogue,
+                                            Workspace& workspace, Stream& stream);
+[[nodiscard]] bool warpgroup_conv2d_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
+                                                  Window window, Workspace& workspace, Stream& stream);
+[[nodiscard]] bool warpgroup_linear_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
+                                                  Workspace& workspace, Stream& stream);
 /// The four gradients on the tensor cores: false, and nothing was started, unless activations are float16, K is a
 /// multiple of 8, dy lies on 16 bytes, and for dx likewise C and dx, and the weight is one that trains in halves.
 [[nodiscard]] bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,

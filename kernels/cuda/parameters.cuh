@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/images.cuh"
+#include "kernels/cuda/operations.h"
 #include "kernels/cuda/superblock.h"
 #include "kernels/cuda/weight_cuda.h"
 
@@ -71,7 +72,7 @@ struct ParameterGradients {
   SgdParameters sgd = {};
   HalfCopies halves = {};
 
-  __device__ int length() const { return channels * taps; }
+  __host__ __device__ int length() const { return channels * taps; }
   /// Of the weight at `column` of the filter in device order.
   __device__ void store(int filter, int column, float sum) const {
     const int64_t i = torch_index(filter, column, channels, taps);
@@ -115,5 +116,34 @@ struct ParameterGradients {
     sgd_update(bias[filter], bias_velocity[filter], sum * factor, without_pruning);
   }
 };
+
+/// The same of sums that are cut into parts, each a block's, where they are stored first.
+struct WeightGradient {
+  ParameterGradients result;
+  float* partial = nullptr;       ///< [parts, K, R S C]; null: the sums are whole
+  float* partial_bias = nullptr;  ///< [parts, K]
+
+  __device__ void store_pair(int part, int filter, int column, float first, float second) const {
+    if (partial == nullptr) return result.store_pair(filter, column, first, second);
+    float* to = partial + (static_cast<int64_t>(part) * result.filters + filter) * result.length();
+    to[column] = first;
+    if (column + 1 < result.length()) to[column + 1] = second;
+  }
+  /// Of a filter that may not exist.
+  __device__ void store_bias(int part, int filter, float sum) const {
+    if (filter >= result.filters) return;
+    if (partial == nullptr)
+      result.store_bias(filter, sum);
+    else
+      partial_bias[part * result.filters + filter] = sum;
+  }
+};
+/// dw and dbias = sums over parts, the first one first.
+void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream);
+namespace cuda {
+/// False, and nothing was started: see warpgroup_linear_forward.
+[[nodiscard]] bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
+                                             const ConvolutionSizes& sizes, Workspace& workspace, Stream& stream);
+}  // namespace cuda
 
 }  // namespace nibblenet

@@ -110,6 +110,26 @@ bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling
   return true;
 }
 
+/// Whether a product has enough blocks for the warpgroups' kernel, which turns weights into halves first.
+bool pays(const ConvolutionSizes& s) {
+  constexpr int64_t sums_of_block = 128 * 128;
+  if (s.size == 1 && s.p * s.q == 1) return s.n >= 96;
+  return int64_t{s.outputs()} * s.k >= 64 * sums_of_block;
+}
+
+/// Whether a forward product is to be tried on warpgroups. Where superblocks do not fit, the alternative is slow.
+bool by_warpgroups(const Workspace& workspace, const ConvolutionSizes& s, bool alternative) {
+  switch (workspace.warpgroups()) {
+    case Warpgroups::never:
+      return false;
+    case Warpgroups::where_they_pay:
+      return !alternative || pays(s);
+    case Warpgroups::wherever_possible:
+      return true;
+  }
+  return false;
+}
+
 /// Whether superblocks of `w` line up with slices of 64 channels, and everything can be copied 16 bytes at a time.
 bool suits(Activations y, ConstActivations x, const WeightCuda& w, const ConvolutionSizes& s) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
@@ -135,13 +155,20 @@ namespace cuda {
 
 bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), {}, epilogue, workspace,
-                 stream);
+  const ConvolutionSizes s = sizes_of(as_images(x.shape()), as_images(y.shape()), {});
+  if (by_warpgroups(workspace, s, suits(y, x, w, s)) &&
+      warpgroup_linear_forward(y, x, w, bias, epilogue, workspace, stream))
+    return true;
+  return forward(y, x, w, bias, s, {}, epilogue, workspace, stream);
 }
 
 bool tensor_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Window window, Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), {}, epilogue, workspace, stream);
+  const ConvolutionSizes s = sizes_of(x.shape(), y.shape(), window);
+  if (by_warpgroups(workspace, s, suits(y, x, w, s)) &&
+      warpgroup_conv2d_forward(y, x, w, bias, window, epilogue, workspace, stream))
+    return true;
+  return forward(y, x, w, bias, s, {}, epilogue, workspace, stream);
 }
 
 bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
@@ -153,7 +180,9 @@ bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const W
                            .stride = static_cast<int>(pool.stride),
                            .p = static_cast<int>(y.size(1)),
                            .q = static_cast<int>(y.size(2))};
-  return forward(y, x, w, bias, sizes_of(x.shape(), convolved, window), pooling, epilogue, workspace, stream);
+  const ConvolutionSizes s = sizes_of(x.shape(), convolved, window);
+  if (by_warpgroups(workspace, s, true)) return false;  // the pooling is a kernel of its own then
+  return forward(y, x, w, bias, s, pooling, epilogue, workspace, stream);
 }
 
 }  // namespace cuda

@@ -51,6 +51,7 @@ class WeightCuda : public Weight {
     if (trained_ == nullptr) return nullptr;
     return layout_ == CodeLayout::superblocks ? rows_.data() : halves_.data();
   }
+  const f16* rows_in_halves() const { return const_cast<WeightCuda*>(this)->rows_in_halves(); }
   uint8_t* superblocks_in_halves() {
     const bool has = trained_ != nullptr && layout_ == CodeLayout::superblocks;
     return has ? reinterpret_cast<uint8_t*>(halves_.data()) : nullptr;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
+#include "tests/cuda/kernel_families.h"
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
 
@@ -137,14 +138,13 @@ TEST_F(GradientProduct, IsExactForIntegers) {
       SCOPED_TRACE(name_of(c));
       const Values dy = integers(output_shape(c), 1, 2), x = integers(c.x, 2, 2), w = integers(c.w, 3, 1);
       const Gradients reference = expected(c, dy, x, w);
-      for (const bool plain : {false, true}) {
-        cuda_.use_plain_kernels(plain);
+      for (const testing::Family family : testing::families()) {
+        use(cuda_, family);
         const Gradients actual = gradients(c, dy, x, w);
-        EXPECT_EQ(actual.dx, as_halves(reference.dx)) << plain;
-        EXPECT_EQ(actual.dw, reference.dw) << plain;
-        EXPECT_EQ(actual.dbias, reference.dbias) << plain;
+        EXPECT_EQ(actual.dx, as_halves(reference.dx)) << name_of(family);
+        EXPECT_EQ(actual.dw, reference.dw) << name_of(family);
+        EXPECT_EQ(actual.dbias, reference.dbias) << name_of(family);
       }
-      cuda_.use_plain_kernels(false);
     }
 }
 
@@ -153,10 +153,14 @@ TEST_F(GradientProduct, SumsInFloat32) {
     SCOPED_TRACE(name_of(c));
     const Values dy = as_halves(uniform(output_shape(c), 1)), x = as_halves(uniform(c.x, 2));
     const Values w = as_halves(uniform(c.w, 3));
-    const Gradients reference = expected(c, dy, x, w), actual = gradients(c, dy, x, w);
-    EXPECT_LE(relative_error(actual.dx.view(), reference.dx.view()), half_tolerance);
-    EXPECT_LE(relative_error(actual.dw.view(), reference.dw.view()), sum_tolerance);
-    EXPECT_LE(relative_error(actual.dbias.view(), reference.dbias.view()), sum_tolerance);
+    const Gradients reference = expected(c, dy, x, w);
+    for (const testing::Family family : testing::families()) {
+      use(cuda_, family);
+      const Gradients actual = gradients(c, dy, x, w);
+      EXPECT_LE(relative_error(actual.dx.view(), reference.dx.view()), half_tolerance) << name_of(family);
+      EXPECT_LE(relative_error(actual.dw.view(), reference.dw.view()), sum_tolerance) << name_of(family);
+      EXPECT_LE(relative_error(actual.dbias.view(), reference.dbias.view()), sum_tolerance) << name_of(family);
+    }
   }
 }
 
@@ -165,6 +169,7 @@ TEST_F(GradientProduct, OneKernelUnlessTheReductionIsCut) {
     Case c;
     int64_t of_data, of_weight;
   };
+  use(cuda_, testing::Family::portable);
   const std::vector<Launches> cases = {
       {matrices[0], 1, 1}, {matrices[3], 2, 1}, {convolutions[1], 2, 1}, {convolutions[4], 1, 2}};
   for (const auto& [c, of_data, of_weight] : cases) {

@@ -54,6 +54,8 @@ const std::vector<Case> matrices = {
 
 class TensorProduct : public ::testing::Test {
  protected:
+  TensorProduct() { cuda_.use_warpgroups(Warpgroups::never); }
+
   /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
                  Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
@@ -282,7 +284,7 @@ TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
 TEST(Kernels, AreChosenByTheEnvironment) {
   ASSERT_EQ(setenv("NIBBLENET_KERNELS", "slow", 1), 0);
   EXPECT_THROW(CudaBackend(), UsageError);
-  for (const char* known : {"plain", "fast", ""}) {
+  for (const char* known : {"plain", "portable", "fast", ""}) {
     ASSERT_EQ(setenv("NIBBLENET_KERNELS", known, 1), 0);
     EXPECT_NO_THROW(CudaBackend()) << known;
   }

@@ -290,6 +290,10 @@ inline void cp_async_16(void* target, const void* source, bool valid,
   if (!hostexec::schedule().late_copies) hostexec::land(copy);
   hostexec::state.copies->open.push_back(copy);
 }
+inline void cp_async_16_cached(void* target, const void* source, bool valid,
+                               std::source_location where = std::source_location::current()) {
+  cp_async_16(target, source, valid, where);
+}
 inline void cp_async_commit() {
   auto& copies = *hostexec::state.copies;
   copies.closed.push_back(std::move(copies.open));
@@ -306,3 +310,5 @@ void cp_async_wait() {
 }
 
 }  // namespace nibblenet
+
+#include "tests/hostexec/warpgroup_shim.h"

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/backend_cuda.h"
+
+namespace nibblenet::testing {
+
+/// The kernels that can compute a product of halves here: plain ones, those of all GPUs, and Hopper's.
+enum class Family : uint8_t { plain, portable, warpgroups };
+
+inline std::string name_of(Family family) {
+  switch (family) {
+    case Family::plain:
+      return "plain";
+    case Family::portable:
+      return "portable";
+    case Family::warpgroups:
+      return "warpgroups";
+  }
+  return "?";
+}
+
+inline std::vector<Family> families() {
+  std::vector<Family> all = {Family::plain, Family::portable};
+  if (Device().has_warpgroups()) all.push_back(Family::warpgroups);
+  return all;
+}
+
+inline void use(CudaBackend& backend, Family family) {
+  backend.use_plain_kernels(family == Family::plain);
+  backend.use_warpgroups(family == Family::warpgroups ? Warpgroups::wherever_possible : Warpgroups::never);
+}
+
+}  // namespace nibblenet::testing
