@@ -39,6 +39,7 @@ struct OutputBands {
 
   __host__ __device__ int count() const { return sizes.n * down * across; }
   __host__ __device__ int tiles() const { return rows * tiles_across; }
+  __host__ __device__ int run() const { return sizes.size * sizes.c; }  ///< halves
   __host__ __device__ int pairs() const { return sizes.size * words; }
 
   struct Band {
@@ -85,50 +86,24 @@ struct FirstShared {
   __host__ __device__ static int places_at(const OutputBands& b) {
     return finish_at(b) + filter_block * static_cast<int>(sizeof(Finish));
   }
-  __host__ __device__ static int bytes(const OutputBands& b) { return places_at(b) + 2 * most_pairs; }
+  __host__ __device__ static int bytes(const OutputBands& b) { return places_at(b) + 2 * 2 * most_pairs; }
 
   __device__ unsigned char* filters() const { return memory; }
   __device__ unsigned char* input() const { return memory + input_at(bands); }
   /// [steps][4]: what lanes t of a step read.
   __device__ Pairs* pairs() const { return reinterpret_cast<Pairs*>(memory + pairs_at(bands)); }
   __device__ Finish* finish() const { return reinterpret_cast<Finish*>(memory + finish_at(bands)); }
-  /// [kernel row][word]: where a pair of weights lies in row 0 of the filters.
+  /// By weight, in device order: where it lies in row 0 of the filters.
   __device__ uint16_t* places() const { return reinterpret_cast<uint16_t*>(memory + places_at(bands)); }
 };
 
 /// Filters lie step by step, in rows of 32 bytes whose two halves change places every four rows, so that ldmatrix meets
 /// no bank twice. Row 16 u + g + 8 h is filter 8 g + 2 u + h: the sums of a lane are then eight neighbouring filters.
-struct FilterRow {
-  int offset, flip;
-  __device__ explicit FilterRow(int filter) {
-    const int row = filter % 8 / 2 * 16 + filter / 8 + filter % 2 * 8;
-    offset = row * 32;
-    flip = (row >> 2 & 1) << 4;
-  }
-};
-
-/// Weight after weight of the block's filters, in device order, on their way to shared memory.
-struct WeightCursor {
-  const FirstShared& shared;
-  FilterRow to;
-  int filter, kernel_row, in_run;
-  int run;  ///< halves
-
-  __device__ WeightCursor(const FirstShared& memory, int of_filter, int k)
-      : shared(memory), to(of_filter), filter(of_filter), run(memory.bands.sizes.size * memory.bands.sizes.c) {
-    kernel_row = k / run;
-    in_run = k - kernel_row * run;
-  }
-  __device__ void put(f16 weight) {
-    const int place = shared.places()[kernel_row * shared.bands.words + in_run / 2];
-    *reinterpret_cast<f16*>(shared.filters() + to.offset + (place ^ to.flip) + in_run % 2 * 2) = weight;
-    if (++in_run < run) return;
-    in_run = 0;
-    if (++kernel_row < shared.bands.sizes.size) return;
-    kernel_row = 0;
-    to = FilterRow(++filter);
-  }
-};
+/// `place`: where the weight lies in row 0.
+__device__ __forceinline__ int place_in_filters(int filter, int place) {
+  const int row = filter % 8 / 2 * 16 + filter / 8 + filter % 2 * 8;
+  return row * 32 + (place ^ (row >> 2 & 1) << 4);
+}
 
 /// All but the weights: tables, and zeros where no weight will be.
 __device__ __forceinline__ void prepare_first_convolution(const FirstConvolution& p, const FirstShared& shared,
@@ -146,8 +121,12 @@ __device__ __forceinline__ void prepare_first_convolution(const FirstConvolution
     const int step = slot / pairs_of_step;
     const int t = slot % 4, high = slot % pairs_of_step / 4;
     const int row = i / b.words;
-    offsets[(step * 4 + t) * 2 + high] = (row * b.pitch + i - row * b.words) * 4;
-    shared.places()[i] = static_cast<uint16_t>(step * step_bytes + high * 16 + t * 4);
+    const int word = i - row * b.words;
+    offsets[(step * 4 + t) * 2 + high] = (row * b.pitch + word) * 4;
+    const int place = step * step_bytes + high * 16 + t * 4;
+    const int k = row * b.run() + 2 * word;
+    shared.places()[k] = static_cast<uint16_t>(place);
+    if (2 * word + 1 < b.run()) shared.places()[k + 1] = static_cast<uint16_t>(place + 2);
   }
   for (int i = thread; i < filter_block; i += threads) {
     FirstShared::Finish finish{1.0F, 0.0F};
@@ -159,56 +138,60 @@ __device__ __forceinline__ void prepare_first_convolution(const FirstConvolution
   }
 }
 
-/// Halves need no arithmetic: all of the block's are neighbours, 16 bytes at a time.
+/// Halves need no arithmetic. A warp has eight pairs at a time, of all filters: lane l pair l % 8 of the filters whose
+/// g is l / 8 or l / 8 + 4, so that its words go to different banks. All loads are under way at once.
 __device__ __forceinline__ void load_filters(const FirstConvolution& p, const FirstShared& shared,
                                              const Float16Weights& weights, int first_filter, const CodeValues&) {
-  constexpr int at_once = 4;
-  const auto thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const OutputBands& b = p.bands;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first_g = lane / 8;
+  const int filters = p.result.rows - first_filter;
   const int length = weights.sizes.length;
-  const int filters = p.result.rows - first_filter < filter_block ? p.result.rows - first_filter : filter_block;
-  const int count = filters * length;
   const f16* from = weights.values + static_cast<int64_t>(first_filter) * length;
-  const int pieces = count / 8;
 #pragma unroll 1
-  for (int i = thread; i < pieces; i += at_once * threads) {
-    uint4 piece[at_once];
+  for (int pair = static_cast<int>(threadIdx.x) / 32 * 8 + lane % 8; pair < b.pairs();
+       pair += static_cast<int>(blockDim.x) / 4) {
+    const int row = pair / b.words;
+    const int in_run = 2 * (pair - row * b.words);
+    const int k = row * b.run() + in_run;
+    const bool both = in_run + 1 < b.run();
+    uint32_t words[16];
 #pragma unroll
-    for (int u = 0; u < at_once; ++u)
-      if (i + u * threads < pieces) piece[u] = reinterpret_cast<const uint4*>(from)[i + u * threads];
+    for (int i = 0; i < 16; ++i) {
+      const int filter = (first_g + i / 8 * 4) * 8 + i % 8;
+      const f16* at = from + filter * length + k;
+      const uint32_t low = filter < filters ? at[0].bits : 0;
+      const uint32_t high = filter < filters && both ? at[1].bits : 0;
+      words[i] = low | high << 16;
+    }
+    const int place = shared.places()[k];
 #pragma unroll
-    for (int u = 0; u < at_once; ++u) {
-      if (i + u * threads >= pieces) continue;
-      const int first = (i + u * threads) * 8;
-      WeightCursor cursor(shared, first / length, first % length);
-      const uint32_t words[4] = {piece[u].x, piece[u].y, piece[u].z, piece[u].w};
-#pragma unroll
-      for (const uint32_t word : words) {
-        cursor.put({static_cast<uint16_t>(word)});
-        cursor.put({static_cast<uint16_t>(word >> 16)});
-      }
+    for (int i = 0; i < 16; ++i) {
+      const int filter = (first_g + i / 8 * 4) * 8 + i % 8;
+      *reinterpret_cast<uint32_t*>(shared.filters() + place_in_filters(filter, place)) = words[i];
     }
   }
-  for (int i = pieces * 8 + thread; i < count; i += threads) WeightCursor(shared, i / length, i % length).put(from[i]);
 }
 
-/// Codes, eight at a time, rounded as the plain kernel rounds them.
+/// Codes, eight at a time, rounded as the plain kernel rounds them. A warp has eight times eight weights of four
+/// filters at a time, again for the banks' sake.
 __device__ __forceinline__ void load_filters(const FirstConvolution& p, const FirstShared& shared,
                                              const PackedWeights& weights, int first_filter, const CodeValues& table) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int length = weights.sizes.length;
-  const int pieces = (length + 7) / 8;
+  const int items = (length + 63) / 64 * 16;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < filter_block * pieces; i += static_cast<int>(blockDim.x)) {
-    const int filter = i / pieces;
-    const int k = (i - filter * pieces) * 8;
-    if (first_filter + filter >= p.result.rows) return;
+  for (int item = static_cast<int>(threadIdx.x) / 32; item < items; item += static_cast<int>(blockDim.x) / 32) {
+    const int k = item / 16 * 64 + lane % 8 * 8;
+    const int filter = (lane / 8 + item % 16 / 8 * 4) * 8 + item % 8;
+    if (k >= length) continue;
     float w[8];
     weights.load8(first_filter + filter, k, table, w);
-    WeightCursor cursor(shared, filter, k);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      f16 half;
-      store_element(&half, 0, w[e] * p.factor);
-      if (k + e < length) cursor.put(half);
+      if (k + e >= length) continue;
+      auto* to = reinterpret_cast<f16*>(shared.filters() + place_in_filters(filter, shared.places()[k + e]));
+      store_element(to, 0, w[e] * p.factor);
     }
   }
 }
