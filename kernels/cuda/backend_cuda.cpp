@@ -129,8 +129,10 @@ void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cud
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
-  if (plain_kernels_ || !cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_))
-    cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+  const bool started =
+      !plain_kernels_ && (cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_) ||
+                          cuda::first_conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_));
+  if (!started) cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
 }
 
 bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,

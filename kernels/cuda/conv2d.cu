@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/convolution_sizes.cuh"
 #include "kernels/cuda/dispatch.cuh"
+#include "kernels/cuda/half_operands.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/product.cuh"
@@ -13,17 +14,6 @@ namespace nibblenet {
 namespace {
 
 int tiles(int64_t size) { return static_cast<int>((size + tile - 1) / tile); }
-
-FilterSizes filter_sizes(const ConvolutionSizes& s) {
-  return {.rows = s.k, .channels = s.c, .taps = s.taps(), .length = s.length()};
-}
-
-PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
-  PackedWeights operand{
-      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == CodeLayout::superblocks};
-  std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
-  return operand;
-}
 
 template <class Weights>
 void float32_forward(TensorView<float> y, TensorView<const float> x, const Weights& weights, const float* bias,
@@ -35,37 +25,16 @@ void float32_forward(TensorView<float> y, TensorView<const float> x, const Weigh
          FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, x.data()}}, result, s.length(), s.length());
 }
 
-template <class Weights, class T>
-void start_half_product(TensorView<const f16> x, const Weights& weights, const BiasResult<T*>& result,
-                        const ConvolutionSizes& s, const Work& work, Stream& stream) {
-  // Halves in memory were multiplied already.
-  const float factor = std::is_same_v<Weights, Float16Weights> ? 1.0F : 1.0F / result.factor;
-  const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
-  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
-  launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights, Windows<f16>{s, x.data()},
-         result, s.length(), factor, aligned);
-}
-
 template <class T>
 void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
                      const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
-  const FilterSizes sizes = filter_sizes(s);
-  BiasResult<T*> result{y.data(), bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
-  if (w.form() == WeightCuda::Form::packed) {
-    PackedWeights operand = packed_operand(w, sizes);
-    if (w.step_per_channel()) {
-      operand.step_in_result = true;
-      result.factor = 1.0F / w.value_normalisation();
-      result.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
-      result.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
-    }
-    start_half_product(x, operand, result, s, work, stream);
-  } else if (w.form() == WeightCuda::Form::float16) {
-    start_half_product(x, Float16Weights{sizes, w.halves(), w.layout() == CodeLayout::superblocks}, result, s, work,
-                       stream);
-  } else {
-    throw Error("float16 activations need packed or float16 weights, got float32");
-  }
+  const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
+  with_half_operands(y.data(), w, bias, s, with_relu,
+                     [&]<class Weights>(const Weights& weights, const BiasResult<T*>& result, float factor) {
+                       launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights,
+                              Windows<f16>{s, x.data()}, result, s.length(), factor, aligned);
+                     });
 }
 
 void forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,

@@ -58,6 +58,10 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 [[nodiscard]] bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                                     TensorView<const float> bias, Window window, Epilogue epilogue,
                                                     Window pool, Workspace& workspace, Stream& stream);
+/// conv2d_forward of few channels on the tensor cores: false, and nothing was started, unless activations are float16,
+/// weights lie channel by channel, windows begin at whole words of x, and filters are short.
+[[nodiscard]] bool first_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                        TensorView<const float> bias, Window window, Epilogue epilogue, Stream& stream);
 void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                             Workspace& workspace, Stream& stream);

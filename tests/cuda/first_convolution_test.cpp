@@ -1,0 +1,146 @@
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/schemes.h"
+#include "tests/support/golden.h"
+
+// Convolutions of few channels on the tensor cores, against the CPU.
+
+namespace nibblenet {
+namespace {
+
+using testing::conv2d;
+using testing::halves_on;
+using testing::identifier;
+using testing::integers;
+using testing::on;
+using testing::output_of;
+using testing::quantized;
+using testing::relative_error;
+using testing::schemes_of;
+using testing::uniform;
+using testing::Values;
+
+/// Activations, weights and results rounded to 11 bits.
+constexpr double float16_tolerance = 2e-3;
+
+struct Case {
+  Shape x;
+  Shape w;
+  Window window;
+};
+
+/// Rows of whole 16 bytes and others, windows that begin at odd elements, runs of odd and even length; filters around
+/// the 64 of a block; bands of rows, of parts of rows, of several tiles and of one; many blocks and few.
+const std::vector<Case> convolutions = {
+    {{2, 13, 11, 3}, {7, 3, 11, 11}, {11, 4, 2}}, {{1, 35, 32, 3}, {64, 3, 11, 11}, {11, 4, 2}},
+    {{1, 9, 300, 1}, {65, 1, 3, 3}, {3, 2, 1}},   {{3, 8, 8, 2}, {8, 2, 3, 3}, {3, 1, 1}},
+    {{1, 6, 5, 5}, {17, 5, 3, 3}, {3, 2, 1}},     {{1, 12, 7, 4}, {130, 4, 5, 5}, {5, 3, 0}},
+    {{130, 19, 16, 3}, {12, 3, 5, 5}, {5, 2, 2}}, {{43, 69, 16, 2}, {9, 2, 3, 3}, {3, 2, 1}},
+    {{1, 40, 600, 1}, {16, 1, 2, 2}, {2, 2, 0}},  {{1, 1, 1, 2}, {1, 2, 1, 1}, {1, 1, 0}},
+    {{0, 8, 8, 2}, {5, 2, 3, 3}, {3, 1, 1}},      {{300, 24, 21, 3}, {3, 3, 3, 3}, {3, 4, 2}},
+    {{1, 4, 6, 24}, {9, 24, 3, 3}, {3, 1, 1}},
+};
+/// What the plain kernel has to do: windows that begin at odd elements each, filters of too many pairs.
+const std::vector<Case> others = {{{1, 5, 7, 3}, {5, 3, 3, 3}, {3, 1, 1}}, {{1, 6, 6, 24}, {4, 24, 5, 5}, {5, 1, 2}}};
+
+class FirstConvolution : public ::testing::Test {
+ protected:
+  static Shape result_shape(const Case& c) {
+    return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
+  }
+  /// In halves, before it is read back.
+  Values product(const Case& c, const Values& x, Weight& w, const Values& bias, Epilogue epilogue = Epilogue::none) {
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    Buffer<f16> result = halves_on(cuda_, Values(result_shape(c), 77.0F));
+    const Activations y = TensorView<f16>(result.data(), result_shape(c));
+    cuda_.conv2d_forward(y, TensorView<const f16>(input.data(), x.shape), w, offset.view(), c.window, epilogue);
+    return output_of(cuda_, result_shape(c), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
+  }
+
+  CpuBackend cpu_{2};
+  CudaBackend cuda_;
+};
+
+class FirstConvolutionOf : public FirstConvolution, public ::testing::WithParamInterface<MethodTraits> {};
+
+TEST_P(FirstConvolutionOf, EveryScheme) {
+  const std::vector<Case> cases = {{{1, 9, 8, 3}, {5, 3, 3, 3}, {3, 2, 0}}, {{2, 5, 7, 2}, {9, 2, 3, 3}, {3, 1, 1}}};
+  for (const Case& c : cases) {
+    const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+    for (const Scheme& scheme : schemes_of(GetParam())) {
+      const PackedTensor packed = quantized(c.w, scheme, 3);
+      const auto w = cuda_.make_weight(packed);
+      EXPECT_LE(relative_error(product(c, x, *w, bias, Epilogue::relu).view(),
+                               conv2d(cpu_, x, *cpu_.make_weight(packed), bias, c.window, Epilogue::relu).view()),
+                float16_tolerance)
+          << to_string(scheme);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, FirstConvolutionOf, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+                         [](const auto& instance) { return identifier(instance.param.name); });
+
+TEST_F(FirstConvolution, IsExactForIntegersOfAwkwardShapes) {
+  // Up to 1 times up to 3: results below 2,048 are exact in halves, too.
+  for (const auto* cases : {&convolutions, &others})
+    for (const Case& c : *cases) {
+      SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+      const Values x = integers(c.x, 1, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
+      for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
+        const auto halves = cuda_.make_weight(w.view(), Precision::float16);
+        EXPECT_EQ(product(c, x, *halves, bias, epilogue),
+                  conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window, epilogue));
+      }
+    }
+}
+
+TEST_F(FirstConvolution, AlexNetsOwn) {
+  const Case c{{1, 224, 224, 3}, {64, 3, 11, 11}, {11, 4, 2}};
+  const Values x = integers(c.x, 1, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
+  EXPECT_EQ(product(c, x, *cuda_.make_weight(w.view(), Precision::float16), bias),
+            conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window));
+}
+
+TEST_F(FirstConvolution, IsOneKernelAndNotThePlainOne) {
+  for (const Case& c : convolutions) {
+    const Values x = uniform(c.x, 1), w = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
+    const auto halves = cuda_.make_weight(w.view(), Precision::float16);
+    auto& resident = static_cast<WeightCuda&>(*halves);
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    Buffer<f16> result(cuda_, static_cast<size_t>(result_shape(c).elements()), MemoryCategory::data);
+    const int64_t before = cuda_.stream().launches();
+    EXPECT_EQ(cuda::first_conv2d_forward(TensorView<f16>(result.data(), result_shape(c)),
+                                         TensorView<const f16>(input.data(), x.shape), resident, offset.view(),
+                                         c.window, Epilogue::none, cuda_.stream()),
+              c.x[0] > 0)
+        << to_string(c.x);
+    EXPECT_EQ(cuda_.stream().launches(), before + (c.x[0] > 0 ? 1 : 0));
+  }
+}
+
+TEST_F(FirstConvolution, HugeWeightsKeepTheirPrecision) {
+  const Case c = {{1, 8, 8, 2}, {9, 2, 3, 3}, {3, 1, 1}};
+  const Values bias(Shape{9});
+  constexpr float unit = 1 << 18;
+  Values x = uniform(c.x, 1), w = uniform(c.w, 2);
+  for (float& value : w.data) value *= unit;
+  for (float& value : x.data) value /= 1 << 8;  // results are halves
+  const PackedTensor packed = quantize(w.view(), parse_scheme("linear:8"), "w");
+  for (const bool pack : {false, true}) {
+    const auto on_cpu = pack ? cpu_.make_weight(packed) : cpu_.make_weight(w.view());
+    const auto weight = pack ? cuda_.make_weight(packed) : cuda_.make_weight(w.view(), Precision::float16);
+    EXPECT_LE(relative_error(product(c, x, *weight, bias).view(), conv2d(cpu_, x, *on_cpu, bias, c.window).view()),
+              float16_tolerance);
+  }
+}
+
+}  // namespace
+}  // namespace nibblenet
