@@ -27,10 +27,14 @@ Buffer<std::byte> activations(Backend& backend, int64_t elements, Precision prec
   return {backend, static_cast<size_t>(elements) * bytes_of(precision), MemoryCategory::activations};
 }
 
+/// An average pool of single pixels.
+bool averages_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
+  return spec.kind == LayerKind::adaptive_average_pool2d && x[1] == y[1] && x[2] == y[2];
+}
+
 /// At inference: dropout, and the average of single pixels.
 bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
-  if (spec.kind == LayerKind::adaptive_average_pool2d) return x[1] == y[1] && x[2] == y[2];
-  return spec.kind == LayerKind::dropout;
+  return spec.kind == LayerKind::dropout || averages_nothing(spec, x, y);
 }
 
 }  // namespace
@@ -74,10 +78,16 @@ void Pass::plan_training(const Shape& input, int64_t largest) {
   Backend& backend = network_->backend();
   const Precision precision = network_->precision();
   live_.resize(shapes_.size());
+  passes_through_.assign(shapes_.size(), false);
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const LayerSpec& spec = network_->layers()[begin_ + i].spec;
     const bool last = i + 1 == shapes_.size();
-    outputs_.push_back(activations(backend, shapes_[i].elements(), last ? Precision::float32 : precision));
+    // What the layer below leaves to be masked or kept has to be written.
+    passes_through_[i] = i > 0 && !last && !network_->layers()[begin_ + i - 1].spec.has_parameters() &&
+                         averages_nothing(spec, shapes_[i - 1], shapes_[i]);
+    outputs_.push_back(passes_through_[i]
+                           ? Buffer<std::byte>()
+                           : activations(backend, shapes_[i].elements(), last ? Precision::float32 : precision));
     const bool pooling = spec.kind == LayerKind::max_pool2d;
     argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
     const bool kept = in_halves() && spec.has_parameters();
@@ -173,6 +183,10 @@ TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
   input_ = x;
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const bool last = i + 1 == shapes_.size();
+    if (passes_through_[i]) {
+      live_[i] = live_[i - 1];
+      continue;
+    }
     live_[i] = {outputs_[i].data(), with_batch(shapes_[i], batch), last ? Precision::float32 : precision};
     if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
       dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));

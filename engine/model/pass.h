@@ -62,7 +62,9 @@ class Pass {
                      float factor);
   ConstActivations before_epilogue(size_t index, ConstActivations dy);
   /// Where dy of a layer lies that is no other layer's dx: with its ReLU, or to stay.
-  Activations own_gradient(size_t index, const Shape& shape);
+  Activations own_gradient(size_t index, ConstActivations dy);
+  /// Of the two alternating buffers, one in which dy does not lie.
+  std::byte* free_gradient(ConstActivations dy);
   bool found_overflow();
   bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.
@@ -78,6 +80,7 @@ class Pass {
   std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch
   std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
   std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
+  std::vector<bool> passes_through_;               ///< training: layers whose output is their input, where it lies
   std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only
   std::array<Buffer<std::byte>, 2> gradients_;     ///< of layer outputs, alternating
   std::vector<Buffer<std::byte>> kept_gradients_;  ///< training in float16: of layers with parameters

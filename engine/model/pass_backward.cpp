@@ -15,15 +15,15 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
   ConstActivations dy = dloss;
   if (in_halves()) {
-    const Activations scaled(gradients_[shapes_.size() % 2].data(), dloss.shape(), Precision::float16);
+    const Activations scaled(free_gradient(dloss), dloss.shape(), Precision::float16);
     backend.convert(scaled, dloss, loss_scale);
     dy = scaled;
   }
   for (size_t i = shapes_.size(); i-- > lowest;) {
+    if (passes_through_[i]) continue;
     const LayerSpec& spec = network_->layers()[begin_ + i].spec;
     const Shape& x = i == 0 ? input_.shape() : live_[i - 1].shape();
-    const Activations dx =
-        i == lowest ? Activations() : Activations(gradients_[i % 2].data(), x, network_->precision());
+    const Activations dx = i == lowest ? Activations() : Activations(free_gradient(dy), x, network_->precision());
     dy = before_epilogue(i, dy);
     if (!spec.has_parameters()) {
       backward_layer(i, dx, dy);
@@ -37,7 +37,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
   if (found_overflow()) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
     if (network_->layers()[begin_ + i].spec.has_parameters())
-      use_gradients(i, own_gradient(i, live_[i].shape()), on_gradient, on_layer, 1.0F / loss_scale);
+      use_gradients(i, own_gradient(i, live_[i]), on_gradient, on_layer, 1.0F / loss_scale);
   return true;
 }
 
@@ -46,7 +46,7 @@ ConstActivations Pass::before_epilogue(size_t index, ConstActivations dy) {
   const LayerSpec& spec = network_->layers()[begin_ + index].spec;
   const bool has_relu = spec.epilogue == Epilogue::relu;
   if (!has_relu && !(in_halves() && spec.has_parameters())) return dy;
-  const Activations own = own_gradient(index, dy.shape());
+  const Activations own = own_gradient(index, dy);
   if (has_relu)
     relu_backward(network_->backend(), own, dy, live_[index]);
   else
@@ -54,10 +54,15 @@ ConstActivations Pass::before_epilogue(size_t index, ConstActivations dy) {
   return own;
 }
 
-Activations Pass::own_gradient(size_t index, const Shape& shape) {
+Activations Pass::own_gradient(size_t index, ConstActivations dy) {
   Buffer<std::byte>& kept = kept_gradients_[index];
   // Without one of its own: where dy is already, unless the layer is the last one.
-  return {kept.size() > 0 ? kept.data() : gradients_[(index + 1) % 2].data(), shape, network_->precision()};
+  const size_t alternating = dy.data() == gradients_[1].data() ? 1 : 0;
+  return {kept.size() > 0 ? kept.data() : gradients_[alternating].data(), dy.shape(), network_->precision()};
+}
+
+std::byte* Pass::free_gradient(ConstActivations dy) {
+  return gradients_[dy.data() == gradients_[0].data() ? 1 : 0].data();
 }
 
 /// Whether one of the gradients that stay is not finite. Sums of finite halves are.
@@ -66,7 +71,7 @@ bool Pass::found_overflow() {
   uint32_t found = 0;
   backend.copy_from_host(overflow_.data(), &found, sizeof(found));
   for (size_t i = 0; i < shapes_.size(); ++i)
-    if (kept_gradients_[i].size() > 0) backend.find_overflow(overflow_.view(), own_gradient(i, live_[i].shape()));
+    if (kept_gradients_[i].size() > 0) backend.find_overflow(overflow_.view(), own_gradient(i, live_[i]));
   backend.copy_to_host(&found, overflow_.data(), sizeof(found));
   return found != 0;
 }

@@ -178,12 +178,14 @@ void CudaBackend::relu_backward(Activations dx, ConstActivations dy, ConstActiva
 }
 
 void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
-  cuda::max_pool2d_forward(y, argmax, x, window, stream_);
+  if (plain_kernels_ || !cuda::half_max_pool2d_forward(y, argmax, x, window, stream_))
+    cuda::max_pool2d_forward(y, argmax, x, window, stream_);
 }
 
 void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                                       Window window) {
-  cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
+  if (plain_kernels_ || !cuda::half_max_pool2d_backward(dx, dy, argmax, window, stream_))
+    cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
 }
 
 void CudaBackend::adaptive_average_pool2d_forward(Activations y, ConstActivations x) {

@@ -103,6 +103,15 @@ __device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
   return d;
 }
 
+/// All ones in each half of two where a > b or a is NaN, else zeros.
+__device__ __forceinline__ uint32_t greater_or_nan_halves(uint32_t a, uint32_t b) {
+  uint32_t greater;
+  uint32_t nan;
+  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(greater) : "r"(a), "r"(b));
+  asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(nan) : "r"(a));
+  return greater | nan;
+}
+
 /// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave the L1 cache to
 /// others.
 __device__ __forceinline__ uint4 load_once_16(const void* source) {

@@ -116,6 +116,12 @@ void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);
 void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
                          Stream& stream);
+/// Both for halves, eight channels a thread, with the same bits: false, and nothing was started, unless C is a multiple
+/// of 8, windows are 3 x 3 at stride 2 without padding, and all of it lies on 16 bytes, positions on 8.
+[[nodiscard]] bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
+                                           Stream& stream);
+[[nodiscard]] bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+                                            Window window, Stream& stream);
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
 void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
 void flatten_forward(Activations y, ConstActivations x, Stream& stream);

@@ -1,4 +1,7 @@
+#include <limits>
+
 #include "kernels/cuda/dispatch.cuh"
+#include "kernels/cuda/half_pooling.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 
@@ -139,6 +142,20 @@ __global__ void flatten_backward_kernel(T* dx, const T* dy, int64_t pixels, int6
   });
 }
 
+/// Whether half_pooling.cuh's kernels can pool x to y.
+bool fit_half_pooling(ConstActivations y, const void* argmax, ConstActivations x, Window window) {
+  const auto aligned = [](const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
+  return x.precision() == Precision::float16 && y.precision() == Precision::float16 && x.size(3) % 8 == 0 &&
+         window.size == 3 && window.stride == 2 && window.padding == 0 &&
+         x.elements() <= std::numeric_limits<int32_t>::max() && aligned(x.data(), 16) && aligned(y.data(), 16) &&
+         aligned(argmax, 8);
+}
+
+HalfPooling half_pooling_of(const Shape& y, const Shape& x) {
+  const auto narrow = [](int64_t size) { return static_cast<unsigned>(size); };
+  return {narrow(x[1]), narrow(x[2]), narrow(y[1]), narrow(y[2]), narrow(x[3] / 8)};
+}
+
 ImageSizes sizes_of(const Shape& nhwc) { return {nhwc[1], nhwc[2], nhwc[3]}; }
 
 Work moves(ConstActivations a, ConstActivations b) {
@@ -151,6 +168,27 @@ Work moves(ConstActivations a, ConstActivations b) {
 }  // namespace
 
 namespace cuda {
+
+bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
+                             Stream& stream) {
+  if (!fit_half_pooling(y, argmax.data(), x, window)) return false;
+  const int64_t threads = y.elements() / 8;
+  launch("max_pool2d_forward", moves(y, x), grid_for(threads, half_pooling_threads), stream,
+         half_max_pool2d_forward_kernel, static_cast<uint4*>(y.data()), reinterpret_cast<uint2*>(argmax.data()),
+         static_cast<const uint4*>(x.data()), half_pooling_of(y.shape(), x.shape()), static_cast<unsigned>(threads));
+  return true;
+}
+
+bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                              Stream& stream) {
+  if (!fit_half_pooling(dy, argmax.data(), dx, window)) return false;
+  const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
+  const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.pieces;
+  launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
+         half_max_pool2d_backward_kernel, static_cast<uint4*>(dx.data()), static_cast<const uint4*>(dy.data()),
+         reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));
+  return true;
+}
 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {

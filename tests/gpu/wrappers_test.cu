@@ -71,6 +71,11 @@ __global__ void words_kernel(uint4* y, const uint4* x) {
                     max_halves(v.x, v.z)};
 }
 
+/// y[i] = which halves of x[i] are greater than the other word's, or NaN.
+__global__ void greater_kernel(uint32_t* y, const uint2* x) {
+  y[threadIdx.x] = greater_or_nan_halves(x[threadIdx.x].x, x[threadIdx.x].y);
+}
+
 template <class T>
 Buffer<T> on(CudaBackend& backend, const std::vector<T>& values) {
   Buffer<T> buffer(backend, values.size(), MemoryCategory::data);
@@ -125,6 +130,32 @@ TEST(Wrappers, WordsAndPairsOfHalves) {
     const uint32_t low = x[i].w & 0xFFU;  // bytes 1 and 3 of the first word, the second one's lowest between them
     EXPECT_EQ(y[i].z, (x[i].x >> 8 & 0xFFU) | low << 8 | (x[i].x >> 24) << 16 | low << 24) << i;
     EXPECT_EQ(y[i].w, pair(std::max(i, 2U), std::max(i % 5, i))) << i;
+  }
+}
+
+TEST(Wrappers, PairsOfHalvesCompare) {
+  CudaBackend backend;
+  constexpr uint32_t one = 0x3C00, two = 0x4000, minus = 0x8000, nan = 0x7E01, infinity = 0x7C00;
+  struct Case {
+    uint32_t a, b;
+    bool greater;
+  };
+  const std::vector<Case> cases = {{two, one, true},      {one, two, false},          {one, one, false},
+                                   {0, minus, false},     {minus, 0, false},          {one, minus | one, true},
+                                   {nan, one, true},      {one, nan, false},          {nan, nan, true},
+                                   {infinity, two, true}, {infinity, infinity, false}};
+  std::vector<uint2> x;
+  for (const Case& low : cases)
+    for (const Case& high : cases) x.push_back({low.a | high.a << 16, low.b | high.b << 16});
+  const Buffer<uint2> source = on(backend, x);
+  Buffer<uint32_t> result(backend, x.size(), MemoryCategory::data);
+  launch("greater", {}, {dim3(1), static_cast<unsigned>(x.size())}, backend.stream(), greater_kernel, result.data(),
+         source.data());
+  std::vector<uint32_t> y(x.size());
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const bool low = cases[i / cases.size()].greater, high = cases[i % cases.size()].greater;
+    EXPECT_EQ(y[i], (low ? 0xFFFFU : 0U) | (high ? 0xFFFF0000U : 0U)) << i;
   }
 }
 
