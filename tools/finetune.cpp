@@ -266,8 +266,8 @@ int main(int argc, char** argv) {
   app.add_option(
          "--augment", options.augment,
          "flip: mirror every other training image at random; flip-shift: also move each by up to an eighth of its "
-         "side, black behind it; none")
-      ->check(CLI::IsMember({"flip", "flip-shift", "none"}))
+         "side, black behind it; flip-shift-cut: also hide a square of half its side; none")
+      ->check(CLI::IsMember({"flip", "flip-shift", "flip-shift-cut", "none"}))
       ->capture_default_str();
   app.add_option(
          "--precision", options.precision,
@@ -321,7 +321,8 @@ int main(int argc, char** argv) {
     if (!options.teacher.empty())
       t.distillation = {.weight = options.teacher_weight, .teacher = options.teacher, .fingerprint = {}};
     t.flip = options.augment != "none";
-    t.shift = options.augment == "flip-shift";
+    t.shift = options.augment.starts_with("flip-shift");
+    t.cut = options.augment == "flip-shift-cut";
     t.precision = options.precision == "float16" ? Precision::float16 : Precision::float32;
     t.schedule = parse_schedule(options.schedule);
     finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});

@@ -15,7 +15,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LossScale, value, finite_steps, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DistillationOptions, weight, teacher, fingerprint)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
-                                   weight_decay, dropout, schedule, flip, shift, precision, image_size, seed,
+                                   weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
                                    train_limit, test_limit, pruning, distillation, learned)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
                                    images_per_second, sparsity)

@@ -21,6 +21,10 @@ namespace {
 constexpr uint64_t shuffle_stream = 0x73687566'00000000ULL;  // "shuf"
 constexpr uint64_t flip_stream = 0x666C6970'00000000ULL;     // "flip"
 constexpr uint64_t shift_stream = 0x73686966'00000000ULL;    // "shif"
+constexpr uint64_t cut_stream = 0x63757400'00000000ULL;      // "cut"
+
+/// What a hidden square shows: about the mean of natural images, which the network sees as 0.
+constexpr std::array<uint8_t, 3> hidden_colour = {124, 116, 104};
 
 size_t pixel_bytes(const Dataset::Image& image) {
   return static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
@@ -31,6 +35,15 @@ double thread_seconds() {
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+/// Hides the part of a square around (x, y) that lies in the image.
+void hide_square(uint8_t* image, int width, int height, int x, int y) {
+  const int side = std::min(width, height) / 2;
+  const int left = std::max(0, x - side / 2), right = std::min(width, x - side / 2 + side);
+  for (int row = std::max(0, y - side / 2); row < std::min(height, y - side / 2 + side); ++row)
+    for (int column = left; column < right; ++column)
+      std::ranges::copy(hidden_colour, image + (static_cast<size_t>(row) * static_cast<size_t>(width) + column) * 3);
 }
 
 /// target = image moved right by dx pixels and down by dy, with black where nothing came from. |dx| < width.
@@ -72,12 +85,14 @@ struct Loader::State {
   bool fill(Slot& slot, int64_t batch);
   void prepare_image(Slot& slot, int64_t position, int64_t index);
   Augmentation augmentation(const Dataset::Image& image, uint64_t index) const;
+  const uint8_t* with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels);
 
   const Dataset& dataset;
   const LoaderOptions options;
   const int64_t crop;
   Preprocessor preprocessor;
   std::vector<int64_t> order;
+  std::vector<uint8_t> cut;    // an image with a part hidden
   std::vector<uint8_t> moved;  // an image that was shifted
   int64_t batches = 0;
   std::array<Slot, 2> slots;
@@ -163,7 +178,7 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
       bytes > dataset.pixels.size() - image.offset)
     fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
                      image.width, image.height, image.offset, dataset.pixels.size());
-  const uint8_t* pixels = dataset.pixels.data() + image.offset;
+  const uint8_t* pixels = with_square_hidden(image, image_index, dataset.pixels.data() + image.offset);
   const Augmentation change = augmentation(image, image_index);
   if (options.raw) {
     if (image.width != dataset.images[0].width || image.height != dataset.images[0].height)
@@ -196,6 +211,17 @@ Augmentation Loader::State::augmentation(const Dataset::Image& image, uint64_t i
   result.right = drawn();
   result.down = drawn();
   return result;
+}
+
+/// Likewise. The image as it is, or in `cut`.
+const uint8_t* Loader::State::with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels) {
+  if (!options.cut) return pixels;
+  cut.assign(pixels, pixels + pixel_bytes(image));
+  Random random(random_bits(options.seed, cut_stream + static_cast<uint64_t>(options.epoch), index));
+  const auto x = static_cast<int>(random.below(static_cast<uint64_t>(image.width)));
+  const auto y = static_cast<int>(random.below(static_cast<uint64_t>(image.height)));
+  hide_square(cut.data(), image.width, image.height, x, y);
+  return cut.data();
 }
 
 Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options)

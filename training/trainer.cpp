@@ -142,6 +142,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
                  {.batch_size = options_.batch_size,
                   .flip = options_.flip,
                   .shift = options_.shift,
+                  .cut = options_.cut,
                   .shuffle = true,
                   .seed = options_.seed,
                   .epoch = position_.epoch,

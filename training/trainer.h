@@ -30,6 +30,7 @@ struct TrainingOptions {
   Schedule schedule = Schedule::constant;
   bool flip = false;                         ///< half of the images, as the loader does
   bool shift = false;                        ///< likewise
+  bool cut = false;                          ///< likewise
   Precision precision = Precision::float32;  ///< of activations; the network is made for it
   int image_size = 224;
   uint64_t seed = 0;
@@ -41,7 +42,7 @@ struct TrainingOptions {
 };
 
 /// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
-inline bool augments(const TrainingOptions& options) { return options.flip || options.shift; }
+inline bool augments(const TrainingOptions& options) { return options.flip || options.shift || options.cut; }
 
 /// Throws UsageError for values that make no sense.
 void validate(const TrainingOptions& options);

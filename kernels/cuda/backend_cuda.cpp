@@ -75,8 +75,10 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
 }
 
 std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
-  return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_,
-                                      best_layout(host_values.shape()));
+  // Warpgroups read rows, forwards too.
+  const CodeLayout layout =
+      warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : CodeLayout::channels;
+  return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_, layout);
 }
 
 PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {

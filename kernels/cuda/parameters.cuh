@@ -106,6 +106,43 @@ struct ParameterGradients {
     *reinterpret_cast<float2*>(w_velocity + i) = velocity;
     halves.store_pair(filter, column, weight);
   }
+  /// Whether store_fours() can be used: neighbours in device order are neighbours in PyTorch's.
+  __device__ bool has_fours() const { return taps == 1 && channels % 4 == 0; }
+  /// Of `count` times four neighbouring columns. What is read is asked for at once, so
+  /// that the steps wait for memory together.
+  template <int count>
+  __device__ __forceinline__ void store_fours(const int (&filter)[count], const int (&column)[count],
+                                              const float4 (&sum)[count]) const {
+    float4 weight[count] = {};
+    float4 velocity[count] = {};
+    bool exists[count];
+#pragma unroll
+    for (int e = 0; e < count; ++e) {
+      exists[e] = filter[e] < filters && column[e] < channels;
+      if (dw != nullptr || !exists[e]) continue;
+      weight[e] = *reinterpret_cast<const float4*>(w + static_cast<int64_t>(filter[e]) * channels + column[e]);
+      velocity[e] =
+          *reinterpret_cast<const float4*>(w_velocity + static_cast<int64_t>(filter[e]) * channels + column[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < count; ++e) {
+      if (!exists[e]) continue;
+      const int64_t i = static_cast<int64_t>(filter[e]) * channels + column[e];
+      const float4 gradient = {sum[e].x * factor, sum[e].y * factor, sum[e].z * factor, sum[e].w * factor};
+      if (dw != nullptr) {
+        *reinterpret_cast<float4*>(dw + i) = gradient;
+        continue;
+      }
+      sgd_update(weight[e].x, velocity[e].x, gradient.x, sgd);
+      sgd_update(weight[e].y, velocity[e].y, gradient.y, sgd);
+      sgd_update(weight[e].z, velocity[e].z, gradient.z, sgd);
+      sgd_update(weight[e].w, velocity[e].w, gradient.w, sgd);
+      *reinterpret_cast<float4*>(w + i) = weight[e];
+      *reinterpret_cast<float4*>(w_velocity + i) = velocity[e];
+      halves.store_pair(filter[e], column[e], {weight[e].x, weight[e].y});
+      halves.store_pair(filter[e], column[e] + 2, {weight[e].z, weight[e].w});
+    }
+  }
   __device__ void store_bias(int filter, float sum) const {
     if (dw != nullptr) {
       dbias[filter] = sum * factor;

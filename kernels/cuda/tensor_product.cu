@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tensor_product.cuh"
+#include "kernels/cuda/weight_rows.cuh"
 
 namespace nibblenet {
 namespace {
@@ -79,6 +80,11 @@ TensorProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
   return p;
 }
 
+/// The same but for x and y: what superblock_rows_kernel takes.
+SuperblockWeights superblock_weights(const TensorProduct& p) {
+  return {p.layout, p.codes, p.fixed, p.stored, p.value_factor, p.steps, p.inside, p.step_factor, p.result.rows};
+}
+
 /// Into how many parts the superblocks along k are cut: about a thousand warps, of at least four superblocks each. A
 /// matter of the shapes alone, so that results are.
 int parts_of(const PixelBlocks& b, int64_t blocks, int warps) {
@@ -110,12 +116,9 @@ bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling
   return true;
 }
 
-/// Whether a product has enough blocks for the warpgroups' kernel, which turns weights into halves first.
-bool pays(const ConvolutionSizes& s) {
-  constexpr int64_t sums_of_block = 128 * 128;
-  if (s.size == 1 && s.p * s.q == 1) return s.n >= 96;
-  return int64_t{s.outputs()} * s.k >= 64 * sums_of_block;
-}
+/// Whether a product is one for the warpgroups' kernel, which turns weights into halves first: for linear layers that
+/// is more than the product until there are many rows.
+bool pays(const ConvolutionSizes& s) { return s.size != 1 || s.p * s.q != 1 || s.n >= 48; }
 
 /// Whether a forward product is to be tried on warpgroups. Where superblocks do not fit, the alternative is slow.
 bool by_warpgroups(const Workspace& workspace, const ConvolutionSizes& s, bool alternative) {
@@ -152,6 +155,21 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
 }  // namespace
 
 namespace cuda {
+
+BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
+                                        TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
+                                        Stream& stream) {
+  const TensorProduct p = product_of(y, x.halves(), w, bias.data(), s, epilogue == Epilogue::relu);
+  const int64_t superblocks = int64_t{p.layout.down()} * p.layout.across();
+  const auto blocks = static_cast<unsigned>((superblocks + superblock_rows_warps - 1) / superblock_rows_warps);
+  const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
+  with_codes(w, [&]<class Codes>() {
+    const Grid grid{dim3(blocks), 32 * superblock_rows_warps, sizeof(SuperblockRowsShared<Codes>), true};
+    launch("superblock_rows", work, grid, stream, superblock_rows_kernel<Codes>, rows, superblock_weights(p),
+           s.length());
+  });
+  return p.result;
+}
 
 bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                            Epilogue epilogue, Workspace& workspace, Stream& stream) {

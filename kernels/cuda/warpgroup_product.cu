@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/half_operands.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/warpgroup_product.cuh"
@@ -22,7 +23,7 @@ ConvolutionSizes as_one_image(ConvolutionSizes s) {
 }
 
 /// How many steps a block takes: the reduction is cut into as many parts as bring two blocks to each multiprocessor of
-/// a large GPU, of six steps each at least. A matter of the shapes alone, so that results are.
+/// a large GPU, of three steps each at least. A matter of the shapes alone, so that results are.
 struct Parts {
   int count;
   int steps;  ///< of each
@@ -30,7 +31,7 @@ struct Parts {
   Parts(int64_t blocks, int all_steps) {
     constexpr int64_t blocks_wanted = 264;
     constexpr int64_t most = 64;
-    const int64_t wanted = std::min(blocks_wanted / std::max<int64_t>(blocks, 1), int64_t{all_steps} / 6);
+    const int64_t wanted = std::min(blocks_wanted / std::max<int64_t>(blocks, 1), int64_t{all_steps} / 3);
     steps = tiles(all_steps, static_cast<int>(std::clamp<int64_t>(wanted, 1, most)));
     count = tiles(all_steps, std::max(steps, 1));
   }
@@ -81,12 +82,31 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelRe
            const PixelPlan& plan, float* partial, const Work& work, Stream& stream) {
   if (plan.parts.count > 1) result.partial = partial;
   const Grid grid{dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts.count)), warpgroup_threads,
-                  WarpgroupShared<PixelTiles, Filters>::bytes};
+                  WarpgroupShared<PixelTiles, Filters>::bytes, true};
   launch(name, work, grid, stream, warpgroup_pixel_kernel<Filters, Finish>, pixels, w, result, finish, pixels.steps(),
          plan.parts.steps);
-  if (plan.parts.count > 1)
-    launch("warpgroup_parts", {}, grid_for(int64_t{result.pixels} * result.channels), stream,
-           sum_pixel_parts_kernel<Finish>, result, finish, plan.parts.count);
+  if (plan.parts.count == 1) return;
+  Grid sums = grid_for(int64_t{result.pixels} * result.channels);
+  sums.early = true;
+  launch("warpgroup_parts", {}, sums, stream, sum_pixel_parts_kernel<Finish>, result, finish, plan.parts.count);
+}
+
+/// Rows of halves of a weight that has none, and what the product by them does at its end.
+BiasResult<AnyElements> store_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
+                                   TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
+                                   Stream& stream) {
+  if (w.layout() == CodeLayout::superblocks) return cuda::superblock_rows(rows, y, x, w, bias, s, epilogue, stream);
+  BiasResult<AnyElements> of_product;
+  const int64_t pieces = int64_t{s.k} * tiles(s.length(), 8);
+  const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
+  Grid grid = grid_for(pieces);
+  grid.early = true;
+  with_half_operands(y.halves().data(), w, bias.data(), s, epilogue == Epilogue::relu,
+                     [&]<class Weights>(const Weights& weights, const BiasResult<f16*>& result, float factor) {
+                       launch("weight_rows", work, grid, stream, weight_rows_kernel<Weights>, rows, weights, factor);
+                       of_product = result.of_any();
+                     });
+  return of_product;
 }
 
 bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
@@ -94,7 +114,6 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
   if (x.precision() != Precision::float16 || y.precision() != Precision::float16 || s.c % 8 != 0 || s.k % 8 != 0 ||
       s.outputs() == 0 || w.form() == WeightCuda::Form::float32 || !on_16_bytes(x.data()) || !on_16_bytes(y.data()))
     return false;
-  BiasResult<f16*> result = result_of<f16*>(w, bias.data(), s.k, s.outputs(), epilogue == Epilogue::relu);
   const PixelTiles pixels = PixelTiles::windows(x.halves().data(), s);
   const size_t weights = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
   const Work work = work_of(s, 2.0 * static_cast<double>(weights), sizeof(f16));
@@ -102,9 +121,10 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
     const PixelPlan plan(pixels, s.k, columns);
     const f16* rows = w.rows_in_halves();
     const Scratch scratch(workspace, rows == nullptr ? weights : 0, plan.partial_floats);
+    BiasResult<AnyElements> result{{y.data(), true},          bias.data(), s.k, s.outputs(), 1.0F / w.normalisation(),
+                                   epilogue == Epilogue::relu};
     if (rows == nullptr) {
-      store_weight_rows(scratch.rows, w, {.rows = s.k, .channels = s.c, .taps = s.taps(), .length = s.length()},
-                        stream);
+      result = store_rows(scratch.rows, y, x, w, bias, s, epilogue, stream);
       rows = scratch.rows;
     }
     start("warpgroup_forward", pixels, FilterRowTiles<columns>{rows, s.k, s.c, s.taps(), s.size},

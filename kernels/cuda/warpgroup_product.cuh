@@ -98,7 +98,7 @@ struct PixelResult {
 
 /// What becomes of the sums of an output channel: bias and ReLU.
 struct ForwardFinish {
-  BiasResult<f16*> result;
+  BiasResult<AnyElements> result;
   __device__ auto of_channel(int channel) const { return result.of_row(channel); }
 };
 /// And of an input channel.
@@ -147,6 +147,8 @@ __global__ void __launch_bounds__(warpgroup_threads, 2)
   const int begin = static_cast<int>(blockIdx.y) * of_part;
   const int end = begin + of_part < steps ? begin + of_part : steps;
   WarpgroupSums<columns> sums = {};
+  let_next_kernel_begin();
+  wait_for_kernel_before();
   sum_steps(pixels, w, first_pixel, first_channel, begin, end, memory, sums, [](const unsigned char*) {});
   if (result.partial == nullptr) return store_pixels(result, finish, first_pixel, first_channel, sums, memory);
   float* partial = result.partial + static_cast<int64_t>(blockIdx.y) * result.pixels * result.channels;
@@ -163,6 +165,8 @@ __global__ void __launch_bounds__(warpgroup_threads, 2)
 template <class Finish>
 __global__ void sum_pixel_parts_kernel(PixelResult result, Finish finish, int parts) {
   const int64_t count = static_cast<int64_t>(result.pixels) * result.channels;
+  let_next_kernel_begin();
+  wait_for_kernel_before();
   for_each_index(count, [&](int64_t i) {
     float sum = 0.0F;
     for (int part = 0; part < parts; ++part) sum += result.partial[part * count + i];
@@ -207,6 +211,36 @@ struct WarpgroupColumnSums {
   }
 };
 
+/// Sums of a linear layer's weights through shared memory, so that whole lines are read and written.
+__device__ __forceinline__ void store_weights_of_linear(const ParameterGradients& result, int first_filter,
+                                                        int first_column, const WarpgroupSums<warpgroup_rows>& sums,
+                                                        unsigned char* memory) {
+  constexpr int row_floats = warpgroup_rows + 4;
+  constexpr int fours = warpgroup_rows / 4;  ///< of a row
+  constexpr int at_once = 4;
+  auto* floats = reinterpret_cast<float*>(memory);
+  sums.for_each_pair([&](int j) {
+    return [floats, j](int i, float first, float second) {
+      *reinterpret_cast<float2*>(floats + i * row_floats + j) = {first, second};
+    };
+  });
+  __syncthreads();
+#pragma unroll 1
+  for (int begin = static_cast<int>(threadIdx.x); begin < warpgroup_rows * fours;
+       begin += at_once * warpgroup_threads) {
+    int filter[at_once], column[at_once];
+    float4 sum[at_once];
+#pragma unroll
+    for (int e = 0; e < at_once; ++e) {
+      const int i = begin + e * warpgroup_threads;
+      filter[e] = first_filter + i / fours;
+      column[e] = first_column + i % fours * 4;
+      sum[e] = *reinterpret_cast<const float4*>(floats + i / fours * row_floats + i % fours * 4);
+    }
+    result.store_fours(filter, column, sum);
+  }
+}
+
 /// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of dw in device order,
 /// 128 filters and part z of the steps over the pixels.
 __global__ void __launch_bounds__(warpgroup_threads, 2)
@@ -225,8 +259,12 @@ __global__ void __launch_bounds__(warpgroup_threads, 2)
   sum_steps(dy, x, first_filter, first_column, begin, end, memory, sums, [&](const unsigned char* tile) {
     if (with_bias) column_sums.add(tile);
   });
-  if (with_bias)
+  if (with_bias) {
     column_sums.finish(memory, [&](int i, float sum) { gradient.store_bias(part, first_filter + i, sum); });
+    __syncthreads();  // shared memory may be used for something else
+  }
+  if (gradient.partial == nullptr && result.has_fours())
+    return store_weights_of_linear(result, first_filter, first_column, sums, memory);
   sums.for_each_pair([&](int j) {
     return [&, column = first_column + j](int i, float first, float second) {
       const int filter = first_filter + i;

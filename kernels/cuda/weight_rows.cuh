@@ -1,22 +1,22 @@
 #pragma once
 
-#include <algorithm>
-
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/result.cuh"
-#include "kernels/cuda/weight_cuda.h"
-#include "kernels/cuda/weights.cuh"
+#include "kernels/cuda/superblock_steps.cuh"
+#include "kernels/cuda/tensor_tile.cuh"
 
 // Any weight as rows of halves in device order, for products that unpack nothing themselves.
 
 namespace nibblenet {
 
-/// rows [K, R S C] = weights times `factor`, rounded. One thread eight neighbours.
+/// rows [K, R S C] = weights times `factor`, rounded, by any of the readers of weights.cuh. One thread eight
+/// neighbours.
 template <class Weights>
 __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
+  let_next_kernel_begin();
   weights.prepare(table);
   __syncthreads();
+  wait_for_kernel_before();  // it may still read other rows there
   const int pieces = (weights.sizes.length + 7) / 8;
   for_each_index(static_cast<int64_t>(weights.sizes.rows) * pieces, [&](int64_t i) {
     const auto row = static_cast<int>(i / pieces);
@@ -30,33 +30,92 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   });
 }
 
-/// What a product by a weight's halves does at its end: all of BiasResult but where results go.
-template <class Y>
-BiasResult<Y> result_of(const WeightCuda& w, const float* bias, int channels, int pixels, bool with_relu) {
-  BiasResult<Y> result{{}, bias, channels, pixels, 1.0F / w.normalisation(), with_relu};
-  if (w.form() == WeightCuda::Form::packed && w.step_per_channel()) {
-    result.factor = 1.0F / w.value_normalisation();
-    result.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
-    result.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
+inline constexpr int superblock_rows_warps = 4;
+
+/// Superblocks, and what makes halves of them.
+struct SuperblockWeights {
+  Superblocks layout;
+  const uint8_t* codes;
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
+  const float* stored;
+  float value_factor;  ///< power of two, for values in halves
+  SuperblockSteps steps;
+  bool inside;        ///< steps.inside()
+  float step_factor;  ///< what steps that differ are multiplied by, for halves
+  int rows;
+};
+
+/// Dynamic shared memory of a block: the look-up table, and halves of each warp's superblock; the odd end spreads rows
+/// over the banks.
+template <class Codes>
+struct SuperblockRowsShared {
+  alignas(16) typename Codes::Table table;
+  alignas(16) f16 halves[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
+};
+
+/// The same from superblocks that are `length` columns wide, a multiple of 8. A warp a superblock.
+template <class Codes>
+__global__ void __launch_bounds__(32 * superblock_rows_warps)
+    superblock_rows_kernel(f16* rows, SuperblockWeights w, int length) {
+  auto& memory = *reinterpret_cast<SuperblockRowsShared<Codes>*>(dynamic_shared());
+  auto& own = memory.halves[threadIdx.x / 32];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int superblock = static_cast<int>(blockIdx.x) * superblock_rows_warps + static_cast<int>(threadIdx.x) / 32;
+  const auto columns = static_cast<int>(w.layout.across());
+  const int down = superblock / columns;
+  const int across = superblock - down * columns;
+  let_next_kernel_begin();
+  Codes{}.prepare(memory.table, w.fixed, w.stored, w.value_factor);
+  __syncthreads();
+  if (down < w.layout.down()) {
+    const uint8_t* codes = w.codes + static_cast<int64_t>(superblock) * Codes::bits * Superblocks::row_bytes;
+    FragmentSteps steps = {};
+    if (w.inside) load_steps<Codes>(w.steps, RowGroups(w.steps, w.rows, down), across, w.step_factor, steps);
+    uint32_t words[4 * Codes::bits];
+#pragma unroll
+    for (int i = 0; i < Codes::bits; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(codes + i * Superblocks::row_bytes + lane * 16);
+      words[4 * i] = v.x;
+      words[4 * i + 1] = v.y;
+      words[4 * i + 2] = v.z;
+      words[4 * i + 3] = v.w;
+    }
+#pragma unroll
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      uint32_t of_chunk[Codes::bits];
+#pragma unroll
+      for (int i = 0; i < Codes::bits; ++i) of_chunk[i] = words[chunk * Codes::bits + i];
+      uint32_t a[4][4];
+      Codes{}.decode(of_chunk, memory.table, a);
+      if (w.inside) apply_steps(steps, a);
+#pragma unroll
+      for (int f = 0; f < 4; ++f)
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          *reinterpret_cast<uint32_t*>(&own[16 * f + lane / 4 + r % 2 * 8][lane % 4 * 16 + 4 * chunk + r / 2 * 2]) =
+              a[f][r];
+    }
   }
-  return result;
+  __syncwarp();
+  wait_for_kernel_before();  // it may still read other rows there
+  if (down >= w.layout.down()) return;
+#pragma unroll 4
+  for (int i = lane; i < Superblocks::size * 8; i += 32) {
+    const int row = down * Superblocks::size + i / 8;
+    const int column = across * Superblocks::size + i % 8 * 8;
+    if (row < w.rows && column < length)
+      *reinterpret_cast<uint4*>(rows + static_cast<int64_t>(row) * length + column) =
+          *reinterpret_cast<const uint4*>(&own[i / 8][i % 8 * 8]);
+  }
 }
 
-/// Fills `rows` [K, R S C] with the halves that result_of() belongs to.
-inline void store_weight_rows(f16* rows, const WeightCuda& w, const FilterSizes& sizes, Stream& stream) {
-  const int64_t pieces = static_cast<int64_t>(sizes.rows) * ((sizes.length + 7) / 8);
-  const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * sizes.rows * sizes.length};
-  if (w.form() == WeightCuda::Form::float16) {  // multiplied already
-    const Float16Weights weights{sizes, w.halves(), w.layout() == CodeLayout::superblocks};
-    launch("weight_rows", work, grid_for(pieces), stream, weight_rows_kernel<Float16Weights>, rows, weights, 1.0F);
-    return;
-  }
-  PackedWeights weights{
-      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == CodeLayout::superblocks};
-  std::copy(w.codebook().values.begin(), w.codebook().values.end(), weights.fixed.values);
-  weights.step_in_result = w.step_per_channel();
-  const float factor = weights.step_in_result ? w.value_normalisation() : w.normalisation();
-  launch("weight_rows", work, grid_for(pieces), stream, weight_rows_kernel<PackedWeights>, rows, weights, factor);
-}
+namespace cuda {
 
+/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, of x into y, does at its
+/// end.
+BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
+                                        TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
+                                        Stream& stream);
+
+}  // namespace cuda
 }  // namespace nibblenet

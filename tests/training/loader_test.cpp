@@ -190,6 +190,33 @@ TEST(Loader, ShiftsAreThoseOfSeedEpochAndImageAlone) {
   EXPECT_NE(all_batches(dataset, {.batch_size = 20, .flip = true, .seed = 2, .epoch = 3}).front().images, whole);
 }
 
+TEST(Loader, HidesASquareAsAFunctionOfSeedEpochAndImage) {
+  const Dataset dataset = make_rulers(40);
+  const LoaderOptions options = {.batch_size = 40, .cut = true, .seed = 2, .epoch = 3, .raw = true};
+  Loader loader(dataset, small, options), again(dataset, small, options);
+  Batch batch, same;
+  ASSERT_TRUE(loader.next(batch) && again.next(same));
+  EXPECT_TRUE(std::ranges::equal(batch.pixels.span(), same.pixels.span()));
+  const size_t bytes = 32 * 32 * 3;
+  for (size_t i = 0; i < 40; ++i) {
+    int left = 32, right = -1, top = 32, bottom = -1, hidden = 0;
+    for (int y = 0; y < 32; ++y)
+      for (int x = 0; x < 32; ++x) {
+        const uint8_t* pixel = batch.pixels.data() + i * bytes + static_cast<size_t>(y * 32 + x) * 3;
+        if (pixel[2] == 200) {  // as it was
+          EXPECT_EQ(pixel[0], x + 1);
+          continue;
+        }
+        EXPECT_EQ(pixel[0], 124);
+        ++hidden;
+        left = std::min(left, x), right = std::max(right, x), top = std::min(top, y), bottom = std::max(bottom, y);
+      }
+    EXPECT_EQ(hidden, (right - left + 1) * (bottom - top + 1)) << "a whole rectangle";
+    EXPECT_GE(hidden, 8 * 8);
+    EXPECT_LE(std::max(right - left, bottom - top), 15);
+  }
+}
+
 TEST(EpochOrder, ShufflesAsAFunctionOfSeedAndEpoch) {
   EXPECT_THAT(epoch_order(4, false, 1, 1), ElementsAre(0, 1, 2, 3));
   const auto order = epoch_order(1000, true, 1, 1);
