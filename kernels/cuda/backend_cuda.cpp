@@ -156,10 +156,15 @@ void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float>
 
 void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Epilogue epilogue) {
-  if (!plain_kernels_ && cuda::is_skinny(x, resident(w)))
-    cuda::skinny_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_);
-  else if (plain_kernels_ || !cuda::tensor_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_))
-    cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
+  const auto fast = [&] {
+    if (cuda::is_skinny(x, resident(w))) {
+      cuda::skinny_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_);
+      return true;
+    }
+    return cuda::tensor_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_) ||
+           cuda::few_outputs_linear_forward(y, x, resident(w), bias, epilogue, stream_);
+  };
+  if (plain_kernels_ || !fast()) cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
 }
 
 void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w) {

@@ -24,10 +24,10 @@ inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& size
 
 /// Calls f(weights, result, factor) for a product whose weights are rounded to halves: `factor` is the power of two
 /// that decoded weights are multiplied by before, and `result` undoes it.
-template <class T, class F>
-void with_half_operands(T* y, const WeightCuda& w, const float* bias, const ConvolutionSizes& s, bool with_relu, F f) {
+template <class Y, class F>
+void with_half_operands(Y y, const WeightCuda& w, const float* bias, const ConvolutionSizes& s, bool with_relu, F f) {
   const FilterSizes sizes = filter_sizes(s);
-  BiasResult<T*> result{y, bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
+  BiasResult<Y> result{y, bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
   if (w.form() == WeightCuda::Form::packed) {
     PackedWeights operand = packed_operand(w, sizes);
     if (w.step_per_channel()) {

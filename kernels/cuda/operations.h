@@ -62,6 +62,11 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 /// weights lie channel by channel, windows begin at whole words of x, and filters are short.
 [[nodiscard]] bool first_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                         TensorView<const float> bias, Window window, Epilogue epilogue, Stream& stream);
+/// linear_forward of at most this many outputs, any number of rows: false, and nothing was started, unless activations
+/// are float16 of a multiple of 8 columns, on 16 bytes, and weights lie channel by channel.
+inline constexpr int64_t few_outputs = 32;
+[[nodiscard]] bool few_outputs_linear_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                              TensorView<const float> bias, Epilogue epilogue, Stream& stream);
 void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream);
 void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                             Workspace& workspace, Stream& stream);
