@@ -59,12 +59,12 @@ void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, Const
 /// The four gradients on the tensor cores: false, and nothing was started, unless activations are float16, K is a
 /// multiple of 8, dy lies on 16 bytes, and for dx likewise C and dx, and the weight is one that trains in halves.
 [[nodiscard]] bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
-                                               Workspace& workspace, Stream& stream);
+                                               const GradientStore& store, Workspace& workspace, Stream& stream);
 [[nodiscard]] bool tensor_conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                                  ConstActivations x, Window window, Workspace& workspace,
                                                  Stream& stream);
-[[nodiscard]] bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Workspace& workspace,
-                                               Stream& stream);
+[[nodiscard]] bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w,
+                                               const GradientStore& store, Workspace& workspace, Stream& stream);
 [[nodiscard]] bool tensor_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                                  ConstActivations x, Workspace& workspace, Stream& stream);
 /// And with a step of SGD in place of stored gradients.
@@ -78,6 +78,10 @@ void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, Const
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);
+/// For halves, eight at a time, with the same bits: false, and nothing was started, unless their number is a multiple
+/// of 8 and all of it lies on 16 bytes.
+[[nodiscard]] bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+                                const GradientStore& store, Stream& stream);
 /// The copies in halves of a weight that trains, from its values.
 void renew_halves(WeightCuda& w, Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
@@ -99,7 +103,7 @@ void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const u
 [[nodiscard]] bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
                                            Stream& stream);
 [[nodiscard]] bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                                            Window window, Stream& stream);
+                                            Window window, const GradientStore& store, Stream& stream);
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
 void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
 void flatten_forward(Activations y, ConstActivations x, Stream& stream);

@@ -8,14 +8,6 @@
 
 namespace nibblenet {
 
-/// Two halves as one word, the first one in its lower half.
-__device__ __forceinline__ uint32_t pair_of_halves(float first, float second) {
-  f16 pair[2];
-  store_element(pair, 0, first);
-  store_element(pair, 1, second);
-  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
-}
-
 /// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights
 /// stay 0.
 __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const SgdParameters& parameters) {

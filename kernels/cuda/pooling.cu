@@ -144,11 +144,10 @@ __global__ void flatten_backward_kernel(T* dx, const T* dy, int64_t pixels, int6
 
 /// Whether half_pooling.cuh's kernels can pool x to y.
 bool fit_half_pooling(ConstActivations y, const void* argmax, ConstActivations x, Window window) {
-  const auto aligned = [](const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
   return x.precision() == Precision::float16 && y.precision() == Precision::float16 && x.size(3) % 8 == 0 &&
          window.size == 3 && window.stride == 2 && window.padding == 0 &&
-         x.elements() <= std::numeric_limits<int32_t>::max() && aligned(x.data(), 16) && aligned(y.data(), 16) &&
-         aligned(argmax, 8);
+         x.elements() <= std::numeric_limits<int32_t>::max() && on_16_bytes(x.data()) && on_16_bytes(y.data()) &&
+         reinterpret_cast<uintptr_t>(argmax) % 8 == 0;
 }
 
 HalfPooling half_pooling_of(const Shape& y, const Shape& x) {
@@ -180,12 +179,12 @@ bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstAct
 }
 
 bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
-                              Stream& stream) {
-  if (!fit_half_pooling(dy, argmax.data(), dx, window)) return false;
+                              const GradientStore& store, Stream& stream) {
+  if (!fit_half_pooling(dy, argmax.data(), dx, window) || !fits_half_gradient(dx, store)) return false;
   const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
   const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.pieces;
   launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
-         half_max_pool2d_backward_kernel, static_cast<uint4*>(dx.data()), static_cast<const uint4*>(dy.data()),
+         half_max_pool2d_backward_kernel, half_gradient(dx, store), static_cast<const uint4*>(dy.data()),
          reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));
   return true;
 }

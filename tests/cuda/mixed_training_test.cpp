@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -107,6 +108,107 @@ TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
   cuda_.use_plain_kernels(true);
   EXPECT_FALSE(cuda_.linear_backward_step(layer, dy, dy, 1.0F, {}));
   EXPECT_EQ(from(cuda_, weight->values()), w);
+}
+
+/// Operations whose stores mask a gradient and look for what is not finite, and the same by kernels of their own.
+class GradientStores : public ::testing::Test {
+ protected:
+  using Run = std::function<void(Activations dx, const GradientStore& store)>;
+  struct Stored {
+    Values dx;
+    uint32_t overflow;
+  };
+
+  Stored stored(const Shape& shape, const Values& relu_output, bool at_once, const Run& run) {
+    const Buffer<f16> y = halves_on(cuda_, relu_output), dx = halves_on(cuda_, Values(shape));
+    Tensor<uint32_t> overflow(cuda_, {1}, MemoryCategory::data);
+    Stored result{Values(shape), 0};
+    cuda_.copy_from_host(overflow.data(), &result.overflow, sizeof(uint32_t));
+    const Activations to(const_cast<f16*>(dx.data()), shape, Precision::float16);
+    const GradientStore store{.relu_output = TensorView<const f16>(y.data(), shape), .overflow = overflow.view()};
+    run(to, at_once ? store : GradientStore{});
+    if (!at_once) cuda_.finish_gradient(to, store);
+    cuda_.copy_to_host(&result.overflow, overflow.data(), sizeof(uint32_t));
+    result.dx = output_of(cuda_, shape, [&](TensorView<float> floats) { cuda_.convert(floats, to); });
+    return result;
+  }
+
+  /// As `run` is given a store, and as it is given none. `launches` of the kernels that look and mask are saved.
+  void expect_same(const Shape& shape, bool overflows, const Run& run) {
+    Values relu_output = uniform(shape, 9);
+    for (size_t i = 0; i < relu_output.data.size(); i += 4) relu_output.data[i] = i % 8 == 0 ? 0.0F : -0.0F;
+    const Stored expected = stored(shape, relu_output, false, run);
+    const int64_t before = cuda_.stream().launches();
+    const Stored actual = stored(shape, relu_output, true, run);
+    const int64_t with_store = cuda_.stream().launches() - before;
+    EXPECT_TRUE(same_bits(actual.dx, expected.dx));
+    EXPECT_EQ(actual.overflow, expected.overflow);
+    EXPECT_EQ(actual.overflow, overflows ? 1U : 0U);
+    stored(shape, relu_output, false, run);
+    EXPECT_EQ(cuda_.stream().launches() - before, 2 * with_store + 2);
+  }
+
+  CudaBackend cuda_;
+};
+
+TEST_F(GradientStores, OfProductsHaveTheBitsOfSeparateKernels) {
+  // One block and several, in parts and whole, tails.
+  const std::vector<Case> cases = {{{2, 5, 6, 72}, {136, 72, 3, 3}, {3, 1, 1}},
+                                   {{1, 9, 7, 8}, {8, 8, 3, 3}, {3, 1, 1}},
+                                   {{33, 1, 1, 136}, {1032, 136, 1, 1}},
+                                   {{129, 1, 1, 72}, {136, 72, 1, 1}}};
+  for (const Case& c : cases)
+    for (const float largest : {1.0F, 1e9F}) {
+      SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+      Values dy = uniform({c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]}, 1);
+      dy.data.back() *= largest;
+      const Buffer<f16> gradient = halves_on(cuda_, dy);
+      const auto weight = cuda_.make_trained_weight(uniform(c.w, 2).view());
+      const TensorView<const f16> from(gradient.data(), dy.shape);
+      expect_same(c.x, largest > 1, [&](Activations dx, const GradientStore& store) {
+        cuda_.conv2d_backward_data(dx, from, *weight, c.window, store);
+      });
+    }
+}
+
+TEST_F(GradientStores, OfPoolingAndDropoutHaveTheBitsOfSeparateKernels) {
+  const Window window = {3, 2, 0};
+  for (const Shape& shape : {Shape{1, 3, 3, 8}, Shape{2, 13, 14, 24}, Shape{1, 27, 27, 64}})
+    for (const float largest : {1.0F, 1e9F}) {
+      SCOPED_TRACE(to_string(shape));
+      Values dy = uniform({shape[0], window.output(shape[1]), window.output(shape[2]), shape[3]}, 1);
+      for (float& value : dy.data) value *= largest;
+      const Buffer<f16> gradient = halves_on(cuda_, dy);
+      Tensor<uint8_t> argmax(cuda_, dy.shape, MemoryCategory::data);
+      std::vector<uint8_t> positions(dy.data.size());
+      for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<uint8_t>(i % 9);
+      cuda_.copy_from_host(argmax.data(), positions.data(), positions.size());
+      expect_same(shape, largest > 1, [&](Activations dx, const GradientStore& store) {
+        cuda_.max_pool2d_backward(dx, TensorView<const f16>(gradient.data(), dy.shape), argmax.view(), window, store);
+      });
+
+      Values dropped = uniform(shape, 3);
+      for (float& value : dropped.data) value *= largest;
+      const Buffer<f16> halves = halves_on(cuda_, dropped);
+      expect_same(shape, largest > 1, [&](Activations dx, const GradientStore& store) {
+        cuda_.dropout(dx, TensorView<const f16>(halves.data(), shape), 0.3F, {1, 2, 3}, store);
+      });
+    }
+}
+
+TEST_F(GradientStores, DropoutOfHalvesIsThatOfPlainKernels) {
+  for (const Shape& shape : {Shape{3, 40}, Shape{5, 7}, Shape{300, 72}, Shape{0, 8}}) {
+    const Buffer<f16> halves = halves_on(cuda_, uniform(shape, 3));
+    const auto dropped = [&](bool plain) {
+      cuda_.use_plain_kernels(plain);
+      Buffer<f16> y = halves_on(cuda_, Values(shape));
+      const TensorView<f16> to(y.data(), shape);
+      cuda_.dropout(to, TensorView<const f16>(halves.data(), shape), 0.3F, {1, 2, 3});
+      cuda_.use_plain_kernels(false);
+      return output_of(cuda_, shape, [&](TensorView<float> floats) { cuda_.convert(floats, to); });
+    };
+    EXPECT_TRUE(same_bits(dropped(false), dropped(true)));
+  }
 }
 
 constexpr int64_t image_size = 67;
