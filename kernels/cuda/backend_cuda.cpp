@@ -152,14 +152,17 @@ void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, T
 }
 
 void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
-  if (!plain_kernels_ && cuda::tensor_linear_backward_data(dx, dy, resident(w), store, *this, stream_)) return;
+  if (!plain_kernels_ && (cuda::tensor_linear_backward_data(dx, dy, resident(w), store, *this, stream_) ||
+                          cuda::narrow_linear_backward_data(dx, dy, w.values(), store, stream_)))
+    return;
   cuda::linear_backward_data(dx, dy, w.values(), stream_);
   finish_gradient(dx, store);
 }
 
 void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                          ConstActivations x) {
-  if (plain_kernels_ || !cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_))
+  if (plain_kernels_ || !(cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_) ||
+                          cuda::narrow_linear_backward_weight(dw, dbias, dy, x, stream_)))
     cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
 }
 
@@ -224,7 +227,8 @@ bool CudaBackend::conv2d_backward_step(const TrainedLayer& layer, ConstActivatio
 
 bool CudaBackend::linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
                                        SgdParameters parameters) {
-  return !plain_kernels_ && cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_);
+  return !plain_kernels_ && (cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_) ||
+                             cuda::narrow_linear_backward_step(layer, dy, x, factor, parameters, stream_));
 }
 
 void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {

@@ -100,16 +100,6 @@ bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActiva
   return true;
 }
 
-ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameters parameters) {
-  return {.factor = factor,
-          .w = layer.weight.values().data(),
-          .w_velocity = layer.weight_velocity.data(),
-          .bias = layer.bias.data(),
-          .bias_velocity = layer.bias_velocity.data(),
-          .sgd = parameters,
-          .halves = half_copies_of(static_cast<WeightCuda&>(layer.weight))};
-}
-
 }  // namespace
 
 namespace cuda {

@@ -75,6 +75,15 @@ void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, Const
                                                float factor, SgdParameters parameters, Workspace& workspace,
                                                Stream& stream);
 
+/// Those of linear layers of up to 16 outputs, whatever their number: false, and nothing was started, unless
+/// activations are float16, and C is a multiple of 8 and x, dx and the ReLU's output lie on 16 bytes.
+[[nodiscard]] bool narrow_linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w,
+                                               const GradientStore& store, Stream& stream);
+[[nodiscard]] bool narrow_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                                 ConstActivations x, Stream& stream);
+[[nodiscard]] bool narrow_linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                                               float factor, SgdParameters parameters, Stream& stream);
+
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);

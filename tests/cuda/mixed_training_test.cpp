@@ -53,10 +53,16 @@ class StepAtOnce : public ::testing::Test {
     constexpr float factor = 1.0F / 128.0F;
     if (at_once) {
       const TrainedLayer layer{*weight, bias.view(), velocity.view(), bias_velocity.view()};
-      EXPECT_TRUE(cuda_.conv2d_backward_step(layer, dy, x, c.window, factor, sgd));
+      if (is_linear(c))
+        EXPECT_TRUE(cuda_.linear_backward_step(layer, matrix(dy), matrix(x), factor, sgd));
+      else
+        EXPECT_TRUE(cuda_.conv2d_backward_step(layer, dy, x, c.window, factor, sgd));
     } else {
       Tensor<float> dw(cuda_, c.w, MemoryCategory::data), dbias(cuda_, {c.w[0]}, MemoryCategory::data);
-      cuda_.conv2d_backward_weight(dw.view(), dbias.view(), dy, x, c.window);
+      if (is_linear(c))
+        cuda_.linear_backward_weight({dw.data(), {c.w[0], c.w[1]}}, dbias.view(), matrix(dy), matrix(x));
+      else
+        cuda_.conv2d_backward_weight(dw.view(), dbias.view(), dy, x, c.window);
       cuda_.convert(dw.view(), dw.view(), factor);
       cuda_.convert(dbias.view(), dbias.view(), factor);
       cuda_.sgd_step(weight->values(), velocity.view(), dw.view(), sgd);
@@ -72,15 +78,19 @@ class StepAtOnce : public ::testing::Test {
             from(cuda_, bias_velocity.view()), forward};
   }
 
+  static bool is_linear(const Case& c) { return c.x[1] * c.x[2] * c.window.size == 1; }
+  static ConstActivations matrix(ConstActivations images) { return images.reshaped({images.size(0), images.size(3)}); }
+
   CudaBackend cuda_;
 };
 
 TEST_F(StepAtOnce, HasTheBitsOfGradientsAndAStep) {
-  // Superblocks and rows, rows alone, parts, three channels.
+  // Superblocks and rows, rows alone, parts, three channels, few outputs.
   const std::vector<Case> cases = {{{2, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{2, 17, 18, 8}, {16, 8, 3, 3}, {3, 1, 1}},
                                    {{33, 1, 1, 128}, {192, 128, 1, 1}},
-                                   {{1, 19, 17, 3}, {8, 3, 5, 5}, {5, 2, 1}}};
+                                   {{1, 19, 17, 3}, {8, 3, 5, 5}, {5, 2, 1}},
+                                   {{67, 1, 1, 72}, {10, 72, 1, 1}}};
   for (const Case& c : cases)
     for (const bool pruned : {false, true}) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
@@ -147,6 +157,12 @@ class GradientStores : public ::testing::Test {
     EXPECT_EQ(cuda_.stream().launches() - before, 2 * with_store + 2);
   }
 
+  static GradientStore flat(GradientStore store) {
+    const ConstActivations& y = store.relu_output;
+    if (y.data() != nullptr) store.relu_output = y.reshaped({y.size(0), y.size(3)});
+    return store;
+  }
+
   CudaBackend cuda_;
 };
 
@@ -155,7 +171,8 @@ TEST_F(GradientStores, OfProductsHaveTheBitsOfSeparateKernels) {
   const std::vector<Case> cases = {{{2, 5, 6, 72}, {136, 72, 3, 3}, {3, 1, 1}},
                                    {{1, 9, 7, 8}, {8, 8, 3, 3}, {3, 1, 1}},
                                    {{33, 1, 1, 136}, {1032, 136, 1, 1}},
-                                   {{129, 1, 1, 72}, {136, 72, 1, 1}}};
+                                   {{129, 1, 1, 72}, {136, 72, 1, 1}},
+                                   {{33, 1, 1, 136}, {10, 136, 1, 1}}};
   for (const Case& c : cases)
     for (const float largest : {1.0F, 1e9F}) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
@@ -165,7 +182,11 @@ TEST_F(GradientStores, OfProductsHaveTheBitsOfSeparateKernels) {
       const auto weight = cuda_.make_trained_weight(uniform(c.w, 2).view());
       const TensorView<const f16> from(gradient.data(), dy.shape);
       expect_same(c.x, largest > 1, [&](Activations dx, const GradientStore& store) {
-        cuda_.conv2d_backward_data(dx, from, *weight, c.window, store);
+        if (c.x[1] == 1)
+          cuda_.linear_backward_data(dx.reshaped({c.x[0], c.x[3]}), ConstActivations(from).reshaped({c.x[0], c.w[0]}),
+                                     *weight, flat(store));
+        else
+          cuda_.conv2d_backward_data(dx, from, *weight, c.window, store);
       });
     }
 }
