@@ -48,6 +48,13 @@ struct SgdParameters {
   bool keep_zeros = false;  ///< weights that are exactly 0 stay 0, and so do their velocities: they are pruned
 };
 
+/// What becomes of a gradient dx on its way to memory, where it is that of a ReLU's output and goes on in front of it:
+/// work on values that are in registers anyway. The bits are those of relu_backward and find_overflow behind it.
+struct GradientStore {
+  ConstActivations relu_output;   ///< of dx's shape and precision: dx is 0 where this is not positive; no data: no ReLU
+  TensorView<uint32_t> overflow;  ///< [1], becomes 1 where an element is not finite then; no data: nobody asks
+};
+
 /// What SGD moves of a layer, in the backend's memory.
 struct TrainedLayer {
   Weight& weight;
@@ -178,14 +185,16 @@ class Backend : public MemoryResource {
                                          Window, Epilogue, Window /*pool*/) {
     return false;
   }
-  virtual void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) = 0;
+  virtual void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
+                                    const GradientStore& store = {}) = 0;
   virtual void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                       ConstActivations x, Window window) = 0;
 
   // y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])
   virtual void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                               Epilogue epilogue) = 0;
-  virtual void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) = 0;
+  virtual void linear_backward_data(Activations dx, ConstActivations dy, Weight& w,
+                                    const GradientStore& store = {}) = 0;
   virtual void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                       ConstActivations x) = 0;
 
@@ -195,8 +204,8 @@ class Backend : public MemoryResource {
 
   /// `argmax` (may be empty when no backward pass follows): position in the window, row by row, of the first maximum.
   virtual void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) = 0;
-  virtual void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                                   Window window) = 0;
+  virtual void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                                   const GradientStore& store = {}) = 0;
 
   // Output pixel p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch does.
   virtual void adaptive_average_pool2d_forward(Activations y, ConstActivations x) = 0;
@@ -207,7 +216,8 @@ class Backend : public MemoryResource {
   virtual void flatten_backward(Activations dx, ConstActivations dy) = 0;
 
   // y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of dy.
-  virtual void dropout(Activations y, ConstActivations x, float probability, DropoutKey key) = 0;
+  virtual void dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+                       const GradientStore& store = {}) = 0;
 
   /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale unless `dlogits` is empty.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
@@ -239,6 +249,11 @@ class Backend : public MemoryResource {
 
   /// found[0] = 1 where an element of x is not finite, else it stays as it is.
   virtual void find_overflow(TensorView<uint32_t> found, ConstActivations x) = 0;
+  /// What `store` asks for, of a dx that is in memory: behind operations that do not do it themselves.
+  void finish_gradient(Activations dx, const GradientStore& store) {
+    if (store.relu_output.data() != nullptr) relu_backward(dx, dx, store.relu_output);
+    if (store.overflow.data() != nullptr) find_overflow(store.overflow, dx);
+  }
 
   /// values = latent[K, ...] rounded: with x = latent / step of its group, the codebook value nearest to x times step,
   /// the bits that packing by the same rule and decoding would give. A group whose step is 0 holds zeros. With

@@ -1,6 +1,7 @@
 #include "layers/conv2d.h"
 
 #include "layers/pooling.h"
+#include "layers/relu.h"
 
 namespace nibblenet {
 
@@ -34,9 +35,11 @@ void expect_output(const Shape& dy, const Shape& x, const Shape& w, Window windo
 
 }  // namespace
 
-void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window) {
+void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
+                          const GradientStore& store) {
   expect_output(dy.shape(), dx.shape(), w.shape(), window);
-  backend.conv2d_backward_data(dx, dy, w, window);
+  expect_store(dx, store);
+  backend.conv2d_backward_data(dx, dy, w, window, store);
 }
 
 void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,

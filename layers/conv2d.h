@@ -19,7 +19,8 @@ void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight&
                                              Window pool);
 
 /// dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the epilogue.
-void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window);
+void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
+                          const GradientStore& store = {});
 void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window);
 /// A step of SGD from dw and dbias, which are not stored, times `factor`. False, and nothing was done, where the

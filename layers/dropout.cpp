@@ -1,23 +1,28 @@
 #include "layers/dropout.h"
 
+#include "layers/relu.h"
+
 namespace nibblenet {
 namespace {
 
-void apply(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
+void apply(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key,
+           const GradientStore& store) {
   expect_shape(y.shape(), x.shape(), "dropout output");
   if (!(probability >= 0.0F && probability <= 1.0F))
     fail<ShapeError>("dropout probability {} is outside [0, 1]", probability);
-  backend.dropout(y, x, probability, key);
+  expect_store(y, store);
+  backend.dropout(y, x, probability, key, store);
 }
 
 }  // namespace
 
 void dropout_forward(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
-  apply(backend, y, x, probability, key);
+  apply(backend, y, x, probability, key, {});
 }
 
-void dropout_backward(Backend& backend, Activations dx, ConstActivations dy, float probability, DropoutKey key) {
-  apply(backend, dx, dy, probability, key);
+void dropout_backward(Backend& backend, Activations dx, ConstActivations dy, float probability, DropoutKey key,
+                      const GradientStore& store) {
+  apply(backend, dx, dy, probability, key, store);
 }
 
 }  // namespace nibblenet

@@ -1,5 +1,7 @@
 #include "layers/linear.h"
 
+#include "layers/relu.h"
+
 namespace nibblenet {
 namespace {
 
@@ -19,9 +21,11 @@ void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight&
   backend.linear_forward(y, x, w, bias, epilogue);
 }
 
-void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w) {
+void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w,
+                          const GradientStore& store) {
   expect_shape(dy.shape(), output_shape(dx.shape(), w.shape()), "linear output gradient");
-  backend.linear_backward_data(dx, dy, w);
+  expect_store(dx, store);
+  backend.linear_backward_data(dx, dy, w, store);
 }
 
 void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,

@@ -10,7 +10,8 @@ void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight&
 
 /// dx, or dw and dbias, from dy, the gradient before the epilogue; a step of SGD at once; and all three, dx where it
 /// has data: as conv2d.h.
-void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w);
+void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w,
+                          const GradientStore& store = {});
 void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x);
 [[nodiscard]] bool linear_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy,

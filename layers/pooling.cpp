@@ -1,5 +1,7 @@
 #include "layers/pooling.h"
 
+#include "layers/relu.h"
+
 namespace nibblenet {
 namespace {
 
@@ -33,10 +35,11 @@ void max_pool2d_forward(Backend& backend, Activations y, TensorView<uint8_t> arg
 }
 
 void max_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                         Window window) {
+                         Window window, const GradientStore& store) {
   expect_shape(dy.shape(), max_pool2d_output_shape(dx.shape(), window), "max pooling output gradient");
   expect_shape(argmax.shape(), dy.shape(), "max pooling positions");
-  backend.max_pool2d_backward(dx, dy, argmax, window);
+  expect_store(dx, store);
+  backend.max_pool2d_backward(dx, dy, argmax, window, store);
 }
 
 void adaptive_average_pool2d_forward(Backend& backend, Activations y, ConstActivations x) {

@@ -12,7 +12,7 @@ Shape max_pool2d_output_shape(const Shape& x, Window window);
 /// without data keeps nothing. Windows of up to 15 x 15.
 void max_pool2d_forward(Backend& backend, Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window);
 void max_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                         Window window);
+                         Window window, const GradientStore& store = {});
 
 /// y[N, P, Q, C]: averages of P x Q regions that cover x[N, H, W, C] as evenly as whole pixels can.
 void adaptive_average_pool2d_forward(Backend& backend, Activations y, ConstActivations x);

@@ -13,4 +13,8 @@ void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstA
   backend.relu_backward(dx, dy, y);
 }
 
+void expect_store(Activations dx, const GradientStore& store) {
+  if (store.relu_output.data() != nullptr) expect_shape(store.relu_output.shape(), dx.shape(), "output of dx's relu");
+}
+
 }  // namespace nibblenet

@@ -10,4 +10,7 @@ void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float>
 /// dx = dy where the output y is positive, else 0 (at 0 too, as PyTorch); dx may be dy.
 void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstActivations y);
 
+/// Throws ShapeError where the ReLU that `store` names is not that of dx.
+void expect_store(Activations dx, const GradientStore& store);
+
 }  // namespace nibblenet

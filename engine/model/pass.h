@@ -60,11 +60,13 @@ class Pass {
   void data_gradient(size_t index, Activations dx, ConstActivations dy);
   void use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
                      float factor);
-  ConstActivations before_epilogue(size_t index, ConstActivations dy);
-  /// Where dy of a layer lies that is no other layer's dx: with its ReLU, or to stay.
-  Activations own_gradient(size_t index, ConstActivations dy);
-  /// Of the two alternating buffers, one in which dy does not lie.
-  std::byte* free_gradient(ConstActivations dy);
+  ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
+  /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay, or for the next
+  /// step.
+  Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
+  /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is stored.
+  GradientStore store_of(size_t index);
+  void clear_overflow();
   bool found_overflow();
   bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.

@@ -3,29 +3,20 @@
 #include "layers/dropout.h"
 #include "layers/linear.h"
 #include "layers/pooling.h"
-#include "layers/relu.h"
 
 namespace nibblenet {
 
 bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient, const OnLayer& on_layer,
                     float loss_scale) {
   if (mode_ != Mode::training) throw Error("backward() needs a training pass");
-  Backend& backend = network_->backend();
   size_t lowest = 0;  // below the first layer with parameters no gradient is needed
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
-  ConstActivations dy = dloss;
-  if (in_halves()) {
-    const Activations scaled(free_gradient(dloss), dloss.shape(), Precision::float16);
-    backend.convert(scaled, dloss, loss_scale);
-    dy = scaled;
-  }
+  if (in_halves()) clear_overflow();
+  ConstActivations dy = first_gradient(dloss, loss_scale);
   for (size_t i = shapes_.size(); i-- > lowest;) {
     if (passes_through_[i]) continue;
-    const LayerSpec& spec = network_->layers()[begin_ + i].spec;
-    const Shape& x = i == 0 ? input_.shape() : live_[i - 1].shape();
-    const Activations dx = i == lowest ? Activations() : Activations(free_gradient(dy), x, network_->precision());
-    dy = before_epilogue(i, dy);
-    if (!spec.has_parameters()) {
+    const Activations dx = i == lowest ? Activations() : gradient_of(i - 1, live_[i - 1].shape(), dy);
+    if (!network_->layers()[begin_ + i].spec.has_parameters()) {
       backward_layer(i, dx, dy);
     } else {
       if (dx.data() != nullptr) data_gradient(i, dx, dy);
@@ -37,51 +28,53 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
   if (found_overflow()) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
     if (network_->layers()[begin_ + i].spec.has_parameters())
-      use_gradients(i, own_gradient(i, live_[i]), on_gradient, on_layer, 1.0F / loss_scale);
+      use_gradients(i, gradient_of(i, live_[i].shape(), {}), on_gradient, on_layer, 1.0F / loss_scale);
   return true;
 }
 
-/// The gradient in front of a layer's ReLU, where it stays until it is used.
-ConstActivations Pass::before_epilogue(size_t index, ConstActivations dy) {
-  const LayerSpec& spec = network_->layers()[begin_ + index].spec;
-  const bool has_relu = spec.epilogue == Epilogue::relu;
-  if (!has_relu && !(in_halves() && spec.has_parameters())) return dy;
-  const Activations own = own_gradient(index, dy);
-  if (has_relu)
-    relu_backward(network_->backend(), own, dy, live_[index]);
-  else
-    network_->backend().convert(own, dy);
-  return own;
+/// The last layer's, in front of its ReLU and times the scale.
+ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_scale) {
+  const size_t last = shapes_.size() - 1;
+  const GradientStore store = store_of(last);
+  if (!in_halves() && store.relu_output.data() == nullptr) return dloss;
+  const Activations dy = gradient_of(last, dloss.shape(), dloss);
+  network_->backend().convert(dy, dloss, loss_scale);
+  network_->backend().finish_gradient(dy, store);
+  return dy;
 }
 
-Activations Pass::own_gradient(size_t index, ConstActivations dy) {
+/// Where dx of a layer is to be written that does not lie in dy's place.
+Activations Pass::gradient_of(size_t index, const Shape& shape, ConstActivations dy) {
+  Buffer<std::byte>& alternating = gradients_[dy.data() == gradients_[0].data() ? 1 : 0];
   Buffer<std::byte>& kept = kept_gradients_[index];
-  // Without one of its own: where dy is already, unless the layer is the last one.
-  const size_t alternating = dy.data() == gradients_[1].data() ? 1 : 0;
-  return {kept.size() > 0 ? kept.data() : gradients_[alternating].data(), dy.shape(), network_->precision()};
+  return {kept.size() > 0 ? kept.data() : alternating.data(), shape, network_->precision()};
 }
 
-std::byte* Pass::free_gradient(ConstActivations dy) {
-  return gradients_[dy.data() == gradients_[0].data() ? 1 : 0].data();
+GradientStore Pass::store_of(size_t index) {
+  GradientStore store;
+  if (network_->layers()[begin_ + index].spec.epilogue == Epilogue::relu) store.relu_output = live_[index];
+  if (kept_gradients_[index].size() > 0) store.overflow = overflow_.view();
+  return store;
+}
+
+void Pass::clear_overflow() {
+  constexpr uint32_t none = 0;
+  network_->backend().copy_from_host(overflow_.data(), &none, sizeof(none));
 }
 
 /// Whether one of the gradients that stay is not finite. Sums of finite halves are.
 bool Pass::found_overflow() {
-  Backend& backend = network_->backend();
   uint32_t found = 0;
-  backend.copy_from_host(overflow_.data(), &found, sizeof(found));
-  for (size_t i = 0; i < shapes_.size(); ++i)
-    if (kept_gradients_[i].size() > 0) backend.find_overflow(overflow_.view(), own_gradient(i, live_[i]));
-  backend.copy_to_host(&found, overflow_.data(), sizeof(found));
+  network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
   return found != 0;
 }
 
 void Pass::data_gradient(size_t index, Activations dx, ConstActivations dy) {
   Layer& layer = network_->layers()[begin_ + index];
   if (layer.spec.kind == LayerKind::conv2d)
-    conv2d_backward_data(network_->backend(), dx, dy, *layer.weight, layer.spec.window);
+    conv2d_backward_data(network_->backend(), dx, dy, *layer.weight, layer.spec.window, store_of(index - 1));
   else
-    linear_backward_data(network_->backend(), dx, dy, *layer.weight);
+    linear_backward_data(network_->backend(), dx, dy, *layer.weight, store_of(index - 1));
 }
 
 void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
@@ -106,18 +99,21 @@ void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on
 void Pass::backward_layer(size_t index, Activations dx, ConstActivations dy) {
   Backend& backend = network_->backend();
   const LayerSpec& spec = network_->layers()[begin_ + index].spec;
+  const GradientStore store = store_of(index - 1);
   switch (spec.kind) {
     case LayerKind::max_pool2d:
-      max_pool2d_backward(backend, dx, dy, {argmax_[index].data(), dy.shape()}, spec.window);
+      max_pool2d_backward(backend, dx, dy, {argmax_[index].data(), dy.shape()}, spec.window, store);
       break;
     case LayerKind::adaptive_average_pool2d:
       adaptive_average_pool2d_backward(backend, dx, dy);
+      backend.finish_gradient(dx, store);
       break;
     case LayerKind::flatten:
       flatten_backward(backend, dx, dy);
+      backend.finish_gradient(dx, store);
       break;
     case LayerKind::dropout:
-      dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(index));
+      dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(index), store);
       break;
     case LayerKind::conv2d:
     case LayerKind::linear:

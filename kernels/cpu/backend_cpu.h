@@ -28,24 +28,26 @@ class CpuBackend final : public Backend {
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
-  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) override;
+  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
+                            const GradientStore& store = {}) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                               Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                       Epilogue epilogue) override;
-  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) override;
+  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store = {}) override;
   void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                               ConstActivations x) override;
   void relu_forward(TensorView<float> y, TensorView<const float> x) override;
   void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) override;
   void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
-  void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                           Window window) override;
+  void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                           const GradientStore& store = {}) override;
   void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
   void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) override;
   void flatten_forward(Activations y, ConstActivations x) override;
   void flatten_backward(Activations dx, ConstActivations dy) override;
-  void dropout(Activations y, ConstActivations x, float probability, DropoutKey key) override;
+  void dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+               const GradientStore& store = {}) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                      TensorView<const int32_t> labels, float scale) override;
   void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,

@@ -196,7 +196,8 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
   }
 }
 
-void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window) {
+void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window,
+                                      const GradientStore& store) {
   const TensorView<float> dx = to.floats();
   const TensorView<const float> dy = from.floats();
   if (dx.elements() == 0) return;
@@ -213,6 +214,7 @@ void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Wei
                {DNNL_ARG_WEIGHTS, filter},
                {DNNL_ARG_DIFF_SRC, memory_of(desc.diff_src_desc(), engine, dx.data())}});
   stream.wait();
+  finish_gradient(to, store);
 }
 
 void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,

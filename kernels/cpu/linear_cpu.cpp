@@ -138,11 +138,12 @@ void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w,
   finish(y, bias, epilogue);
 }
 
-void CpuBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w) {
+void CpuBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w, const GradientStore& store) {
   const TensorView<float> dx = to.floats();
   const TensorView<const float> dy = from.floats();
   gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.data(), dy.size(1), false},
                 {w.values().data(), dx.size(1), false}, dx.data(), dx.size(1));
+  finish_gradient(to, store);
 }
 
 void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,

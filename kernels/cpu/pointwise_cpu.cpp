@@ -45,7 +45,8 @@ void CpuBackend::relu_backward(Activations to, ConstActivations from, ConstActiv
   for (int64_t i = 0; i < y.elements(); ++i) dx[i] = y[i] > 0.0F ? dy[i] : 0.0F;
 }
 
-void CpuBackend::dropout(Activations out, ConstActivations in, float probability, DropoutKey key) {
+void CpuBackend::dropout(Activations out, ConstActivations in, float probability, DropoutKey key,
+                         const GradientStore& store) {
   const TensorView<float> y = out.floats();
   const TensorView<const float> x = in.floats();
   const float scale = probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F;
@@ -54,6 +55,7 @@ void CpuBackend::dropout(Activations out, ConstActivations in, float probability
     const float draw = uniform_from_bits(random_bits(key.seed, key.stream, key.offset + static_cast<uint64_t>(i)));
     y[i] = draw >= probability ? x[i] * scale : 0.0F;
   }
+  finish_gradient(out, store);
 }
 
 void CpuBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,

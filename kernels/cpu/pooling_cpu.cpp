@@ -63,7 +63,7 @@ void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax,
 }
 
 void CpuBackend::max_pool2d_backward(Activations to, ConstActivations from, TensorView<const uint8_t> argmax,
-                                     Window window) {
+                                     Window window, const GradientStore& store) {
   const TensorView<float> dx = to.floats();
   const TensorView<const float> dy = from.floats();
   const int64_t height = dx.size(1), width = dx.size(2), channels = dx.size(3);
@@ -89,6 +89,7 @@ void CpuBackend::max_pool2d_backward(Activations to, ConstActivations from, Tens
       }
     }
   }
+  finish_gradient(to, store);
 }
 
 void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivations in) {

@@ -143,9 +143,11 @@ bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, W
          cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
 }
 
-void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) {
-  if (plain_kernels_ || !cuda::tensor_conv2d_backward_data(dx, dy, resident(w), window, *this, stream_))
-    cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
+void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
+                                       const GradientStore& store) {
+  if (!plain_kernels_ && cuda::tensor_conv2d_backward_data(dx, dy, resident(w), window, store, *this, stream_)) return;
+  cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
+  finish_gradient(dx, store);
 }
 
 void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
@@ -167,14 +169,18 @@ void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, T
   if (plain_kernels_ || !fast()) cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
 }
 
-void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w) {
-  if (plain_kernels_ || !cuda::tensor_linear_backward_data(dx, dy, resident(w), *this, stream_))
-    cuda::linear_backward_data(dx, dy, w.values(), stream_);
+void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
+  if (!plain_kernels_ && (cuda::tensor_linear_backward_data(dx, dy, resident(w), store, *this, stream_) ||
+                          cuda::narrow_linear_backward_data(dx, dy, w.values(), store, stream_)))
+    return;
+  cuda::linear_backward_data(dx, dy, w.values(), stream_);
+  finish_gradient(dx, store);
 }
 
 void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                          ConstActivations x) {
-  if (plain_kernels_ || !cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_))
+  if (plain_kernels_ || !(cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_) ||
+                          cuda::narrow_linear_backward_weight(dw, dbias, dy, x, stream_)))
     cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
 }
 
@@ -190,9 +196,10 @@ void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, 
 }
 
 void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                                      Window window) {
-  if (plain_kernels_ || !cuda::half_max_pool2d_backward(dx, dy, argmax, window, stream_))
-    cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
+                                      Window window, const GradientStore& store) {
+  if (!plain_kernels_ && cuda::half_max_pool2d_backward(dx, dy, argmax, window, store, stream_)) return;
+  cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
+  finish_gradient(dx, store);
 }
 
 void CudaBackend::adaptive_average_pool2d_forward(Activations y, ConstActivations x) {
@@ -207,8 +214,11 @@ void CudaBackend::flatten_forward(Activations y, ConstActivations x) { cuda::fla
 
 void CudaBackend::flatten_backward(Activations dx, ConstActivations dy) { cuda::flatten_backward(dx, dy, stream_); }
 
-void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key) {
+void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+                          const GradientStore& store) {
+  if (!plain_kernels_ && cuda::half_dropout(y, x, probability, key, store, stream_)) return;
   cuda::dropout(y, x, probability, key, stream_);
+  finish_gradient(y, store);
 }
 
 void CudaBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
@@ -235,7 +245,8 @@ bool CudaBackend::conv2d_backward_step(const TrainedLayer& layer, ConstActivatio
 
 bool CudaBackend::linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
                                        SgdParameters parameters) {
-  return !plain_kernels_ && cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_);
+  return !plain_kernels_ && (cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_) ||
+                             cuda::narrow_linear_backward_step(layer, dy, x, factor, parameters, stream_));
 }
 
 void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "kernels/activations.h"
-#include "kernels/cuda/element.cuh"
+#include "kernels/backend.h"
+#include "kernels/cuda/half_gradient.cuh"
 
 namespace nibblenet {
 
@@ -38,6 +38,17 @@ void with_pointers_of_one(Activations y, ConstActivations x, F f) {
     f(y.halves().data(), x.halves().data());
   else
     f(y.floats().data(), x.floats().data());
+}
+
+inline bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+/// Whether a kernel can store dx as HalfGradient does.
+inline bool fits_half_gradient(ConstActivations dx, const GradientStore& store) {
+  return dx.precision() == Precision::float16 && on_16_bytes(dx.data()) && on_16_bytes(store.relu_output.data());
+}
+inline HalfGradient half_gradient(Activations dx, const GradientStore& store) {
+  return {static_cast<uint4*>(dx.data()), reinterpret_cast<const uint4*>(store.relu_output.halves().data()),
+          store.overflow.data()};
 }
 
 }  // namespace nibblenet

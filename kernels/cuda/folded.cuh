@@ -150,11 +150,6 @@ __device__ __forceinline__ void store_channels(f16* y, int k, int channels, cons
   }
 }
 
-__device__ __forceinline__ uint32_t pair_of_halves(float low, float high) {
-  return static_cast<__half_raw>(__float2half_rn(low)).x |
-         static_cast<uint32_t>(static_cast<__half_raw>(__float2half_rn(high)).x) << 16;
-}
-
 /// The same on the tensor cores: pixels of one pattern x 64 channels. A warp takes 32 pixels twice; their bytes become
 /// halves, exactly, in the registers that the product wants them in. Weights lie as the product wants them, too:
 /// filters[s, channel block, step of 16 weights, lane, 8 tiles of 8 channels, 2] pairs of halves, times 1 / factor;

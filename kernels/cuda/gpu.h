@@ -103,13 +103,18 @@ __device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
   return d;
 }
 
-/// All ones in each half of two where a > b or a is NaN, else zeros.
-__device__ __forceinline__ uint32_t greater_or_nan_halves(uint32_t a, uint32_t b) {
-  uint32_t greater;
-  uint32_t nan;
-  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(greater) : "r"(a), "r"(b));
-  asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(nan) : "r"(a));
-  return greater | nan;
+/// All ones in each half of two where a > b, else zeros: of a NaN as well.
+__device__ __forceinline__ uint32_t greater_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+/// All ones in each half of two that is NaN, else zeros.
+__device__ __forceinline__ uint32_t nan_halves(uint32_t a) {
+  uint32_t d;
+  asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(d) : "r"(a));
+  return d;
 }
 
 /// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave the L1 cache to

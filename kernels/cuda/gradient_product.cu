@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/gradient_product.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
@@ -9,8 +10,6 @@ namespace nibblenet {
 namespace {
 
 int tiles(int64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
-
-bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 /// How a reduction is cut: into as many parts as bring about two blocks to each multiprocessor of a large GPU, of eight
 /// steps each at least. A matter of the shapes alone, so that results are.
@@ -43,16 +42,16 @@ void start_data_gradient(ContributionTiles<128> dy, const f16* w, DataGradient r
   launch("data_gradient", work, grid, stream, data_gradient_kernel<channels>, dy, FilterTiles<channels>{s, w}, result,
          length, parts.depth);
   if (parts.count > 1)
-    launch("data_gradient_parts", {}, grid_for(int64_t{result.pixels} * result.channels), stream,
+    launch("data_gradient_parts", {}, grid_for(int64_t{result.pixels} * result.channels / 8), stream,
            sum_data_gradient_kernel, result, parts.count);
 }
 
-bool data_gradient(Activations dx, ConstActivations dy, WeightCuda& w, const ConvolutionSizes& s, Workspace& workspace,
-                   Stream& stream) {
+bool data_gradient(Activations dx, ConstActivations dy, WeightCuda& w, const ConvolutionSizes& s,
+                   const GradientStore& store, Workspace& workspace, Stream& stream) {
   if (dy.precision() != Precision::float16 || w.rows_in_halves() == nullptr || s.c % 8 != 0 || s.k % 8 != 0 ||
-      !on_16_bytes(dx.data()) || !on_16_bytes(dy.data()))
+      !fits_half_gradient(dx, store) || !on_16_bytes(dy.data()))
     return false;
-  const DataGradient result{dx.halves().data(), s.inputs(), s.c, 1.0F / w.normalisation(), nullptr};
+  const DataGradient result{half_gradient(dx, store), s.inputs(), s.c, 1.0F / w.normalisation(), nullptr};
   const Work work =
       work_of(s, static_cast<double>(sizeof(f16)) * static_cast<double>(w.shape().elements()), sizeof(f16));
   const ContributionTiles<128> from{{s, dy.halves().data()}};
@@ -102,16 +101,6 @@ bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActiva
   return true;
 }
 
-ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameters parameters) {
-  return {.factor = factor,
-          .w = layer.weight.values().data(),
-          .w_velocity = layer.weight_velocity.data(),
-          .bias = layer.bias.data(),
-          .bias_velocity = layer.bias_velocity.data(),
-          .sgd = parameters,
-          .halves = half_copies_of(static_cast<WeightCuda&>(layer.weight))};
-}
-
 }  // namespace
 
 void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream) {
@@ -122,18 +111,19 @@ void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& s
 namespace cuda {
 
 bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
-                                 Workspace& workspace, Stream& stream) {
+                                 const GradientStore& store, Workspace& workspace, Stream& stream) {
   if (workspace.warpgroups() != Warpgroups::never &&
-      warpgroup_conv2d_backward_data(dx, dy, w, window, workspace, stream))
+      warpgroup_conv2d_backward_data(dx, dy, w, window, store, workspace, stream))
     return true;
-  return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), workspace, stream);
+  return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), store, workspace, stream);
 }
 
-bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Workspace& workspace,
-                                 Stream& stream) {
-  if (workspace.warpgroups() != Warpgroups::never && warpgroup_linear_backward_data(dx, dy, w, workspace, stream))
+bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, const GradientStore& store,
+                                 Workspace& workspace, Stream& stream) {
+  if (workspace.warpgroups() != Warpgroups::never &&
+      warpgroup_linear_backward_data(dx, dy, w, store, workspace, stream))
     return true;
-  return data_gradient(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), workspace, stream);
+  return data_gradient(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), store, workspace, stream);
 }
 
 bool tensor_conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/gradient_tile.cuh"
+#include "kernels/cuda/half_gradient.cuh"
 #include "kernels/cuda/parameters.cuh"
 
 // Gradients of convolutions and linear layers on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
@@ -98,7 +99,7 @@ __device__ __forceinline__ void sum_products(const A& a, const B& b, int first_i
 
 /// dx [input pixels, C], multiplied by `factor`.
 struct DataGradient {
-  f16* dx;
+  HalfGradient dx;
   int pixels;
   int channels;
   float factor;
@@ -121,8 +122,8 @@ __device__ __forceinline__ void store_halves(const DataGradient& result, int fir
     const int pixel = first_pixel + i / pieces;
     const int channel = first_channel + i % pieces * 8;
     if (pixel >= result.pixels || channel >= result.channels) continue;
-    *reinterpret_cast<uint4*>(result.dx + static_cast<int64_t>(pixel) * result.channels + channel) =
-        *reinterpret_cast<const uint4*>(halves + i / pieces * row_halves + i % pieces * 8);
+    result.dx.store((static_cast<int64_t>(pixel) * result.channels + channel) / 8,
+                    *reinterpret_cast<const uint4*>(halves + i / pieces * row_halves + i % pieces * 8));
   }
 }
 
@@ -148,13 +149,21 @@ __global__ void __launch_bounds__(gradient_threads, 2)
   });
 }
 
-/// dx = sum over parts, the first one first. One thread an element.
+/// dx = sum over parts, the first one first. One thread eight neighbours.
 __global__ void sum_data_gradient_kernel(DataGradient result, int parts) {
-  const int64_t count = static_cast<int64_t>(result.pixels) * result.channels;
+  const int64_t count = static_cast<int64_t>(result.pixels) * result.channels / 8;
   for_each_index(count, [&](int64_t i) {
-    float sum = 0.0F;
-    for (int part = 0; part < parts; ++part) sum += result.partial[part * count + i];
-    store_element(result.dx, i, sum * result.factor);
+    float sum[8] = {};
+    for (int part = 0; part < parts; ++part) {
+      const auto* eight = reinterpret_cast<const float4*>(result.partial) + 2 * (part * count + i);
+      const float4 low = eight[0], high = eight[1];
+      const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum[e] += values[e];
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum[e] *= result.factor;
+    result.dx.store(i, eight_halves(sum));
   });
 }
 

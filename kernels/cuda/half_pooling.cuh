@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/parameters.cuh"
+#include "kernels/cuda/half_gradient.cuh"
 
 // Max pooling of halves, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2 without padding, C a multiple
 // of 8, fewer than 2^31 elements. Everything else is pooling.cu's general kernels', whose bits these have.
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
     const uint32_t candidate[4] = {window[i].x, window[i].y, window[i].z, window[i].w};
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
-      const uint32_t better = greater_or_nan_halves(candidate[pair], best[pair]);
+      const uint32_t better = greater_halves(candidate[pair], best[pair]) | nan_halves(candidate[pair]);
       best[pair] = (candidate[pair] & better) | (best[pair] & ~better);
       where[pair] = (i * 0x00010001U & better) | (where[pair] & ~better);
     }
@@ -74,15 +74,10 @@ struct PooledGradient {
   }
 };
 
-__device__ __forceinline__ uint4 eight_halves(const float (&values)[8]) {
-  return {pair_of_halves(values[0], values[1]), pair_of_halves(values[2], values[3]),
-          pair_of_halves(values[4], values[5]), pair_of_halves(values[6], values[7])};
-}
-
 /// dx = sum of dy over the windows that chose this element. One thread eight channels of the 2 x 2 input pixels from
 /// (2p, 2q) on, which lie in the windows (p, q), (p, q - 1), (p - 1, q) and (p - 1, q - 1) alone.
 __global__ void __launch_bounds__(half_pooling_threads)
-    half_max_pool2d_backward_kernel(uint4* dx, const uint4* dy, const uint2* argmax, HalfPooling sizes,
+    half_max_pool2d_backward_kernel(HalfGradient dx, const uint4* dy, const uint2* argmax, HalfPooling sizes,
                                     unsigned count) {
   const unsigned thread = blockIdx.x * half_pooling_threads + threadIdx.x;
   if (thread >= count) return;
@@ -110,7 +105,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
       for (unsigned up = 0; up < 2 - r; ++up)
 #pragma unroll
         for (unsigned back = 0; back < 2 - s; ++back) from[up][back].add_to(sum, 3 * (r + 2 * up) + s + 2 * back);
-      dx[((place.n * sizes.h + row) * sizes.w + column) * sizes.pieces + place.piece] = eight_halves(sum);
+      dx.store(((place.n * sizes.h + row) * sizes.w + column) * sizes.pieces + place.piece, eight_halves(sum));
     }
 }
 

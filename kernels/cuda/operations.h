@@ -80,18 +80,19 @@ void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, Const
                                             TensorView<const float> bias, Window window, Epilogue epilogue,
                                             Workspace& workspace, Stream& stream);
 [[nodiscard]] bool warpgroup_conv2d_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
-                                                  Window window, Workspace& workspace, Stream& stream);
+                                                  Window window, const GradientStore& store, Workspace& workspace,
+                                                  Stream& stream);
 [[nodiscard]] bool warpgroup_linear_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
-                                                  Workspace& workspace, Stream& stream);
+                                                  const GradientStore& store, Workspace& workspace, Stream& stream);
 /// The four gradients on the tensor cores: false, and nothing was started, unless activations are float16, K is a
 /// multiple of 8, dy lies on 16 bytes, and for dx likewise C and dx, and the weight is one that trains in halves.
 [[nodiscard]] bool tensor_conv2d_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
-                                               Workspace& workspace, Stream& stream);
+                                               const GradientStore& store, Workspace& workspace, Stream& stream);
 [[nodiscard]] bool tensor_conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                                  ConstActivations x, Window window, Workspace& workspace,
                                                  Stream& stream);
-[[nodiscard]] bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w, Workspace& workspace,
-                                               Stream& stream);
+[[nodiscard]] bool tensor_linear_backward_data(Activations dx, ConstActivations dy, WeightCuda& w,
+                                               const GradientStore& store, Workspace& workspace, Stream& stream);
 [[nodiscard]] bool tensor_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                                  ConstActivations x, Workspace& workspace, Stream& stream);
 /// And with a step of SGD in place of stored gradients.
@@ -102,9 +103,22 @@ void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, Const
                                                float factor, SgdParameters parameters, Workspace& workspace,
                                                Stream& stream);
 
+/// Those of linear layers of up to 16 outputs, whatever their number: false, and nothing was started, unless
+/// activations are float16, and C is a multiple of 8 and x, dx and the ReLU's output lie on 16 bytes.
+[[nodiscard]] bool narrow_linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w,
+                                               const GradientStore& store, Stream& stream);
+[[nodiscard]] bool narrow_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                                 ConstActivations x, Stream& stream);
+[[nodiscard]] bool narrow_linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                                               float factor, SgdParameters parameters, Stream& stream);
+
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);
+/// For halves, eight at a time, with the same bits: false, and nothing was started, unless their number is a multiple
+/// of 8 and all of it lies on 16 bytes.
+[[nodiscard]] bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+                                const GradientStore& store, Stream& stream);
 /// The copies in halves of a weight that trains, from its values.
 void renew_halves(WeightCuda& w, Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
@@ -126,7 +140,7 @@ void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const u
 [[nodiscard]] bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
                                            Stream& stream);
 [[nodiscard]] bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                                            Window window, Stream& stream);
+                                            Window window, const GradientStore& store, Stream& stream);
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
 void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
 void flatten_forward(Activations y, ConstActivations x, Stream& stream);

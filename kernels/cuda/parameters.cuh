@@ -9,14 +9,6 @@
 
 namespace nibblenet {
 
-/// Two halves as one word, the first one in its lower half.
-__device__ __forceinline__ uint32_t pair_of_halves(float first, float second) {
-  f16 pair[2];
-  store_element(pair, 0, first);
-  store_element(pair, 1, second);
-  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
-}
-
 /// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights
 /// stay 0.
 __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const SgdParameters& parameters) {
@@ -153,6 +145,17 @@ struct ParameterGradients {
     sgd_update(bias[filter], bias_velocity[filter], sum * factor, without_pruning);
   }
 };
+
+/// Those that make a step; sizes are still to be set.
+inline ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameters parameters) {
+  return {.factor = factor,
+          .w = layer.weight.values().data(),
+          .w_velocity = layer.weight_velocity.data(),
+          .bias = layer.bias.data(),
+          .bias_velocity = layer.bias_velocity.data(),
+          .sgd = parameters,
+          .halves = half_copies_of(static_cast<WeightCuda&>(layer.weight))};
+}
 
 /// The same of sums that are cut into parts, each a block's, where they are stored first.
 struct WeightGradient {

@@ -31,6 +31,24 @@ __global__ void dropout_kernel(T* y, const T* x, float probability, float scale,
   });
 }
 
+/// The same for halves: one thread eight of them.
+__global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probability, float scale, DropoutKey key,
+                                    int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const uint4 from = x[i];
+    const uint32_t pairs[4] = {from.x, from.y, from.z, from.w};
+    const uint64_t first = key.offset + 8 * static_cast<uint64_t>(i);
+    float values[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const f16 half = {static_cast<uint16_t>(pairs[e / 2] >> e % 2 * 16)};
+      const float draw = uniform_from_bits(random_bits(key.seed, key.stream, first + static_cast<uint64_t>(e)));
+      values[e] = draw >= probability ? load_element(&half, 0) * scale : 0.0F;
+    }
+    y.store(i, eight_halves(values));
+  });
+}
+
 __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
   for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
 }
@@ -69,6 +87,8 @@ Work moves(int64_t elements, int operands, double flops = 0, Precision precision
           .flops = flops * static_cast<double>(elements)};
 }
 
+float dropout_scale(float probability) { return probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F; }
+
 }  // namespace
 
 namespace cuda {
@@ -85,11 +105,21 @@ void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stre
   });
 }
 
+bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
+                  Stream& stream) {
+  if (x.precision() != Precision::float16 || x.elements() % 8 != 0 || !on_16_bytes(x.data()) ||
+      !fits_half_gradient(y, store))
+    return false;
+  launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements() / 8), stream, half_dropout_kernel,
+         half_gradient(y, store), static_cast<const uint4*>(x.data()), probability, dropout_scale(probability), key,
+         x.elements() / 8);
+  return true;
+}
+
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream) {
-  const float scale = probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F;
   with_pointers_of_one(y, x, [&]<class T>(T* to, const T* from) {
     launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements()), stream, dropout_kernel<T>, to,
-           from, probability, scale, key, x.elements());
+           from, probability, dropout_scale(probability), key, x.elements());
   });
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "kernels/cuda/dispatch.cuh"
@@ -124,31 +125,48 @@ __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, Imag
   });
 }
 
-/// y[n, c, pixel] = x[n, pixel, c]
+/// y[n, c, pixel] = x[n, pixel, c]. Blocks (x, y) own elements of an image, images y and every gridDim.y-th one behind
+/// it; within an image 32 bits are enough.
 template <class Y, class X>
-__global__ void flatten_forward_kernel(Y* y, const X* x, int64_t pixels, int64_t channels, int64_t count) {
-  for_each_index(count, [&](int64_t i) {
-    const int64_t pixel = i % pixels, channel = i / pixels % channels, n = i / pixels / channels;
-    store_element(y, i, load_element(x, (n * pixels + pixel) * channels + channel));
-  });
+__global__ void flatten_forward_kernel(Y* y, const X* x, int pixels, int channels, int64_t images) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= pixels * channels) return;
+  const int channel = i / pixels, pixel = i - channel * pixels;
+  for (int64_t n = blockIdx.y; n < images; n += gridDim.y) {
+    const int64_t image = n * pixels * channels;
+    store_element(y + image, i, load_element(x + image, pixel * channels + channel));
+  }
 }
 
-/// dx[n, pixel, c] = dy[n, c, pixel]
+/// dx[n, pixel, c] = dy[n, c, pixel], likewise.
 template <class T>
-__global__ void flatten_backward_kernel(T* dx, const T* dy, int64_t pixels, int64_t channels, int64_t count) {
-  for_each_index(count, [&](int64_t i) {
-    const int64_t channel = i % channels, pixel = i / channels % pixels, n = i / channels / pixels;
-    store_element(dx, i, load_element(dy, (n * channels + channel) * pixels + pixel));
-  });
+__global__ void flatten_backward_kernel(T* dx, const T* dy, int pixels, int channels, int64_t images) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= pixels * channels) return;
+  const int pixel = i / channels, channel = i - pixel * channels;
+  for (int64_t n = blockIdx.y; n < images; n += gridDim.y) {
+    const int64_t image = n * pixels * channels;
+    store_element(dx + image, i, load_element(dy + image, channel * pixels + pixel));
+  }
+}
+
+/// Blocks of the above. Throws ShapeError for images that are too large.
+Grid flatten_grid(const Shape& x) {
+  constexpr int64_t threads = 256, most_images = 65535;
+  const int64_t elements = x.inner_elements();
+  if (elements > std::numeric_limits<int32_t>::max() - threads)
+    fail<ShapeError>("images of {} have too many elements to be flattened", to_string(x));
+  return {dim3(static_cast<unsigned>((elements + threads - 1) / threads),
+               static_cast<unsigned>(std::min(x[0], most_images))),
+          threads};
 }
 
 /// Whether half_pooling.cuh's kernels can pool x to y.
 bool fit_half_pooling(ConstActivations y, const void* argmax, ConstActivations x, Window window) {
-  const auto aligned = [](const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
   return x.precision() == Precision::float16 && y.precision() == Precision::float16 && x.size(3) % 8 == 0 &&
          window.size == 3 && window.stride == 2 && window.padding == 0 &&
-         x.elements() <= std::numeric_limits<int32_t>::max() && aligned(x.data(), 16) && aligned(y.data(), 16) &&
-         aligned(argmax, 8);
+         x.elements() <= std::numeric_limits<int32_t>::max() && on_16_bytes(x.data()) && on_16_bytes(y.data()) &&
+         reinterpret_cast<uintptr_t>(argmax) % 8 == 0;
 }
 
 HalfPooling half_pooling_of(const Shape& y, const Shape& x) {
@@ -180,12 +198,12 @@ bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstAct
 }
 
 bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
-                              Stream& stream) {
-  if (!fit_half_pooling(dy, argmax.data(), dx, window)) return false;
+                              const GradientStore& store, Stream& stream) {
+  if (!fit_half_pooling(dy, argmax.data(), dx, window) || !fits_half_gradient(dx, store)) return false;
   const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
   const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.pieces;
   launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
-         half_max_pool2d_backward_kernel, static_cast<uint4*>(dx.data()), static_cast<const uint4*>(dy.data()),
+         half_max_pool2d_backward_kernel, half_gradient(dx, store), static_cast<const uint4*>(dy.data()),
          reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));
   return true;
 }
@@ -223,15 +241,15 @@ void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Strea
 
 void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("flatten_forward", moves(y, x), grid_for(y.elements()), stream, flatten_forward_kernel<Y, X>, to, from,
-           x.size(1) * x.size(2), x.size(3), y.elements());
+    launch("flatten_forward", moves(y, x), flatten_grid(x.shape()), stream, flatten_forward_kernel<Y, X>, to, from,
+           static_cast<int>(x.size(1) * x.size(2)), static_cast<int>(x.size(3)), x.size(0));
   });
 }
 
 void flatten_backward(Activations dx, ConstActivations dy, Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("flatten_backward", moves(dx, dy), grid_for(dx.elements()), stream, flatten_backward_kernel<T>, to, from,
-           dx.size(1) * dx.size(2), dx.size(3), dx.elements());
+    launch("flatten_backward", moves(dx, dy), flatten_grid(dx.shape()), stream, flatten_backward_kernel<T>, to, from,
+           static_cast<int>(dx.size(1) * dx.size(2)), static_cast<int>(dx.size(3)), dx.size(0));
   });
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/dispatch.cuh"
 #include "kernels/cuda/half_operands.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
@@ -11,8 +12,6 @@ namespace nibblenet {
 namespace {
 
 int tiles(int64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
-
-bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 /// A linear layer is a convolution of one image: its rows are the pixels of one line, so that they are cheap to count.
 ConvolutionSizes as_one_image(ConvolutionSizes s) {
@@ -86,7 +85,7 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelRe
   launch(name, work, grid, stream, warpgroup_pixel_kernel<Filters, Finish>, pixels, w, result, finish, pixels.steps(),
          plan.parts.steps);
   if (plan.parts.count == 1) return;
-  Grid sums = grid_for(int64_t{result.pixels} * result.channels);
+  Grid sums = grid_for(int64_t{result.pixels} * result.channels / 8, 128);
   sums.early = true;
   launch("warpgroup_parts", {}, sums, stream, sum_pixel_parts_kernel<Finish>, result, finish, plan.parts.count);
 }
@@ -128,15 +127,15 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
       rows = scratch.rows;
     }
     start("warpgroup_forward", pixels, FilterRowTiles<columns>{rows, s.k, s.c, s.taps(), s.size},
-          {y.halves().data(), s.outputs(), s.k, nullptr}, ForwardFinish{result}, plan, scratch.partial, work, stream);
+          {s.outputs(), s.k, nullptr}, ForwardFinish{result}, plan, scratch.partial, work, stream);
   });
   return true;
 }
 
 bool data_gradient(Activations dx, ConstActivations dy, const WeightCuda& w, const ConvolutionSizes& s,
-                   Workspace& workspace, Stream& stream) {
+                   const GradientStore& store, Workspace& workspace, Stream& stream) {
   if (dy.precision() != Precision::float16 || w.rows_in_halves() == nullptr || s.stride != 1 || s.c % 8 != 0 ||
-      s.k % 8 != 0 || s.inputs() == 0 || !on_16_bytes(dx.data()) || !on_16_bytes(dy.data()))
+      s.k % 8 != 0 || s.inputs() == 0 || !fits_half_gradient(dx, store) || !on_16_bytes(dy.data()))
     return false;
   const PixelTiles pixels = PixelTiles::contributions(dy.halves().data(), s);
   const Work work =
@@ -145,7 +144,7 @@ bool data_gradient(Activations dx, ConstActivations dy, const WeightCuda& w, con
     const PixelPlan plan(pixels, s.c, columns);
     const Scratch scratch(workspace, 0, plan.partial_floats);
     start("warpgroup_data_gradient", pixels, FilterColumnTiles<columns>{w.rows_in_halves(), s.k, s.c, s.taps(), s.size},
-          {dx.halves().data(), s.inputs(), s.c, nullptr}, GradientFinish{1.0F / w.normalisation()}, plan,
+          {s.inputs(), s.c, nullptr}, GradientFinish{half_gradient(dx, store), 1.0F / w.normalisation()}, plan,
           scratch.partial, work, stream);
   });
   return true;
@@ -198,13 +197,13 @@ bool warpgroup_linear_forward(Activations y, ConstActivations x, const WeightCud
 }
 
 bool warpgroup_conv2d_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w, Window window,
-                                    Workspace& workspace, Stream& stream) {
-  return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), workspace, stream);
+                                    const GradientStore& store, Workspace& workspace, Stream& stream) {
+  return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), store, workspace, stream);
 }
 
-bool warpgroup_linear_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w, Workspace& workspace,
-                                    Stream& stream) {
-  return data_gradient(dx, dy, w, linear_sizes(dx.shape(), dy.shape()), workspace, stream);
+bool warpgroup_linear_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
+                                    const GradientStore& store, Workspace& workspace, Stream& stream) {
+  return data_gradient(dx, dy, w, linear_sizes(dx.shape(), dy.shape()), store, workspace, stream);
 }
 
 bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,

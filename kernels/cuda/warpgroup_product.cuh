@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/half_gradient.cuh"
 #include "kernels/cuda/parameters.cuh"
 #include "kernels/cuda/result.cuh"
 #include "kernels/cuda/warpgroup_tile.cuh"
@@ -88,25 +89,29 @@ __device__ __forceinline__ void sum_steps(const A& a, const B& b, int first_i, i
   __syncthreads();  // shared memory may be used for something else
 }
 
-/// y [pixels, channels] of a product, in halves.
+/// Sizes of a product's result [pixels, channels], which is halves.
 struct PixelResult {
-  f16* y;
   int pixels;
   int channels;    ///< a multiple of 8
   float* partial;  ///< [parts, pixels, channels]; null: the sums are whole
 };
 
-/// What becomes of the sums of an output channel: bias and ReLU.
+/// What becomes of the sums of an output channel, bias and ReLU, and of eight halves, counted in eights.
 struct ForwardFinish {
   BiasResult<AnyElements> result;
   __device__ auto of_channel(int channel) const { return result.of_row(channel); }
+  __device__ void store(int64_t eight, const uint4& halves) const {
+    static_cast<uint4*>(result.y.data)[eight] = halves;
+  }
 };
 /// And of an input channel.
 struct GradientFinish {
+  HalfGradient dx;
   float factor;
   __device__ auto of_channel(int) const {
     return [factor = factor](float sum) { return sum * factor; };
   }
+  __device__ void store(int64_t eight, const uint4& halves) const { dx.store(eight, halves); }
 };
 
 /// Sums as halves through shared memory, so that they leave 16 bytes at a time.
@@ -129,8 +134,8 @@ __device__ __forceinline__ void store_pixels(const PixelResult& result, const Fi
     const int pixel = first_pixel + i / pieces;
     const int channel = first_channel + i % pieces * 8;
     if (pixel >= result.pixels || channel >= result.channels) continue;
-    *reinterpret_cast<uint4*>(result.y + static_cast<int64_t>(pixel) * result.channels + channel) =
-        *reinterpret_cast<const uint4*>(halves + i / pieces * row_halves + i % pieces * 8);
+    finish.store((static_cast<int64_t>(pixel) * result.channels + channel) / 8,
+                 *reinterpret_cast<const uint4*>(halves + i / pieces * row_halves + i % pieces * 8));
   }
 }
 
@@ -161,16 +166,25 @@ __global__ void __launch_bounds__(warpgroup_threads, 2)
   });
 }
 
-/// y = finish(sum over parts, the first one first). One thread an element.
+/// y = finish(sum over parts, the first one first). One thread eight neighbours.
 template <class Finish>
 __global__ void sum_pixel_parts_kernel(PixelResult result, Finish finish, int parts) {
-  const int64_t count = static_cast<int64_t>(result.pixels) * result.channels;
+  const int64_t count = static_cast<int64_t>(result.pixels) * result.channels / 8;
   let_next_kernel_begin();
   wait_for_kernel_before();
   for_each_index(count, [&](int64_t i) {
-    float sum = 0.0F;
-    for (int part = 0; part < parts; ++part) sum += result.partial[part * count + i];
-    store_element(result.y, i, finish.of_channel(static_cast<int>(i % result.channels))(sum));
+    float sum[8] = {};
+    for (int part = 0; part < parts; ++part) {
+      const auto* eight = reinterpret_cast<const float4*>(result.partial) + 2 * (part * count + i);
+      const float4 low = eight[0], high = eight[1];
+      const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum[e] += values[e];
+    }
+    const auto channel = static_cast<int>(8 * i % result.channels);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum[e] = finish.of_channel(channel + e)(sum[e]);
+    finish.store(i, eight_halves(sum));
   });
 }
 

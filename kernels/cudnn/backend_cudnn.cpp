@@ -134,12 +134,14 @@ void CudnnBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, 
                        epilogue);
 }
 
-void CudnnBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window) {
+void CudnnBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window,
+                                        const GradientStore& store) {
   const TensorView<float> dx = to.floats();
   const TensorView<const float> dy = from.floats();
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
   convolution_.backward_data(dx, dy, static_cast<const float*>(filters(weight, Precision::float32)), window);
+  finish_gradient(to, store);
 }
 
 void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
@@ -174,13 +176,14 @@ void CudnnBackend::linear_forward(Activations y, ConstActivations x, Weight& w, 
                   y.precision(), 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), epilogue);
 }
 
-void CudnnBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w) {
+void CudnnBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w, const GradientStore& store) {
   const TensorView<float> dx = to.floats();
   const TensorView<const float> dy = from.floats();
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
   matmul_.product(dx.data(), {dy.data(), false}, {filters(weight, Precision::float32), false}, dx.size(0), dx.size(1),
                   dy.size(1), Precision::float32, Precision::float32);
+  finish_gradient(to, store);
 }
 
 void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,

@@ -36,12 +36,13 @@ class CudnnBackend final : public CudaBackend {
                                  Window) override {
     return false;
   }
-  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window) override;
+  void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
+                            const GradientStore& store = {}) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                               Window window) override;
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                       Epilogue epilogue) override;
-  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w) override;
+  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store = {}) override;
   void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                               ConstActivations x) override;
   void relu_forward(TensorView<float> y, TensorView<const float> x) override;

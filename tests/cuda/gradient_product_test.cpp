@@ -46,8 +46,11 @@ const std::vector<Case> matrices = {
     {{1, 1, 1, 8}, {8, 8, 1, 1}},         {{129, 1, 1, 72}, {136, 72, 1, 1}}, {{300, 1, 1, 16}, {24, 16, 1, 1}},
     {{33, 1, 1, 136}, {1032, 136, 1, 1}}, {{20, 1, 1, 200}, {64, 200, 1, 1}},
 };
-/// Filters, or channels of dx, that are no multiple of 8: the plain kernels'.
-const std::vector<Case> odd = {{{9, 1, 1, 40}, {10, 40, 1, 1}}, {{1, 5, 6, 8}, {7, 8, 3, 3}, {3, 1, 1}}};
+/// Filters that are no multiple of 8: of few, around the blocks' 64 rows and 64 columns, and the plain kernels'.
+const std::vector<Case> odd = {{{9, 1, 1, 40}, {10, 40, 1, 1}},  {{1, 1, 1, 8}, {1, 8, 1, 1}},
+                               {{65, 1, 1, 72}, {15, 72, 1, 1}}, {{128, 1, 1, 1024}, {10, 1024, 1, 1}},
+                               {{200, 1, 1, 64}, {3, 64, 1, 1}}, {{9, 1, 1, 40}, {17, 40, 1, 1}},
+                               {{9, 1, 1, 36}, {10, 36, 1, 1}},  {{1, 5, 6, 8}, {7, 8, 3, 3}, {3, 1, 1}}};
 
 std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
 
@@ -171,7 +174,7 @@ TEST_F(GradientProduct, OneKernelUnlessTheReductionIsCut) {
   };
   use(cuda_, testing::Family::portable);
   const std::vector<Launches> cases = {
-      {matrices[0], 1, 1}, {matrices[3], 2, 1}, {convolutions[1], 2, 1}, {convolutions[4], 1, 2}};
+      {odd[3], 1, 1}, {matrices[0], 1, 1}, {matrices[3], 2, 1}, {convolutions[1], 2, 1}, {convolutions[4], 1, 2}};
   for (const auto& [c, of_data, of_weight] : cases) {
     SCOPED_TRACE(name_of(c));
     const Values dy = uniform(output_shape(c), 1), x = uniform(c.x, 2), w = uniform(c.w, 3);

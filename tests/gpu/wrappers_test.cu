@@ -71,9 +71,9 @@ __global__ void words_kernel(uint4* y, const uint4* x) {
                     max_halves(v.x, v.z)};
 }
 
-/// y[i] = which halves of x[i] are greater than the other word's, or NaN.
-__global__ void greater_kernel(uint32_t* y, const uint2* x) {
-  y[threadIdx.x] = greater_or_nan_halves(x[threadIdx.x].x, x[threadIdx.x].y);
+/// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are NaN.
+__global__ void compare_kernel(uint2* y, const uint2* x) {
+  y[threadIdx.x] = {greater_halves(x[threadIdx.x].x, x[threadIdx.x].y), nan_halves(x[threadIdx.x].x)};
 }
 
 template <class T>
@@ -138,24 +138,27 @@ TEST(Wrappers, PairsOfHalvesCompare) {
   constexpr uint32_t one = 0x3C00, two = 0x4000, minus = 0x8000, nan = 0x7E01, infinity = 0x7C00;
   struct Case {
     uint32_t a, b;
-    bool greater;
+    bool greater, is_nan;
   };
-  const std::vector<Case> cases = {{two, one, true},      {one, two, false},          {one, one, false},
-                                   {0, minus, false},     {minus, 0, false},          {one, minus | one, true},
-                                   {nan, one, true},      {one, nan, false},          {nan, nan, true},
-                                   {infinity, two, true}, {infinity, infinity, false}};
+  const std::vector<Case> cases = {
+      {two, one, true, false},         {one, two, false, false},     {one, one, false, false},
+      {0, minus, false, false},        {minus, 0, false, false},     {1, 0, true, false},
+      {one, minus | one, true, false}, {nan, one, false, true},      {one, nan, false, false},
+      {nan, nan, false, true},         {infinity, two, true, false}, {infinity, infinity, false, false}};
   std::vector<uint2> x;
   for (const Case& low : cases)
     for (const Case& high : cases) x.push_back({low.a | high.a << 16, low.b | high.b << 16});
   const Buffer<uint2> source = on(backend, x);
-  Buffer<uint32_t> result(backend, x.size(), MemoryCategory::data);
-  launch("greater", {}, {dim3(1), static_cast<unsigned>(x.size())}, backend.stream(), greater_kernel, result.data(),
+  Buffer<uint2> result(backend, x.size(), MemoryCategory::data);
+  launch("compare", {}, {dim3(1), static_cast<unsigned>(x.size())}, backend.stream(), compare_kernel, result.data(),
          source.data());
-  std::vector<uint32_t> y(x.size());
+  std::vector<uint2> y(x.size());
   backend.copy_to_host(y.data(), result.data(), result.bytes());
+  const auto mask = [](bool low, bool high) { return (low ? 0xFFFFU : 0U) | (high ? 0xFFFF0000U : 0U); };
   for (size_t i = 0; i < y.size(); ++i) {
-    const bool low = cases[i / cases.size()].greater, high = cases[i % cases.size()].greater;
-    EXPECT_EQ(y[i], (low ? 0xFFFFU : 0U) | (high ? 0xFFFF0000U : 0U)) << i;
+    const Case &low = cases[i / cases.size()], &high = cases[i % cases.size()];
+    EXPECT_EQ(y[i].x, mask(low.greater, high.greater)) << i;
+    EXPECT_EQ(y[i].y, mask(low.is_nan, high.is_nan)) << i;
   }
 }
 

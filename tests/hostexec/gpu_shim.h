@@ -275,14 +275,14 @@ inline uint32_t max_halves(uint32_t a, uint32_t b) {
   return d;
 }
 
-inline uint32_t greater_or_nan_halves(uint32_t a, uint32_t b) {
-  uint32_t d = 0;
-  for (int half = 0; half < 2; ++half) {
-    const float x = hostexec::half_values()[a >> 16 * half & 0xFFFFU];
-    const float y = hostexec::half_values()[b >> 16 * half & 0xFFFFU];
-    if (x > y || std::isnan(x)) d |= 0xFFFFU << 16 * half;
-  }
-  return d;
+inline uint32_t greater_halves(uint32_t a, uint32_t b) {
+  const float* value = hostexec::half_values();
+  return (value[a & 0xFFFFU] > value[b & 0xFFFFU] ? 0xFFFFU : 0U) |
+         (value[a >> 16] > value[b >> 16] ? 0xFFFF0000U : 0U);
+}
+inline uint32_t nan_halves(uint32_t a) {
+  const float* value = hostexec::half_values();
+  return (std::isnan(value[a & 0xFFFFU]) ? 0xFFFFU : 0U) | (std::isnan(value[a >> 16]) ? 0xFFFF0000U : 0U);
 }
 
 inline uint4 load_once_16(const void* source, std::source_location where = std::source_location::current()) {

@@ -124,7 +124,7 @@ class HostLayers {
     return map(x, x.shape, dropout_forward, probability, key);
   }
   Values dropout_backward(const Values& dy, float probability, DropoutKey key) {
-    return map(dy, dy.shape, nibblenet::dropout_backward, probability, key);
+    return map(dy, dy.shape, nibblenet::dropout_backward, probability, key, GradientStore{});
   }
 
   CrossEntropy cross_entropy(const Values& logits, const std::vector<int32_t>& labels) {
