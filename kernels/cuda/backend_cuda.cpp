@@ -140,7 +140,8 @@ void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, T
 bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
   return !plain_kernels_ &&
-         cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
+         (cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_) ||
+          cuda::first_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, stream_));
 }
 
 void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,

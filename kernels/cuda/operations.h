@@ -62,6 +62,11 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 /// weights lie channel by channel, windows begin at whole words of x, and filters are short.
 [[nodiscard]] bool first_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                         TensorView<const float> bias, Window window, Epilogue epilogue, Stream& stream);
+/// The same with max pooling of its result, of windows of 3 x 3 at stride 2 without padding, for rows of 29 to 56
+/// results.
+[[nodiscard]] bool first_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                                   TensorView<const float> bias, Window window, Epilogue epilogue,
+                                                   Window pool, Stream& stream);
 /// linear_forward of at most this many outputs, any number of rows: false, and nothing was started, unless activations
 /// are float16 of a multiple of 8 columns, on 16 bytes, and weights lie channel by channel.
 inline constexpr int64_t few_outputs = 32;

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -124,6 +126,57 @@ TEST_F(FirstConvolution, IsOneKernelAndNotThePlainOne) {
         << to_string(c.x);
     EXPECT_EQ(cuda_.stream().launches(), before + (c.x[0] > 0 ? 1 : 0));
   }
+}
+
+TEST_F(FirstConvolution, PoolsAtOnceWhatItWouldPoolAfterwards) {
+  // Walks of one band and of more, of one block and of several; rows and columns that no window reaches; filters that
+  // are no whole pieces; batches with all filters in a block, and a quarter of them.
+  const std::vector<Case> cases = {
+      {{1, 7, 64, 3}, {64, 3, 3, 3}, {3, 2, 1}},       {{2, 23, 58, 2}, {20, 2, 3, 3}, {3, 1, 0}},
+      {{3, 39, 56, 1}, {7, 1, 3, 3}, {3, 2, 28}},      {{70, 12, 60, 3}, {72, 3, 5, 5}, {5, 2, 2}},
+      {{300, 21, 64, 1}, {8, 1, 2, 2}, {2, 2, 0}},     {{140, 9, 29, 2}, {1, 2, 1, 1}, {1, 1, 0}},
+      {{1, 224, 224, 3}, {64, 3, 11, 11}, {11, 4, 2}}, {{264, 15, 32, 2}, {8, 2, 1, 1}, {1, 1, 0}},
+      {{132, 15, 32, 2}, {8, 2, 1, 1}, {1, 1, 0}},
+  };
+  const Window pool{3, 2, 0};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
+    WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream());
+    const Buffer<f16> halves = halves_on(cuda_, uniform(c.x, 1));
+    const TensorView<const f16> x(halves.data(), c.x);
+    const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
+    const Shape convolved = result_shape(c);
+    const Shape pooled = {convolved[0], pool.output(convolved[1]), pool.output(convolved[2]), convolved[3]};
+    Buffer<f16> between(cuda_, static_cast<size_t>(convolved.elements()), MemoryCategory::data);
+    Buffer<f16> result = halves_on(cuda_, Values(pooled, 77.0F));
+    const TensorView<f16> y(result.data(), pooled);
+    const Values expected = output_of(cuda_, pooled, [&](TensorView<float> floats) {
+      cuda_.conv2d_forward(TensorView<f16>(between.data(), convolved), x, w, bias.view(), c.window, Epilogue::relu);
+      cuda_.max_pool2d_forward(floats, {}, TensorView<const f16>(between.data(), convolved), pool);
+    });
+    const Values actual = output_of(cuda_, pooled, [&](TensorView<float> floats) {
+      ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool));
+      cuda_.convert(floats, y);
+    });
+    EXPECT_EQ(actual, expected);
+    for (const Window& other : {Window{3, 2, 1}, Window{2, 2, 0}, Window{3, 1, 0}})
+      EXPECT_FALSE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, other));
+  }
+}
+
+TEST_F(FirstConvolution, PoolingKeepsNaN) {
+  const Case c{{1, 3, 32, 2}, {8, 2, 1, 1}, {1, 1, 0}};
+  Values input = uniform(c.x, 1);
+  input.data[2 * 16] = std::numeric_limits<float>::quiet_NaN();  // pixel 16 of the first row
+  WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream());
+  const Buffer<f16> halves = halves_on(cuda_, input);
+  const Tensor<float> bias = on(cuda_, Values({8}));
+  Buffer<f16> result(cuda_, 15 * 8, MemoryCategory::data);
+  const TensorView<f16> y(result.data(), {1, 1, 15, 8});
+  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(halves.data(), c.x), w, bias.view(), c.window,
+                                              Epilogue::relu, {3, 2, 0}));
+  const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
+  for (size_t i = 0; i < pooled.data.size(); ++i) EXPECT_EQ(std::isnan(pooled.data[i]), i / 8 == 7 || i / 8 == 8) << i;
 }
 
 TEST_F(FirstConvolution, HugeWeightsKeepTheirPrecision) {

@@ -157,6 +157,11 @@ inline void __syncwarp(unsigned mask = 0xFFFFFFFFU, std::source_location where =
   nibblenet::hostexec::warp_collective(mask, "__syncwarp", where, nullptr, nullptr);
 }
 template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, std::source_location where = std::source_location::current()) {
+  using namespace nibblenet::hostexec;
+  return shuffle(mask, value, static_cast<unsigned>(lane) % 32, "__shfl_sync", where);
+}
+template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int distance, std::source_location where = std::source_location::current()) {
   using namespace nibblenet::hostexec;
   return shuffle(mask, value, (lane_index() ^ static_cast<unsigned>(distance)) % 32, "__shfl_xor_sync", where);

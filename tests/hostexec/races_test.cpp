@@ -70,6 +70,45 @@ Values superblock_convolution(CudaBackend& backend, const std::string& scheme) {
   });
 }
 
+/// A convolution of few channels, results in halves.
+Values first_convolution(CudaBackend& backend, const std::string& scheme) {
+  const Shape x = {1, 9, 8, 2}, y = {1, 9, 8, 20};
+  const auto weight = backend.make_weight(quantized({20, 2, 3, 3}, parse_scheme(scheme), 3));
+  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Tensor<float> bias = on(backend, uniform({20}, 2));
+  Buffer<f16> y_halves(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
+  return output_of(backend, y, [&](TensorView<float> floats) {
+    const TensorView<f16> rounded(y_halves.data(), y);
+    backend.conv2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight, bias.view(), window,
+                           Epilogue::relu);
+    backend.convert(floats, rounded);
+  });
+}
+
+/// With max pooling, of so many filters that a block has several bands.
+Values pooled_first_convolution(CudaBackend& backend) {
+  const Shape x = {1, 5, 29, 2}, y = {1, 2, 14, 2128};
+  const auto weight = backend.make_weight(quantized({2128, 2, 1, 1}, parse_scheme("linear:4:channel"), 3));
+  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Tensor<float> bias = on(backend, uniform({2128}, 2));
+  Buffer<f16> y_halves(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
+  return output_of(backend, y, [&](TensorView<float> floats) {
+    const TensorView<f16> rounded(y_halves.data(), y);
+    EXPECT_TRUE(backend.conv2d_max_pool2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight,
+                                                  bias.view(), {1, 1, 0}, Epilogue::relu, {3, 2, 0}));
+    backend.convert(floats, rounded);
+  });
+}
+
+Values few_outputs(CudaBackend& backend, const std::string& scheme) {
+  const auto weight = backend.make_weight(quantized({10, 1032}, parse_scheme(scheme), 3));
+  const Buffer<f16> x = halves_on(backend, uniform({9, 1032}, 1));
+  const Tensor<float> bias = on(backend, uniform({10}, 2));
+  return output_of(backend, {9, 10}, [&](TensorView<float> y) {
+    backend.linear_forward(y, TensorView<const f16>(x.data(), {9, 1032}), *weight, bias.view(), Epilogue::relu);
+  });
+}
+
 /// Gradients on the tensor cores, of two parts each: dx, or the weight behind a step at once.
 Values gradients_in_halves(CudaBackend& backend, bool of_weight) {
   const Shape x = of_weight ? Shape{1, 24, 24, 8} : Shape{1, 4, 5, 8}, y = {1, x[1], x[2], 64};
@@ -121,6 +160,12 @@ std::vector<Operation> operations() {
   for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel"})
     list.push_back(
         {fmt::format("conv2d forward, {}", scheme), [=](CudaBackend& b) { return superblock_convolution(b, scheme); }});
+  for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:block:7"}) {
+    list.push_back(
+        {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return first_convolution(b, scheme); }});
+    list.push_back({fmt::format("few outputs, {}", scheme), [=](CudaBackend& b) { return few_outputs(b, scheme); }});
+  }
+  list.push_back({"first convolution with pooling", pooled_first_convolution});
   list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
     b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
   }));
