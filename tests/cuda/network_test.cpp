@@ -95,6 +95,8 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
       EXPECT_LE(relative_error(logits_of(cuda_, network(), images, Precision::float16).view(), expected.view()), 2e-3);
       return backend.stream().launches() - before;
     };
+    launches(false);  // where there are warpgroups, on them
+    backend.use_warpgroups(Warpgroups::never);
     EXPECT_EQ(launches(false), launches(true) - 2);  // the second and the third pooling
     backend.use_plain_kernels(false);
   }

@@ -111,7 +111,7 @@ TEST_F(WarpgroupProduct, EveryWayToStoreWeights) {
       const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme(scheme), "w"));
       EXPECT_LE(relative_error(product(Family::warpgroups, c, x, *w, bias).view(),
                                product(Family::plain, c, x, *w, bias).view()),
-                3e-4);
+                1e-3);  // steps are halves in one, floats in the other
     }
 }
 

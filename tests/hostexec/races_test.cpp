@@ -131,6 +131,20 @@ Values gradients_in_halves(CudaBackend& backend, bool of_weight) {
   });
 }
 
+/// An operation of one operand and one result in halves, with the store that it is given where it is a gradient.
+template <class Run>
+Operation map_halves(std::string name, const Shape& y, const Shape& x, Run run) {
+  return {std::move(name), [=](CudaBackend& backend) {
+            const Buffer<f16> input = halves_on(backend, uniform(x, 1)), mask = halves_on(backend, uniform(y, 2));
+            Buffer<f16> output = halves_on(backend, Values(y));
+            const TensorView<f16> halves(output.data(), y);
+            Tensor<uint32_t> overflow(backend, {1}, MemoryCategory::data);
+            run(backend, Activations(halves), ConstActivations(TensorView<const f16>(input.data(), x)),
+                GradientStore{TensorView<const f16>(mask.data(), y), overflow.view()});
+            return output_of(backend, y, [&](TensorView<float> out) { backend.convert(out, halves); });
+          }};
+}
+
 /// An operation of one operand and one result.
 template <class Run>
 Operation map(std::string name, const Shape& y, const Shape& x, Run run) {
@@ -194,6 +208,36 @@ std::vector<Operation> operations() {
     b.copy_from_host(argmax.data(), positions.data(), positions.size());
     b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0});
   }));
+  using Halves = ConstActivations;
+  list.push_back(map_halves("max pool of halves", {2, 4, 5, 8}, {2, 9, 12, 8},
+                            [](CudaBackend& b, Activations y, Halves x, const GradientStore&) {
+                              Tensor<uint8_t> argmax(b, y.shape(), MemoryCategory::data);
+                              b.max_pool2d_forward(y, argmax.view(), x, {3, 2, 0});
+                            }));
+  list.push_back(map_halves("max pool backward of halves", {2, 9, 12, 24}, {2, 4, 5, 24},
+                            [](CudaBackend& b, Activations dx, Halves dy, const GradientStore& store) {
+                              Tensor<uint8_t> argmax(b, dy.shape(), MemoryCategory::data);
+                              const std::vector<uint8_t> positions(static_cast<size_t>(dy.elements()), 4);
+                              b.copy_from_host(argmax.data(), positions.data(), positions.size());
+                              b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0}, store);
+                            }));
+  list.push_back(map_halves("dropout of halves", {7, 336}, {7, 336},
+                            [](CudaBackend& b, Activations y, Halves x, const GradientStore& store) {
+                              b.dropout(y, x, 0.4F, {1, 2, 3}, store);
+                            }));
+  list.push_back(
+      map_halves("data gradient of few outputs", {35, 72}, {35, 10},
+                 [](CudaBackend& b, Activations dx, Halves dy, const GradientStore& store) {
+                   b.linear_backward_data(dx, dy, *b.make_trained_weight(uniform({10, 72}, 3).view()), store);
+                 }));
+  list.push_back({"weight gradient of few outputs", [](CudaBackend& b) {
+                    const Buffer<f16> dy = halves_on(b, uniform({67, 10}, 1)), x = halves_on(b, uniform({67, 72}, 2));
+                    Tensor<float> dbias = on(b, Values({10}));
+                    return output_of(b, {10, 72}, [&](TensorView<float> dw) {
+                      b.linear_backward_weight(dw, dbias.view(), TensorView<const f16>(dy.data(), {67, 10}),
+                                               TensorView<const f16>(x.data(), {67, 72}));
+                    });
+                  }});
   list.push_back(map("average pool", {2, 4, 3, 5}, {2, 9, 8, 5},
                      [](CudaBackend& b, Y y, X x) { b.adaptive_average_pool2d_forward(y, x); }));
   list.push_back(map("average pool backward", {2, 9, 8, 5}, {2, 4, 3, 5},
