@@ -50,7 +50,7 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream.get();
-  constexpr size_t free_to_use = 48 << 10;  // more has to be asked for
+  constexpr size_t free_to_use = 16 << 10;  // more may, with what a kernel has anyway, have to be asked for
   if (grid.shared_bytes > free_to_use)
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),

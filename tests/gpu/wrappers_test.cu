@@ -22,7 +22,7 @@ __global__ void tile_kernel(float* d, const f16* a, const f16* b) {
   auto& tiles = shared<Tiles>();
   const int lane = static_cast<int>(threadIdx.x);
   cp_async_16(&tiles.a[lane / 2][lane % 2 * 8], a + lane * 8, true);
-  cp_async_16(&tiles.b[lane / 4][lane % 2 * 8], b + lane / 4 * 16 + lane % 2 * 8, true);
+  if (lane < 16) cp_async_16(&tiles.b[lane / 2][lane % 2 * 8], b + lane * 8, true);
   cp_async_commit();
   cp_async_wait<0>();
   __syncthreads();

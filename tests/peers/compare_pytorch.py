@@ -234,8 +234,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, help="on the CPU")
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--sides", help="only these of the sides above, separated by commas")
     parser.add_argument("--json", required=True)
     options = parser.parse_args()
+    sides = sides_for(options.device)
+    if options.sides:
+        unknown = [name for name in options.sides.split(",") if name not in sides]
+        if unknown:
+            parser.error(f"unknown sides {unknown}; there are: {', '.join(sides)}")
+        sides = {name: sides[name] for name in options.sides.split(",")}
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
@@ -243,8 +250,8 @@ def main():
     torch.backends.cudnn.allow_tf32 = False
     tensors = read_safetensors(options.model)
     with torch.inference_mode():
-        sides = measure(sides_for(options.device), tensors, options)
-    if options.device == "cuda":
+        sides = measure(sides, tensors, options)
+    if options.device == "cuda" and not options.sides:
         sides += tensorrt_side.measure(tensors, options)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {"device": options.device, "description": f"PyTorch {torch.__version__}, {name}",
