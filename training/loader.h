@@ -24,9 +24,9 @@ struct Batch {
 
 struct LoaderOptions {
   int64_t batch_size = 128;
-  bool flip = false;     ///< mirror each image with probability 1/2, a function of (seed, epoch, index)
-  bool shift = false;    ///< move it by up to an eighth of its shorter side each way, black behind it; likewise
-  bool cut = false;      ///< hide a square of half its shorter side (DeVries and Taylor 2017, arXiv 1708.04552); likewise
+  bool flip = false;   ///< mirror each image with probability 1/2, a function of (seed, epoch, index)
+  bool shift = false;  ///< move it by up to an eighth of its shorter side each way, black behind it; likewise
+  bool cut = false;    ///< hide a square of half its shorter side (DeVries and Taylor 2017, arXiv 1708.04552); likewise
   bool shuffle = false;  ///< order is a function of (seed, epoch)
   uint64_t seed = 0;
   int64_t epoch = 0;

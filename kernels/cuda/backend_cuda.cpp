@@ -76,8 +76,7 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
 
 std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
   // Warpgroups read rows, forwards too.
-  const CodeLayout layout =
-      warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : CodeLayout::channels;
+  const CodeLayout layout = warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : CodeLayout::channels;
   return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_, layout);
 }
 

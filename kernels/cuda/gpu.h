@@ -6,9 +6,9 @@
 //
 // What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared(); __syncthreads(),
 // __syncwarp(mask),
-// __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long, atomicAdd on
-// unsigned int, __threadfence(), __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their
-// like; and the wrappers below.
+// __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long,
+// atomicAdd on unsigned int, __threadfence(), __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf,
+// logf and their like; and the wrappers below.
 
 #ifdef GPU_HOST_EXECUTION
 #include "tests/hostexec/gpu_shim.h"

@@ -53,6 +53,31 @@ struct SuperblockRowsShared {
   alignas(16) f16 halves[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
 };
 
+/// Halves of half `pair` of a superblock's chunks, row by row. `with_steps`: they are multiplied by `steps`.
+template <class Codes, int pair>
+__device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typename Codes::Table& table,
+                                              const FragmentSteps& steps, bool with_steps,
+                                              f16 (&rows)[Superblocks::size][Superblocks::size + 8]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint32_t words[2 * Codes::bits];
+  load_words<2 * pair * Codes::bits>(codes, words);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint32_t chunk[Codes::bits];
+#pragma unroll
+    for (int j = 0; j < Codes::bits; ++j) chunk[j] = words[i * Codes::bits + j];
+    uint32_t a[4][4];
+    Codes{}.decode(chunk, table, a);
+    if (with_steps) apply_steps(steps, a);
+    const int column = lane % 4 * 16 + (2 * pair + i) * 4;
+#pragma unroll
+    for (int f = 0; f < 4; ++f)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        *reinterpret_cast<uint32_t*>(&rows[16 * f + lane / 4 + r % 2 * 8][column + r / 2 * 2]) = a[f][r];
+  }
+}
+
 /// The same from superblocks that are `length` columns wide, a multiple of 8. A warp a superblock.
 template <class Codes>
 __global__ void __launch_bounds__(32 * superblock_rows_warps)
@@ -71,30 +96,8 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps)
     const uint8_t* codes = w.codes + static_cast<int64_t>(superblock) * Codes::bits * Superblocks::row_bytes;
     FragmentSteps steps = {};
     if (w.inside) load_steps<Codes>(w.steps, RowGroups(w.steps, w.rows, down), across, w.step_factor, steps);
-    uint32_t words[4 * Codes::bits];
-#pragma unroll
-    for (int i = 0; i < Codes::bits; ++i) {
-      const uint4 v = *reinterpret_cast<const uint4*>(codes + i * Superblocks::row_bytes + lane * 16);
-      words[4 * i] = v.x;
-      words[4 * i + 1] = v.y;
-      words[4 * i + 2] = v.z;
-      words[4 * i + 3] = v.w;
-    }
-#pragma unroll
-    for (int chunk = 0; chunk < 4; ++chunk) {
-      uint32_t of_chunk[Codes::bits];
-#pragma unroll
-      for (int i = 0; i < Codes::bits; ++i) of_chunk[i] = words[chunk * Codes::bits + i];
-      uint32_t a[4][4];
-      Codes{}.decode(of_chunk, memory.table, a);
-      if (w.inside) apply_steps(steps, a);
-#pragma unroll
-      for (int f = 0; f < 4; ++f)
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-          *reinterpret_cast<uint32_t*>(&own[16 * f + lane / 4 + r % 2 * 8][lane % 4 * 16 + 4 * chunk + r / 2 * 2]) =
-              a[f][r];
-    }
+    unpack_chunks<Codes, 0>(codes, memory.table, steps, w.inside, own);
+    unpack_chunks<Codes, 1>(codes, memory.table, steps, w.inside, own);
   }
   __syncwarp();
   wait_for_kernel_before();  // it may still read other rows there
