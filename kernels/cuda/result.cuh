@@ -1,7 +1,5 @@
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/weights.cuh"
 
@@ -30,11 +28,6 @@ struct BiasResult {
   bool with_relu;
   GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the result
   bool one_step_for_all = false;
-
-  /// The same of activations whose precision the kernel is told.
-  BiasResult<AnyElements> of_any() const requires std::is_same_v<Y, f16*> {
-    return {{y, true}, bias, rows, columns, factor, with_relu, steps, one_step_for_all};
-  }
 
   /// What becomes of the sums of one row.
   struct Row {

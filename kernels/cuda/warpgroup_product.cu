@@ -100,10 +100,10 @@ BiasResult<AnyElements> store_rows(f16* rows, Activations y, ConstActivations x,
   const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
   Grid grid = grid_for(pieces);
   grid.early = true;
-  with_half_operands(y.halves().data(), w, bias.data(), s, epilogue == Epilogue::relu,
-                     [&]<class Weights>(const Weights& weights, const BiasResult<f16*>& result, float factor) {
+  with_half_operands(AnyElements{y.data(), true}, w, bias.data(), s, epilogue == Epilogue::relu,
+                     [&]<class Weights>(const Weights& weights, const BiasResult<AnyElements>& result, float factor) {
                        launch("weight_rows", work, grid, stream, weight_rows_kernel<Weights>, rows, weights, factor);
-                       of_product = result.of_any();
+                       of_product = result;
                      });
   return of_product;
 }
