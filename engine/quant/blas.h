@@ -6,7 +6,7 @@
 /// the same bits on every run with as many threads.
 namespace nibblenet::blas {
 
-/// Upper triangle of c[n, n] += rows[m, n]^T rows.
+/// Upper triangle of c[n, n] += rows[m, n]^T rows; what lies below it may change.
 void add_gram_matrix(float* c, const float* rows, int64_t m, int64_t n);
 
 /// c[m, n] -= a[m, k] b[k, n]; lda, ldb, ldc: elements from one row to the next.
@@ -16,8 +16,8 @@ void subtract_product(float* c, int64_t ldc, const float* a, int64_t lda, const 
 /// b[m, n] := b u^-1 for an upper triangular u[n, n], of which only that triangle is read.
 void divide_by_upper(float* b, const float* u, int64_t m, int64_t n);
 
-/// a[n, n], symmetric, of which the lower triangle is read, becomes l^-1 with a = l l^T, lower triangular; the strict
-/// upper triangle is left as it is. False when a is not positive definite; a is then spoilt.
+/// a[n, n], symmetric, of which the lower triangle counts, becomes l^-1 with a = l l^T, lower triangular. False when a
+/// is not positive definite; a is then spoilt.
 bool invert_cholesky_factor(float* a, int64_t n);
 
 }  // namespace nibblenet::blas

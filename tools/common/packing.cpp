@@ -29,7 +29,8 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
   const float reach = largest_deviation(weight.values().view(), scheme.granularity);
   const MethodTraits& traits = traits_of(scheme.method);
   std::vector<Candidate> candidates;
-  for (const float step : {0.18F, 0.25F, 0.35F, 0.5F, 0.7F, 1.0F, 1.2F, 1.4F, 1.7F, 2.0F, 2.8F, 4.0F, 5.6F}) {
+  for (const float step :
+       {0.18F, 0.25F, 0.35F, 0.5F, 0.7F, 1.0F, 1.2F, 1.4F, 1.7F, 2.0F, 2.8F, 4.0F, 5.6F, 8.0F, 11.0F, 16.0F}) {
     scheme.bits = traits.min_bits;
     while (scheme.bits < traits.max_bits && make_codebook(scheme.method, scheme.bits).scale_to * step < reach)
       ++scheme.bits;
