@@ -1,10 +1,64 @@
 #include "training/pruning.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <vector>
 
 namespace nibblenet {
+namespace {
+
+/// Magnitudes in the order of floats, as integers.
+uint32_t magnitude_bits(float weight) { return std::bit_cast<uint32_t>(weight) & 0x7FFFFFFFU; }
+
+constexpr int half_bits = 16;
+constexpr size_t halves = size_t{1} << half_bits;
+
+/// A magnitude, and how many of the same bits come before it.
+struct Rank {
+  uint32_t bits;
+  int64_t before;
+};
+
+/// How often each value of the magnitudes' upper halves occurs; of the lower ones, where the upper one is `upper`.
+std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std::optional<uint32_t> upper) {
+  std::vector<int64_t> counts(halves);
+  for (const auto& weights : layers) {
+#pragma omp parallel
+    {
+      std::vector<int64_t> own(halves);
+#pragma omp for
+      for (size_t i = 0; i < weights.size(); ++i) {
+        const uint32_t bits = magnitude_bits(weights[i]);
+        if (!upper)
+          ++own[bits >> half_bits];
+        else if (bits >> half_bits == *upper)
+          ++own[bits & (halves - 1)];
+      }
+#pragma omp critical
+      std::ranges::transform(counts, own, counts.begin(), std::plus());
+    }
+  }
+  return counts;
+}
+
+/// The value that holds the element of this rank, which becomes its rank among those of the value.
+uint32_t take_rank(std::span<const int64_t> counts, int64_t& rank) {
+  uint32_t value = 0;
+  while (rank >= counts[value]) rank -= counts[value++];
+  return value;
+}
+
+/// The magnitude of a rank, 0 for the smallest, by two passes over the weights instead of a copy to sort.
+Rank find_rank(std::span<const std::span<float>> layers, int64_t rank) {
+  const uint32_t upper = take_rank(count_halves(layers, {}), rank);
+  const uint32_t lower = take_rank(count_halves(layers, upper), rank);
+  return {.bits = upper << half_bits | lower, .before = rank};
+}
+
+}  // namespace
 
 double ramped_fraction(double from, double to, double progress) {
   const double left = 1.0 - std::clamp(progress, 0.0, 1.0);
@@ -29,20 +83,22 @@ int64_t count_zeros(std::span<const float> weights) {
 }
 
 void prune_smallest(std::span<const std::span<float>> layers, double fraction) {
-  std::vector<float> magnitudes;
-  for (const auto& weights : layers)
-    for (const float weight : weights) magnitudes.push_back(std::fabs(weight));
-  const auto wanted = static_cast<size_t>(std::llround(fraction * static_cast<double>(magnitudes.size())));
-  if (wanted == 0) return;
-  const auto last = magnitudes.begin() + static_cast<int64_t>(std::min(wanted, magnitudes.size()) - 1);
-  std::ranges::nth_element(magnitudes, last);
-  const float threshold = *last;
-  auto ties = static_cast<int64_t>(std::ranges::count(magnitudes.begin(), last + 1, threshold));
-  for (const auto& weights : layers)
-    for (float& weight : weights) {
-      const float magnitude = std::fabs(weight);
-      if (magnitude < threshold || (magnitude == threshold && ties-- > 0)) weight = 0.0F;
-    }
+  int64_t count = 0;
+  for (const auto& weights : layers) count += static_cast<int64_t>(weights.size());
+  const int64_t wanted = std::llround(fraction * static_cast<double>(count));
+  if (wanted <= 0) return;
+  const Rank last = find_rank(layers, std::min(wanted, count) - 1);
+  int64_t ties = last.before + 1;
+  for (const auto& weights : layers) {
+#pragma omp parallel for
+    for (size_t i = 0; i < weights.size(); ++i)
+      if (magnitude_bits(weights[i]) < last.bits) weights[i] = 0.0F;
+    for (size_t i = 0; ties > 0 && i < weights.size(); ++i)
+      if (magnitude_bits(weights[i]) == last.bits) {
+        weights[i] = 0.0F;
+        --ties;
+      }
+  }
 }
 
 }  // namespace nibblenet

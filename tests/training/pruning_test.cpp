@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
+
+#include "engine/core/random.h"
 
 namespace nibblenet {
 namespace {
@@ -45,6 +49,21 @@ TEST(PruneSmallest, TakesTheSmallestMagnitudesAndOfTiesTheFirst) {
   prune_smallest({&layer, 1}, 0.625);
   EXPECT_EQ(weights, (std::vector<float>{3, 0, 0, 0, -2, 0, 4, 0}));
   EXPECT_EQ(count_zeros(weights), 5);
+}
+
+TEST(PruneSmallest, SplitsAnyWeightsAsSortingThemWould) {
+  Random random(1, 1);
+  std::vector<float> weights(10'000);
+  for (float& weight : weights) weight = std::ldexp(random.uniform() - 0.5F, static_cast<int>(random.below(9)) - 6);
+  for (const int64_t wanted : {1, 17, 5'000, 9'999, 10'000}) {
+    std::vector<float> pruned = weights, sorted = weights;
+    const std::span<float> layer(pruned);
+    prune_smallest({&layer, 1}, static_cast<double>(wanted) / 10'000);
+    std::ranges::sort(sorted, {}, [](float weight) { return std::fabs(weight); });
+    EXPECT_EQ(count_zeros(pruned), wanted);
+    for (size_t i = 0; i < weights.size(); ++i)
+      ASSERT_EQ(pruned[i] == 0.0F, std::fabs(weights[i]) <= std::fabs(sorted[static_cast<size_t>(wanted - 1)]));
+  }
 }
 
 TEST(PruneSmallest, OneThresholdForAllLayers) {
