@@ -9,15 +9,15 @@ namespace nibblenet::blas {
 /// Upper triangle of c[n, n] += rows[m, n]^T rows; what lies below it may change.
 void add_gram_matrix(float* c, const float* rows, int64_t m, int64_t n);
 
-/// c[m, n] -= a[m, k] b[k, n]; lda, ldb, ldc: elements from one row to the next.
-void subtract_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
-                      int64_t n, int64_t k);
+/// c[m, n] += a[m, k] b[k, n]; lda, ldb, ldc: elements from one row to the next.
+void add_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m, int64_t n,
+                 int64_t k);
 
-/// b[m, n] := b u^-1 for an upper triangular u[n, n], of which only that triangle is read.
-void divide_by_upper(float* b, const float* u, int64_t m, int64_t n);
+/// c[m, n] = a[m, n] u for an upper triangular u[n, n], with its zeros.
+void multiply_by_upper(float* c, const float* a, const float* u, int64_t m, int64_t n);
 
-/// a[n, n], symmetric, of which the lower triangle counts, becomes l^-1 with a = l l^T, lower triangular. False when a
-/// is not positive definite; a is then spoilt.
-bool invert_cholesky_factor(float* a, int64_t n);
+/// a[n, n], symmetric, of which the lower triangle counts, becomes the lower triangular l with a = l l^T, zeros and
+/// all. False when a is not positive definite; a is then spoilt.
+bool cholesky_factor(float* a, int64_t n);
 
 }  // namespace nibblenet::blas

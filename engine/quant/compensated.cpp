@@ -1,6 +1,7 @@
-// With H = R R^T, R upper triangular, and U = R^-1, the columns' rounding errors e_j = (w_j - v_j) / U_jj, w_j after
-// what was made up for in it, give the whole difference of a row as W - V = e U. So its error under the damped H is
-// the sum of e_j^2, for nothing; that of the nearest codes is the same of e = (W - V) U^-1.
+// With H = R R^T, R upper triangular, the output error of a row is |e|^2, e = (W - V) R, and e_j depends on the columns
+// up to j alone: e_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns before have done. So v_j is best next to
+// w_j + s_j / R_jj. This is GPTQ without an inverse (its weights, moved by what was made up for in them, are these very
+// sums; Babai's nearest plane, 1986), and the error under the damped H is the sum of e_j^2, for nothing.
 
 #include "engine/quant/compensated.h"
 
@@ -22,13 +23,13 @@ constexpr int64_t rows_at_once = 512;  // of the nearest codes' errors
 constexpr int rate_passes = 2;         // the first on the nearest codes' frequencies, the next on its own
 /// Errors come out of long sums in float32: only what is less by more than this counts as less.
 constexpr double certainty = 1e-4;
-/// What the columns to come are moved by is rounded now and then: more than that, relative to a weight.
+/// What the columns to come are moved by is summed in float32: off by less than that, relative to a weight.
 constexpr double work_rounding = 0x1p-20;
 
 /// The codes of a tensor on their way from nearest to compensated. Columns are those of live inputs, in rounding order.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor, const RateCost& rate)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor, const RateCost& rate)
       : packed_(packed),
         weights_(weights),
         columns_(factor.columns),
@@ -96,7 +97,7 @@ class Rounder {
     double more = 0;
     for (int64_t j = 0; j < count_; ++j) {
       const int64_t k = columns_[static_cast<size_t>(j)];
-      const float* bits = rates_.of(row, k);
+      const std::vector<float>& bits = rates_.bits[rates_.class_at(row, k)];
       more += static_cast<double>(bits[codes_[static_cast<size_t>(row * count_ + j)]]) -
               static_cast<double>(bits[read_field(nearest, k, view_.bits)]);
     }
@@ -151,34 +152,31 @@ class Rounder {
 
   void round_all(const OnColumns& on_columns) {
     const int64_t rows = view_.channels;
-    const float* u = factor_.upper.data();
+    const float* r = factor_.upper.data();
     codes_.resize(static_cast<size_t>(rows * count_));
     compensated_.assign(static_cast<size_t>(rows), {});
-    std::vector<float> work(static_cast<size_t>(rows * count_));
-#pragma omp parallel for
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t j = 0; j < count_; ++j) work[static_cast<size_t>(row * count_ + j)] = weight(row, j);
-
-    std::vector<float> errors(static_cast<size_t>(rows * block_columns));
+    std::vector<float> sums(static_cast<size_t>(rows * count_)), differences(static_cast<size_t>(rows * block_columns));
     for (int64_t begin = 0; begin < count_; begin += block_columns) {
       const int64_t end = std::min(begin + block_columns, count_);
 #pragma omp parallel for
       for (int64_t row = 0; row < rows; ++row)
-        round_block(row, begin, end, work.data() + row * count_, errors.data() + row * block_columns);
+        round_block(row, begin, end, sums.data() + row * count_, differences.data() + row * block_columns);
       if (end < count_)
-        blas::subtract_product(work.data() + end, count_, errors.data(), block_columns, u + begin * count_ + end,
-                               count_, rows, count_ - end, end - begin);
+        blas::add_product(sums.data() + end, count_, differences.data(), block_columns, r + begin * count_ + end,
+                          count_, rows, count_ - end, end - begin);
       on_columns(end, count_);
     }
   }
 
-  /// The nearest code or, where bits cost something, the one with the least sum of costs: looked for from the nearest
-  /// one on in both directions, as far as the error alone leaves room.
-  uint32_t best_code(float weight, float u, const Step& step, const float* bits, float bit_cost) const {
-    const uint32_t nearest = code_of(weight, step, codebook_, packed_.scheme.zero_point);
-    if (bits == nullptr || step.step == 0) return nearest;
+  /// The one with the least sum of costs: looked for from the nearest one on in both directions, as far as the error
+  /// leaves room beside the fewest bits that there are. `r`: what a difference of 1 adds to the error.
+  uint32_t cheapest_code(uint32_t nearest, float target, float r, const Step& step, size_t rate_class,
+                         float bit_cost) const {
+    const std::vector<float>& bits = rates_.bits[rate_class];
+    const float fewest = rates_.least[rate_class];
+    if (bits[nearest] <= fewest || step.step == 0) return nearest;
     const auto squared_error = [&](uint32_t code) {
-      const float error = (weight - reconstruct(codebook_.values[code], step.zero_point, step.step)) / u;
+      const float error = (target - reconstruct(codebook_.values[code], step.zero_point, step.step)) * r;
       return error * error;
     };
     uint32_t best = nearest;
@@ -187,7 +185,7 @@ class Rounder {
       for (int rank = rank_[nearest] + direction; 0 <= rank && rank < codebook_.count; rank += direction) {
         const uint32_t code = codebook_.ordered_codes[rank];
         const float square = squared_error(code);
-        if (square >= least) break;
+        if (square + bit_cost * fewest >= least) break;
         if (const float cost = square + bit_cost * bits[code]; cost < least) {
           least = cost;
           best = code;
@@ -196,27 +194,27 @@ class Rounder {
     return best;
   }
 
-  /// Columns [begin, end) of one row: each error is spread over the rest of the block here, over the other blocks by
-  /// the product behind.
-  void round_block(int64_t row, int64_t begin, int64_t end, float* work, float* errors) {
+  /// Columns [begin, end) of one row: what each difference does to the rest of the block is summed here, to the other
+  /// blocks by the product behind.
+  void round_block(int64_t row, int64_t begin, int64_t end, float* sums, float* differences) {
     RowError& total = compensated_[static_cast<size_t>(row)];
-    const float bit_cost = bit_costs_.empty() ? 0.0F : bit_costs_[static_cast<size_t>(row)];
     for (int64_t j = begin; j < end; ++j) {
-      const float* u = factor_.upper.data() + j * count_;
+      const float* r = factor_.upper.data() + j * count_;
       const int64_t k = columns_[static_cast<size_t>(j)];
       const Step step = step_of(row, k);
-      const float* rates = bit_costs_.empty() ? nullptr : rates_.of(row, k);
-      const uint32_t code = best_code(work[j], u[j], step, rates, bit_cost);
+      const float target = weight(row, j) + sums[j] / r[j];
+      uint32_t code = code_of(target, step, codebook_, packed_.scheme.zero_point);
+      if (!bit_costs_.empty())
+        code = cheapest_code(code, target, r[j], step, rates_.class_at(row, k), bit_costs_[static_cast<size_t>(row)]);
       codes_[static_cast<size_t>(row * count_ + j)] = static_cast<uint8_t>(code);
       const float value = reconstruct(codebook_.values[code], step.zero_point, step.step);
-      const float error = (work[j] - value) / u[j];
-      errors[j - begin] = error;
-      for (int64_t next = j + 1; next < end; ++next) work[next] -= error * u[next];
+      const float difference = weight(row, j) - value;
+      differences[j - begin] = difference;
+      for (int64_t next = j + 1; next < end; ++next) sums[next] += difference * r[next];
 
-      const double difference = static_cast<double>(weight(row, j)) - static_cast<double>(value);
-      const double square = static_cast<double>(error) * static_cast<double>(error);
-      total.damped += square;
-      total.plain += square - added_ * difference * difference;
+      const double error = static_cast<double>(target - value) * static_cast<double>(r[j]);
+      total.damped += error * error;
+      total.plain += error * error - added_ * static_cast<double>(difference) * static_cast<double>(difference);
     }
   }
 
@@ -224,6 +222,7 @@ class Rounder {
     const int64_t rows = view_.channels;
     std::vector<RowError> result(static_cast<size_t>(rows));
     std::vector<float> differences(static_cast<size_t>(std::min(rows, rows_at_once) * count_));
+    std::vector<float> errors(differences.size());
     for (int64_t first = 0; first < rows; first += rows_at_once) {
       const int64_t chunk = std::min(rows_at_once, rows - first);
 #pragma omp parallel for
@@ -234,12 +233,12 @@ class Rounder {
           result[static_cast<size_t>(row)].plain -=
               added_ * static_cast<double>(difference[j]) * static_cast<double>(difference[j]);
       }
-      blas::divide_by_upper(differences.data(), factor_.upper.data(), chunk, count_);
+      blas::multiply_by_upper(errors.data(), differences.data(), factor_.upper.data(), chunk, count_);
 #pragma omp parallel for
       for (int64_t row = first; row < first + chunk; ++row) {
         RowError& error = result[static_cast<size_t>(row)];
         for (int64_t j = 0; j < count_; ++j) {
-          const auto e = static_cast<double>(differences[static_cast<size_t>((row - first) * count_ + j)]);
+          const auto e = static_cast<double>(errors[static_cast<size_t>((row - first) * count_ + j)]);
           error.damped += e * e;
         }
         error.plain += error.damped;
@@ -271,7 +270,7 @@ class Rounder {
   PackedTensor& packed_;
   TensorView<const float> weights_;
   const std::vector<int64_t>& columns_;
-  const InverseFactor& factor_;
+  const MomentFactor& factor_;
   double added_;  ///< to H's diagonal
   double trace_;  ///< of H
   Codebook codebook_;
@@ -286,7 +285,7 @@ class Rounder {
 
 }  // namespace
 
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
+Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
                         const RateCost& rate, const OnColumns& on_columns) {
   expect_shape(weights.shape(), packed.shape, "weights to compensate");
   if (factor.inputs != packed.shape.inner_elements())
@@ -306,7 +305,7 @@ Compensation compensate(PackedTensor& packed, TensorView<const float> weights, c
                         ColumnOrder order, const OnColumns& on_columns) {
   if (moments.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  return compensate(packed, weights, invert(moments, order), {}, on_columns);
+  return compensate(packed, weights, factorize(moments, order), {}, on_columns);
 }
 
 }  // namespace nibblenet

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "engine/quant/inverse_factor.h"
+#include "engine/quant/moment_factor.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/rate_cost.h"
 
@@ -36,7 +36,7 @@ struct Compensation {
 ///
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
 /// disagree.
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const InverseFactor& factor,
+Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
                         const RateCost& rate = {}, const OnColumns& on_columns = {});
 
 /// The same from the moments themselves. Throws Error when no damping makes them positive definite.

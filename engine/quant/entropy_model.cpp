@@ -147,6 +147,7 @@ CodeRates rates_of_channels(std::span<const uint8_t> codes, const CodeLayout& la
   double sum = 0;
   for (const auto& counts : class_counts(histograms, rates.class_of, classes)) {
     rates.bits.push_back(symbol_bits(counts));
+    rates.least.push_back(std::ranges::min(rates.bits.back()));
     for (size_t code = 0; code < counts.size(); ++code)
       sum += static_cast<double>(counts[code]) * static_cast<double>(rates.bits.back()[code]);
   }

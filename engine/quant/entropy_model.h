@@ -48,11 +48,11 @@ struct CodeRates {
   bool by_input = false;
   std::vector<uint8_t> class_of;         ///< each channel, or each input
   std::vector<std::vector<float>> bits;  ///< by class and code
+  std::vector<float> least;              ///< of a class, any code's bits
   double mean = 0;                       ///< bits a weight of the codes that were counted
 
-  /// By code, of a weight in a channel.
-  const float* of(int64_t channel, int64_t input) const {
-    return bits[class_of[static_cast<size_t>(by_input ? input : channel)]].data();
+  size_t class_at(int64_t channel, int64_t input) const {
+    return class_of[static_cast<size_t>(by_input ? input : channel)];
   }
 };
 /// Classes of whichever take fewer bits.

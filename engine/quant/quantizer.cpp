@@ -203,8 +203,8 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
       pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
   if (options.rounding == Rounding::compensated) {
-    std::optional<InverseFactor> own;
-    if (options.factor == nullptr) own = invert(*options.moments, options.order);
+    std::optional<MomentFactor> own;
+    if (options.factor == nullptr) own = factorize(*options.moments, options.order);
     const Compensation compensation =
         compensate(packed, weights, own ? *own : *options.factor,
                    {.weight = options.rate_weight, .importance = options.importance}, options.on_columns);

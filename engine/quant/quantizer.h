@@ -45,8 +45,8 @@ struct QuantizeOptions {
   /// Of the layer's outputs (relative_importance()), [K] or empty: ranges by step and rate weights go by it, so that
   /// what the predictions care about gets the bits.
   std::span<const float> importance;
-  /// invert(*moments, order), made once for many schemes; null: made when it is needed.
-  const InverseFactor* factor = nullptr;
+  /// factorize(*moments, order), made once for many schemes; null: made when it is needed.
+  const MomentFactor* factor = nullptr;
   OnColumns on_columns;            ///< progress of compensated rounding
   Compensation* report = nullptr;  ///< what compensated rounding achieved
 };

@@ -7,11 +7,19 @@
 namespace nibblenet {
 namespace {
 
-// One thread an element in every kernel here.
+// One thread an element, unless a kernel says otherwise.
 
 /// y = max(x, 0)
 __global__ void relu_forward_kernel(float* y, const float* x, int64_t count) {
   for_each_index(count, [&](int64_t i) { y[i] = relu(x[i]); });
+}
+
+/// The same, one thread four elements: wide loads are what reaches the memory's bandwidth.
+__global__ void quad_relu_forward_kernel(float4* y, const float4* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const float4 from = x[i];
+    y[i] = float4{relu(from.x), relu(from.y), relu(from.z), relu(from.w)};
+  });
 }
 
 /// dx = dy where y > 0, else 0
@@ -94,8 +102,13 @@ float dropout_scale(float probability) { return probability < 1.0F ? 1.0F / (1.0
 namespace cuda {
 
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream) {
-  launch("relu_forward", moves(x.elements(), 2), grid_for(x.elements()), stream, relu_forward_kernel, y.data(),
-         x.data(), x.elements());
+  const int64_t quads = x.elements() / 4;
+  if (x.elements() % 4 == 0 && on_16_bytes(x.data()) && on_16_bytes(y.data()))
+    launch("relu_forward", moves(x.elements(), 2), grid_for(quads), stream, quad_relu_forward_kernel,
+           reinterpret_cast<float4*>(y.data()), reinterpret_cast<const float4*>(x.data()), quads);
+  else
+    launch("relu_forward", moves(x.elements(), 2), grid_for(x.elements()), stream, relu_forward_kernel, y.data(),
+           x.data(), x.elements());
 }
 
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream) {

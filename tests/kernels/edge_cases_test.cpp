@@ -88,13 +88,18 @@ TEST_F(Dropout, ProbabilitiesAtTheEnds) {
 
 TEST(Relu, KeepsNaNAndCutsTheRest) {
   const auto backend = make_test_backend();
-  Values x({1, 6});
-  x.data = {nan, -1.0F, 0.0F, 2.0F, -infinity, infinity};
-  Values expected({1, 6});
-  expected.data = {nan, 0.0F, 0.0F, 2.0F, 0.0F, infinity};
-  const auto input = on(*backend, x);
-  EXPECT_TRUE(same_bits(
-      output_of(*backend, x.shape, [&](TensorView<float> y) { backend->relu_forward(y, input.view()); }), expected));
+  for (const int64_t rows : {1, 2}) {  // 6 elements, and 12: quads
+    const std::vector<float> before = {nan, -1.0F, 0.0F, 2.0F, -infinity, infinity};
+    const std::vector<float> after = {nan, 0.0F, 0.0F, 2.0F, 0.0F, infinity};
+    Values x({rows, 6}), expected({rows, 6});
+    for (size_t i = 0; i < x.data.size(); ++i) {
+      x.data[i] = before[i % 6];
+      expected.data[i] = after[i % 6];
+    }
+    const auto input = on(*backend, x);
+    EXPECT_TRUE(same_bits(
+        output_of(*backend, x.shape, [&](TensorView<float> y) { backend->relu_forward(y, input.view()); }), expected));
+  }
 }
 
 /// Both results of max pooling an image of one channel.

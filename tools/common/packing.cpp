@@ -98,12 +98,12 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   return quantize(weights, candidate.scheme, parameter.name, options);
 }
 
-const InverseFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
-  if (inverted_ == weight) return factor_;
+const MomentFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
+  if (factored_ == weight) return factor_;
   factor_ = {};  // before the next one is made: the largest takes 340 MB
-  inverted_.clear();
-  factor_ = invert(calibration_->moments.at(weight), order);
-  inverted_ = weight;
+  factored_.clear();
+  factor_ = factorize(calibration_->moments.at(weight), order);
+  factored_ = weight;
   return factor_;
 }
 

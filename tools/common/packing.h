@@ -48,13 +48,13 @@ class WeightPacker {
   bool compensates() const { return flags_.compensates(); }
 
  private:
-  const InverseFactor& factor_of(const std::string& weight, ColumnOrder order);
+  const MomentFactor& factor_of(const std::string& weight, ColumnOrder order);
 
   const CalibrationFlags& flags_;
   const Calibration* calibration_;
   Backend& backend_;
-  std::string inverted_;  ///< the weight that factor_ is of
-  InverseFactor factor_;
+  std::string factored_;  ///< the weight that factor_ is of
+  MomentFactor factor_;
 };
 
 /// Hears of the weights done so far, of how many, and of the tensor at work; throws to stop.

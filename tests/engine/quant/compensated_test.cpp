@@ -306,7 +306,7 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
     PackedTensor packed = nearest;
-    compensate(packed, view(weights, shape), invert(moments, ColumnOrder::natural), {.weight = 2.0});
+    compensate(packed, view(weights, shape), factorize(moments, ColumnOrder::natural), {.weight = 2.0});
 
     // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of nearest rounding.
     const double bit_cost = 2.0 * error_under(nearest, weights, moments) / static_cast<double>(shape.elements());
@@ -325,7 +325,7 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
           for (int code = 0; code < codebook.count; ++code) {
             const double off = static_cast<double>(weights[static_cast<size_t>(row * shape[1] + k)]) -
                                static_cast<double>(reconstruct(codebook.values[code], zero, of.step(group)));
-            const double cost = off * off + bit_cost * static_cast<double>(rates.of(row, k)[code]);
+            const double cost = off * off + bit_cost * static_cast<double>(rates.bits[rates.class_at(row, k)][code]);
             if (cost >= least) continue;
             least = cost;
             best = static_cast<uint32_t>(code);
@@ -343,7 +343,7 @@ TEST(Compensated, OneFactorServesEveryScheme) {
   const Shape shape{7, 90};
   const std::vector<float> weights = bell_shaped(shape.elements(), 22);
   const SecondMoments moments = correlated_moments(90, 400, 23);
-  const InverseFactor factor = invert(moments, ColumnOrder::diagonal);
+  const MomentFactor factor = factorize(moments, ColumnOrder::diagonal);
   for (const char* scheme : {"linear:3", "kmeans:2", "nf4"}) {
     QuantizeOptions options{
         .rounding = Rounding::compensated, .order = ColumnOrder::diagonal, .moments = &moments, .factor = &factor};
@@ -426,7 +426,7 @@ TEST(Compensated, RefusesWhatDoesNotFit) {
   EXPECT_THROW(compensate(packed, view(weights, {3, 4}), identity(5)), ShapeError);
   const std::vector<float> two(2, 1.0F);
   EXPECT_THROW(
-      compensate(packed, view(weights, {3, 4}), invert(identity(4), ColumnOrder::natural), {.importance = two}),
+      compensate(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural), {.importance = two}),
       ShapeError);
   EXPECT_THROW(compensate(packed, view(weights, {4, 3}), identity(4)), ShapeError);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::compensated}), UsageError);

@@ -1,4 +1,4 @@
-#include "engine/quant/inverse_factor.h"
+#include "engine/quant/moment_factor.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@ namespace {
 constexpr double first_damping = 0.01;
 constexpr double last_damping = 1e4;
 
-void find_live_columns(InverseFactor& factor, const SecondMoments& moments, ColumnOrder order) {
+void find_live_columns(MomentFactor& factor, const SecondMoments& moments, ColumnOrder order) {
   for (int64_t k = 0; k < moments.inputs; ++k) {
     if (!(moments.at(k, k) > 0)) continue;
     factor.columns.push_back(k);
@@ -25,15 +25,15 @@ void find_live_columns(InverseFactor& factor, const SecondMoments& moments, Colu
 
 }  // namespace
 
-double InverseFactor::spread() const {
+double MomentFactor::spread() const {
   double sum = 0;
-  for (int64_t j = 0; j < count(); ++j) sum += std::pow(static_cast<double>(diagonal(j)), -2);
+  for (int64_t j = 0; j < count(); ++j) sum += std::pow(static_cast<double>(diagonal(j)), 2);
   return sum / static_cast<double>(count());
 }
 
-/// H reversed in both directions is l l^T; l^-1 reversed is U.
-InverseFactor invert(const SecondMoments& moments, ColumnOrder order) {
-  InverseFactor factor{.inputs = moments.inputs};
+/// H reversed in both directions is l l^T; l reversed is R.
+MomentFactor factorize(const SecondMoments& moments, ColumnOrder order) {
+  MomentFactor factor{.inputs = moments.inputs};
   find_live_columns(factor, moments, order);
   if (factor.columns.empty()) return factor;
   const int64_t n = factor.count();
@@ -47,7 +47,7 @@ InverseFactor invert(const SecondMoments& moments, ColumnOrder order) {
         row[n - 1 - j] = moments.at(factor.columns[static_cast<size_t>(i)], factor.columns[static_cast<size_t>(j)]);
       row[n - 1 - i] += added;
     }
-    if (!blas::invert_cholesky_factor(factor.upper.data(), n)) continue;
+    if (!blas::cholesky_factor(factor.upper.data(), n)) continue;
     std::ranges::reverse(factor.upper);
     return factor;
   }

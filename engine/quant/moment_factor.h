@@ -10,24 +10,24 @@ namespace nibblenet {
 /// In which order weights of an output channel are rounded: as stored, or those of the largest inputs first.
 enum class ColumnOrder : uint8_t { natural, diagonal };
 
-/// What compensated rounding needs of a layer's second moments H: U with (H + damping I)^-1 = U^T U. It depends on the
-/// order of rounding but on no scheme, so that one serves all the ways in which a layer may be stored.
-struct InverseFactor {
+/// What compensated rounding needs of a layer's second moments H: R with H + damping I = R R^T. It depends on the order
+/// of rounding but on no scheme, so that one serves all the ways in which a layer may be stored.
+struct MomentFactor {
   int64_t inputs = 0;            ///< D, dead ones and all
   std::vector<int64_t> columns;  ///< live inputs in the order of rounding; those that were 0 throughout are left out
   double mean_square = 0;        ///< of the live inputs: the mean of H's diagonal
   double damping = 0;            ///< relative to mean_square
-  std::vector<float> upper;      ///< U [columns, columns]; what is below its diagonal means nothing
+  std::vector<float> upper;      ///< R [columns, columns], upper triangular, zeros and all
 
   int64_t count() const { return static_cast<int64_t>(columns.size()); }
-  /// U_jj of a column: what compensation divides a rounding error by.
+  /// R_jj of a column: what a rounding error becomes in the output, when all others make up for it.
   float diagonal(int64_t j) const { return upper[static_cast<size_t>(j * count() + j)]; }
-  /// The mean of 1 / U_jj^2: what a squared rounding error becomes in the output, when all others make up for it.
+  /// The mean of R_jj^2.
   double spread() const;
 };
 
 /// H gets 1 % of its mean diagonal added to the diagonal, ten times as much for as long as it is not positive definite.
 /// Without live inputs `columns` is empty. Throws Error when no damping helps.
-InverseFactor invert(const SecondMoments& moments, ColumnOrder order);
+MomentFactor factorize(const SecondMoments& moments, ColumnOrder order);
 
 }  // namespace nibblenet
