@@ -73,7 +73,7 @@ std::vector<SweepScheme> full_schemes() {
 
 /// pack's own defaults at every width, with a calibration where it pays, and widths that layers do not share: the two
 /// large layers hold 95 % of the weights and bear the narrowest codes. Then steps in deviations, which entropy coding
-/// does best with: half as long for convolutions, without and with a weight on the bits that codes take.
+/// does best with: shorter ones for convolutions, without and with a weight on the bits that codes take.
 constexpr std::array<std::string_view, 18> frontier_recipes = {
     "pack --bits 8",
     "pack --bits 7",
@@ -90,9 +90,9 @@ constexpr std::array<std::string_view, 18> frontier_recipes = {
     "pack --bits 2 --calibrated",
     "pack --method linear --bits 6 --calibrated --range step:1 --range features.*=step:0.5",
     "pack --method linear --bits 6 --calibrated --range step:2 --range features.*=step:1",
-    "pack --method linear --bits 6 --calibrated --range step:3 --range features.*=step:1.5",
-    "pack --method linear --bits 6 --calibrated --range step:1 --range features.*=step:0.5 --rate-weight 1.4",
-    "pack --method linear --bits 6 --calibrated --range step:2 --range features.*=step:1 --rate-weight 1.4",
+    "pack --method linear --bits 6 --calibrated --range step:1.4 --range features.*=step:0.7 --rate-weight 1.4",
+    "pack --method linear --bits 5 --calibrated --range step:2.8 --range features.*=step:0.5 --rate-weight 1.4",
+    "pack --method linear --bits 5 --calibrated --range step:4 --range features.*=step:0.7 --rate-weight 1.4",
 };
 
 std::vector<SweepScheme> frontier_schemes() {
