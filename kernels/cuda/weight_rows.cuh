@@ -32,19 +32,6 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
 
 inline constexpr int superblock_rows_warps = 4;
 
-/// Superblocks, and what makes halves of them.
-struct SuperblockWeights {
-  Superblocks layout;
-  const uint8_t* codes;
-  CodeValues fixed = {};  ///< values by code, used where `stored` is null
-  const float* stored;
-  float value_factor;  ///< power of two, for values in halves
-  SuperblockSteps steps;
-  bool inside;        ///< steps.inside()
-  float step_factor;  ///< what steps that differ are multiplied by, for halves
-  int rows;
-};
-
 /// Dynamic shared memory of a block: the look-up table, and halves of each warp's superblock; the odd end spreads rows
 /// over the banks.
 template <class Codes>
@@ -90,12 +77,12 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps)
   const int down = superblock / columns;
   const int across = superblock - down * columns;
   let_next_kernel_begin();
-  Codes{}.prepare(memory.table, w.fixed, w.stored, w.value_factor);
+  w.prepare<Codes>(memory.table);
   __syncthreads();
   if (down < w.layout.down()) {
     const uint8_t* codes = w.codes + static_cast<int64_t>(superblock) * Codes::bits * Superblocks::row_bytes;
     FragmentSteps steps = {};
-    if (w.inside) load_steps<Codes>(w.steps, RowGroups(w.steps, w.rows, down), across, w.step_factor, steps);
+    if (w.inside) load_steps<Codes>(w, down, across, steps);
     unpack_chunks<Codes, 0>(codes, memory.table, steps, w.inside, own);
     unpack_chunks<Codes, 1>(codes, memory.table, steps, w.inside, own);
   }
@@ -114,11 +101,10 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps)
 
 namespace cuda {
 
-/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, of x into y, does at its
+/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, into y, does at its
 /// end.
-BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
-                                        TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
-                                        Stream& stream);
+BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
+                                        const ConvolutionSizes& s, Epilogue epilogue, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet
