@@ -59,7 +59,8 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
                                                     TensorView<const float> bias, Window window, Epilogue epilogue,
                                                     Window pool, Workspace& workspace, Stream& stream);
 /// Whether conv2d_forward has so few output pixels that large tiles would leave most of a large GPU idle, and has a
-/// kernel for that: float16 activations on 16 bytes, and weights in superblocks whose steps do not change along k.
+/// kernel for that: float16 activations of a multiple of 64 channels, on 16 bytes, and weights that are neither float32
+/// nor rows of halves that train. Those that do not lie in superblocks become superblocks of halves in the workspace.
 bool has_few_pixels(ConstActivations x, const WeightCuda& w, Window window);
 /// Throws Error where it has none.
 void few_pixels_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
