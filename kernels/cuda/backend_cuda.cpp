@@ -130,16 +130,25 @@ void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cud
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
-  const bool started =
-      !plain_kernels_ && (cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_) ||
-                          cuda::first_conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_));
-  if (!started) cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+  const auto fast = [&] {
+    if (by_few_pixels(x, resident(w), window)) {
+      cuda::few_pixels_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_);
+      return true;
+    }
+    return cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_) ||
+           cuda::first_conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+  };
+  if (plain_kernels_ || !fast()) cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
+}
+
+bool CudaBackend::by_few_pixels(ConstActivations x, const WeightCuda& w, Window window) const {
+  return few_pixels_ && warpgroups_ != Warpgroups::wherever_possible && cuda::has_few_pixels(x, w, window);
 }
 
 bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
-  return !plain_kernels_ &&
-         (cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_) ||
+  if (plain_kernels_ || by_few_pixels(x, resident(w), window)) return false;  // its pooling is a kernel of its own
+  return (cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_) ||
           cuda::first_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, stream_));
 }
 

@@ -27,6 +27,9 @@ class CudaBackend : public Backend, private Workspace {
   /// When products run on warpgroups; by default where they pay, on GPUs that have them. NIBBLENET_KERNELS=portable in
   /// the environment: never. Throws Error where there are none.
   void use_warpgroups(Warpgroups when);
+  /// Whether convolutions of few output pixels have a kernel of their own, as they do by default, unless products run
+  /// on warpgroups wherever possible.
+  void use_few_pixels(bool use) { few_pixels_ = use; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
@@ -92,8 +95,10 @@ class CudaBackend : public Backend, private Workspace {
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
   Warpgroups warpgroups() const override { return warpgroups_; }
+  bool by_few_pixels(ConstActivations x, const WeightCuda& w, Window window) const;
 
   bool plain_kernels_;
+  bool few_pixels_ = true;
   Device device_;
   Warpgroups warpgroups_;
   Stream stream_;

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/images.cuh"
 #include "kernels/cuda/result.cuh"
+#include "kernels/cuda/superblock_steps.cuh"
 #include "kernels/cuda/weight_cuda.h"
 #include "kernels/cuda/weights.cuh"
 
@@ -43,6 +44,40 @@ void with_half_operands(Y y, const WeightCuda& w, const float* bias, const Convo
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }
+}
+
+/// What steps that differ, times the values of their codes, are multiplied by in halves.
+inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisation() * 8192.0F; }
+
+/// Of weights in superblocks.
+inline SuperblockWeights superblock_operand(const WeightCuda& w) {
+  const SuperblockSteps steps(w);
+  // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
+  const float value_factor = factor_of_values(w) * (steps.differ && !w.linear_codes() ? 1.0F / 128.0F : 1.0F);
+  SuperblockWeights operand{.layout = w.superblock_layout(),
+                            .codes = w.superblocks(),
+                            .stored = w.view().values,
+                            .value_factor = value_factor,
+                            .steps = steps,
+                            .inside = steps.inside(),
+                            .rows = static_cast<int>(w.shape()[0])};
+  if (steps.differ) operand.step_factor = factor_of_differing_steps(w) / value_factor / w.view().scale_to;
+  std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
+  return operand;
+}
+
+/// y of a product by `operand`, which is made of `w`.
+inline BiasResult<AnyElements> superblock_result(Activations y, const WeightCuda& w, const SuperblockWeights& operand,
+                                                 const float* bias, const ConvolutionSizes& s, bool with_relu) {
+  BiasResult<AnyElements> result{
+      {y.data(), y.precision() == Precision::float16}, bias, s.k, s.outputs(), 1.0F / operand.value_factor, with_relu};
+  if (operand.steps.differ) {
+    result.factor = 1.0F / factor_of_differing_steps(w);
+  } else {
+    result.steps = operand.steps.steps;
+    result.one_step_for_all = w.view().groups.groups == 1;
+  }
+  return result;
 }
 
 }  // namespace nibblenet

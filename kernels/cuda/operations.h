@@ -58,6 +58,13 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
 [[nodiscard]] bool tensor_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
                                                     TensorView<const float> bias, Window window, Epilogue epilogue,
                                                     Window pool, Workspace& workspace, Stream& stream);
+/// Whether conv2d_forward has so few output pixels that large tiles would leave most of a large GPU idle, and has a
+/// kernel for that: float16 activations of a multiple of 64 channels, on 16 bytes, and weights that are neither float32
+/// nor rows of halves that train. Those that do not lie in superblocks become superblocks of halves in the workspace.
+bool has_few_pixels(ConstActivations x, const WeightCuda& w, Window window);
+/// Throws Error where it has none.
+void few_pixels_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                               Window window, Epilogue epilogue, Workspace& workspace, Stream& stream);
 /// conv2d_forward of few channels on the tensor cores: false, and nothing was started, unless activations are float16,
 /// weights lie channel by channel, windows begin at whole words of x, and filters are short.
 [[nodiscard]] bool first_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,

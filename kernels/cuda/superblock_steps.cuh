@@ -54,6 +54,25 @@ struct RowGroups {
   }
 };
 
+/// Superblocks, and what makes halves of them.
+struct SuperblockWeights {
+  Superblocks layout;
+  const uint8_t* codes = nullptr;
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
+  const float* stored = nullptr;
+  float value_factor = 1.0F;  ///< power of two, for values in halves
+  SuperblockSteps steps;
+  bool inside = false;       ///< steps.inside()
+  float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for halves
+  int rows = 0;
+
+  /// By all threads; the caller's next barrier makes the table visible.
+  template <class Codes>
+  __device__ void prepare(typename Codes::Table& table) const {
+    Codes{}.prepare(table, fixed, stored, value_factor);
+  }
+};
+
 /// Power of two that values of codes, or halves, were or are multiplied by.
 inline float factor_of_values(const WeightCuda& w) {
   if (w.form() == WeightCuda::Form::float16) return w.normalisation();

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/half_operands.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/tensor_product.cuh"
@@ -53,36 +54,8 @@ std::optional<PixelBlocks> plan(const ConvolutionSizes& s, const MaxPooling& poo
 /// All of a product but how its pixels and its superblocks are cut.
 TensorProduct product_of(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
                          const ConvolutionSizes& s, bool with_relu) {
-  const PackedView& view = w.view();
-  const SuperblockSteps steps(w);
-  // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
-  const float value_factor = factor_of_values(w) * (steps.differ && !w.linear_codes() ? 1.0F / 128.0F : 1.0F);
-  TensorProduct p{
-      .layout = w.superblock_layout(),
-      .codes = w.superblocks(),
-      .stored = view.values,
-      .value_factor = value_factor,
-      .x = x.data(),
-      .steps = steps,
-      .inside = steps.inside(),
-      .step_factor = 1.0F,
-      .result = {
-          {y.data(), y.precision() == Precision::float16}, bias, s.k, s.outputs(), 1.0F / value_factor, with_relu}};
-  std::copy(w.codebook().values.begin(), w.codebook().values.end(), p.fixed.values);
-  if (steps.differ) {
-    const float total = w.normalisation() * 8192.0F;
-    p.step_factor = total / value_factor / view.scale_to;
-    p.result.factor = 1.0F / total;
-  } else {
-    p.result.steps = steps.steps;
-    p.result.one_step_for_all = view.groups.groups == 1;
-  }
-  return p;
-}
-
-/// The same but for x and y: what superblock_rows_kernel takes.
-SuperblockWeights superblock_weights(const TensorProduct& p) {
-  return {p.layout, p.codes, p.fixed, p.stored, p.value_factor, p.steps, p.inside, p.step_factor, p.result.rows};
+  const SuperblockWeights weights = superblock_operand(w);
+  return {.weights = weights, .x = x.data(), .result = superblock_result(y, w, weights, bias, s, with_relu)};
 }
 
 /// Into how many parts the superblocks along k are cut: about a thousand warps, of at least four superblocks each. A
@@ -102,7 +75,7 @@ bool start(TensorProduct p, const ConvolutionSizes& s, const MaxPooling& pooling
   p.pixels = *pixels;
   const int across = (p.pixels.columns() + warp_columns - 1) / warp_columns;
   const auto columns = static_cast<unsigned>((s.n + p.pixels.images - 1) / p.pixels.images * p.pixels.bands);
-  const auto rows = static_cast<unsigned>((p.layout.down() + warps_down_tile - 1) / warps_down_tile);
+  const auto rows = static_cast<unsigned>((p.weights.layout.down() + warps_down_tile - 1) / warps_down_tile);
   const int64_t blocks = int64_t{columns} * rows;
   p.parts = parts_of(p.pixels, blocks, warps_down_tile * across);
   if (p.parts > 1) {
@@ -156,19 +129,17 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
 
 namespace cuda {
 
-BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
-                                        TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
-                                        Stream& stream) {
-  const TensorProduct p = product_of(y, x.halves(), w, bias.data(), s, epilogue == Epilogue::relu);
-  const int64_t superblocks = int64_t{p.layout.down()} * p.layout.across();
+BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
+                                        const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
+  const SuperblockWeights weights = superblock_operand(w);
+  const int64_t superblocks = weights.layout.down() * weights.layout.across();
   const auto blocks = static_cast<unsigned>((superblocks + superblock_rows_warps - 1) / superblock_rows_warps);
   const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
   with_codes(w, [&]<class Codes>() {
     const Grid grid{dim3(blocks), 32 * superblock_rows_warps, sizeof(SuperblockRowsShared<Codes>), true};
-    launch("superblock_rows", work, grid, stream, superblock_rows_kernel<Codes>, rows, superblock_weights(p),
-           s.length());
+    launch("superblock_rows", work, grid, stream, superblock_rows_kernel<Codes>, rows, weights, s.length());
   });
-  return p.result;
+  return superblock_result(y, w, weights, bias.data(), s, epilogue == Epilogue::relu);
 }
 
 bool tensor_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,

@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/tensor_tile.cuh"
 
 // Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
@@ -11,16 +12,9 @@ namespace nibblenet {
 
 /// One product: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
 struct TensorProduct {
-  Superblocks layout;
-  const uint8_t* codes;
-  CodeValues fixed = {};  ///< values by code, used where `stored` is null
-  const float* stored;
-  float value_factor;  ///< power of two, for values in halves
+  SuperblockWeights weights;
   const f16* x;
   PixelBlocks pixels = {};
-  SuperblockSteps steps;
-  bool inside;        ///< steps.inside()
-  float step_factor;  ///< what steps that differ are multiplied by, for halves
   BiasResult<AnyElements> result;
   int parts = 0;                 ///< of the superblocks along k, each a block's
   float* partial = nullptr;      ///< [parts, blocks, columns of a block, rows of a block]
@@ -69,7 +63,8 @@ struct OperandRing {
   }
 
   __device__ void copy_weights(int step) const {
-    if (step < end) copy_superblocks<Codes::bits>(p.layout, p.codes, first_down, across(step), superblocks(step));
+    if (step < end)
+      copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_down, across(step), superblocks(step));
   }
   /// And closes the group of copies that the step needs.
   __device__ void copy_pixels(int step) const {
@@ -93,7 +88,7 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int half = warp % warps_down_tile;
   const int first_column = warp / warps_down_tile * warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
-  const bool has_rows = ring.first_down + half < p.layout.down();
+  const bool has_rows = ring.first_down + half < p.weights.layout.down();
   const auto& table = *reinterpret_cast<const typename Codes::Table*>(ring.memory);
   int first[warp_tiles];
 #pragma unroll
@@ -102,10 +97,7 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
   ring.begin_copies();
   FragmentSteps steps = {};
   for (int step = ring.begin; step < ring.end; ++step) {
-    if (p.inside) {
-      const RowGroups groups(p.steps, p.result.rows, ring.first_down + half);
-      load_steps<Codes>(p.steps, groups, ring.across(step), p.step_factor, steps);
-    }
+    if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_down + half, ring.across(step), steps);
     cp_async_wait<tile_stages - 2>();
     __syncthreads();  // this step's operands have arrived, and nobody reads the last one's any more
     ring.copy_weights(step + tile_stages - 1);
@@ -118,15 +110,11 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
 #pragma unroll
     for (int tile = 0; tile < warp_tiles; ++tile) position[tile] = first[tile] + offset;
     multiply_superblock<Codes>(ring.superblocks(step) + half * Codes::bits * Superblocks::row_bytes, ring.pixels(step),
-                               position, table, steps, p.inside, sums);
+                               position, table, steps, p.weights.inside, sums);
   }
   cp_async_wait<0>();
   __syncthreads();  // shared memory may be used for something else
 }
-
-struct TensorArrival {
-  bool last;
-};
 
 /// Leaves the sums of a part in memory. The block that arrives last gets the sums of all parts, added up in their
 /// order, and true.
@@ -142,13 +130,7 @@ __device__ __forceinline__ bool add_up_parts(const TensorProduct& p, int part, T
   for_each_sum(sums, [&](int row) {
     return [to = column_of(part, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * tile_rows] = sum; };
   });
-  __threadfence();  // what was written is seen by whoever sees the arrival
-  __syncthreads();
-  auto& arrival = shared<TensorArrival>();
-  if (threadIdx.x == 0) arrival.last = atomicAdd(&p.arrivals[block], 1U) == static_cast<unsigned>(p.parts) - 1U;
-  __syncthreads();
-  if (!arrival.last) return false;
-  __threadfence();
+  if (!arrives_last(p.arrivals[block], p.parts)) return false;
   sums = {};
 #pragma unroll 1
   for (int of_part = 0; of_part < p.parts; ++of_part)
@@ -157,7 +139,6 @@ __device__ __forceinline__ bool add_up_parts(const TensorProduct& p, int part, T
         sum += __ldcg(from + column_of_sum(tile, e) * tile_rows);
       };
     });
-  if (threadIdx.x == 0) p.arrivals[block] = 0;  // for the next product
   return true;
 }
 
@@ -267,7 +248,7 @@ __global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes
   const OperandRing<Codes> ring{p, memory, block, first_down, steps * part / p.parts, steps * (part + 1) / p.parts};
 
   let_next_kernel_begin();
-  Codes{}.prepare(*reinterpret_cast<typename Codes::Table*>(memory), p.fixed, p.stored, p.value_factor);
+  p.weights.prepare<Codes>(*reinterpret_cast<typename Codes::Table*>(memory));
   TileSums sums = {};
   sum_part<Codes>(p, ring, sums);
   if (p.parts > 1 && !add_up_parts(p, part, sums)) return;

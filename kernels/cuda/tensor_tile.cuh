@@ -123,10 +123,12 @@ __device__ __forceinline__ uint32_t half_bits(float value) {
   return half.bits;
 }
 
-/// `factor` keeps steps in the middle of fp16's range; without steps that differ they are 1.
+/// Of the `across`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
+/// differ they are 1.
 template <class Codes>
-__device__ __forceinline__ void load_steps(const SuperblockSteps& steps, const RowGroups& groups, int across,
-                                           float factor, FragmentSteps& to) {
+__device__ __forceinline__ void load_steps(const SuperblockWeights& w, int down, int across, FragmentSteps& to) {
+  const SuperblockSteps& steps = w.steps;
+  const RowGroups groups(steps, w.rows, down);
   const int before = steps.groups_before(across);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -134,7 +136,7 @@ __device__ __forceinline__ void load_steps(const SuperblockSteps& steps, const R
     float zero = 0.0F;
     if constexpr (Codes::integers)
       if (steps.zero_points != nullptr) zero = Codes::zero - static_cast<float>(steps.zero_points[group]);
-    to.of_row[i] = half_bits(steps.differ ? steps.steps.scale(group) * factor : 1.0F) | half_bits(zero) << 16;
+    to.of_row[i] = half_bits(steps.differ ? steps.steps.scale(group) * w.step_factor : 1.0F) | half_bits(zero) << 16;
   }
 }
 
@@ -189,7 +191,35 @@ __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t 
   }
 }
 
-/// sums += half `pair` of a superblock's chunks * x: 16 bytes of a column hold what a lane needs of it for two chunks.
+/// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold it for two.
+/// `position`: of the lane's column of each tile, at the tap.
+template <int pair>
+__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[warp_tiles],
+                                            uint4 (&x)[warp_tiles]) {
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile) {
+    const int piece = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
+    x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], piece));
+  }
+}
+
+/// sums += a chunk * x: the first or the second of the two whose columns x holds.
+template <class Codes>
+__device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[warp_tiles],
+                                               bool first, const typename Codes::Table& table,
+                                               const FragmentSteps& steps, bool with_steps, TileSums& sums) {
+  uint32_t a[4][4];
+  Codes{}.decode(chunk, table, a);
+  if (with_steps) apply_steps(steps, a);
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile) {
+    const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
+#pragma unroll
+    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
+  }
+}
+
+/// sums += half `pair` of a superblock's chunks * x.
 template <class Codes, int pair>
 __device__ __forceinline__ void multiply_chunks(const unsigned char* codes, const unsigned char* pixels,
                                                 const int (&position)[warp_tiles], const typename Codes::Table& table,
@@ -197,25 +227,13 @@ __device__ __forceinline__ void multiply_chunks(const unsigned char* codes, cons
   uint32_t words[2 * Codes::bits];
   load_words<2 * pair * Codes::bits>(codes, words);
   uint4 x[warp_tiles];
-#pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile) {
-    const int piece = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
-    x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], piece));
-  }
+  load_pixels<pair>(pixels, position, x);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     uint32_t chunk[Codes::bits];
 #pragma unroll
     for (int j = 0; j < Codes::bits; ++j) chunk[j] = words[i * Codes::bits + j];
-    uint32_t a[4][4];
-    Codes{}.decode(chunk, table, a);
-    if (with_steps) apply_steps(steps, a);
-#pragma unroll
-    for (int tile = 0; tile < warp_tiles; ++tile) {
-      const uint32_t b[2] = {i == 0 ? x[tile].x : x[tile].z, i == 0 ? x[tile].y : x[tile].w};
-#pragma unroll
-      for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
-    }
+    multiply_chunk<Codes>(chunk, x, i == 0, table, steps, with_steps, sums);
   }
 }
 

@@ -10,6 +10,21 @@
 
 namespace nibblenet {
 
+/// A lane's words of a superblock in device memory, chunk by chunk.
+template <int bits>
+__device__ __forceinline__ void load_superblock(const uint8_t* superblock,
+                                                uint32_t (&words)[Superblocks::chunks][bits]) {
+  const uint8_t* of_lane = superblock + threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int i = 0; i < bits; ++i) {
+    const uint4 v = load_once_16(of_lane + i * Superblocks::row_bytes);
+    words[4 * i / bits][4 * i % bits] = v.x;
+    words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
+    words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
+    words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
+}
+
 /// Two codes that cross from one word into the next: the masks of their bits there and here.
 struct CrossingMasks {
   uint32_t lower;  ///< in the next word, in place

@@ -91,10 +91,9 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelRe
 }
 
 /// Rows of halves of a weight that has none, and what the product by them does at its end.
-BiasResult<AnyElements> store_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
-                                   TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
-                                   Stream& stream) {
-  if (w.layout() == CodeLayout::superblocks) return cuda::superblock_rows(rows, y, x, w, bias, s, epilogue, stream);
+BiasResult<AnyElements> store_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
+                                   const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
+  if (w.layout() == CodeLayout::superblocks) return cuda::superblock_rows(rows, y, w, bias, s, epilogue, stream);
   BiasResult<AnyElements> of_product;
   const int64_t pieces = int64_t{s.k} * tiles(s.length(), 8);
   const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
@@ -123,7 +122,7 @@ bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<
     BiasResult<AnyElements> result{{y.data(), true},          bias.data(), s.k, s.outputs(), 1.0F / w.normalisation(),
                                    epilogue == Epilogue::relu};
     if (rows == nullptr) {
-      result = store_rows(scratch.rows, y, x, w, bias, s, epilogue, stream);
+      result = store_rows(scratch.rows, y, w, bias, s, epilogue, stream);
       rows = scratch.rows;
     }
     start("warpgroup_forward", pixels, FilterRowTiles<columns>{rows, s.k, s.c, s.taps(), s.size},

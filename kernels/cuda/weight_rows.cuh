@@ -4,9 +4,11 @@
 #include "kernels/cuda/superblock_steps.cuh"
 #include "kernels/cuda/tensor_tile.cuh"
 
-// Any weight as rows of halves in device order, for products that unpack nothing themselves.
+// Any weight as halves, in rows in device order or in superblocks, for products that unpack nothing themselves.
 
 namespace nibblenet {
+
+inline constexpr int weight_superblock_threads = 256;  ///< for each superblock
 
 /// rows [K, R S C] = weights times `factor`, rounded, by any of the readers of weights.cuh. One thread eight
 /// neighbours.
@@ -30,20 +32,42 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   });
 }
 
-inline constexpr int superblock_rows_warps = 4;
+/// Superblocks of the same halves, of whole 64 columns; zeros where there are no rows. One thread eight neighbours of
+/// two rows: what a lane brings to a fragment in two chunks.
+template <class Weights>
+__global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights, float factor) {
+  auto& table = shared<CodeValues>();
+  let_next_kernel_begin();
+  weights.prepare(table);
+  __syncthreads();
+  wait_for_kernel_before();  // it may still read others there
+  const Superblocks layout(weights.sizes.rows, weights.sizes.length, HalfCodes::bits);
+  const auto across = static_cast<int>(layout.across());
+  for_each_index(layout.down() * across * weight_superblock_threads, [&](int64_t i) {
+    const auto superblock = static_cast<int>(i / weight_superblock_threads);
+    const int lane = static_cast<int>(i % 32);
+    const int fragment = static_cast<int>(i / 32 % 4);
+    const int eight = static_cast<int>(i / 128 % 2);
+    const int down = superblock / across;
+    const int row = down * Superblocks::size + 16 * fragment + lane / 4;
+    const int column = (superblock - down * across) * Superblocks::size + lane % 4 * 16 + 8 * eight;
+    float w[2][8];
+    weights.load8(row, column, table, w[0]);
+    weights.load8(row + 8, column, table, w[1]);
+#pragma unroll
+    for (int chunk = 0; chunk < 2; ++chunk) {
+      const auto pair = [&](int r) {  // register r of the fragment
+        const float* of_row = w[r % 2] + 4 * chunk + r / 2 * 2;
+        return pair_of_halves(of_row[0] * factor, of_row[1] * factor);
+      };
+      const int load = (2 * eight + chunk) * 4 + fragment;
+      *reinterpret_cast<uint4*>(superblocks + superblock * layout.bytes_each() + load * Superblocks::row_bytes +
+                                lane * 16) = {pair(0), pair(1), pair(2), pair(3)};
+    }
+  });
+}
 
-/// Superblocks, and what makes halves of them.
-struct SuperblockWeights {
-  Superblocks layout;
-  const uint8_t* codes;
-  CodeValues fixed = {};  ///< values by code, used where `stored` is null
-  const float* stored;
-  float value_factor;  ///< power of two, for values in halves
-  SuperblockSteps steps;
-  bool inside;        ///< steps.inside()
-  float step_factor;  ///< what steps that differ are multiplied by, for halves
-  int rows;
-};
+inline constexpr int superblock_rows_warps = 4;
 
 /// Dynamic shared memory of a block: the look-up table, and halves of each warp's superblock; the odd end spreads rows
 /// over the banks.
@@ -90,12 +114,12 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps)
   const int down = superblock / columns;
   const int across = superblock - down * columns;
   let_next_kernel_begin();
-  Codes{}.prepare(memory.table, w.fixed, w.stored, w.value_factor);
+  w.prepare<Codes>(memory.table);
   __syncthreads();
   if (down < w.layout.down()) {
     const uint8_t* codes = w.codes + static_cast<int64_t>(superblock) * Codes::bits * Superblocks::row_bytes;
     FragmentSteps steps = {};
-    if (w.inside) load_steps<Codes>(w.steps, RowGroups(w.steps, w.rows, down), across, w.step_factor, steps);
+    if (w.inside) load_steps<Codes>(w, down, across, steps);
     unpack_chunks<Codes, 0>(codes, memory.table, steps, w.inside, own);
     unpack_chunks<Codes, 1>(codes, memory.table, steps, w.inside, own);
   }
@@ -114,11 +138,10 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps)
 
 namespace cuda {
 
-/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, of x into y, does at its
+/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, into y, does at its
 /// end.
-BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, ConstActivations x, const WeightCuda& w,
-                                        TensorView<const float> bias, const ConvolutionSizes& s, Epilogue epilogue,
-                                        Stream& stream);
+BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
+                                        const ConvolutionSizes& s, Epilogue epilogue, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet

@@ -97,8 +97,10 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
     };
     launches(false);  // where there are warpgroups, on them
     backend.use_warpgroups(Warpgroups::never);
+    backend.use_few_pixels(false);
     EXPECT_EQ(launches(false), launches(true) - 2);  // the second and the third pooling
     backend.use_plain_kernels(false);
+    backend.use_few_pixels(true);
   }
 }
 

@@ -54,7 +54,10 @@ const std::vector<Case> matrices = {
 
 class TensorProduct : public ::testing::Test {
  protected:
-  TensorProduct() { cuda_.use_warpgroups(Warpgroups::never); }
+  TensorProduct() {
+    cuda_.use_warpgroups(Warpgroups::never);
+    cuda_.use_few_pixels(false);
+  }
 
   /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,

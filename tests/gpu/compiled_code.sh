@@ -26,7 +26,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/skinny.cu kernels/cuda/tensor_product.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{skinny,tensor_product,few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 

@@ -55,8 +55,9 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
   });
 }
 
-/// A convolution of superblocks: two slices, two row blocks, results in halves.
-Values superblock_convolution(CudaBackend& backend, const std::string& scheme) {
+/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results in halves.
+Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
+  backend.use_few_pixels(few_pixels);
   const Shape x = {1, 4, 5, 128};
   const auto weight = backend.make_weight(quantized({192, 128, 3, 3}, parse_scheme(scheme), 3));
   const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
@@ -171,9 +172,10 @@ std::vector<Operation> operations() {
     for (const int64_t batch : {3, 9, 33})
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
                       [=](CudaBackend& b) { return superblock_product(b, scheme, batch); }});
-  for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel"})
-    list.push_back(
-        {fmt::format("conv2d forward, {}", scheme), [=](CudaBackend& b) { return superblock_convolution(b, scheme); }});
+  for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel", "linear:4:block:64"})
+    for (const bool few_pixels : {false, true})
+      list.push_back({fmt::format("conv2d forward, {}{}", scheme, few_pixels ? ", few pixels" : ""),
+                      [=](CudaBackend& b) { return superblock_convolution(b, scheme, few_pixels); }});
   for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:block:7"}) {
     list.push_back(
         {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return first_convolution(b, scheme); }});
