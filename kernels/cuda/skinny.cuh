@@ -1,6 +1,5 @@
 #pragma once
 
-#include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/result.cuh"
 #include "kernels/cuda/superblock_steps.cuh"
 #include "kernels/cuda/unpack.cuh"
@@ -66,7 +65,16 @@ __device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column
 template <int bits, int tiles>
 __device__ __forceinline__ void load_codes(const SkinnyProduct& p, int down, int across,
                                            LaneOperands<bits, tiles>& to) {
-  load_superblock<bits>(p.codes + (down * p.layout.across() + across) * p.layout.bytes_each(), to.words);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const uint8_t* block = p.codes + (down * p.layout.across() + across) * p.layout.bytes_each() + lane * 16;
+#pragma unroll
+  for (int i = 0; i < bits; ++i) {
+    const uint4 v = load_once_16(block + i * Superblocks::row_bytes);
+    to.words[4 * i / bits][4 * i % bits] = v.x;
+    to.words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
+    to.words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
+    to.words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
 }
 
 template <int bits, int tiles>
@@ -172,6 +180,9 @@ union SkinnyShared {
   Table table;
   float sums[8 * tiles][block_rows + 4];
 };
+struct Arrival {
+  bool last;
+};
 
 /// Calls use(place in shared memory, sum) for each of a warp's sums.
 template <int tiles, class Use>
@@ -213,7 +224,16 @@ __device__ __forceinline__ void finish_part(const SkinnyProduct& p, const float 
   }
   for (int n = 0; n < p.batch && row < p.result.rows; ++n)
     p.partial[(static_cast<int64_t>(part) * p.batch + n) * p.result.rows + row] = sums[n][thread];
-  if (arrives_last(p.arrivals[blockIdx.x], p.parts)) add_parts(p, row);
+  __threadfence();  // what was written is seen by whoever sees the arrival
+  __syncthreads();
+  auto& arrival = shared<Arrival>();
+  unsigned& arrivals = p.arrivals[blockIdx.x];
+  if (thread == 0) arrival.last = atomicAdd(&arrivals, 1U) == static_cast<unsigned>(p.parts) - 1U;
+  __syncthreads();
+  if (!arrival.last) return;
+  __threadfence();
+  add_parts(p, row);
+  if (thread == 0) arrivals = 0;  // for the next product
 }
 
 /// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and part y of
