@@ -24,7 +24,7 @@ constexpr Defaults with_calibration = {{
     {"linear:2:block:16:f16:zero-point", "kmeans:2:channel"},
     {"kmeans:3:block:128:f16", "kmeans:3:channel"},
     {"kmeans:4:channel", "kmeans:4:channel"},
-    {"linear:5:block:16:f16", "linear:5:channel"},
+    {"linear:5:channel", "linear:5:channel"},
     {"linear:6:channel", "linear:6:channel"},
     {"linear:7:channel", "linear:7:channel"},
     {"linear:8:channel", "linear:8:channel"},
