@@ -55,15 +55,16 @@ struct Weighed {
   int64_t bytes;
 };
 
-/// The least sum of divergences of layers [layer, end) in what is left of the bytes, or `bound` if none is less.
+/// The least sum of divergences of layers [layer, end) in what is left of the bytes; infinite if none is below `bound`.
 double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t layer, int64_t bytes,
                         double bound = INFINITY) {
-  if (bytes < 0 || bound <= 0) return bound;
+  if (bytes < 0 || bound <= 0) return INFINITY;
   if (layer == layers.size()) return 0;
+  double least = INFINITY;
   for (const Weighed& choice : layers[layer])
-    bound = std::min(bound, choice.divergence +
-                                least_divergence(layers, layer + 1, bytes - choice.bytes, bound - choice.divergence));
-  return bound;
+    least = std::min(least, choice.divergence + least_divergence(layers, layer + 1, bytes - choice.bytes,
+                                                                 std::min(bound, least) - choice.divergence));
+  return least;
 }
 
 TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
