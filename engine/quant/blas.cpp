@@ -5,7 +5,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "engine/core/error.h"
 

@@ -19,7 +19,7 @@ class ShippedModelTest : public ToolsTest {
 };
 
 TEST_F(ShippedModelTest, IsWholeAndSmall) {
-  EXPECT_LT(fs::file_size(at(shipped)), 5'200'000U);
+  EXPECT_LT(fs::file_size(at(shipped)), 2'000'000U);
   succeed(std::string("inspect --verify ") + shipped);
   const StateDict dict = model(shipped);
   for (const Parameter& parameter : dict.parameters)
