@@ -14,7 +14,7 @@ namespace {
 uint32_t magnitude_bits(float weight) { return std::bit_cast<uint32_t>(weight) & 0x7FFFFFFFU; }
 
 constexpr int half_bits = 16;
-constexpr size_t halves = size_t{1} << half_bits;
+constexpr size_t half_values = size_t{1} << half_bits;
 
 /// A magnitude, and how many of the same bits come before it.
 struct Rank {
@@ -24,18 +24,18 @@ struct Rank {
 
 /// How often each value of the magnitudes' upper halves occurs; of the lower ones, where the upper one is `upper`.
 std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std::optional<uint32_t> upper) {
-  std::vector<int64_t> counts(halves);
+  std::vector<int64_t> counts(half_values);
   for (const auto& weights : layers) {
 #pragma omp parallel
     {
-      std::vector<int64_t> own(halves);
+      std::vector<int64_t> own(half_values);
 #pragma omp for
       for (size_t i = 0; i < weights.size(); ++i) {
         const uint32_t bits = magnitude_bits(weights[i]);
         if (!upper)
           ++own[bits >> half_bits];
         else if (bits >> half_bits == *upper)
-          ++own[bits & (halves - 1)];
+          ++own[bits & (half_values - 1)];
       }
 #pragma omp critical
       std::ranges::transform(counts, own, counts.begin(), std::plus());

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "tests/cuda/convolution_cases.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -31,21 +32,19 @@ using testing::Values;
 /// Activations and weights rounded to 11 bits.
 constexpr double float16_tolerance = 2e-3;
 
-struct Case {
-  Shape x;
-  Shape w;
-  Window window = {};
-};
+using Case = testing::ConvolutionCase;
 
-/// Around the 64 rows and 32 pixels of a block, blocks that hold several images; strides, without padding; fewer
-/// superblocks than warps, as many, and more; one part, several, and so many blocks that a warp has four superblocks.
-const std::vector<Case> cases = {
-    {{3, 4, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}},    {{1, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}},
-    {{2, 7, 6, 192}, {130, 192, 2, 2}, {2, 2, 1}}, {{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}},
-    {{5, 3, 3, 64}, {1, 64, 1, 1}, {1, 1, 0}},     {{1, 9, 9, 64}, {65, 64, 3, 3}, {3, 3, 0}},
-    {{4, 2, 4, 512}, {64, 512, 1, 1}, {1, 1, 0}},  {{1, 3, 11, 320}, {128, 320, 1, 1}, {1, 1, 0}},
-    {{3, 28, 28, 64}, {12, 64, 5, 5}, {5, 1, 2}},  {{1, 1, 1, 64}, {64, 64, 7, 7}, {7, 1, 3}},
-};
+/// And around 32 pixels: fewer superblocks than warps, as many, and more; one part, several, and so many blocks that a
+/// warp has four superblocks.
+const std::vector<Case> cases = [] {
+  std::vector<Case> all = testing::superblock_convolutions;
+  for (const Case& more : std::vector<Case>{{{4, 2, 4, 512}, {64, 512, 1, 1}, {1, 1, 0}},
+                                            {{1, 3, 11, 320}, {128, 320, 1, 1}, {1, 1, 0}},
+                                            {{3, 28, 28, 64}, {12, 64, 5, 5}, {5, 1, 2}},
+                                            {{1, 1, 1, 64}, {64, 64, 7, 7}, {7, 1, 3}}})
+    all.push_back(more);
+  return all;
+}();
 
 std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "tests/cuda/convolution_cases.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -34,19 +35,9 @@ using testing::Values;
 /// Activations and weights rounded to 11 bits.
 constexpr double float16_tolerance = 2e-3;
 
-struct Case {
-  Shape x;
-  Shape w;
-  Window window = {};
-};
+using Case = testing::ConvolutionCase;
+using testing::superblock_convolutions;
 
-/// Filters of several slices, of rows around a block's 128, of strides, without padding; images of which a block holds
-/// many, one, and a band.
-const std::vector<Case> convolutions = {
-    {{3, 4, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}},    {{1, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}},
-    {{2, 7, 6, 192}, {130, 192, 2, 2}, {2, 2, 1}}, {{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}},
-    {{5, 3, 3, 64}, {1, 64, 1, 1}, {1, 1, 0}},     {{1, 9, 9, 64}, {65, 64, 3, 3}, {3, 3, 0}},
-};
 /// Around the 32 columns of a warp and the 128 of a block; odd rows, columns that are no whole slice.
 const std::vector<Case> matrices = {
     {{17, 64}, {64, 64}}, {{33, 8}, {1, 8}}, {{129, 136}, {65, 136}}, {{40, 56}, {257, 56}}, {{20, 1032}, {72, 1032}},
@@ -114,7 +105,7 @@ TEST_P(TensorProductOf, EverySchemeOfMatrices) {
 }
 
 TEST_P(TensorProductOf, EveryWidthOfFilters) {
-  const Case c = convolutions[0];
+  const Case c = superblock_convolutions[0];
   const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
   for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
     for (const std::string rest : {"tensor", "channel", "channel:zero-point"}) {
@@ -132,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(Methods, TensorProductOf, ::testing::ValuesIn(superbloc
 TEST_F(TensorProduct, IsExactForIntegersOfAwkwardShapes) {
   // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
   int bits = 2;
-  for (const auto* cases : {&convolutions, &matrices})
+  for (const auto* cases : {&superblock_convolutions, &matrices})
     for (const Case& c : *cases) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
       const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
@@ -182,7 +173,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
 }
 
 TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
-  for (const auto* cases : {&convolutions, &matrices})
+  for (const auto* cases : {&superblock_convolutions, &matrices})
     for (const Case& c : *cases) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
       const PackedTensor packed = quantized(c.w, parse_scheme("linear:3:channel"), 3);
@@ -257,7 +248,7 @@ TEST_F(TensorProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
 }
 
 TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
-  for (const Case& c : {convolutions[0], convolutions[2]})
+  for (const Case& c : {superblock_convolutions[0], superblock_convolutions[2]})
     for (int bits = 2; bits <= 8; ++bits) {
       const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("linear:{}:channel", bits)), 3);
       const Tensor<float> x = on(cuda_, uniform(c.x, 1)), bias = on(cuda_, uniform({c.w[0]}, 2));
@@ -272,7 +263,7 @@ TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
 }
 
 TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
-  for (const Case& c : {convolutions[0], Case{{3, 64}, {64, 64}}, Case{{20, 64}, {64, 64}}}) {
+  for (const Case& c : {superblock_convolutions[0], Case{{3, 64}, {64, 64}}, Case{{20, 64}, {64, 64}}}) {
     const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
     const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
     cuda_.use_plain_kernels(false);
