@@ -22,10 +22,10 @@ inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few
 
 /// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S C].
 struct FewPixels {
-  SuperblockWeights weights;  ///< whose steps do not change along k
-  bool weights_from_before;   ///< the kernel before made them
+  SuperblockWeights weights = {};    ///< whose steps do not change along k
+  bool weights_from_before = false;  ///< the kernel before made them
   Windows<f16> windows;
-  BiasResult<AnyElements> result;
+  BiasResult<AnyElements> result = {};
   bool by_fours;                 ///< halves of y lie so that four rows can be stored at once
   int parts = 1;                 ///< of the superblocks along k, each a block's
   float* partial = nullptr;      ///< [parts, blocks, fours, threads, 4]

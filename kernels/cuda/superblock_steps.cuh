@@ -61,7 +61,7 @@ struct SuperblockWeights {
   CodeValues fixed = {};  ///< values by code, used where `stored` is null
   const float* stored = nullptr;
   float value_factor = 1.0F;  ///< power of two, for values in halves
-  SuperblockSteps steps;
+  SuperblockSteps steps = {};
   bool inside = false;       ///< steps.inside()
   float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for halves
   int rows = 0;
