@@ -1,9 +1,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "tests/tools/run.h"
+#include "tools/common/bit_allocation.h"
 
 // pack --target-bits, --target-size, --max-loss.
 
@@ -89,6 +91,21 @@ TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
     EXPECT_EQ(all.back().size(), 16U);
   }
   EXPECT_NEAR(chosen, least_divergence(all, 0, 26'000 - 10'000 - biases), 1e-12);
+}
+
+TEST_F(Allocation, IsMeasuredOnImagesThatRoundingDidNotSee) {
+  const tools::AllocationOptions options{.images = 30};
+  const auto pixels = [](const Dataset& images, size_t i) {
+    const Dataset::Image& image = images.images[i];
+    return std::span(images.pixels).subspan(image.offset, static_cast<size_t>(3 * image.width * image.height));
+  };
+  const Dataset seen = load_dataset(at("standin"), Split::train, 100);
+  const Dataset behind = options.load_images(at("standin"), 100);
+  EXPECT_EQ(behind.size(), 60);
+  for (size_t i = 0; i < behind.images.size(); ++i)
+    for (size_t j = 0; j < seen.images.size(); ++j)
+      ASSERT_FALSE(std::ranges::equal(pixels(behind, i), pixels(seen, j)));
+  EXPECT_EQ(options.load_images(at("standin"), 180).size(), 60) << "of 200 images: the last ones";
 }
 
 TEST_F(Allocation, MoreMayBeLostInFewerBits) {

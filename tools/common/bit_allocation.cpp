@@ -14,17 +14,25 @@ namespace {
 
 constexpr int64_t batch_size = 64;
 
+/// The images of which `keep`(position within their class, size of the class) holds.
+template <class Keep>
+Dataset subset(const Dataset& all, Keep keep) {
+  std::array<int64_t, 256> sizes{}, seen{};
+  for (const uint8_t label : all.labels) ++sizes[label];
+  Dataset part{
+      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
+  for (size_t i = 0; i < all.images.size(); ++i) {
+    const uint8_t label = all.labels[i];
+    if (!keep(seen[label]++, sizes[label])) continue;
+    part.images.push_back(all.images[i]);
+    part.labels.push_back(label);
+  }
+  return part;
+}
+
 /// Every other image of each class, starting with the first or the second one.
 Dataset half_of(const Dataset& all, bool first) {
-  Dataset half{
-      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
-  std::array<int64_t, 256> seen{};
-  for (size_t i = 0; i < all.images.size(); ++i) {
-    if ((seen[all.labels[i]]++ % 2 == 0) != first) continue;
-    half.images.push_back(all.images[i]);
-    half.labels.push_back(all.labels[i]);
-  }
-  return half;
+  return subset(all, [&](int64_t position, int64_t) { return (position % 2 == 0) == first; });
 }
 
 /// Quantizes a weight in one way once, however often it is asked for.
@@ -245,6 +253,12 @@ void AllocationOptions::add_to(CLI::App& app) {
   app.add_option("--target-images", images, "Images that choices are measured on; as many others verify the choice")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+}
+
+Dataset AllocationOptions::load_images(const std::filesystem::path& data, int64_t calibrated) const {
+  const Dataset all = load_dataset(data, Split::train, calibrated + 2 * images);
+  const int64_t each = images_per_class(2 * images, all.classes.size());
+  return subset(all, [&](int64_t position, int64_t size) { return position >= size - each; });
 }
 
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,

@@ -25,6 +25,9 @@ struct AllocationOptions {
   /// Bytes are those of the compressed file.
   bool by_rest() const { return chooses_steps() || (compressed && target_size > 0); }
   double file_target() const { return std::max(target_size, target_rest); }
+  /// Training images to measure and to verify on: behind the `calibrated` ones that codes were chosen by, as far as
+  /// there are so many. On images that rounding made up for its errors on, those look smaller than they are.
+  Dataset load_images(const std::filesystem::path& data, int64_t calibrated) const;
 };
 
 /// The network's weights, each stored as was chosen for it, and the report of the choice.

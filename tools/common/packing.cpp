@@ -135,7 +135,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   for (const Parameter& parameter : dict.parameters)
     if (!is_weight(parameter)) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
   AllocatedWeights allocated = allocate(
-      flags.allocation, backend, dict, load_dataset(data, Split::train, 2 * flags.allocation.images), other_bytes,
+      flags.allocation, backend, dict, flags.allocation.load_images(data, packer.calibration_images()), other_bytes,
       [&](const Parameter& weight) {
         return flags.allocation.chooses_steps() ? every_step(flags, weight) : every_width(flags, weight);
       },

@@ -46,6 +46,7 @@ class WeightPacker {
                           const std::function<void(int64_t)>& on_weights = {}, LayerReport* report = nullptr);
 
   bool compensates() const { return flags_.compensates(); }
+  int64_t calibration_images() const { return calibration_ != nullptr ? calibration_->images : 0; }
 
  private:
   const MomentFactor& factor_of(const std::string& weight, ColumnOrder order);
