@@ -12,6 +12,10 @@
 // column-major, the last arguments are the lengths of the character arguments.
 extern "C" {
 void spotrf_(const char* uplo, const blasint* n, float* a, const blasint* lda, blasint* info, size_t);
+void strtri_(const char* uplo, const char* diagonal, const blasint* n, float* a, const blasint* lda, blasint* info,
+             size_t, size_t);
+void sposv_(const char* uplo, const blasint* n, const blasint* columns, float* a, const blasint* lda, float* b,
+            const blasint* ldb, blasint* info, size_t);
 }
 
 // OpenBLAS chooses its kernels by the processor's model, and takes those of 2004 for one that is newer than itself;
@@ -71,6 +75,29 @@ bool cholesky_factor(float* a, int64_t n) {
 #pragma omp parallel for
   for (int64_t i = 0; i < n; ++i) std::fill(a + i * n + i + 1, a + (i + 1) * n, 0.0F);
   return true;
+}
+
+std::vector<float> inverse_of_product(std::span<const float> r, int64_t n) {
+  if (n == 0) return {};
+  openblas_set_num_threads(omp_get_max_threads());
+  std::vector<float> inverse(r.begin(), r.end()), result(r.size());
+  const auto size = static_cast<blasint>(n);
+  blasint info = 0;
+  strtri_("L", "N", &size, inverse.data(), &size, &info, 1, 1);  // upper in rows is lower in columns
+  if (info != 0) fail<Error>("strtri refuses a triangle of {}: {}", n, info);
+  add_gram_matrix(result.data(), inverse.data(), n, n);
+#pragma omp parallel for schedule(dynamic, 16)
+  for (int64_t i = 1; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) result[static_cast<size_t>(i * n + j)] = result[static_cast<size_t>(j * n + i)];
+  return result;
+}
+
+bool solve_positive_definite(float* a, float* b, int64_t n, int64_t m) {
+  const auto size = static_cast<blasint>(n), rows = static_cast<blasint>(m);
+  blasint info = 0;
+  sposv_("U", &size, &rows, a, &size, b, &size, &info, 1);
+  if (info < 0) fail<Error>("sposv refuses its argument {}", -info);
+  return info == 0;
 }
 
 }  // namespace nibblenet::blas

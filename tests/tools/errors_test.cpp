@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 /// Every way a tool opens a model; FILE stands for its name.
 const std::vector<std::string> readers = {"eval FILE --data standin",
                                           "eval small.safetensors --data standin --compare FILE",
+                                          "prune FILE --units classifier.1=5 --calibrate standin -o out.safetensors",
                                           "pack FILE",
                                           "inspect FILE",
                                           "inspect FILE --verify",
@@ -195,6 +196,7 @@ TEST_F(ErrorsTest, ADeviceThatIsNotThere) {
 
 TEST_F(ErrorsTest, OutputsThatCannotBeWritten) {
   const std::vector<std::string> writers = {
+      "prune small.safetensors --calibrate standin --calibration-images 20 --units classifier.1=5 -o FILE",
       "pack small.safetensors -o FILE", "export small.safetensors -o FILE",
       "eval small.safetensors --data standin --limit 10 --logits FILE",
       "finetune --init small.safetensors --data standin --image-size 64 --epochs 1 --threads 1 --out FILE"};
@@ -246,6 +248,7 @@ TEST_F(ErrorsTest, HelpNamesEveryFlagOfTheContract) {
        {"--data",        "--init",         "--freeze",  "--reset",    "--epochs",  "--batch",      "--lr",
         "--momentum",    "--weight-decay", "--dropout", "--schedule", "--augment", "--image-size", "--seed",
         "--train-limit", "--test-limit",   "--device",  "--resume",   "--out",     "--json",       "--threads"}},
+      {"prune", {"MODEL", "--units", "--calibrate", "--calibration", "-o", "--device", "--json", "--threads"}},
       {"pack",
        {"MODEL", "--bits", "--method", "--granularity", "--scale", "--scale-sign", "--layer", "--compress", "-o",
         "--json", "--threads"}},
@@ -312,7 +315,7 @@ TEST_F(LauncherTest, TakesTheCudaBuildWhereThereIsAGpu) {
 
 TEST_F(LauncherTest, RunsThisProjectsTools) {
   const fs::path source = NIBBLENET_SOURCE;
-  for (const char* tool : {"finetune", "pack", "eval", "inspect", "export", "bench", "classify"}) {
+  for (const char* tool : {"finetune", "prune", "pack", "eval", "inspect", "export", "bench", "classify"}) {
     if (!fs::exists(source / "build/cpu/tools" / tool)) GTEST_SKIP() << "build/cpu has no " << tool;
     const Outcome outcome = launch(source / "tools" / tool, {"--help"});
     EXPECT_EQ(outcome.code, 0) << outcome;

@@ -1,0 +1,129 @@
+#include <fmt/core.h>
+
+#include <charconv>
+
+#include "tools/common/calibration_options.h"
+#include "tools/common/command_line.h"
+#include "tools/common/model_search.h"
+#include "tools/common/progress.h"
+#include "tools/common/report.h"
+#include "training/unit_pruning.h"
+
+namespace {
+
+using namespace nibblenet;
+using namespace nibblenet::tools;
+
+struct Options {
+  std::string model;
+  std::vector<std::string> units;
+  CalibrationFlags calibration;
+  Checksums checksums = Checksums::warn;
+  std::string output;
+  std::string json;
+  DeviceOptions device;
+};
+
+/// "classifier.1=512". Throws UsageError with the form.
+std::pair<std::string, int64_t> parse_units(const std::string& text) {
+  const size_t equals = text.find('=');
+  int64_t count = 0;
+  if (equals != std::string::npos && equals > 0) {
+    const char* end = text.data() + text.size();
+    if (const auto read = std::from_chars(text.data() + equals + 1, end, count);
+        read.ec == std::errc() && read.ptr == end && count > 0)
+      return {text.substr(0, equals), count};
+  }
+  fail<UsageError>("--units {}: expected LAYER=COUNT, such as classifier.1=512", text);
+}
+
+std::map<std::string, int64_t> parse_units(const std::vector<std::string>& texts) {
+  std::map<std::string, int64_t> counts;
+  for (const std::string& text : texts)
+    if (const auto [name, count] = parse_units(text); !counts.emplace(name, count).second)
+      fail<UsageError>("--units names {} twice", name);
+  return counts;
+}
+
+int64_t weights_of(const StateDict& model) {
+  int64_t weights = 0;
+  for (const Parameter& parameter : model.parameters)
+    weights += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
+  return weights;
+}
+
+/// Says in the file what was removed, and what that was judged by.
+void describe(std::map<std::string, std::string>& metadata, const std::vector<PrunedUnits>& pruned,
+              const Calibration& calibration) {
+  std::string layers;
+  for (const PrunedUnits& layer : pruned)
+    layers += fmt::format("{}{}: {} of {}", layers.empty() ? "" : ", ", layer.layer, layer.kept, layer.units);
+  std::string& units = metadata["units"];
+  units = units.empty() ? layers : fmt::format("{}; {}", units, layers);
+  metadata["units_calibration"] = fmt::format("{} images of {}", calibration.images, calibration.data);
+}
+
+void prune(const Options& options) {
+  const std::map<std::string, int64_t> counts = parse_units(options.units);
+  if (!options.calibration.calibrated())
+    throw UsageError("which units matter is measured: give --calibrate DATA or --calibration FILE");
+  const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
+  StateDict model = load_model(input, options.checksums);
+  if (model.packed())
+    fail<UsageError>("{} is packed: prune the float model it came from, or tools/export it first", input.string());
+  check_units(model, counts);
+  const int64_t weights_before = weights_of(model);
+
+  const auto backend = options.device.make();
+  const Calibration calibration = options.calibration.obtain(input, model, *backend).value();
+  std::vector<PrunedUnits> pruned;
+  {
+    Progress progress("pruning", "units");
+    pruned = prune_units(model, calibration, counts, [&](int64_t removed, int64_t of) {
+      if (interrupted()) throw Stopped("stopped; nothing was written");
+      progress.update(removed, of);
+    });
+  }
+  describe(model.metadata, pruned, calibration);
+  save_state_dict(options.output, model);
+
+  nlohmann::json layers = nlohmann::json::array();
+  fmt::print("{:<14} {:>7} {:>7} {:>22}\n", "layer", "units", "kept", "error behind it");
+  for (const PrunedUnits& layer : pruned) {
+    fmt::print("{:<14} {:>7} {:>7} {:>22.5f}\n", layer.layer, layer.units, layer.kept, layer.error);
+    layers.push_back({{"layer", layer.layer}, {"units", layer.units}, {"kept", layer.kept}, {"error", layer.error}});
+  }
+  fmt::print("{} of {} weights remain in {}\n", weights_of(model), weights_before, options.output);
+  write_json(options.json, {{"input", input.string()},
+                            {"output", options.output},
+                            {"weights_before", weights_before},
+                            {"weights", weights_of(model)},
+                            {"layers", layers}});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Removes units (output channels) of a float model without training: those whose loss the weights behind them, "
+      "chosen anew, make up for best. The narrower float model is there to be packed, fine-tuned or evaluated.",
+      "prune");
+  Options options;
+  app.add_option("MODEL", options.model,
+                 fmt::format("Float model ({}); without it the newest one in weights/", model_files));
+  app.add_option("--units", options.units,
+                 "How many units of a layer remain: classifier.1=512; repeatable. Those of the last layer are the "
+                 "classes. With --device cuda, multiples of 64 in convolutions keep their fastest kernels")
+      ->required()
+      ->allow_extra_args(false)  // one value each time: what follows may be MODEL
+      ->type_name("LAYER=COUNT");
+  app.add_option("-o,--output", options.output, "File to write")->required()->type_name("FILE");
+  options.calibration.add_source_to(app);
+  add_strict_option(app, options.checksums);
+  options.device.add_to(app);
+  add_json_option(app, options.json);
+  return run_tool(app, argc, argv, [&] {
+    catch_interrupts();
+    prune(options);
+  });
+}
