@@ -240,6 +240,7 @@ void eval(const Options& options) {
   const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
   check_model_file(model);  // a missing or broken file is reported before the images are read
+  if (!options.compare.empty()) check_model_file(options.compare);
   const Dataset dataset =
       load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
@@ -250,9 +251,9 @@ void eval(const Options& options) {
              dataset.description, result.device_description, to_string(result.precision));
   print(result);
   nlohmann::json json = to_json(result);
+  if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
   if (!options.compare.empty())
     json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, as_usual(options)));
-  if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
   json["data"] = dataset.description;
   json["split"] = options.split;
   write_json(options.json, json);

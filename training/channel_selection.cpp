@@ -1,6 +1,7 @@
 #include "training/channel_selection.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/quant/blas.h"
 #include "engine/quant/moment_factor.h"
@@ -46,6 +47,7 @@ class Inputs {
     }
 #pragma omp parallel for schedule(dynamic, 16)
     for (Channel& channel : channels) channel.cost = cost_of(channel);
+    if (std::ranges::any_of(channels, [](const Channel& c) { return !std::isfinite(c.cost); })) throw_indefinite();
     return channels;
   }
 
@@ -58,7 +60,7 @@ class Inputs {
       for (int64_t i = 0; i < count(); ++i)
         factors[static_cast<size_t>(i * few + r)] = -row(i)[removed[static_cast<size_t>(r)]];
     }
-    solve(removed, factors.data(), count());
+    if (!solve(removed, factors.data(), count())) throw_indefinite();
     blas::add_product(rows_.data(), width(), factors.data(), few, gone.data(), width(), count(), width(), few);
     close_gaps(removed);
   }
@@ -69,16 +71,22 @@ class Inputs {
   const float* row(int64_t i) const { return rows_.data() + i * width(); }
 
   /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse moments hold of these inputs.
-  void solve(std::span<const int64_t> inputs, float* b, int64_t n) const {
+  /// False when rounding has left no positive definite inverse.
+  bool solve(std::span<const int64_t> inputs, float* b, int64_t n) const {
     const auto size = static_cast<int64_t>(inputs.size());
     std::vector<float> square(static_cast<size_t>(size * size));
     for (int64_t i = 0; i < size; ++i)
       for (int64_t j = 0; j < size; ++j)
         square[static_cast<size_t>(i * size + j)] = row(inputs[static_cast<size_t>(i)])[inputs[static_cast<size_t>(j)]];
-    if (!blas::solve_positive_definite(square.data(), b, size, n))
-      throw Error("the second moments' inverse is not positive definite; calibrate on more images");
+    return blas::solve_positive_definite(square.data(), b, size, n);
   }
 
+  [[noreturn]] static void throw_indefinite() {
+    throw Error(
+        "rounding has left the inverse second moments indefinite; calibrate on more images, or keep more units");
+  }
+
+  /// NaN when there is none. Throws nothing: threads share the work.
   double cost_of(const Channel& channel) const {
     const int64_t size = channel.end - channel.begin;
     std::vector<int64_t> inputs(static_cast<size_t>(size));
@@ -87,7 +95,7 @@ class Inputs {
     for (int64_t i = 0; i < size; ++i)
       for (int64_t k = 0; k < outputs_; ++k) w[static_cast<size_t>(k * size + i)] = weight(channel.begin + i, k);
     std::vector<float> solved = w;
-    solve(inputs, solved.data(), outputs_);
+    if (!solve(inputs, solved.data(), outputs_)) return NAN;
     double cost = 0;
     for (int64_t k = 0; k < outputs_; ++k) {
       double error = 0;

@@ -41,7 +41,9 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
 }
 
 /// Of kernels that are launched early (Grid::early), from compute capability 9.0 on: waits until the kernel before has
-/// ended and what it wrote is seen. Weights may be read before, nothing written.
+/// ended and what it wrote is seen. Weights may be read before, nothing written: whatever changes weights is followed
+/// by what brings the next batch, a copy or a kernel that is not launched early and so begins behind all that went
+/// before.
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");

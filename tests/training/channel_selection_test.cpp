@@ -213,6 +213,9 @@ TEST(KeepChannels, RefusesWhatDoesNotFit) {
   EXPECT_THROW(keep(weights, {}, 5, 2), ShapeError);
   EXPECT_THROW(keep(other, {}, 5, 2), ShapeError);
   EXPECT_THROW(keep(weights, std::span(importance).first(4), 6, 2), ShapeError);
+  Tensor<float> broken = random_tensor({outputs, 12}, 6);
+  broken.data()[7] = NAN;
+  EXPECT_THROW(keep(broken, {}, 6, 2), Error);
 }
 
 }  // namespace
