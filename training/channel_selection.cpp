@@ -119,9 +119,8 @@ class Inputs {
       to = std::copy(from + count(), from + all, to);
     }
     rows_.resize(static_cast<size_t>(to - rows_.data()));
-    std::vector<int64_t> columns;
-    for (const int64_t i : left) columns.push_back(column(i));
-    columns_ = std::move(columns);
+    for (int64_t& input : left) input = column(input);
+    columns_ = std::move(left);
   }
 
   int64_t outputs_;

@@ -30,8 +30,8 @@ std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std:
     {
       std::vector<int64_t> own(half_values);
 #pragma omp for
-      for (size_t i = 0; i < weights.size(); ++i) {
-        const uint32_t bits = magnitude_bits(weights[i]);
+      for (const float weight : weights) {
+        const uint32_t bits = magnitude_bits(weight);
         if (!upper)
           ++own[bits >> half_bits];
         else if (bits >> half_bits == *upper)
@@ -78,7 +78,7 @@ double PruningSchedule::progress(int64_t step) const {
 int64_t count_zeros(std::span<const float> weights) {
   int64_t zeros = 0;
 #pragma omp parallel for reduction(+ : zeros)
-  for (size_t i = 0; i < weights.size(); ++i) zeros += weights[i] == 0.0F ? 1 : 0;
+  for (const float weight : weights) zeros += weight == 0.0F ? 1 : 0;
   return zeros;
 }
 
@@ -91,8 +91,8 @@ void prune_smallest(std::span<const std::span<float>> layers, double fraction) {
   int64_t ties = last.before + 1;
   for (const auto& weights : layers) {
 #pragma omp parallel for
-    for (size_t i = 0; i < weights.size(); ++i)
-      if (magnitude_bits(weights[i]) < last.bits) weights[i] = 0.0F;
+    for (float& weight : weights)
+      if (magnitude_bits(weight) < last.bits) weight = 0.0F;
     for (size_t i = 0; ties > 0 && i < weights.size(); ++i)
       if (magnitude_bits(weights[i]) == last.bits) {
         weights[i] = 0.0F;

@@ -14,6 +14,7 @@ constexpr int64_t most_patterns = 256;
 struct Pattern {
   std::vector<int32_t> weights;
   std::vector<bool> inside;
+  // NOLINTNEXTLINE(modernize-use-nullptr): the 0 that it compares with is no pointer
   friend auto operator<=>(const Pattern&, const Pattern&) = default;
 };
 
@@ -112,9 +113,11 @@ FoldedChannel fold_channel(const float* w, int64_t size, const Pattern& down, in
         row[static_cast<size_t>(b)] += weight * across.weights[static_cast<size_t>(s * across_taps + b)] * unit;
     }
     for (int a = 0; a < down_taps; ++a)
-      for (int b = 0; b < across_taps; ++b)
-        folded.weights[static_cast<size_t>(a * across_taps + b)] +=
+      for (int b = 0; b < across_taps; ++b) {
+        const int tap = a * across_taps + b;
+        folded.weights[static_cast<size_t>(tap)] +=
             row[static_cast<size_t>(b)] * down.weights[static_cast<size_t>(r * down_taps + a)] * unit;
+      }
   }
   return folded;
 }

@@ -100,8 +100,9 @@ void draw(Random& random, uint8_t label, uint8_t* record) {
   const Scene scene = draw_scene(random);
   record[0] = label;
   for (size_t i = 0; i < cifar_plane_bytes; ++i) {
-    const float x = static_cast<float>(i % cifar_side) + 0.5F;
-    const float y = static_cast<float>(i / cifar_side) + 0.5F;
+    const size_t column = i % cifar_side, row = i / cifar_side;
+    const float x = static_cast<float>(column) + 0.5F;
+    const float y = static_cast<float>(row) + 0.5F;
     const float u = (x - scene.x) * scene.cosine + (y - scene.y) * scene.sine;
     const float v = (y - scene.y) * scene.cosine - (x - scene.x) * scene.sine;
     const float cover = std::clamp(0.5F - distance_to_figure(label, u, v, scene.radius), 0.0F, 1.0F);

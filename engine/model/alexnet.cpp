@@ -61,6 +61,7 @@ void put_layer(StateDict& parameters, const std::string& name, Shape weight_shap
 
 std::vector<std::string> names_of(auto& rows, auto name) {
   std::vector<std::string> names;
+  names.reserve(rows.size());
   for (const auto& row : rows) names.emplace_back(name(row));
   return names;
 }

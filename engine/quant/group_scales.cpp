@@ -30,10 +30,11 @@ std::vector<float> factors_of(const Scheme& scheme) {
   constexpr int steps = 32;
   std::vector<float> factors{1.0F};
   for (int i = 1; i <= steps; ++i) {
+    const int distance = (i + 1) / 2;
     if (!traits_of(scheme.method).trained)
       factors.push_back(1.0F - 0.8F * static_cast<float>(i) / steps);
     else
-      factors.push_back(1.0F + (i % 2 == 0 ? 0.025F : -0.025F) * static_cast<float>((i + 1) / 2));
+      factors.push_back(1.0F + (i % 2 == 0 ? 0.025F : -0.025F) * static_cast<float>(distance));
   }
   return factors;
 }

@@ -55,7 +55,7 @@ void expect_free_choice(const PackingFlags& flags) {
 }  // namespace
 
 void PackingFlags::validate() const {
-  SchemeChoice(scheme, calibration.compensates());
+  const SchemeChoice possible(scheme, calibration.compensates());
   calibration.quantize_options("");
   expect_free_choice(*this);
 }

@@ -67,7 +67,7 @@ std::string inline_svg(std::string svg, const std::string& name) {
   const size_t background = svg.find("<rect x=\"0\" y=\"0\"");  // the page has its own
   if (background != std::string::npos) svg.erase(background, svg.find("/>", background) + 2 - background);
   for (const std::string id : {"gnuplot_canvas", "gpPt", "gpDot", "textbox", "greybox", "gnuplot_plot_"})
-    replace_all(svg, id, name + "_" + id);
+    replace_all(svg, id, fmt::format("{}_{}", name, id));
   for (const char quote : {'\'', '"'})
     for (const std::string attribute : {"color", "stroke", "fill"})
       replace_all(svg, fmt::format("{}={}black{}", attribute, quote, quote),

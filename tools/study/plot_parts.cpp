@@ -102,9 +102,9 @@ std::string curves_of(const std::vector<Series>& all, bool with_lines) {
 std::string Key::commands(int page_height) const {
   std::string text;
   for (size_t i = 0; i < entries.size(); ++i) {
-    const auto index = static_cast<int>(i);
-    const double y = (height() - 18 - 22.0 * (index % lines())) / page_height;
-    const double x = (24.0 + (plot_width - 48.0) / columns * (index / lines())) / plot_width;
+    const int line = static_cast<int>(i) % lines(), column = static_cast<int>(i) / lines();
+    const double y = (height() - 18 - 22.0 * line) / page_height;
+    const double x = (24.0 + (plot_width - 48.0) / columns * column) / plot_width;
     const auto& [label, style] = entries[i];
     const bool sample = style.dash > 0 || style.point > 0;
     text += fmt::format("set label {} '{}' at screen {:.5f}, screen {:.5f} left noenhanced\n", i + 1, label,
