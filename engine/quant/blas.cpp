@@ -49,6 +49,11 @@ void add_product(float* c, int64_t ldc, const float* a, int64_t lda, const float
   multiply('N', 'N', m, n, k, 1.0F, a, lda, b, ldb, 1.0F, c, ldc);
 }
 
+void multiply_by_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
+                            int64_t n, int64_t k) {
+  multiply('N', 'T', m, n, k, 1.0F, a, lda, b, ldb, 0.0F, c, ldc);
+}
+
 void multiply_by_upper(float* c, const float* a, const float* u, int64_t m, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += columns_at_once) {
     const int64_t end = std::min(begin + columns_at_once, n);

@@ -15,6 +15,10 @@ void add_gram_matrix(float* c, const float* rows, int64_t m, int64_t n);
 void add_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m, int64_t n,
                  int64_t k);
 
+/// c[m, n] = a[m, k] b[n, k]^T; lda, ldb, ldc as above.
+void multiply_by_transposed(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
+                            int64_t n, int64_t k);
+
 /// c[m, n] = a[m, n] u for an upper triangular u[n, n], with its zeros.
 void multiply_by_upper(float* c, const float* a, const float* u, int64_t m, int64_t n);
 

@@ -1,19 +1,18 @@
-// With H = R R^T, R upper triangular, the output error of a row is |e|^2, e = (W - V) R, and e_j depends on the columns
-// up to j alone: e_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns before have done. So v_j is best next to
+// With H = R R^T, R upper triangular, the output error of a row is |u|^2, u = (w - v) R, and u_j depends on the columns
+// up to j alone: u_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns before have done. So v_j is best next to
 // w_j + s_j / R_jj. This is GPTQ without an inverse (its weights, moved by what was made up for in them, are these very
-// sums; Babai's nearest plane, 1986), and the error under the damped H is the sum of e_j^2, for nothing.
+// sums; Babai's nearest plane, 1986), and the error under the damped H is |u|^2, for nothing.
+//
+// Refinement moves one v_j at a time, all others fixed: the error is then least at v_j + (u R^T)_j / H_jj. H itself is
+// not needed: of a block of columns, its own part of R R^T says what they do to each other.
 
 #include "engine/quant/compensated.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <numeric>
 
-#include "engine/quant/bits.h"
 #include "engine/quant/blas.h"
-#include "engine/quant/entropy_model.h"
-#include "engine/quant/group_scales.h"
+#include "engine/quant/rounding_problem.h"
 
 namespace nibblenet {
 namespace {
@@ -26,33 +25,32 @@ constexpr double certainty = 1e-4;
 /// What the columns to come are moved by is summed in float32: off by less than that, relative to a weight.
 constexpr double work_rounding = 0x1p-20;
 
-/// The codes of a tensor on their way from nearest to compensated. Columns are those of live inputs, in rounding order.
+/// The codes of a tensor on their way from nearest to compensated.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor, const RateCost& rate)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+          const CompensationOptions& options)
       : packed_(packed),
-        weights_(weights),
-        columns_(factor.columns),
-        factor_(factor),
+        problem_(packed, weights, factor, options.rate),
+        options_(options),
+        rows_(problem_.rows()),
+        columns_(problem_.columns()),
+        r_(factor.upper.data()),
         added_(factor.damping * factor.mean_square),
-        trace_(factor.mean_square * static_cast<double>(factor.count())),
-        codebook_(codebook_of(packed)),
-        view_(view_of(packed, codebook_)),
-        count_(factor.count()) {
-    if (rate.weight > 0) make_bit_costs(rate);
-    for (int i = 0; i < codebook_.count; ++i) rank_[codebook_.ordered_codes[i]] = i;
-  }
+        codes_(static_cast<size_t>(rows_ * columns_)) {}
 
-  Compensation run(const OnColumns& on_columns) {
-    const int passes = bit_costs_.empty() ? 1 : rate_passes;
-    for (int pass = 0; pass < passes; ++pass) {
-      if (passes > 1) rates_ = code_rates(pass == 0 ? packed_.codes : with_all_stored().codes, code_layout(packed_));
-      round_all([&](int64_t done, int64_t total) {
-        if (on_columns) on_columns(pass * total + done, passes * total);
-      });
+  Compensation run() {
+    passes_ = (problem_.weighs_bits() ? rate_passes : 1) + options_.refinements;
+    for (int pass = 0; pass < passes_; ++pass) {
+      pass_ = pass;
+      if (problem_.weighs_bits()) problem_.count_rates(pass == 0 ? packed_.codes : with_all_stored().codes);
+      if (pass < passes_ - options_.refinements)
+        round();
+      else
+        refine();
     }
     Compensation result = keep_what_is_better();
-    result.damping = factor_.damping;
+    result.damping = problem_.factor().damping;
     result.bits = code_rates(packed_.codes, code_layout(packed_)).mean;
     return result;
   }
@@ -64,181 +62,135 @@ class Rounder {
     double damped = 0;
   };
 
+  uint8_t* codes_of(int64_t row) { return codes_.data() + row * columns_; }
+  const uint8_t* codes_of(int64_t row) const { return codes_.data() + row * columns_; }
+  float value(int64_t row, int64_t j) const { return problem_.value(row, j, codes_of(row)[j]); }
+  void show(int64_t done) const {
+    if (options_.on_columns) options_.on_columns(pass_ * columns_ + done, passes_ * columns_);
+  }
+
+  void round() {
+    residuals_.assign(static_cast<size_t>(rows_ * columns_), 0.0F);
+    std::vector<float> differences(static_cast<size_t>(rows_ * block_columns));
+    for (int64_t begin = 0; begin < columns_; begin += block_columns) {
+      const int64_t end = std::min(begin + block_columns, columns_);
+#pragma omp parallel for
+      for (int64_t row = 0; row < rows_; ++row)
+        round_block(row, begin, end, residuals_.data() + row * columns_, differences.data() + row * block_columns);
+      if (end < columns_)
+        blas::add_product(residuals_.data() + end, columns_, differences.data(), block_columns,
+                          r_ + begin * columns_ + end, columns_, rows_, columns_ - end, end - begin);
+      show(end);
+    }
+  }
+
+  /// Columns [begin, end) of one row, whose s become u: what each difference does to the rest of the block is summed
+  /// here, to the other blocks by the product behind.
+  void round_block(int64_t row, int64_t begin, int64_t end, float* sums, float* differences) {
+    for (int64_t j = begin; j < end; ++j) {
+      const float* r = r_ + j * columns_;
+      const float target = problem_.weight(row, j) + sums[j] / r[j];
+      codes_of(row)[j] = static_cast<uint8_t>(problem_.best_code(row, j, target, r[j]));
+      const float rounded = value(row, j);
+      const float difference = problem_.weight(row, j) - rounded;
+      differences[j - begin] = difference;
+      for (int64_t next = j + 1; next < end; ++next) sums[next] += difference * r[next];
+      sums[j] = (target - rounded) * r[j];
+    }
+  }
+
+  void refine() {
+    std::vector<float> gram(static_cast<size_t>(block_columns * block_columns));
+    std::vector<float> gradients(static_cast<size_t>(rows_ * block_columns)), changes(gradients.size());
+    for (int64_t begin = 0; begin < columns_; begin += block_columns) {
+      const int64_t count = std::min(block_columns, columns_ - begin), rest = columns_ - begin;
+      const float* r = r_ + begin * columns_ + begin;
+      float* residuals = residuals_.data() + begin;
+      blas::multiply_by_transposed(gram.data(), block_columns, r, columns_, r, columns_, count, count, rest);
+      blas::multiply_by_transposed(gradients.data(), block_columns, residuals, columns_, r, columns_, rows_, count,
+                                   rest);
+#pragma omp parallel for
+      for (int64_t row = 0; row < rows_; ++row)
+        refine_block(row, begin, count, gram.data(), gradients.data() + row * block_columns,
+                     changes.data() + row * block_columns);
+      blas::add_product(residuals, columns_, changes.data(), block_columns, r, columns_, rows_, rest, count);
+      show(begin + count);
+    }
+  }
+
+  /// `count` columns of one row. `gradients`: their u R^T, `gram`: H among them.
+  void refine_block(int64_t row, int64_t begin, int64_t count, const float* gram, float* gradients, float* changes) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t j = begin + i;
+      const float* h = gram + i * block_columns;
+      const float before = value(row, j);
+      const float target = before + gradients[i] / h[i];
+      codes_of(row)[j] = static_cast<uint8_t>(problem_.best_code(row, j, target, std::sqrt(h[i])));
+      changes[i] = before - value(row, j);
+      if (changes[i] == 0) continue;
+      for (int64_t next = i + 1; next < count; ++next) gradients[next] += changes[i] * h[next];
+    }
+  }
+
   Compensation keep_what_is_better() {
     const std::vector<RowError> nearest = nearest_errors();
+    const double trace = problem_.factor().mean_square * static_cast<double>(columns_);
     Compensation result;
-    for (int64_t row = 0; row < view_.channels; ++row) {
+    for (int64_t row = 0; row < rows_; ++row) {
       const RowError& before = nearest[static_cast<size_t>(row)];
-      const RowError& after = compensated_[static_cast<size_t>(row)];
-      const bool better = is_surely_less(after, before, row);
+      const RowError after = error_of(row);
+      const bool better = is_surely_less(after, before, row, trace);
       result.nearest_error += before.plain;
       result.error += better ? after.plain : before.plain;
       result.rows_kept += better ? 0 : 1;
-      if (better) store(packed_, row);
+      if (better) problem_.store(packed_, row, codes_of(row));
     }
     return result;
   }
 
-  bool is_surely_less(const RowError& after, const RowError& before, int64_t row) const {
+  bool is_surely_less(const RowError& after, const RowError& before, int64_t row, double trace) const {
     double squares = 0;
-    for (int64_t j = 0; j < count_; ++j)
-      squares += static_cast<double>(weight(row, j)) * static_cast<double>(weight(row, j));
+    for (int64_t j = 0; j < columns_; ++j)
+      squares += static_cast<double>(problem_.weight(row, j)) * static_cast<double>(problem_.weight(row, j));
     // The output error of weights that are off by d is at most |d| sqrt(trace H).
-    const double rounding = work_rounding * std::sqrt(squares * trace_);
+    const double rounding = work_rounding * std::sqrt(squares * trace);
     const double highest = after.plain + certainty * (after.damped + before.damped);
     const double root = std::sqrt(std::max(0.0, highest)) + rounding;
-    return root * root + saved_by_nearest(row) < std::max(0.0, before.plain);
+    return root * root + problem_.cost_above_nearest(row, codes_of(row)) < std::max(0.0, before.plain);
   }
 
-  /// The cost of the bits by which a row's compensated codes take more than the nearest ones; below 0: fewer.
-  double saved_by_nearest(int64_t row) const {
-    if (bit_costs_.empty()) return 0;
-    const uint8_t* nearest = view_.codes + row * view_.code_stride;
-    double more = 0;
-    for (int64_t j = 0; j < count_; ++j) {
-      const int64_t k = columns_[static_cast<size_t>(j)];
-      const std::vector<float>& bits = rates_.bits[rates_.class_at(row, k)];
-      more += static_cast<double>(bits[codes_[static_cast<size_t>(row * count_ + j)]]) -
-              static_cast<double>(bits[read_field(nearest, k, view_.bits)]);
+  RowError error_of(int64_t row) const {
+    RowError error;
+    for (int64_t j = 0; j < columns_; ++j) {
+      const auto residual = static_cast<double>(residuals_[static_cast<size_t>(row * columns_ + j)]);
+      const auto difference = static_cast<double>(problem_.weight(row, j) - value(row, j));
+      error.damped += residual * residual;
+      error.plain -= added_ * difference * difference;
     }
-    return static_cast<double>(bit_costs_[static_cast<size_t>(row)]) * more;
-  }
-
-  /// Of a bit, in units of a row's e^2: L unit / g.
-  void make_bit_costs(const RateCost& rate) {
-    const auto g = [&](size_t row) {
-      return rate.importance.empty() ? 1.0 : static_cast<double>(rate.importance[row]);
-    };
-    const std::vector<double> squares = squared_errors();
-    double unit = 0;
-    for (size_t row = 0; row < squares.size(); ++row) unit += g(row) * squares[row];
-    unit *= factor_.spread() / static_cast<double>(view_.channels * count_);
-    for (size_t row = 0; row < squares.size(); ++row)
-      bit_costs_.push_back(static_cast<float>(rate.weight * unit / g(row)));
-  }
-
-  /// What rounding to nearest does to the weights of each row, column by column.
-  void rounding_errors(int64_t row, float* errors) const {
-    std::vector<float> values(static_cast<size_t>(view_.channel_elements));
-    decode_reference(view_, row, 0, view_.channel_elements, values.data());
-    for (int64_t j = 0; j < count_; ++j)
-      errors[j] = weight(row, j) - values[static_cast<size_t>(columns_[static_cast<size_t>(j)])];
-  }
-
-  /// The sum of their squares, of each row.
-  std::vector<double> squared_errors() const {
-    std::vector<double> squares(static_cast<size_t>(view_.channels));
-#pragma omp parallel for
-    for (int64_t row = 0; row < view_.channels; ++row) {
-      std::vector<float> errors(static_cast<size_t>(count_));
-      rounding_errors(row, errors.data());
-      for (const float error : errors)
-        squares[static_cast<size_t>(row)] += static_cast<double>(error) * static_cast<double>(error);
-    }
-    return squares;
-  }
-
-  Step step_of(int64_t row, int64_t k) const {
-    const int64_t group = view_.block_ids == nullptr
-                              ? view_.groups.group(row, k)
-                              : read_field(view_.block_ids + row * view_.block_id_stride, k, view_.block_id_bits);
-    return {.step = view_.step(group),
-            .zero_point = view_.zero_points == nullptr ? 0.0F : static_cast<float>(view_.zero_points[group])};
-  }
-
-  float weight(int64_t row, int64_t column) const {
-    return weights_[row * view_.channel_elements + columns_[static_cast<size_t>(column)]];
-  }
-
-  void round_all(const OnColumns& on_columns) {
-    const int64_t rows = view_.channels;
-    const float* r = factor_.upper.data();
-    codes_.resize(static_cast<size_t>(rows * count_));
-    compensated_.assign(static_cast<size_t>(rows), {});
-    std::vector<float> sums(static_cast<size_t>(rows * count_)), differences(static_cast<size_t>(rows * block_columns));
-    for (int64_t begin = 0; begin < count_; begin += block_columns) {
-      const int64_t end = std::min(begin + block_columns, count_);
-#pragma omp parallel for
-      for (int64_t row = 0; row < rows; ++row)
-        round_block(row, begin, end, sums.data() + row * count_, differences.data() + row * block_columns);
-      if (end < count_)
-        blas::add_product(sums.data() + end, count_, differences.data(), block_columns, r + begin * count_ + end,
-                          count_, rows, count_ - end, end - begin);
-      on_columns(end, count_);
-    }
-  }
-
-  /// The one with the least sum of costs: looked for from the nearest one on in both directions, as far as the error
-  /// leaves room beside the fewest bits that there are. `r`: what a difference of 1 adds to the error.
-  uint32_t cheapest_code(uint32_t nearest, float target, float r, const Step& step, size_t rate_class,
-                         float bit_cost) const {
-    const std::vector<float>& bits = rates_.bits[rate_class];
-    const float fewest = rates_.least[rate_class];
-    if (bits[nearest] <= fewest || step.step == 0) return nearest;
-    const auto squared_error = [&](uint32_t code) {
-      const float error = (target - reconstruct(codebook_.values[code], step.zero_point, step.step)) * r;
-      return error * error;
-    };
-    uint32_t best = nearest;
-    float least = squared_error(nearest) + bit_cost * bits[nearest];
-    for (const int direction : {-1, 1})
-      for (int rank = rank_[nearest] + direction; 0 <= rank && rank < codebook_.count; rank += direction) {
-        const uint32_t code = codebook_.ordered_codes[rank];
-        const float square = squared_error(code);
-        if (square + bit_cost * fewest >= least) break;
-        if (const float cost = square + bit_cost * bits[code]; cost < least) {
-          least = cost;
-          best = code;
-        }
-      }
-    return best;
-  }
-
-  /// Columns [begin, end) of one row: what each difference does to the rest of the block is summed here, to the other
-  /// blocks by the product behind.
-  void round_block(int64_t row, int64_t begin, int64_t end, float* sums, float* differences) {
-    RowError& total = compensated_[static_cast<size_t>(row)];
-    for (int64_t j = begin; j < end; ++j) {
-      const float* r = factor_.upper.data() + j * count_;
-      const int64_t k = columns_[static_cast<size_t>(j)];
-      const Step step = step_of(row, k);
-      const float target = weight(row, j) + sums[j] / r[j];
-      uint32_t code = code_of(target, step, codebook_, packed_.scheme.zero_point);
-      if (!bit_costs_.empty())
-        code = cheapest_code(code, target, r[j], step, rates_.class_at(row, k), bit_costs_[static_cast<size_t>(row)]);
-      codes_[static_cast<size_t>(row * count_ + j)] = static_cast<uint8_t>(code);
-      const float value = reconstruct(codebook_.values[code], step.zero_point, step.step);
-      const float difference = weight(row, j) - value;
-      differences[j - begin] = difference;
-      for (int64_t next = j + 1; next < end; ++next) sums[next] += difference * r[next];
-
-      const double error = static_cast<double>(target - value) * static_cast<double>(r[j]);
-      total.damped += error * error;
-      total.plain += error * error - added_ * static_cast<double>(difference) * static_cast<double>(difference);
-    }
+    error.plain += error.damped;
+    return error;
   }
 
   std::vector<RowError> nearest_errors() const {
-    const int64_t rows = view_.channels;
-    std::vector<RowError> result(static_cast<size_t>(rows));
-    std::vector<float> differences(static_cast<size_t>(std::min(rows, rows_at_once) * count_));
+    std::vector<RowError> result(static_cast<size_t>(rows_));
+    std::vector<float> differences(static_cast<size_t>(std::min(rows_, rows_at_once) * columns_));
     std::vector<float> errors(differences.size());
-    for (int64_t first = 0; first < rows; first += rows_at_once) {
-      const int64_t chunk = std::min(rows_at_once, rows - first);
+    for (int64_t first = 0; first < rows_; first += rows_at_once) {
+      const int64_t chunk = std::min(rows_at_once, rows_ - first);
 #pragma omp parallel for
       for (int64_t row = first; row < first + chunk; ++row) {
-        float* difference = differences.data() + (row - first) * count_;
-        rounding_errors(row, difference);
-        for (int64_t j = 0; j < count_; ++j)
+        float* difference = differences.data() + (row - first) * columns_;
+        problem_.nearest_errors(row, difference);
+        for (int64_t j = 0; j < columns_; ++j)
           result[static_cast<size_t>(row)].plain -=
               added_ * static_cast<double>(difference[j]) * static_cast<double>(difference[j]);
       }
-      blas::multiply_by_upper(errors.data(), differences.data(), factor_.upper.data(), chunk, count_);
+      blas::multiply_by_upper(errors.data(), differences.data(), r_, chunk, columns_);
 #pragma omp parallel for
       for (int64_t row = first; row < first + chunk; ++row) {
         RowError& error = result[static_cast<size_t>(row)];
-        for (int64_t j = 0; j < count_; ++j) {
-          const auto e = static_cast<double>(errors[static_cast<size_t>((row - first) * count_ + j)]);
+        for (int64_t j = 0; j < columns_; ++j) {
+          const auto e = static_cast<double>(errors[static_cast<size_t>((row - first) * columns_ + j)]);
           error.damped += e * e;
         }
         error.plain += error.damped;
@@ -250,62 +202,47 @@ class Rounder {
   PackedTensor with_all_stored() const {
     PackedTensor all = packed_;
 #pragma omp parallel for
-    for (int64_t row = 0; row < view_.channels; ++row) store(all, row);
+    for (int64_t row = 0; row < rows_; ++row) problem_.store(all, row, codes_of(row));
     return all;
   }
 
-  /// The compensated codes of a row take the place of the nearest ones; those of dead inputs stay.
-  void store(PackedTensor& packed, int64_t row) const {
-    const int bits = view_.bits;
-    uint8_t* channel = packed.codes.data() + row * view_.code_stride;
-    std::vector<uint32_t> codes(static_cast<size_t>(view_.channel_elements));
-    for (int64_t k = 0; k < view_.channel_elements; ++k) codes[static_cast<size_t>(k)] = read_field(channel, k, bits);
-    for (int64_t j = 0; j < count_; ++j)
-      codes[static_cast<size_t>(columns_[static_cast<size_t>(j)])] = codes_[static_cast<size_t>(row * count_ + j)];
-    FieldWriter writer(channel);
-    for (const uint32_t code : codes) writer.put(code, bits);
-    writer.finish();
-  }
-
   PackedTensor& packed_;
-  TensorView<const float> weights_;
-  const std::vector<int64_t>& columns_;
-  const MomentFactor& factor_;
-  double added_;  ///< to H's diagonal
-  double trace_;  ///< of H
-  Codebook codebook_;
-  PackedView view_;
-  int64_t count_;
-  std::vector<float> bit_costs_;       ///< of each row, in units of e^2; empty: bits cost nothing
-  CodeRates rates_;                    ///< the bits
-  std::array<int, 256> rank_{};        ///< of a code among the codebook's ascending values
-  std::vector<uint8_t> codes_;         ///< [K, count], by column
-  std::vector<RowError> compensated_;  ///< of each row
+  RoundingProblem problem_;
+  const CompensationOptions& options_;
+  int64_t rows_;
+  int64_t columns_;
+  const float* r_;  ///< R
+  double added_;    ///< to H's diagonal
+  int passes_ = 0;
+  int pass_ = 0;
+  std::vector<uint8_t> codes_;    ///< [rows, columns]
+  std::vector<float> residuals_;  ///< u of each row, [rows, columns]
 };
 
 }  // namespace
 
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
-                        const RateCost& rate, const OnColumns& on_columns) {
+                        const CompensationOptions& options) {
   expect_shape(weights.shape(), packed.shape, "weights to compensate");
   if (factor.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), factor.inputs);
   const int64_t dead = factor.inputs - factor.count();
-  if (!rate.importance.empty() && static_cast<int64_t>(rate.importance.size()) != packed.shape[0])
-    fail<ShapeError>("{} numbers of importance for {} outputs", rate.importance.size(), packed.shape[0]);
+  const std::span<const float> importance = options.rate.importance;
+  if (!importance.empty() && static_cast<int64_t>(importance.size()) != packed.shape[0])
+    fail<ShapeError>("{} numbers of importance for {} outputs", importance.size(), packed.shape[0]);
   if (factor.columns.empty())
     return {
         .bits = code_rates(packed.codes, code_layout(packed)).mean, .rows_kept = packed.shape[0], .dead_inputs = dead};
-  Compensation result = Rounder(packed, weights, factor, rate).run(on_columns);
+  Compensation result = Rounder(packed, weights, factor, options).run();
   result.dead_inputs = dead;
   return result;
 }
 
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
-                        ColumnOrder order, const OnColumns& on_columns) {
+                        ColumnOrder order, const CompensationOptions& options) {
   if (moments.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  return compensate(packed, weights, factorize(moments, order), {}, on_columns);
+  return compensate(packed, weights, factorize(moments, order), options);
 }
 
 }  // namespace nibblenet

@@ -9,8 +9,14 @@
 
 namespace nibblenet {
 
-/// Called as rounding goes on with the inputs done of all; may throw to stop.
+/// Called as rounding goes on with the inputs done of all, over all passes; may throw to stop.
 using OnColumns = std::function<void(int64_t done, int64_t total)>;
+
+struct CompensationOptions {
+  RateCost rate;
+  int refinements = 0;  ///< times that every code is chosen again
+  OnColumns on_columns;
+};
 
 /// What compensated rounding did to a tensor.
 struct Compensation {
@@ -27,9 +33,12 @@ struct Compensation {
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
 /// whose error on these moments would not fall keeps its codes.
 ///
+/// A refinement then chooses every code once more, given all others (coordinate descent; QuantEase, Behdin 2023, arXiv
+/// 2309.01885), which no output channel's error grows by.
+///
 /// With a rate weight L the error is weighed against the file: a weight's code is the one with the least g e^2 + L unit
 /// bits(code). e^2 is what the code adds to the output error, g the output's importance; bits are those of the code's
-/// frequency in its class of channels or inputs, counted on the codes of a first pass; unit is the mean g e^2 that
+/// frequency in its class of channels or inputs, counted on the codes of the pass before; unit is the mean g e^2 that
 /// rounding to nearest can be expected to leave a weight, so that L means the same for every layer and step: on a fine
 /// grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by
 /// the same sum.
@@ -37,10 +46,10 @@ struct Compensation {
 /// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
 /// disagree.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
-                        const RateCost& rate = {}, const OnColumns& on_columns = {});
+                        const CompensationOptions& options = {});
 
 /// The same from the moments themselves. Throws Error when no damping makes them positive definite.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
-                        ColumnOrder order = ColumnOrder::natural, const OnColumns& on_columns = {});
+                        ColumnOrder order = ColumnOrder::natural, const CompensationOptions& options = {});
 
 }  // namespace nibblenet

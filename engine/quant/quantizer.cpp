@@ -113,6 +113,8 @@ void expect_finite(TensorView<const float> weights, std::string_view name) {
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name) {
   if (options.rate_weight > 0 && options.rounding != Rounding::compensated)
     fail<UsageError>("{}: a rate weight belongs to compensated rounding", name);
+  if (options.refinements > 0 && options.rounding != Rounding::compensated)
+    fail<UsageError>("{}: refinements belong to compensated rounding", name);
   if (options.range != Range::step) return;
   if (scheme.method != Method::linear || scheme.zero_point)
     fail<UsageError>("{}: {} has no ranges by step; supported: linear without zero-point", name, to_string(scheme));
@@ -207,7 +209,9 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
     if (options.factor == nullptr) own = factorize(*options.moments, options.order);
     const Compensation compensation =
         compensate(packed, weights, own ? *own : *options.factor,
-                   {.weight = options.rate_weight, .importance = options.importance}, options.on_columns);
+                   {.rate = {.weight = options.rate_weight, .importance = options.importance},
+                    .refinements = options.refinements,
+                    .on_columns = options.on_columns});
     if (options.report != nullptr) *options.report = compensation;
   }
   return packed;

@@ -39,6 +39,7 @@ struct QuantizeOptions {
   float deviations = 0;  ///< of Range::step: root mean squares from one value to the next
   Rounding rounding = Rounding::nearest;
   ColumnOrder order = ColumnOrder::natural;  ///< of compensated rounding
+  int refinements = 0;                       ///< of compensated rounding, see compensate()
   double rate_weight = 0;                    ///< of compensated rounding: what a bit costs, see compensate()
   /// Of the layer's inputs: compensated rounding needs them, k-means and the search weigh errors by their diagonal.
   const SecondMoments* moments = nullptr;
@@ -51,7 +52,7 @@ struct QuantizeOptions {
   Compensation* report = nullptr;  ///< what compensated rounding achieved
 };
 
-/// Throws UsageError naming the tensor for a rate weight without compensated rounding and for steps that are not finite
+/// Throws UsageError naming the tensor for a rate weight or refinements without compensated rounding and for steps that are not finite
 /// and above 0 or that the scheme does not have.
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
 

@@ -17,10 +17,10 @@ TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile)
     if (parameter.packed()) {
       EXPECT_EQ(parameter.packed_values().scheme, tools::calibrated_scheme_for(parameter.name, 3)) << parameter.name;
     }
-  const std::map<std::string, std::string> expected = {{"rounding", "compensated"},     {"range", "search"},
-                                                       {"column_order", "natural"},     {"calibration_images", "50"},
-                                                       {"calibration_positions", "64"}, {"calibration_seed", "1"},
-                                                       {"calibration_image_size", "64"}};
+  const std::map<std::string, std::string> expected = {{"rounding", "compensated"},  {"range", "search"},
+                                                       {"column_order", "natural"},  {"refinements", "2"},
+                                                       {"calibration_images", "50"}, {"calibration_positions", "64"},
+                                                       {"calibration_seed", "1"},    {"calibration_image_size", "64"}};
   for (const auto& [key, value] : expected) EXPECT_EQ(packed.metadata.at(key), value) << key;
   EXPECT_TRUE(packed.metadata.at("calibration_data").ends_with(", train"));
   EXPECT_EQ(packed.metadata.at("calibration_fingerprint").size(), 16U);
@@ -69,6 +69,7 @@ TEST_F(CalibratedPackTest, StepsAndRatesMakeASmallerCompressedFile) {
   EXPECT_EQ(rated.metadata.at("range"), "step:0.5, classifier.*=step:1");
   EXPECT_EQ(rated.metadata.at("rate_weight"), "1.4");
   EXPECT_FALSE(plain.metadata.contains("rate_weight"));
+  EXPECT_EQ(rated.metadata.at("refinements"), "0");
   const auto scale = [](const StateDict& dict, const char* name) { return dict.at(name).packed_values().scale(0); };
   EXPECT_EQ(scale(rated, "features.0.weight"), scale(plain, "features.0.weight"));
   EXPECT_FLOAT_EQ(scale(rated, "classifier.1.weight"), 2 * scale(plain, "classifier.1.weight"));
@@ -88,6 +89,8 @@ TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
       {"--calibrate standin --rate-weight -1", "--rate-weight"},
       {"--column-order random", "--column-order"},
       {"--column-order diagonal", "--column-order"},
+      {"--refinements 1", "--refinements"},
+      {"--calibrate standin --refinements -1", "--refinements"},
       {"--save-calibration c.safetensors", "--calibrate"},
       {"--calibration-images 10", "--calibrate"},
       {"--calibrate standin --calibration c.safetensors", "--calibrat"},

@@ -82,6 +82,12 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
       ->check(CLI::IsMember({"natural", "diagonal"}))
       ->capture_default_str();
   app.add_option(
+         "--refinements", refinements,
+         "Of compensated rounding: times that every code is chosen once more, given all others; default: 2, and 0 "
+         "with a rate weight")
+      ->check(CLI::Range(0, 100))
+      ->type_name("N");
+  app.add_option(
          "--rate-weight", rate_weight,
          "Of compensated rounding, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
          "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid; default: 1.4 for --target-rest, "
@@ -135,8 +141,11 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
   if (!compensates() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
   if (!compensates() && rate_weight.value_or(0) > 0)
     throw UsageError("--rate-weight belongs to --rounding compensated");
+  if (!compensates() && refinements.value_or(0) > 0)
+    throw UsageError("--refinements belongs to --rounding compensated");
   options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
   options.rate_weight = rate_weight.value_or(0);
+  if (compensates()) options.refinements = refinements_at(options.rate_weight);
   return options;
 }
 
@@ -183,7 +192,10 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
   metadata["range"] = !flags.ranges.empty() ? fmt::format("{}", fmt::join(flags.ranges, ", "))
                       : flags.calibrated()  ? "search"
                                             : "max";
-  if (flags.compensates()) metadata["column_order"] = flags.order;
+  if (flags.compensates()) {
+    metadata["column_order"] = flags.order;
+    metadata["refinements"] = std::to_string(flags.refinements_at(flags.rate_weight.value_or(0)));
+  }
   if (flags.rate_weight.value_or(0) > 0) metadata["rate_weight"] = fmt::format("{}", *flags.rate_weight);
   if (calibration == nullptr) return;
   metadata["calibration_images"] = std::to_string(calibration->images);

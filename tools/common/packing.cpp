@@ -76,7 +76,10 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   if (candidate.step > 0) {
     options.range = Range::step;
     options.deviations = candidate.step;
-    if (compensates()) options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
+    if (compensates()) {
+      options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
+      options.refinements = flags_.refinements_at(options.rate_weight);
+    }
   }
   if (calibration_ == nullptr && options.range == Range::max)
     return backend_.quantize(weights, candidate.scheme, parameter.name);
@@ -142,8 +145,11 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
       [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
   if (flags.allocation.chooses_steps()) {
     dict.metadata["range"] = "step, of each layer";
-    if (flags.calibration.compensates())
-      dict.metadata["rate_weight"] = fmt::format("{}", flags.calibration.rate_weight.value_or(best_rate_weight));
+    if (flags.calibration.compensates()) {
+      const double rate_weight = flags.calibration.rate_weight.value_or(best_rate_weight);
+      dict.metadata["rate_weight"] = fmt::format("{}", rate_weight);
+      dict.metadata["refinements"] = std::to_string(flags.calibration.refinements_at(rate_weight));
+    }
   }
   for (Parameter& parameter : dict.parameters)
     if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())

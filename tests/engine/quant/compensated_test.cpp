@@ -7,62 +7,22 @@
 #include <cmath>
 #include <numeric>
 
-#include "engine/core/random.h"
 #include "engine/quant/bits.h"
 #include "engine/quant/entropy.h"
 #include "engine/quant/entropy_model.h"
 #include "engine/quant/quantizer.h"
 #include "tests/engine/quant/cases.h"
+#include "tests/engine/quant/moments.h"
 
 namespace nibblenet {
 namespace {
 
-TensorView<const float> view(const std::vector<float>& values, const Shape& shape) { return {values.data(), shape}; }
-
-std::vector<float> bell_shaped(int64_t count, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> values;
-  for (int64_t i = 0; i < count; ++i)
-    values.push_back(random.uniform() + random.uniform() + random.uniform() + random.uniform() - 2.0F);
-  return values;
-}
-
-/// Moments of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its neighbours.
-SecondMoments correlated_moments(int64_t inputs, int64_t rows, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(static_cast<size_t>(rows * inputs));
-  for (int64_t row = 0; row < rows; ++row) {
-    float drift = 0;
-    for (int64_t k = 0; k < inputs; ++k) {
-      drift = 0.8F * drift + random.uniform() - 0.5F;
-      x[static_cast<size_t>(row * inputs + k)] =
-          std::max(0.0F, drift + 0.3F * random.uniform()) * (1.0F + static_cast<float>(k % 7));
-    }
-  }
-  MomentAccumulator accumulator(inputs);
-  accumulator.add({x.data(), {rows, inputs}});
-  return std::move(accumulator).finish();
-}
-
-SecondMoments identity(int64_t inputs) {
-  SecondMoments moments{.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
-  for (int64_t i = 0; i < inputs; ++i) moments.values[static_cast<size_t>(i * inputs + i)] = 1;
-  return moments;
-}
-
-double error_under(const PackedTensor& packed, const std::vector<float>& weights, const SecondMoments& moments) {
-  std::vector<float> values(weights.size());
-  dequantize(packed, {values.data(), packed.shape});
-  const std::vector<double> errors = output_error(view(weights, packed.shape), view(values, packed.shape), moments);
-  return std::accumulate(errors.begin(), errors.end(), 0.0);
-}
-
-std::vector<double> row_errors(const PackedTensor& packed, const std::vector<float>& weights,
-                               const SecondMoments& moments) {
-  std::vector<float> values(weights.size());
-  dequantize(packed, {values.data(), packed.shape});
-  return output_error(view(weights, packed.shape), view(values, packed.shape), moments);
-}
+using testing::bell_shaped;
+using testing::correlated_moments;
+using testing::error_under;
+using testing::identity;
+using testing::row_errors;
+using testing::view;
 
 /// The inverse of a positive definite matrix, Gauss and Jordan.
 std::vector<std::vector<double>> inverse(std::vector<std::vector<double>> a) {
@@ -178,9 +138,12 @@ TEST_P(EveryMethod, IndependentInputsOfOneSizeLeaveItAtNearest) {
       SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
       const std::vector<float> weights = bell_shaped(shape.elements(), 5);
       const SecondMoments moments = identity(shape.inner_elements());
-      QuantizeOptions options{.rounding = Rounding::compensated, .moments = &moments};
-      ASSERT_EQ(quantize(view(weights, shape), scheme, "w", options).codes,
-                quantize(view(weights, shape), scheme, "w", {.moments = &moments}).codes);
+      for (const int refinements : {0, 1}) {
+        const QuantizeOptions options{
+            .rounding = Rounding::compensated, .refinements = refinements, .moments = &moments};
+        ASSERT_EQ(quantize(view(weights, shape), scheme, "w", options).codes,
+                  quantize(view(weights, shape), scheme, "w", {.moments = &moments}).codes);
+      }
     }
 }
 
@@ -194,7 +157,8 @@ TEST_P(EveryMethod, NoRowsOutputErrorGrowsAndTheReportIsTrue) {
         SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
         const PackedTensor nearest = quantize(view(weights, shape), scheme, "w", {.moments = &moments});
         PackedTensor packed = nearest;
-        const Compensation done = compensate(packed, view(weights, shape), moments);
+        const Compensation done = compensate(packed, view(weights, shape), moments, ColumnOrder::natural,
+                                             {.refinements = rows == 20 ? 2 : 0});
         ASSERT_NO_THROW(validate(packed, "w"));
         ASSERT_EQ(packed.scales, nearest.scales);
         ASSERT_EQ(packed.zero_points, nearest.zero_points);
@@ -306,7 +270,7 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
     PackedTensor packed = nearest;
-    compensate(packed, view(weights, shape), factorize(moments, ColumnOrder::natural), {.weight = 2.0});
+    compensate(packed, view(weights, shape), factorize(moments, ColumnOrder::natural), {.rate = {.weight = 2.0}});
 
     // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of nearest rounding.
     const double bit_cost = 2.0 * error_under(nearest, weights, moments) / static_cast<double>(shape.elements());
@@ -396,7 +360,8 @@ TEST(Compensated, IsTheSameOnEveryRunWithAsManyThreads) {
   const int before = omp_get_max_threads();
   for (const int threads : {1, 3}) {
     omp_set_num_threads(threads);
-    const QuantizeOptions options{.range = Range::search, .rounding = Rounding::compensated, .moments = &moments};
+    const QuantizeOptions options{
+        .range = Range::search, .rounding = Rounding::compensated, .refinements = 1, .moments = &moments};
     const PackedTensor first = quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options);
     for (int run = 0; run < 3; ++run)
       ASSERT_EQ(quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options).codes, first.codes);
@@ -410,14 +375,20 @@ TEST(Compensated, SaysHowFarItIsAndStopsWhenAsked) {
   const SecondMoments moments = correlated_moments(300, 700, 15);
   PackedTensor packed = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
   std::vector<int64_t> seen;
-  compensate(packed, view(weights, shape), moments, ColumnOrder::natural, [&](int64_t done, int64_t total) {
-    EXPECT_EQ(total, 300);
+  const auto hear = [&](int64_t done, int64_t total) {
+    EXPECT_EQ(total, 600);
     seen.push_back(done);
-  });
-  EXPECT_EQ(seen, (std::vector<int64_t>{128, 256, 300}));
-  EXPECT_THROW(compensate(packed, view(weights, shape), moments, ColumnOrder::natural,
-                          [](int64_t, int64_t) { throw Error("stop"); }),
-               Error);
+  };
+  compensate(packed, view(weights, shape), moments, ColumnOrder::natural, {.refinements = 1, .on_columns = hear});
+  EXPECT_EQ(seen, (std::vector<int64_t>{128, 256, 300, 428, 556, 600}));
+  for (const int64_t last : {128, 428}) {
+    const auto stop = [&](int64_t done, int64_t) {
+      if (done == last) throw Error("stop");
+    };
+    EXPECT_THROW(
+        compensate(packed, view(weights, shape), moments, ColumnOrder::natural, {.refinements = 1, .on_columns = stop}),
+        Error);
+  }
 }
 
 TEST(Compensated, RefusesWhatDoesNotFit) {
@@ -425,11 +396,12 @@ TEST(Compensated, RefusesWhatDoesNotFit) {
   PackedTensor packed = quantize(view(weights, {3, 4}), parse_scheme("linear:3"), "w");
   EXPECT_THROW(compensate(packed, view(weights, {3, 4}), identity(5)), ShapeError);
   const std::vector<float> two(2, 1.0F);
-  EXPECT_THROW(
-      compensate(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural), {.importance = two}),
-      ShapeError);
+  EXPECT_THROW(compensate(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural),
+                          {.rate = {.importance = two}}),
+               ShapeError);
   EXPECT_THROW(compensate(packed, view(weights, {4, 3}), identity(4)), ShapeError);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::compensated}), UsageError);
+  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.refinements = 1}), UsageError);
   const SecondMoments other = identity(3);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.moments = &other}), ShapeError);
 }

@@ -1,0 +1,169 @@
+#include <gtest/gtest.h>
+
+#include "engine/quant/bits.h"
+#include "engine/quant/compensated.h"
+#include "engine/quant/quantizer.h"
+#include "tests/engine/quant/moments.h"
+
+namespace nibblenet {
+namespace {
+
+using testing::bell_shaped;
+using testing::correlated_moments;
+using testing::error_under;
+using testing::row_errors;
+using testing::view;
+
+constexpr double damping = 0.01;
+
+/// H with what compensated rounding adds to its diagonal.
+std::vector<std::vector<double>> damped(const SecondMoments& moments) {
+  const auto n = static_cast<size_t>(moments.inputs);
+  std::vector<std::vector<double>> h(n, std::vector<double>(n));
+  double mean = 0;
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t j = 0; j < n; ++j)
+      h[i][j] = static_cast<double>(moments.at(static_cast<int64_t>(i), static_cast<int64_t>(j)));
+    mean += h[i][i] / static_cast<double>(n);
+  }
+  for (size_t i = 0; i < n; ++i) h[i][i] += damping * mean;
+  return h;
+}
+
+/// The value of every code that a weight may take, and the codes that a row has.
+struct Row {
+  std::vector<std::vector<double>> values;  ///< by column and code
+  std::vector<uint32_t> codes;
+};
+
+Row row_of(const PackedTensor& packed, int64_t row) {
+  const Codebook codebook = codebook_of(packed);
+  const PackedView of = view_of(packed, codebook);
+  Row result;
+  for (int64_t k = 0; k < of.channel_elements; ++k) {
+    const int64_t group = of.groups.group(row, k);
+    const float zero = of.zero_points == nullptr ? 0.0F : static_cast<float>(of.zero_points[group]);
+    result.values.emplace_back();
+    for (int code = 0; code < codebook.count; ++code)
+      result.values.back().push_back(static_cast<double>(reconstruct(codebook.values[code], zero, of.step(group))));
+    result.codes.push_back(read_field(of.codes + row * of.code_stride, k, of.bits));
+  }
+  return result;
+}
+
+/// What all inputs do to the output error by one column: (w - v) H, of row `row`.
+double gradient(const Row& row, const float* weights, const std::vector<double>& h) {
+  double sum = 0;
+  for (size_t k = 0; k < h.size(); ++k) sum += (static_cast<double>(weights[k]) - row.values[k][row.codes[k]]) * h[k];
+  return sum;
+}
+
+/// Coordinate descent by the definition: every code in turn becomes the one with the least error, by trying all.
+void refine_directly(Row& row, const float* weights, const std::vector<std::vector<double>>& h) {
+  for (size_t j = 0; j < h.size(); ++j) {
+    const double now = row.values[j][row.codes[j]];
+    const double g = gradient(row, weights, h[j]);
+    double least = 0;
+    uint32_t best = row.codes[j];
+    for (uint32_t code = 0; code < row.values[j].size(); ++code) {
+      const double change = now - row.values[j][code];  // of w - v
+      const double more = 2 * change * g + change * change * h[j][j];
+      if (more >= least) continue;
+      least = more;
+      best = code;
+    }
+    row.codes[j] = best;
+  }
+}
+
+PackedTensor refined(const PackedTensor& nearest, const std::vector<float>& weights, const SecondMoments& moments,
+                     int refinements) {
+  PackedTensor packed = nearest;
+  const Compensation done =
+      compensate(packed, view(weights, packed.shape), moments, ColumnOrder::natural, {.refinements = refinements});
+  EXPECT_EQ(done.rows_kept, 0);
+  EXPECT_EQ(done.damping, damping);
+  return packed;
+}
+
+TEST(Refinement, EqualsCoordinateDescentByTheDefinition) {
+  const Shape shape{5, 150};  // over a border of blocks of columns
+  const std::vector<float> weights = bell_shaped(shape.elements(), 31);
+  const SecondMoments moments = correlated_moments(150, 900, 32);
+  const std::vector<std::vector<double>> h = damped(moments);
+  for (const char* scheme :
+       {"linear:3", "linear:2:block:7:zero-point", "kmeans:3", "dynamic-tree:4:row", "nf4:4:tile:3x5"}) {
+    SCOPED_TRACE(scheme);
+    const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
+    const PackedTensor before = refined(nearest, weights, moments, 0), after = refined(nearest, weights, moments, 2);
+    EXPECT_NE(before.codes, after.codes);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      Row expected = row_of(before, i);
+      for (int pass = 0; pass < 2; ++pass) refine_directly(expected, weights.data() + i * shape[1], h);
+      ASSERT_EQ(row_of(after, i).codes, expected.codes) << i;
+    }
+  }
+}
+
+TEST(Refinement, LowersTheErrorUntilNoCodeAloneCan) {
+  const Shape shape{6, 140};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 33);
+  const SecondMoments moments = correlated_moments(140, 900, 34);
+  const std::vector<std::vector<double>> h = damped(moments);
+  const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("kmeans:2"), "w");
+  double before = error_under(refined(nearest, weights, moments, 0), weights, moments);
+  for (const int refinements : {1, 3}) {
+    const double after = error_under(refined(nearest, weights, moments, refinements), weights, moments);
+    EXPECT_LT(after, before) << refinements;
+    before = after;
+  }
+  const PackedTensor last = refined(nearest, weights, moments, 60);
+  for (int64_t i = 0; i < shape[0]; ++i) {
+    Row row = row_of(last, i);
+    const std::vector<uint32_t> codes = row.codes;
+    refine_directly(row, weights.data() + i * shape[1], h);
+    EXPECT_EQ(row.codes, codes) << i;
+  }
+}
+
+TEST(Refinement, TakesSomethingOffTheErrorOfCorrelatedInputs) {
+  const Shape shape{32, 300};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 35);
+  const SecondMoments moments = correlated_moments(300, 2000, 36);
+  for (const char* scheme : {"linear:3", "kmeans:2", "kmeans:3"}) {
+    const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
+    EXPECT_LT(error_under(refined(nearest, weights, moments, 2), weights, moments),
+              0.97 * error_under(refined(nearest, weights, moments, 0), weights, moments))
+        << scheme;
+  }
+}
+
+TEST(Refinement, WithARateWeightLowersErrorAndBitsTogether) {
+  const Shape shape{48, 150};
+  const std::vector<float> weights = bell_shaped(shape.elements(), 37);
+  const SecondMoments moments = correlated_moments(150, 1000, 38);
+  const auto done = [&](int refinements) {
+    Compensation report;
+    quantize(view(weights, shape), parse_scheme("linear:6"), "w",
+             {.range = Range::step,
+              .deviations = 0.5F,
+              .rounding = Rounding::compensated,
+              .refinements = refinements,
+              .rate_weight = 1.4,
+              .moments = &moments,
+              .report = &report});
+    return report;
+  };
+  // A bit costs 1.4 times the error that rounding to nearest can be expected to leave.
+  const MomentFactor factor = factorize(moments, ColumnOrder::natural);
+  const PackedTensor nearest =
+      quantize(view(weights, shape), parse_scheme("linear:6"), "w", {.range = Range::step, .deviations = 0.5F});
+  SecondMoments identity = testing::identity(150);
+  const double bit = 1.4 * factor.spread() * error_under(nearest, weights, identity);
+  const auto cost = [&](const Compensation& report) { return report.error + bit * report.bits; };
+  EXPECT_LT(cost(done(1)), cost(done(0)));
+  EXPECT_LT(cost(done(2)), cost(done(1)));
+}
+
+}  // namespace
+}  // namespace nibblenet
