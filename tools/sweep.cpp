@@ -83,6 +83,16 @@ std::string result_line(const Row& row) {
                      row.only_float, row.only_this, size);
 }
 
+void warn_of_other_programs(const SweepFolder& folder) {
+  const auto others = std::ranges::count_if(
+      folder.rows(), [own = checksum_of_program()](const Row& row) { return row.program != own; });
+  if (others > 0)
+    fmt::print(stderr,
+               "warning: another build of sweep measured {} of them, which may compute or round otherwise: for rows of "
+               "one, choose another --out\n",
+               others);
+}
+
 /// The float model, what was asked for in its order, then whatever else the folder has.
 std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_scheme,
                           const std::vector<SweepScheme>& schemes) {
@@ -141,6 +151,7 @@ void sweep(const Options& options) {
     fmt::print("results.jsonl: dropped {} damaged line(s), the first is line {}; they are measured again\n",
                folder.damaged_lines().size(), folder.damaged_lines().front());
   if (!folder.rows().empty()) fmt::print("going on: {} rows are there already\n", folder.rows().size());
+  warn_of_other_programs(folder);
 
   Progress progress("sweep", "images");
   try {

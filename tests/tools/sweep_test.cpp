@@ -282,6 +282,24 @@ TEST_F(SweepTest, RecipesGoOnWhereTheyWere) {
   }
 }
 
+TEST_F(SweepTest, RowsOfAnotherBuildStayWithAWarning) {
+  without_gnuplot();
+  const std::string warning = "another build of sweep measured", remark = "2 builds of the program";
+  succeed(sweep + few + "--out out");
+  EXPECT_EQ(succeed(sweep + few + "--out out").err.find(warning), std::string::npos);
+  EXPECT_EQ(read_text(at("out/report.md")).find(remark), std::string::npos);
+  std::string text;
+  for (Json row : rows("out")) {
+    if (row.at("scheme") == few_names[1]) row["program"] = "0123456789abcdef";
+    text += row.dump() + "\n";
+  }
+  write_text(at("out/results.jsonl"), text);
+  const Outcome outcome = succeed(sweep + few + "--out out");
+  EXPECT_NE(outcome.err.find(warning + " 1 of them"), std::string::npos) << outcome;
+  EXPECT_NE(read_text(at("out/report.md")).find(remark), std::string::npos);
+  EXPECT_EQ(row("out", few_names[1]).at("program"), "0123456789abcdef") << "not measured again";
+}
+
 TEST_F(SweepTest, RowsOfAnotherCalibrationOrModelAreNoCompany) {
   without_gnuplot();
   succeed("pack small.safetensors --threads 1 --bits 2 -o made.safetensors");

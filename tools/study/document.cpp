@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <set>
 
 #include "tools/common/report.h"
 #include "tools/study/cells.h"
@@ -53,6 +54,11 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
       text("model"), thousands(number("weights")), thousands(number("images")), text("split"), text("data"),
       text("data_description"), number("image_size"), number("batch"), text("device"), number("threads"),
       text("precision"), packed, simulated));
+  std::set<std::string> programs;
+  for (const Row& row : rows) programs.insert(row.program);
+  if (programs.size() > 1)
+    section.paragraphs.push_back(fmt::format(
+        "The rows come from {} builds of the program, which may compute or round differently.", programs.size()));
   section.paragraphs.push_back(
       "Packed: weights are stored as n-bit codes, written to a file, read back and run from the codes; sizes are "
       "measured. Simulated: what the seed's notebooks do, float32 in and float32 out; such weights have no size of "

@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "engine/io/atomic_file.h"
+#include "engine/io/mapped_file.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet::tools {
@@ -119,6 +120,8 @@ std::string checksum_of(const Dataset& dataset) {
   for (const Dataset::Image& image : dataset.images) sums += fmt::format(" {}x{}", image.width, image.height);
   return nibblenet::checksum_of(bytes_of(std::span<const char>(sums)));
 }
+
+std::string checksum_of_program() { return nibblenet::checksum_of(MappedFile("/proc/self/exe").bytes()); }
 
 SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::move(path)) {
   std::error_code error;

@@ -38,6 +38,8 @@ nlohmann::json to_json(const SweepSetup& setup);
 
 std::string checksum_of(const StateDict& model);
 std::string checksum_of(const Dataset& dataset);
+/// Of the program that runs: rows by another build of it may have been rounded, or computed, in another way.
+std::string checksum_of_program();
 
 /// A sweep's folder: sweep.json (the setup), results.jsonl (one row a scheme, appended as they come) and
 /// float_right.safetensors (for every image, whether the float model had it right). Whatever moment a run is killed at,

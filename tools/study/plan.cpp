@@ -74,7 +74,7 @@ std::vector<SweepScheme> full_schemes() {
 /// pack's own defaults at every width, with a calibration where it pays, and widths that layers do not share: the two
 /// large layers hold 95 % of the weights and bear the narrowest codes. Then steps in deviations, which entropy coding
 /// does best with: shorter ones for convolutions, without and with a weight on the bits that codes take.
-constexpr std::array<std::string_view, 18> frontier_recipes = {
+constexpr std::array<std::string_view, 20> frontier_recipes = {
     "pack --bits 8",
     "pack --bits 7",
     "pack --bits 6",
@@ -82,6 +82,8 @@ constexpr std::array<std::string_view, 18> frontier_recipes = {
     "pack --bits 4",
     "pack --bits 3",
     "pack --bits 2",
+    "pack --bits 8 --calibrated",
+    "pack --bits 7 --calibrated",
     "pack --bits 6 --calibrated",
     "pack --bits 5 --calibrated",
     "pack --bits 4 --calibrated",

@@ -169,7 +169,7 @@ void take_accuracy(Row& row) {
     refuse("accuracy is not correct / images");
 }
 
-/// Rows that were written before there were recipes have none of these keys.
+/// Older rows have none of these keys.
 void take_packing(Row& row) {
   const auto text = [&](const char* key) {
     const json value = row.document.value(key, json());
@@ -177,6 +177,7 @@ void take_packing(Row& row) {
   };
   row.calibration = text("calibration");
   row.checksum = text("checksum");
+  row.program = text("program");
   const bool either = row.recipe() != nullptr || row.method == "model";
   if (row.document.value("compressed_rest", json()).is_null() == either)
     refuse("of recipes and model files, and of them alone, the compressed size is known");
@@ -254,6 +255,7 @@ json to_json(const Measurement& m) {
               {"claimed_size", m.claimed ? size_json(*m.claimed) : json()},
               {"calibration", text_or_null(m.calibration)},
               {"checksum", text_or_null(m.checksum)},
+              {"program", text_or_null(m.program)},
               {"need", m.need ? json{{"distinct_values", m.need->distinct}, {"bits", m.need->bits}} : json()},
               {"exponent_counts", json()},
               {"images_per_second", e.images_per_second()},

@@ -33,6 +33,7 @@ struct Measurement {
   std::optional<CompressedFile> compressed;       ///< of recipes and model files
   std::string calibration;                        ///< what codes were chosen by; empty: none
   std::string checksum;                           ///< of a model file
+  std::string program;                            ///< checksum of what measured it
   double prepare_seconds = 0;                     ///< quantizing, writing, reading back, errors
 };
 
@@ -84,6 +85,7 @@ struct Row {
   std::optional<CompressedFile> compressed;  ///< of recipes and model files
   std::string calibration;
   std::string checksum;
+  std::string program;  ///< empty: before rows told
   double images_per_second = 0;
 
   bool is_float() const { return !parsed; }

@@ -77,7 +77,7 @@ class Sweep {
   }
 
   void measure_float() {
-    Measurement result{.precision = inputs_.precision};
+    Measurement result{.precision = inputs_.precision, .program = program_};
     Network network(inputs_.backend, prepare_.copy_of_model(), inputs_.precision);
     result.evaluation = evaluate_network(network);
     float_right_ = right_ones(result.evaluation);
@@ -93,7 +93,8 @@ class Sweep {
   }
 
   Measurement measure(const SweepScheme& scheme) {
-    Measurement result{.scheme = scheme, .precision = inputs_.precision, .float_right = float_right_};
+    Measurement result{
+        .scheme = scheme, .precision = inputs_.precision, .float_right = float_right_, .program = program_};
     StateDict dict = prepare_(scheme, result);
     // Simulated weights are float32 weights: another precision would change them.
     const bool simulated = std::holds_alternative<SimulatedScheme>(scheme);
@@ -110,6 +111,7 @@ class Sweep {
   const OnPosition& on_position_;
   const std::function<void(const Row&)>& on_row_;
   Preparer prepare_;
+  std::string program_ = checksum_of_program();
   SweepPosition position_;
   int64_t done_before_ = 0;  ///< images of rows that were there
   int64_t done_here_ = 0;
