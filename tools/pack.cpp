@@ -1,6 +1,7 @@
 #include <fmt/core.h>
 
 #include <chrono>
+#include <cmath>
 #include <optional>
 
 #include "engine/model/network.h"
@@ -22,6 +23,7 @@ struct Options {
   std::string data;
   bool compress = false;
   bool rewrite = false;  ///< --compress or --no-compress was given
+  bool dry_run = false;
   Checksums checksums = Checksums::warn;
   std::string output;
   std::string json;
@@ -106,6 +108,33 @@ void repack(const Options& options, const std::filesystem::path& input, const St
   show_result(options, input, output, seconds_since(start), backend);
 }
 
+/// What the schemes come to by the formula, without a weight being looked at.
+void show_estimate(const Options& options, const std::filesystem::path& input, const StateDict& dict,
+                   SchemeChoice& schemes) {
+  constexpr const char* line = "{:<14} {:<32} {:>12} {:>8} {:>13}\n";
+  fmt::print(line, "layer", "scheme", "weights", "bits/w", "estimated B");
+  nlohmann::json layers = nlohmann::json::array();
+  int64_t weights = 0;
+  double bytes = 0;
+  const auto show = [&](const std::string& layer, const std::string& scheme, int64_t count, double size) {
+    fmt::print(line, layer, scheme, thousands(count), fmt::format("{:.3f}", 8 * size / static_cast<double>(count)),
+               thousands(std::llround(size)));
+  };
+  for (const Parameter& parameter : dict.parameters) {
+    if (parameter.shape().rank() < 2) continue;
+    const Scheme scheme = schemes(parameter.name);
+    const int64_t count = parameter.shape().elements();
+    const double size = estimated_size(scheme, parameter.shape()).total();
+    show(parameter.name.substr(0, parameter.name.rfind('.')), to_string(scheme), count, size);
+    layers.push_back({{"weight", parameter.name}, {"scheme", to_string(scheme)}, {"estimated", size}});
+    weights += count;
+    bytes += size;
+  }
+  show("total", "", weights, bytes);
+  fmt::print("estimated by the formula for {}; nothing was packed or written\n", input.string());
+  write_json(options.json, {{"input", input.string()}, {"dry_run", true}, {"estimated", bytes}, {"layers", layers}});
+}
+
 /// pack_weights() with a line of progress. Moments that will not be asked for again are let go: the largest take 340
 /// MB.
 std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
@@ -127,6 +156,8 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
 void pack(const Options& options) {
   const PackingFlags& flags = options.packing;
   flags.validate();
+  if (options.dry_run && flags.allocation.given())
+    throw UsageError("--dry-run: what targets and --max-loss choose is not known before it is measured");
   SchemeChoice schemes(flags.scheme, flags.calibration.compensates());
   const auto backend = options.device.make();
 
@@ -140,6 +171,7 @@ void pack(const Options& options) {
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 
   flags.expect_fit(dict);  // before the long work
+  if (options.dry_run) return show_estimate(options, input, dict, schemes);
 
   const auto start = std::chrono::steady_clock::now();
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);
@@ -180,6 +212,8 @@ int main(int argc, char** argv) {
       "Entropy-code the codes (rANS, no loss): a smaller file, decoded on loading, so that the resident size stays the "
       "same. On a packed MODEL, --compress or --no-compress alone rewrites it with the same codes; its default output "
       "is MODEL's name with _compressed or _uncompressed");
+  app.add_flag("--dry-run", options.dry_run,
+               "Say which scheme every layer gets and what that takes by the formula; write nothing");
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   add_json_option(app, options.json);

@@ -120,6 +120,24 @@ TEST_F(PackTest, LayersMayDiffer) {
   EXPECT_FALSE(fs::exists(at("no.safetensors")));
 }
 
+TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
+  const std::string options = "--bits 3 --layer classifier.*=kmeans:4:channel --json ";
+  const Outcome outcome = succeed("pack small.safetensors --dry-run " + options + "dry.json");
+  EXPECT_FALSE(fs::exists(at("small_3bit.safetensors")));
+  succeed("pack small.safetensors " + options + "real.json");
+  const nlohmann::json dry = json("dry.json"), real = json("real.json").at("size");
+  EXPECT_EQ(dry.at("estimated"), real.at("estimated").at("total"));
+  for (size_t i = 0; i < real.at("layers").size(); ++i) {
+    EXPECT_EQ(dry.at("layers")[i].at("scheme"), real.at("layers")[i].at("scheme")) << i;
+    EXPECT_EQ(dry.at("layers")[i].at("estimated"), real.at("layers")[i].at("estimated").at("total")) << i;
+  }
+  EXPECT_NE(outcome.out.find("nothing was packed"), std::string::npos) << outcome;
+  // Calibrated defaults are known without calibrating.
+  succeed("pack small.safetensors --dry-run --bits 3 --calibrate standin --json dry.json");
+  EXPECT_EQ(json("dry.json").at("layers")[0].at("scheme"), "kmeans:3:block:128:f16");
+  refuse("pack small.safetensors --dry-run --target-bits 3 --data standin", "--dry-run", 2);
+}
+
 TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {
   succeed("pack small.safetensors");
   refuse("pack small_4bit.safetensors", "small_4bit.safetensors is packed already", 2);
