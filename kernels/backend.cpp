@@ -15,7 +15,7 @@ namespace {
 std::optional<std::string> unusable(const std::string& device) {
   if (device == "cpu") return std::nullopt;
 #ifdef NIBBLENET_CUDA
-  if (const auto problem = cuda_problem()) return problem;
+  if (auto problem = cuda_problem()) return problem;
 #else
   return "this build has no CUDA backend";
 #endif

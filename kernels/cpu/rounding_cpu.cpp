@@ -129,7 +129,7 @@ NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run&
     for (int64_t i = 0; i < count; ++i) {
       const float x = nearest.x[i], towards_zero = d[i] * step;
       const bool above = x > highest, below = x < lowest;
-      sum += d[i] * (nearest.value[i] - (above | below ? 0.0F : x));
+      sum += d[i] * (nearest.value[i] - ((above | below) ? 0.0F : x));
       const bool leads_away = (above & (towards_zero <= 0.0F)) | (below & (towards_zero >= 0.0F));
       d[i] = leads_away ? 0.0F : d[i];
     }
@@ -157,6 +157,9 @@ float codes_backward(const float* dweights, ValueSums* sums, const Run& run, con
 }
 
 #if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wignored-attributes"  // it knows no prefer-vector-width
+#endif
 #define NIBBLENET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
 #define NIBBLENET_AVX2 __attribute__((target("avx2")))
 NIBBLENET_AVX512 void round_run_avx512(float* out, const Run& run, const Ladder& ladder) {

@@ -59,7 +59,7 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
   if (programs.size() > 1)
     section.paragraphs.push_back(fmt::format(
         "The rows come from {} builds of the program, which may compute or round differently.", programs.size()));
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "Packed: weights are stored as n-bit codes, written to a file, read back and run from the codes; sizes are "
       "measured. Simulated: what the seed's notebooks do, float32 in and float32 out; such weights have no size of "
       "their own, and their bits are a claim.");
@@ -68,7 +68,7 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
 
 Section accuracy_section(const std::vector<Row>& rows) {
   Section section{.heading = "Accuracy", .plots = {"accuracy_bits"}};
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "Every scheme saw the same images as the float model. −a +b: images that only the float model, only this one "
       "had right. McNemar p: how likely a split at least as uneven is when both are equally good; below 0.05 the "
       "difference is more than chance. The interval is Wilson's, 95 %.");
@@ -162,7 +162,7 @@ std::string front_in_words(const std::vector<Row>& rows) {
 
 Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup) {
   Section section{.heading = "Sizes", .plots = {"accuracy_size", "bytes_bits"}};
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "Estimated: weights × bits and groups × 32 bits, the notebooks' formula; MB = bits / 8,000,000. At rest: the "
       "file's length. Resident: what the backend handed out for weights and biases. Both are measured; differences "
       "are against the estimate, which knows no padding, biases, header, zero points or block numbers (the float "
@@ -211,7 +211,7 @@ Table by_layer(const std::vector<Row>& rows, const std::string& caption, Figure 
 
 Section errors_section(const std::vector<Row>& rows) {
   Section section{.heading = "Errors of the weights", .plots = {"error_bits"}};
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "Between each weight and what it is stored as, by layer and in all: signal-to-noise ratio (10 log10 of the sum "
       "of w² over the sum of squared errors), mean squared and mean absolute error.");
   section.tables = {
@@ -227,7 +227,7 @@ Section exponents_section(const std::vector<Row>& rows) {
     if (!row.exponent_counts.empty()) widths.emplace(row.bits, &row);
   if (widths.empty()) return {};
   Section section{.heading = "Exponent counts of the dynamic tree"};
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "How many weights need e steps of ×10 until |w / row's maximum| ≥ 0.1. The last exponent of a width gathers "
       "all smaller ones, and zeros; it and the one before it become 0 in the notebooks' tree.");
   Table counts{.caption = "Weights with exponent e", .columns = {"bits"}};
@@ -237,7 +237,8 @@ Section exponents_section(const std::vector<Row>& rows) {
   for (const auto& [bits, row] : widths) {
     int64_t total = 0;
     for (const int64_t each : row->exponent_counts) total += each;
-    std::vector<std::string> numbers = {std::to_string(bits)}, percents = numbers;
+    std::vector<std::string> numbers = {std::to_string(bits)};
+    std::vector<std::string> percents = {std::to_string(bits)};
     for (size_t e = 0; e + 1 < counts.columns.size(); ++e) {
       const bool used = e < row->exponent_counts.size();
       numbers.push_back(used ? thousands(row->exponent_counts[e]) : "");
@@ -254,7 +255,7 @@ Section exponents_section(const std::vector<Row>& rows) {
 
 Section speed_section(const std::vector<Row>& rows) {
   Section section{.heading = "Speed"};
-  section.paragraphs.push_back(
+  section.paragraphs.emplace_back(
       "Images a second of each evaluation, measured once: the only figures here that another run changes. Simulated "
       "weights run as float32.");
   Table table{.caption = "Evaluation", .columns = {"scheme", "images/s"}};
