@@ -158,6 +158,20 @@ void print(const Ceilings& ceilings) {
              ceilings.products_by);
 }
 
+/// What a comparison's file says of everything but the sides.
+nlohmann::json setting_json(const Options& options, const std::filesystem::path& model, const StateDict& floats,
+                            const Backend& backend, const Ceilings& ceilings, const std::optional<std::string>& missing,
+                            const std::optional<Dataset>& images) {
+  return {{"model", model.string()},
+          {"device", backend.name()},
+          {"description", backend.description()},
+          {"image_size", image_size_of(floats.metadata)},
+          {"ceilings", to_json(ceilings)},
+          {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
+          {"seconds", options.seconds},
+          {"images", images ? images->size() : 0}};
+}
+
 void compare(const Options& options) {
   Backends backends(options.device, options.device.make());
   Backend& own = backends.own();
@@ -180,16 +194,10 @@ void compare(const Options& options) {
                          .images = images ? &*images : nullptr},
                         floats);
   for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));
+  nlohmann::json document = setting_json(options, model, floats, own, ceilings, missing, images);
   const auto write = [&] {
-    write_json(options.json, {{"model", model.string()},
-                              {"device", own.name()},
-                              {"description", own.description()},
-                              {"image_size", image_size_of(floats.metadata)},
-                              {"ceilings", to_json(ceilings)},
-                              {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
-                              {"seconds", options.seconds},
-                              {"images", images ? images->size() : 0},
-                              {"sides", comparison.to_json()}});
+    document["sides"] = comparison.to_json();
+    write_json(options.json, document);
   };
   // A comparison takes long: a file holds what is done already, whatever stops it.
   const bool to_file = options.json != "-";

@@ -43,8 +43,8 @@ struct Compensation {
 /// grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by
 /// the same sum.
 ///
-/// `packed` holds `weights` rounded to nearest. Takes D^2 + 2 K D floats while it works. Throws ShapeError when sizes
-/// disagree.
+/// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes beside the factor while it works. Throws ShapeError
+/// when sizes disagree.
 Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
                         const CompensationOptions& options = {});
 

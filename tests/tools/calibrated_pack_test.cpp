@@ -70,6 +70,7 @@ TEST_F(CalibratedPackTest, StepsAndRatesMakeASmallerCompressedFile) {
   EXPECT_EQ(rated.metadata.at("rate_weight"), "1.4");
   EXPECT_FALSE(plain.metadata.contains("rate_weight"));
   EXPECT_EQ(rated.metadata.at("refinements"), "0");
+  EXPECT_EQ(plain.metadata.at("refinements"), "2, and 0 where ranges go by step");
   const auto scale = [](const StateDict& dict, const char* name) { return dict.at(name).packed_values().scale(0); };
   EXPECT_EQ(scale(rated, "features.0.weight"), scale(plain, "features.0.weight"));
   EXPECT_FLOAT_EQ(scale(rated, "classifier.1.weight"), 2 * scale(plain, "classifier.1.weight"));

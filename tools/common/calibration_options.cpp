@@ -48,6 +48,16 @@ CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) 
   }
 }
 
+std::string refinements_text(const CalibrationFlags& flags) {
+  const auto text_of = [&](Range range) {
+    return std::to_string(flags.refinements_of({.range = range, .rate_weight = flags.rate_weight.value_or(0)}));
+  };
+  const std::string others = text_of(Range::search), by_step = text_of(Range::step);
+  const bool has_steps =
+      std::ranges::any_of(flags.ranges, [](const std::string& text) { return parse_range(text).range == Range::step; });
+  return has_steps && by_step != others ? fmt::format("{}, and {} where ranges go by step", others, by_step) : others;
+}
+
 }  // namespace
 
 void CalibrationFlags::add_source_to(CLI::App& app) {
@@ -83,8 +93,8 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option(
          "--refinements", refinements,
-         "Of compensated rounding: times that every code is chosen once more, given all others; default: 2, and 0 "
-         "with a rate weight")
+         "Of compensated rounding: times that every code is chosen once more, given all others; default: 2, but 0 for "
+         "ranges by step and with a rate weight, where bits grow by as much as errors shrink")
       ->check(CLI::Range(0, 100))
       ->type_name("N");
   app.add_option(
@@ -145,7 +155,7 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
     throw UsageError("--refinements belongs to --rounding compensated");
   options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
   options.rate_weight = rate_weight.value_or(0);
-  if (compensates()) options.refinements = refinements_at(options.rate_weight);
+  if (compensates()) options.refinements = refinements_of(options);
   return options;
 }
 
@@ -194,7 +204,7 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
                                             : "max";
   if (flags.compensates()) {
     metadata["column_order"] = flags.order;
-    metadata["refinements"] = std::to_string(flags.refinements_at(flags.rate_weight.value_or(0)));
+    metadata["refinements"] = refinements_text(flags);
   }
   if (flags.rate_weight.value_or(0) > 0) metadata["rate_weight"] = fmt::format("{}", *flags.rate_weight);
   if (calibration == nullptr) return;

@@ -30,15 +30,17 @@ struct CalibrationFlags {
   std::vector<std::string> ranges;  ///< the last that matches; search with a calibration, max without, if none does
   std::string order = "natural";
   std::optional<double> rate_weight;  ///< none: best_rate_weight for --target-rest, else 0
-  std::optional<int> refinements;     ///< none: as refinements_at() says
+  std::optional<int> refinements;     ///< none: as refinements_of() says
 
   /// Where the calibration comes from, and what codes are chosen by.
   void add_source_to(CLI::App& app);
   void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
   bool compensates() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
-  /// Where bits have a weight, refining gains little for its time.
-  int refinements_at(double rate) const { return refinements.value_or(rate > 0 ? 0 : 2); }
+  /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it adds to their bits.
+  int refinements_of(const QuantizeOptions& options) const {
+    return refinements.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
+  }
   /// For one weight; without `moments` and reports. Throws UsageError for options that need a calibration where none is
   /// asked for.
   QuantizeOptions quantize_options(const std::string& weight) const;

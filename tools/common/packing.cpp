@@ -78,7 +78,7 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
     options.deviations = candidate.step;
     if (compensates()) {
       options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
-      options.refinements = flags_.refinements_at(options.rate_weight);
+      options.refinements = flags_.refinements_of(options);
     }
   }
   if (calibration_ == nullptr && options.range == Range::max)
@@ -148,7 +148,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
     if (flags.calibration.compensates()) {
       const double rate_weight = flags.calibration.rate_weight.value_or(best_rate_weight);
       dict.metadata["rate_weight"] = fmt::format("{}", rate_weight);
-      dict.metadata["refinements"] = std::to_string(flags.calibration.refinements_at(rate_weight));
+      dict.metadata["refinements"] = std::to_string(flags.calibration.refinements_of({.range = Range::step}));
     }
   }
   for (Parameter& parameter : dict.parameters)
