@@ -52,8 +52,8 @@ struct QuantizeOptions {
   Compensation* report = nullptr;  ///< what compensated rounding achieved
 };
 
-/// Throws UsageError naming the tensor for a rate weight or refinements without compensated rounding and for steps that are not finite
-/// and above 0 or that the scheme does not have.
+/// Throws UsageError naming the tensor for a rate weight or refinements without compensated rounding and for steps that
+/// are not finite and above 0 or that the scheme does not have.
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
 
 /// quantize() of packed_tensor.h by options. Validated. Throws UsageError for compensated rounding without moments,
