@@ -33,7 +33,7 @@ struct Options {
   /// Nothing but --compress or --no-compress: a packed model may be written again.
   bool only_rewrites() const {
     const SchemeFlags& scheme = packing.scheme;
-    return rewrite && scheme.only_bits() && !scheme.bits && scheme.layers.empty() &&
+    return rewrite && !dry_run && scheme.only_bits() && !scheme.bits && scheme.layers.empty() &&
            !packing.calibration.calibrated() && packing.calibration.ranges.empty() && !packing.allocation.given();
   }
 };

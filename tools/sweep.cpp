@@ -150,8 +150,10 @@ void sweep(const Options& options) {
   if (!folder.damaged_lines().empty())
     fmt::print("results.jsonl: dropped {} damaged line(s), the first is line {}; they are measured again\n",
                folder.damaged_lines().size(), folder.damaged_lines().front());
-  if (!folder.rows().empty()) fmt::print("going on: {} rows are there already\n", folder.rows().size());
-  warn_of_other_programs(folder);
+  if (!folder.rows().empty()) {
+    fmt::print("going on: {} rows are there already\n", folder.rows().size());
+    warn_of_other_programs(folder);
+  }
 
   Progress progress("sweep", "images");
   try {

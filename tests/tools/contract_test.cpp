@@ -136,6 +136,8 @@ TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
   succeed("pack small.safetensors --dry-run --bits 3 --calibrate standin --json dry.json");
   EXPECT_EQ(json("dry.json").at("layers")[0].at("scheme"), "kmeans:3:block:128:f16");
   refuse("pack small.safetensors --dry-run --target-bits 3 --data standin", "--dry-run", 2);
+  refuse("pack small_3bit.safetensors --dry-run --compress", "is packed already", 2);
+  EXPECT_FALSE(fs::exists(at("small_3bit_compressed.safetensors")));
 }
 
 TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {

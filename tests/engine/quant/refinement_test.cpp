@@ -158,8 +158,7 @@ TEST(Refinement, WithARateWeightLowersErrorAndBitsTogether) {
   const MomentFactor factor = factorize(moments, ColumnOrder::natural);
   const PackedTensor nearest =
       quantize(view(weights, shape), parse_scheme("linear:6"), "w", {.range = Range::step, .deviations = 0.5F});
-  SecondMoments identity = testing::identity(150);
-  const double bit = 1.4 * factor.spread() * error_under(nearest, weights, identity);
+  const double bit = 1.4 * factor.spread() * error_under(nearest, weights, testing::identity(150));
   const auto cost = [&](const Compensation& report) { return report.error + bit * report.bits; };
   EXPECT_LT(cost(done(1)), cost(done(0)));
   EXPECT_LT(cost(done(2)), cost(done(1)));
