@@ -8,12 +8,11 @@
 namespace nibblenet {
 namespace {
 
-template <class Codes>
-void start(const SkinnyProduct& p, const Work& work, const Grid& grid, Stream& stream) {
-  if (p.batch <= 8)
-    launch("skinny_linear_forward", work, grid, stream, skinny_product_kernel<Codes, 1>, p);
-  else
-    launch("skinny_linear_forward", work, grid, stream, skinny_product_kernel<Codes, 2>, p);
+template <class Codes, int tiles, bool inside>
+void start(const SkinnyProduct& p, const Work& work, Stream& stream) {
+  const Grid grid{dim3(static_cast<unsigned>((p.layout.down() + warps_down - 1) / warps_down), p.parts), block_threads,
+                  sizeof(SkinnyShared<Codes, tiles>), true};
+  launch("skinny_linear_forward", work, grid, stream, skinny_product_kernel<Codes, tiles, inside>, p);
 }
 
 /// Into how many parts the columns are cut: about 128 blocks, of at least two superblocks a warp. A matter of the shape
@@ -39,7 +38,6 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
                   .batch = static_cast<int>(x.size(0)),
                   .columns = static_cast<int>(x.size(1)),
                   .steps = steps,
-                  .inside = steps.inside(),
                   .result = {{y.data(), y.precision() == Precision::float16},
                              bias,
                              static_cast<int>(w.shape()[0]),
@@ -47,7 +45,7 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
                              1.0F / value_factor,
                              with_relu}};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), p.fixed.values);
-  if (p.inside) {
+  if (steps.inside()) {
     p.result.factor /= view.scale_to;
   } else {
     p.result.steps = p.steps.steps;
@@ -72,17 +70,25 @@ void skinny_linear_forward(Activations y, ConstActivations x, const WeightCuda& 
   if (x.size(0) == 0) return;
   SkinnyProduct p = product_of(y, x.halves(), w, bias.data(), epilogue == Epilogue::relu);
   p.parts = parts_of(p.layout);
-  const Grid grid{dim3(static_cast<unsigned>((p.layout.down() + warps_down - 1) / warps_down), p.parts), block_threads,
-                  0, true};
   if (p.parts > 1) {
     p.partial = workspace.floats(static_cast<size_t>(p.parts) * static_cast<size_t>(y.elements()));
-    p.arrivals = workspace.counters(grid.blocks.x);
+    p.arrivals = workspace.counters(static_cast<size_t>(p.layout.down()));
   }
   const Work work{
       .bytes = static_cast<double>(w.resident().total()) +
                static_cast<double>(bytes_of(x.precision())) * static_cast<double>(x.elements() + y.elements()),
       .flops = 2.0 * static_cast<double>(x.size(0)) * static_cast<double>(w.shape().elements())};
-  with_codes(w, [&]<class Codes>() { start<Codes>(p, work, grid, stream); });
+  const auto start_with = [&]<class Codes, bool inside>() {
+    if (p.batch <= 8)
+      start<Codes, 1, inside>(p, work, stream);
+    else
+      start<Codes, 2, inside>(p, work, stream);
+  };
+  with_codes(w, [&]<class Codes>() {
+    if constexpr (Codes::bits < 16)  // halves have no steps
+      if (p.steps.inside()) return start_with.template operator()<Codes, true>();
+    start_with.template operator()<Codes, false>();
+  });
 }
 
 }  // namespace cuda

@@ -1,12 +1,13 @@
 #pragma once
 
+#include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/result.cuh"
 #include "kernels/cuda/superblock_steps.cuh"
 #include "kernels/cuda/unpack.cuh"
 
-// Linear layers of few rows: the weights are nearly all there is to read. After Marlin (Frantar 2024, arXiv
-// 2408.11743): packed codes go from memory to registers in the order of the tensor cores' fragments and are unpacked
-// there.
+// Linear layers of few rows: the weights are nearly all there is to read, and what counts is how many bytes of them are
+// on their way at any time. After Marlin (Frantar 2024, arXiv 2408.11743): packed codes lie in the order of the tensor
+// cores' fragments and are unpacked in registers.
 
 namespace nibblenet {
 
@@ -26,25 +27,50 @@ struct SkinnyProduct {
   int batch;
   int columns;  ///< a multiple of 8
   SuperblockSteps steps;
-  bool inside;  ///< steps.inside()
   BiasResult<AnyElements> result;
   int parts = 0;                 ///< of the columns, each a block's
   float* partial = nullptr;      ///< [parts, batch, rows]
   unsigned* arrivals = nullptr;  ///< by block row: how many parts are done
 };
 
-/// Superblocks that a warp has in registers: while one is multiplied, the others are on their way. 2 KB and more of
-/// codes are, where registers allow it.
-constexpr int ring_depth(int bits, int tiles) {
-  if (tiles > 1) return bits == 16 ? 1 : 2;
-  return bits > 4 ? 2 : bits > 2 ? 3 : 4;
-}
+/// Pieces in which a superblock travels: one, or its four chunks where those are halves.
+template <int bits>
+inline constexpr int pieces_of_superblock = bits == 16 ? Superblocks::chunks : 1;
+/// Loads of 16 bytes a lane that bring a piece, and chunks in it.
+template <int bits>
+inline constexpr int piece_loads = bits / pieces_of_superblock<bits>;
+template <int bits>
+inline constexpr int piece_chunks = Superblocks::chunks / pieces_of_superblock<bits>;
 
-/// What a lane brings to the product of a superblock: its codes, and of each of its columns of x 16 neighbours.
-template <int bits, int tiles>
-struct LaneOperands {
-  uint32_t words[Superblocks::chunks][bits];
-  uint32_t x[tiles][8];
+/// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
+inline constexpr int skinny_shared_bytes = 98 << 10;
+
+/// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for anybody.
+template <int bits, int stages>
+struct SkinnyRing {
+  uint4 pieces[warps_down * warps_across][stages][piece_loads<bits>][32];
+};
+/// Pieces of a warp that are on their way or in use, as many as there is room for.
+template <class Codes>
+inline constexpr int skinny_stages = (skinny_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
+                                     static_cast<int>(sizeof(SkinnyRing<Codes::bits, 1>));
+
+/// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then the sums of the
+/// block's rows. The odd end spreads the columns of a fragment over the banks.
+template <class Codes, int tiles>
+union SkinnyShared {
+  struct {
+    alignas(16) typename Codes::Table table;
+    alignas(16) SkinnyRing<Codes::bits, skinny_stages<Codes>> ring;
+  } operands;
+  float sums[8 * tiles][block_rows + 4];
+};
+
+/// A warp's share: superblocks across, across + warps_across, … before `end` of superblock row `down`.
+struct SkinnyShare {
+  int down;
+  int across;
+  int end;
 };
 
 /// Halves [column, column + 16) of row `n` of x, zeros outside.
@@ -62,27 +88,43 @@ __device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column
   }
 }
 
-template <int bits, int tiles>
-__device__ __forceinline__ void load_codes(const SkinnyProduct& p, int down, int across,
-                                           LaneOperands<bits, tiles>& to) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const uint8_t* block = p.codes + (down * p.layout.across() + across) * p.layout.bytes_each() + lane * 16;
-#pragma unroll
-  for (int i = 0; i < bits; ++i) {
-    const uint4 v = load_once_16(block + i * Superblocks::row_bytes);
-    to.words[4 * i / bits][4 * i % bits] = v.x;
-    to.words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
-    to.words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
-    to.words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
-  }
-}
-
-template <int bits, int tiles>
-__device__ __forceinline__ void load_x(const SkinnyProduct& p, int across, LaneOperands<bits, tiles>& to) {
+/// What a lane brings to the product of the `across`-th superblock of a row: of each of its columns of x 16 neighbours.
+template <int tiles>
+__device__ __forceinline__ void load_x(const SkinnyProduct& p, int across, uint32_t (&to)[tiles][8]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
-    load_x(p, 8 * tile + lane / 4, across * Superblocks::size + lane % 4 * 16, to.x[tile]);
+    load_x(p, 8 * tile + lane / 4, across * Superblocks::size + lane % 4 * 16, to[tile]);
+}
+
+/// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of its copies.
+template <int bits>
+__device__ __forceinline__ void copy_piece(const SkinnyProduct& p, const SkinnyShare& share, int piece,
+                                           uint4 (&to)[piece_loads<bits>][32]) {
+  constexpr int pieces = pieces_of_superblock<bits>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int across = share.across + piece / pieces * warps_across;
+  if (across < share.end) {
+    const uint8_t* from = p.codes + (share.down * p.layout.across() + across) * p.layout.bytes_each() +
+                          piece % pieces * piece_loads<bits> * Superblocks::row_bytes + lane * 16;
+#pragma unroll
+    for (int i = 0; i < piece_loads<bits>; ++i) cp_async_16(&to[i][lane], from + i * Superblocks::row_bytes, true);
+  }
+  cp_async_commit();
+}
+
+/// A lane's words of a piece, chunk by chunk.
+template <int bits>
+__device__ __forceinline__ void read_piece(const uint4 (&piece)[piece_loads<bits>][32],
+                                           uint32_t (&words)[piece_chunks<bits>][bits]) {
+#pragma unroll
+  for (int i = 0; i < piece_loads<bits>; ++i) {
+    const uint4 v = piece[i][threadIdx.x % 32];
+    words[4 * i / bits][4 * i % bits] = v.x;
+    words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
+    words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
+    words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
 }
 
 /// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of the result.
@@ -91,44 +133,54 @@ struct Sums {
   float d[tiles][4][4];
 };
 
-/// sums += superblock * x, and with zero points x_sums += sum of x, in the sums' places of every row.
+/// sums += chunk * x, and with zero points x_sums += sum of x, in the sums' places of every row.
 template <class Codes, int tiles>
-__device__ __forceinline__ void multiply(const LaneOperands<Codes::bits, tiles>& operands, const Codes& codes,
+__device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], const uint32_t (&x)[tiles][8], int chunk,
                                          const typename Codes::Table& table, bool with_x_sums, Sums<tiles>& sums,
                                          float (&x_sums)[tiles][4]) {
   constexpr uint32_t ones[4] = {0x3C003C00U, 0x3C003C00U, 0x3C003C00U, 0x3C003C00U};
+  uint32_t a[4][4];
+  Codes{}.decode(words, table, a);
 #pragma unroll
-  for (int chunk = 0; chunk < Superblocks::chunks; ++chunk) {
-    uint32_t a[4][4];
-    codes.decode(operands.words[chunk], table, a);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const uint32_t b[2] = {x[tile][2 * chunk], x[tile][2 * chunk + 1]};
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
-      const uint32_t b[2] = {operands.x[tile][2 * chunk], operands.x[tile][2 * chunk + 1]};
-#pragma unroll
-      for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
-      if (with_x_sums) mma_16816(x_sums[tile], ones, b);
-    }
+    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
+    if (with_x_sums) mma_16816(x_sums[tile], ones, b);
   }
 }
 
-/// total += step * (sums - zero point * x_sums) for the `across`-th superblock of a row; clears both sums.
+/// What the sums of a lane's eight rows of a superblock are multiplied by.
+struct LaneSteps {
+  float step[8];
+  uint8_t zero_point[8];
+
+  __device__ LaneSteps() {}
+  __device__ LaneSteps(const SuperblockSteps& steps, const RowGroups& groups, int across) {
+    const int before = steps.groups_before(across);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      step[i] = steps.steps.scale(groups.first[i] + before);
+      if (steps.zero_points != nullptr) zero_point[i] = steps.zero_points[groups.first[i] + before];
+    }
+  }
+};
+
+/// total += step * (sums - zero point * x_sums) for a superblock; clears both sums.
 template <class Codes, int tiles>
-__device__ __forceinline__ void apply_steps(const SuperblockSteps& steps, const RowGroups& groups, int across,
-                                            Sums<tiles>& total, Sums<tiles>& sums, float (&x_sums)[tiles][4]) {
-  const int before = steps.groups_before(across);
+__device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_zero_points, Sums<tiles>& total,
+                                            Sums<tiles>& sums, float (&x_sums)[tiles][4]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int group = groups.first[i] + before;
-    const float step = steps.steps.scale(group);
     float zero = 0.0F;
     if constexpr (Codes::integers)
-      if (steps.zero_points != nullptr) zero = static_cast<float>(steps.zero_points[group]) - Codes::zero;
+      if (with_zero_points) zero = static_cast<float>(steps.zero_point[i]) - Codes::zero;
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
       for (int e = i % 2 * 2; e < i % 2 * 2 + 2; ++e) {
         const float sum = fmaf(-zero, x_sums[tile][e], sums.d[tile][i / 2][e]);
-        total.d[tile][i / 2][e] = fmaf(step, sum, total.d[tile][i / 2][e]);
+        total.d[tile][i / 2][e] = fmaf(steps.step[i], sum, total.d[tile][i / 2][e]);
         sums.d[tile][i / 2][e] = 0.0F;
       }
     }
@@ -139,50 +191,55 @@ __device__ __forceinline__ void apply_steps(const SuperblockSteps& steps, const 
     for (int e = 0; e < 4; ++e) x_sums[tile][e] = 0.0F;
 }
 
-/// A warp's share: superblocks first, first + warps_across, … before `end` of superblock row `down`.
-template <class Codes, int tiles>
-__device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, int down, int first, int end,
-                                                const Codes& codes, const typename Codes::Table& table,
-                                                Sums<tiles>& total) {
-  constexpr int depth = ring_depth(Codes::bits, tiles);
-  LaneOperands<Codes::bits, tiles> ring[depth];
-#pragma unroll
-  for (int i = 0; i < depth; ++i)
-    if (first + i * warps_across < end) load_codes(p, down, first + i * warps_across, ring[i]);
+/// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps are read a
+/// superblock ahead. `inside`: steps, or zero points, are applied superblock by superblock.
+template <class Codes, int tiles, bool inside>
+__device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, const SkinnyShare& share,
+                                                SkinnyShared<Codes, tiles>& memory, Sums<tiles>& total) {
+  constexpr int bits = Codes::bits;
+  constexpr int stages = skinny_stages<Codes>;
+  auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
   wait_for_kernel_before();  // which made x
-#pragma unroll
-  for (int i = 0; i < depth; ++i)
-    if (first + i * warps_across < end) load_x(p, first + i * warps_across, ring[i]);
-  const RowGroups groups(p.steps, p.result.rows, down);
+  const bool with_zero_points = inside && p.steps.zero_points != nullptr;
+  const RowGroups groups(p.steps, p.result.rows, share.down);
+  uint32_t next_x[tiles][8] = {};
+  LaneSteps next_steps;
+  const auto read_ahead = [&](int across) {
+    if (across >= share.end) return;
+    load_x(p, across, next_x);
+    if constexpr (inside) next_steps = LaneSteps(p.steps, groups, across);
+  };
+  read_ahead(share.across);
   Sums<tiles> sums = {};
   float x_sums[tiles][4] = {};
-  for (; first < end; first += depth * warps_across) {
+  int piece = 0;
+  int stage = 0;
+#pragma unroll 1
+  for (int across = share.across; across < share.end; across += warps_across) {
+    uint32_t x[tiles][8];
 #pragma unroll
-    for (int i = 0; i < depth; ++i) {
-      const int across = first + i * warps_across;
-      const int next = across + depth * warps_across;
-      if (across >= end) break;
-      multiply(ring[i], codes, table, p.steps.zero_points != nullptr, sums, x_sums);
-      if (next < end) {
-        load_codes(p, down, next, ring[i]);
-        load_x(p, next, ring[i]);
-      }
-      if (p.inside) apply_steps<Codes>(p.steps, groups, across, total, sums, x_sums);
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[tile][i] = next_x[tile][i];
+    const LaneSteps steps = next_steps;
+    read_ahead(across + warps_across);
+#pragma unroll
+    for (int chunk = 0; chunk < Superblocks::chunks; chunk += piece_chunks<bits>) {
+      cp_async_wait<stages - 1>();
+      uint32_t words[piece_chunks<bits>][bits];
+      read_piece<bits>(ring[stage], words);
+#pragma unroll
+      for (int i = 0; i < piece_chunks<bits>; ++i)
+        multiply<Codes>(words[i], x, chunk + i, memory.operands.table, with_zero_points, sums, x_sums);
+      copy_piece<bits>(p, share, piece + stages, ring[stage]);
+      ++piece;
+      stage = stage + 1 < stages ? stage + 1 : 0;
     }
+    if constexpr (inside) apply_steps<Codes>(steps, with_zero_points, total, sums, x_sums);
   }
-  if (!p.inside) total = sums;
+  cp_async_wait<0>();
+  if constexpr (!inside) total = sums;
 }
-
-/// Shared memory: the table while superblocks are multiplied, then the sums of the block's rows. The odd end spreads
-/// the columns of a fragment over the banks.
-template <class Table, int tiles>
-union SkinnyShared {
-  Table table;
-  float sums[8 * tiles][block_rows + 4];
-};
-struct Arrival {
-  bool last;
-};
 
 /// Calls use(place in shared memory, sum) for each of a warp's sums.
 template <int tiles, class Use>
@@ -224,47 +281,42 @@ __device__ __forceinline__ void finish_part(const SkinnyProduct& p, const float 
   }
   for (int n = 0; n < p.batch && row < p.result.rows; ++n)
     p.partial[(static_cast<int64_t>(part) * p.batch + n) * p.result.rows + row] = sums[n][thread];
-  __threadfence();  // what was written is seen by whoever sees the arrival
-  __syncthreads();
-  auto& arrival = shared<Arrival>();
-  unsigned& arrivals = p.arrivals[blockIdx.x];
-  if (thread == 0) arrival.last = atomicAdd(&arrivals, 1U) == static_cast<unsigned>(p.parts) - 1U;
-  __syncthreads();
-  if (!arrival.last) return;
-  __threadfence();
-  add_parts(p, row);
-  if (thread == 0) arrivals = 0;  // for the next product
+  if (arrives_last(p.arrivals[blockIdx.x], p.parts)) add_parts(p, row);
 }
+
+/// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before this one's end.
+template <int tiles, bool inside>
+inline constexpr int skinny_blocks = tiles == 1 && !inside ? 2 : 1;
 
 /// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and part y of
 /// the columns. Warp w owns superblock row w % 4 of them and every other superblock of the part, from the (w / 4)-th
 /// on: warps that read the same columns of x do so at about the same time. Parts go through memory, and the last block
 /// of a row to arrive adds them up in their order: the same bits on every run.
-template <class Codes, int tiles>
-__global__ void __launch_bounds__(block_threads) skinny_product_kernel(SkinnyProduct p) {
-  const Codes codes{};
-  auto& scratch = shared<SkinnyShared<typename Codes::Table, tiles>>();
+template <class Codes, int tiles, bool inside>
+__global__ void __launch_bounds__(block_threads, skinny_blocks<tiles, inside>) skinny_product_kernel(SkinnyProduct p) {
+  auto& memory = *reinterpret_cast<SkinnyShared<Codes, tiles>*>(dynamic_shared());
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int phase = warp / warps_down;
-  const int down = static_cast<int>(blockIdx.x) * warps_down + warp % warps_down;
   const int part = static_cast<int>(blockIdx.y);
   const int across = static_cast<int>(p.layout.across());
+  SkinnyShare share{static_cast<int>(blockIdx.x) * warps_down + warp % warps_down, across * part / p.parts + phase,
+                    across * (part + 1) / p.parts};
+  if (share.down >= p.layout.down()) share.end = 0;  // no such rows
 
   let_next_kernel_begin();
-  codes.prepare(scratch.table, p.fixed, p.stored, p.value_factor);
+#pragma unroll
+  for (int piece = 0; piece < skinny_stages<Codes>; ++piece)
+    copy_piece<Codes::bits>(p, share, piece, memory.operands.ring.pieces[warp][piece]);
+  Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
   Sums<tiles> sums = {};
-  if (down < p.layout.down())
-    sum_superblocks(p, down, across * part / p.parts + phase, across * (part + 1) / p.parts, codes, scratch.table,
-                    sums);
-  else
-    wait_for_kernel_before();
+  sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
   __syncthreads();  // nobody reads the table any more
   for (int turn = 0; turn < warps_across; ++turn) {
-    if (phase == turn) for_each_sum(scratch.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
+    if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();
   }
-  finish_part(p, scratch.sums, part);
+  finish_part(p, memory.sums, part);
 }
 
 }  // namespace nibblenet
