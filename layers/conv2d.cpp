@@ -22,7 +22,10 @@ void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight&
 bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w,
                                TensorView<const float> bias, Window window, Epilogue epilogue, Window pool) {
   const Shape convolved = conv2d_output_shape(x.shape(), w.shape(), window);
-  expect_shape(y.shape(), max_pool2d_output_shape(convolved, pool), "output of convolution and max pooling");
+  const Shape pooled = max_pool2d_output_shape(convolved, pool);
+  const bool flat = y.shape().rank() == 2;
+  expect_shape(y.shape(), flat ? Shape{pooled[0], pooled.inner_elements()} : pooled,
+               "output of convolution and max pooling");
   expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
   return backend.conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue, pool);
 }

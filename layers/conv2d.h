@@ -12,8 +12,8 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Window window, Epilogue epilogue);
 
-/// y = max_pool2d(conv2d_forward(x, w), pool) at once. False, and nothing was done, where the backend gains nothing by
-/// it: then the two follow each other.
+/// y = max_pool2d(conv2d_forward(x, w), pool) at once, or y[N, K P Q], which is that flattened. False, and nothing was
+/// done, where the backend gains nothing by it: then they follow each other.
 [[nodiscard]] bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w,
                                              TensorView<const float> bias, Window window, Epilogue epilogue,
                                              Window pool);

@@ -141,15 +141,18 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
   for (size_t i = first; i < shapes_.size(); ++i) {
     const bool last = i + 1 == shapes_.size();
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
-    if (i + 2 < shapes_.size() && is_pooled(i)) {
-      const Activations pooled = output(shapes_[i + 1], precision);
-      if (run_pooled(i, pooled, x)) {
-        x = pooled;
-        ++i;
-        continue;
+    const auto pooled_until = [&](std::optional<size_t> end) {
+      if (!end) return false;
+      const Activations pooled = output(shapes_[*end], precision);
+      if (!run_pooled(i, pooled, x)) {
+        --next;  // that place is free again
+        return false;
       }
-      --next;  // that place is free again
-    }
+      x = pooled;
+      i = *end;
+      return true;
+    };
+    if (i + 2 < shapes_.size() && is_pooled(i) && (pooled_until(flattened(i + 1)) || pooled_until(i + 1))) continue;
     const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
     run_layer(i, y, x, {});
     x = y;
@@ -163,6 +166,16 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
 bool Pass::is_pooled(size_t index) const {
   const auto kind = [&](size_t i) { return network_->layers()[begin_ + i].spec.kind; };
   return kind(index) == LayerKind::conv2d && kind(index + 1) == LayerKind::max_pool2d;
+}
+
+std::optional<size_t> Pass::flattened(size_t index) const {
+  const Shape& shape = shapes_[index];
+  while (++index + 1 < shapes_.size()) {  // the last layer's output is float32
+    const LayerSpec& spec = network_->layers()[begin_ + index].spec;
+    if (spec.kind == LayerKind::flatten) return index;
+    if (!does_nothing(spec, shape, shapes_[index])) break;
+  }
+  return std::nullopt;
 }
 
 bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {

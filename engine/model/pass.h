@@ -71,7 +71,10 @@ class Pass {
   bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.
   bool is_pooled(size_t index) const;
-  /// Both at once; false, and nothing was done, where the backend does not do that.
+  /// The layer that flattens what layer `index` leaves, if nothing else happens in between.
+  std::optional<size_t> flattened(size_t index) const;
+  /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done, where the backend
+  /// does not do that at once.
   bool run_pooled(size_t index, Activations y, ConstActivations x);
   void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
   DropoutKey dropout_key(size_t index) const;

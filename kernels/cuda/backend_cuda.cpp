@@ -147,7 +147,10 @@ bool CudaBackend::by_few_pixels(ConstActivations x, const WeightCuda& w, Window 
 
 bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
-  if (plain_kernels_ || by_few_pixels(x, resident(w), window)) return false;  // its pooling is a kernel of its own
+  if (plain_kernels_) return false;
+  if (by_few_pixels(x, resident(w), window))
+    return cuda::few_pixels_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
+  if (y.shape().rank() == 2) return false;  // flattening is a kernel of its own
   return (cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_) ||
           cuda::first_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, stream_));
 }

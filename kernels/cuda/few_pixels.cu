@@ -78,6 +78,58 @@ void start(const FewPixels& p, const Blocks& blocks, const Work& work, Stream& s
   launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes>, p);
 }
 
+/// A pooled result, [N, pool.p, pool.q, K] or flat.
+struct Pooled {
+  TensorView<f16> y;
+  MaxPooling pool;
+};
+
+/// Where the scratch of a product lies in the workspace, in floats.
+struct Scratch {
+  size_t weights = 0;  ///< superblocks of halves
+  size_t partial = 0;
+  size_t results = 0;  ///< halves that are pooled
+
+  size_t total() const { return weights + partial + results; }
+};
+
+/// y, or `pooled` where that is not null and y is ignored.
+void forward(Activations y, TensorView<const f16> x, const WeightCuda& w, const float* bias, const ConvolutionSizes& s,
+             Epilogue epilogue, const Pooled* pooled, Workspace& workspace, Stream& stream) {
+  if (s.outputs() == 0) return;
+  const bool with_relu = epilogue == Epilogue::relu;
+  const Blocks blocks(s.outputs(), w.superblock_layout());
+  const Superblocks of_halves(s.k, s.length(), HalfCodes::bits);
+  Scratch scratch{.partial = blocks.partial_floats()};
+  if (!in_place(w)) scratch.weights = static_cast<size_t>(of_halves.bytes()) / sizeof(float);
+  if (pooled != nullptr) scratch.results = static_cast<size_t>(s.outputs()) * static_cast<size_t>(s.k) / 2;
+  float* memory = scratch.total() > 0 ? workspace.floats(scratch.total()) : nullptr;
+  const size_t rows = pooled != nullptr ? static_cast<size_t>(s.n * pooled->pool.p * blocks.rows) : 0;
+  const size_t arrivals = blocks.parts > 1 ? static_cast<size_t>(blocks.count()) : 0;
+  unsigned* counters = arrivals + rows > 0 ? workspace.counters(arrivals + rows) : nullptr;
+  if (pooled != nullptr) {
+    auto* results = reinterpret_cast<f16*>(memory + scratch.weights + scratch.partial);
+    y = TensorView<f16>(results, {s.n, s.p, s.q, s.k});
+  }
+  FewPixels p = product_of(y, x, s);
+  p.parts = blocks.parts;
+  if (p.parts > 1) {
+    p.partial = memory + scratch.weights;
+    p.arrivals = counters;
+  }
+  if (pooled != nullptr)
+    p.pooling = {pooled->pool, y.halves().data(), pooled->y.data(), pooled->y.shape().rank() == 2, counters + arrivals};
+  const Work work = work_of(s, static_cast<double>(w.resident().total()), static_cast<double>(sizeof(f16)));
+  if (!in_place(w)) {
+    make_superblocks(p, reinterpret_cast<uint8_t*>(memory), y, w, bias, s, with_relu, stream);
+    start<HalfCodes>(p, blocks, work, stream);
+    return;
+  }
+  p.weights = superblock_operand(w);
+  p.result = superblock_result(y, w, p.weights, bias, s, with_relu);
+  with_codes(w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
+}
+
 }  // namespace
 
 namespace cuda {
@@ -93,29 +145,24 @@ void few_pixels_conv2d_forward(Activations y, ConstActivations x, const WeightCu
                                Window window, Epilogue epilogue, Workspace& workspace, Stream& stream) {
   if (!has_few_pixels(x, w, window))
     fail<Error>("no product for few pixels of {} and these weights", to_string(x.shape()));
-  const ConvolutionSizes s = sizes_of(x.shape(), y.shape(), window);
-  if (s.outputs() == 0) return;
-  const bool with_relu = epilogue == Epilogue::relu;
-  const Blocks blocks(s.outputs(), w.superblock_layout());
-  const Superblocks of_halves(s.k, s.length(), HalfCodes::bits);
-  const size_t weight_floats = in_place(w) ? 0 : static_cast<size_t>(of_halves.bytes()) / sizeof(float);
-  FewPixels p = product_of(y, x.halves(), s);
-  float* memory = nullptr;
-  if (weight_floats + blocks.partial_floats() > 0) memory = workspace.floats(weight_floats + blocks.partial_floats());
-  p.parts = blocks.parts;
-  if (p.parts > 1) {
-    p.partial = memory + weight_floats;
-    p.arrivals = workspace.counters(static_cast<size_t>(blocks.count()));
-  }
-  const Work work = work_of(s, static_cast<double>(w.resident().total()), static_cast<double>(sizeof(f16)));
-  if (!in_place(w)) {
-    make_superblocks(p, reinterpret_cast<uint8_t*>(memory), y, w, bias.data(), s, with_relu, stream);
-    start<HalfCodes>(p, blocks, work, stream);
-    return;
-  }
-  p.weights = superblock_operand(w);
-  p.result = superblock_result(y, w, p.weights, bias.data(), s, with_relu);
-  with_codes(w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
+  forward(y, x.halves(), w, bias.data(), sizes_of(x.shape(), y.shape(), window), epilogue, nullptr, workspace, stream);
+}
+
+bool few_pixels_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                          TensorView<const float> bias, Window window, Epilogue epilogue, Window pool,
+                                          Workspace& workspace, Stream& stream) {
+  const int64_t filters = w.shape()[0];
+  if (!has_few_pixels(x, w, window) || y.precision() != Precision::float16 || !on_16_bytes(y.data()) ||
+      filters % 8 != 0 || pool.padding != 0 || pool.size > row_pooling_largest)
+    return false;
+  const Shape convolved = {x.size(0), window.output(x.size(1)), window.output(x.size(2)), filters};
+  const Pooled pooled{y.halves(),
+                      {.size = static_cast<int>(pool.size),
+                       .stride = static_cast<int>(pool.stride),
+                       .p = static_cast<int>(pool.output(convolved[1])),
+                       .q = static_cast<int>(pool.output(convolved[2]))}};
+  forward(y, x.halves(), w, bias.data(), sizes_of(x.shape(), convolved, window), epilogue, &pooled, workspace, stream);
+  return true;
 }
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "kernels/cuda/few_pixels_pooling.cuh"
 #include "kernels/cuda/parts.cuh"
-#include "kernels/cuda/tensor_tile.cuh"
 
 // Convolutions of few output pixels: large tiles would be a handful of blocks, each of them long. Here tiles are small,
 // and k is cut twice: between the warps of a block, which need no barrier while they multiply, and between blocks.
@@ -20,7 +20,8 @@ inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stage
 /// Of four neighbouring rows of a pixel, that a thread has of a block's results.
 inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few_pixels_threads;
 
-/// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S C].
+/// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S C]; and, where it is
+/// asked for, max pooling of y.
 struct FewPixels {
   SuperblockWeights weights = {};    ///< whose steps do not change along k
   bool weights_from_before = false;  ///< the kernel before made them
@@ -30,6 +31,7 @@ struct FewPixels {
   int parts = 1;                 ///< of the superblocks along k, each a block's
   float* partial = nullptr;      ///< [parts, blocks, fours, threads, 4]
   unsigned* arrivals = nullptr;  ///< by block: how many parts are done
+  RowPooling pooling = {};
 };
 
 /// Dynamic shared memory of a block: its pixels' windows and what its rows' results become; while superblocks are
@@ -204,7 +206,7 @@ __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixe
 /// y = epilogue(x * w + bias). 256 threads; block (x, y, z) owns pixels [32 x, 32 x + 32) of all images', rows
 /// [64 y, 64 y + 64) and part z of the superblocks along k. A warp multiplies every eighth of these by all pixels of
 /// the block, with sums of its own. They are added up through shared memory, the parts through device memory, always in
-/// their order.
+/// their order. Whichever block stores the last result that a row of the pooling needs pools it.
 template <class Codes>
 __global__ void __launch_bounds__(few_pixels_threads) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());
@@ -242,6 +244,7 @@ __global__ void __launch_bounds__(few_pixels_threads) few_pixels_kernel(FewPixel
     const FewPixelsPlace place(i);
     store_four(p, down * few_pixels_rows + place.row, first_pixel + place.column, memory.rows + place.row, total[i]);
   }
+  if (p.pooling.pool.size > 0) pool_completed_rows(p.pooling, p.windows.sizes, first_pixel, down);
 }
 
 }  // namespace nibblenet

@@ -65,6 +65,11 @@ bool has_few_pixels(ConstActivations x, const WeightCuda& w, Window window);
 /// Throws Error where it has none.
 void few_pixels_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
                                Window window, Epilogue epilogue, Workspace& workspace, Stream& stream);
+/// And max pooling of y, and flattening where y is [N, K P Q], in the same kernel: false, and nothing was started,
+/// unless y is float16 on 16 bytes, K a multiple of 8, and windows, of up to 15 x 15, have no padding.
+[[nodiscard]] bool few_pixels_conv2d_max_pool2d_forward(Activations y, ConstActivations x, const WeightCuda& w,
+                                                        TensorView<const float> bias, Window window, Epilogue epilogue,
+                                                        Window pool, Workspace& workspace, Stream& stream);
 /// conv2d_forward of few channels on the tensor cores: false, and nothing was started, unless activations are float16,
 /// weights lie channel by channel, windows begin at whole words of x, and filters are short.
 [[nodiscard]] bool first_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w,

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <utility>
@@ -208,21 +209,93 @@ TEST_F(FewPixels, AreFewWhereLargeTilesLeaveMostOfAGpuIdle) {
   }
 }
 
-TEST_F(FewPixels, PoolingIsAKernelOfItsOwn) {
-  const Case c = cases[1];
-  WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), CodeLayout::superblocks);
-  const Buffer<f16> x = halves_on(cuda_, uniform(c.x, 1));
-  const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
-  const Shape pooled{1, 6, 6, 64};
-  Buffer<f16> y(cuda_, static_cast<size_t>(pooled.elements()), MemoryCategory::data);
-  const auto pool = [&] {
-    return cuda_.conv2d_max_pool2d_forward(TensorView<f16>(y.data(), pooled), TensorView<const f16>(x.data(), c.x), w,
-                                           bias.view(), c.window, Epilogue::relu, {3, 2, 0});
+class PooledFewPixels : public FewPixels {
+ protected:
+  struct Pooled {
+    Case c;
+    Window pool;
   };
-  cuda_.use_warpgroups(Warpgroups::never);
-  EXPECT_FALSE(pool());
-  cuda_.use_few_pixels(false);
-  EXPECT_TRUE(pool());
+  static Shape pooled_shape(const Pooled& p) {
+    const Shape y = result_shape(p.c);
+    return {y[0], p.pool.output(y[1]), p.pool.output(y[2]), y[3]};
+  }
+
+  /// By one kernel, or by a convolution and a pooling. `flat`: and flattened.
+  Values pooled(const Pooled& p, const Values& x, Weight& w, bool at_once, bool flat = false) {
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const TensorView<const f16> halves_of_x(input.data(), p.c.x);
+    const Tensor<float> bias = on(cuda_, uniform({p.c.w[0]}, 2));
+    const Shape between = result_shape(p.c), shape = pooled_shape(p);
+    Buffer<f16> results(cuda_, static_cast<size_t>(between.elements()), MemoryCategory::data);
+    Buffer<f16> halves = halves_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
+    Buffer<f16> unflattened(cuda_, halves.size(), MemoryCategory::data);
+    const TensorView<f16> y(halves.data(), flat ? Shape{shape[0], shape.inner_elements()} : shape);
+    return output_of(cuda_, y.shape(), [&](TensorView<float> floats) {
+      const int64_t launches = cuda_.stream().launches();
+      if (at_once) {
+        ASSERT_TRUE(
+            cuda_.conv2d_max_pool2d_forward(y, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu, p.pool));
+        const bool in_place = static_cast<WeightCuda&>(w).layout() == CodeLayout::superblocks;
+        EXPECT_EQ(cuda_.stream().launches(), launches + (in_place ? 1 : 2));
+      } else {
+        const TensorView<f16> of_conv(results.data(), between);
+        cuda_.conv2d_forward(of_conv, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu);
+        const TensorView<f16> of_pool(flat ? unflattened.data() : halves.data(), shape);
+        cuda_.max_pool2d_forward(of_pool, {}, TensorView<const f16>(results.data(), between), p.pool);
+        if (flat) cuda_.flatten_forward(y, TensorView<const f16>(unflattened.data(), shape));
+      }
+      cuda_.convert(floats, y);
+    });
+  }
+};
+
+TEST_F(PooledFewPixels, HasTheBitsOfWhatIsDoneAfterwards) {
+  // Tiles of several images and several tiles of one; rows and columns that no window reaches; windows that overlap,
+  // that do not, and that are the whole image; one part of k and several; filters that end inside a superblock; and
+  // AlexNet's second convolution in small.
+  const std::vector<Pooled> pooled_cases = {{{{3, 5, 5, 64}, {72, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
+                                            {{{2, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
+                                            {{{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},
+                                            {{{1, 6, 6, 192}, {8, 192, 3, 3}, {3, 1, 1}}, {2, 3, 0}},
+                                            {{{2, 8, 7, 320}, {136, 320, 1, 1}, {1, 1, 0}}, {2, 1, 0}},
+                                            {{{9, 4, 4, 64}, {64, 64, 1, 1}, {1, 1, 0}}, {4, 4, 0}},
+                                            {{{33, 1, 1, 64}, {64, 64, 1, 1}, {1, 1, 0}}, {1, 1, 0}},
+                                            {{{1, 19, 15, 64}, {16, 64, 1, 1}, {1, 1, 0}}, {15, 1, 0}},
+                                            {{{1, 27, 27, 64}, {64, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}}};
+  for (const Pooled& p : pooled_cases)
+    for (const char* scheme : {"linear:4:channel", "nf4:4:block:64"}) {
+      SCOPED_TRACE(name_of(p.c) + ", " + scheme);
+      const auto w = cuda_.make_weight(quantized(p.c.w, parse_scheme(scheme), 3));
+      const Values x = uniform(p.c.x, 1);
+      for (const bool flat : {false, true, false})  // the last one finds counters as the others left them
+        EXPECT_TRUE(same_bits(pooled(p, x, *w, true, flat), pooled(p, x, *w, false, flat)));
+    }
+}
+
+TEST_F(PooledFewPixels, KeepsNaN) {
+  const Pooled p{{{1, 3, 3, 64}, {64, 64, 1, 1}, {1, 1, 0}}, {3, 2, 0}};
+  Values x = uniform(p.c.x, 1);
+  x.data[5] = std::numeric_limits<float>::quiet_NaN();
+  const auto w = cuda_.make_weight(quantized(p.c.w, parse_scheme("linear:4:channel"), 3));
+  for (const float value : pooled(p, x, *w, true).data) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST_F(PooledFewPixels, LeavesOtherPoolingToAKernelOfItsOwn) {
+  const Buffer<f16> x = halves_on(cuda_, uniform({1, 20, 20, 64}, 1));
+  const Tensor<float> bias = on(cuda_, uniform({64}, 2));
+  Buffer<f16> y(cuda_, 20 * 20 * 64 + 1, MemoryCategory::data);
+  const auto has = [&](int64_t filters, Window pool, int64_t first = 0) {
+    const auto w = cuda_.make_weight(quantized({filters, 64, 1, 1}, parse_scheme("linear:4:channel"), 3));
+    const Shape shape{1, pool.output(20), pool.output(20), filters};
+    return cuda_.conv2d_max_pool2d_forward(TensorView<f16>(y.data() + first, shape),
+                                           TensorView<const f16>(x.data(), {1, 20, 20, 64}), *w, bias.view(), {1, 1, 0},
+                                           Epilogue::relu, pool);
+  };
+  EXPECT_TRUE(has(64, {3, 2, 0}));
+  EXPECT_FALSE(has(64, {3, 2, 1}));     // padding
+  EXPECT_FALSE(has(60, {3, 2, 0}));     // results do not come in eights
+  EXPECT_FALSE(has(64, {16, 1, 0}));    // large windows
+  EXPECT_FALSE(has(64, {3, 2, 0}, 1));  // not on 16 bytes
 }
 
 TEST_F(FewPixels, OthersGoToOtherKernels) {

@@ -104,6 +104,22 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
   }
 }
 
+TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
+  // Which do pooling, ReLU and biases as well. Fewer channels than AlexNet has change nothing of that.
+  for (const std::string scheme : {"", "linear:4:channel", "kmeans:4:channel"}) {
+    SCOPED_TRACE(scheme);
+    StateDict dict = even_alexnet(6);
+    if (!scheme.empty()) pack_all(dict, parse_scheme(scheme));
+    Network network(cuda_, std::move(dict), Precision::float16);
+    const Shape shape = {1, 224, 224, 3};
+    Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
+    Buffer<f16> images(cuda_, static_cast<size_t>(shape.elements()), MemoryCategory::data);
+    fill_zero(images.data(), images.bytes(), dynamic_cast<CudaBackend&>(cuda_).stream());
+    for (int pass_over = 0; pass_over < 2; ++pass_over) pass.forward(TensorView<const f16>(images.data(), shape));
+    EXPECT_EQ(pass.replayed_operations(), 8);
+  }
+}
+
 TEST_F(CudaNetwork, ARangeMayEndWithLayersThatDoNothing) {
   for (const Precision precision : {Precision::float32, Precision::float16}) {
     Network network(cuda_, network_of("linear:4:channel"), precision);

@@ -86,12 +86,11 @@ Values first_convolution(CudaBackend& backend, const std::string& scheme) {
   });
 }
 
-/// With max pooling, of so many filters that a block has several bands.
-Values pooled_first_convolution(CudaBackend& backend) {
-  const Shape x = {1, 5, 29, 2}, y = {1, 2, 14, 2128};
-  const auto weight = backend.make_weight(quantized({2128, 2, 1, 1}, parse_scheme("linear:4:channel"), 3));
+/// A convolution of single pixels with max pooling, in one kernel.
+Values pooled_convolution(CudaBackend& backend, const Shape& y, const Shape& x, int64_t channels) {
+  const auto weight = backend.make_weight(quantized({channels, x[3], 1, 1}, parse_scheme("linear:4:channel"), 3));
   const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
-  const Tensor<float> bias = on(backend, uniform({2128}, 2));
+  const Tensor<float> bias = on(backend, uniform({channels}, 2));
   Buffer<f16> y_halves(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
   return output_of(backend, y, [&](TensorView<float> floats) {
     const TensorView<f16> rounded(y_halves.data(), y);
@@ -181,7 +180,15 @@ std::vector<Operation> operations() {
         {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return first_convolution(b, scheme); }});
     list.push_back({fmt::format("few outputs, {}", scheme), [=](CudaBackend& b) { return few_outputs(b, scheme); }});
   }
-  list.push_back({"first convolution with pooling", pooled_first_convolution});
+  list.push_back({"first convolution with pooling", [](CudaBackend& b) {  // filters for several bands of a block
+                    return pooled_convolution(b, {1, 2, 14, 2128}, {1, 5, 29, 2}, 2128);
+                  }});
+  list.push_back({"few pixels with pooling", [](CudaBackend& b) {
+                    return pooled_convolution(b, {2, 3, 4, 64}, {2, 7, 9, 64}, 64);
+                  }});
+  list.push_back({"few pixels with pooling, parts, flat", [](CudaBackend& b) {
+                    return pooled_convolution(b, {1, 1152}, {1, 7, 9, 1024}, 96);
+                  }});
   list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
     b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
   }));
