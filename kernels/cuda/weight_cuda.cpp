@@ -156,7 +156,7 @@ CodeLayout best_layout(const Shape& shape) {
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
-                       CodeLayout layout)
+                       CodeLayout layout, bool normalised)
     : shape_(values.shape()),
       form_(precision == Precision::float32 ? Form::float32 : Form::float16),
       layout_(form_ == Form::float32 ? CodeLayout::channels : layout) {
@@ -168,7 +168,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
   }
   float largest = 0;
   for (const float value : values) largest = std::max(largest, std::fabs(value));
-  normalisation_ = normalisation_for(largest);
+  if (normalised) normalisation_ = normalisation_for(largest);
   const DeviceOrder order(shape_);
   const int64_t count = shape_.inner_elements();
   std::vector<f16> halves(static_cast<size_t>(shape_.elements()));

@@ -24,9 +24,10 @@ float normalisation_for(float largest);
 /// A weight in device memory, in one of the three forms that kernels/cuda/weights.cuh reads.
 class WeightCuda : public Weight {
  public:
-  /// Float32 in PyTorch's order, or halves in device order.
+  /// Float32 in PyTorch's order, or halves in device order; `normalised`: multiplied by normalisation() before they are
+  /// rounded.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
-             CodeLayout layout = CodeLayout::channels);
+             CodeLayout layout = CodeLayout::channels, bool normalised = true);
   /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              CodeLayout layout = CodeLayout::channels);

@@ -31,11 +31,13 @@ TensorView<const float> as_images(TensorView<const float> matrix) {
 }  // namespace
 
 /// Float32 in PyTorch's order, as it is trained and saved, with a copy in cuDNN's that stays where it is, for graphs;
-/// or halves in cuDNN's order, which is our device order.
+/// or halves in cuDNN's order, which is our device order. Those of matrices are normalised: cuBLASLt undoes a factor at
+/// no cost, cuDNN's graphs would want an operation more.
 class CudnnBackend::WeightCudnn final : public WeightCuda {
  public:
   WeightCudnn(CudnnBackend& backend, TensorView<const float> values, Precision precision)
-      : WeightCuda(backend, values, precision, backend.stream()), backend_(backend) {
+      : WeightCuda(backend, values, precision, backend.stream(), CodeLayout::channels, values.shape().rank() == 2),
+        backend_(backend) {
     if (form() != Form::float32 || one_tap(shape())) return;
     filters = Buffer<float>(backend, static_cast<size_t>(shape().elements()), MemoryCategory::workspace);
     backend.reorder(filters, floats());
@@ -130,8 +132,7 @@ void CudnnBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, 
   const void* taps = filters(weight, x.precision());
   if (y.precision() != x.precision()) throw Error("cuDNN's convolutions write the precision that they read");
   if (y.elements() == 0) return;
-  convolution_.forward(y, x, taps, 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), window,
-                       epilogue);
+  convolution_.forward(y, x, taps, bias_as(weight, bias, y.precision()), window, epilogue);
 }
 
 void CudnnBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window,

@@ -76,7 +76,7 @@ ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape&
 }
 
 /// Those that cannot be captured in a graph are out, unless there are no others.
-void ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run) {
+float ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run) {
   constexpr float worth_a_try = 2;
   std::optional<Choice> fastest;
   float least = std::numeric_limits<float>::infinity();
@@ -91,8 +91,31 @@ void ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus_
     fastest = choice;
   }
   if (fastest) plan.choices = {*fastest};
-  plan.compared = true;
+  return least;
 }
+
+/// A graph's plan, if one takes less than `least`.
+void ConvolutionCudnn::compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run) {
+  for (size_t i = 0; i < plan.graph->plans(); ++i) {
+    const std::optional<float> time = replayed_time(stream_, [&] { return run(i) == CUDNN_STATUS_SUCCESS; });
+    if (!time || *time >= least) continue;
+    least = *time;
+    plan.of_graph = i;
+  }
+}
+
+namespace {
+
+/// Nothing where this cuDNN has no graphs, or none for this convolution.
+std::unique_ptr<ConvolutionGraph> graph_of(const Shape& x, const Shape& y, Window window, Epilogue epilogue) {
+  try {
+    return std::make_unique<ConvolutionGraph>(x, y, window, epilogue);
+  } catch (const CudaError&) {
+    return nullptr;
+  }
+}
+
+}  // namespace
 
 template <class Run>
 void ConvolutionCudnn::run_fastest(Plan& plan, const char* what, Run run) {
@@ -108,18 +131,30 @@ void ConvolutionCudnn::run_fastest(Plan& plan, const char* what, Run run) {
   check(status, what);
 }
 
-void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* filters, float factor, const void* bias,
-                               Window window, Epilogue epilogue) {
+void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* filters, const void* bias, Window window,
+                               Epilogue epilogue) {
   Plan& p = plan(Direction::forward, x.shape(), y.shape(), window, x.precision(), epilogue);
   const cudnnActivationDescriptor_t activation = epilogue == Epilogue::relu ? relu_.get() : identity_.get();
   const auto run = [&](const Choice& choice) {
-    return cudnn().convolution_forward(handle_, &factor, p.x.get(), x.data(), p.filters.get(), filters,
+    return cudnn().convolution_forward(handle_, &one, p.x.get(), x.data(), p.filters.get(), filters,
                                        p.convolution.get(), static_cast<cudnnConvolutionFwdAlgo_t>(choice.algorithm),
                                        workspace_(choice.workspace), choice.workspace, &zero, p.y.get(), y.data(),
                                        p.bias.get(), bias, activation, p.y.get(), y.data());
   };
-  if (!p.compared) keep_fastest(p, run);
-  run_fastest(p, "convolution", run);
+  const auto run_graph = [&](size_t i) {
+    return p.graph->run(i, handle_, y.data(), x.data(), filters, bias, workspace_(p.graph->workspace(i)));
+  };
+  if (!p.compared) {
+    const float least = keep_fastest(p, run);
+    if (x.precision() == Precision::float16)  // float32 might be TF32 there
+      p.graph = graph_of(x.shape(), y.shape(), window, epilogue);
+    if (p.graph != nullptr) compare_graph(p, least, run_graph);
+    p.compared = true;
+  }
+  if (p.of_graph)
+    check(run_graph(*p.of_graph), "convolution");
+  else
+    run_fastest(p, "convolution", run);
 }
 
 void ConvolutionCudnn::backward_data(TensorView<float> dx, TensorView<const float> dy, const float* filters,

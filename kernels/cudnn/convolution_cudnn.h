@@ -3,9 +3,12 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cudnn/convolution_graph.h"
 #include "kernels/cudnn/descriptors.h"
 
 namespace nibblenet {
@@ -15,8 +18,8 @@ using WorkspaceOf = std::function<void*(size_t bytes)>;
 
 /// Convolutions by cuDNN: images [N, H, W, C], filters [K, R, S, C]. The first call for a shape has cuDNN time every
 /// algorithm that it has. The forward pass then times those not far behind once more, on its own operands, with bias
-/// and activation and replayed from a graph, and keeps the fastest; gradients take the fastest of the deterministic
-/// ones that runs.
+/// and activation and replayed from a graph; in float16 it does so with every plan of cuDNN's graph interface as well,
+/// and keeps the fastest of all. Gradients take the fastest of the deterministic algorithms that runs.
 class ConvolutionCudnn {
  public:
   ConvolutionCudnn(cudnnHandle_t handle, Stream& stream, WorkspaceOf workspace)
@@ -26,8 +29,8 @@ class ConvolutionCudnn {
         relu_(describe_activation(CUDNN_ACTIVATION_RELU)),
         identity_(describe_activation(CUDNN_ACTIVATION_IDENTITY)) {}
 
-  /// y = epilogue(factor conv(x, filters) + bias); filters and bias are of x's precision, as y is.
-  void forward(Activations y, ConstActivations x, const void* filters, float factor, const void* bias, Window window,
+  /// y = epilogue(conv(x, filters) + bias); filters and bias are of x's precision, as y is.
+  void forward(Activations y, ConstActivations x, const void* filters, const void* bias, Window window,
                Epilogue epilogue);
   void backward_data(TensorView<float> dx, TensorView<const float> dy, const float* filters, Window window);
   void backward_filters(float* dfilters, TensorView<const float> dy, TensorView<const float> x, Window window);
@@ -47,13 +50,17 @@ class ConvolutionCudnn {
     FilterDescriptor filters;
     ConvolutionDescriptor convolution;
     std::vector<Choice> choices;  ///< fastest first
-    bool compared = false;        ///< on a call's own operands
+    std::unique_ptr<ConvolutionGraph> graph = nullptr;
+    std::optional<size_t> of_graph = std::nullopt;  ///< the graph's plan that is faster than all of these
+    bool compared = false;                          ///< on a call's own operands
   };
   using Key = std::array<int64_t, 13>;
 
   Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision,
              Epilogue epilogue = Epilogue::none);
-  void keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run);
+  /// Milliseconds that the kept one takes.
+  float keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run);
+  void compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run);
   template <class Run>
   void run_fastest(Plan& plan, const char* what, Run run);
 

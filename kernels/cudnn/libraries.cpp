@@ -46,6 +46,12 @@ Cudnn load_cudnn() {
   library.find(f.create, "cudnnCreate");
   library.find(f.destroy, "cudnnDestroy");
   library.find(f.set_stream, "cudnnSetStream");
+  library.find(f.create_descriptor, "cudnnBackendCreateDescriptor");
+  library.find(f.destroy_descriptor, "cudnnBackendDestroyDescriptor");
+  library.find(f.set_attribute, "cudnnBackendSetAttribute");
+  library.find(f.get_attribute, "cudnnBackendGetAttribute");
+  library.find(f.finalize, "cudnnBackendFinalize");
+  library.find(f.execute, "cudnnBackendExecute");
   library.find(f.create_tensor, "cudnnCreateTensorDescriptor");
   library.find(f.set_tensor, "cudnnSetTensor4dDescriptorEx");
   library.find(f.destroy_tensor, "cudnnDestroyTensorDescriptor");

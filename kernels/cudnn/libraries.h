@@ -16,6 +16,13 @@ struct Cudnn {
   decltype(&cudnnDestroy) destroy;
   decltype(&cudnnSetStream) set_stream;
 
+  decltype(&cudnnBackendCreateDescriptor) create_descriptor;
+  decltype(&cudnnBackendDestroyDescriptor) destroy_descriptor;
+  decltype(&cudnnBackendSetAttribute) set_attribute;
+  decltype(&cudnnBackendGetAttribute) get_attribute;
+  decltype(&cudnnBackendFinalize) finalize;
+  decltype(&cudnnBackendExecute) execute;
+
   decltype(&cudnnCreateTensorDescriptor) create_tensor;
   decltype(&cudnnSetTensor4dDescriptorEx) set_tensor;
   decltype(&cudnnDestroyTensorDescriptor) destroy_tensor;

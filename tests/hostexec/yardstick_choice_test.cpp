@@ -11,17 +11,21 @@ namespace nibblenet {
 namespace {
 
 using testing::from;
+using testing::halves_on;
 using testing::integers;
 using testing::make_yardstick;
 using testing::on;
+using testing::output_of;
 using testing::Values;
 
 constexpr Window window = {3, 1, 1};
 constexpr Window window_of_no_graph = {3, 7, 1};
+constexpr Window window_of_slow_algorithms = {3, 5, 1};
 
 class YardstickChoice : public ::testing::Test {
  protected:
   int slow_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_slow_runs")); }
+  int graph_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_graph_runs")); }
 
   /// An operation, what it wrote last, and what it should.
   struct Operation {
@@ -87,6 +91,34 @@ TEST_F(YardstickChoice, IsTheFastestThatAGraphCanHoldAndIsMadeOnce) {
     recording->replay();
     EXPECT_EQ(operation.result(), operation.expected);
     EXPECT_EQ(slow_runs(), tried) << "and the next one is slow";
+  }
+}
+
+TEST_F(YardstickChoice, IsAPlanOfCudnnsGraphsInFloat16WhereThatIsFaster) {
+  for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
+    const Shape shape = {2, 11, 6, 8}, result = {2, 3, 2, 5};
+    const Values x = integers(shape, 1, 2), w = integers({5, 8, 3, 3}, 2, 2), bias = integers({5}, 3);
+    const auto weight = yardstick_->make_weight(w.view(), Precision::float16);
+    const Buffer<f16> input = halves_on(*yardstick_, x);
+    Buffer<f16> output = halves_on(*yardstick_, Values(result));
+    const Tensor<float> offset = on(*yardstick_, bias);
+    const auto run = [&] {
+      yardstick_->conv2d_forward(TensorView<f16>(output.data(), result), TensorView<const f16>(input.data(), shape),
+                                 *weight, offset.view(), window_of_slow_algorithms, epilogue);
+    };
+    run();
+    const int before = graph_runs(), slow_before = slow_runs();
+    run();
+    const auto recording = yardstick_->record(run);
+    ASSERT_NE(recording, nullptr);
+    EXPECT_EQ(recording->operations(), 1);
+    recording->replay();
+    EXPECT_EQ(graph_runs(), before + 2);
+    EXPECT_EQ(slow_runs(), slow_before);
+    const Values actual = output_of(*yardstick_, result, [&](TensorView<float> y) {
+      yardstick_->convert(y, TensorView<const f16>(output.data(), result));
+    });
+    EXPECT_EQ(actual, testing::conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, window_of_slow_algorithms, epilogue));
   }
 }
 

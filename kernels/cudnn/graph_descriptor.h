@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/cudnn/libraries.h"
+
+namespace nibblenet {
+
+/// The name that cuDNN's graphs have for attributes of type T.
+template <class T>
+inline constexpr cudnnBackendAttributeType_t attribute_type =
+    [] { static_assert(sizeof(T) == 0, "no such attribute"); }();
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<int64_t> = CUDNN_TYPE_INT64;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<int32_t> = CUDNN_TYPE_INT32;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<float> = CUDNN_TYPE_FLOAT;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<bool> = CUDNN_TYPE_BOOLEAN;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<char> = CUDNN_TYPE_CHAR;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<void*> = CUDNN_TYPE_VOID_PTR;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnDataType_t> = CUDNN_TYPE_DATA_TYPE;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnConvolutionMode_t> = CUDNN_TYPE_CONVOLUTION_MODE;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnPointwiseMode_t> = CUDNN_TYPE_POINTWISE_MODE;
+template <>
+inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
+
+/// A descriptor of cuDNN's graph interface ("Graph API" in its documentation): attributes are set, one call behind the
+/// other, then it is finalized. All throw CudaError.
+class GraphDescriptor {
+ public:
+  explicit GraphDescriptor(cudnnBackendDescriptorType_t type) : descriptor_(nullptr, cudnn().destroy_descriptor) {
+    cudnnBackendDescriptor_t descriptor = nullptr;
+    check(cudnn().create_descriptor(type, &descriptor), "describing a graph");
+    descriptor_.reset(descriptor);
+  }
+
+  template <class T>
+  GraphDescriptor set(cudnnBackendAttributeName_t name, std::span<const T> values) && {
+    return std::move(*this).set(name, attribute_type<T>, values.size(), values.data());
+  }
+  template <class T>
+  GraphDescriptor set(cudnnBackendAttributeName_t name, std::initializer_list<T> values) && {
+    return std::move(*this).set(name, std::span<const T>(values.begin(), values.size()));
+  }
+  GraphDescriptor set(cudnnBackendAttributeName_t name, std::initializer_list<const GraphDescriptor*> others) && {
+    std::vector<cudnnBackendDescriptor_t> descriptors;  // pointers to void, as operands are
+    for (const GraphDescriptor* other : others)
+      if (other != nullptr) descriptors.push_back(other->get());
+    return std::move(*this).set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, descriptors.size(), descriptors.data());
+  }
+
+  cudnnStatus_t try_finalize() { return cudnn().finalize(get()); }
+  GraphDescriptor finalize() && {
+    check(try_finalize(), "describing a graph");
+    return std::move(*this);
+  }
+
+  int64_t integer(cudnnBackendAttributeName_t name) const {
+    int64_t value = 0, count = 0;
+    check(cudnn().get_attribute(get(), name, CUDNN_TYPE_INT64, 1, &count, &value), "asking a graph");
+    return value;
+  }
+
+  cudnnBackendDescriptor_t get() const { return descriptor_.get(); }
+
+ private:
+  GraphDescriptor set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, size_t count,
+                      const void* values) && {
+    check(cudnn().set_attribute(get(), name, type, static_cast<int64_t>(count), values), "describing a graph");
+    return std::move(*this);
+  }
+
+  std::unique_ptr<void, decltype(Cudnn::destroy_descriptor)> descriptor_;
+};
+
+}  // namespace nibblenet
