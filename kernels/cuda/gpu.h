@@ -142,6 +142,12 @@ __device__ __forceinline__ void cp_async_16_cached(void* target, const void* sou
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// The same of 4 aligned bytes.
+__device__ __forceinline__ void cp_async_4(void* target, const void* source, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(target)), "l"(source),
+               "r"(valid ? 4 : 0)
+               : "memory");
+}
 /// Closes a group of the copies started since the last one.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Waits until at most `Pending` of this thread's groups, the latest ones, are under way.

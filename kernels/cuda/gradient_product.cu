@@ -94,6 +94,7 @@ bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActiva
     return true;
   const f16* from = dy.halves().data();
   const f16* with = x.halves().data();
+  if (s.c % 8 != 0 && cuda::few_channels_weight_gradient(result, dy, x, s, workspace, stream)) return true;
   if (s.c % 8 == 0 && on_16_bytes(with))
     start_weight_gradient<128, true>(result, from, with, s, workspace, stream);
   else

@@ -163,6 +163,10 @@ struct WeightGradient {
   float* partial = nullptr;       ///< [parts, K, R S C]; null: the sums are whole
   float* partial_bias = nullptr;  ///< [parts, K]
 
+  __device__ void store(int part, int filter, int column, float sum) const {
+    if (partial == nullptr) return result.store(filter, column, sum);
+    partial[(static_cast<int64_t>(part) * result.filters + filter) * result.length() + column] = sum;
+  }
   __device__ void store_pair(int part, int filter, int column, float first, float second) const {
     if (partial == nullptr) return result.store_pair(filter, column, first, second);
     float* to = partial + (static_cast<int64_t>(part) * result.filters + filter) * result.length();
@@ -181,6 +185,11 @@ struct WeightGradient {
 /// dw and dbias = sums over parts, the first one first.
 void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream);
 namespace cuda {
+/// Of few channels, float16: false, and nothing was started, unless K is a multiple of 8, windows and images' rows
+/// begin at whole words, windows overlap, and an output row with all that it meets fits into shared memory.
+[[nodiscard]] bool few_channels_weight_gradient(const ParameterGradients& result, ConstActivations dy,
+                                                ConstActivations x, const ConvolutionSizes& sizes, Workspace& workspace,
+                                                Stream& stream);
 /// False, and nothing was started: see warpgroup_linear_forward.
 [[nodiscard]] bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
                                              const ConvolutionSizes& sizes, Workspace& workspace, Stream& stream);

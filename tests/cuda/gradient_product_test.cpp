@@ -42,6 +42,13 @@ const std::vector<Case> convolutions = {
     {{1, 12, 12, 8}, {8, 8, 5, 5}, {5, 1, 2}},  {{3, 4, 4, 136}, {16, 136, 1, 1}, {1, 1, 0}},
     {{1, 31, 29, 3}, {8, 3, 3, 3}, {3, 1, 1}},  {{2, 7, 6, 5}, {8, 5, 3, 3}, {3, 3, 1}},
 };
+/// Few channels, whose windows begin at whole words: AlexNet's in small; rows of more than 32 results, several bands of
+/// an image, more of them than a GPU has blocks, several blocks of filters, windows that touch, no padding.
+const std::vector<Case> few_channels = {
+    {{2, 38, 34, 3}, {64, 3, 11, 11}, {11, 4, 2}}, {{1, 13, 71, 4}, {8, 4, 3, 3}, {3, 1, 1}},
+    {{3, 40, 8, 2}, {72, 2, 5, 5}, {5, 2, 1}},     {{150, 6, 4, 2}, {16, 2, 3, 3}, {3, 1, 0}},
+    {{1, 9, 12, 6}, {136, 6, 3, 3}, {3, 3, 0}},    {{2, 5, 6, 2}, {8, 2, 1, 1}, {1, 1, 0}},
+};
 const std::vector<Case> matrices = {
     {{1, 1, 1, 8}, {8, 8, 1, 1}},         {{129, 1, 1, 72}, {136, 72, 1, 1}}, {{300, 1, 1, 16}, {24, 16, 1, 1}},
     {{33, 1, 1, 136}, {1032, 136, 1, 1}}, {{20, 1, 1, 200}, {64, 200, 1, 1}},
@@ -136,7 +143,7 @@ class GradientProduct : public ::testing::Test {
 };
 
 TEST_F(GradientProduct, IsExactForIntegers) {
-  for (const auto* cases : {&convolutions, &matrices, &odd})
+  for (const auto* cases : {&convolutions, &few_channels, &matrices, &odd})
     for (const Case& c : *cases) {
       SCOPED_TRACE(name_of(c));
       const Values dy = integers(output_shape(c), 1, 2), x = integers(c.x, 2, 2), w = integers(c.w, 3, 1);
@@ -152,7 +159,8 @@ TEST_F(GradientProduct, IsExactForIntegers) {
 }
 
 TEST_F(GradientProduct, SumsInFloat32) {
-  for (const Case& c : {convolutions[1], convolutions[4], convolutions[5], matrices[1], matrices[3]}) {
+  for (const Case& c : {convolutions[1], convolutions[4], convolutions[5], few_channels[0], few_channels[2],
+                        matrices[1], matrices[3]}) {
     SCOPED_TRACE(name_of(c));
     const Values dy = as_halves(uniform(output_shape(c), 1)), x = as_halves(uniform(c.x, 2));
     const Values w = as_halves(uniform(c.w, 3));

@@ -139,13 +139,18 @@ inline void load_transposed_matrices(void* const* slots, unsigned) {
 
 inline void land(const PendingCopy& copy) {
   if (copy.source != nullptr)
-    std::memcpy(copy.target, copy.source, 16);
+    std::memcpy(copy.target, copy.source, copy.bytes);
   else
-    std::memset(copy.target, 0, 16);
+    std::memset(copy.target, 0, copy.bytes);
 }
 
-inline void expect_aligned(const void* pointer, const char* what, std::source_location where) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) fail_here(what, where);
+inline void expect_aligned(const void* pointer, const char* what, std::source_location where, size_t bytes = 16) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail_here(what, where);
+}
+
+inline void start_copy(const PendingCopy& copy) {
+  if (!schedule().late_copies) land(copy);
+  state.copies->open.push_back(copy);
 }
 
 }  // namespace nibblenet::hostexec
@@ -301,9 +306,13 @@ inline void cp_async_16(void* target, const void* source, bool valid,
                         std::source_location where = std::source_location::current()) {
   hostexec::expect_aligned(target, "cp_async_16 to a place that is not 16-byte aligned", where);
   hostexec::expect_aligned(source, "cp_async_16 from a place that is not 16-byte aligned", where);
-  const hostexec::PendingCopy copy{target, valid ? source : nullptr};
-  if (!hostexec::schedule().late_copies) hostexec::land(copy);
-  hostexec::state.copies->open.push_back(copy);
+  hostexec::start_copy({target, valid ? source : nullptr, 16});
+}
+inline void cp_async_4(void* target, const void* source, bool valid,
+                       std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(target, "cp_async_4 to a place that is not 4-byte aligned", where, 4);
+  hostexec::expect_aligned(source, "cp_async_4 from a place that is not 4-byte aligned", where, 4);
+  hostexec::start_copy({target, valid ? source : nullptr, 4});
 }
 inline void cp_async_16_cached(void* target, const void* source, bool valid,
                                std::source_location where = std::source_location::current()) {

@@ -247,6 +247,15 @@ std::vector<Operation> operations() {
                                                TensorView<const f16>(x.data(), {67, 72}));
                     });
                   }});
+  list.push_back({"weight gradient of few channels", [](CudaBackend& b) {
+                    const Shape of_y = {1, 9, 12, 8}, of_x = {1, 9, 12, 2};
+                    const Buffer<f16> dy = halves_on(b, uniform(of_y, 1)), x = halves_on(b, uniform(of_x, 2));
+                    Tensor<float> dbias = on(b, Values({8}));
+                    return output_of(b, {8, 2, 3, 3}, [&](TensorView<float> dw) {
+                      b.conv2d_backward_weight(dw, dbias.view(), TensorView<const f16>(dy.data(), of_y),
+                                               TensorView<const f16>(x.data(), of_x), window);
+                    });
+                  }});
   list.push_back(map("average pool", {2, 4, 3, 5}, {2, 9, 8, 5},
                      [](CudaBackend& b, Y y, X x) { b.adaptive_average_pool2d_forward(y, x); }));
   list.push_back(map("average pool backward", {2, 9, 8, 5}, {2, 4, 3, 5},

@@ -36,6 +36,7 @@ const Schedule& schedule();
 struct PendingCopy {
   void* target;
   const void* source;  ///< null: zeros
+  size_t bytes;
 };
 struct CopyGroups {
   std::vector<PendingCopy> open;                 ///< started since the last commit

@@ -1,0 +1,53 @@
+#include <algorithm>
+
+#include "kernels/cuda/convolution_sizes.cuh"
+#include "kernels/cuda/dispatch.cuh"
+#include "kernels/cuda/few_channels_gradient.cuh"
+#include "kernels/cuda/launch.cuh"
+
+namespace nibblenet {
+namespace {
+
+constexpr int64_t multiprocessors = 132;     ///< of a large GPU, each of which has one block
+constexpr int most_shared_bytes = 99 << 10;  ///< of a block, on every GPU from compute capability 8.0 on
+
+/// Whether a window's runs begin at whole words, and a block's share fits.
+bool suits(const FewChannelsGradient& g) {
+  const ConvolutionSizes& s = g.sizes;
+  const auto even = [&](int pixels) { return pixels * s.c % 2 == 0; };
+  return even(s.stride) && even(s.padding) && even(s.w) && s.stride <= s.size &&
+         g.tiles() <= few_channels_tiles * (gradient_threads / 32) && g.shared_bytes() <= most_shared_bytes;
+}
+
+}  // namespace
+
+namespace cuda {
+
+bool few_channels_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
+                                  const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
+  if (s.k % 8 != 0 || s.outputs() == 0 || !on_16_bytes(dy.data()) ||
+      reinterpret_cast<uintptr_t>(x.data()) % sizeof(uint32_t) != 0)
+    return false;
+  FewChannelsGradient g{
+      .sizes = s, .x = x.halves().data(), .dy = dy.halves().data(), .gradient = {result}, .bands = 1, .rows = s.p};
+  if (!suits(g)) return false;
+  const auto blocks_across = static_cast<unsigned>((s.k + 63) / 64);
+  // Bands of at least four rows, each of which reads some of the image again.
+  const int64_t wanted = multiprocessors / blocks_across / s.n;
+  g.rows = std::max<int>(4, static_cast<int>((s.p + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1)));
+  g.bands = (s.p + g.rows - 1) / g.rows;
+  const auto parts = static_cast<unsigned>(std::clamp<int64_t>(g.units(), 1, multiprocessors / blocks_across));
+  const auto count = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
+  if (parts > 1) {
+    g.gradient.partial = workspace.floats(parts * (count + static_cast<size_t>(s.k)));
+    g.gradient.partial_bias = g.gradient.partial + parts * count;
+  }
+  const Work work = work_of(s, static_cast<double>(sizeof(float)) * static_cast<double>(count), sizeof(f16));
+  const Grid grid{dim3(blocks_across, parts), gradient_threads, static_cast<size_t>(g.shared_bytes())};
+  launch("few_channels_weight_gradient", work, grid, stream, few_channels_gradient_kernel, g);
+  if (parts > 1) add_up_weight_gradient(g.gradient, static_cast<int>(parts), stream);
+  return true;
+}
+
+}  // namespace cuda
+}  // namespace nibblenet
