@@ -17,6 +17,11 @@ inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: some are m
 /// The same of its superblocks. Registers do not hold two of halves.
 template <class Codes>
 inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stages;
+/// A thread's registers, at most. Where nothing is spilled for it, they leave room on a multiprocessor for a block of
+/// the linear layer behind (kernels/cuda/skinny.cuh: 256 threads of 72 registers with linear codes), whose weights are
+/// on their way then before this kernel has ended.
+template <class Codes>
+inline constexpr int few_pixels_registers = Codes::integers&& Codes::bits <= 5 ? 65536 / few_pixels_threads - 72 : 255;
 /// Of four neighbouring rows of a pixel, that a thread has of a block's results.
 inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few_pixels_threads;
 
@@ -208,7 +213,7 @@ __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixe
 /// the block, with sums of its own. They are added up through shared memory, the parts through device memory, always in
 /// their order. Whichever block stores the last result that a row of the pooling needs pools it.
 template <class Codes>
-__global__ void __launch_bounds__(few_pixels_threads) few_pixels_kernel(FewPixels p) {
+__global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
   const int first_pixel = static_cast<int>(blockIdx.x) * warp_columns;

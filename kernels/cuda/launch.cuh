@@ -55,6 +55,11 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);
+  // A multiprocessor has to be empty before it divides its memory into caches and shared memory anew: kernels that
+  // follow each other closely all want the same.
+  if (grid.early)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          name);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

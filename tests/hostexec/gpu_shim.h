@@ -27,12 +27,14 @@
 #undef __forceinline__
 #undef __noinline__
 #undef __launch_bounds__
+#undef __maxnreg__
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 
 namespace nibblenet::hostexec {
 
