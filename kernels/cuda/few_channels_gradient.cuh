@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/gradient_tile.cuh"
 #include "kernels/cuda/parameters.cuh"
 
@@ -90,6 +91,8 @@ __device__ __forceinline__ void copy_dy(const FewChannelsGradient& g, const Outp
   }
 }
 
+using FewChannelsColumnSums = ColumnSums<FewChannelsGradient::DyTile, gradient_threads, gradient_depth>;
+
 /// A warp's sums of 64 filters and of every eighth tile of columns of dw.
 struct FewChannelsSums {
   float d[few_channels_tiles][4][4];
@@ -131,7 +134,7 @@ __device__ __forceinline__ void multiply_row(const FewChannelsGradient& g, const
 
 /// sums += dy^T * x over a band. The next output row is on its way while one is multiplied.
 __device__ __forceinline__ void sum_band(const FewChannelsGradient& g, const OutputRows& of, int first_filter,
-                                         FewChannelsSums& sums, ColumnSums<FewChannelsGradient::DyTile>& column_sums) {
+                                         FewChannelsSums& sums, FewChannelsColumnSums& column_sums) {
   using Tile = FewChannelsGradient::DyTile;
   const ConvolutionSizes& s = g.sizes;
   copy_runs(g, of, of.first * s.stride, of.first * s.stride + s.size);
@@ -168,7 +171,7 @@ __global__ void __launch_bounds__(gradient_threads) few_channels_gradient_kernel
   __syncthreads();
 
   FewChannelsSums sums = {};
-  ColumnSums<FewChannelsGradient::DyTile> column_sums;
+  FewChannelsColumnSums column_sums;
   for (int unit = part; unit < g.units(); unit += static_cast<int>(gridDim.y))
     sum_band(g, OutputRows(g, unit, memory), first_filter, sums, column_sums);
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/gradient_tile.cuh"
 #include "kernels/cuda/half_gradient.cuh"
 #include "kernels/cuda/parameters.cuh"
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(gradient_threads, 2)
   const int end = begin + depth < pixels ? begin + depth : pixels;
   const bool with_bias = first_column == 0;
   GradientSums<OutputTiles<filters>, WindowTiles<128, aligned>> sums = {};
-  ColumnSums<typename OutputTiles<filters>::Tile> column_sums;
+  ColumnSums<typename OutputTiles<filters>::Tile, gradient_threads, gradient_depth> column_sums;
   sum_products(dy, x, first_filter, first_column, begin, end, memory, sums, [&](const unsigned char* tile) {
     if (with_bias) column_sums.add(tile);
   });

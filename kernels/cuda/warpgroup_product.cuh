@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/half_gradient.cuh"
 #include "kernels/cuda/parameters.cuh"
 #include "kernels/cuda/result.cuh"
@@ -188,40 +189,11 @@ __global__ void sum_pixel_parts_kernel(PixelResult result, Finish finish, int pa
   });
 }
 
-/// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters and 16 of k. At the
-/// end the first threads add up the rest, in their order.
-struct WarpgroupColumnSums {
-  static constexpr int pairs = warpgroup_rows / 2;
-  static constexpr int groups = warpgroup_threads / pairs;
-  static constexpr int depth = warpgroup_depth / groups;
-  float2 sum = {0.0F, 0.0F};
-
-  __device__ __forceinline__ void add(const unsigned char* tile) {
-    const int filter = static_cast<int>(threadIdx.x) % pairs * 2;
-    const int first = static_cast<int>(threadIdx.x) / pairs * depth;
-    const unsigned char* block = tile + filter / 64 * 8192 + filter % 8 * 2;
-#pragma unroll
-    for (int i = 0; i < depth; ++i) {
-      const int k = first + i;
-      const auto* pair = reinterpret_cast<const f16*>(block + k * 128 + ((filter % 64 / 8 ^ k % 8) << 4));
-      sum.x += load_element(pair, 0);
-      sum.y += load_element(pair, 1);
-    }
-  }
-  /// Calls store(filter, sum) for every filter of the block, each by one thread. All threads.
-  template <class Store>
-  __device__ __forceinline__ void finish(unsigned char* memory, Store store) const {
-    auto* sums = reinterpret_cast<float2*>(memory);  // [groups, pairs]
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x >= pairs) return;
-    float2 total = {0.0F, 0.0F};
-    for (int group = 0; group < groups; ++group) {
-      total.x += sums[group * pairs + static_cast<int>(threadIdx.x)].x;
-      total.y += sums[group * pairs + static_cast<int>(threadIdx.x)].y;
-    }
-    store(static_cast<int>(threadIdx.x) * 2, total.x);
-    store(static_cast<int>(threadIdx.x) * 2 + 1, total.y);
+/// dy's tile, as ColumnSums reads it.
+struct GradientColumns {
+  static constexpr int rows = warpgroup_rows;
+  static __device__ int offset(int filter, int k) {
+    return filter / 64 * 8192 + k * 128 + ((filter % 64 / 8 ^ k % 8) << 4) + filter % 8 * 2;
   }
 };
 
@@ -269,7 +241,7 @@ __global__ void __launch_bounds__(warpgroup_threads, 2)
   const int end = begin + of_part < steps ? begin + of_part : steps;
   const bool with_bias = first_column == 0;
   WarpgroupSums<warpgroup_rows> sums = {};
-  WarpgroupColumnSums column_sums;
+  ColumnSums<GradientColumns, warpgroup_threads, warpgroup_depth> column_sums;
   sum_steps(dy, x, first_filter, first_column, begin, end, memory, sums, [&](const unsigned char* tile) {
     if (with_bias) column_sums.add(tile);
   });
