@@ -56,6 +56,16 @@ __device__ __forceinline__ void let_next_kernel_begin() {
 #endif
 }
 
+/// A place in shared memory as a number: what is added to it is not taken apart by the compiler.
+using SharedPlace = unsigned;
+__device__ __forceinline__ SharedPlace shared_place(const void* pointer) { return shared_address(pointer); }
+/// The word there, not before the last barrier.
+__device__ __forceinline__ uint32_t load_shared(SharedPlace place) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(word) : "r"(place));
+  return word;
+}
+
 /// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16). With g = lane / 4
 /// and t = lane % 4, two halves a register, the lower one first:
 ///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
@@ -88,6 +98,14 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
 __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+/// The bits of a where those of `mask` are set, else of b. In one instruction that stays as it is: left alone, the
+/// compiler moves masks of what follows in front of it, and takes each use apart anew.
+__device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
   return d;
 }
 

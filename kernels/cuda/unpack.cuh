@@ -107,6 +107,7 @@ struct CodebookCodes {
   }
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table& table, uint32_t (&a)[4][4]) const {
+    const SharedPlace of_lane = shared_place(&table.halves[0][threadIdx.x % 32]);
 #pragma unroll
     for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
       const FieldPlace at = field_place(value, n);
@@ -115,25 +116,42 @@ struct CodebookCodes {
         const CrossingMasks masks = crossing_masks(at.rest, n);
         word = and_or(words[at.word + 1], masks.lower, word >> (16 - n) & masks.upper);
       }
-      a[value / 4][value % 4] = pair_of(table, word, at.rest > 0 ? 0 : at.shift);
+      a[value / 4][value % 4] = pair_of(of_lane, word, at.rest > 0 ? 0 : at.shift);
     }
   }
 
  private:
   static constexpr int entry_shift = 7;  ///< an entry and its copies take 128 bytes
 
+  /// The values of the two codes `shift` bits above the start of either half word.
+  static __device__ __forceinline__ uint32_t pair_of(SharedPlace of_lane, uint32_t word, int shift) {
+    // Bytes are one instruction, and one more makes an address of them.
+    if constexpr (n == 4) return entry_of_byte(of_lane, paired_nibbles(word, shift % 8), shift / 8);
+    if constexpr (n == 8)
+      return join(entry_of_byte(of_lane, word, shift / 8), entry_of_byte(of_lane, word, shift / 8 + 2));
+    constexpr uint32_t mask = ((1U << n) - 1U) << entry_shift;
+    const uint32_t even = moved_down(word, shift - entry_shift) & mask;
+    if constexpr (by_pair)
+      return load_shared(of_lane + and_or(moved_down(word, shift + 16 - n - entry_shift), mask << n, even));
+    return join(load_shared(of_lane + even),
+                load_shared(of_lane + (moved_down(word, shift + 16 - entry_shift) & mask)));
+  }
+
+  /// Of four bits: the codes `shift` bits above the start of either half word as the lowest byte, those eight bits
+  /// further up as the next one. After unrolling, a word is taken apart twice for four pairs.
+  static __device__ __forceinline__ uint32_t paired_nibbles(uint32_t word, int shift) {
+    return select_bits(0x0F0F0F0FU, word >> shift, word >> (shift + 12));
+  }
+  static __device__ __forceinline__ uint32_t entry_of_byte(SharedPlace of_lane, uint32_t bytes, int byte) {
+    return load_shared(of_lane + (__byte_perm(bytes, 0, 0x4440U + static_cast<unsigned>(byte)) << entry_shift));
+  }
+
   static __device__ __forceinline__ uint32_t moved_down(uint32_t word, int by) {
     return by < 0 ? word << -by : word >> by;
   }
-  /// The values of the two codes `shift` bits above the start of either half word.
-  static __device__ __forceinline__ uint32_t pair_of(const Table& table, uint32_t word, int shift) {
-    constexpr uint32_t mask = ((1U << n) - 1U) << entry_shift;
-    const auto* bytes = reinterpret_cast<const unsigned char*>(&table);
-    const auto entry = [&](uint32_t offset) { return *reinterpret_cast<const uint32_t*>(bytes + offset); };
-    const uint32_t even = and_or(moved_down(word, shift - entry_shift), mask, threadIdx.x % 32 * 4);
-    if constexpr (by_pair) return entry(and_or(moved_down(word, shift + 16 - n - entry_shift), mask << n, even));
-    const uint32_t odd = and_or(moved_down(word, shift + 16 - entry_shift), mask, threadIdx.x % 32 * 4);
-    return __byte_perm(entry(even), entry(odd), 0x7610);
+  /// The lower half of each.
+  static __device__ __forceinline__ uint32_t join(uint32_t even, uint32_t odd) {
+    return __byte_perm(even, odd, 0x5410);
   }
 
   static __device__ uint32_t half_bits(float value) {

@@ -104,7 +104,7 @@ __device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typena
 
 /// The same from superblocks that are `length` columns wide, a multiple of 8. A warp a superblock.
 template <class Codes>
-__global__ void __launch_bounds__(32 * superblock_rows_warps)
+__global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
     superblock_rows_kernel(f16* rows, SuperblockWeights w, int length) {
   auto& memory = *reinterpret_cast<SuperblockRowsShared<Codes>*>(dynamic_shared());
   auto& own = memory.halves[threadIdx.x / 32];

@@ -64,11 +64,35 @@ __global__ void copy_kernel(float* y, const float* x) {
   for (int i = lane; i < 128; i += 32) y[i] = row.of[i];
 }
 
+/// The same word by word, from the second one on.
+__global__ void copy_words_kernel(float* y, const float* x) {
+  struct Row {
+    float of[128];
+  };
+  auto& row = shared<Row>();
+  for (int i = static_cast<int>(threadIdx.x); i < 128; i += 32) cp_async_4(&row.of[i], x + 1 + i, i % 3 != 0);
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < 128; i += 32) y[i] = row.of[i];
+}
+
 /// y[i] = what the wrappers make of the four words x[i].
 __global__ void words_kernel(uint4* y, const uint4* x) {
   const uint4 v = load_once_16(&x[threadIdx.x]);
   y[threadIdx.x] = {fma_halves(v.x, v.y, v.z), and_or(v.x, v.y, v.w), __byte_perm(v.x, v.w, 0x4341),
                     max_halves(v.x, v.z)};
+}
+
+/// y[i] = bits of both words of x[i], through shared memory from the thread opposite.
+__global__ void bits_kernel(uint32_t* y, const uint2* x) {
+  struct Words {
+    uint32_t of[32];
+  };
+  auto& words = shared<Words>();
+  words.of[threadIdx.x] = select_bits(0x0F0F00FFU, x[threadIdx.x].x, x[threadIdx.x].y);
+  __syncthreads();
+  y[31 - threadIdx.x] = load_shared(shared_place(&words.of[1]) + 4 * (30 - threadIdx.x));
 }
 
 /// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are NaN.
@@ -112,6 +136,18 @@ TEST(Wrappers, CopiesThatAreNotValidLeaveZeros) {
   for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], i / 4 % 3 != 0 ? 7.0F : 0.0F) << i;
 }
 
+TEST(Wrappers, CopiesOfWordsBeginAnywhere) {
+  CudaBackend backend;
+  std::vector<float> x(129);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
+  const Buffer<float> source = on(backend, x);
+  Buffer<float> result(backend, 128, MemoryCategory::data);
+  launch("copy_words", {}, {dim3(1), 32}, backend.stream(), copy_words_kernel, result.data(), source.data());
+  std::vector<float> y(128);
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], i % 3 != 0 ? x[i + 1] : 0.0F) << i;
+}
+
 TEST(Wrappers, WordsAndPairsOfHalves) {
   CudaBackend backend;
   const auto pair = [](uint32_t even, uint32_t odd) {
@@ -131,6 +167,18 @@ TEST(Wrappers, WordsAndPairsOfHalves) {
     EXPECT_EQ(y[i].z, (x[i].x >> 8 & 0xFFU) | low << 8 | (x[i].x >> 24) << 16 | low << 24) << i;
     EXPECT_EQ(y[i].w, pair(std::max(i, 2U), std::max(i % 5, i))) << i;
   }
+}
+
+TEST(Wrappers, BitsOfTwoWordsAndPlacesInSharedMemory) {
+  CudaBackend backend;
+  std::vector<uint2> x(32);
+  for (uint32_t i = 0; i < 32; ++i) x[i] = {0x9E3779B9U * i, 0x85EBCA6BU * (i + 1)};
+  const Buffer<uint2> source = on(backend, x);
+  Buffer<uint32_t> result(backend, 32, MemoryCategory::data);
+  launch("bits", {}, {dim3(1), 32}, backend.stream(), bits_kernel, result.data(), source.data());
+  std::vector<uint32_t> y(32);
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (uint32_t i = 0; i < 32; ++i) EXPECT_EQ(y[i], (x[i].x & 0x0F0F00FFU) | (x[i].y & 0xF0F0FF00U)) << i;
 }
 
 TEST(Wrappers, PairsOfHalvesCompare) {

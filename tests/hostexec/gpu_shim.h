@@ -261,7 +261,13 @@ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row,
   hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4_transposed", where, &slot, hostexec::load_transposed_matrices);
 }
 
+using SharedPlace = uintptr_t;
+inline SharedPlace shared_place(const void* pointer) { return reinterpret_cast<SharedPlace>(pointer); }
+inline uint32_t load_shared(SharedPlace place) { return *reinterpret_cast<const uint32_t*>(place); }
+
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
+inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) { return (a & mask) | (b & ~mask); }
 
 inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d = 0;
