@@ -127,6 +127,8 @@ class Backend : public MemoryResource {
 
   /// Nothing where the backend's memory is the process's.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+  /// What the device has used since some moment; nothing where nobody counts. What runs beside us counts as well.
+  virtual std::optional<double> joules() { return std::nullopt; }
   /// How many bytes of the backend's memory to write so that nothing older is left in the caches in front of it.
   virtual size_t bytes_that_empty_caches() const { return size_t{256} << 20; }
   /// What inference is fastest in.

@@ -50,6 +50,7 @@ struct Options {
   bool compare = false;
   std::vector<std::string> sides;
   int rounds = 2;
+  double energy_seconds = 0;
   std::string data;
   int64_t limit = 0;
   Checksums checksums = Checksums::warn;
@@ -169,6 +170,7 @@ nlohmann::json setting_json(const Options& options, const std::filesystem::path&
           {"ceilings", to_json(ceilings)},
           {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
           {"seconds", options.seconds},
+          {"energy_seconds", options.energy_seconds},
           {"images", images ? images->size() : 0}};
 }
 
@@ -190,6 +192,7 @@ void compare(const Options& options) {
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,
+                         .energy_seconds = options.energy_seconds,
                          .image_size = image_size_of(floats.metadata),
                          .images = images ? &*images : nullptr},
                         floats);
@@ -256,6 +259,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 100))
       ->needs(compare_flag)
       ->capture_default_str();
+  app.add_option("--energy", options.energy_seconds,
+                 "Compare the energy of an image, too, running each side and batch size for so many SECONDS; on GPUs "
+                 "that count it, whoever uses them. A second or more: counts are renewed some ten times a second")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->needs(compare_flag)
+      ->type_name("SECONDS");
   app.add_option("--data", options.data, "Compare accuracy, too, on the test images there")
       ->needs(compare_flag)
       ->type_name("PATH");

@@ -54,6 +54,15 @@ void CudaBackend::use_warpgroups(Warpgroups when) {
   warpgroups_ = when;
 }
 
+std::optional<double> CudaBackend::joules() {
+  try {
+    if (!energy_) energy_.emplace();
+    return energy_->joules();
+  } catch (const CudaError&) {  // a driver without NVML, or not for this GPU
+    return std::nullopt;
+  }
+}
+
 void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
   uploads_.copy(destination, source, bytes, stream_);
 }

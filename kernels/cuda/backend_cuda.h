@@ -2,6 +2,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/energy_meter.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/uploads.h"
 
@@ -17,6 +18,7 @@ class CudaBackend : public Backend, private Workspace {
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
+  std::optional<double> joules() override;
   size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // its replacement is unknown
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
@@ -103,6 +105,7 @@ class CudaBackend : public Backend, private Workspace {
   Warpgroups warpgroups_;
   Stream stream_;
   Uploads uploads_;
+  std::optional<EnergyMeter> energy_;  ///< made when it is first asked for
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
   int64_t scratch_moves_ = 0;

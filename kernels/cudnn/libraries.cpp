@@ -1,42 +1,10 @@
 #include "kernels/cudnn/libraries.h"
 
-#include <dlfcn.h>
-
-#include <cstdlib>
-#include <string>
-#include <vector>
-
 #include "engine/core/error.h"
+#include "kernels/cuda/shared_library.h"
 
 namespace nibblenet {
 namespace {
-
-/// A shared library, kept for the life of the process.
-class SharedLibrary {
- public:
-  /// The file that the environment variable `variable` names, else the library `name` where the system looks for it,
-  /// else in the toolkit's own folder. Throws CudaError.
-  SharedLibrary(std::string name, const char* variable) : name_(std::move(name)) {
-    std::vector<std::string> candidates = {name_, "/usr/local/cuda/lib64/" + name_};
-    const char* given = std::getenv(variable);
-    if (given != nullptr && *given != '\0') candidates = {given};
-    for (const std::string& candidate : candidates) {
-      handle_ = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (handle_ != nullptr) return;
-    }
-    fail<CudaError>("cannot load {}; install it, or name its file in {} ({})", name_, variable, dlerror());
-  }
-
-  template <class Function>
-  void find(Function& function, const char* symbol) const {
-    function = reinterpret_cast<Function>(dlsym(handle_, symbol));
-    if (function == nullptr) fail<CudaError>("{} has no {}; another version is needed", name_, symbol);
-  }
-
- private:
-  std::string name_;
-  void* handle_ = nullptr;
-};
 
 Cudnn load_cudnn() {
   const SharedLibrary library("libcudnn.so." + std::to_string(CUDNN_MAJOR), "NIBBLENET_CUDNN");

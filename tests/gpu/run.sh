@@ -88,9 +88,9 @@ if [[ -f $model ]]; then
   done
   # Every batch size, and time to see how far figures spread, where there is time.
   if ((deadline - SECONDS > 1800)); then
-    batches=1,2,4,8,16,32,64,128,256,512,1024 rounds=2 seconds=0.1
+    batches=1,2,4,8,16,32,64,128,256,512,1024 rounds=2 seconds=0.1 energy=1
   else
-    batches=1,16,128 rounds=1 seconds=0.05
+    batches=1,16,128 rounds=1 seconds=0.05 energy=0
   fi
   batches=${GPU_BATCHES:-$batches}
   most=$(((deadline - SECONDS) * 2 / 5))
@@ -98,7 +98,7 @@ if [[ -f $model ]]; then
   [[ -z ${GPU_SIDES:-} ]] || options+=(--sides "$GPU_SIDES")
   [[ ! -e $data ]] || options+=(--data "$data")
   step "comparison" "$most" "$bin/bench" "$work/float.safetensors" --compare --device cuda --batch "$batches" \
-    --rounds "$rounds" --seconds "$seconds" "${options[@]}" --json "$results/compare.json" || failures=$((failures + 1))
+    --rounds "$rounds" --seconds "$seconds" --energy "$energy" "${options[@]}" --json "$results/compare.json" || failures=$((failures + 1))
   if ! python3 -c 'import numpy, torch' 2>>"$log"; then
     say "PyTorch: not measured, python3 has none"
   else

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
@@ -62,6 +63,17 @@ TEST_F(CudaDevice, ReportsWhatTheMeterCounts) {
     const auto weight = backend.make_weight(quantized({5, 3, 3, 3}, parse_scheme(scheme), 1));
     EXPECT_EQ(static_cast<int64_t>(backend.device_memory()->used - before), weight->resident().total()) << scheme;
   }
+}
+
+TEST_F(CudaDevice, CountsItsEnergyWhereTheDriverDoes) {
+  setenv("NIBBLENET_NVML", "/there/is/none.so", 1);
+  EXPECT_FALSE(CudaBackend().joules());
+  setenv("NIBBLENET_NVML", NIBBLENET_FAKE_NVML, 1);
+  CudaBackend backend;
+  const auto first = backend.joules(), second = backend.joules();
+  unsetenv("NIBBLENET_NVML");
+  ASSERT_TRUE(first && second);
+  EXPECT_DOUBLE_EQ(*second - *first, 1.0);
 }
 
 TEST_F(CudaDevice, AGraphReplaysWhatItCaptured) {

@@ -78,6 +78,20 @@ def plot_fc1_bandwidth(report, batch):
             + curves([("achieved", points), ("ceiling", [(2, limit), (32, limit)])]))
 
 
+def plot_energy(report):
+    """Energy of an image against the batch, a curve a side; None where it was not measured."""
+    series = []
+    for side in report["sides"]:
+        points = sorted((result["batch"], 1e3 * joules) for result in side["results"]
+                        if (joules := result.get("joules_per_image")))
+        if points:
+            series.append((side["side"], points))
+    if not series:
+        return None
+    return ("set logscale xy\nset xlabel 'batch'\nset ylabel 'mJ an image'\nset key outside right top\n" +
+            curves(series))
+
+
 def plot_stacked(report, batch):
     """Share of each layer in the sum of the layers' times, by side."""
     names = sorted({layer["name"] for side in report["sides"] for layer in side["layers"]}, key=layer_rank)
@@ -178,7 +192,8 @@ def plots_of(report, compiled, trainings):
         plot_accuracy(report, lambda side: side["weight_bytes"] / 1e6, "weights, MB"), images)
     add("accuracy_latency", f"Accuracy against latency at batch {first}, T224, caches warm",
         plot_accuracy(report, lambda side: result_of(side, "T224", first, "warm"), f"ms, batch {first}"), images)
-    add("energy", "", None, "the energy of a pass, which nothing here measures")
+    add("energy", "Energy of an image against the batch, T224, caches warm", plot_energy(report),
+        "energy: tools/bench --compare --energy, on a GPU that counts it")
     add("training", "Test accuracy against the time of training", plot_training(trainings) if trainings else None,
         "a report of tools/finetune --json")
     add("operations", f"Latency against operations of the recorded pass, batch {first}, T224",

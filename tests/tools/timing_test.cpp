@@ -116,6 +116,12 @@ TEST_F(TablesTest, ComeWithThePlotsThatThereAreFiguresFor) {
     EXPECT_FALSE(std::filesystem::exists(at(fmt::format("plots/performance_{}.svg", name)))) << name;
     EXPECT_NE(outcome.err.find(fmt::format("performance_{} is not drawn: it needs ", name)), std::string::npos) << name;
   }
+  nlohmann::json report = json("out.json");
+  EXPECT_TRUE(report["sides"][0]["results"][0].at("joules_per_image").is_null()) << "nobody counts a CPU's";
+  report["sides"][0]["results"][0]["joules_per_image"] = 0.002;
+  write_text(at("out.json"), report.dump());
+  make_tables({"--plots", "plots"});
+  EXPECT_TRUE(std::filesystem::exists(at("plots/performance_energy.svg")));
 }
 
 TEST_F(TimingTest, RefusesSidesThatCannotBe) {

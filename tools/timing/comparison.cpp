@@ -84,6 +84,8 @@ void Comparison::run(const std::function<void()>& on_batch) {
         fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10.4f} {:>6.1f} % {:>12.1f}\n", measured.side->name(),
                    to_string(key.task), batch, key.cold ? "cold" : "warm", rounds.median, 100 * rounds.spread,
                    1000 * static_cast<double>(batch) / rounds.median);
+        if (measured.joules.contains(key))
+          fmt::print("{:<26} {:>5} {:>6} {:>6} {:>10.3g} mJ an image\n", "", "", "", "", 1e3 * measured.joules.at(key));
       }
     std::fflush(stdout);
     time_each_layer(batch);
@@ -141,6 +143,9 @@ void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
   measured.latencies[warm].push_back(time_warm(once, options_.seconds, label));
   measured.latencies[cold].push_back(time_cold(once, sweep_of(network.backend()), options_.seconds, label));
   measured.operations[warm] = measured.operations[cold] = forward.operations();
+  if (options_.energy_seconds == 0 || task != Task::t224 || measured.joules.contains(warm)) return;
+  if (const auto joules = joules_of(once, network.backend(), options_.energy_seconds, label))
+    measured.joules[warm] = *joules / static_cast<double>(batch);
 }
 
 void Comparison::time_each_layer(int64_t batch) {
@@ -175,7 +180,9 @@ nlohmann::json Comparison::side_json(const Measured& measured) const {
                              {"median_ms", rounds.median},
                              {"spread", rounds.spread},
                              {"rounds", nlohmann::json::array()},
-                             {"operations", or_null(measured.operations.at(key))}};
+                             {"operations", or_null(measured.operations.at(key))},
+                             {"joules_per_image", nullptr}};
+    if (measured.joules.contains(key)) result["joules_per_image"] = measured.joules.at(key);
     for (const Latency& latency : latencies)
       result["rounds"].push_back({{"median_ms", latency.median},
                                   {"p10_ms", latency.p10},

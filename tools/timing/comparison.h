@@ -16,8 +16,9 @@ namespace nibblenet::tools {
 
 struct ComparisonOptions {
   std::vector<int64_t> batches;
-  double seconds = 1;  ///< each measurement samples for so long
-  int rounds = 2;      ///< the whole is repeated, to see how far it spreads
+  double seconds = 1;         ///< each measurement samples for so long
+  int rounds = 2;             ///< the whole is repeated, to see how far it spreads
+  double energy_seconds = 0;  ///< a warm pass's energy is measured for so long, from prepared images; 0: it is not
   int image_size = 224;
   const Dataset* images = nullptr;  ///< 32 x 32, what every side's accuracy is measured on; may be null
 };
@@ -47,6 +48,7 @@ class Comparison {
     std::unique_ptr<Side> side;
     std::map<Key, std::vector<Latency>> latencies;  ///< one a round
     std::map<Key, std::optional<int64_t>> operations;
+    std::map<Key, double> joules;  ///< of an image
     std::map<int64_t, std::vector<LayerTiming>> layers;
     double relative_error = 0;
     double agreement = 1;

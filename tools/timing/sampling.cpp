@@ -108,4 +108,31 @@ Latency time_cold(const TimedOnce& once, CacheSweep& sweep, double seconds, cons
   return latency_of(std::move(samples));
 }
 
+std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double seconds, const std::string& label) {
+  constexpr double milliseconds_between_looks = 20;
+  if (!backend.joules()) return std::nullopt;
+  int64_t passes = 0;
+  // What the count is when it next changes, once `at_least` seconds are over.
+  const auto after = [&](double at_least) {
+    const double before = *backend.joules();
+    double now = before;
+    const Stopwatch watch;
+    while (watch.milliseconds() < 1e3 * at_least || now == before) {
+      if (interrupted()) throw Stopped("stopped");
+      const Stopwatch since_look;
+      do {
+        once();
+        ++passes;
+      } while (since_look.milliseconds() < milliseconds_between_looks);
+      now = backend.joules().value_or(now);
+      if (watch.milliseconds() > 1e3 * (at_least + 10))
+        fail<Error>("{}: the device's count of joules stands still", label);
+    }
+    return now;
+  };
+  const double begin = after(0);
+  passes = 0;
+  return (after(seconds) - begin) / static_cast<double>(passes);
+}
+
 }  // namespace nibblenet::tools

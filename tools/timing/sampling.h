@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,5 +55,9 @@ using TimedOnce = std::function<double()>;
 Latency time_warm(const TimedOnce& once, double seconds, const std::string& label);
 /// Nothing in the caches: they are emptied before every time, outside of what is timed.
 Latency time_cold(const TimedOnce& once, CacheSweep& sweep, double seconds, const std::string& label);
+
+/// Joules that the device uses for one of it, over `seconds` and on to the moments when the device renews its count;
+/// nothing where it does not count. Throws Stopped on Ctrl-C.
+std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double seconds, const std::string& label);
 
 }  // namespace nibblenet::tools
