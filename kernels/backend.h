@@ -146,6 +146,13 @@ class Backend : public MemoryResource {
   // Data
   virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;
   virtual void copy_to_host(void* destination, const void* source, size_t bytes) = 0;
+  /// The same without waiting: `destination` is written by finish_copies(), and stays until then; `source` may change
+  /// by what is asked for later.
+  virtual void copy_to_host_later(void* destination, const void* source, size_t bytes) {
+    copy_to_host(destination, source, bytes);
+  }
+  /// Waits for copies, not for what was asked for behind them.
+  virtual void finish_copies() {}
   /// `precision` float16: halves, for inference on float16 activations.
   virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                               Precision precision = Precision::float32) = 0;

@@ -22,6 +22,28 @@ double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+/// Copies to the host that nobody waits for; what they write has to outlive this.
+class HostCopies {
+ public:
+  explicit HostCopies(Backend& backend) : backend_(backend) {}
+  ~HostCopies() {
+    try {
+      finish();
+    } catch (const Error&) {  // as the next call will say
+    }
+  }
+  HostCopies(const HostCopies&) = delete;
+  HostCopies& operator=(const HostCopies&) = delete;
+
+  void queue(std::vector<float>& to, const float* from) {
+    backend_.copy_to_host_later(to.data(), from, to.size() * sizeof(float));
+  }
+  void finish() { backend_.finish_copies(); }
+
+ private:
+  Backend& backend_;
+};
+
 }  // namespace
 
 Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options)
@@ -159,19 +181,19 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
 }
 
 void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
-  Backend& backend = network_.backend();
   prune_when_due();
   const int64_t batch = x.size(0);
   const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
                                                                .seed = options_.seed,
                                                                .step = static_cast<uint64_t>(position_.step)});
   const double unavoidable = measure_loss(logits, labels);
-  update(std::as_const(dlogits_).view().slice(0, batch));
-
   std::vector<float> host_losses(static_cast<size_t>(batch));
   std::vector<float> host_logits(static_cast<size_t>(logits.elements()));
-  backend.copy_to_host(host_losses.data(), losses_.data(), host_losses.size() * sizeof(float));
-  backend.copy_to_host(host_logits.data(), logits.data(), host_logits.size() * sizeof(float));
+  HostCopies copies(network_.backend());
+  copies.queue(host_losses, losses_.data());
+  copies.queue(host_logits, logits.data());
+  update(std::as_const(dlogits_).view().slice(0, batch));
+  copies.finish();  // while the device still changes weights
   position_.images += batch;
   const auto classes = static_cast<size_t>(logits.size(1));
   for (size_t i = 0; i < host_losses.size(); ++i) {

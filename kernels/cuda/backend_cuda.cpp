@@ -71,6 +71,10 @@ void CudaBackend::copy_to_host(void* destination, const void* source, size_t byt
   copy_from_device(destination, source, bytes, stream_);
 }
 
+void CudaBackend::copy_to_host_later(void* destination, const void* source, size_t bytes) {
+  downloads_.copy(destination, source, bytes, stream_);
+}
+
 std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
   return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);
 }

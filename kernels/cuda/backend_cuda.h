@@ -2,6 +2,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/downloads.h"
 #include "kernels/cuda/energy_meter.h"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/uploads.h"
@@ -35,6 +36,8 @@ class CudaBackend : public Backend, private Workspace {
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
+  void copy_to_host_later(void* destination, const void* source, size_t bytes) override;
+  void finish_copies() override { downloads_.finish(); }
   void synchronize() override { stream_.synchronize(); }
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
@@ -105,6 +108,7 @@ class CudaBackend : public Backend, private Workspace {
   Warpgroups warpgroups_;
   Stream stream_;
   Uploads uploads_;
+  Downloads downloads_;
   std::optional<EnergyMeter> energy_;  ///< made when it is first asked for
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;

@@ -1,8 +1,7 @@
-#include "kernels/cuda/energy_meter.h"
-
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/energy_meter.h"
 #include "kernels/cuda/shared_library.h"
 
 namespace nibblenet {

@@ -110,6 +110,27 @@ TEST_F(CudaDevice, UploadsKeepWhatTheyWereGiven) {
   hostexec::set_late_uploads(false);
 }
 
+TEST_F(CudaDevice, DownloadsArriveWhenTheyAreFinished) {
+  CudaBackend backend;
+  Tensor<float> x = on(backend, uniform({3, 33}, 1)), large = on(backend, uniform({40, 1000}, 2));
+  const Values expected = testing::from(backend, x.view()), of_large = testing::from(backend, large.view());
+  Values first(x.shape()), second(x.shape()), third(large.shape());
+  const Values zeros(x.shape());
+  const auto later = [&](Values& to, const Tensor<float>& from) {
+    backend.copy_to_host_later(to.data.data(), from.data(), sizeof(float) * to.data.size());
+  };
+  later(first, x);
+  EXPECT_EQ(first, zeros) << "not yet";
+  backend.copy_from_host(x.data(), zeros.data.data(), sizeof(float) * zeros.data.size());
+  later(second, x);
+  later(third, large);  // more than there was room for
+  backend.finish_copies();
+  EXPECT_EQ(first, expected) << "of before the change";
+  EXPECT_EQ(second, zeros);
+  EXPECT_EQ(third, of_large);
+  backend.finish_copies();  // nothing is left
+}
+
 TEST_F(CudaDevice, EventsMeasureTime) {
   Stream stream;
   Event start, end;
