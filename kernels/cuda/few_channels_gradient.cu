@@ -14,7 +14,7 @@ constexpr int most_shared_bytes = 99 << 10;  ///< of a block, on every GPU from 
 /// Whether a window's runs begin at whole words, and a block's share fits.
 bool suits(const FewChannelsGradient& g) {
   const ConvolutionSizes& s = g.sizes;
-  const auto even = [&](int pixels) { return pixels * s.c % 2 == 0; };
+  const auto even = [&](int pixels) { return int64_t{pixels} * s.c % 2 == 0; };
   return even(s.stride) && even(s.padding) && even(s.w) && s.stride <= s.size &&
          g.tiles() <= few_channels_tiles * (gradient_threads / 32) && g.shared_bytes() <= most_shared_bytes;
 }
@@ -32,11 +32,12 @@ bool few_channels_weight_gradient(const ParameterGradients& result, ConstActivat
       .sizes = s, .x = x.halves().data(), .dy = dy.halves().data(), .gradient = {result}, .bands = 1, .rows = s.p};
   if (!suits(g)) return false;
   const auto blocks_across = static_cast<unsigned>((s.k + 63) / 64);
+  const int64_t most_parts = std::max<int64_t>(multiprocessors / blocks_across, 1);
   // Bands of at least four rows, each of which reads some of the image again.
-  const int64_t wanted = multiprocessors / blocks_across / s.n;
-  g.rows = std::max<int>(4, static_cast<int>((s.p + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1)));
+  const auto bands_wanted = static_cast<int>(std::max<int64_t>(most_parts / s.n, 1));
+  g.rows = std::max(4, (s.p + bands_wanted - 1) / bands_wanted);
   g.bands = (s.p + g.rows - 1) / g.rows;
-  const auto parts = static_cast<unsigned>(std::clamp<int64_t>(g.units(), 1, multiprocessors / blocks_across));
+  const auto parts = static_cast<unsigned>(std::min<int64_t>(g.units(), most_parts));
   const auto count = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
   if (parts > 1) {
     g.gradient.partial = workspace.floats(parts * (count + static_cast<size_t>(s.k)));

@@ -35,7 +35,11 @@ struct FewChannelsGradient {
   __host__ __device__ int slots() const { return sizes.size + sizes.stride; }
   using DyTile = TileAlongRows<64>;
   __host__ __device__ int dy_bytes() const { return columns() * DyTile::rows * static_cast<int>(sizeof(f16)); }
-  __host__ __device__ int shared_bytes() const { return slots() * row_bytes() + 2 * dy_bytes(); }
+  /// Of rows that may be too long for shared memory, and for the integers above.
+  __host__ __device__ int64_t shared_bytes() const {
+    const int64_t of_column = int64_t{slots()} * run_bytes() + 2 * DyTile::rows * static_cast<int64_t>(sizeof(f16));
+    return of_column * columns();
+  }
   __host__ __device__ int units() const { return sizes.n * bands; }
 };
 
