@@ -109,6 +109,13 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint3
   return d;
 }
 
+/// __byte_perm for digits that are known to be below 8: it clears their highest bits itself.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
+  uint32_t d;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(digits));
+  return d;
+}
+
 /// a b + c of two halves each, rounded once.
 __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;

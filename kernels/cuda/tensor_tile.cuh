@@ -117,12 +117,6 @@ struct FragmentSteps {
   uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
 };
 
-__device__ __forceinline__ uint32_t half_bits(float value) {
-  f16 half;
-  store_element(&half, 0, value);
-  return half.bits;
-}
-
 /// Of the `across`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
 /// differ they are 1.
 template <class Codes>

@@ -83,6 +83,12 @@ struct IntegerCodes {
   }
 };
 
+inline __device__ uint32_t half_bits(float value) {
+  f16 half;
+  store_element(&half, 0, value);
+  return half.bits;
+}
+
 /// Codes of n bits as halves from a table in shared memory, of which every lane has a copy in a bank of its own: no two
 /// lanes ever wait for each other, whatever they look up. Up to 4 bits an entry is both values of a pair.
 template <int n>
@@ -153,11 +159,40 @@ struct CodebookCodes {
   static __device__ __forceinline__ uint32_t join(uint32_t even, uint32_t odd) {
     return __byte_perm(even, odd, 0x5410);
   }
+};
 
-  static __device__ uint32_t half_bits(float value) {
-    f16 half;
-    store_element(&half, 0, value);
-    return half.bits;
+/// Codes of two bits: the four halves that they stand for are two words, from which a permutation of bytes takes those
+/// of a pair.
+template <>
+struct CodebookCodes<2> {
+  static constexpr int bits = 2;
+  static constexpr bool integers = false;
+  struct alignas(16) Table {  // others lie behind it
+    uint32_t halves[2];
+  };
+
+  __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
+    const float* values = stored != nullptr ? stored : fixed.values;
+    if (const unsigned i = threadIdx.x; i < 2)
+      table.halves[i] = half_bits(values[2 * i] * factor) | half_bits(values[2 * i + 1] * factor) << 16;
+  }
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[2], const Table& table, uint32_t (&a)[4][4]) const {
+    const uint32_t low = load_shared(shared_place(&table.halves[0])),
+                   high = load_shared(shared_place(&table.halves[1]));
+#pragma unroll
+    for (int word = 0; word < 2; ++word) {
+      // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the upper half.
+      const uint32_t bytes = __byte_perm(words[word], 0, 0x3120);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // Code c is bytes 2c and 2c + 1, two digits of a permutation.
+        const uint32_t digits = (bytes >> 2 * i & 0x03030303U) * 0x22U + 0x10101010U;
+        const int value = 8 * word + i;
+        a[value / 4][value % 4] = permute_bytes(low, high, digits);
+        a[value / 4 + 1][value % 4] = permute_bytes(low, high, digits >> 16);
+      }
+    }
   }
 };
 

@@ -84,7 +84,7 @@ __global__ void words_kernel(uint4* y, const uint4* x) {
                     max_halves(v.x, v.z)};
 }
 
-/// y[i] = bits of both words of x[i], through shared memory from the thread opposite.
+/// y[i] = bits of both words of x[i], through shared memory from the thread opposite, and some of their bytes negated.
 __global__ void bits_kernel(uint32_t* y, const uint2* x) {
   struct Words {
     uint32_t of[32];
@@ -92,7 +92,8 @@ __global__ void bits_kernel(uint32_t* y, const uint2* x) {
   auto& words = shared<Words>();
   words.of[threadIdx.x] = select_bits(0x0F0F00FFU, x[threadIdx.x].x, x[threadIdx.x].y);
   __syncthreads();
-  y[31 - threadIdx.x] = load_shared(shared_place(&words.of[1]) + 4 * (30 - threadIdx.x));
+  const uint32_t opposite = load_shared(shared_place(&words.of[1]) + 4 * (30 - threadIdx.x));
+  y[31 - threadIdx.x] = permute_bytes(opposite, ~opposite, 0xFFFF2714U);
 }
 
 /// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are NaN.
@@ -178,7 +179,11 @@ TEST(Wrappers, BitsOfTwoWordsAndPlacesInSharedMemory) {
   launch("bits", {}, {dim3(1), 32}, backend.stream(), bits_kernel, result.data(), source.data());
   std::vector<uint32_t> y(32);
   backend.copy_to_host(y.data(), result.data(), result.bytes());
-  for (uint32_t i = 0; i < 32; ++i) EXPECT_EQ(y[i], (x[i].x & 0x0F0F00FFU) | (x[i].y & 0xF0F0FF00U)) << i;
+  for (uint32_t i = 0; i < 32; ++i) {
+    const uint32_t bits = (x[i].x & 0x0F0F00FFU) | (x[i].y & 0xF0F0FF00U);
+    const auto byte = [](uint32_t word, int at) { return word >> 8 * at & 0xFFU; };
+    EXPECT_EQ(y[i], byte(~bits, 0) | byte(bits, 1) << 8 | byte(~bits, 3) << 16 | byte(bits, 2) << 24) << i;
+  }
 }
 
 TEST(Wrappers, PairsOfHalvesCompare) {

@@ -267,6 +267,12 @@ inline uint32_t load_shared(SharedPlace place) { return *reinterpret_cast<const 
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits,
+                              std::source_location where = std::source_location::current()) {
+  if ((digits & 0x8888U) != 0) hostexec::fail_here("permute_bytes by a digit above 7", where);
+  return __byte_perm(a, b, digits);
+}
+
 inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) { return (a & mask) | (b & ~mask); }
 
 inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
