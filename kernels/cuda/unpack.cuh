@@ -5,8 +5,8 @@
 #include "kernels/cuda/weights.cuh"
 
 // From a lane's n words of a chunk (kernels/cuda/superblock.h) to the halves that mma.m16n8k16 multiplies: 16 registers
-// of two halves, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers without
-// leaving the registers, the codes of every other method are looked up in shared memory.
+// of two halves, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers without leaving
+// the registers, the codes of every other method are looked up, of 2 bits in two words, else in shared memory.
 
 namespace nibblenet {
 
