@@ -81,7 +81,7 @@ bool Child::ended() {
 }
 
 bool Child::wait_for(const std::string& text) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(5);
   while (std::chrono::steady_clock::now() < deadline) {
     const bool over = ended();  // asked before reading, so that its last words are not missed
     if (read_text(output_).find(text) != std::string::npos) return true;
