@@ -32,7 +32,7 @@ class Child {
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
-  /// Until the standard output holds `text`; false when the program ended (or a minute passed) without it.
+  /// Until the standard output holds `text`; false when the program ended (or five minutes passed) without it.
   bool wait_for(const std::string& text);
   void send(int signal) const;
   Outcome wait();
