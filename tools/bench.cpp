@@ -189,6 +189,7 @@ void compare(const Options& options) {
   const Ceilings ceilings = measure_ceilings(own, yardstick, options.seconds);
   fmt::print("{}\n", own.description());
   print(ceilings);
+  if (options.energy_seconds > 0 && !own.joules()) fmt::print("energy: not measured, nobody counts this device's\n");
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,
