@@ -188,8 +188,8 @@ class Backend : public MemoryResource {
   // y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;
-  /// y[N,P,Q,K] = max_pool2d(conv2d_forward(x, w), pool) in one kernel, or y[N,KPQ], the same as flatten_forward leaves
-  /// it. False, and nothing was done, where the backend gains nothing by it.
+  /// y[N,P,Q,K] = max_pool2d(conv2d_forward(x, w), pool) at once, or y[N,KPQ], the same as flatten_forward leaves it.
+  /// False, and nothing was done, where the backend gains nothing by it.
   virtual bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
                                          Window, Epilogue, Window /*pool*/) {
     return false;

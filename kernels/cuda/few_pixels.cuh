@@ -21,7 +21,8 @@ inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stage
 /// the linear layer behind (kernels/cuda/skinny.cuh: 256 threads of 72 registers with linear codes), whose weights are
 /// on their way then before this kernel has ended.
 template <class Codes>
-inline constexpr int few_pixels_registers = Codes::integers&& Codes::bits <= 5 ? 65536 / few_pixels_threads - 72 : 255;
+inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5) ? 65536 / few_pixels_threads - 72
+                                                                                  : 255;
 /// Of four neighbouring rows of a pixel, that a thread has of a block's results.
 inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few_pixels_threads;
 

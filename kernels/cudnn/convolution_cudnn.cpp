@@ -144,14 +144,16 @@ void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* fi
   const auto run_graph = [&](size_t i) {
     return p.graph->run(i, handle_, y.data(), x.data(), filters, bias, workspace_(p.graph->workspace(i)));
   };
+  const auto on_16_bytes = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  const bool aligned = on_16_bytes(x.data()) && on_16_bytes(y.data());  // filters and bias always are
   if (!p.compared) {
     const float least = keep_fastest(p, run);
-    if (x.precision() == Precision::float16)  // float32 might be TF32 there
+    if (x.precision() == Precision::float16 && aligned)  // float32 might be TF32 there
       p.graph = graph_of(x.shape(), y.shape(), window, epilogue);
     if (p.graph != nullptr) compare_graph(p, least, run_graph);
     p.compared = true;
   }
-  if (p.of_graph)
+  if (p.of_graph && aligned)
     check(run_graph(*p.of_graph), "convolution");
   else
     run_fastest(p, "convolution", run);

@@ -112,27 +112,29 @@ std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double 
   constexpr double milliseconds_between_looks = 20;
   if (!backend.joules()) return std::nullopt;
   int64_t passes = 0;
-  // What the count is when it next changes, once `at_least` seconds are over.
-  const auto after = [&](double at_least) {
-    const double before = *backend.joules();
-    double now = before;
+  const auto run_for = [&](double milliseconds) {
     const Stopwatch watch;
-    while (watch.milliseconds() < 1e3 * at_least || now == before) {
+    do {
       if (interrupted()) throw Stopped("stopped");
-      const Stopwatch since_look;
-      do {
-        once();
-        ++passes;
-      } while (since_look.milliseconds() < milliseconds_between_looks);
-      now = backend.joules().value_or(now);
-      if (watch.milliseconds() > 1e3 * (at_least + 10))
-        fail<Error>("{}: the device's count of joules stands still", label);
-    }
-    return now;
+      once();
+      ++passes;
+    } while (watch.milliseconds() < milliseconds);
   };
-  const double begin = after(0);
+  const auto count = [&] { return backend.joules().value_or(0); };
+  /// The count when it changes next.
+  const auto renewed = [&] {
+    const double before = count();
+    for (const Stopwatch watch; watch.milliseconds() < 1e4;) {
+      run_for(milliseconds_between_looks);
+      if (const double now = count(); now != before) return now;
+    }
+    fail<Error>("{}: the device's count of joules stands still", label);
+  };
+  const double begin = renewed();
   passes = 0;
-  return (after(seconds) - begin) / static_cast<double>(passes);
+  run_for(1e3 * seconds);
+  const double end = renewed();
+  return (end - begin) / static_cast<double>(passes);
 }
 
 }  // namespace nibblenet::tools
