@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/hostexec/fake_stream.h"
+#include "tests/hostexec/scheduler.h"
 
 #undef cudaGetDeviceProperties  // the header may name a newer version of it
 
@@ -32,6 +33,7 @@ namespace {
 size_t memory_limit = size_t{4} << 30;
 size_t memory_used = 0;
 int device_count = 1;
+int architecture = 90;
 std::map<void*, size_t> allocations;
 std::optional<Actions> captured;
 std::map<const void*, size_t> page_locked;
@@ -45,7 +47,9 @@ bool is_page_locked(const void* data) {
   return static_cast<const std::byte*>(data) < static_cast<const std::byte*>(begin) + bytes;
 }
 
+/// In dry mode memory has no contents.
 void perform(std::function<void()> action) {
+  if (dry()) return;
   if (captured) {
     captured->push_back(std::move(action));
   } else {
@@ -58,6 +62,7 @@ void perform(std::function<void()> action) {
 
 void set_memory_limit(size_t bytes) { memory_limit = bytes; }
 void set_device_count(int count) { device_count = count; }
+void set_architecture(int number) { architecture = number; }
 void set_late_uploads(bool late) { late_uploads = late; }
 void finish_uploads() {
   for (const auto& upload : std::exchange(uploads, {})) upload();
@@ -75,7 +80,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (captured) return cudaErrorStreamCaptureUnsupported;
   if (bytes > memory_limit - memory_used) return cudaErrorMemoryAllocation;
   if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
-  std::memset(*data, 0xFF, bytes);  // NaN
+  if (!dry()) std::memset(*data, 0xFF, bytes);  // NaN
   allocations[*data] = bytes;
   memory_used += bytes;
   return cudaSuccess;
@@ -202,7 +207,8 @@ cudaError_t cudaDeviceGetPCIBusId(char* bus, int, int) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "host execution");
-  properties->major = 9;
+  properties->major = architecture / 10;
+  properties->minor = architecture % 10;
   properties->multiProcessorCount = 1;
   properties->l2CacheSize = 1 << 20;
   properties->totalGlobalMem = memory_limit;

@@ -11,6 +11,8 @@ namespace nibblenet::hostexec {
 void set_memory_limit(size_t bytes);
 /// What cudaGetDeviceCount answers.
 void set_device_count(int count);
+/// Compute capability that cudaGetDeviceProperties answers: 80 is 8.0. At first 90.
+void set_architecture(int architecture);
 
 /// Copies from page-locked memory wait until the stream is waited for or does something else, as a busy GPU's would.
 void set_late_uploads(bool late);

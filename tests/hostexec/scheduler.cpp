@@ -46,6 +46,8 @@ constexpr size_t stack_bytes = 64 << 10;
 #endif
 
 Schedule current_schedule;
+bool dry_mode = false;
+std::vector<Launch> launches;
 
 /// Happens-before edges of ThreadSanitizer, at an address of our choice.
 void order_before([[maybe_unused]] void* point) {
@@ -342,11 +344,20 @@ void run(const char* name, dim3 blocks, unsigned threads, size_t shared_bytes, c
 
 }  // namespace
 
+void set_dry(bool dry) {
+  dry_mode = dry;
+  launches.clear();
+}
+bool dry() { return dry_mode; }
+std::vector<Launch> take_launches() { return std::exchange(launches, {}); }
+
 void set_schedule(const Schedule& schedule) { current_schedule = schedule; }
 const Schedule& schedule() { return current_schedule; }
 
 void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body, size_t shared_bytes) {
-  if (capturing()) {
+  if (dry_mode) {
+    launches.push_back({name, blocks, threads, shared_bytes});
+  } else if (capturing()) {
     record([=, body = std::move(thread_body)] { run(name, blocks, threads, shared_bytes, body); });
   } else {
     run(name, blocks, threads, shared_bytes, thread_body);

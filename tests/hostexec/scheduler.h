@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 #include <source_location>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/core/error.h"
@@ -32,6 +34,19 @@ struct Schedule {
 void set_schedule(const Schedule& schedule);
 const Schedule& schedule();
 
+/// Dry mode: launches are noted and run nothing. Shapes of any size tell then which kernels they would start.
+void set_dry(bool dry);
+bool dry();
+/// A launch in dry mode.
+struct Launch {
+  std::string name;
+  dim3 blocks;
+  unsigned threads = 0;
+  size_t shared_bytes = 0;
+};
+/// Launches since the last call, in their order.
+std::vector<Launch> take_launches();
+
 /// Asynchronous copies of one thread, in groups.
 struct PendingCopy {
   void* target;
@@ -55,7 +70,7 @@ struct ThreadState {
 extern ThreadState state;
 
 /// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw. While a graph is being
-/// captured, the grid is recorded instead.
+/// captured, the grid is recorded instead; in dry mode it is noted.
 void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body,
               size_t shared_bytes = 0);
 

@@ -1,0 +1,252 @@
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "engine/core/fold.h"
+#include "engine/io/preprocess.h"
+#include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/weight_cuda.h"
+#include "tests/hostexec/fake_runtime.h"
+#include "tests/hostexec/scheduler.h"
+#include "tests/support/route_table.h"
+
+// Which kernels the launchers start, against tests/data/routes.txt. In dry mode nothing runs, so that layers may have
+// their whole size.
+
+namespace nibblenet {
+namespace {
+
+using testing::RouteColumn;
+using testing::RouteQuestion;
+
+/// The one place that knows launches by their names: what the table calls them. Parts of split reductions are left out.
+std::string kernel_of(const std::string& launch) {
+  static const std::map<std::string, std::string> kernels = {{"conv2d_forward", "plain"},
+                                                             {"conv2d_backward_data", "plain"},
+                                                             {"conv2d_backward_weight", "plain"},
+                                                             {"skinny_linear_forward", "few_rows"},
+                                                             {"few_outputs", "few_outputs"},
+                                                             {"narrow_data_gradient", "few_outputs"},
+                                                             {"narrow_weight_gradient", "few_outputs"},
+                                                             {"few_pixels_conv2d_forward", "few_pixels"},
+                                                             {"first_convolution", "few_channels"},
+                                                             {"few_channels_weight_gradient", "few_channels"},
+                                                             {"folded_conv2d", "folded"},
+                                                             {"tensor_product", "mma"},
+                                                             {"data_gradient", "mma"},
+                                                             {"weight_gradient", "mma"},
+                                                             {"warpgroup_forward", "wgmma"},
+                                                             {"warpgroup_data_gradient", "wgmma"},
+                                                             {"warpgroup_weight_gradient", "wgmma"},
+                                                             {"weight_rows", "weight_rows"},
+                                                             {"superblock_rows", "superblock_rows"},
+                                                             {"weight_superblocks", "weight_superblocks"},
+                                                             {"bias_gradient", ""},
+                                                             {"bias_gradient_parts", ""},
+                                                             {"conv2d_backward_weight_parts", ""},
+                                                             {"data_gradient_parts", ""},
+                                                             {"weight_gradient_parts", ""},
+                                                             {"warpgroup_parts", ""}};
+  const auto found = kernels.find(launch);
+  if (found == kernels.end()) fail<Error>("a launch that the table does not know: {}", launch);
+  return found->second;
+}
+
+std::string kernels_launched() {
+  std::string names;
+  for (const hostexec::Launch& launch : hostexec::take_launches())
+    if (const std::string kernel = kernel_of(launch.name); !kernel.empty())
+      names += fmt::format("{}{}", names.empty() ? "" : " ", kernel);
+  return names;
+}
+
+/// A packed weight of zeros, of which only sizes count.
+PackedTensor zeros_of(const Shape& shape, const Scheme& scheme) {
+  PackedTensor packed{.scheme = scheme, .shape = shape};
+  const auto groups = static_cast<size_t>(make_group_map(scheme.granularity, shape).groups);
+  packed.scales.resize(groups * (scheme.scale == ScaleType::f16 ? 2 : 4));
+  packed.codes.resize(static_cast<size_t>(shape[0] * packed.code_stride()));
+  if (scheme.zero_point) packed.zero_points.resize(groups);
+  if (traits_of(scheme.method).sorted)
+    packed.block_ids.resize(static_cast<size_t>(shape[0] * packed.block_id_stride()));
+  if (traits_of(scheme.method).trained) packed.codebook.resize(size_t{1} << scheme.bits);
+  return packed;
+}
+
+/// Backends of one architecture each, and views of memory that is never touched.
+class DryBackends {
+ public:
+  DryBackends() {
+    hostexec::set_memory_limit(size_t{1} << 40);
+    hostexec::set_dry(true);
+  }
+  ~DryBackends() {
+    backends_.clear();
+    hostexec::set_dry(false);
+    hostexec::set_architecture(90);
+    hostexec::set_memory_limit(size_t{4} << 30);
+  }
+  DryBackends(const DryBackends&) = delete;
+  DryBackends& operator=(const DryBackends&) = delete;
+
+  CudaBackend& of(int architecture) {
+    std::unique_ptr<CudaBackend>& backend = backends_[architecture];
+    if (backend == nullptr) {
+      hostexec::set_architecture(architecture);
+      backend = std::make_unique<CudaBackend>();
+    }
+    return *backend;
+  }
+
+ private:
+  std::map<int, std::unique_ptr<CudaBackend>> backends_;
+};
+
+void* const nowhere = reinterpret_cast<void*>(uintptr_t{1} << 20);
+
+Activations view(const Shape& shape, Precision precision) { return {nowhere, shape, precision}; }
+TensorView<float> floats(const Shape& shape) { return {static_cast<float*>(nowhere), shape}; }
+
+std::unique_ptr<Weight> weight_of(CudaBackend& backend, const Shape& shape, const std::string& scheme) {
+  if (scheme != "float16" && scheme != "float32" && scheme != "trained")
+    return backend.make_weight(zeros_of(shape, parse_scheme(scheme)));
+  const Tensor<float> values(host_memory(), shape, MemoryCategory::data);
+  if (scheme == "trained") return backend.make_trained_weight(values.view());
+  return backend.make_weight(values.view(), scheme == "float16" ? Precision::float16 : Precision::float32);
+}
+
+/// Whether there is such a product: float16 activations take packed, float16 and trained weights.
+bool exists(const RouteQuestion& q) {
+  const bool gradient =
+      q.column != RouteColumn::forward && q.column != RouteColumn::pooled && q.column != RouteColumn::folded;
+  if (gradient) return q.scheme == (q.precision == Precision::float16 ? "trained" : "float32");
+  if (q.column == RouteColumn::pooled && !q.layer.pooled) return false;
+  if (q.column == RouteColumn::folded) return q.layer.name == "features.0" && q.scheme == "float32";
+  return q.precision == Precision::float16 ? q.scheme != "float32" : q.scheme != "float16" && q.scheme != "trained";
+}
+
+class Launches {
+ public:
+  explicit Launches(DryBackends& backends) : backends_(&backends) {}
+
+  std::string operator()(const RouteQuestion& q) {
+    if (!exists(q)) return "";
+    CudaBackend& backend = backends_->of(q.architecture);
+    if (q.column == RouteColumn::folded) return folded(backend, q);
+    Weight& w = weight(backend, q);
+    hostexec::take_launches();
+    return q.layer.linear() ? linear(backend, w, q) : convolution(backend, w, q);
+  }
+
+ private:
+  /// Weights are dear to make: one serves all architectures, unless its layout depends on them.
+  Weight& weight(CudaBackend& backend, const RouteQuestion& q) {
+    const std::string key = q.layer.name + q.scheme + (q.scheme == "trained" ? std::to_string(q.architecture) : "");
+    if (key != key_) weight_ = weight_of(backend, q.layer.weight, q.scheme);
+    key_ = key;
+    return *weight_;
+  }
+
+  static std::string folded(CudaBackend& backend, const RouteQuestion& q) {
+    const Tensor<float> values(host_memory(), q.layer.weight, MemoryCategory::data);
+    const Tensor<float> bias(host_memory(), {q.layer.weight[0]}, MemoryCategory::data);
+    static const FoldedConvolution convolution =
+        fold_convolution(values.view(), bias.view(), q.layer.window.stride, q.layer.window.padding,
+                         make_resample_tables(Preprocess::for_image_size(224), 32, 32));
+    const auto conv = backend.make_folded_conv2d(convolution, q.precision);
+    hostexec::take_launches();
+    const int64_t size = q.layer.outputs();
+    conv->run(view({q.batch, size, size, q.layer.weight[0]}, q.precision),
+              TensorView<const uint8_t>(static_cast<uint8_t*>(nowhere), {q.batch, 32, 32, 3}), Epilogue::relu);
+    return kernels_launched();
+  }
+
+  static std::string convolution(CudaBackend& backend, Weight& w, const RouteQuestion& q) {
+    const testing::RouteLayer& layer = q.layer;
+    const int64_t filters = layer.weight[0], size = layer.outputs();
+    const auto x = view({q.batch, layer.size, layer.size, layer.weight[1]}, q.precision);
+    const auto y = view({q.batch, size, size, filters}, q.precision);
+    const auto bias = floats({filters});
+    switch (q.column) {
+      case RouteColumn::forward:
+        backend.conv2d_forward(y, x, w, bias, layer.window, Epilogue::relu);
+        break;
+      case RouteColumn::pooled:
+        return pooled(backend, w, q, x, bias);
+      case RouteColumn::data_gradient:
+        backend.conv2d_backward_data(x, y, w, layer.window, {});
+        break;
+      case RouteColumn::weight_gradient:
+        backend.conv2d_backward_weight(floats(layer.weight), bias, y, x, layer.window);
+        break;
+      case RouteColumn::step:
+        if (!backend.conv2d_backward_step(trained(w, bias), y, x, layer.window, 1.0F, {})) return "-";
+        break;
+      case RouteColumn::folded:
+        break;
+    }
+    return kernels_launched();
+  }
+
+  /// As a pass asks: with the flatten where it follows, then without.
+  static std::string pooled(CudaBackend& backend, Weight& w, const RouteQuestion& q, ConstActivations x,
+                            TensorView<const float> bias) {
+    const int64_t filters = q.layer.weight[0], size = testing::route_pool.output(q.layer.outputs());
+    const auto asked = [&](const Shape& y) {
+      return backend.conv2d_max_pool2d_forward(view(y, q.precision), x, w, bias, q.layer.window, Epilogue::relu,
+                                               testing::route_pool);
+    };
+    if (q.layer.flattened && asked({q.batch, filters * size * size})) return kernels_launched() + " flattens";
+    return asked({q.batch, size, size, filters}) ? kernels_launched() : "-";
+  }
+
+  static std::string linear(CudaBackend& backend, Weight& w, const RouteQuestion& q) {
+    const int64_t outputs = q.layer.weight[0];
+    const auto x = view({q.batch, q.layer.weight[1]}, q.precision);
+    const auto y = view({q.batch, outputs}, q.precision);
+    const auto bias = floats({outputs});
+    switch (q.column) {
+      case RouteColumn::forward:
+        backend.linear_forward(q.layer.last() ? view(y.shape(), Precision::float32) : y, x, w, bias, Epilogue::relu);
+        break;
+      case RouteColumn::data_gradient:
+        backend.linear_backward_data(x, y, w, {});
+        break;
+      case RouteColumn::weight_gradient:
+        backend.linear_backward_weight(floats(q.layer.weight), bias, y, x);
+        break;
+      case RouteColumn::step:
+        if (!backend.linear_backward_step(trained(w, bias), y, x, 1.0F, {})) return "-";
+        break;
+      case RouteColumn::pooled:
+      case RouteColumn::folded:
+        break;
+    }
+    return kernels_launched();
+  }
+
+  static TrainedLayer trained(Weight& w, TensorView<float> bias) { return {w, bias, floats(w.shape()), bias}; }
+
+  DryBackends* backends_;
+  std::string key_;
+  std::unique_ptr<Weight> weight_;
+};
+
+TEST(Routes, LaunchersStartTheKernelsOfTheTable) {
+  DryBackends backends;
+  Launches launches(backends);
+  const std::string table = testing::RouteTable::of(std::ref(launches));
+  std::ifstream file(NIBBLENET_TEST_DATA "/routes.txt");
+  std::stringstream expected;
+  for (std::string line; std::getline(file, line);)
+    if (!line.starts_with('#')) expected << line << '\n';
+  if (expected.str() == table) return;
+  const std::string actual = ::testing::TempDir() + "routes.txt";
+  std::ofstream(actual) << table;
+  FAIL() << "other kernels start than tests/data/routes.txt says. Compare it with " << actual
+         << "; if the change is meant, copy that behind the file's first comment.";
+}
+
+}  // namespace
+}  // namespace nibblenet
