@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "engine/model/network.h"
+#include "layers/network/network.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

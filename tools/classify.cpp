@@ -11,7 +11,7 @@
 #include "engine/io/archive.h"
 #include "engine/io/image.h"
 #include "engine/io/preprocess.h"
-#include "engine/model/pass.h"
+#include "layers/network/pass.h"
 #include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"

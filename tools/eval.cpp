@@ -4,14 +4,14 @@
 #include <cmath>
 #include <optional>
 
+#include "layers/network/evaluate.h"
+#include "layers/network/image_feed.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/common/simulation.h"
-#include "training/evaluate.h"
-#include "training/image_feed.h"
 
 namespace {
 

@@ -14,7 +14,7 @@
 #include "tools/common/quantized_training.h"
 #include "tools/common/report.h"
 #include "tools/common/training_run.h"
-#include "training/calibration.h"
+#include "training/compression/calibration.h"
 
 namespace {
 

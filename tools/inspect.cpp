@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "engine/io/pth.h"
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "engine/quant/bits.h"
 #include "engine/quant/entropy.h"
 #include "engine/quant/size.h"

@@ -7,7 +7,7 @@
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
-#include "training/unit_pruning.h"
+#include "training/compression/channel_pruning.h"
 
 namespace {
 

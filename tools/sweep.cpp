@@ -1,7 +1,7 @@
 #include <fmt/core.h>
 #include <omp.h>
 
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

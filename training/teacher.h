@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/pass.h"
-#include "training/evaluate.h"
+#include "layers/network/evaluate.h"
+#include "layers/network/pass.h"
 
 namespace nibblenet {
 

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/network.h"
-#include "training/pruning.h"
-#include "training/quantized_weight.h"
+#include "layers/network/network.h"
+#include "training/compression/pruning.h"
+#include "training/compression/quantized_weight.h"
 
 namespace nibblenet {
 

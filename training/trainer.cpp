@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "layers/cross_entropy.h"
-#include "training/image_feed.h"
+#include "layers/network/image_feed.h"
 
 namespace nibblenet {
 namespace {

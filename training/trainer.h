@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/pass.h"
-#include "training/evaluate.h"
+#include "layers/network/evaluate.h"
+#include "layers/network/pass.h"
+#include "training/compression/pruning.h"
 #include "training/loss_scale.h"
-#include "training/pruning.h"
 #include "training/schedule.h"
 #include "training/teacher.h"
 #include "training/trained_parameters.h"

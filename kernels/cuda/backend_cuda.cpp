@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "kernels/cuda/weight_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 
 namespace nibblenet {
 namespace {

@@ -1,11 +1,11 @@
 #pragma once
 
 #include "kernels/backend.h"
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/downloads.h"
-#include "kernels/cuda/energy_meter.h"
+#include "kernels/cuda/device/device.h"
+#include "kernels/cuda/device/downloads.h"
+#include "kernels/cuda/device/energy_meter.h"
+#include "kernels/cuda/device/uploads.h"
 #include "kernels/cuda/operations.h"
-#include "kernels/cuda/uploads.h"
 
 namespace nibblenet {
 

@@ -5,15 +5,15 @@
 #include "engine/quant/quantizer.h"
 #include "kernels/activations.h"
 #include "kernels/backend.h"
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/weight_cuda.h"
+#include "kernels/cuda/device/device.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 
 // The launchers behind the CUDA backend: each computes its grid and starts its kernels, and waits for nothing. All
 // views lie in device memory; formulas and shapes are kernels/backend.h's.
 
 namespace nibblenet {
 
-/// When products run on kernels/cuda/warpgroup_product.cuh instead of kernels for all GPUs.
+/// When products run on kernels/cuda/gemm/wgmma.cuh instead of kernels for all GPUs.
 enum class Warpgroups : uint8_t { never, where_they_pay, wherever_possible };
 
 /// Where kernels that cut long reductions into parts leave what they have summed so far.

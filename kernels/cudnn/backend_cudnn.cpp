@@ -1,6 +1,6 @@
 #include "kernels/cudnn/backend_cudnn.h"
 
-#include "kernels/cuda/weight_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 
 namespace nibblenet {
 namespace {

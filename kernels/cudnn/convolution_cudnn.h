@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/device/device.h"
 #include "kernels/cudnn/convolution_graph.h"
 #include "kernels/cudnn/descriptors.h"
 

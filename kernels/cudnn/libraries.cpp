@@ -1,7 +1,7 @@
 #include "kernels/cudnn/libraries.h"
 
 #include "engine/core/error.h"
-#include "kernels/cuda/shared_library.h"
+#include "kernels/cuda/device/shared_library.h"
 
 namespace nibblenet {
 namespace {

@@ -3,7 +3,7 @@
 #include <functional>
 #include <optional>
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/device/device.h"
 
 namespace nibblenet {
 

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "tests/fuzz/fuzz_file.h"
-#include "training/calibration.h"
+#include "training/compression/calibration.h"
 
 namespace {
 

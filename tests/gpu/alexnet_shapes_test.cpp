@@ -1,10 +1,10 @@
 #include <gtest/gtest.h>
 
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 #include "tests/kernels/values.h"
+#include "tests/support/baseline.h"
 #include "tests/support/golden.h"
 #include "tests/support/test_backend.h"
-#include "tests/support/yardstick.h"
 
 // Every layer of the network at its own size, ours against cuDNN and cuBLASLt: too much for the host.
 

@@ -5,7 +5,7 @@
 # without one it says so and exits with 77.
 set -euo pipefail
 
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../kernels/cuda/compile.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../tools/kernels/compile.sh"
 nvdisasm=${NVDISASM:-$(command -v nvdisasm || echo "$(dirname "$nvcc")/nvdisasm")}
 if [[ ! -x $nvdisasm ]]; then
   echo "skipped: there is no nvdisasm; set NVDISASM to one, or install the CUDA Toolkit's"
@@ -26,7 +26,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{skinny,tensor_product,few_pixels}.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows,gemm/mma,conv/few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 

@@ -1,6 +1,6 @@
 // What compiled_code.sh takes apart: kernels that unpack one chunk of codes and four, and do nothing else.
 
-#include "kernels/cuda/unpack.cuh"
+#include "kernels/cuda/weights/unpack.cuh"
 
 namespace nibblenet {
 

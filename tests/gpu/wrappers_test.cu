@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
-#include "kernels/cuda/gpu.h"
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/device/gpu.h"
+#include "kernels/cuda/device/launch.cuh"
 
 // Each wrapper around PTX alone: what host execution cannot prove, since there the wrappers are other code.
 

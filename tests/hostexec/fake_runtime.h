@@ -5,7 +5,7 @@
 
 namespace nibblenet::hostexec {
 
-// The part of the CUDA runtime that kernels/cuda/device.cu calls, over host memory: fake_runtime.cpp.
+// The part of the CUDA runtime that kernels/cuda/device/device.cu calls, over host memory: fake_runtime.cpp.
 
 /// Bytes that cudaMalloc hands out at most.
 void set_memory_limit(size_t bytes);

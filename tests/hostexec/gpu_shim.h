@@ -1,6 +1,6 @@
 #pragma once
 
-// What kernels/cuda/gpu.h promises to kernels, on the CPU: see scheduler.h.
+// What kernels/cuda/device/gpu.h promises to kernels, on the CPU: see scheduler.h.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -349,4 +349,4 @@ void cp_async_wait() {
 
 }  // namespace nibblenet
 
-#include "tests/hostexec/warpgroup_shim.h"
+#include "tests/hostexec/wgmma_shim.h"

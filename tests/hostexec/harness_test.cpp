@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/device/gpu.h"
 #include "tests/hostexec/scheduler.h"
 
 // The harness itself: correct kernels give the same bits in every schedule, and each planted bug is caught.

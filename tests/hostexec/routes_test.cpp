@@ -6,7 +6,7 @@
 #include "engine/core/fold.h"
 #include "engine/io/preprocess.h"
 #include "kernels/cuda/backend_cuda.h"
-#include "kernels/cuda/weight_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/hostexec/fake_runtime.h"
 #include "tests/hostexec/scheduler.h"
 #include "tests/support/route_table.h"

@@ -3,7 +3,7 @@
 #include <span>
 
 #include "engine/core/random.h"
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 
 namespace nibblenet::testing {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "tests/support/golden.h"
 
 namespace nibblenet::testing {

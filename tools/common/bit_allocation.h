@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "training/sensitivity.h"
+#include "training/compression/sensitivity.h"
 
 namespace nibblenet::tools {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/quant/quantizer.h"
-#include "training/calibration.h"
+#include "training/compression/calibration.h"
 
 namespace nibblenet::tools {
 

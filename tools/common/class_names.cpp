@@ -5,7 +5,7 @@
 
 #include "engine/core/error.h"
 #include "engine/io/dataset.h"
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 
 namespace nibblenet::tools {
 namespace {

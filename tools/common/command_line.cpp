@@ -9,8 +9,8 @@
 #include <fstream>
 #include <iostream>
 
-#include "engine/model/alexnet.h"
-#include "training/evaluate.h"
+#include "layers/network/alexnet.h"
+#include "layers/network/evaluate.h"
 
 namespace nibblenet::tools {
 namespace {

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "engine/io/pth.h"
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 #include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
 #include "training/trainer.h"

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <string>
 
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 
 namespace nibblenet::tools {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "kernels/backend.h"
 #include "tools/common/bit_allocation.h"
 #include "tools/common/calibration_options.h"

@@ -2,9 +2,9 @@
 
 #include <charconv>
 
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 #include "tools/common/scheme_options.h"
-#include "training/quantized_weight.h"
+#include "training/compression/quantized_weight.h"
 
 namespace nibblenet::tools {
 namespace {

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "kernels/backend.h"
-#include "training/pruning.h"
+#include "training/compression/pruning.h"
 
 namespace nibblenet::tools {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "engine/quant/error.h"
 #include "engine/quant/simulate.h"
 

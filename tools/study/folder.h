@@ -8,7 +8,7 @@
 
 #include "engine/io/dataset.h"
 #include "engine/io/posix_file.h"
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "tools/study/row.h"
 
 namespace nibblenet::tools {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <ctime>
 
-#include "engine/model/alexnet.h"
+#include "layers/network/alexnet.h"
 
 namespace nibblenet::tools {
 namespace {

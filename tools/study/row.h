@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/network.h"
 #include "engine/quant/error.h"
+#include "layers/network/evaluate.h"
+#include "layers/network/network.h"
 #include "tools/study/plan.h"
-#include "training/evaluate.h"
 
 namespace nibblenet::tools {
 

@@ -7,7 +7,7 @@
 
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
-#include "engine/model/state_dict.h"
+#include "engine/io/state_dict.h"
 #include "kernels/backend.h"
 #include "tools/study/folder.h"
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/network/evaluate.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
-#include "training/evaluate.h"
 
 namespace nibblenet::tools {
 namespace {

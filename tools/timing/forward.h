@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/io/preprocess.h"
-#include "engine/model/pass.h"
+#include "layers/network/pass.h"
 
 namespace nibblenet::tools {
 

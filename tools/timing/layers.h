@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "engine/model/alexnet.h"
 #include "kernels/backend.h"
+#include "layers/network/alexnet.h"
 #include "tools/timing/sampling.h"
 
 namespace nibblenet::tools {

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/network.h"
 #include "engine/quant/scheme.h"
+#include "layers/network/network.h"
 
 namespace nibblenet::tools {
 

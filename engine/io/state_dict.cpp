@@ -1,0 +1,315 @@
+#include "engine/io/state_dict.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <deque>
+#include <set>
+
+#include "engine/io/pth.h"
+#include "engine/io/safetensors_header.h"
+#include "engine/quant/entropy.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr std::string_view format_key = "format";
+constexpr std::string_view packed_format = "nibblenet-packed";
+constexpr std::string_view version_key = "format_version";
+constexpr std::string_view plain_version = "1";
+constexpr std::string_view compressed_version = "2";  ///< readers of version 1 would miss the codes
+constexpr std::string_view scheme_prefix = "scheme:";
+constexpr std::string_view shape_prefix = "shape:";
+constexpr std::string_view compression_prefix = "compression:";
+constexpr std::string_view stream_suffix = ".rans";
+constexpr std::string_view rans_method = "rans:";  ///< and the checksum of what the stream decodes to
+
+constexpr std::array<std::string_view, 7> part_suffixes = {".codes",    ".scales",     ".zero_points",   ".block_ids",
+                                                           ".codebook", ".codes.rans", ".block_ids.rans"};
+
+Shape parse_shape(std::string_view text, std::string_view name) {
+  std::vector<int64_t> sizes;
+  const char* at = text.data();
+  const char* end = text.data() + text.size();
+  while (true) {
+    int64_t size = 0;
+    const auto [next, error] = std::from_chars(at, end, size);
+    if (error != std::errc() || size < 1 || sizes.size() == Shape::max_rank)
+      fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
+    sizes.push_back(size);
+    if (next == end) break;
+    if (*next != 'x') fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
+    at = next + 1;
+  }
+  return Shape(sizes);
+}
+
+/// The bytes of one part of a packed weight, which has to be of the type the format says.
+std::span<const uint8_t> part(const SafetensorsFile& file, const std::string& name, DType dtype) {
+  const TensorEntry& entry = file.at(name);
+  if (entry.dtype != dtype)
+    fail<FormatError>("{}: {} is {}, expected {}", file.path().string(), name, to_string(entry.dtype),
+                      to_string(dtype));
+  return entry.bytes;
+}
+
+std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::string& name) {
+  if (file.find(name) == nullptr) return {};
+  const auto bytes = part(file, name, DType::u8);
+  return {bytes.begin(), bytes.end()};
+}
+
+/// A tensor of codes, from its stream where the file holds that instead. `decoded_before` is what streams of this file
+/// have already been decoded to: the limit of one holds for all.
+std::vector<uint8_t> read_codes(const SafetensorsFile& file, const std::string& name, const CodeLayout& layout,
+                                int64_t& decoded_before) {
+  const std::string stream_name = name + std::string(stream_suffix);
+  if (file.find(stream_name) == nullptr) return bytes_or_none(file, name);
+  const std::string where = file.path().string() + ": " + stream_name;
+  if (file.find(name) != nullptr) fail<FormatError>("{}: {} is there too; expected one of them", where, name);
+  const auto method = file.metadata().find(std::string(compression_prefix) + name);
+  if (method == file.metadata().end() || !method->second.starts_with(rans_method))
+    fail<FormatError>("{}: compression {}, this program reads 'rans:<checksum>'", where,
+                      method == file.metadata().end() ? "not named" : in_quotes(method->second));
+  const auto stream = part(file, stream_name, DType::u8);
+  std::vector<uint8_t> codes = decode_codes(stream, layout, where, max_decoded_bytes - decoded_before);
+  decoded_before += static_cast<int64_t>(codes.size());
+  if (checksum_of(codes) != std::string_view(method->second).substr(rans_method.size()))
+    fail<FormatError>("{}: what it decodes to does not have the checksum {}: the file is damaged", where,
+                      in_quotes(method->second.substr(rans_method.size())));
+  return codes;
+}
+
+Parameter read_packed(const SafetensorsFile& file, const std::string& weight, std::string_view scheme_text,
+                      int64_t& decoded_before) {
+  const auto shape = file.metadata().find(std::string(shape_prefix) + weight);
+  if (shape == file.metadata().end())
+    fail<FormatError>("{}: no shape of packed weight {}", file.path().string(), weight);
+  PackedTensor packed;
+  try {
+    packed.scheme = parse_scheme(scheme_text);
+  } catch (const UsageError& error) {
+    fail<FormatError>("{}: scheme of {}: {}", file.path().string(), weight, error.what());
+  }
+  packed.shape = parse_shape(shape->second, weight);
+  packed.codes = read_codes(file, weight + ".codes", code_layout(packed), decoded_before);
+  const auto scales = part(file, weight + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32);
+  packed.scales.assign(scales.begin(), scales.end());
+  packed.zero_points = bytes_or_none(file, weight + ".zero_points");
+  packed.block_ids = read_codes(file, weight + ".block_ids", block_id_layout(packed), decoded_before);
+  if (const TensorEntry* entry = file.find(weight + ".codebook")) {
+    const auto bytes = part(file, entry->name, DType::f32);
+    packed.codebook.resize(bytes.size() / sizeof(float));
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(packed.codebook.data()));
+  }
+  validate(packed, file.path().string() + ": " + weight);
+
+  Parameter parameter;
+  parameter.name = weight;
+  for (std::string_view suffix : part_suffixes) {
+    const TensorEntry* entry = file.find(weight + std::string(suffix));
+    if (entry == nullptr) continue;
+    const auto bytes = static_cast<int64_t>(entry->bytes.size());
+    parameter.file_bytes += bytes;
+    if (suffix.ends_with(stream_suffix)) parameter.compressed_bytes += bytes;
+  }
+  parameter.value = std::move(packed);
+  return parameter;
+}
+
+/// "features.3.weight" before "features.10.weight": numbers between dots are compared as numbers.
+bool in_network_order(const Parameter& a, const Parameter& b) {
+  const auto key = [](std::string_view name) {
+    std::vector<std::pair<int64_t, std::string_view>> parts;
+    while (!name.empty()) {
+      const size_t dot = std::min(name.find('.'), name.size());
+      int64_t number = -1;
+      std::from_chars(name.data(), name.data() + dot, number);
+      parts.emplace_back(number, name.substr(0, dot));
+      name.remove_prefix(std::min(dot + 1, name.size()));
+    }
+    return parts;
+  };
+  // "features" comes before "classifier": the other way round than the alphabet has it, as have "weight" and "bias".
+  return std::ranges::lexicographical_compare(key(a.name), key(b.name), [](const auto& x, const auto& y) {
+    return x.first != y.first ? x.first < y.first : x.second > y.second;
+  });
+}
+
+StateDict load_safetensors(const std::filesystem::path& path) {
+  const SafetensorsFile file(path);
+  StateDict dict;
+  dict.metadata = file.metadata();
+  dict.file_bytes = file.file_bytes();
+  dict.header_bytes = file.header_bytes();
+
+  const auto format = dict.metadata.find(std::string(format_key));
+  const bool packed = format != dict.metadata.end() && format->second == packed_format;
+  const std::string version = packed ? dict.metadata[std::string(version_key)] : "";
+  if (packed && version != plain_version && version != compressed_version)
+    fail<FormatError>("{}: packed format version '{}', this program reads versions {} and {}", path.string(), version,
+                      plain_version, compressed_version);
+
+  std::set<std::string> consumed;
+  int64_t decoded = 0;
+  if (packed) {
+    for (const auto& [key, value] : file.metadata()) {
+      if (!key.starts_with(scheme_prefix)) continue;
+      const std::string weight = key.substr(scheme_prefix.size());
+      dict.parameters.push_back(read_packed(file, weight, value, decoded));
+      for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
+    }
+  }
+  for (const TensorEntry& entry : file.tensors()) {
+    if (consumed.contains(entry.name)) continue;
+    Parameter parameter;
+    parameter.name = entry.name;
+    parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
+    parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
+    dict.parameters.push_back(std::move(parameter));
+  }
+  if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
+  return dict;
+}
+
+StateDict load_pth(const std::filesystem::path& path, Checksums checksums) {
+  const PthFile file(path);
+  StateDict dict;
+  try {
+    file.verify();
+  } catch (const FormatError& error) {
+    if (checksums == Checksums::strict) throw;
+    dict.warnings.emplace_back(error.what());
+  }
+  dict.file_bytes = dict.header_bytes = file.file_bytes();
+  for (const PthTensor& tensor : file.tensors()) {
+    Parameter parameter;
+    parameter.name = tensor.name;
+    parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);
+    parameter.file_bytes = tensor.file_bytes;
+    dict.header_bytes -= tensor.file_bytes;
+    dict.parameters.push_back(std::move(parameter));
+  }
+  return dict;
+}
+
+}  // namespace
+
+const Shape& Parameter::shape() const {
+  return packed() ? std::get<PackedTensor>(value).shape : std::get<Tensor<float>>(value).shape();
+}
+
+Tensor<float>& Parameter::values() {
+  if (packed()) fail<FormatError>("{} is packed; a float model is needed here", name);
+  return std::get<Tensor<float>>(value);
+}
+
+const Tensor<float>& Parameter::values() const { return const_cast<Parameter*>(this)->values(); }
+
+const PackedTensor& Parameter::packed_values() const {
+  if (!packed()) fail<FormatError>("{} is not packed; a packed model is needed here", name);
+  return std::get<PackedTensor>(value);
+}
+
+const Parameter* StateDict::find(std::string_view name) const {
+  const auto found = std::ranges::find(parameters, name, &Parameter::name);
+  return found == parameters.end() ? nullptr : &*found;
+}
+
+Parameter* StateDict::find(std::string_view name) { return const_cast<Parameter*>(std::as_const(*this).find(name)); }
+
+const Parameter& StateDict::at(std::string_view name) const {
+  const Parameter* found = find(name);
+  if (found == nullptr) fail<FormatError>("the model has no parameter {}: not the state dict of an AlexNet?", name);
+  return *found;
+}
+
+Parameter& StateDict::at(std::string_view name) { return const_cast<Parameter&>(std::as_const(*this).at(name)); }
+
+bool StateDict::packed() const { return std::ranges::any_of(parameters, &Parameter::packed); }
+
+StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums) {
+  return is_pth(path) ? load_pth(path, checksums) : load_safetensors(path);
+}
+
+void save_state_dict(const std::filesystem::path& path, const StateDict& dict, Compression compression,
+                     const OnEncoding& on_encoding) {
+  std::map<std::string, std::string> metadata;
+  for (const auto& [key, value] : dict.metadata)
+    if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with(compression_prefix) &&
+        !key.starts_with(checksum_prefix) && key != version_key && !(key == format_key && value == packed_format))
+      metadata[key] = value;
+  if (dict.packed()) {
+    metadata[std::string(format_key)] = packed_format;
+    metadata[std::string(version_key)] = plain_version;
+  }
+
+  std::vector<TensorToWrite> tensors;
+  const auto add = [&](std::string name, DType dtype, std::vector<int64_t> sizes, std::span<const uint8_t> bytes) {
+    if (!bytes.empty()) tensors.push_back({std::move(name), dtype, std::move(sizes), bytes});
+  };
+  std::deque<std::vector<uint8_t>> streams;  // a deque: what is written views them
+  int64_t decoded = 0;                       // what the streams decode to: readers have a limit
+  const auto add_codes = [&](const std::string& name, const CodeLayout& layout, const std::vector<uint8_t>& codes) {
+    // Block ids of more than 8 bits stay as they are: all blocks are equally large, so there is next to nothing to
+    // gain.
+    const bool fits = layout.bits <= 8 && layout.bytes() <= max_decoded_bytes - decoded;
+    auto stream = compression == Compression::rans && fits ? compressed_if_smaller(codes, layout) : std::nullopt;
+    if (!stream) return add(name, DType::u8, {layout.channels, layout.stride()}, codes);
+    decoded += layout.bytes();
+    streams.push_back(std::move(*stream));
+    add(name + std::string(stream_suffix), DType::u8, {static_cast<int64_t>(streams.back().size())}, streams.back());
+    metadata[std::string(compression_prefix) + name] = std::string(rans_method) + checksum_of(codes);
+    metadata[std::string(version_key)] = compressed_version;
+  };
+  int64_t encoded = 0, total = 0;
+  for (const Parameter& parameter : dict.parameters) total += parameter.packed() ? parameter.shape().elements() : 0;
+  for (const Parameter& parameter : dict.parameters) {
+    if (!parameter.packed()) {
+      const Tensor<float>& values = parameter.values();
+      const auto sizes = values.shape().sizes();
+      tensors.push_back({parameter.name, DType::f32, {sizes.begin(), sizes.end()}, bytes_of(values.view().span())});
+      continue;
+    }
+    const PackedTensor& packed = parameter.packed_values();
+    if (on_encoding) on_encoding(encoded, total, parameter.name);
+    encoded += packed.shape.elements();
+    metadata[std::string(scheme_prefix) + parameter.name] = to_string(packed.scheme);
+    metadata[std::string(shape_prefix) + parameter.name] = to_string(packed.shape);
+    add_codes(parameter.name + ".codes", code_layout(packed), packed.codes);
+    add(parameter.name + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32, {packed.groups()},
+        packed.scales);
+    add(parameter.name + ".zero_points", DType::u8, {packed.groups()}, packed.zero_points);
+    add_codes(parameter.name + ".block_ids", block_id_layout(packed), packed.block_ids);
+    add(parameter.name + ".codebook", DType::f32, {static_cast<int64_t>(packed.codebook.size())},
+        bytes_of(std::span<const float>(packed.codebook)));
+  }
+  write_safetensors(path, tensors, metadata);
+}
+
+void save_pth(const std::filesystem::path& path, const StateDict& dict) {
+  std::vector<PthTensorToWrite> tensors;
+  for (const Parameter& parameter : dict.parameters)
+    tensors.push_back({.name = parameter.name, .values = parameter.values().view()});
+  write_pth(path, tensors);
+}
+
+StateDict dequantized(const StateDict& dict) {
+  StateDict result;
+  result.metadata = dict.metadata;
+  for (const Parameter& parameter : dict.parameters) {
+    Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
+    if (parameter.packed()) {
+      dequantize(parameter.packed_values(), values.view());
+    } else {
+      std::ranges::copy(parameter.values().view(), values.data());
+    }
+    Parameter copy;
+    copy.name = parameter.name;
+    copy.value = std::move(values);
+    result.parameters.push_back(std::move(copy));
+  }
+  return result;
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,106 @@
+#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/operations.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr unsigned whole_warp = 0xFFFFFFFFU;
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    value = fmaxf(value, __shfl_xor_sync(whole_warp, value, distance));
+  return value;
+}
+
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole_warp, value, distance);
+  return value;
+}
+
+/// What a row of logits should be: one class, or a distribution over all of them.
+struct LabelTarget {
+  const int32_t* labels;
+  __device__ double operator()(int64_t row, int k) const { return k == labels[row] ? 1.0 : 0.0; }
+};
+struct SoftTarget {
+  const float* targets;
+  int classes;
+  __device__ double operator()(int64_t row, int k) const { return targets[row * classes + k]; }
+};
+
+/// losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)); dlogits = (softmax - target) scale
+/// unless null. One warp a row of K logits; in double, as the work is nothing beside the products before it.
+template <class Target>
+__global__ void cross_entropy_kernel(float* losses, float* dlogits, const float* logits, Target target, int64_t rows,
+                                     int classes, float scale) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= rows) return;  // a warp leaves as one
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const float* z = logits + row * classes;
+
+  float largest = -INFINITY;
+  for (int k = lane; k < classes; k += 32) largest = fmaxf(largest, z[k]);
+  largest = warp_max(largest);
+  double sum = 0;
+  for (int k = lane; k < classes; k += 32) sum += exp(static_cast<double>(z[k] - largest));
+  sum = warp_sum(sum);
+
+  double loss = 0;
+  for (int k = lane; k < classes; k += 32)
+    if (const double part = target(row, k); part > 0) loss += part * (log(sum) - static_cast<double>(z[k] - largest));
+  loss = warp_sum(loss);
+  if (lane == 0) losses[row] = static_cast<float>(loss);
+  if (dlogits == nullptr) return;
+  for (int k = lane; k < classes; k += 32) {
+    const double probability = exp(static_cast<double>(z[k] - largest)) / sum;
+    dlogits[row * classes + k] = static_cast<float>(probability - target(row, k)) * scale;
+  }
+}
+
+template <class Target>
+void launch_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                          Target target, float scale, Stream& stream) {
+  constexpr int64_t rows_of_block = 4;
+  const int64_t rows = logits.size(0);
+  const Grid grid{dim3(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block)), 32 * rows_of_block};
+  launch("cross_entropy", {.bytes = 8.0 * static_cast<double>(logits.elements())}, grid, stream,
+         cross_entropy_kernel<Target>, losses.data(), dlogits.data(), logits.data(), target, rows,
+         static_cast<int>(logits.size(1)), scale);
+}
+
+/// y[n] = index of the largest x[n, k], the first one of equals. One thread a row.
+__global__ void argmax_kernel(int32_t* y, const float* x, int64_t rows, int columns) {
+  for_each_index(rows, [&](int64_t row) {
+    const float* values = x + row * columns;
+    int best = 0;
+    for (int k = 1; k < columns; ++k)
+      if (values[best] < values[k]) best = k;
+    y[row] = best;
+  });
+}
+
+}  // namespace
+
+namespace cuda {
+
+void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                   TensorView<const int32_t> labels, float scale, Stream& stream) {
+  launch_cross_entropy(losses, dlogits, logits, LabelTarget{labels.data()}, scale, stream);
+}
+
+void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                        TensorView<const float> targets, float scale, Stream& stream) {
+  launch_cross_entropy(losses, dlogits, logits, SoftTarget{targets.data(), static_cast<int>(logits.size(1))}, scale,
+                       stream);
+}
+
+void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream) {
+  launch("argmax", {.bytes = 4.0 * static_cast<double>(x.elements())}, grid_for(x.size(0)), stream, argmax_kernel,
+         y.data(), x.data(), x.size(0), static_cast<int>(x.size(1)));
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

@@ -1,0 +1,177 @@
+#include "engine/core/random.h"
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/parameter_gradients.cuh"
+#include "kernels/cuda/operations.h"
+
+namespace nibblenet {
+namespace {
+
+// One thread an element, unless a kernel says otherwise.
+
+/// y = max(x, 0)
+__global__ void relu_forward_kernel(float* y, const float* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) { y[i] = relu(x[i]); });
+}
+
+/// The same, one thread four elements: wide loads are what reaches the memory's bandwidth.
+__global__ void quad_relu_forward_kernel(float4* y, const float4* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const float4 from = x[i];
+    y[i] = float4{relu(from.x), relu(from.y), relu(from.z), relu(from.w)};
+  });
+}
+
+/// dx = dy where y > 0, else 0
+template <class T>
+__global__ void relu_backward_kernel(T* dx, const T* dy, const T* y, int64_t count) {
+  for_each_index(count,
+                 [&](int64_t i) { store_element(dx, i, load_element(y, i) > 0.0F ? load_element(dy, i) : 0.0F); });
+}
+
+/// y = x scale where the element's draw is >= probability, else 0. Counter-based: element i's draw depends on the key
+/// and i alone, so the backward pass draws the same mask and nothing is stored.
+template <class T>
+__global__ void dropout_kernel(T* y, const T* x, float probability, float scale, DropoutKey key, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const float draw = uniform_from_bits(random_bits(key.seed, key.stream, key.offset + static_cast<uint64_t>(i)));
+    store_element(y, i, draw >= probability ? load_element(x, i) * scale : 0.0F);
+  });
+}
+
+/// The same for halves: one thread eight of them.
+__global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probability, float scale, DropoutKey key,
+                                    int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const uint4 from = x[i];
+    const uint32_t pairs[4] = {from.x, from.y, from.z, from.w};
+    const uint64_t first = key.offset + 8 * static_cast<uint64_t>(i);
+    float values[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const f16 half = {static_cast<uint16_t>(pairs[e / 2] >> e % 2 * 16)};
+      const float draw = uniform_from_bits(random_bits(key.seed, key.stream, first + static_cast<uint64_t>(e)));
+      values[e] = draw >= probability ? load_element(&half, 0) * scale : 0.0F;
+    }
+    y.store(i, eight_halves(values));
+  });
+}
+
+__global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
+  for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
+}
+
+/// One thread a weight, in device order.
+__global__ void renew_halves_kernel(HalfCopies halves, const float* w, int channels, int taps, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    const auto filter = static_cast<int>(i / halves.length);
+    const auto column = static_cast<int>(i % halves.length);
+    halves.store(filter, column, w[torch_index(filter, column, channels, taps)]);
+  });
+}
+
+/// found = 1 where any element is not finite
+template <class T>
+__global__ void find_overflow_kernel(uint32_t* found, const T* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) {
+    if (!(fabsf(load_element(x, i)) <= 3.402823466e38F)) atomicMax(found, 1U);
+  });
+}
+
+/// y = factor x, maybe in another precision
+template <class Y, class X>
+__global__ void convert_kernel(Y* y, const X* x, float factor, int64_t count) {
+  for_each_index(count, [&](int64_t i) { store_element(y, i, factor * load_element(x, i)); });
+}
+
+/// y[i] = x[rows[i]], rows of `columns` elements
+__global__ void gather_rows_kernel(float* y, const float* x, const int64_t* rows, int64_t columns, int64_t count) {
+  for_each_index(count, [&](int64_t i) { y[i] = x[rows[i / columns] * columns + i % columns]; });
+}
+
+/// Every operand read once, the result written once.
+Work moves(int64_t elements, int operands, double flops = 0, Precision precision = Precision::float32) {
+  return {.bytes = static_cast<double>(bytes_of(precision)) * static_cast<double>(elements) * operands,
+          .flops = flops * static_cast<double>(elements)};
+}
+
+float dropout_scale(float probability) { return probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F; }
+
+}  // namespace
+
+namespace cuda {
+
+void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream) {
+  const int64_t quads = x.elements() / 4;
+  if (x.elements() % 4 == 0 && on_16_bytes(x.data()) && on_16_bytes(y.data()))
+    launch("relu_forward", moves(x.elements(), 2), grid_for(quads), stream, quad_relu_forward_kernel,
+           reinterpret_cast<float4*>(y.data()), reinterpret_cast<const float4*>(x.data()), quads);
+  else
+    launch("relu_forward", moves(x.elements(), 2), grid_for(x.elements()), stream, relu_forward_kernel, y.data(),
+           x.data(), x.elements());
+}
+
+void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream) {
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("relu_backward", moves(y.elements(), 3, 0, y.precision()), grid_for(y.elements()), stream,
+           relu_backward_kernel<T>, to, from, elements_of<T>(y), y.elements());
+  });
+}
+
+bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
+                  Stream& stream) {
+  if (x.precision() != Precision::float16 || x.elements() % 8 != 0 || !on_16_bytes(x.data()) ||
+      !fits_half_gradient(y, store))
+    return false;
+  launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements() / 8), stream, half_dropout_kernel,
+         half_gradient(y, store), static_cast<const uint4*>(x.data()), probability, dropout_scale(probability), key,
+         x.elements() / 8);
+  return true;
+}
+
+void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream) {
+  with_pointers_of_one(y, x, [&]<class T>(T* to, const T* from) {
+    launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements()), stream, dropout_kernel<T>, to,
+           from, probability, dropout_scale(probability), key, x.elements());
+  });
+}
+
+void renew_halves(WeightCuda& w, Stream& stream) {
+  const Shape& shape = w.shape();
+  const int taps = shape.rank() == 4 ? static_cast<int>(shape[2] * shape[3]) : 1;
+  launch("renew_halves", moves(shape.elements(), 2), grid_for(shape.elements()), stream, renew_halves_kernel,
+         half_copies_of(w), w.values().data(), static_cast<int>(shape[1]), taps, shape.elements());
+}
+
+void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
+              Stream& stream) {
+  launch("sgd_step", moves(w.elements(), 5, 6), grid_for(w.elements()), stream, sgd_step_kernel, w.data(), v.data(),
+         dw.data(), parameters, w.elements());
+}
+
+void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream) {
+  const auto start = [&]<class T>(const T* from) {
+    launch("find_overflow", moves(x.elements(), 1, 0, x.precision()), grid_for(x.elements()), stream,
+           find_overflow_kernel<T>, found.data(), from, x.elements());
+  };
+  if (x.precision() == Precision::float16)
+    start(x.halves().data());
+  else
+    start(x.floats().data());
+}
+
+void convert(Activations y, ConstActivations x, float factor, Stream& stream) {
+  const Work work{.bytes = static_cast<double>(y.elements()) *
+                           static_cast<double>(bytes_of(x.precision()) + bytes_of(y.precision()))};
+  with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
+    launch("convert", work, grid_for(y.elements()), stream, convert_kernel<Y, X>, to, from, factor, y.elements());
+  });
+}
+
+void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream) {
+  launch("gather_rows", moves(y.elements(), 2), grid_for(y.elements()), stream, gather_rows_kernel, y.data(), x.data(),
+         rows, x.shape().inner_elements(), y.elements());
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

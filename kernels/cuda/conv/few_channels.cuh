@@ -1,0 +1,156 @@
+#pragma once
+
+#include "kernels/cuda/conv/few_channels_epilogue.cuh"
+#include "kernels/cuda/conv/few_channels_filters.cuh"
+
+// Convolutions of few channels on the tensor cores, AlexNet's first one above all: implicit GEMM without a matrix of
+// windows. In a channels-last image a window is `size` runs of size x C neighbouring halves. Where they begin at whole
+// words, a lane finds each pair that mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
+//
+// k is therefore counted in pairs, in any order that both operands share: the host puts pairs together that eight
+// neighbouring pixels read from different banks. A run of an odd number of halves has one more, whose weight is 0; what
+// it meets there is finite unless the next pixel is not.
+
+namespace nibblenet {
+
+/// Starts copying a band's input, in one group; zeros in the padding and outside of x. A warp a row at a time.
+__device__ __forceinline__ void copy_band(const FirstConvolution& p, const FirstShared& shared,
+                                          const OutputBands::Band& band) {
+  const OutputBands& b = p.bands;
+  const ConvolutionSizes& s = b.sizes;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first_row = band.row * s.stride - s.padding;
+  const int first = b.first_copied(band);
+  const int row_elements = s.w * s.c;
+  const f16* image = p.x + static_cast<int64_t>(band.image) * s.h * row_elements;
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < b.height; row += static_cast<int>(blockDim.x) / 32) {
+    const int h = first_row + row;
+    const bool inside = h >= 0 && h < s.h;
+    const f16* from = image + (inside ? h : 0) * row_elements;
+    unsigned char* to = shared.input() + row * b.pitch * 4;
+    if (b.aligned) {
+      for (int piece = lane; piece < b.pieces; piece += 32) {
+        const int element = first + piece * 8;
+        const bool exists = inside && element >= 0 && element < row_elements;
+        cp_async_16(to + piece * 16, exists ? from + element : p.x, exists);
+      }
+    } else {
+      for (int i = lane; i < b.pieces * 8; i += 32) {
+        const bool exists = inside && first + i >= 0 && first + i < row_elements;
+        reinterpret_cast<f16*>(to)[i] = exists ? from[first + i] : f16{};
+      }
+    }
+  }
+  cp_async_commit();
+}
+
+/// What a warp multiplies in one step.
+template <int tiles, int fragments>
+struct StepOperands {
+  uint32_t a[fragments][4];
+  uint32_t b[tiles][2];
+};
+
+/// sums = filters x the windows that begin at `window`, of the lane's column of each tile: bytes from the input's
+/// beginning. The next step's operands are read while one is multiplied.
+template <int tiles, int fragments>
+__device__ __forceinline__ void multiply_band(const FirstShared& shared, const int (&window)[tiles], int shift,
+                                              FirstSums<tiles, fragments>& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned char* input = shared.input() + shift;
+  const FirstShared::Pairs* pairs = shared.pairs() + lane % 4;
+  const unsigned char* filters = shared.filters() + lane % 16 * 32 + ((lane / 16 ^ (lane >> 2 & 1)) << 4);
+  using Operands = StepOperands<tiles, fragments>;
+  const auto load = [&](int step, Operands& to) {
+    const FirstShared::Pairs pair = pairs[step * 4];
+#pragma unroll
+    for (int u = 0; u < fragments; ++u) ldmatrix_x4(to.a[u], filters + (step * fragments + u) * fragment_bytes);
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      to.b[tile][0] = *reinterpret_cast<const uint32_t*>(input + window[tile] + pair.low);
+      to.b[tile][1] = *reinterpret_cast<const uint32_t*>(input + window[tile] + pair.high);
+    }
+  };
+  const auto multiply = [&](const Operands& from) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+      for (int u = 0; u < fragments; ++u) mma_16816(sums.d[tile][u], from.a[u], from.b[tile]);
+  };
+  const int steps = shared.bands.steps;
+  Operands even, odd;
+  load(0, even);
+#pragma unroll 1
+  for (int step = 0; step < steps; step += 2) {
+    if (step + 1 < steps) load(step + 1, odd);
+    multiply(even);
+    if (step + 1 >= steps) break;
+    if (step + 2 < steps) load(step + 2, even);
+    multiply(odd);
+  }
+}
+
+/// Where the lane's column of each of its warp's tiles finds its window: bytes from the input's beginning. Tiles behind
+/// the last one read anything that is there.
+template <int tiles>
+__device__ __forceinline__ void find_windows(const OutputBands& b, int first_tile, int (&window)[tiles]) {
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int row = (first_tile + tile) / b.tiles_across;
+    const int column = (first_tile + tile - row * b.tiles_across) * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+    const int read = column < b.columns ? column : b.columns - 1;
+    window[tile] = row < b.rows ? row * b.sizes.stride * b.pitch * 4 + read * b.sizes.stride * b.sizes.c * 2 : 0;
+  }
+}
+
+inline constexpr int first_convolution_warps = 4;
+
+/// y[pixel, k] = epilogue(sum over pairs), or the maxima of windows of 3 x 3 at every other pixel. Block (x, y) owns
+/// 16 filters a fragment, which it decodes once, and every gridDim.x-th walk; a warp has all of these filters for
+/// `tiles` times eight pixels, and where there is pooling these are a row. The input of the next band arrives while
+/// results are written; two blocks on a multiprocessor fill what gaps are left.
+template <class Weights, int tiles, int fragments, bool pooling>
+__global__ void __launch_bounds__(32 * first_convolution_warps, 2)
+    first_convolution_kernel(FirstConvolution p, Weights weights) {
+  const FirstShared memory{dynamic_shared(), p.bands};
+  const OutputBands& b = p.bands;
+  const int first_filter = static_cast<int>(blockIdx.y) * b.filters;
+  let_next_kernel_begin();
+  auto& table = shared<CodeValues>();
+  weights.prepare(table);
+  prepare_first_convolution(p, memory, first_filter);
+  __syncthreads();
+  load_filters<fragments>(p, memory, weights, first_filter, table);
+  wait_for_kernel_before();
+  OutputBands::Place place{static_cast<int>(blockIdx.x), 0};
+  copy_band(p, memory, b.band(place));
+
+  const int first_tile = static_cast<int>(threadIdx.x) / 32 * tiles;
+  int window[tiles];
+  find_windows<tiles>(b, first_tile, window);
+  while (place.walk < b.walks()) {
+    const OutputBands::Band band = b.band(place);
+    cp_async_wait<0>();
+    __syncthreads();  // the band, and before the first one the filters, have arrived
+    FirstSums<tiles, fragments> sums = {};
+    if (first_tile < b.tiles())
+      multiply_band<tiles, fragments>(memory, window, (b.first_element(band) - b.first_copied(band)) * 2, sums);
+    __syncthreads();  // nobody reads this band any more
+    const OutputBands::Place next = b.next(place);
+    if (next.walk < b.walks()) copy_band(p, memory, b.band(next));
+    FirstShared::Finish finish[2 * fragments];
+#pragma unroll
+    for (int i = 0; i < 2 * fragments; ++i)
+      finish[i] = memory.finish()[static_cast<int>(threadIdx.x) % 32 / 4 * 2 * fragments + i];
+    if constexpr (pooling) {
+      pool_along_row<tiles, fragments>(p, memory, finish, sums);
+      __syncthreads();
+      pool_down<fragments>(p, memory, band, place.band == 0, first_filter);
+    } else {
+      store_band<tiles, fragments>(p, band, first_filter, finish, sums);
+    }
+    place = next;
+  }
+}
+
+}  // namespace nibblenet

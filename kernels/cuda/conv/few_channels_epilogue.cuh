@@ -1,0 +1,140 @@
+#pragma once
+
+#include "kernels/cuda/conv/few_channels_layout.cuh"
+
+// What few_channels.cuh makes of its sums: bias, ReLU and max pooling, 16 bytes a lane.
+
+namespace nibblenet {
+
+/// A lane's neighbouring filters of one pixel, two halves a word.
+template <int fragments>
+struct alignas(4 * fragments) FilterWords {
+  uint32_t w[fragments];
+};
+
+/// Results from sums: finish[i] is of the lane's filter i.
+template <int fragments>
+__device__ __forceinline__ FilterWords<fragments> finish_pixel(const BiasResult<f16*>& result,
+                                                               const FirstShared::Finish (&finish)[2 * fragments],
+                                                               const float (&sums)[fragments][4], int e) {
+  FilterWords<fragments> words;
+#pragma unroll
+  for (int u = 0; u < fragments; ++u) {
+    f16 halves[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const FirstShared::Finish& of_filter = finish[2 * u + h];
+      const BiasResult<f16*>::Row row{result.factor, of_filter.step, of_filter.bias, result.with_relu};
+      store_element(&halves[h], 0, row(sums[u][2 * h + e]));
+    }
+    words.w[u] = halves[0].bits | static_cast<uint32_t>(halves[1].bits) << 16;
+  }
+  return words;
+}
+
+template <int fragments>
+__device__ __forceinline__ void copy_words(void* to, const FilterWords<fragments>& words) {
+  if constexpr (fragments == 4) {
+    *static_cast<uint4*>(to) = {words.w[0], words.w[1], words.w[2], words.w[3]};
+  } else {
+#pragma unroll
+    for (int u = 0; u < fragments; ++u) static_cast<uint32_t*>(to)[u] = words.w[u];
+  }
+}
+
+/// Neighbouring filters of a pixel of y.
+template <int fragments>
+__device__ __forceinline__ void store_filters(const FirstConvolution& p, int pixel, int filter,
+                                              const FilterWords<fragments>& words) {
+  f16* to = p.result.y + static_cast<int64_t>(pixel) * p.result.rows + filter;
+  if (p.whole_pieces) {
+    if (filter < p.result.rows) copy_words<fragments>(to, words);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * fragments; ++i)
+    if (filter + i < p.result.rows) to[i].bits = static_cast<uint16_t>(words.w[i / 2] >> i % 2 * 16);
+}
+
+/// y from a warp's sums: the lanes of one t write all filters of a pixel.
+template <int tiles, int fragments>
+__device__ __forceinline__ void store_band(const FirstConvolution& p, const OutputBands::Band& band, int first_filter,
+                                           const FirstShared::Finish (&finish)[2 * fragments],
+                                           const FirstSums<tiles, fragments>& sums) {
+  const OutputBands& b = p.bands;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first_tile = static_cast<int>(threadIdx.x) / 32 * tiles;
+  const int filter = first_filter + lane / 4 * 2 * fragments;
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int row = (first_tile + tile) / b.tiles_across;
+    const int column = (first_tile + tile - row * b.tiles_across) * 8 + lane % 4 * 2;
+    if (row >= b.rows || band.row + row >= b.sizes.p) continue;
+    const int pixel = (band.image * b.sizes.p + band.row + row) * b.sizes.q + band.column + column;
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (column + e < b.columns && band.column + column + e < b.sizes.q)
+        store_filters<fragments>(p, pixel + e, filter, finish_pixel<fragments>(p.result, finish, sums.d[tile], e));
+  }
+}
+
+/// A warp's row of results as maxima of three neighbours, every other one, to shared memory: a lane has the first two
+/// of them, and the lane of the next two pixels the third. All lanes.
+template <int tiles, int fragments>
+__device__ __forceinline__ void pool_along_row(const FirstConvolution& p, const FirstShared& shared,
+                                               const FirstShared::Finish (&finish)[2 * fragments],
+                                               const FirstSums<tiles, fragments>& sums) {
+  using Words = FilterWords<fragments>;
+  const OutputBands& b = p.bands;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = static_cast<int>(threadIdx.x) / 32;
+  const int after = lane % 4 == 3 ? lane - 3 : lane + 1;
+  unsigned char* to =
+      shared.results() + row * FirstShared::result_row(b) + (lane % 4 * b.filters + lane / 4 * 2 * fragments) * 2;
+  Words even = finish_pixel<fragments>(p.result, finish, sums.d[0], 0);
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Words odd = finish_pixel<fragments>(p.result, finish, sums.d[tile], 1);
+    // No window begins with the last tile's last two pixels.
+    const Words next = finish_pixel<fragments>(p.result, finish, sums.d[tile + 1 < tiles ? tile + 1 : tile], 0);
+    Words largest;
+#pragma unroll
+    for (int u = 0; u < fragments; ++u) {
+      const uint32_t third = __shfl_sync(0xFFFFFFFFU, lane % 4 == 0 ? next.w[u] : even.w[u], after);
+      largest.w[u] = max_halves(max_halves(even.w[u], odd.w[u]), third);
+    }
+    if (tile * 4 + lane % 4 < b.pooled_q) copy_words<fragments>(to + tile * 4 * b.filters * 2, largest);
+    even = next;
+  }
+}
+
+/// y from a band's maxima along rows: those of its first three rows, and those of the two before and its first.
+template <int fragments>
+__device__ __forceinline__ void pool_down(const FirstConvolution& p, const FirstShared& shared,
+                                          const OutputBands::Band& band, bool first_of_walk, int first_filter) {
+  using Words = FilterWords<fragments>;
+  const OutputBands& b = p.bands;
+  const int row_bytes = FirstShared::result_row(b);
+  const int pooled_row = band.row / 2;
+  const auto larger = [](const Words& one, const Words& other) {
+    Words words;
+#pragma unroll
+    for (int u = 0; u < fragments; ++u) words.w[u] = max_halves(one.w[u], other.w[u]);
+    return words;
+  };
+  for (int i = static_cast<int>(threadIdx.x); i < b.pooled_q * 8; i += static_cast<int>(blockDim.x)) {
+    unsigned char* at = shared.results() + i * static_cast<int>(sizeof(Words));
+    Words rows[4];
+#pragma unroll
+    for (int row = 0; row < 4; ++row) rows[row] = *reinterpret_cast<const Words*>(at + row * row_bytes);
+    auto& left = *reinterpret_cast<Words*>(at + 4 * row_bytes);
+    const int filter = first_filter + i % 8 * 2 * fragments;
+    const int pixel = (band.image * b.pooled_p + pooled_row) * b.pooled_q + i / 8;
+    if (!first_of_walk && pooled_row <= b.pooled_p)
+      store_filters<fragments>(p, pixel - b.pooled_q, filter, larger(left, rows[0]));
+    if (pooled_row < b.pooled_p) store_filters<fragments>(p, pixel, filter, larger(larger(rows[0], rows[1]), rows[2]));
+    left = larger(rows[2], rows[3]);
+  }
+}
+
+}  // namespace nibblenet

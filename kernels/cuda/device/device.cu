@@ -1,0 +1,125 @@
+#include "kernels/cuda/device/check.h"
+#include "kernels/cuda/device/device.h"
+
+namespace nibblenet {
+
+std::optional<std::string> cuda_problem() {
+  int devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status == cudaErrorInsufficientDriver || status == cudaErrorInitializationError)
+    return "there is no NVIDIA driver that CUDA can use";
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && devices == 0)) return "the driver sees no GPU";
+  if (status != cudaSuccess) return fmt::format("CUDA says: {}", cudaGetErrorString(status));
+  return std::nullopt;
+}
+
+Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
+
+Stream::~Stream() { cudaStreamDestroy(stream_); }
+
+void Stream::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+Event::Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
+
+Event::~Event() { cudaEventDestroy(event_); }
+
+void Event::record(Stream& stream) { check(cudaEventRecord(event_, stream.get()), "cudaEventRecord"); }
+
+void Event::synchronize() { check(cudaEventSynchronize(event_), "waiting for an event"); }
+
+float Event::since(const Event& start) const {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, start.event_, event_), "cudaEventElapsedTime");
+  return milliseconds;
+}
+
+void Graph::begin(Stream& stream) {
+  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+}
+
+void Graph::abandon(Stream& stream) noexcept {
+  cudaGraph_t graph = nullptr;
+  if (cudaStreamEndCapture(stream.get(), &graph) == cudaSuccess) cudaGraphDestroy(graph);
+  cudaGetLastError();  // it would be reported again by the next launch
+}
+
+void Graph::end(Stream& stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream.get(), &graph), "cudaStreamEndCapture");
+  size_t nodes = 0;
+  cudaError_t status = cudaGraphGetNodes(graph, nullptr, &nodes);
+  if (status == cudaSuccess) status = cudaGraphInstantiate(&graph_, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "cudaGraphInstantiate");
+  nodes_ = static_cast<int64_t>(nodes);
+}
+
+Graph::~Graph() { cudaGraphExecDestroy(graph_); }
+
+void Graph::launch(Stream& stream) { check(cudaGraphLaunch(graph_, stream.get()), "cudaGraphLaunch"); }
+
+Device::Device() {
+  if (const auto problem = cuda_problem()) throw CudaError(*problem);
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  int driver = 0;
+  int runtime = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+  multiprocessors_ = properties.multiProcessorCount;
+#ifdef NIBBLENET_WARPGROUPS
+  has_warpgroups_ = properties.major == 9;
+#endif
+  l2_bytes_ = static_cast<size_t>(properties.l2CacheSize);
+  description_ = fmt::format("{}, compute capability {}.{}, {} SMs, CUDA {}.{}, driver for CUDA {}.{}", properties.name,
+                             properties.major, properties.minor, properties.multiProcessorCount, runtime / 1000,
+                             runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
+}
+
+DeviceMemory Device::memory() const {
+  size_t available = 0;
+  size_t total = 0;
+  check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  return {total - available, total};
+}
+
+void* Device::allocate(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it would be reported again by the next launch
+    const DeviceMemory state = memory();
+    fail<CudaError>("the GPU has no {} bytes left: {} of {} are in use; try a smaller --batch", bytes, state.used,
+                    state.total);
+  }
+  check(status, "cudaMalloc");
+  return data;
+}
+
+void Device::deallocate(void* data) noexcept { cudaFree(data); }
+
+void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(destination, host, bytes, cudaMemcpyHostToDevice, stream.get()), "copying to the GPU");
+  stream.synchronize();
+}
+
+void copy_from_device(void* host, const void* source, size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, stream.get()), "copying from the GPU");
+  stream.synchronize();
+}
+
+void copy_on_device(void* destination, const void* source, size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, stream.get()), "copying on the GPU");
+}
+
+void fill_zero(void* destination, size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
+  check(cudaMemsetAsync(destination, 0, bytes, stream.get()), "clearing memory of the GPU");
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,38 @@
+#pragma once
+
+#include "engine/core/half.h"
+#include "kernels/cuda/device/gpu.h"
+
+namespace nibblenet {
+
+// Activations are float or f16 in memory and float32 in registers.
+
+__device__ __forceinline__ float load_element(const float* data, int64_t index) { return data[index]; }
+__device__ __forceinline__ float load_element(const f16* data, int64_t index) {
+  return __half2float(__half(__half_raw{data[index].bits}));
+}
+
+__device__ __forceinline__ void store_element(float* data, int64_t index, float value) { data[index] = value; }
+__device__ __forceinline__ void store_element(f16* data, int64_t index, float value) {
+  data[index].bits = static_cast<__half_raw>(__float2half_rn(value)).x;
+}
+
+/// Two halves as one word, the first one in its lower half.
+__device__ __forceinline__ uint32_t pair_of_halves(float first, float second) {
+  f16 pair[2];
+  store_element(pair, 0, first);
+  store_element(pair, 1, second);
+  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
+}
+
+/// max(x, 0) that keeps NaN: a diverged network must show.
+__device__ __forceinline__ float relu(float x) { return x < 0.0F ? 0.0F : x; }
+
+/// Calls f(i) for every i < count, spread over all threads of the grid.
+template <class F>
+__device__ __forceinline__ void for_each_index(int64_t count, F f) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) f(i);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,75 @@
+#pragma once
+
+#ifndef GPU_HOST_EXECUTION
+#include <nvtx3/nvToolsExt.h>
+#endif
+
+#include "kernels/cuda/device/check.h"
+#include "kernels/cuda/device/device.h"
+
+namespace nibblenet {
+
+/// Blocks of a launch and the threads in each of them, one-dimensional.
+struct Grid {
+  dim3 blocks;
+  unsigned threads;
+  size_t shared_bytes = 0;  ///< of dynamic_shared()
+  bool early = false;       ///< the kernel itself waits for the one before: wait_for_kernel_before()
+};
+
+/// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
+inline Grid grid_for(int64_t items, unsigned threads = 256) {
+  constexpr int64_t most = 1 << 20;
+  const int64_t blocks = (items + threads - 1) / threads;
+  return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), threads};
+}
+
+#ifndef GPU_HOST_EXECUTION
+/// Whether a kernel was compiled for GPUs that can launch it early: code for older ones does not wait.
+template <class Kernel>
+bool knows_how_to_wait(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.ptxVersion >= 90;
+}
+#endif
+
+/// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the work. A grid without
+/// blocks is nothing to do.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, const Work& work, const Grid& grid, Stream& stream, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
+#ifdef GPU_HOST_EXECUTION
+  hostexec::run_grid(
+      name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
+#else
+  nvtxRangePushA(name);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream.get();
+  constexpr size_t free_to_use = 16 << 10;  // more may, with what a kernel has anyway, have to be asked for
+  if (grid.shared_bytes > free_to_use)
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
+        name);
+  // A multiprocessor has to be empty before it divides its memory into caches and shared memory anew: kernels that
+  // follow each other closely all want the same.
+  if (grid.early)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          name);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = grid.early && knows_how_to_wait(kernel) ? 1 : 0;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  nvtxRangePop();
+  check(status, name);
+#endif
+  stream.count(work);
+}
+
+}  // namespace nibblenet

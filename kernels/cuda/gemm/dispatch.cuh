@@ -1,0 +1,54 @@
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cuda/gemm/gradient_epilogue.cuh"
+
+namespace nibblenet {
+
+/// Calls f(Y* y, const X* x) with the types that the views hold: the one place where activations' precision becomes a
+/// type.
+template <class F>
+void with_pointers(Activations y, ConstActivations x, F f) {
+  const bool to_halves = y.precision() == Precision::float16;
+  if (x.precision() == Precision::float16) {
+    if (to_halves)
+      f(y.halves().data(), x.halves().data());
+    else
+      f(y.floats().data(), x.halves().data());
+  } else if (to_halves) {
+    f(y.halves().data(), x.floats().data());
+  } else {
+    f(y.floats().data(), x.floats().data());
+  }
+}
+
+/// The elements of a view that holds them as T. Throws Error where it does not.
+template <class T>
+const T* elements_of(ConstActivations x) {
+  if constexpr (std::is_same_v<T, f16>)
+    return x.halves().data();
+  else
+    return x.floats().data();
+}
+
+/// Calls f(T* y, const T* x) for views of one precision. Throws Error where they differ.
+template <class F>
+void with_pointers_of_one(Activations y, ConstActivations x, F f) {
+  if (y.precision() == Precision::float16)
+    f(y.halves().data(), x.halves().data());
+  else
+    f(y.floats().data(), x.floats().data());
+}
+
+inline bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+/// Whether a kernel can store dx as HalfGradient does.
+inline bool fits_half_gradient(ConstActivations dx, const GradientStore& store) {
+  return dx.precision() == Precision::float16 && on_16_bytes(dx.data()) && on_16_bytes(store.relu_output.data());
+}
+inline HalfGradient half_gradient(Activations dx, const GradientStore& store) {
+  return {static_cast<uint4*>(dx.data()), reinterpret_cast<const uint4*>(store.relu_output.halves().data()),
+          store.overflow.data()};
+}
+
+}  // namespace nibblenet

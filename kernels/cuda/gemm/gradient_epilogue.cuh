@@ -1,0 +1,38 @@
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+
+namespace nibblenet {
+
+__device__ __forceinline__ uint4 eight_halves(const float (&values)[8]) {
+  return {pair_of_halves(values[0], values[1]), pair_of_halves(values[2], values[3]),
+          pair_of_halves(values[4], values[5]), pair_of_halves(values[6], values[7])};
+}
+
+/// GradientStore for halves, eight at a time: dx and the ReLU's output lie on 16 bytes.
+struct HalfGradient {
+  uint4* dx;
+  const uint4* relu_output;  ///< null: no ReLU
+  uint32_t* overflow;        ///< null: nobody asks
+
+  /// Elements [8 i, 8 i + 8) of dx.
+  __device__ __forceinline__ void store(int64_t i, uint4 v) const {
+    if (relu_output != nullptr) {
+      const uint4 y = relu_output[i];
+      v = {v.x & greater_halves(y.x, 0), v.y & greater_halves(y.y, 0), v.z & greater_halves(y.z, 0),
+           v.w & greater_halves(y.w, 0)};
+    }
+    dx[i] = v;
+    // Of many threads that see one, it does not matter which writes.
+    if (overflow != nullptr && (not_finite(v.x) | not_finite(v.y) | not_finite(v.z) | not_finite(v.w)) != 0)
+      atomicMax(overflow, 1U);
+  }
+
+ private:
+  /// Not 0 where either half is not finite: adding to an exponent of ones, and to no other, carries into the sign.
+  static __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
+    return ((pair & 0x7C007C00U) + 0x04000400U) & 0x80008000U;
+  }
+};
+
+}  // namespace nibblenet

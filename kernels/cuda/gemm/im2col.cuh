@@ -1,0 +1,125 @@
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+
+// Images as matrices: the operands of convolutions written as products ("implicit GEMM"), computed from the index and
+// never stored. A row of x's matrix holds the R S C elements that one output pixel meets, tap by tap, channels
+// innermost; elements in the padding are 0.
+
+namespace nibblenet {
+
+/// Sizes of a convolution. A product behind the flatten is one with H = W = R = S = 1.
+struct ConvolutionSizes {
+  int n = 0, h = 0, w = 0, c = 0;  ///< x [N, H, W, C]
+  int p = 0, q = 0, k = 0;         ///< y [N, P, Q, K]
+  int size = 1;                    ///< R = S
+  int stride = 1;
+  int padding = 0;
+
+  __host__ __device__ int taps() const { return size * size; }
+  __host__ __device__ int length() const { return taps() * c; }
+  __host__ __device__ int outputs() const { return n * p * q; }  ///< pixels of y
+  __host__ __device__ int inputs() const { return n * h * w; }   ///< pixels of x
+};
+
+/// Place of weight k (in device order) of a filter in PyTorch's order.
+__device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
+  const int tap = k / channels;
+  return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
+}
+
+/// x [N, H, W, C] as a matrix [output pixels, R S C].
+template <class T>
+struct Windows {
+  ConvolutionSizes sizes;
+  const T* x;
+
+  /// Where the window of an output pixel lies.
+  struct Row {
+    const T* image = nullptr;  ///< null: there is no such pixel
+    int h = 0;                 ///< of the window's first row, may be in the padding
+    int w = 0;
+  };
+
+  __device__ Row row(int pixel) const {
+    if (pixel >= sizes.outputs()) return {};
+    const int across = pixel / sizes.q;
+    const int image = across / sizes.p;
+    return {x + static_cast<int64_t>(image) * sizes.h * sizes.w * sizes.c,
+            (across - image * sizes.p) * sizes.stride - sizes.padding,
+            (pixel - across * sizes.q) * sizes.stride - sizes.padding};
+  }
+
+  /// Element `channel` of tap `tap`, or null in the padding.
+  __device__ const T* at(const Row& row, int tap, int channel) const {
+    const int r = tap / sizes.size;
+    const int h = row.h + r;
+    const int w = row.w + tap - r * sizes.size;
+    const bool inside = h >= 0 && h < sizes.h && w >= 0 && w < sizes.w;
+    return inside ? row.image + (static_cast<int64_t>(h) * sizes.w + w) * sizes.c + channel : nullptr;
+  }
+
+  /// Elements [k, k + 8) of a row, zeros outside.
+  __device__ void load8(const Row& row, int k, float (&v)[8]) const {
+    int tap = k / sizes.c;
+    int channel = k - tap * sizes.c;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const T* element = row.image != nullptr && k + i < sizes.length() ? at(row, tap, channel) : nullptr;
+      v[i] = element != nullptr ? load_element(element, 0) : 0.0F;
+      if (++channel == sizes.c) {
+        channel = 0;
+        ++tap;
+      }
+    }
+  }
+};
+
+/// dy [N, P, Q, K] as a matrix [input pixels, R S K]: what reaches an input pixel through each tap.
+template <class T>
+struct Contributions {
+  ConvolutionSizes sizes;
+  const T* dy;
+
+  struct Row {
+    const T* image = nullptr;  ///< null: there is no such pixel
+    int h = 0;                 ///< of the input pixel, counted from the padding's edge
+    int w = 0;
+  };
+
+  __device__ Row row(int pixel) const {
+    if (pixel >= sizes.inputs()) return {};
+    const int across = pixel / sizes.w;
+    const int image = across / sizes.h;
+    return {dy + static_cast<int64_t>(image) * sizes.p * sizes.q * sizes.k, across - image * sizes.h + sizes.padding,
+            pixel - across * sizes.w + sizes.padding};
+  }
+
+  /// What filter `filter` sends through tap `tap`, or null: nothing.
+  __device__ const T* at(const Row& row, int tap, int filter) const {
+    const int r = tap / sizes.size;
+    const int down = row.h - r;
+    const int across = row.w - (tap - r * sizes.size);
+    const int p = down / sizes.stride;
+    const int q = across / sizes.stride;
+    const bool inside = down >= 0 && across >= 0 && p * sizes.stride == down && q * sizes.stride == across &&
+                        p < sizes.p && q < sizes.q;
+    return inside ? row.image + (static_cast<int64_t>(p) * sizes.q + q) * sizes.k + filter : nullptr;
+  }
+
+  __device__ void load8(const Row& row, int k, float (&v)[8]) const {
+    int tap = k / sizes.k;
+    int filter = k - tap * sizes.k;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const T* element = row.image != nullptr && tap < sizes.taps() ? at(row, tap, filter) : nullptr;
+      v[i] = element != nullptr ? load_element(element, 0) : 0.0F;
+      if (++filter == sizes.k) {
+        filter = 0;
+        ++tap;
+      }
+    }
+  }
+};
+
+}  // namespace nibblenet

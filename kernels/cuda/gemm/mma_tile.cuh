@@ -1,0 +1,245 @@
+#pragma once
+
+#include "kernels/cuda/gemm/epilogue.cuh"
+#include "kernels/cuda/gemm/im2col.cuh"
+#include "kernels/cuda/weights/superblock_scales.cuh"
+#include "kernels/cuda/weights/unpack.cuh"
+
+// What a block of the tensor-core product (kernels/cuda/gemm/mma.cuh) keeps in shared memory, and what a warp
+// does with it: a ring of superblocks, and the piece of the input that the block's output pixels look at, 64 channels
+// ("a slice") at a time. Unlike a matrix of windows, this piece holds each input pixel once, whatever the filter's size
+// (performance of direct convolution; Chetlur et al. 2014 re-read it for every tap).
+
+namespace nibblenet {
+
+inline constexpr int warps_down_tile = 2;  ///< warps below each other, each on superblocks of its own rows
+inline constexpr int tile_rows = warps_down_tile * Superblocks::size;
+inline constexpr int warp_tiles = 4;  ///< 8 output pixels each, that a warp multiplies its superblock by
+inline constexpr int warp_columns = 8 * warp_tiles;
+/// Of a block; fewer, with more registers each, where a code takes two look-ups.
+template <class Codes>
+inline constexpr int most_warps_across = Codes::integers || Codes::bits <= 4 || Codes::bits == 16 ? 6 : 4;
+inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is multiplied, the others are on their way
+inline constexpr int slice = 64;         ///< channels
+inline constexpr int slice_bytes = 128;  ///< of a pixel
+
+/// Max pooling of a block's results before they are written.
+struct MaxPooling {
+  int size = 0;  ///< of the window; 0: none
+  int stride = 1;
+  int p = 0, q = 0;  ///< of y
+  int rows = 0;      ///< of y that a block has
+};
+
+/// The output pixels of a block, its columns, and the input that they need. A linear layer is a convolution of images
+/// of one pixel.
+struct PixelBlocks {
+  ConvolutionSizes sizes = {};
+  int images = 0;    ///< of a block
+  int rows = 0;      ///< output rows of each of them
+  int row_step = 0;  ///< from one block's rows to the next one's
+  int bands = 0;     ///< blocks that cover an image's rows
+  int height = 0;    ///< of the piece of an image that these rows need
+  int width = 0;
+  int slots = 0;            ///< slices in shared memory
+  MaxPooling pooling = {};  ///< of the results
+
+  __host__ __device__ int columns() const { return images * rows * sizes.q; }
+  __host__ __device__ int positions() const { return images * height * width; }
+  __host__ __device__ int slices() const { return (sizes.c + slice - 1) / slice; }
+
+  struct Column {
+    int image, row, q;  ///< inside the block
+  };
+  __device__ Column column(int i) const {
+    const int across = i / sizes.q;
+    return {across / rows, across % rows, i - across * sizes.q};
+  }
+  /// Where the first tap of a column finds its pixel. Columns that do not exist get any place.
+  __device__ int position(int i) const {
+    if (i >= columns()) return 0;
+    const Column c = column(i);
+    return (c.image * height + c.row * sizes.stride) * width + c.q * sizes.stride;
+  }
+  /// Output pixel of a column of a block; -1: none.
+  __device__ int pixel(int block, int i) const {
+    if (i >= columns()) return -1;
+    const Column c = column(i);
+    const int image = block / bands * images + c.image;
+    const int row = block % bands * row_step + c.row;
+    return image < sizes.n && row < sizes.p ? (image * sizes.p + row) * sizes.q + c.q : -1;
+  }
+};
+
+/// Where 16 bytes of a slice lie: neighbouring pixels have their pieces in changing order, so that eight lanes that
+/// read every other piece of two of them meet no bank twice.
+__device__ __forceinline__ int slice_offset(int position, int piece) {
+  return position * slice_bytes + ((piece ^ (position & 1)) << 4);
+}
+
+/// Starts copying slice `index` of a block's piece of x; zeros in the padding and outside of x. All threads.
+__device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, int block, int index,
+                                           unsigned char* to) {
+  constexpr int pieces = slice_bytes / 16;
+  const ConvolutionSizes& s = b.sizes;
+  const int first_h = block % b.bands * b.row_step * s.stride - s.padding;
+  for (int i = static_cast<int>(threadIdx.x); i < b.positions() * pieces; i += static_cast<int>(blockDim.x)) {
+    const int position = i / pieces;
+    const int piece = i % pieces;
+    const int down = position / b.width;
+    const int image = down / b.height;
+    const int n = block / b.bands * b.images + image;
+    const int h = first_h + down - image * b.height;
+    const int w = position - down * b.width - s.padding;
+    const int channel = index * slice + piece * 8;
+    const bool inside = n < s.n && h >= 0 && h < s.h && w >= 0 && w < s.w && channel < s.c;
+    const f16* from = inside ? x + ((static_cast<int64_t>(n) * s.h + h) * s.w + w) * s.c + channel : x;
+    cp_async_16(to + slice_offset(position, piece), from, inside);
+  }
+}
+
+/// Starts copying the `across`-th superblocks of a block's rows; zeros where there are no rows. All threads.
+template <int bits>
+__device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_down,
+                                                 int across, unsigned char* to) {
+  constexpr int pieces = bits * Superblocks::row_bytes / 16;
+  for (int i = static_cast<int>(threadIdx.x); i < warps_down_tile * pieces; i += static_cast<int>(blockDim.x)) {
+    const int down = first_down + i / pieces;
+    const bool inside = down < layout.down();
+    const int64_t superblock = down * layout.across() + across;
+    const uint8_t* from = inside ? codes + (superblock * pieces + i % pieces) * 16 : codes;
+    cp_async_16(to + i * 16, from, inside);
+  }
+}
+
+/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in halves.
+struct FragmentSteps {
+  uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
+};
+
+/// Of the `across`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
+/// differ they are 1.
+template <class Codes>
+__device__ __forceinline__ void load_steps(const SuperblockWeights& w, int down, int across, FragmentSteps& to) {
+  const SuperblockSteps& steps = w.steps;
+  const RowGroups groups(steps, w.rows, down);
+  const int before = steps.groups_before(across);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int group = groups.first[i] + before;
+    float zero = 0.0F;
+    if constexpr (Codes::integers)
+      if (steps.zero_points != nullptr) zero = Codes::zero - static_cast<float>(steps.zero_points[group]);
+    to.of_row[i] = half_bits(steps.differ ? steps.steps.scale(group) * w.step_factor : 1.0F) | half_bits(zero) << 16;
+  }
+}
+
+__device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t (&a)[4][4]) {
+  constexpr uint32_t one = 0x3C003C00U;
+  constexpr uint32_t minus_zero = 0x80008000U;
+#pragma unroll
+  for (int row = 0; row < 8; ++row) {
+    const uint32_t step = __byte_perm(steps.of_row[row], 0, 0x1010);
+    const uint32_t zero = __byte_perm(steps.of_row[row], 0, 0x3232);
+#pragma unroll
+    for (int r = row % 2; r < 4; r += 2)
+      a[row / 2][r] = fma_halves(fma_halves(a[row / 2][r], one, zero), step, minus_zero);
+  }
+}
+
+/// Sums of a warp: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile + 8).
+struct TileSums {
+  float d[warp_tiles][4][4];
+};
+
+/// Column, of a warp's, of the e-th sum of a lane's row in a tile.
+__device__ __forceinline__ int column_of_sum(int tile, int e) {
+  return 8 * tile + static_cast<int>(threadIdx.x) % 4 * 2 + e;
+}
+/// Calls begin(row) for each of a lane's rows of the superblock, and what it returns with (tile, e, sum) for each of
+/// the row's sums.
+template <class Begin>
+__device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    auto use = begin(8 * i + static_cast<int>(threadIdx.x) % 32 / 4);
+#pragma unroll
+    for (int tile = 0; tile < warp_tiles; ++tile)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) use(tile, e, sums.d[tile][i / 2][i % 2 * 2 + e]);
+  }
+}
+
+/// Words [first, first + count) of a lane's codes in a superblock in shared memory.
+template <int first, int count>
+__device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t (&words)[count]) {
+  constexpr int begin = first / 4;
+  constexpr int end = (first + count + 3) / 4;
+#pragma unroll
+  for (int i = begin; i < end; ++i) {
+    const uint4 v = *reinterpret_cast<const uint4*>(codes + i * Superblocks::row_bytes + threadIdx.x % 32 * 16);
+    const uint32_t four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (4 * i + e >= first && 4 * i + e < first + count) words[4 * i + e - first] = four[e];
+  }
+}
+
+/// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold it for two.
+/// `position`: of the lane's column of each tile, at the tap.
+template <int pair>
+__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[warp_tiles],
+                                            uint4 (&x)[warp_tiles]) {
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile) {
+    const int piece = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
+    x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], piece));
+  }
+}
+
+/// sums += a chunk * x: the first or the second of the two whose columns x holds.
+template <class Codes>
+__device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[warp_tiles],
+                                               bool first, const typename Codes::Table& table,
+                                               const FragmentSteps& steps, bool with_steps, TileSums& sums) {
+  uint32_t a[4][4];
+  Codes{}.decode(chunk, table, a);
+  if (with_steps) apply_steps(steps, a);
+#pragma unroll
+  for (int tile = 0; tile < warp_tiles; ++tile) {
+    const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
+#pragma unroll
+    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
+  }
+}
+
+/// sums += half `pair` of a superblock's chunks * x.
+template <class Codes, int pair>
+__device__ __forceinline__ void multiply_chunks(const unsigned char* codes, const unsigned char* pixels,
+                                                const int (&position)[warp_tiles], const typename Codes::Table& table,
+                                                const FragmentSteps& steps, bool with_steps, TileSums& sums) {
+  uint32_t words[2 * Codes::bits];
+  load_words<2 * pair * Codes::bits>(codes, words);
+  uint4 x[warp_tiles];
+  load_pixels<pair>(pixels, position, x);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint32_t chunk[Codes::bits];
+#pragma unroll
+    for (int j = 0; j < Codes::bits; ++j) chunk[j] = words[i * Codes::bits + j];
+    multiply_chunk<Codes>(chunk, x, i == 0, table, steps, with_steps, sums);
+  }
+}
+
+/// sums += superblock * x. `codes`: the warp's superblock, `pixels`: the slice, `position`: of the lane's column of
+/// each tile, at the tap. `with_steps`: fragments are multiplied by `steps`.
+template <class Codes>
+__device__ __forceinline__ void multiply_superblock(const unsigned char* codes, const unsigned char* pixels,
+                                                    const int (&position)[warp_tiles],
+                                                    const typename Codes::Table& table, const FragmentSteps& steps,
+                                                    bool with_steps, TileSums& sums) {
+  multiply_chunks<Codes, 0>(codes, pixels, position, table, steps, with_steps, sums);
+  multiply_chunks<Codes, 1>(codes, pixels, position, table, steps, with_steps, sums);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,198 @@
+#pragma once
+
+#include "kernels/cuda/gemm/im2col.cuh"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/superblock.h"
+#include "kernels/cuda/weights/weight_cuda.h"
+
+// Parameters while they train: a step of SGD, and the copies in halves that the tensor cores multiply.
+
+namespace nibblenet {
+
+/// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights
+/// stay 0.
+__device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const SgdParameters& parameters) {
+  const float gradient = dw + parameters.weight_decay * w;
+  const bool pruned = parameters.keep_zeros && w == 0.0F;
+  v = pruned ? 0.0F : parameters.momentum * v + gradient;
+  w -= parameters.learning_rate * v;
+}
+
+/// Halves of a weight that trains, in device order: row by row for the gradients' products, and as the forward
+/// product's superblocks where it has them. Weights are multiplied by `factor` before they are rounded.
+struct HalfCopies {
+  f16* rows = nullptr;  ///< [K, R S C]; null: no copies
+  unsigned char* superblocks = nullptr;
+  Superblocks layout;
+  int length = 0;  ///< R S C
+  float factor = 1.0F;
+
+  __device__ void store(int filter, int column, float w) const {
+    if (rows == nullptr) return;
+    store_element(rows, static_cast<int64_t>(filter) * length + column, w * factor);
+    if (superblocks != nullptr) store_element(superblock_pair(filter, column), column % 2, w * factor);
+  }
+  /// Of an even column and the next one; rows are of even length.
+  __device__ void store_pair(int filter, int column, const float2& w) const {
+    if (rows == nullptr) return;
+    const uint32_t word = pair_of_halves(w.x * factor, w.y * factor);
+    *reinterpret_cast<uint32_t*>(rows + static_cast<int64_t>(filter) * length + column) = word;
+    if (superblocks != nullptr) *reinterpret_cast<uint32_t*>(superblock_pair(filter, column)) = word;
+  }
+
+ private:
+  /// Where the halves of an even column and the next one lie.
+  __device__ f16* superblock_pair(int filter, int column) const {
+    const Superblocks::Place place = Superblocks::place(filter, column);
+    return reinterpret_cast<f16*>(superblocks + layout.offset(filter, column) +
+                                  layout.byte_of_word(place, place.value));
+  }
+};
+inline HalfCopies half_copies_of(WeightCuda& w) {
+  return {w.rows_in_halves(), w.superblocks_in_halves(), w.superblock_layout(),
+          static_cast<int>(w.shape().inner_elements()), w.normalisation()};
+}
+
+/// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by `factor`: they are
+/// stored, or they are a step of SGD at once.
+struct ParameterGradients {
+  int filters = 0, channels = 0, taps = 1;
+  float factor = 1.0F;
+  float* dw = nullptr;  ///< [K, C, taps]; null: a step
+  float* dbias = nullptr;
+  float *w = nullptr, *w_velocity = nullptr, *bias = nullptr, *bias_velocity = nullptr;
+  SgdParameters sgd = {};
+  HalfCopies halves = {};
+
+  __host__ __device__ int length() const { return channels * taps; }
+  /// Of the weight at `column` of the filter in device order.
+  __device__ void store(int filter, int column, float sum) const {
+    const int64_t i = torch_index(filter, column, channels, taps);
+    if (dw != nullptr) {
+      dw[i] = sum * factor;
+      return;
+    }
+    float weight = w[i];
+    sgd_update(weight, w_velocity[i], sum * factor, sgd);
+    w[i] = weight;
+    halves.store(filter, column, weight);
+  }
+  /// Of an even column and the next one, which may not exist.
+  __device__ void store_pair(int filter, int column, float first, float second) const {
+    if (taps != 1 || channels % 2 != 0) {
+      store(filter, column, first);
+      if (column + 1 < length()) store(filter, column + 1, second);
+      return;
+    }
+    const int64_t i = static_cast<int64_t>(filter) * channels + column;
+    const float2 gradient = {first * factor, second * factor};
+    if (dw != nullptr) {
+      *reinterpret_cast<float2*>(dw + i) = gradient;
+      return;
+    }
+    float2 weight = *reinterpret_cast<const float2*>(w + i);
+    float2 velocity = *reinterpret_cast<const float2*>(w_velocity + i);
+    sgd_update(weight.x, velocity.x, gradient.x, sgd);
+    sgd_update(weight.y, velocity.y, gradient.y, sgd);
+    *reinterpret_cast<float2*>(w + i) = weight;
+    *reinterpret_cast<float2*>(w_velocity + i) = velocity;
+    halves.store_pair(filter, column, weight);
+  }
+  /// Whether store_fours() can be used: neighbours in device order are neighbours in PyTorch's.
+  __device__ bool has_fours() const { return taps == 1 && channels % 4 == 0; }
+  /// Of `count` times four neighbouring columns. What is read is asked for at once, so
+  /// that the steps wait for memory together.
+  template <int count>
+  __device__ __forceinline__ void store_fours(const int (&filter)[count], const int (&column)[count],
+                                              const float4 (&sum)[count]) const {
+    float4 weight[count] = {};
+    float4 velocity[count] = {};
+    bool exists[count];
+#pragma unroll
+    for (int e = 0; e < count; ++e) {
+      exists[e] = filter[e] < filters && column[e] < channels;
+      if (dw != nullptr || !exists[e]) continue;
+      weight[e] = *reinterpret_cast<const float4*>(w + static_cast<int64_t>(filter[e]) * channels + column[e]);
+      velocity[e] =
+          *reinterpret_cast<const float4*>(w_velocity + static_cast<int64_t>(filter[e]) * channels + column[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < count; ++e) {
+      if (!exists[e]) continue;
+      const int64_t i = static_cast<int64_t>(filter[e]) * channels + column[e];
+      const float4 gradient = {sum[e].x * factor, sum[e].y * factor, sum[e].z * factor, sum[e].w * factor};
+      if (dw != nullptr) {
+        *reinterpret_cast<float4*>(dw + i) = gradient;
+        continue;
+      }
+      sgd_update(weight[e].x, velocity[e].x, gradient.x, sgd);
+      sgd_update(weight[e].y, velocity[e].y, gradient.y, sgd);
+      sgd_update(weight[e].z, velocity[e].z, gradient.z, sgd);
+      sgd_update(weight[e].w, velocity[e].w, gradient.w, sgd);
+      *reinterpret_cast<float4*>(w + i) = weight[e];
+      *reinterpret_cast<float4*>(w_velocity + i) = velocity[e];
+      halves.store_pair(filter[e], column[e], {weight[e].x, weight[e].y});
+      halves.store_pair(filter[e], column[e] + 2, {weight[e].z, weight[e].w});
+    }
+  }
+  __device__ void store_bias(int filter, float sum) const {
+    if (dw != nullptr) {
+      dbias[filter] = sum * factor;
+      return;
+    }
+    SgdParameters without_pruning = sgd;
+    without_pruning.keep_zeros = false;
+    sgd_update(bias[filter], bias_velocity[filter], sum * factor, without_pruning);
+  }
+};
+
+/// Those that make a step; sizes are still to be set.
+inline ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameters parameters) {
+  return {.factor = factor,
+          .w = layer.weight.values().data(),
+          .w_velocity = layer.weight_velocity.data(),
+          .bias = layer.bias.data(),
+          .bias_velocity = layer.bias_velocity.data(),
+          .sgd = parameters,
+          .halves = half_copies_of(static_cast<WeightCuda&>(layer.weight))};
+}
+
+/// The same of sums that are cut into parts, each a block's, where they are stored first.
+struct WeightGradient {
+  ParameterGradients result;
+  float* partial = nullptr;       ///< [parts, K, R S C]; null: the sums are whole
+  float* partial_bias = nullptr;  ///< [parts, K]
+
+  __device__ void store(int part, int filter, int column, float sum) const {
+    if (partial == nullptr) return result.store(filter, column, sum);
+    partial[(static_cast<int64_t>(part) * result.filters + filter) * result.length() + column] = sum;
+  }
+  __device__ void store_pair(int part, int filter, int column, float first, float second) const {
+    if (partial == nullptr) return result.store_pair(filter, column, first, second);
+    float* to = partial + (static_cast<int64_t>(part) * result.filters + filter) * result.length();
+    to[column] = first;
+    if (column + 1 < result.length()) to[column + 1] = second;
+  }
+  /// Of a filter that may not exist.
+  __device__ void store_bias(int part, int filter, float sum) const {
+    if (filter >= result.filters) return;
+    if (partial == nullptr)
+      result.store_bias(filter, sum);
+    else
+      partial_bias[part * result.filters + filter] = sum;
+  }
+};
+/// dw and dbias = sums over parts, the first one first.
+void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream);
+namespace cuda {
+/// Of few channels, float16: false, and nothing was started, unless K is a multiple of 8, windows and images' rows
+/// begin at whole words, windows overlap, and an output row with all that it meets fits into shared memory.
+[[nodiscard]] bool few_channels_weight_gradient(const ParameterGradients& result, ConstActivations dy,
+                                                ConstActivations x, const ConvolutionSizes& sizes, Workspace& workspace,
+                                                Stream& stream);
+/// False, and nothing was started: see warpgroup_linear_forward.
+[[nodiscard]] bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
+                                             const ConvolutionSizes& sizes, Workspace& workspace, Stream& stream);
+}  // namespace cuda
+
+}  // namespace nibblenet

@@ -1,0 +1,259 @@
+// Convolutions as products of matrices that are never stored (implicit GEMM; Chetlur et al. 2014, arXiv 1410.0759,
+// section 3). A linear layer is a convolution of 1 x 1 images.
+
+#include <algorithm>
+
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/gemm/convolution_sizes.cuh"
+#include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/operands.cuh"
+#include "kernels/cuda/gemm/plain.cuh"
+#include "kernels/cuda/operations.h"
+
+namespace nibblenet {
+namespace {
+
+int tiles(int64_t size) { return static_cast<int>((size + tile - 1) / tile); }
+
+template <class Weights>
+void float32_forward(TensorView<float> y, TensorView<const float> x, const Weights& weights, const float* bias,
+                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+  const BiasResult<float*> result{y.data(), bias, s.k, s.outputs(), 1.0F, with_relu};
+  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 256};
+  launch("conv2d_forward", work, grid, stream,
+         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float*>>,
+         FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, x.data()}}, result, s.length(), s.length());
+}
+
+template <class T>
+void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
+                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
+  const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+  const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
+  with_half_operands(y.data(), w, bias, s, with_relu,
+                     [&]<class Weights>(const Weights& weights, const BiasResult<T*>& result, float factor) {
+                       launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights,
+                              Windows<f16>{s, x.data()}, result, s.length(), factor, aligned);
+                     });
+}
+
+void forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+             const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
+  const bool with_relu = epilogue == Epilogue::relu;
+  const ResidentSize resident = w.resident();
+  const Work work = work_of(s, static_cast<double>(resident.total()), static_cast<double>(bytes_of(x.precision())));
+  if (x.precision() == Precision::float16) {
+    if (y.precision() == Precision::float16)
+      float16_forward(y.halves(), x.halves(), w, bias.data(), s, with_relu, work, stream);
+    else
+      float16_forward(y.floats(), x.halves(), w, bias.data(), s, with_relu, work, stream);
+    return;
+  }
+  const FilterSizes sizes = filter_sizes(s);
+  if (w.form() == WeightCuda::Form::packed)
+    float32_forward(y.floats(), x.floats(), packed_operand(w, sizes), bias.data(), s, with_relu, work, stream);
+  else if (w.form() == WeightCuda::Form::float32)
+    float32_forward(y.floats(), x.floats(), Float32Weights{sizes, w.floats().data()}, bias.data(), s, with_relu, work,
+                    stream);
+  else
+    throw Error("float32 activations need packed or float32 weights, got float16");
+}
+
+/// Operand of the data gradient: filters as [C, R S K], what each output channel's taps do to an input channel.
+struct TransposedFilters {
+  ConvolutionSizes sizes;
+  const float* w;  ///< [K, C, taps]
+  __device__ void prepare(CodeValues&) const {}
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
+      const int tap = (k + step) / sizes.k;
+      const int filter = k + step - tap * sizes.k;
+      const float* from = w + static_cast<int64_t>(filter) * sizes.length() + tap;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int channel = first + row + e;
+        v[e] = tap < sizes.taps() && channel < sizes.c ? from[static_cast<int64_t>(channel) * sizes.taps()] : 0.0F;
+      }
+    });
+  }
+};
+
+/// dx [input pixels, C].
+template <class T>
+struct PlainResult {
+  T* y;
+  int rows;
+  int columns;
+  __device__ void store(int i, int j, int, float sum) const {
+    if (i < rows && j < columns) store_element(y, static_cast<int64_t>(j) * rows + i, sum);
+  }
+};
+
+/// Operand of the weight gradient: x as [R S C, output pixels], the reduction running over pixels.
+template <class T>
+struct TransposedWindows {
+  Windows<T> windows;
+  __device__ void prepare(CodeValues&) const {}
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) { windows.load8(windows.row(k + step), first + row, v); });
+  }
+};
+
+/// Operand of the weight gradient: dy as [K, output pixels].
+template <class T>
+struct TransposedOutputs {
+  const T* dy;  ///< [pixels, K]
+  int rows;     ///< K
+  int pixels;
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+    fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
+      const T* from = dy + static_cast<int64_t>(k + step) * rows;
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        v[e] = k + step < pixels && first + row + e < rows ? load_element(from, first + row + e) : 0.0F;
+    });
+  }
+};
+
+/// Sums over parts of the pixels, [parts, K, R S C]: i is the weight, j the filter.
+struct PartialResult {
+  float* partial;
+  int length;
+  int filters;
+  __device__ void store(int i, int j, int part, float sum) const {
+    if (i < length && j < filters) partial[(static_cast<int64_t>(part) * filters + j) * length + i] = sum;
+  }
+};
+
+/// The whole sum straight into dw [K, C, taps].
+struct GradientResult {
+  float* dw;
+  int channels;
+  int taps;
+  int filters;
+  __device__ void store(int i, int j, int, float sum) const {
+    if (i < channels * taps && j < filters) dw[torch_index(j, i, channels, taps)] = sum;
+  }
+};
+
+/// dw[filter, c, tap] = sum over parts, the first one first. One thread a weight.
+__global__ void sum_parts_kernel(float* dw, const float* partial, int parts, int filters, int channels, int taps) {
+  const int64_t length = static_cast<int64_t>(channels) * taps;
+  const int64_t count = filters * length;
+  for_each_index(count, [&](int64_t i) {
+    float sum = 0.0F;
+    for (int part = 0; part < parts; ++part) sum += partial[part * count + i];
+    dw[torch_index(static_cast<int>(i / length), static_cast<int>(i % length), channels, taps)] = sum;
+  });
+}
+
+/// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128 columns, one part.
+template <class T>
+__global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_part) {
+  const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (column >= columns) return;
+  const int begin = static_cast<int>(blockIdx.y) * rows_of_part;
+  const int end = begin + rows_of_part < rows ? begin + rows_of_part : rows;
+  float sum = 0.0F;
+  for (int row = begin; row < end; ++row) sum += load_element(dy, static_cast<int64_t>(row) * columns + column);
+  sums[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
+}
+
+template <class T>
+void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, Workspace& workspace, Stream& stream) {
+  constexpr unsigned threads = 128;
+  const auto blocks = static_cast<unsigned>((columns + 127) / 128);
+  const int parts = std::clamp(rows / 256, 1, 256);
+  const int rows_of_part = (rows + parts - 1) / parts;
+  float* sums = parts == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(parts) * columns);
+  const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(rows) * columns;
+  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel<T>, sums, dy,
+         rows, columns, rows_of_part);
+  if (parts > 1)
+    launch("bias_gradient_parts", {}, {dim3(blocks), threads}, stream, column_sums_kernel<float>, dbias.data(), sums,
+           parts, columns, parts);
+}
+
+void backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, const ConvolutionSizes& s,
+                   Stream& stream) {
+  const int length = s.taps() * s.k;
+  const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
+  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
+    launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), sizeof(T)), grid, stream,
+           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainResult<T>>,
+           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}}, PlainResult<T>{to, s.c, s.inputs()},
+           length, length);
+  });
+}
+
+template <class T>
+void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy, const T* x, const ConvolutionSizes& s,
+                     Workspace& workspace, Stream& stream) {
+  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed number for a shape.
+  constexpr int blocks_wanted = 512;
+  constexpr int pixels_at_least = 512;
+  const int blocks = std::max(tiles(s.length()) * tiles(s.k), 1);
+  const int parts = std::clamp(std::min(blocks_wanted / blocks, s.outputs() / pixels_at_least), 1, 64);
+  const int depth = (s.outputs() / parts + tile_depth) / tile_depth * tile_depth;
+  const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
+  const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), sizeof(T));
+  const TransposedWindows<T> left{{s, x}};
+  const TransposedOutputs<T> right{dy, s.k, s.outputs()};
+  if (parts == 1) {
+    launch("conv2d_backward_weight", work, grid(1), stream,
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, GradientResult>, left, right,
+           GradientResult{dw.data(), s.c, s.taps(), s.k}, s.outputs(), std::max(s.outputs(), 1));
+  } else {
+    float* partial = workspace.floats(static_cast<size_t>(parts) * static_cast<size_t>(dw.elements()));
+    launch("conv2d_backward_weight", work, grid(parts), stream,
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, PartialResult>, left, right,
+           PartialResult{partial, s.length(), s.k}, s.outputs(), depth);
+    launch("conv2d_backward_weight_parts", {}, grid_for(dw.elements()), stream, sum_parts_kernel, dw.data(), partial,
+           parts, s.k, s.c, s.taps());
+  }
+  bias_gradient(dbias, dy, s.outputs(), s.k, workspace, stream);
+}
+
+void backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                     const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
+  if (dy.precision() == Precision::float16)
+    backward_weight(dw, dbias, dy.halves().data(), x.halves().data(), s, workspace, stream);
+  else
+    backward_weight(dw, dbias, dy.floats().data(), x.floats().data(), s, workspace, stream);
+}
+
+}  // namespace
+
+namespace cuda {
+
+void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias, Window window,
+                    Epilogue epilogue, Stream& stream) {
+  forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, stream);
+}
+
+void conv2d_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Window window,
+                          Stream& stream) {
+  backward_data(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), stream);
+}
+
+void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Window window, Workspace& workspace, Stream& stream) {
+  backward_weight(dw, dbias, dy, x, sizes_of(x.shape(), dy.shape(), window), workspace, stream);
+}
+
+void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
+                    Epilogue epilogue, Stream& stream) {
+  forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, stream);
+}
+
+void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream) {
+  backward_data(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), stream);
+}
+
+void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                            Workspace& workspace, Stream& stream) {
+  backward_weight(dw, dbias, dy, x, sizes_of(as_images(x.shape()), as_images(dy.shape()), {}), workspace, stream);
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

@@ -1,0 +1,88 @@
+#pragma once
+
+#include "kernels/cuda/gemm/epilogue.cuh"
+#include "kernels/cuda/weights/readers.cuh"
+
+// Linear layers of few outputs, a classifier's last one: too few results for tiles of a product, whose blocks would
+// each walk along all of k.
+
+namespace nibblenet {
+
+inline constexpr int few_outputs_threads = 128;
+inline constexpr int few_outputs_rows = 8;  ///< of x, for a block
+
+/// Sums by warp, then added up in that order.
+struct RowSums {
+  float of_warp[few_outputs_threads / 32][few_outputs_rows];
+};
+
+/// Eight neighbouring weights, rounded to halves as the plain kernel rounds them.
+__device__ __forceinline__ void load_rounded(const Float16Weights& weights, int row, int k, const CodeValues&, float,
+                                             f16 (&w)[8]) {
+  *reinterpret_cast<uint4*>(w) =
+      *reinterpret_cast<const uint4*>(weights.values + static_cast<int64_t>(row) * weights.sizes.length + k);
+}
+__device__ __forceinline__ void load_rounded(const PackedWeights& weights, int row, int k, const CodeValues& table,
+                                             float factor, f16 (&w)[8]) {
+  float decoded[8];
+  weights.load8(row, k, table, decoded);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) store_element(w, e, decoded[e] * factor);
+}
+
+/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and halves of w on 16 bytes. A block owns
+/// one output of eight rows: each thread brings eight neighbouring weights at a time and multiplies all rows by them.
+template <class Weights>
+__global__ void __launch_bounds__(few_outputs_threads)
+    few_outputs_kernel(BiasResult<AnyElements> result, const f16* x, Weights weights, float factor) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32, warp = thread / 32;
+  const int length = weights.sizes.length;
+  const int group = static_cast<int>(blockIdx.x) / result.rows;
+  const int output = static_cast<int>(blockIdx.x) - group * result.rows;
+  const int first = group * few_outputs_rows;
+  const f16* rows = x + static_cast<int64_t>(first) * length;
+  let_next_kernel_begin();
+  auto& table = shared<CodeValues>();
+  weights.prepare(table);
+  __syncthreads();
+
+  float sum[few_outputs_rows] = {};
+#pragma unroll 1
+  for (int k = 8 * thread; k < length; k += 8 * few_outputs_threads) {
+    alignas(16) f16 w[8];
+    load_rounded(weights, output, k, table, factor, w);
+    wait_for_kernel_before();
+    uint4 pieces[few_outputs_rows];
+#pragma unroll
+    for (int n = 0; n < few_outputs_rows; ++n)
+      if (first + n < result.columns) pieces[n] = *reinterpret_cast<const uint4*>(rows + n * length + k);
+#pragma unroll
+    for (int n = 0; n < few_outputs_rows; ++n) {
+      if (first + n >= result.columns) break;
+      const uint32_t words[4] = {pieces[n].x, pieces[n].y, pieces[n].z, pieces[n].w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const f16 element{static_cast<uint16_t>(words[e / 2] >> e % 2 * 16)};
+        sum[n] = fmaf(load_element(&element, 0), load_element(w, e), sum[n]);
+      }
+    }
+  }
+  wait_for_kernel_before();
+
+  auto& sums = shared<RowSums>();
+#pragma unroll
+  for (int n = 0; n < few_outputs_rows; ++n) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) sum[n] += __shfl_xor_sync(0xFFFFFFFFU, sum[n], distance);
+    if (lane == 0) sums.of_warp[warp][n] = sum[n];
+  }
+  __syncthreads();
+  if (thread >= few_outputs_rows) return;
+  float total = 0.0F;
+#pragma unroll
+  for (int of_warp = 0; of_warp < few_outputs_threads / 32; ++of_warp) total += sums.of_warp[of_warp][thread];
+  result.store(output, first + thread, 0, total);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,147 @@
+#include <limits>
+
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/parameter_gradients.cuh"
+#include "kernels/cuda/operations.h"
+
+// Gradients of a linear layer of a few outputs, as a classifier's last one: its 10 columns of dy are no 16 bytes long,
+// and would leave a tensor core's tile empty for the most part. What takes time is to read x, or to write dx.
+
+namespace nibblenet {
+namespace {
+
+constexpr int most_filters = 16;
+constexpr int narrow_threads = 256;
+
+/// dx[n, C] = sum over k of dy[n, k] w[k, C], in float32, by its values in float32. One thread eight channels of a row.
+__global__ void __launch_bounds__(narrow_threads)
+    narrow_data_gradient_kernel(HalfGradient dx, const f16* dy, const float* w, int filters, int pieces, int count) {
+  const int thread = static_cast<int>(blockIdx.x) * narrow_threads + static_cast<int>(threadIdx.x);
+  if (thread >= count) return;
+  const int row = thread / pieces;
+  const auto* column = reinterpret_cast<const float4*>(w) + 2 * (thread - row * pieces);
+  float sum[8] = {};
+#pragma unroll 4
+  for (int k = 0; k < filters; ++k) {
+    const float factor = load_element(dy, row * filters + k);
+    const float4 low = column[2 * k * pieces], high = column[2 * k * pieces + 1];
+    const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum[e] = fmaf(factor, values[e], sum[e]);
+  }
+  dx.store(thread, eight_halves(sum));
+}
+
+constexpr int narrow_columns = 64;  ///< of dw, a block's
+constexpr int narrow_rows = 64;     ///< of dy, between two barriers
+
+struct NarrowSums {
+  float dy[narrow_rows][most_filters];
+  float2 dw[narrow_threads / 32][most_filters][narrow_columns / 2];
+  float dbias[narrow_threads / most_filters][most_filters];
+};
+
+/// dw[K, C] = dy^T x, and by the first block dbias. A warp owns every eighth row, a lane two columns of it; the warps'
+/// sums are added up in their order.
+__global__ void __launch_bounds__(narrow_threads)
+    narrow_weight_gradient_kernel(const f16* dy, const f16* x, ParameterGradients result, int rows) {
+  auto& shared_sums = shared<NarrowSums>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
+  const int first_column = static_cast<int>(blockIdx.x) * narrow_columns;
+  const int column = first_column + thread % 32 * 2;
+  const int filters = result.filters;
+  float2 sum[most_filters] = {};
+  float bias = 0.0F;
+  for (int first = 0; first < rows; first += narrow_rows) {
+    __syncthreads();  // nobody reads the rows before any more
+    for (int i = thread; i < narrow_rows * most_filters; i += narrow_threads) {
+      const int row = first + i / most_filters, k = i % most_filters;
+      shared_sums.dy[i / most_filters][k] = row < rows && k < filters ? load_element(dy, row * filters + k) : 0.0F;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < narrow_rows * 32 / narrow_threads; ++i) {
+      const int r = warp + i * narrow_threads / 32;
+      if (first + r >= rows || column >= result.channels) continue;
+      const f16* pair = x + ((first + r) * result.channels + column);
+      const float2 value = {load_element(pair, 0), load_element(pair, 1)};
+#pragma unroll
+      for (int k = 0; k < most_filters; ++k) {
+        sum[k].x = fmaf(shared_sums.dy[r][k], value.x, sum[k].x);
+        sum[k].y = fmaf(shared_sums.dy[r][k], value.y, sum[k].y);
+      }
+    }
+    for (int r = thread / most_filters; r < narrow_rows; r += narrow_threads / most_filters)
+      bias += shared_sums.dy[r][thread % most_filters];
+  }
+#pragma unroll
+  for (int k = 0; k < most_filters; ++k) shared_sums.dw[warp][k][thread % 32] = sum[k];
+  shared_sums.dbias[thread / most_filters][thread % most_filters] = bias;
+  __syncthreads();
+  for (int i = thread; i < filters * (narrow_columns / 2); i += narrow_threads) {
+    const int filter = i / (narrow_columns / 2), pair = i % (narrow_columns / 2);
+    if (first_column + 2 * pair >= result.channels) continue;
+    float2 total = {0.0F, 0.0F};
+    for (int w = 0; w < narrow_threads / 32; ++w) {
+      total.x += shared_sums.dw[w][filter][pair].x;
+      total.y += shared_sums.dw[w][filter][pair].y;
+    }
+    result.store_pair(filter, first_column + 2 * pair, total.x, total.y);
+  }
+  if (blockIdx.x != 0 || thread >= filters) return;
+  float total = 0.0F;
+  for (const auto& group : shared_sums.dbias) total += group[thread];
+  result.store_bias(thread, total);
+}
+
+/// Whether these kernels can do with x, or dx, [N, C] and dy [N, K].
+bool fits_narrow(ConstActivations x, ConstActivations dy) {
+  return x.precision() == Precision::float16 && dy.precision() == Precision::float16 && dy.size(1) <= most_filters &&
+         x.size(1) > 0 && x.size(1) % 8 == 0 && x.elements() <= std::numeric_limits<int32_t>::max() &&
+         on_16_bytes(x.data());
+}
+
+Work work_of(ConstActivations x, ConstActivations dy) {
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  return {.bytes = sizeof(f16) * number(x.elements() + dy.elements()) + sizeof(float) * number(dy.size(1) * x.size(1)),
+          .flops = 2 * number(x.elements() * dy.size(1))};
+}
+
+bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActivations x, Stream& stream) {
+  if (!fits_narrow(x, dy)) return false;
+  result.filters = static_cast<int>(dy.size(1));
+  result.channels = static_cast<int>(x.size(1));
+  const auto blocks = static_cast<unsigned>((x.size(1) + narrow_columns - 1) / narrow_columns);
+  launch("narrow_weight_gradient", work_of(x, dy), {dim3(blocks), narrow_threads}, stream,
+         narrow_weight_gradient_kernel, dy.halves().data(), x.halves().data(), result, static_cast<int>(x.size(0)));
+  return true;
+}
+
+}  // namespace
+
+namespace cuda {
+
+bool narrow_linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w,
+                                 const GradientStore& store, Stream& stream) {
+  if (!fits_narrow(dx, dy) || !fits_half_gradient(dx, store)) return false;
+  const int64_t threads = dx.elements() / 8;
+  launch("narrow_data_gradient", work_of(dx, dy), grid_for(threads, narrow_threads), stream,
+         narrow_data_gradient_kernel, half_gradient(dx, store), dy.halves().data(), w.data(),
+         static_cast<int>(dy.size(1)), static_cast<int>(dx.size(1) / 8), static_cast<int>(threads));
+  return true;
+}
+
+bool narrow_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                   ConstActivations x, Stream& stream) {
+  return weight_gradient({.dw = dw.data(), .dbias = dbias.data()}, dy, x, stream);
+}
+
+bool narrow_linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
+                                 SgdParameters parameters, Stream& stream) {
+  return weight_gradient(step_of(layer, factor, parameters), dy, x, stream);
+}
+
+}  // namespace cuda
+}  // namespace nibblenet

@@ -1,0 +1,322 @@
+#pragma once
+
+#include "kernels/cuda/gemm/epilogue.cuh"
+#include "kernels/cuda/gemm/split_k.cuh"
+#include "kernels/cuda/weights/superblock_scales.cuh"
+#include "kernels/cuda/weights/unpack.cuh"
+
+// Linear layers of few rows: the weights are nearly all there is to read, and what counts is how many bytes of them are
+// on their way at any time. After Marlin (Frantar 2024, arXiv 2408.11743): packed codes lie in the order of the tensor
+// cores' fragments and are unpacked in registers.
+
+namespace nibblenet {
+
+inline constexpr int warps_down = 4;    ///< of a block, each on superblocks of its own rows
+inline constexpr int warps_across = 2;  ///< that share these rows and take superblocks in turn
+inline constexpr int block_threads = 32 * warps_down * warps_across;
+inline constexpr int block_rows = warps_down * Superblocks::size;
+
+/// One product: y [batch, rows] from x [batch, columns] and packed weights [rows, columns].
+struct SkinnyProduct {
+  Superblocks layout;
+  const uint8_t* codes;
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
+  const float* stored;
+  float value_factor;  ///< power of two, for values in halves
+  const f16* x;
+  int batch;
+  int columns;  ///< a multiple of 8
+  SuperblockSteps steps;
+  BiasResult<AnyElements> result;
+  int parts = 0;                 ///< of the columns, each a block's
+  float* partial = nullptr;      ///< [parts, batch, rows]
+  unsigned* arrivals = nullptr;  ///< by block row: how many parts are done
+};
+
+/// Pieces in which a superblock travels: one, or its four chunks where those are halves.
+template <int bits>
+inline constexpr int pieces_of_superblock = bits == 16 ? Superblocks::chunks : 1;
+/// Loads of 16 bytes a lane that bring a piece, and chunks in it.
+template <int bits>
+inline constexpr int piece_loads = bits / pieces_of_superblock<bits>;
+template <int bits>
+inline constexpr int piece_chunks = Superblocks::chunks / pieces_of_superblock<bits>;
+
+/// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
+inline constexpr int skinny_shared_bytes = 98 << 10;
+
+/// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for anybody.
+template <int bits, int stages>
+struct SkinnyRing {
+  uint4 pieces[warps_down * warps_across][stages][piece_loads<bits>][32];
+};
+/// Pieces of a warp that are on their way or in use, as many as there is room for.
+template <class Codes>
+inline constexpr int skinny_stages = (skinny_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
+                                     static_cast<int>(sizeof(SkinnyRing<Codes::bits, 1>));
+
+/// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then the sums of the
+/// block's rows. The odd end spreads the columns of a fragment over the banks.
+template <class Codes, int tiles>
+union SkinnyShared {
+  struct {
+    alignas(16) typename Codes::Table table;
+    alignas(16) SkinnyRing<Codes::bits, skinny_stages<Codes>> ring;
+  } operands;
+  float sums[8 * tiles][block_rows + 4];
+};
+
+/// A warp's share: superblocks across, across + warps_across, … before `end` of superblock row `down`.
+struct SkinnyShare {
+  int down;
+  int across;
+  int end;
+};
+
+/// Halves [column, column + 16) of row `n` of x, zeros outside.
+__device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column, uint32_t (&to)[8]) {
+  const f16* row = p.x + static_cast<int64_t>(n) * p.columns;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint4 v = {};
+    const int first = column + 8 * i;
+    if (n < p.batch && first < p.columns) v = *reinterpret_cast<const uint4*>(row + first);
+    to[4 * i] = v.x;
+    to[4 * i + 1] = v.y;
+    to[4 * i + 2] = v.z;
+    to[4 * i + 3] = v.w;
+  }
+}
+
+/// What a lane brings to the product of the `across`-th superblock of a row: of each of its columns of x 16 neighbours.
+template <int tiles>
+__device__ __forceinline__ void load_x(const SkinnyProduct& p, int across, uint32_t (&to)[tiles][8]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile)
+    load_x(p, 8 * tile + lane / 4, across * Superblocks::size + lane % 4 * 16, to[tile]);
+}
+
+/// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of its copies.
+template <int bits>
+__device__ __forceinline__ void copy_piece(const SkinnyProduct& p, const SkinnyShare& share, int piece,
+                                           uint4 (&to)[piece_loads<bits>][32]) {
+  constexpr int pieces = pieces_of_superblock<bits>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int across = share.across + piece / pieces * warps_across;
+  if (across < share.end) {
+    const uint8_t* from = p.codes + (share.down * p.layout.across() + across) * p.layout.bytes_each() +
+                          piece % pieces * piece_loads<bits> * Superblocks::row_bytes + lane * 16;
+#pragma unroll
+    for (int i = 0; i < piece_loads<bits>; ++i) cp_async_16(&to[i][lane], from + i * Superblocks::row_bytes, true);
+  }
+  cp_async_commit();
+}
+
+/// A lane's words of a piece, chunk by chunk.
+template <int bits>
+__device__ __forceinline__ void read_piece(const uint4 (&piece)[piece_loads<bits>][32],
+                                           uint32_t (&words)[piece_chunks<bits>][bits]) {
+#pragma unroll
+  for (int i = 0; i < piece_loads<bits>; ++i) {
+    const uint4 v = piece[i][threadIdx.x % 32];
+    words[4 * i / bits][4 * i % bits] = v.x;
+    words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
+    words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
+    words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
+}
+
+/// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of the result.
+template <int tiles>
+struct Sums {
+  float d[tiles][4][4];
+};
+
+/// sums += chunk * x, and with zero points x_sums += sum of x, in the sums' places of every row.
+template <class Codes, int tiles>
+__device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], const uint32_t (&x)[tiles][8], int chunk,
+                                         const typename Codes::Table& table, bool with_x_sums, Sums<tiles>& sums,
+                                         float (&x_sums)[tiles][4]) {
+  constexpr uint32_t ones[4] = {0x3C003C00U, 0x3C003C00U, 0x3C003C00U, 0x3C003C00U};
+  uint32_t a[4][4];
+  Codes{}.decode(words, table, a);
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const uint32_t b[2] = {x[tile][2 * chunk], x[tile][2 * chunk + 1]};
+#pragma unroll
+    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
+    if (with_x_sums) mma_16816(x_sums[tile], ones, b);
+  }
+}
+
+/// What the sums of a lane's eight rows of a superblock are multiplied by.
+struct LaneSteps {
+  float step[8];
+  uint8_t zero_point[8];
+
+  __device__ LaneSteps() {}
+  __device__ LaneSteps(const SuperblockSteps& steps, const RowGroups& groups, int across) {
+    const int before = steps.groups_before(across);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      step[i] = steps.steps.scale(groups.first[i] + before);
+      if (steps.zero_points != nullptr) zero_point[i] = steps.zero_points[groups.first[i] + before];
+    }
+  }
+};
+
+/// total += step * (sums - zero point * x_sums) for a superblock; clears both sums.
+template <class Codes, int tiles>
+__device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_zero_points, Sums<tiles>& total,
+                                            Sums<tiles>& sums, float (&x_sums)[tiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    float zero = 0.0F;
+    if constexpr (Codes::integers)
+      if (with_zero_points) zero = static_cast<float>(steps.zero_point[i]) - Codes::zero;
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+      for (int e = i % 2 * 2; e < i % 2 * 2 + 2; ++e) {
+        const float sum = fmaf(-zero, x_sums[tile][e], sums.d[tile][i / 2][e]);
+        total.d[tile][i / 2][e] = fmaf(steps.step[i], sum, total.d[tile][i / 2][e]);
+        sums.d[tile][i / 2][e] = 0.0F;
+      }
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x_sums[tile][e] = 0.0F;
+}
+
+/// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps are read a
+/// superblock ahead. `inside`: steps, or zero points, are applied superblock by superblock.
+template <class Codes, int tiles, bool inside>
+__device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, const SkinnyShare& share,
+                                                SkinnyShared<Codes, tiles>& memory, Sums<tiles>& total) {
+  constexpr int bits = Codes::bits;
+  constexpr int stages = skinny_stages<Codes>;
+  auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
+  wait_for_kernel_before();  // which made x
+  const bool with_zero_points = inside && p.steps.zero_points != nullptr;
+  const RowGroups groups(p.steps, p.result.rows, share.down);
+  uint32_t next_x[tiles][8] = {};
+  LaneSteps next_steps;
+  const auto read_ahead = [&](int across) {
+    if (across >= share.end) return;
+    load_x(p, across, next_x);
+    if constexpr (inside) next_steps = LaneSteps(p.steps, groups, across);
+  };
+  read_ahead(share.across);
+  Sums<tiles> sums = {};
+  float x_sums[tiles][4] = {};
+  int piece = 0;
+  int stage = 0;
+#pragma unroll 1
+  for (int across = share.across; across < share.end; across += warps_across) {
+    uint32_t x[tiles][8];
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[tile][i] = next_x[tile][i];
+    const LaneSteps steps = next_steps;
+    read_ahead(across + warps_across);
+#pragma unroll
+    for (int chunk = 0; chunk < Superblocks::chunks; chunk += piece_chunks<bits>) {
+      cp_async_wait<stages - 1>();
+      uint32_t words[piece_chunks<bits>][bits];
+      read_piece<bits>(ring[stage], words);
+#pragma unroll
+      for (int i = 0; i < piece_chunks<bits>; ++i)
+        multiply<Codes>(words[i], x, chunk + i, memory.operands.table, with_zero_points, sums, x_sums);
+      copy_piece<bits>(p, share, piece + stages, ring[stage]);
+      ++piece;
+      stage = stage + 1 < stages ? stage + 1 : 0;
+    }
+    if constexpr (inside) apply_steps<Codes>(steps, with_zero_points, total, sums, x_sums);
+  }
+  cp_async_wait<0>();
+  if constexpr (!inside) total = sums;
+}
+
+/// Calls use(place in shared memory, sum) for each of a warp's sums.
+template <int tiles, class Use>
+__device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][block_rows + 4], Sums<tiles>& sums,
+                                             Use use) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = static_cast<int>(threadIdx.x) / 32 % warps_down * Superblocks::size + lane / 4;
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+    for (int f = 0; f < 4; ++f)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        use(shared_sums[8 * tile + lane % 4 * 2 + e % 2][first + 16 * f + e / 2 * 8], sums.d[tile][f][e]);
+}
+
+/// y = epilogue(sum of the parts, the first one first), by the block that arrives last, whichever that is.
+__device__ __forceinline__ void add_parts(const SkinnyProduct& p, int row) {
+  const int64_t stride = static_cast<int64_t>(p.batch) * p.result.rows;
+  for (int n = 0; n < p.batch && row < p.result.rows; ++n) {
+    const float* partial = p.partial + static_cast<int64_t>(n) * p.result.rows + row;
+    float sum = 0.0F;
+#pragma unroll 8
+    for (int part = 0; part < p.parts; ++part) sum += __ldcg(partial + part * stride);
+    p.result.store(row, n, 0, sum);
+  }
+}
+
+/// Stores the sums of a block's part of the columns; where there are several parts, the block that arrives last adds
+/// them up. All threads; each has a row.
+template <int columns>
+__device__ __forceinline__ void finish_part(const SkinnyProduct& p, const float (&sums)[columns][block_rows + 4],
+                                            int part) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = static_cast<int>(blockIdx.x) * block_rows + thread;
+  if (p.parts == 1) {
+    for (int n = 0; n < p.batch; ++n) p.result.store(row, n, 0, sums[n][thread]);
+    return;
+  }
+  for (int n = 0; n < p.batch && row < p.result.rows; ++n)
+    p.partial[(static_cast<int64_t>(part) * p.batch + n) * p.result.rows + row] = sums[n][thread];
+  if (arrives_last(p.arrivals[blockIdx.x], p.parts)) add_parts(p, row);
+}
+
+/// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before this one's end.
+template <int tiles, bool inside>
+inline constexpr int skinny_blocks = tiles == 1 && !inside ? 2 : 1;
+
+/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and part y of
+/// the columns. Warp w owns superblock row w % 4 of them and every other superblock of the part, from the (w / 4)-th
+/// on: warps that read the same columns of x do so at about the same time. Parts go through memory, and the last block
+/// of a row to arrive adds them up in their order: the same bits on every run.
+template <class Codes, int tiles, bool inside>
+__global__ void __launch_bounds__(block_threads, skinny_blocks<tiles, inside>) skinny_product_kernel(SkinnyProduct p) {
+  auto& memory = *reinterpret_cast<SkinnyShared<Codes, tiles>*>(dynamic_shared());
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int phase = warp / warps_down;
+  const int part = static_cast<int>(blockIdx.y);
+  const int across = static_cast<int>(p.layout.across());
+  SkinnyShare share{static_cast<int>(blockIdx.x) * warps_down + warp % warps_down, across * part / p.parts + phase,
+                    across * (part + 1) / p.parts};
+  if (share.down >= p.layout.down()) share.end = 0;  // no such rows
+
+  let_next_kernel_begin();
+#pragma unroll
+  for (int piece = 0; piece < skinny_stages<Codes>; ++piece)
+    copy_piece<Codes::bits>(p, share, piece, memory.operands.ring.pieces[warp][piece]);
+  Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
+  __syncthreads();
+  Sums<tiles> sums = {};
+  sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
+  __syncthreads();  // nobody reads the table any more
+  for (int turn = 0; turn < warps_across; ++turn) {
+    if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
+    __syncthreads();
+  }
+  finish_part(p, memory.sums, part);
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,215 @@
+#pragma once
+
+#include "engine/quant/bits.h"
+#include "engine/quant/packed_tensor.h"
+#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/weights/superblock.h"
+
+// The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight neighbours of it at
+// a time; whether they lie there as floats, halves or packed codes is the business of the three readers below, and a
+// kernel is compiled for each of them.
+//
+// Order inside a row: tap by tap, and inside a tap channel by channel ("device order"), so that the eight activations
+// they meet are neighbours in a channels-last image. Packed codes and halves lie in this order in device memory;
+// float32 weights, which training changes and files hold, keep PyTorch's (channel by channel, inside it tap by tap).
+// Behind a flatten there is one tap, and the two orders are the same.
+
+namespace nibblenet {
+
+/// Sizes of a filter bank [K, C, taps] as a matrix [rows, length].
+struct FilterSizes {
+  int rows = 0;      ///< K
+  int channels = 0;  ///< C
+  int taps = 1;      ///< R S
+  int length = 0;    ///< C R S
+};
+
+/// Values of the 2^n codes, handed to a kernel by value: they cost no device memory.
+struct CodeValues {
+  float values[256];
+};
+
+/// What the decoded values of a group are multiplied by.
+struct GroupSteps {
+  const void* scales = nullptr;
+  ScaleType type = ScaleType::f32;
+  float scale_to = 1.0F;
+
+  __device__ float scale(int64_t group) const {
+    return type == ScaleType::f32 ? static_cast<const float*>(scales)[group]
+                                  : load_element(static_cast<const f16*>(scales), group);
+  }
+  __device__ float operator()(int64_t group) const { return scale(group) / scale_to; }
+};
+
+struct Float32Weights {
+  FilterSizes sizes;
+  const float* values;  ///< [K, C, taps]
+
+  __device__ void prepare(CodeValues&) const {}
+
+  /// Weights [k, k + 8) of a row in device order; zeros outside. `k` is a multiple of 8.
+  __device__ void load8(int row, int k, const CodeValues&, float (&w)[8]) const {
+    const float* filter = values + static_cast<int64_t>(row) * sizes.length;
+    int tap = k / sizes.channels;
+    int channel = k - tap * sizes.channels;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      w[i] = row < sizes.rows && k + i < sizes.length ? filter[channel * sizes.taps + tap] : 0.0F;
+      if (++channel == sizes.channels) {
+        channel = 0;
+        ++tap;
+      }
+    }
+  }
+};
+
+struct Float16Weights {
+  FilterSizes sizes;
+  const f16* values;         ///< [K, taps, C]
+  bool superblocks = false;  ///< or so
+
+  __device__ void prepare(CodeValues&) const {}
+
+  __device__ void load8(int row, int k, const CodeValues&, float (&w)[8]) const {
+    const f16* filter = values + static_cast<int64_t>(row) * sizes.length;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const bool inside = row < sizes.rows && k + i < sizes.length;
+      w[i] = !inside ? 0.0F : superblocks ? load_from_superblock(row, k + i) : load_element(filter, k + i);
+    }
+  }
+
+  __device__ float load_from_superblock(int row, int k) const {
+    const Superblocks layout(sizes.rows, sizes.length, 16);
+    const Superblocks::Place place = Superblocks::place(row, k - k % 2);
+    const int64_t byte = layout.offset(row, k) + layout.byte_of_word(place, place.value) + k % 2 * 2;
+    return load_element(values, byte / 2);
+  }
+};
+
+/// Codes of any scheme: linear, FP8 and the codebooks differ in their values alone, block ids in where the group of a
+/// weight is read.
+struct PackedWeights {
+  FilterSizes sizes;
+  PackedView packed;         ///< codes and block ids in device order; `values` null unless the tensor brought its own
+  CodeValues fixed;          ///< the method's values, used where packed.values is null
+  bool superblocks = false;  ///< how the codes lie; block ids lie row by row
+  /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value of the code alone.
+  bool step_in_result = false;
+
+  /// Copies the codebook to shared memory; the caller's next barrier makes it visible.
+  __device__ void prepare(CodeValues& table) const {
+    const float* source = packed.values != nullptr ? packed.values : fixed.values;
+    for (int i = static_cast<int>(threadIdx.x); i < 1 << packed.bits; i += static_cast<int>(blockDim.x))
+      table.values[i] = source[i];
+  }
+
+  /// Codes [k, k + 8) of a row, the first one lowest. `k` is a multiple of 8.
+  __device__ uint64_t load_codes(int row, int k) const {
+    return superblocks ? load_from_superblock(row, k) : load_from_row(row, k);
+  }
+
+  /// Eight neighbours are one lane's: two pairs in each of two chunks. A call of its own: inlined, it would take
+  /// registers that the float32 kernel does not have.
+  __device__ __noinline__ uint64_t load_from_superblock(int row, int k) const {
+    const int bits = packed.bits;
+    const Superblocks layout(sizes.rows, sizes.length, bits);
+    const uint8_t* block = packed.codes + layout.offset(row, k);
+    const uint32_t mask = in_both_halves((1U << bits) - 1U);
+    uint64_t codes = 0;
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      const Superblocks::Place place = Superblocks::place(row, k + 2 * pair);
+      const FieldPlace field = field_place(place.value, bits);
+      const auto word = [&](int i) {
+        return *reinterpret_cast<const uint32_t*>(block + layout.byte_of_word(place, i));
+      };
+      uint32_t both = word(field.word) >> field.shift & mask;
+      if (field.rest > 0) {
+        const uint32_t lower = in_both_halves((1U << field.rest) - 1U);
+        both = (word(field.word) >> (16 - bits) & (mask ^ lower)) | (word(field.word + 1) & lower);
+      }
+      const uint32_t two = (both & 0xFFFFU) | both >> 16 << bits;
+      codes |= static_cast<uint64_t>(two) << (2 * pair * bits);
+    }
+    return codes;
+  }
+
+  /// Eight codes are `bits` whole bytes: at most three aligned words hold them.
+  __device__ uint64_t load_from_row(int row, int k) const {
+    const int byte = k / 8 * packed.bits;
+    const int words = static_cast<int>(packed.code_stride / 4);
+    const auto* channel = reinterpret_cast<const uint32_t*>(packed.codes + row * packed.code_stride);
+    const int first = byte / 4;
+    const int shift = byte % 4 * 8;
+    const uint64_t low = channel[first];
+    const uint64_t middle = first + 1 < words ? channel[first + 1] : 0;
+    const uint64_t high = first + 2 < words ? channel[first + 2] : 0;
+    const uint64_t both = low | middle << 32;
+    return shift == 0 ? both : both >> shift | high << (64 - shift);
+  }
+
+  __device__ float step(int64_t group) const {
+    if (step_in_result) return 1.0F;
+    return GroupSteps{packed.scales, packed.scale_type, packed.scale_to}(group);
+  }
+
+  __device__ float zero_point(int64_t group) const {
+    return packed.zero_points == nullptr ? 0.0F : static_cast<float>(packed.zero_points[group]);
+  }
+
+  /// Group of weight k of a row; `channel` and `tap` are its place.
+  __device__ int64_t group(int row, int k, int channel, int tap) const {
+    if (packed.block_ids != nullptr)
+      return read_field(packed.block_ids + row * packed.block_id_stride, k, packed.block_id_bits);
+    return packed.groups.group(row, static_cast<int64_t>(channel) * sizes.taps + tap);
+  }
+
+  /// Whether weights [k, k + 8) of a row certainly share one group.
+  __device__ bool shares_group(int k) const {
+    if (packed.block_ids != nullptr) return false;
+    const Granularity::Kind kind = packed.groups.kind;
+    if (kind == Granularity::Kind::tensor || kind == Granularity::Kind::channel) return true;
+    return sizes.taps == 1 && packed.groups.run(k) >= 8;
+  }
+
+  __device__ void load8(int row, int k, const CodeValues& table, float (&w)[8]) const {
+    if (row >= sizes.rows || k >= sizes.length) {
+#pragma unroll
+      for (float& value : w) value = 0.0F;
+      return;
+    }
+    const uint64_t codes = load_codes(row, k);
+    const uint32_t mask = (1U << packed.bits) - 1U;
+    int tap = k / sizes.channels;
+    int channel = k - tap * sizes.channels;
+    const bool shared_group = shares_group(k);
+    int64_t current = group(row, k, channel, tap);
+    float current_step = step(current);
+    float current_zero = zero_point(current);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (k + i >= sizes.length) {
+        w[i] = 0.0F;
+        continue;
+      }
+      if (!shared_group) {
+        const int64_t next = group(row, k + i, channel, tap);
+        if (next != current) {
+          current = next;
+          current_step = step(current);
+          current_zero = zero_point(current);
+        }
+      }
+      const auto code = static_cast<uint32_t>(codes >> (i * packed.bits)) & mask;
+      w[i] = reconstruct(table.values[code], current_zero, current_step);
+      if (++channel == sizes.channels) {
+        channel = 0;
+        ++tap;
+      }
+    }
+  }
+};
+
+}  // namespace nibblenet

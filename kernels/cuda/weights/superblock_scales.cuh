@@ -1,0 +1,112 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/weights/readers.cuh"
+#include "kernels/cuda/weights/unpack.cuh"
+#include "kernels/cuda/weights/weight_cuda.h"
+
+namespace nibblenet {
+
+/// Steps of a matrix whose steps are the same all over a row of a superblock.
+struct SuperblockSteps {
+  GroupSteps steps;
+  const uint8_t* zero_points = nullptr;  ///< null: symmetric
+  int rows_of_group = 1;                 ///< how many rows share one
+  int groups_across = 0;                 ///< of a row
+  int run = 0;                           ///< columns, a multiple of 64; 0: whole rows
+  /// They cannot be left to the result: they differ along a row, or are shared between some rows.
+  bool differ = false;
+
+  explicit SuperblockSteps(const WeightCuda& w)
+      : steps{w.view().scales, w.view().scale_type, w.view().scale_to},
+        zero_points(w.view().zero_points),
+        run(static_cast<int>(w.step_run())) {
+    const GroupMap& map = w.view().groups;
+    const bool tiles = map.kind == Granularity::Kind::tile;
+    differ = run != 0 || tiles;
+    if (tiles) rows_of_group = static_cast<int>(std::min<int64_t>(map.block, std::numeric_limits<int>::max()));
+    if (map.groups > 1)
+      groups_across = static_cast<int>(tiles                                    ? map.tiles_across
+                                       : map.kind == Granularity::Kind::channel ? 1
+                                                                                : map.groups_per_channel);
+  }
+  SuperblockSteps() = default;
+
+  /// Whether they, or zero points, are applied superblock by superblock.
+  bool inside() const { return differ || zero_points != nullptr; }
+  /// Groups of the `across`-th superblock of a row lie so far behind those of the first one.
+  __device__ int groups_before(int across) const { return run == 0 ? 0 : across * Superblocks::size / run; }
+};
+
+/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows outside have the last
+/// one's.
+struct RowGroups {
+  int first[8];
+
+  __device__ RowGroups(const SuperblockSteps& steps, int rows, int down) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = down * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
+      first[i] = (row < rows ? row : rows - 1) / steps.rows_of_group * steps.groups_across;
+    }
+  }
+};
+
+/// Superblocks, and what makes halves of them.
+struct SuperblockWeights {
+  Superblocks layout;
+  const uint8_t* codes = nullptr;
+  CodeValues fixed = {};  ///< values by code, used where `stored` is null
+  const float* stored = nullptr;
+  float value_factor = 1.0F;  ///< power of two, for values in halves
+  SuperblockSteps steps = {};
+  bool inside = false;       ///< steps.inside()
+  float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for halves
+  int rows = 0;
+
+  /// By all threads; the caller's next barrier makes the table visible.
+  template <class Codes>
+  __device__ void prepare(typename Codes::Table& table) const {
+    Codes{}.prepare(table, fixed, stored, value_factor);
+  }
+};
+
+/// Power of two that values of codes, or halves, were or are multiplied by.
+inline float factor_of_values(const WeightCuda& w) {
+  if (w.form() == WeightCuda::Form::float16) return w.normalisation();
+  return w.linear_codes() ? 1.0F : w.value_normalisation();
+}
+
+/// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into halves.
+template <class F>
+void with_codes(const WeightCuda& w, F f) {
+  const auto of_bits = [&]<int bits>() {
+    if (w.linear_codes())
+      f.template operator()<IntegerCodes<bits>>();
+    else
+      f.template operator()<CodebookCodes<bits>>();
+  };
+  if (w.form() == WeightCuda::Form::float16) return f.template operator()<HalfCodes>();
+  switch (w.view().bits) {
+    case 2:
+      return of_bits.template operator()<2>();
+    case 3:
+      return of_bits.template operator()<3>();
+    case 4:
+      return of_bits.template operator()<4>();
+    case 5:
+      return of_bits.template operator()<5>();
+    case 6:
+      return of_bits.template operator()<6>();
+    case 7:
+      return of_bits.template operator()<7>();
+    case 8:
+      return of_bits.template operator()<8>();
+    default:
+      fail<Error>("no product for codes of {} bits", w.view().bits);
+  }
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,212 @@
+#pragma once
+
+#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/weights/readers.cuh"
+#include "kernels/cuda/weights/superblock.h"
+
+// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the halves that mma.m16n8k16 multiplies: 16
+// registers of two halves, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers without
+// leaving the registers, the codes of every other method are looked up, of 2 bits in two words, else in shared memory.
+
+namespace nibblenet {
+
+/// A lane's words of a superblock in device memory, chunk by chunk.
+template <int bits>
+__device__ __forceinline__ void load_superblock(const uint8_t* superblock,
+                                                uint32_t (&words)[Superblocks::chunks][bits]) {
+  const uint8_t* of_lane = superblock + threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int i = 0; i < bits; ++i) {
+    const uint4 v = load_once_16(of_lane + i * Superblocks::row_bytes);
+    words[4 * i / bits][4 * i % bits] = v.x;
+    words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
+    words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
+    words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
+}
+
+/// Two codes that cross from one word into the next: the masks of their bits there and here.
+struct CrossingMasks {
+  uint32_t lower;  ///< in the next word, in place
+  uint32_t upper;  ///< of this word, shifted down by 16 - n
+};
+constexpr CrossingMasks crossing_masks(int rest, int bits) {
+  const uint32_t lower = in_both_halves((1U << rest) - 1U);
+  return {lower, in_both_halves((1U << bits) - 1U) ^ lower};
+}
+
+/// Bits of the half 2^-p, and of -1024 2^-p - zero: exact, since they are of 11 bits at most.
+constexpr uint32_t half_of_power(int p) { return static_cast<uint32_t>(15 - p) << 10; }
+constexpr uint32_t half_of_offset(int p, int zero) {
+  const int magnitude = 1024 + (zero << p);  // times 2^p; below 2048
+  return 0x8000U | static_cast<uint32_t>(25 - p) << 10 | static_cast<uint32_t>(magnitude - 1024);
+}
+
+/// Codes of n bits as the integers code - (2^(n-1) - 1): what linear codes stand for, and affine ones up to a constant.
+/// A field at bit p of the mantissa of 1024 is the half 1024 + code 2^p, and one multiplication and addition makes the
+/// integer of it, without rounding (the trick of FasterTransformer, also in Marlin, Frantar 2024, arXiv 2408.11743).
+template <int n>
+struct IntegerCodes {
+  static constexpr int bits = n;
+  static constexpr bool integers = true;
+  static constexpr int zero = (1 << (n - 1)) - 1;
+  struct Table {};
+  __device__ void prepare(Table&, const CodeValues&, const float*, float) const {}
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table&, uint32_t (&a)[4][4]) const {
+#pragma unroll
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value)
+      a[value / 4][value % 4] = integers_of(words, value);
+  }
+
+ private:
+  /// After unrolling, all but the words is known to the compiler.
+  static __device__ __forceinline__ uint32_t integers_of(const uint32_t (&words)[n], int value) {
+    constexpr uint32_t magic = in_both_halves(0x6400U);  // 1024
+    const FieldPlace at = field_place(value, n);
+    const uint32_t word = words[at.word];
+    if (at.rest > 0) {
+      const CrossingMasks masks = crossing_masks(at.rest, n);
+      const uint32_t upper = and_or(word >> (16 - n), masks.upper, magic);
+      return without_bias(and_or(words[at.word + 1], masks.lower, upper), 0);
+    }
+    if (n == 8 && at.shift == 8) return without_bias(__byte_perm(word, magic, 0x5351), 0);  // one instruction, not two
+    // Beyond the mantissa: fields from 8 on share one shifted word.
+    const int down = at.shift + n <= 10 ? 0 : at.shift < 8 ? at.shift : 8;
+    const int place = at.shift - down;
+    return without_bias(and_or(word >> down, in_both_halves(((1U << n) - 1U) << place), magic), place);
+  }
+
+  /// code - zero from 1024 + code 2^p.
+  static __device__ __forceinline__ uint32_t without_bias(uint32_t halves, int p) {
+    return fma_halves(halves, in_both_halves(half_of_power(p)), in_both_halves(half_of_offset(p, zero)));
+  }
+};
+
+inline __device__ uint32_t half_bits(float value) {
+  f16 half;
+  store_element(&half, 0, value);
+  return half.bits;
+}
+
+/// Codes of n bits as halves from a table in shared memory, of which every lane has a copy in a bank of its own: no two
+/// lanes ever wait for each other, whatever they look up. Up to 4 bits an entry is both values of a pair.
+template <int n>
+struct CodebookCodes {
+  static constexpr int bits = n;
+  static constexpr bool integers = false;
+  static constexpr bool by_pair = n <= 4;
+  static constexpr int entries = 1 << (by_pair ? 2 * n : n);
+  struct Table {
+    uint32_t halves[entries][32];
+  };
+
+  /// By all threads; the caller's next barrier makes the table visible. Values are multiplied by `factor`.
+  __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
+    const float* values = stored != nullptr ? stored : fixed.values;
+    for (int i = static_cast<int>(threadIdx.x); i < entries * 32; i += static_cast<int>(blockDim.x)) {
+      const int entry = i / 32;
+      const uint32_t even = half_bits(values[entry % (1 << n)] * factor);
+      const uint32_t odd = by_pair ? half_bits(values[entry >> n] * factor) : even;
+      table.halves[entry][i % 32] = even | odd << 16;
+    }
+  }
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table& table, uint32_t (&a)[4][4]) const {
+    const SharedPlace of_lane = shared_place(&table.halves[0][threadIdx.x % 32]);
+#pragma unroll
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
+      const FieldPlace at = field_place(value, n);
+      uint32_t word = words[at.word];
+      if (at.rest > 0) {
+        const CrossingMasks masks = crossing_masks(at.rest, n);
+        word = and_or(words[at.word + 1], masks.lower, word >> (16 - n) & masks.upper);
+      }
+      a[value / 4][value % 4] = pair_of(of_lane, word, at.rest > 0 ? 0 : at.shift);
+    }
+  }
+
+ private:
+  static constexpr int entry_shift = 7;  ///< an entry and its copies take 128 bytes
+
+  /// The values of the two codes `shift` bits above the start of either half word.
+  static __device__ __forceinline__ uint32_t pair_of(SharedPlace of_lane, uint32_t word, int shift) {
+    // Bytes are one instruction, and one more makes an address of them.
+    if constexpr (n == 4) return entry_of_byte(of_lane, paired_nibbles(word, shift % 8), shift / 8);
+    if constexpr (n == 8)
+      return join(entry_of_byte(of_lane, word, shift / 8), entry_of_byte(of_lane, word, shift / 8 + 2));
+    constexpr uint32_t mask = ((1U << n) - 1U) << entry_shift;
+    const uint32_t even = moved_down(word, shift - entry_shift) & mask;
+    if constexpr (by_pair)
+      return load_shared(of_lane + and_or(moved_down(word, shift + 16 - n - entry_shift), mask << n, even));
+    return join(load_shared(of_lane + even),
+                load_shared(of_lane + (moved_down(word, shift + 16 - entry_shift) & mask)));
+  }
+
+  /// Of four bits: the codes `shift` bits above the start of either half word as the lowest byte, those eight bits
+  /// further up as the next one. After unrolling, a word is taken apart twice for four pairs.
+  static __device__ __forceinline__ uint32_t paired_nibbles(uint32_t word, int shift) {
+    return select_bits(0x0F0F0F0FU, word >> shift, word >> (shift + 12));
+  }
+  static __device__ __forceinline__ uint32_t entry_of_byte(SharedPlace of_lane, uint32_t bytes, int byte) {
+    return load_shared(of_lane + (__byte_perm(bytes, 0, 0x4440U + static_cast<unsigned>(byte)) << entry_shift));
+  }
+
+  static __device__ __forceinline__ uint32_t moved_down(uint32_t word, int by) {
+    return by < 0 ? word << -by : word >> by;
+  }
+  /// The lower half of each.
+  static __device__ __forceinline__ uint32_t join(uint32_t even, uint32_t odd) {
+    return __byte_perm(even, odd, 0x5410);
+  }
+};
+
+/// Codes of two bits: the four halves that they stand for are two words, from which a permutation of bytes takes those
+/// of a pair.
+template <>
+struct CodebookCodes<2> {
+  static constexpr int bits = 2;
+  static constexpr bool integers = false;
+  struct alignas(16) Table {  // others lie behind it
+    uint32_t halves[2];
+  };
+
+  __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
+    const float* values = stored != nullptr ? stored : fixed.values;
+    if (const unsigned i = threadIdx.x; i < 2)
+      table.halves[i] = half_bits(values[2 * i] * factor) | half_bits(values[2 * i + 1] * factor) << 16;
+  }
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[2], const Table& table, uint32_t (&a)[4][4]) const {
+    const uint32_t low = load_shared(shared_place(&table.halves[0])),
+                   high = load_shared(shared_place(&table.halves[1]));
+#pragma unroll
+    for (int word = 0; word < 2; ++word) {
+      // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the upper half.
+      const uint32_t bytes = __byte_perm(words[word], 0, 0x3120);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // Code c is bytes 2c and 2c + 1, two digits of a permutation.
+        const uint32_t digits = (bytes >> 2 * i & 0x03030303U) * 0x22U + 0x10101010U;
+        const int value = 8 * word + i;
+        a[value / 4][value % 4] = permute_bytes(low, high, digits);
+        a[value / 4 + 1][value % 4] = permute_bytes(low, high, digits >> 16);
+      }
+    }
+  }
+};
+
+/// No codes at all: weights that are halves, in the same order.
+struct HalfCodes {
+  static constexpr int bits = 16;
+  static constexpr bool integers = false;
+  struct Table {};
+  __device__ void prepare(Table&, const CodeValues&, const float*, float) const {}
+
+  __device__ __forceinline__ void decode(const uint32_t (&words)[bits], const Table&, uint32_t (&a)[4][4]) const {
+#pragma unroll
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value) a[value / 4][value % 4] = words[value];
+  }
+};
+
+}  // namespace nibblenet

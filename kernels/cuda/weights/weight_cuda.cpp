@@ -1,0 +1,249 @@
+#include "kernels/cuda/weights/weight_cuda.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "engine/quant/bits.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/superblock.h"
+
+namespace nibblenet {
+namespace {
+
+/// [K, C, taps] as [K, taps, C]: index k of a filter in device order lies at this index in PyTorch's.
+struct DeviceOrder {
+  int64_t channels;
+  int64_t taps;
+  explicit DeviceOrder(const Shape& shape) : channels(shape[1]), taps(shape.rank() == 4 ? shape[2] * shape[3] : 1) {}
+  int64_t operator()(int64_t k) const { return k % channels * taps + k / channels; }
+};
+
+/// Fields of `bits` bits, channel by channel, from the file's order to the device's. The bytes stay as many.
+std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& shape, int bits) {
+  const DeviceOrder order(shape);
+  if (order.taps == 1 || fields.empty()) return fields;
+  std::vector<uint8_t> result(fields.size());
+  const int64_t count = shape.inner_elements();
+  const int64_t stride = channel_stride(count, bits);
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < shape[0]; ++channel) {
+    FieldWriter writer(result.data() + channel * stride);
+    for (int64_t k = 0; k < count; ++k) writer.put(read_field(fields.data() + channel * stride, order(k), bits), bits);
+    writer.finish();
+  }
+  return result;
+}
+
+/// How many neighbours in a row share a step, in device order and from a multiple of it on: all of them where it is as
+/// long as the row, nothing where steps change more freely.
+std::optional<int64_t> run_of_steps(const PackedTensor& packed) {
+  const bool matrix = packed.shape.rank() == 2;
+  const int64_t columns = packed.shape.inner_elements();
+  const Granularity granularity = packed.scheme.granularity;
+  switch (granularity.kind) {
+    case Granularity::Kind::tensor:
+    case Granularity::Kind::channel:
+      return columns;
+    case Granularity::Kind::row:
+      if (matrix) return columns;
+      break;
+    case Granularity::Kind::block:
+      if (matrix || granularity.rows >= columns) return granularity.rows;
+      break;
+    case Granularity::Kind::tile:
+      if (matrix) return granularity.columns;
+      break;
+    case Granularity::Kind::sorted:
+      break;
+  }
+  return std::nullopt;
+}
+
+/// Matrices, and filters whose taps begin at the superblocks' borders.
+bool suits_superblocks(const Shape& shape) {
+  return shape.rank() == 2 || (shape.rank() == 4 && shape[1] % Superblocks::size == 0);
+}
+
+/// And steps that change along a row do so at these borders only.
+bool suits_superblocks(const PackedTensor& packed) {
+  const auto run = run_of_steps(packed);
+  if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
+  return suits_superblocks(packed.shape);
+}
+
+/// Whether codes are integers themselves, and no stored codebook says otherwise.
+bool is_linear(const PackedTensor& packed) { return packed.scheme.method == Method::linear && packed.codebook.empty(); }
+
+/// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0, as in their
+/// codebook: kernels that take codes for integers must not meet it.
+std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
+  const int64_t rows = packed.shape[0];
+  const int64_t columns = packed.shape.inner_elements();
+  const int bits = packed.scheme.bits;
+  if (!is_linear(packed) || packed.scheme.zero_point) return to_superblocks(codes, rows, columns, bits);
+  const uint32_t unused = (1U << bits) - 1U;  // 0's code with one more bit, the highest
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    uint8_t* channel = codes.data() + row * packed.code_stride();
+    for (int64_t column = 0; column < columns; ++column) {
+      if (read_field(channel, column, bits) != unused) continue;
+      const int64_t highest = column * bits + bits - 1;
+      channel[highest / 8] &= static_cast<uint8_t>(~(1U << highest % 8));
+    }
+  }
+  return to_superblocks(codes, rows, columns, bits);
+}
+
+std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
+  std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
+  if (layout == CodeLayout::channels) return codes;
+  if (!suits_superblocks(packed))
+    fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
+  return superblocks_of(std::move(codes), packed);
+}
+
+/// Rows of halves in place, as superblocks.
+void halves_to_superblocks(std::vector<f16>& halves, const Shape& shape) {
+  constexpr int bits = 16;
+  if (best_layout(shape) != CodeLayout::superblocks) fail<Error>("superblocks of halves, {}", to_string(shape));
+  std::vector<uint8_t> bytes(halves.size() * sizeof(f16));
+  std::memcpy(bytes.data(), halves.data(), bytes.size());
+  bytes = to_superblocks(bytes, shape[0], shape.inner_elements(), bits);
+  std::memcpy(halves.data(), bytes.data(), bytes.size());
+}
+
+template <class T>
+Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
+  if (source.empty()) return {};
+  Buffer<T> buffer(memory, source.size(), category);
+  copy_to_device(buffer.data(), source.data(), buffer.bytes(), stream);
+  return buffer;
+}
+
+float largest_value(const Codebook& codebook) {
+  float value = 0;
+  for (const float v : codebook.values) value = std::max(value, std::fabs(v));
+  return value;
+}
+
+float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
+  float scale = 0;
+  for (int64_t group = 0; group < packed.groups(); ++group) scale = std::max(scale, std::fabs(packed.scale(group)));
+  return largest_value(codebook) * (scale / codebook.scale_to);
+}
+
+}  // namespace
+
+float normalisation_for(float largest) {
+  if (!(largest > 0) || !std::isfinite(largest)) return 1.0F;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
+}
+
+CodeLayout best_layout(const PackedTensor& packed) {
+  const bool better =
+      suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
+  return better ? CodeLayout::superblocks : CodeLayout::channels;
+}
+
+CodeLayout best_layout(const Shape& shape) {
+  const bool whole =
+      suits_superblocks(shape) && shape[0] % Superblocks::size == 0 && shape.inner_elements() % Superblocks::size == 0;
+  return whole && shape.elements() > 0 ? CodeLayout::superblocks : CodeLayout::channels;
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
+                       CodeLayout layout, bool normalised)
+    : shape_(values.shape()),
+      form_(precision == Precision::float32 ? Form::float32 : Form::float16),
+      layout_(form_ == Form::float32 ? CodeLayout::channels : layout) {
+  resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
+  if (form_ == Form::float32) {
+    floats_ = Tensor<float>(memory, shape_, MemoryCategory::weights);
+    copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
+    return;
+  }
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  if (normalised) normalisation_ = normalisation_for(largest);
+  const DeviceOrder order(shape_);
+  const int64_t count = shape_.inner_elements();
+  std::vector<f16> halves(static_cast<size_t>(shape_.elements()));
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < shape_[0]; ++channel)
+    for (int64_t k = 0; k < count; ++k)
+      halves[static_cast<size_t>(channel * count + k)].bits =
+          f32_to_f16(values[channel * count + order(k)] * normalisation_);
+  if (layout_ == CodeLayout::superblocks) halves_to_superblocks(halves, shape_);
+  halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, CodeLayout layout)
+    : shape_(packed.shape),
+      form_(Form::packed),
+      codes_(resident_copy(memory, codes_of(packed, layout), MemoryCategory::codes, stream)),
+      scales_(resident_copy(memory, packed.scales, MemoryCategory::scales, stream)),
+      zero_points_(resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream)),
+      block_ids_(resident_copy(memory, reordered(packed.block_ids, packed.shape, packed.block_id_bits()),
+                               MemoryCategory::block_ids, stream)),
+      stored_codebook_(resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream)),
+      codebook_(codebook_of(packed)),
+      view_(view_of(packed, codebook_)),
+      layout_(layout),
+      linear_codes_(is_linear(packed)),
+      resident_(resident_size(packed)),
+      normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
+      value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
+  resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
+  if (const auto run = run_of_steps(packed); layout == CodeLayout::superblocks && *run < shape_.inner_elements())
+    step_run_ = *run;
+  view_.codes = codes_.data();
+  view_.scales = scales_.data();
+  view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
+  view_.block_ids = block_ids_.size() == 0 ? nullptr : block_ids_.data();
+  view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
+                       CodeLayout layout)
+    : shape_(values.shape()),
+      form_(Form::float16),
+      floats_(memory, shape_, MemoryCategory::weights),
+      halves_(memory, static_cast<size_t>(shape_.elements()), MemoryCategory::weights),
+      trained_(&stream),
+      layout_(layout),
+      normalisation_(64.0F) {
+  if (layout_ == CodeLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
+  resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + halves_.bytes() + rows_.bytes());
+  copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
+  changed();
+}
+
+void WeightCuda::changed() {
+  if (trained_ != nullptr) cuda::renew_halves(*this, *trained_);
+}
+
+const uint8_t* WeightCuda::superblocks() const {
+  return form_ == Form::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
+}
+
+Superblocks WeightCuda::superblock_layout() const {
+  return {shape_[0], shape_.inner_elements(), form_ == Form::packed ? view_.bits : 16};
+}
+
+bool WeightCuda::step_per_channel() const {
+  const Granularity::Kind kind = view_.groups.kind;
+  return form_ == Form::packed && (kind == Granularity::Kind::channel || kind == Granularity::Kind::tensor);
+}
+
+TensorView<float> WeightCuda::values() {
+  if (form_ == Form::float32 || trained_ != nullptr) return floats_.view();
+  throw Error(form_ == Form::packed
+                  ? "a packed weight has no float values: export it, or train the float model it came from"
+                  : "a float16 weight cannot be trained or saved: load the model in float32");
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,154 @@
+#include "layers/network/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "layers/cross_entropy.h"
+#include "layers/network/image_feed.h"
+#include "layers/network/pass.h"
+
+namespace nibblenet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Collects logits and losses batch by batch where the network computes: nothing waits for a batch until finish().
+class Scorer {
+ public:
+  Scorer(Network& network, std::vector<int32_t> labels)
+      : backend_(network.backend()),
+        images_(static_cast<int64_t>(labels.size())),
+        device_labels_(backend_, {images_}, MemoryCategory::data),
+        losses_(backend_, {images_}, MemoryCategory::data),
+        logits_(backend_, {images_, network.classes()}, MemoryCategory::data) {
+    result_.images = images_;
+    result_.labels = std::move(labels);
+    if (images_ > 0)
+      backend_.copy_from_host(device_labels_.data(), result_.labels.data(), sizeof(int32_t) * result_.labels.size());
+  }
+
+  void add(TensorView<const float> logits, int64_t first) {
+    const int64_t batch = logits.size(0);
+    backend_.convert(logits_.view().slice(first, batch), logits);
+    cross_entropy(backend_, losses_.view().slice(first, batch), {}, logits,
+                  std::as_const(device_labels_).view().slice(first, batch));
+  }
+
+  Evaluation finish() {
+    result_.logits = read_back(std::as_const(logits_).view());
+    if (images_ == 0) return std::move(result_);
+    const Tensor<float> losses = read_back(std::as_const(losses_).view());
+    double loss_sum = 0;
+    for (const float loss : losses.view()) loss_sum += static_cast<double>(loss);
+    result_.loss = loss_sum / static_cast<double>(images_);
+    for (int64_t i = 0; i < images_; ++i)
+      result_.correct += result_.predicted(i) == result_.labels[static_cast<size_t>(i)] ? 1 : 0;
+    return std::move(result_);
+  }
+
+ private:
+  Tensor<float> read_back(TensorView<const float> values) {
+    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+    if (values.elements() > 0) backend_.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+    return copy;
+  }
+
+  Backend& backend_;
+  int64_t images_;
+  Tensor<int32_t> device_labels_;  ///< [images]
+  Tensor<float> losses_;           ///< [images]
+  Tensor<float> logits_;           ///< [images, classes]
+  Evaluation result_;
+};
+
+/// Feeds every image through layers [0, end) and hands each batch's output to `use(output, first)`.
+template <class Use>
+Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess,
+                   int64_t batch_size, const OnProgress& on_progress, Use use) {
+  batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
+  const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
+  Pass pass(network, 0, end, input, Pass::Mode::inference);
+  const bool raw = network.folded();
+  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .raw = raw}, network.precision());
+  Evaluation timing;
+  const auto start = Clock::now();
+  int64_t done = 0;
+  const auto run = [&](auto images) {  // prepared ones, or bytes
+    for (Batch batch; feed.next(batch, images); done += batch.size()) {
+      if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
+      use(pass.forward(images), done);
+    }
+  };
+  if (raw)
+    run(TensorView<const uint8_t>());
+  else
+    run(ConstActivations());
+  network.backend().synchronize();
+  timing.seconds = seconds_since(start);
+  timing.prepare_seconds = feed.loader().prepare_seconds();
+  timing.wait_seconds = feed.loader().wait_seconds();
+  if (on_progress) on_progress(done, dataset.size());
+  return timing;
+}
+
+}  // namespace
+
+int64_t Evaluation::predicted(int64_t image) const {
+  const TensorView<const float> row = logits.view().slice(image, 1);
+  return std::max_element(row.begin(), row.end()) - row.begin();
+}
+
+std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
+  std::vector<int32_t> labels(dataset.labels.begin(), dataset.labels.end());
+  const auto largest = std::ranges::max_element(labels);
+  if (largest != labels.end() && *largest >= classes)
+    fail<UsageError>(
+        "the data has a label {} but the network tells only {} classes apart; --reset tail makes a head that fits",
+        *largest, classes);
+  return labels;
+}
+
+Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
+                    const OnProgress& on_progress) {
+  Scorer scorer(network, checked_labels(dataset, network.classes()));
+  const Evaluation timing = run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
+                                    [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
+  Evaluation result = scorer.finish();
+  result.seconds = timing.seconds;
+  result.prepare_seconds = timing.prepare_seconds;
+  result.wait_seconds = timing.wait_seconds;
+  return result;
+}
+
+Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
+                             int64_t batch_size) {
+  const int64_t images = features.size(0);
+  batch_size = std::max<int64_t>(1, std::min(batch_size, images));
+  Scorer scorer(network, {labels.begin(), labels.end()});
+  Pass pass(network, network.classifier_begin(), network.layers().size(), {batch_size, features.size(1)},
+            Pass::Mode::inference);
+  const auto start = Clock::now();
+  for (int64_t first = 0; first < images; first += batch_size)
+    scorer.add(pass.forward(features.slice(first, std::min(batch_size, images - first))), first);
+  Evaluation result = scorer.finish();
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
+                               int64_t batch_size, const OnProgress& on_progress) {
+  Backend& backend = network.backend();
+  Tensor<float> features(backend, {dataset.size(), network.feature_count()}, MemoryCategory::features);
+  std::vector<int64_t> rows;
+  run_all(network, network.classifier_begin(), dataset, preprocess, batch_size, on_progress,
+          [&](TensorView<const float> output, int64_t first) {
+            rows.resize(static_cast<size_t>(output.size(0)));
+            for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+            backend.gather_rows(features.view().slice(first, output.size(0)), output, rows);
+          });
+  return features;
+}
+
+}  // namespace nibblenet

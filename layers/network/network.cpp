@@ -1,0 +1,113 @@
+#include "layers/network/network.h"
+
+#include <algorithm>
+
+namespace nibblenet {
+namespace {
+
+/// All but its resident size.
+SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, Precision precision) {
+  SizeRow row;
+  row.name = spec.name;
+  row.weights = weight.shape().elements();
+  row.rest = weight.file_bytes + bias.file_bytes;
+  if (weight.packed()) {
+    row.scheme = to_string(weight.packed_values().scheme);
+    row.groups = weight.packed_values().groups();
+    row.estimated = estimated_size(weight.packed_values());
+  } else {
+    row.scheme = to_string(precision);
+    row.estimated.codes = static_cast<double>(bytes_of(precision)) * static_cast<double>(row.weights);
+  }
+  return row;
+}
+
+void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision,
+                bool trained_in_halves) {
+  layer.weight = weight.packed()     ? backend.make_weight(weight.packed_values(), precision)
+                 : trained_in_halves ? backend.make_trained_weight(weight.values().view())
+                                     : backend.make_weight(weight.values().view(), precision);
+  layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
+  backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
+  layer.size.resident = layer.weight->resident();
+  layer.size.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
+}
+
+/// Packed weights are dequantized: what is resident are floats or halves, and is counted as such.
+void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
+                       Precision precision, const ResampleTables& tables) {
+  Tensor<float> dequantized;
+  if (weight.packed()) {
+    dequantized = Tensor<float>(host_memory(), weight.shape(), MemoryCategory::data);
+    dequantize(weight.packed_values(), dequantized.view());
+  }
+  const Tensor<float>& values = weight.packed() ? dequantized : weight.values();
+  const Window window = layer.spec.window;
+  const FoldedConvolution folded =
+      fold_convolution(values.view(), bias.values().view(), window.stride, window.padding, tables);
+  layer.folded = backend.make_folded_conv2d(folded, precision);
+  layer.size.resident = layer.folded->resident();
+  layer.size.scheme += " folded";
+}
+
+}  // namespace
+
+Parameter read_back(Backend& backend, std::string name, TensorView<const float> values) {
+  Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+  backend.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.value = std::move(copy);
+  return parameter;
+}
+
+Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold,
+                 bool for_training)
+    : backend_(&backend),
+      precision_(precision),
+      for_training_(for_training),
+      file_bytes_(parameters.file_bytes),
+      header_bytes_(parameters.header_bytes) {
+  backend.expect_support(precision);
+  for (LayerSpec& spec : alexnet_layers(parameters)) {
+    Layer layer;
+    layer.spec = std::move(spec);
+    if (layer.spec.has_parameters()) {
+      Parameter& weight = parameters.at(layer.spec.name + ".weight");
+      const Parameter& bias = parameters.at(layer.spec.name + ".bias");
+      layer.size = size_row(layer.spec, weight, bias, precision);
+      if (fold != nullptr && layers_.empty())
+        load_folded_layer(layer, backend, weight, bias, precision, *fold);
+      else
+        load_layer(layer, backend, weight, bias, precision, for_training && precision == Precision::float16);
+      weight.value = Tensor<float>();
+    }
+    layers_.push_back(std::move(layer));
+  }
+  const auto flatten =
+      std::ranges::find(layers_, LayerKind::flatten, [](const Layer& layer) { return layer.spec.kind; });
+  classifier_begin_ = static_cast<size_t>(flatten - layers_.begin()) + 1;
+  const auto first =
+      std::find_if(flatten, layers_.end(), [](const Layer& layer) { return layer.spec.has_parameters(); });
+  feature_count_ = first->spec.weight[1];
+}
+
+std::vector<SizeRow> Network::ledger() const {
+  std::vector<SizeRow> rows;
+  for (const Layer& layer : layers_)
+    if (layer.spec.has_parameters()) rows.push_back(layer.size);
+  return rows;
+}
+
+StateDict Network::state() const {
+  if (folded()) throw Error("a folded network has no weights to save: load the model without folding it");
+  StateDict dict;
+  for (const Layer& layer : layers_) {
+    if (!layer.spec.has_parameters()) continue;
+    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".weight", layer.weight->values()));
+    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".bias", layer.bias.view()));
+  }
+  return dict;
+}
+
+}  // namespace nibblenet

@@ -1,0 +1,238 @@
+#include "layers/network/pass.h"
+
+#include <algorithm>
+
+#include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/linear.h"
+#include "layers/pooling.h"
+
+namespace nibblenet {
+namespace {
+
+Shape with_batch(const Shape& shape, int64_t batch) {
+  std::array<int64_t, Shape::max_rank> sizes{};
+  std::ranges::copy(shape.sizes(), sizes.begin());
+  sizes[0] = batch;
+  return Shape(std::span(sizes.data(), static_cast<size_t>(shape.rank())));
+}
+
+/// The first elements of a tensor that was planned for a larger batch.
+template <class T>
+TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
+  return {tensor.data(), shape};
+}
+
+Buffer<std::byte> activations(Backend& backend, int64_t elements, Precision precision) {
+  return {backend, static_cast<size_t>(elements) * bytes_of(precision), MemoryCategory::activations};
+}
+
+/// An average pool of single pixels.
+bool averages_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
+  return spec.kind == LayerKind::adaptive_average_pool2d && x[1] == y[1] && x[2] == y[2];
+}
+
+/// At inference: dropout, and the average of single pixels.
+bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
+  return spec.kind == LayerKind::dropout || averages_nothing(spec, x, y);
+}
+
+}  // namespace
+
+Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode)
+    : network_(&network), begin_(begin), mode_(mode) {
+  Backend& backend = network.backend();
+  Shape shape = input;
+  int64_t largest = 0;
+  int64_t largest_weight = 0;
+  int64_t largest_bias = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const LayerSpec& spec = network.layers()[i].spec;
+    if (spec.kind == LayerKind::max_pool2d && (shape[1] < spec.window.size || shape[2] < spec.window.size))
+      fail<ShapeError>("images of this size are too small for the network: use {} pixels or more", smallest_image_size);
+    shape = spec.output_shape(shape);
+    shapes_.push_back(shape);
+    largest = std::max(largest, shape.elements());
+    if (spec.has_parameters()) {
+      largest_weight = std::max(largest_weight, spec.weight.elements());
+      largest_bias = std::max(largest_bias, spec.weight[0]);
+    }
+  }
+  if (mode == Mode::inference) {
+    const Precision precision = network.precision();
+    // Floats that come in are converted into one of the buffers; what goes out is float32.
+    const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
+    const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
+                                  static_cast<size_t>(shape.elements()) * sizeof(float));
+    for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
+    return;
+  }
+  if (!network.trains()) throw Error("training needs a network in float32, or one made for it, that is not folded");
+  plan_training(input, largest);
+  dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
+  dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
+}
+
+/// `largest`: elements of a layer's output.
+void Pass::plan_training(const Shape& input, int64_t largest) {
+  Backend& backend = network_->backend();
+  const Precision precision = network_->precision();
+  live_.resize(shapes_.size());
+  passes_through_.assign(shapes_.size(), false);
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    const LayerSpec& spec = network_->layers()[begin_ + i].spec;
+    const bool last = i + 1 == shapes_.size();
+    // What the layer below leaves to be masked or kept has to be written.
+    passes_through_[i] = i > 0 && !last && !network_->layers()[begin_ + i - 1].spec.has_parameters() &&
+                         averages_nothing(spec, shapes_[i - 1], shapes_[i]);
+    outputs_.push_back(passes_through_[i]
+                           ? Buffer<std::byte>()
+                           : activations(backend, shapes_[i].elements(), last ? Precision::float32 : precision));
+    const bool pooling = spec.kind == LayerKind::max_pool2d;
+    argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
+    const bool kept = in_halves() && spec.has_parameters();
+    kept_gradients_.push_back(kept ? activations(backend, shapes_[i].elements(), precision) : Buffer<std::byte>());
+  }
+  for (auto& gradient : gradients_) gradient = activations(backend, largest, precision);
+  if (!in_halves()) return;
+  converted_ = activations(backend, input.elements(), precision);
+  overflow_ = Tensor<uint32_t>(backend, {1}, MemoryCategory::activations);
+}
+
+DropoutKey Pass::dropout_key(size_t index) const {
+  constexpr uint64_t layers_at_most = 64;
+  return {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0};
+}
+
+TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
+  if (network_->folded() && begin_ == 0) throw Error("a folded network takes images' bytes, not prepared images");
+  if (x.size(0) > shapes_.front()[0])
+    fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
+  if (mode_ == Mode::inference)
+    return replays_.run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch); }).floats();
+  dropout_ = dropout;
+  return forward_and_keep(x);
+}
+
+TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
+  if (!network_->folded() || begin_ != 0 || mode_ != Mode::inference)
+    throw Error("inference from bytes needs a folded network, from its first layer on");
+  const int64_t batch = images.size(0);
+  if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
+  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->precision());
+  Layer& first = network_->layers().front();
+  first.folded->run(y, images, first.spec.epilogue);
+  return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
+}
+
+/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is ours.
+ConstActivations Pass::infer(ConstActivations x, size_t first) {
+  const Precision precision = network_->precision();
+  const int64_t batch = x.size(0);
+  size_t next = first;
+  const auto output = [&](const Shape& shape, Precision stored) {
+    return Activations(alternating_[next++ % 2].data(), with_batch(shape, batch), stored);
+  };
+  if (x.precision() != precision) {
+    const Activations converted = output(x.shape(), precision);
+    network_->backend().convert(converted, x);
+    x = converted;
+  }
+  for (size_t i = first; i < shapes_.size(); ++i) {
+    const bool last = i + 1 == shapes_.size();
+    if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
+    const auto pooled_until = [&](std::optional<size_t> end) {
+      if (!end) return false;
+      const Activations pooled = output(shapes_[*end], precision);
+      if (!run_pooled(i, pooled, x)) {
+        --next;  // that place is free again
+        return false;
+      }
+      x = pooled;
+      i = *end;
+      return true;
+    };
+    if (i + 2 < shapes_.size() && is_pooled(i) && (pooled_until(flattened(i + 1)) || pooled_until(i + 1))) continue;
+    const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
+    run_layer(i, y, x, {});
+    x = y;
+  }
+  if (x.precision() == Precision::float32) return x;
+  const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
+  network_->backend().convert(y, x);
+  return y;
+}
+
+bool Pass::is_pooled(size_t index) const {
+  const auto kind = [&](size_t i) { return network_->layers()[begin_ + i].spec.kind; };
+  return kind(index) == LayerKind::conv2d && kind(index + 1) == LayerKind::max_pool2d;
+}
+
+std::optional<size_t> Pass::flattened(size_t index) const {
+  const Shape& shape = shapes_[index];
+  while (++index + 1 < shapes_.size()) {  // the last layer's output is float32
+    const LayerSpec& spec = network_->layers()[begin_ + index].spec;
+    if (spec.kind == LayerKind::flatten) return index;
+    if (!does_nothing(spec, shape, shapes_[index])) break;
+  }
+  return std::nullopt;
+}
+
+bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
+  Layer& layer = network_->layers()[begin_ + index];
+  const LayerSpec& pool = network_->layers()[begin_ + index + 1].spec;
+  return conv2d_max_pool2d_forward(network_->backend(), y, x, *layer.weight, layer.bias.view(), layer.spec.window,
+                                   layer.spec.epilogue, pool.window);
+}
+
+TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
+  const int64_t batch = x.size(0);
+  const Precision precision = network_->precision();
+  if (x.precision() != precision) {
+    const Activations converted(converted_.data(), x.shape(), precision);
+    network_->backend().convert(converted, x);
+    x = converted;
+  }
+  input_ = x;
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    const bool last = i + 1 == shapes_.size();
+    if (passes_through_[i]) {
+      live_[i] = live_[i - 1];
+      continue;
+    }
+    live_[i] = {outputs_[i].data(), with_batch(shapes_[i], batch), last ? Precision::float32 : precision};
+    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
+      dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));
+    else
+      run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
+    x = live_[i];
+  }
+  return x.floats();
+}
+
+/// Any layer but dropout. `argmax` is null when no backward pass follows.
+void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
+  Backend& backend = network_->backend();
+  Layer& layer = network_->layers()[begin_ + index];
+  switch (layer.spec.kind) {
+    case LayerKind::conv2d:
+      conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
+      break;
+    case LayerKind::max_pool2d:
+      max_pool2d_forward(backend, y, argmax, x, layer.spec.window);
+      break;
+    case LayerKind::adaptive_average_pool2d:
+      adaptive_average_pool2d_forward(backend, y, x);
+      break;
+    case LayerKind::flatten:
+      flatten_forward(backend, y, x);
+      break;
+    case LayerKind::linear:
+      linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
+      break;
+    case LayerKind::dropout:
+      break;
+  }
+}
+
+}  // namespace nibblenet

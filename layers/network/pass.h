@@ -1,0 +1,102 @@
+#pragma once
+
+#include <array>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "layers/network/network.h"
+#include "layers/network/replays.h"
+
+namespace nibblenet {
+
+/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run draws the same ones.
+struct DropoutPlan {
+  float probability = 0.0F;
+  uint64_t seed = 0;
+  uint64_t step = 0;
+};
+
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
+/// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
+/// gradients, for training. Training in float16 keeps the gradients at all layers with parameters besides.
+class Pass {
+ public:
+  enum class Mode : uint8_t { inference, training };
+  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the
+  /// flatten.
+  Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
+
+  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the network's precision; valid
+  /// until the next call. Inference on batches that come again from the same place is recorded and replayed, where the
+  /// backend can. With a training pass everything backward() needs is kept; x must stay where it is until then.
+  TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
+  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded network; the pass was made
+  /// for inference from the first layer on, and for the shape that prepared images would have.
+  TensorView<const float> forward(TensorView<const uint8_t> images);
+  /// Operations of the pass that was recorded last; nothing where none was.
+  std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
+
+  /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
+  /// parameters may be changed: its input's gradient has been computed already.
+  using OnGradient = std::function<void(Layer& layer, TensorView<float> dw, TensorView<float> dbias)>;
+  /// The same with the layer's operands in place of the gradients, which are those of dy and x times `factor`: for a
+  /// step at once. False, and nothing was done: OnGradient is called.
+  using OnLayer = std::function<bool(Layer& layer, ConstActivations dy, ConstActivations x, float factor)>;
+  /// From dy = dLoss/d(output), for the batch of the last forward(). Calls back layer by layer, last layer first.
+  ///
+  /// In float16, activations have gradients of loss_scale times the loss (Micikevicius 2018, arXiv 1710.03740, section
+  /// 3.2), those of parameters are divided by it again. Where one of the former is not finite, nobody is called and the
+  /// result is false. In float32 loss_scale is 1 and the result true.
+  bool backward(TensorView<const float> dy, const OnGradient& on_gradient, const OnLayer& on_layer = {},
+                float loss_scale = 1.0F);
+
+ private:
+  ConstActivations infer(ConstActivations x, size_t first = 0);
+  void plan_training(const Shape& input, int64_t largest);
+  TensorView<const float> forward_and_keep(ConstActivations x);
+  /// dx of a layer without parameters.
+  void backward_layer(size_t index, Activations dx, ConstActivations dy);
+  void data_gradient(size_t index, Activations dx, ConstActivations dy);
+  void use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
+                     float factor);
+  ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
+  /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay, or for the next
+  /// step.
+  Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
+  /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is stored.
+  GradientStore store_of(size_t index);
+  void clear_overflow();
+  bool found_overflow();
+  bool in_halves() const { return network_->precision() == Precision::float16; }
+  /// Whether max pooling follows a convolution.
+  bool is_pooled(size_t index) const;
+  /// The layer that flattens what layer `index` leaves, if nothing else happens in between.
+  std::optional<size_t> flattened(size_t index) const;
+  /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done, where the backend
+  /// does not do that at once.
+  bool run_pooled(size_t index, Activations y, ConstActivations x);
+  void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
+  DropoutKey dropout_key(size_t index) const;
+
+  Network* network_;
+  size_t begin_;
+  Mode mode_;
+  std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch
+  std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
+  std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
+  std::vector<bool> passes_through_;               ///< training: layers whose output is their input, where it lies
+  std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only
+  std::array<Buffer<std::byte>, 2> gradients_;     ///< of layer outputs, alternating
+  std::vector<Buffer<std::byte>> kept_gradients_;  ///< training in float16: of layers with parameters
+  Buffer<std::byte> converted_;                    ///< training in float16: the batch, where it came in float32
+  Tensor<uint32_t> overflow_;                      ///< [1], training in float16
+  Tensor<float> dw_;                               ///< as large as the largest weight of the range
+  Tensor<float> dbias_;
+  std::vector<Activations> live_;  ///< training: outputs of the last forward()
+  ConstActivations input_;
+  DropoutPlan dropout_;
+  Replays replays_;  ///< inference
+};
+
+}  // namespace nibblenet

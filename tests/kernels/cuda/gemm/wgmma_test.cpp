@@ -1,0 +1,142 @@
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/cuda/kernel_families.h"
+#include "tests/kernels/values.h"
+#include "tests/support/golden.h"
+
+// Forward products by warpgroups against the plain kernels; their gradients are in mma_gradient_test.cpp.
+
+namespace nibblenet {
+namespace {
+
+using testing::Family;
+using testing::halves_on;
+using testing::integers;
+using testing::on;
+using testing::output_of;
+using testing::relative_error;
+using testing::same_bits;
+using testing::uniform;
+using testing::Values;
+
+struct Case {
+  Shape x;  ///< NHWC, or [N, C] of a linear layer
+  Shape w;
+  Window window = {};
+};
+
+/// Less than a block, several blocks, tails of 64 channels and of 128 pixels, blocks of 64, 96 and 128 columns,
+/// strides, padding that windows lie in, reductions that are cut into parts.
+const std::vector<Case> cases = {
+    {{1, 4, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}},
+    {{2, 9, 11, 72}, {64, 72, 3, 3}, {3, 1, 1}},
+    {{1, 13, 13, 64}, {192, 64, 5, 5}, {5, 1, 2}},
+    {{3, 12, 11, 40}, {136, 40, 3, 3}, {3, 2, 1}},
+    {{2, 6, 7, 24}, {16, 24, 2, 2}, {2, 1, 0}},
+    {{1, 3, 3, 16}, {200, 16, 7, 7}, {7, 1, 3}},
+    {{130, 64}, {136, 64}},
+    {{5, 1000}, {96, 1000}},
+    {{300, 8}, {8, 8}},
+};
+
+std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
+
+Shape output_shape(const Case& c) {
+  if (c.x.rank() == 2) return {c.x[0], c.w[0]};
+  return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
+}
+
+class WarpgroupProduct : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!Device().has_warpgroups()) GTEST_SKIP() << "no products by warpgroups on this GPU";
+  }
+  /// In halves, as kernels of the family give them.
+  Values product(Family family, const Case& c, const Values& x, Weight& w, const Values& bias,
+                 Epilogue epilogue = Epilogue::none) {
+    use(cuda_, family);
+    const Buffer<f16> input = halves_on(cuda_, x);
+    const Tensor<float> offset = on(cuda_, bias);
+    return output_of(cuda_, output_shape(c), [&](TensorView<float> floats) {
+      Buffer<f16> halves = halves_on(cuda_, Values(floats.shape(), std::numeric_limits<float>::quiet_NaN()));
+      const TensorView<f16> y(halves.data(), floats.shape());
+      if (c.x.rank() == 2)
+        cuda_.linear_forward(y, TensorView<const f16>(input.data(), c.x), w, offset.view(), epilogue);
+      else
+        cuda_.conv2d_forward(y, TensorView<const f16>(input.data(), c.x), w, offset.view(), c.window, epilogue);
+      cuda_.convert(floats, y);
+    });
+  }
+
+  CudaBackend cuda_;
+};
+
+TEST_F(WarpgroupProduct, IsExactForIntegers) {
+  for (const Case& c : cases)
+    for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
+      SCOPED_TRACE(name_of(c));
+      const Values x = integers(c.x, 1, 2), bias = integers({c.w[0]}, 3, 2);
+      const Values weights = integers(c.w, 2, 1);
+      for (const bool trains : {false, true}) {
+        const auto w =
+            trains ? cuda_.make_trained_weight(weights.view()) : cuda_.make_weight(weights.view(), Precision::float16);
+        EXPECT_EQ(product(Family::warpgroups, c, x, *w, bias, epilogue),
+                  product(Family::plain, c, x, *w, bias, epilogue));
+      }
+    }
+}
+
+TEST_F(WarpgroupProduct, SumsInFloat32) {
+  for (const Case& c : {cases[1], cases[2], cases[7]}) {
+    SCOPED_TRACE(name_of(c));
+    const Values x = uniform(c.x, 1), weights = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
+    const auto w = cuda_.make_weight(weights.view(), Precision::float16);
+    const Values actual = product(Family::warpgroups, c, x, *w, bias);
+    const Values expected = product(Family::plain, c, x, *w, bias);
+    EXPECT_LE(relative_error(actual.view(), expected.view()), 3e-4);  // a few results round to another half
+  }
+}
+
+TEST_F(WarpgroupProduct, EveryWayToStoreWeights) {
+  for (const Case& c : {cases[1], Case{{40, 128}, {64, 128}}})
+    for (const char* scheme :
+         {"linear:4:tensor", "linear:2:channel", "linear:8:block:64:zero-point", "dynamic-tree:4:block:64", "kmeans:3",
+          "fp8-e4m3:8:channel", "stable-embedding:5", "nf4:4:block:64"}) {
+      SCOPED_TRACE(name_of(c) + ", " + scheme);
+      const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 3);
+      const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme(scheme), "w"));
+      EXPECT_LE(relative_error(product(Family::warpgroups, c, x, *w, bias).view(),
+                               product(Family::plain, c, x, *w, bias).view()),
+                1e-3);  // steps are halves in one, floats in the other
+    }
+}
+
+TEST_F(WarpgroupProduct, GivesTheSameBitsAgain) {
+  const Case c = cases[7];
+  const Values x = uniform(c.x, 1), weights = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
+  const auto w = cuda_.make_weight(weights.view(), Precision::float16);
+  EXPECT_TRUE(same_bits(product(Family::warpgroups, c, x, *w, bias), product(Family::warpgroups, c, x, *w, bias)));
+}
+
+TEST_F(WarpgroupProduct, TakesOverWherePlainKernelsWouldBeSlow) {
+  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of halves, one or two
+  // more.
+  cuda_.use_few_pixels(false);
+  const Case c{{1, 6, 6, 64}, {64, 64, 3, 3}, {3, 1, 1}};
+  const Values x = uniform(c.x, 1), bias = uniform({64}, 3);
+  const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme("linear:4:block:64"), "w"));
+  const Buffer<f16> input = halves_on(cuda_, x);
+  const Tensor<float> offset = on(cuda_, bias);
+  Buffer<f16> y(cuda_, 36 * 64, MemoryCategory::data);
+  const int64_t before = cuda_.stream().launches();
+  cuda_.conv2d_forward(TensorView<f16>(y.data(), output_shape(c)), TensorView<const f16>(input.data(), c.x), *w,
+                       offset.view(), c.window, Epilogue::none);
+  EXPECT_GE(cuda_.stream().launches() - before, 2);
+}
+
+}  // namespace
+}  // namespace nibblenet

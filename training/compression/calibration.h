@@ -1,0 +1,58 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "engine/quant/second_moments.h"
+#include "layers/network/evaluate.h"
+
+namespace nibblenet {
+
+/// Second moments of the inputs of every layer with parameters, how much the outputs of the linear ones matter, and
+/// what both were measured on.
+struct Calibration {
+  std::map<std::string, SecondMoments> moments;          ///< by weight: "features.0.weight"
+  std::map<std::string, std::vector<float>> importance;  ///< of outputs (OutputImportance), by weight, linear only
+  int64_t images = 0;
+  int64_t positions = 0;  ///< output positions of a convolution taken from each image, or all if there are fewer
+  uint64_t seed = 0;      ///< that they were drawn by
+  int image_size = 0;     ///< pixels the images were brought to
+  std::string data;       ///< what the images were: "CIFAR-10 (binary), train"
+  std::string data_fingerprint;
+  std::string model_fingerprint;
+};
+
+struct CalibrationOptions {
+  int64_t batch_size = 32;  ///< large ones estimate the outputs' importance less well
+  int64_t positions = 0;    ///< of a convolution, an image; 0: positions_for() the images
+  uint64_t seed = 1;
+};
+
+/// Output positions of a convolution to look at in each of `images` images: neighbouring windows say much the same, so
+/// that beyond some 40 rows for each input of the widest convolution, further images are worth more than positions.
+int64_t positions_for(int64_t images);
+
+/// Runs all images through the float network, layer by layer, and sums x^T x of what every layer with parameters gets:
+/// rows of a matrix product, im2col rows of a convolution (in the order of its OIHW weights) at output positions drawn
+/// without repetition by seed, layer and image. Behind the features it also runs backward, for the outputs' importance.
+/// Memory: D^2 floats a layer, the activations of a batch, and a gradient of the largest linear weight, whatever the
+/// number of images. `data` and the fingerprints are left empty. Throws UsageError without images, Interrupted when
+/// `on_progress` asks to stop.
+Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
+                      CalibrationOptions options, const OnProgress& on_progress = {});
+
+/// Checksums that tell one data set, one float model from another.
+std::string fingerprint_of(const Dataset& dataset);
+std::string fingerprint_of(const StateDict& model);
+
+/// The importance of a weight's outputs, or nothing for a convolution's.
+std::span<const float> importance_of(const Calibration& calibration, const std::string& weight);
+
+/// Writes the upper triangles and the rest as safetensors, atomically.
+void save_calibration(const std::filesystem::path& path, const Calibration& calibration);
+/// Throws IoError or FormatError naming the file; UsageError when it was measured on another model than `model`.
+/// Nothing larger than the model asks for is allocated.
+Calibration load_calibration(const std::filesystem::path& path, const StateDict& model);
+
+}  // namespace nibblenet

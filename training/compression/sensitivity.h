@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "layers/network/evaluate.h"
+
+namespace nibblenet {
+
+/// One way to store one weight: its scheme and, above 0, the step of its groups in root mean squares (Range::step).
+struct Candidate {
+  Scheme scheme;
+  float step = 0;
+  friend bool operator==(const Candidate&, const Candidate&) = default;
+};
+/// "linear:4:channel", "linear:4:channel, step 2"
+std::string to_string(const Candidate& candidate);
+
+/// A candidate, and what it does to the network when every other weight stays float.
+struct MeasuredChoice {
+  Candidate candidate;
+  int64_t payload_bytes = 0;  ///< codes, scales, zero points, codebook, block ids
+  int64_t stored_bytes = 0;   ///< the same with padding: resident, and in a file that is not compressed
+  int64_t rest_bytes = 0;     ///< in a compressed file; 0 unless asked for
+  double divergence = 0;      ///< mean Kullback-Leibler divergence of the predictions from the float network's, in nats
+};
+
+struct WeightSensitivity {
+  std::string name;     ///< "features.0.weight"
+  int64_t weights = 0;  ///< how many
+  std::vector<MeasuredChoice> choices;
+};
+
+using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)>;
+using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
+
+/// Which bytes of a choice are to be known: compressing each takes time.
+enum class MeasuredBytes : uint8_t { stored, stored_and_rest };
+
+/// Stores one weight after the other in every candidate way and looks what the predictions for `images` become. The
+/// divergence needs no labels and, unlike the loss, is no difference of two noisy numbers: it is never negative, and 0
+/// only where nothing changed. `network` holds the weights of `floats` and holds them again afterwards. Inputs of the
+/// layer at hand are kept for all images, so that the layers before it run once. Progress counts choices; throws
+/// Interrupted when it asks to stop.
+std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
+                                                   const Preprocess& preprocess, int64_t batch_size,
+                                                   const Candidates& candidates, const QuantizeWeight& quantize,
+                                                   MeasuredBytes bytes = MeasuredBytes::stored,
+                                                   const OnProgress& on_progress = {});
+
+/// mean over rows of sum p log(p / q), p and q being the softmax of logits [rows, classes] on the host; in double.
+double mean_divergence(TensorView<const float> p_logits, TensorView<const float> q_logits);
+
+/// Bytes of a tensor without padding: what SizeRow::bits_per_weight() counts.
+int64_t payload_bytes(const PackedTensor& packed);
+
+}  // namespace nibblenet
