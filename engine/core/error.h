@@ -8,38 +8,39 @@
 
 namespace nibblenet {
 
-/// Root of every error this project throws. The message is one line for the user: what is wrong,
-/// expected against actual, and what to do about it. Tools catch it once, in main.
+/// Root of every error that this project throws. The message is one line for the user: what is
+/// wrong, expected against actual, and what to do. Tools catch it once, in main.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// Shapes that do not fit an operation, or a size nothing here supports.
+/// A shape does not fit an operation, or a size is not supported.
 class ShapeError : public Error {
  public:
   using Error::Error;
 };
 
-/// The content of a file is not what its format promises (truncated, corrupt, malicious).
+/// A file's content violates its format: it is truncated, corrupt or malicious.
 class FormatError : public Error {
  public:
   using Error::Error;
 };
 
-/// The operating system refused: missing file, full disk, no permission.
+/// The operating system refused a request: missing file, full disk, no permission.
 class IoError : public Error {
  public:
   using Error::Error;
 };
 
-/// An option or argument that makes no sense; the message lists what is supported.
+/// An option or argument is wrong. The message lists what is supported.
 class UsageError : public Error {
  public:
   using Error::Error;
 };
 
-/// The GPU, its driver or its runtime refused; the message holds the call and the runtime's own words.
+/// The GPU, its driver or its runtime refused a call. The message has the call and the runtime's
+/// error text.
 class CudaError : public Error {
  public:
   using Error::Error;

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t most_patterns = 256;
 
-/// [R, taps]: what each tap of the convolution takes of each source pixel, in units of 2^-resample_precision; and which
-/// of its taps lie inside the enlarged image.
+/// [R, taps]: the share of each source pixel in each tap of the convolution, in units of
+/// 2^-resample_precision; and which taps lie inside the enlarged image.
 struct Pattern {
   std::vector<int32_t> weights;
   std::vector<bool> inside;
@@ -32,7 +32,7 @@ struct Range {
   int32_t begin, end;
 };
 
-/// Source pixels that the window of output p meets; empty (0, 0) when all of it lies in the padding.
+/// Source pixels under the window of output p; empty (0, 0) if all of it lies in the padding.
 Range source_range(const ResampleAxis& axis, Window1d window, int64_t p) {
   const auto size = static_cast<int64_t>(axis.first.size());
   Range range{0, 0};
@@ -90,7 +90,7 @@ PatternedAxis make_patterns(const ResampleAxis& resample, Window1d window, int s
   return result;
 }
 
-/// What one channel of one filter becomes under a pair of patterns: sums over the taps (r, s) of the convolution.
+/// One channel of one filter folded by a pair of patterns: sums over the convolution's taps (r, s).
 struct FoldedChannel {
   std::vector<double> weights;  ///< [vertical taps, horizontal taps], of bytes
   double inside = 0;            ///< sum of the weights that do not lie in the padding

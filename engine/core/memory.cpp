@@ -63,7 +63,7 @@ void MemoryResource::deallocate(void* data, size_t bytes, MemoryCategory categor
 }
 
 void* HostMemory::do_allocate(size_t bytes) {
-  // Exactly as many bytes as asked for, so that AddressSanitizer sees every overrun.
+  // Allocates exactly the requested bytes, so that AddressSanitizer sees every overrun.
   void* data = nullptr;
   if (posix_memalign(&data, alignment, std::max<size_t>(bytes, 1)) != 0) data = nullptr;
   if (data == nullptr) fail<Error>("out of memory: could not allocate {} bytes", bytes);

@@ -9,7 +9,7 @@
 
 namespace nibblenet {
 
-/// What a piece of memory is for. The ledger of a packed model has one row per weight category.
+/// The purpose of an allocation. The ledger of a packed model has one row per weight category.
 enum class MemoryCategory : uint8_t {
   codes,        ///< n-bit codes of packed weights, with their alignment padding
   scales,       ///< one per group of packed weights
@@ -31,8 +31,8 @@ inline constexpr size_t memory_category_count = static_cast<size_t>(MemoryCatego
 
 std::string_view to_string(MemoryCategory category);
 
-/// Counts live and peak bytes by category. Thread-safe; counts what was asked for, so that the
-/// sizes are those of the data and not of an allocator.
+/// Counts live and peak bytes by category. It is thread-safe. It counts requested bytes: sizes are
+/// those of the data, not of an allocator.
 class MemoryMeter {
  public:
   void add(MemoryCategory category, size_t bytes) noexcept;
@@ -42,7 +42,8 @@ class MemoryMeter {
   size_t peak(MemoryCategory category) const noexcept;
   size_t live_total() const noexcept { return total_.live.load(); }
   size_t peak_total() const noexcept { return total_.peak.load(); }
-  /// Size of the largest single allocation so far: proves that no float copy of packed weights was made.
+  /// Size of the largest single allocation. A test uses it to prove that packed weights have no
+  /// float copy.
   size_t largest(MemoryCategory category) const noexcept;
 
  private:
@@ -56,11 +57,12 @@ class MemoryMeter {
   Counter total_;
 };
 
-/// Where memory comes from: the host's or a device's. Every allocation is metered.
+/// A source of memory, on the host or on a device. Every allocation is metered.
 class MemoryResource {
  public:
   virtual ~MemoryResource() = default;
-  /// At least 64-byte aligned, contents undefined. `bytes` may be 0. Throws Error when there is none left.
+  /// Returns memory aligned to at least 64 bytes, contents undefined. `bytes` may be 0. Throws
+  /// Error when memory is exhausted.
   void* allocate(size_t bytes, MemoryCategory category);
   void deallocate(void* data, size_t bytes, MemoryCategory category) noexcept;
 
@@ -73,14 +75,14 @@ class MemoryResource {
   MemoryMeter meter_;
 };
 
-/// Ordinary memory of the process.
+/// The process's own memory.
 class HostMemory final : public MemoryResource {
  private:
   void* do_allocate(size_t bytes) override;
   void do_deallocate(void* data, size_t bytes) noexcept override;
 };
 
-/// The process's own host memory, for data that belongs to no backend (files, data sets).
+/// The host memory for data that belongs to no backend: files, data sets.
 HostMemory& host_memory();
 
 /// Owns `size` objects of type T in a MemoryResource. Move-only; contents are not initialised.

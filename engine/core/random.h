@@ -11,8 +11,8 @@ constexpr uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// Counter-based random bits: a pure function of (seed, stream, counter), so that a value does not
-/// depend on threads, order or a restart. `stream` separates uses: one per layer, epoch or tensor.
+/// Counter-based random bits: a pure function of (seed, stream, counter). A value does not depend
+/// on threads, order or a restart. `stream` separates uses: one per layer, epoch or tensor.
 constexpr uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t counter) {
   const uint64_t key = mix64(seed + 0x9E3779B97F4A7C15ULL * (stream + 1));
   return mix64(key + 0x9E3779B97F4A7C15ULL * (counter + 1));

@@ -25,7 +25,7 @@ class Shape {
   int rank() const { return rank_; }
   int64_t operator[](int dimension) const { return sizes_[static_cast<size_t>(dimension)]; }
   int64_t elements() const { return elements_; }
-  /// Elements behind one index of the first dimension: what one output channel holds.
+  /// Elements of one index of the first dimension: the weights of one output channel.
   int64_t inner_elements() const { return rank_ == 0 || sizes_[0] == 0 ? 0 : elements_ / sizes_[0]; }
   std::span<const int64_t> sizes() const { return {sizes_.data(), static_cast<size_t>(rank_)}; }
   friend bool operator==(const Shape&, const Shape&) = default;
@@ -39,7 +39,7 @@ class Shape {
 /// "64x3x11x11"
 std::string to_string(const Shape& shape);
 
-/// A dense row-major tensor that somebody else owns. Small, copied by value; const lies in T.
+/// A non-owning view of a dense row-major tensor. It is small and copied by value; const lies in T.
 template <class T>
 class TensorView {
  public:
@@ -56,13 +56,13 @@ class TensorView {
   std::span<T> span() const { return {data_, static_cast<size_t>(shape_.elements())}; }
   T* begin() const { return data_; }
   T* end() const { return data_ + shape_.elements(); }
-  /// Same elements, other sizes. Throws ShapeError when the counts differ.
+  /// A view of the same elements with other sizes. Throws ShapeError if the counts differ.
   TensorView reshaped(Shape shape) const {
     if (shape.elements() != shape_.elements())
       fail<ShapeError>("cannot view {} as {}: element counts differ", to_string(shape_), to_string(shape));
     return {data_, shape};
   }
-  /// Indices [begin, begin + count) of the first dimension.
+  /// A view of indices [begin, begin + count) of the first dimension. Throws ShapeError outside it.
   TensorView slice(int64_t begin, int64_t count) const;
 
  private:
@@ -70,7 +70,7 @@ class TensorView {
   Shape shape_;
 };
 
-/// A dense row-major tensor that owns its memory. Move-only; contents are not initialised.
+/// A dense row-major tensor that owns its memory. It is move-only; contents are not initialised.
 template <class T>
 class Tensor {
  public:

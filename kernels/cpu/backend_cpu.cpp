@@ -29,12 +29,13 @@ std::string CpuBackend::description() const {
 }
 
 size_t CpuBackend::bytes_that_empty_caches() const {
-  // What the C library does not know is 0 or -1: then sizes that few processors go beyond.
+  // The C library answers 0 or -1 where it does not know. Then take sizes that few processors
+  // exceed.
   const auto size = [](int name, long otherwise) {
     const long bytes = sysconf(name);
     return static_cast<size_t>(bytes > 0 ? bytes : otherwise);
   };
-  // Every thread goes over its own share, which has to go beyond its core's cache.
+  // Every thread writes its own share, which has to exceed its core's cache.
   return 2 * size(_SC_LEVEL3_CACHE_SIZE, 64L << 20) +
          4 * size(_SC_LEVEL2_CACHE_SIZE, 1L << 20) * static_cast<size_t>(threads_);
 }

@@ -22,7 +22,7 @@ Desc filter_desc(const Shape& kcrs) {
 }
 Desc bias_desc(int64_t channels) { return {{channels}, dnnl::memory::data_type::f32, Tag::a}; }
 
-/// What one convolution looks like: enough to compile any of its three passes.
+/// Geometry of a convolution: enough to compile any of its three passes.
 struct Geometry {
   Shape x;
   Shape w;
@@ -35,7 +35,7 @@ struct Geometry {
 
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 
-// oneDNN 3 took the operation descriptors away and passes their parts to the primitive descriptors.
+// oneDNN 3 has no operation descriptors; it passes their parts to the primitive descriptors.
 dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, dnnl::prop_kind kind,
                                                        const dnnl::engine& engine) {
 #if DNNL_VERSION_MAJOR >= 3
@@ -90,7 +90,7 @@ dnnl::convolution_backward_weights::primitive_desc backward_weights_desc(const G
 #endif
 }
 
-/// oneDNN takes pointers to mutable data also for what it only reads.
+/// oneDNN takes mutable pointers even for data that it only reads.
 dnnl::memory memory_of(const Desc& desc, const dnnl::engine& engine, const float* data) {
   return {desc, engine, const_cast<float*>(data)};
 }
@@ -139,13 +139,14 @@ void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w,
   const dnnl::memory filter = static_cast<FloatWeightCpu&>(w).in_layout(compiled.desc.weights_desc(),
                                                                         convolutions_->engine, convolutions_->stream);
   convolutions_->run(compiled, y.data(), x.data(), filter, bias.data());
-  // Not by oneDNN's own relu: it makes 0 of NaN, and a diverged network would look healthy.
+  // oneDNN's own ReLU turns NaN into 0, which would hide a diverged network.
   if (epilogue == Epilogue::relu) relu_forward(y, y);
 }
 
-/// Panel by panel of output channels: decode a panel's filters, put them into the order of oneDNN's kernel, convolve,
-/// and copy the panel's outputs to their channels of y (oneDNN's fast kernels write dense outputs only). Images go
-/// through in chunks, so that a panel's output is still in the cache when it is copied.
+/// Works panel by panel of output channels: decodes the panel's filters, reorders them for oneDNN's
+/// kernel, convolves, and copies the outputs to their channels of y. (oneDNN's fast kernels write
+/// dense outputs only.) Images pass in chunks, so that a panel's output is still in the cache when
+/// it is copied.
 void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w,
                                        TensorView<const float> bias, Window window, Epilogue epilogue) {
   constexpr int64_t panel_channels = 64;     // 0.9 MB of float filters for the largest layer
@@ -165,7 +166,7 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
       return convolutions_->forward({images, x.size(1), x.size(2), x.size(3)}, filter_shape,
                                     {images, y.size(1), y.size(2), rows}, window);
     };
-    // The last, smaller chunk may want another order of the filters.
+    // oneDNN may prefer another filter order for the smaller last chunk.
     const auto floats_for = [&](int64_t images) {
       return aligned(static_cast<int64_t>(compiled_for(images).desc.weights_desc().get_size() / sizeof(float)));
     };

@@ -8,9 +8,9 @@
 
 namespace nibblenet {
 
-/// oneDNN's engine and stream, and the forward convolutions compiled so far: choosing an implementation takes longer
-/// than running a small one. (The backward passes run in training steps that dwarf it, and oneDNN keeps a cache
-/// itself.)
+/// oneDNN's engine and stream, and a cache of compiled forward convolutions. Choosing an
+/// implementation takes longer than running a small one. Backward passes need no cache: a training
+/// step takes much longer, and oneDNN has a cache of its own.
 struct CpuBackend::Convolutions {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
@@ -21,7 +21,7 @@ struct CpuBackend::Convolutions {
   };
   const Forward& forward(const Shape& x, const Shape& w, const Shape& y, Window window);
   void run(const Forward& forward, float* y, const float* x, const dnnl::memory& filter, const float* bias);
-  /// Copies a tensor from one layout to another and returns it where it now lies.
+  /// Copies a tensor to another layout. Returns the copy.
   dnnl::memory reordered(const dnnl::memory::desc& from, float* source, const dnnl::memory::desc& to, float* target);
 
  private:

@@ -9,15 +9,15 @@
 #include <immintrin.h>
 #endif
 #if defined(__x86_64__) && !defined(__clang__)
-// GCC 12 believes that the "undefined" operands inside its own AVX-512 intrinsics are read (GCC bug 105593).
+// GCC 12 warns of "undefined" operands inside its own AVX-512 intrinsics (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
 namespace nibblenet {
 namespace {
 
-/// Looks codes [0, count) up, times `step`: out[i] = values[code i] * step. `bytes` may be read up to `end`.
-/// Returns how many were written: the vector versions stop before a load would pass `end`.
+/// Looks up codes [0, count): out[i] = values[code i] * step. `bytes` may be read up to `end`.
+/// Returns how many values it wrote: the vector versions stop before a load would pass `end`.
 struct Span {
   const uint8_t* bytes;
   const uint8_t* end;
@@ -26,8 +26,8 @@ using LookUp = int64_t (*)(Span codes, int64_t count, const float* values, float
 
 #if defined(__x86_64__)
 
-/// Eight n-bit codes from the eight bytes at `bytes`, one per 32-bit lane. Even codes are shifted down in the low
-/// halves of four 64-bit lanes, odd ones in the high halves.
+/// Eight n-bit codes from the eight bytes at `bytes`, one per 32-bit lane. Even codes are shifted
+/// down in the low 32 bits of four 64-bit lanes, odd ones in the high 32 bits.
 template <int bits>
 __attribute__((target("avx2"))) inline __m256i eight_codes(const uint8_t* bytes) {
   int64_t word;
@@ -39,8 +39,8 @@ __attribute__((target("avx2"))) inline __m256i eight_codes(const uint8_t* bytes)
   return _mm256_and_si256(both, _mm256_set1_epi32((1 << bits) - 1));
 }
 
-/// Eight 4-bit codes: the two halves of each byte side by side. Shorter than the shifts above, and 4 bits are the width
-/// that matters most.
+/// Eight 4-bit codes: the two nibbles of each byte side by side. This takes fewer instructions than
+/// the shifts above, and 4 bits is the width that matters most.
 template <>
 __attribute__((target("avx2"))) inline __m256i eight_codes<4>(const uint8_t* bytes) {
   int32_t word;
@@ -80,8 +80,8 @@ __attribute__((target("avx2"))) int64_t look_up_avx2(Span codes, int64_t count, 
 
 #define NIBBLENET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi2")))
 
-/// values[code] for 2^bits entries held in registers: pairs of 16 by one two-source permutation each, then a tree of
-/// selections by the upper bits of the code.
+/// values[code] for 2^bits entries in registers: one two-source permutation per pair of 16, then a
+/// tree of selections by the upper bits of the code.
 template <int bits>
 NIBBLENET_AVX512 inline __m512 look_up_in_registers(const __m512 (&table)[16], __m512i code) {
   if constexpr (bits <= 4) {
@@ -98,8 +98,9 @@ NIBBLENET_AVX512 inline __m512 look_up_in_registers(const __m512 (&table)[16], _
   }
 }
 
-/// Sixteen codes, one per 32-bit lane; bits above the code may be set where the look-up ignores them (4 bits). Reads up
-/// to 8 + bits bytes. Every processor with AVX-512 has a fast bit deposit, which spreads eight codes over eight bytes.
+/// Sixteen codes, one per 32-bit lane. Bits above the code may be set where the look-up ignores
+/// them (4 bits). Reads up to 8 + bits bytes. Every processor with AVX-512 has a fast bit deposit,
+/// which spreads eight codes over eight bytes.
 template <int bits>
 NIBBLENET_AVX512 inline __m512i sixteen_codes(const uint8_t* bytes) {
   if constexpr (bits == 8) {
@@ -147,7 +148,7 @@ void look_up(DecodePath path, const PackedView& packed, const uint8_t* channel, 
   int64_t done = 0;
 #if defined(__x86_64__)
   if (path != DecodePath::portable) {
-    // Vectors start at a whole byte: at most seven weights before it are read one by one.
+    // Vector loads start at a whole byte. Up to seven weights before it are read one by one.
     const int64_t head = std::min(count, (8 - k % 8) % 8);
     for (; done < head; ++done) out[done] = packed.values[read_field(channel, k + done, packed.bits)] * step;
     const auto& by_bits = path == DecodePath::avx512 ? avx512_by_bits : avx2_by_bits;
@@ -160,9 +161,11 @@ void look_up(DecodePath path, const PackedView& packed, const uint8_t* channel, 
   for (; done < count; ++done) out[done] = packed.values[read_field(channel, k + done, packed.bits)] * step;
 }
 
-/// Multiplies looked-up values by their groups' steps, run by run, after taking off the zero point.
+/// Subtracts the zero point from looked-up values and multiplies them by their groups' steps, run
+/// by run.
 void apply_steps(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
-  // Runs follow each other group by group there; elsewhere the map is asked, which divides.
+  // Here the groups of consecutive runs are consecutive. Otherwise the map computes them by
+  // division.
   const bool consecutive =
       packed.groups.kind == Granularity::Kind::block || packed.groups.kind == Granularity::Kind::row;
   int64_t group = packed.groups.group(channel, k);

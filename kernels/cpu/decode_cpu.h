@@ -4,17 +4,19 @@
 
 namespace nibblenet {
 
-/// Decodes weights [k, k + count) of one output channel into `out`: the same bits as decode_reference, with the widest
-/// vector instructions this processor has. `k` is best a multiple of 8 (others start slowly).
+/// Decodes weights [k, k + count) of one output channel into `out`, with the widest vector
+/// instructions of this processor. The bits are those of decode_reference. A `k` that is a multiple
+/// of 8 is fastest.
 void decode(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
 
-/// As above for a list of instruction sets, so that tests can reach each of them.
+/// An instruction set of decode(), for tests that need a certain one.
 enum class DecodePath : uint8_t { portable, avx2, avx512 };
 DecodePath best_decode_path();
 void decode(DecodePath path, const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
 
-/// dots[r * N + n] = sum over C of weight(channel + r, c) * x[n][c] for r < rows <= 4: decodes each row in chunks that
-/// stay in the first-level cache. x is [N, C], row-major; the order of summation depends on C alone.
+/// dots[r * N + n] = sum over C of weight(channel + r, c) * x[n][c], for r < rows <= 4. x is [N,
+/// C], row-major. Rows are decoded in chunks that stay in the first-level cache. The order of
+/// summation depends on C alone.
 void decode_dot(const PackedView& packed, int64_t channel, int64_t rows, const float* x, int64_t batch, float* dots);
 
 }  // namespace nibblenet

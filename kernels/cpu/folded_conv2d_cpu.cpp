@@ -14,7 +14,7 @@
 namespace nibblenet {
 namespace {
 
-/// What output pixels of one pattern in one row meet.
+/// The operands of output pixels that share a pattern and a row.
 struct Strip {
   const float* filters;  ///< [taps, run, K]
   const float* biases;   ///< [K]
@@ -25,7 +25,7 @@ struct Strip {
   bool with_relu;
 };
 
-/// y[i][first, first + width) of a few output pixels i, whose windows begin at x[i].
+/// Computes y[i][first, first + width) of a few output pixels i, whose windows begin at x[i].
 using Tile = void (*)(const Strip& s, const float* const* x, float* const* y, int64_t first, int64_t width);
 
 constexpr int most_pixels = 6;
@@ -47,7 +47,7 @@ void tile_portable(const Strip& s, const float* const* x, float* const* y, int64
 
 #if defined(__x86_64__)
 
-// max(0, sum), in this order, is sum where that is NaN. (Without the mask, GCC 12 warns of its own header.)
+// max(0, sum), in this order, keeps NaN. (Without the mask, GCC 12 warns of its own header.)
 
 /// 64 channels: 24 sums in registers. `width` is 64.
 template <int pixels>
@@ -115,7 +115,7 @@ constexpr std::array<Tile, most_pixels> tiles_avx2 = {tile_avx2<1>, tile_avx2<2>
 constexpr std::array<Tile, most_pixels> tiles_portable = {tile_portable<1>, tile_portable<2>, tile_portable<3>,
                                                           tile_portable<4>, tile_portable<5>, tile_portable<6>};
 
-/// The way to compute `width` channels at a time, for 1 to most_pixels pixels.
+/// Functions that compute `width` channels at a time, for 1 to most_pixels pixels.
 struct Path {
   const Tile* tiles;
   int64_t width;
@@ -129,7 +129,7 @@ Path best_path() {
   return {tiles_portable.data(), 64};
 }
 
-/// Whole tiles of the path's width, then the rest of the channels.
+/// Computes whole tiles of the path's width, then the remaining channels.
 void run_tile(const Path& path, const Strip& s, int pixels, const float* const* x, float* const* y) {
   int64_t first = 0;
   for (; first + path.width <= s.channels; first += path.width) path.tiles[pixels - 1](s, x, y, first, path.width);

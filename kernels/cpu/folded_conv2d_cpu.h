@@ -4,17 +4,18 @@
 
 namespace nibblenet {
 
-/// A folded convolution by loops of our own: a few output pixels times 64 channels stay in registers while they go
-/// through the 48 pixels that they meet. A window's rows lie in one piece each in the image: nothing is gathered.
+/// A folded convolution on the CPU. The sums of a few output pixels times 64 channels stay in
+/// registers during the loop over their 48 source pixels. Each row of a window is contiguous in the
+/// image, so there is no gather.
 class FoldedConv2dCpu final : public FoldedConv2d {
  public:
-  /// `threads`: as many as will run it.
+  /// `threads`: the number of threads that will run it.
   FoldedConv2dCpu(MemoryResource& memory, const FoldedConvolution& folded, int threads);
   void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) override;
   ResidentSize resident() const override;
 
  private:
-  /// Output row p of an image: `rows` is scratch for the source pixels that it meets, as floats.
+  /// Computes output row p of an image. `rows` is scratch for its source pixels, as floats.
   void run_row(float* y, const uint8_t* image, int64_t p, float* rows, Epilogue epilogue) const;
 
   FoldedConvolution geometry_;                 ///< without filters and biases

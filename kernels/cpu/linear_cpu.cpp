@@ -10,9 +10,9 @@
 namespace nibblenet {
 namespace {
 
-/// c[m, n] = op(a) op(b) + beta c, row-major. Each thread computes a slab of c's columns by oneDNN's single-threaded
-/// product: faster than its own threading for our shapes, and the same bits for any number of threads that gives the
-/// same slabs.
+/// c[m, n] = op(a) op(b) + beta c, row-major. Each thread computes a slab of c's columns with
+/// oneDNN's single-threaded product. For our shapes that is faster than oneDNN's own threading. The
+/// bits depend on the slabs alone, not on the number of threads.
 struct Matrix {
   const float* data;
   int64_t leading;  ///< elements from one row to the next
@@ -62,8 +62,8 @@ void finish(TensorView<float> y, TensorView<const float> bias, Epilogue epilogue
   }
 }
 
-/// Up to this batch a decoded row is used at once, from the first-level cache; beyond it whole panels are decoded for
-/// the blocked product, which reuses them from registers.
+/// Up to this batch, a decoded row is used at once, from the first-level cache. Above it, whole
+/// panels are decoded for the blocked product, which reuses them from registers.
 constexpr int64_t largest_dot_batch = 8;
 
 void packed_dots(TensorView<float> y, TensorView<const float> x, const PackedView& packed) {
@@ -83,8 +83,8 @@ void packed_dots(TensorView<float> y, TensorView<const float> x, const PackedVie
 constexpr int64_t panel_rows = 128;
 constexpr int64_t panel_columns = 2048;  // 1 MiB a thread: within a second-level cache or close to it
 
-/// `scratch` holds a panel for each of `threads`, whatever number OpenMP would take by itself: another backend may have
-/// set it since.
+/// `scratch` holds a panel for each of `threads`. The number is explicit because another backend
+/// may have changed OpenMP's own.
 void packed_product(TensorView<float> y, TensorView<const float> x, const PackedView& packed, float* scratch,
                     int threads) {
   const int64_t panels = (packed.channels + panel_rows - 1) / panel_rows;

@@ -7,7 +7,7 @@
 namespace nibblenet {
 namespace {
 
-/// Cross-entropy of each row against target(n, k), a distribution over the classes k.
+/// Cross-entropy of each row with target(n, k), a distribution over the classes k.
 template <class Target>
 void cross_entropy_rows(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                         float scale, Target&& target) {

@@ -7,7 +7,7 @@
 namespace nibblenet {
 namespace {
 
-/// Input rows (or columns) that an adaptive pooling output averages: [begin, end).
+/// Input rows (or columns) under one output of an adaptive pooling: [begin, end).
 struct Range {
   int64_t begin;
   int64_t end;
@@ -16,7 +16,7 @@ Range adaptive_range(int64_t output, int64_t outputs, int64_t inputs) {
   return {output * inputs / outputs, ((output + 1) * inputs + outputs - 1) / outputs};
 }
 
-/// A NaN wins and stays, as in PyTorch.
+/// Whether `candidate` replaces `best`. A NaN wins and stays, as in PyTorch.
 bool beats(float candidate, float best) { return candidate > best || std::isnan(candidate); }
 
 }  // namespace
@@ -35,7 +35,7 @@ void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax,
       float* best = y.data() + output;
       std::fill_n(best, channels, -std::numeric_limits<float>::infinity());
       if (record) {
-        // Where nothing exceeds -infinity, the first element that is not padding.
+        // If nothing exceeds -infinity, the first element outside the padding wins.
         const int64_t r = std::max<int64_t>(0, window.padding - p * window.stride);
         const int64_t s = std::max<int64_t>(0, window.padding - q * window.stride);
         std::fill_n(argmax.data() + output, channels, static_cast<uint8_t>(r * window.size + s));
@@ -68,7 +68,8 @@ void CpuBackend::max_pool2d_backward(Activations to, ConstActivations from, Tens
   const TensorView<const float> dy = from.floats();
   const int64_t height = dx.size(1), width = dx.size(2), channels = dx.size(3);
   const int64_t outputs_down = dy.size(1), outputs_across = dy.size(2);
-  // Gathers: each input pixel adds the gradients of the windows that chose it, so rows need no locks.
+  // A gather: each input pixel adds the gradients of the windows that chose it, so rows need no
+  // locks.
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < dx.size(0) * height; ++row) {
     const int64_t n = row / height, h = row % height;

@@ -8,21 +8,21 @@
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 
-// Weights are taken in stretches that stay in the first-level cache: divided by their step, compared with the
-// codebook's values, multiplied back. Each of these loops is one that the compiler turns into vectors, for AVX-512,
-// AVX2 or what the machine has at least.
+// Rounds weights while they train, in runs that stay in the first-level cache: divide by the step,
+// compare with the codebook's values, multiply back. The compiler vectorises each of these loops,
+// for AVX-512, AVX2 and the machine's baseline.
 
 #define NIBBLENET_INLINE inline __attribute__((always_inline))
 
 namespace nibblenet {
 namespace {
 
-/// A codebook as a ladder: value i is taken from `from[i - 1]` on. The same decisions as encode(), with one comparison
-/// each: where a tie goes down, the next float is where the upper value begins.
+/// A codebook as sorted thresholds: value i applies from `from[i - 1]` on. Decisions are those of
+/// encode(), with one comparison each. Where a tie goes down, the threshold is the next float.
 struct Ladder {
   int count = 0;
-  alignas(64) std::array<float, 256> from{};    ///< NaN beyond the last value: nothing is as large
-  alignas(64) std::array<float, 256> values{};  ///< ascending; beyond the last one never taken
+  alignas(64) std::array<float, 256> from{};    ///< NaN beyond the last value: no comparison succeeds
+  alignas(64) std::array<float, 256> values{};  ///< ascending; entries beyond the last are unused
   std::array<uint8_t, 256> codes{};
   float value_of_zero = 0;
 
@@ -40,14 +40,14 @@ struct Ladder {
 
 constexpr int64_t stretch = 512;
 
-/// x = latent / step of a stretch, the value nearest to each, and its rank.
+/// Of a run of weights: x = latent / step, the nearest value, and its rank.
 struct Nearest {
   alignas(64) float x[stretch];
   alignas(64) float value[stretch];
   alignas(64) int32_t rank[stretch];
 };
 
-/// Climbs every rung: the fastest way for few of them, and without a table to look values up in.
+/// Compares with every threshold. This is fastest for few of them, and needs no look-up table.
 template <size_t... rungs>
 NIBBLENET_INLINE void climb(Nearest& nearest, int64_t count, const Ladder& ladder, std::index_sequence<rungs...>) {
   const float lowest = ladder.values[0];
@@ -103,7 +103,8 @@ NIBBLENET_INLINE void round_run(float* out, const Run& run, const Ladder& ladder
   }
 }
 
-/// Sums over the weights of each value, by rank; four of each, so that neighbours need not wait for each other.
+/// Sums over the weights of each value, by rank. There are four of each, so that consecutive
+/// additions are independent.
 using ValueSums = std::array<std::array<float, 256>, 4>;
 
 NIBBLENET_INLINE void add_by_value(ValueSums& sums, const Nearest& nearest, const float* dweights, int64_t count) {
@@ -114,7 +115,7 @@ NIBBLENET_INLINE void add_by_value(ValueSums& sums, const Nearest& nearest, cons
   for (; i < count; ++i) sums[0][static_cast<size_t>(nearest.rank[i])] += dweights[i];
 }
 
-/// Returns the run's part of dstep; `sums` may be null.
+/// Returns the run's share of dstep. `sums` may be null.
 NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
   Nearest nearest;
   const float lowest = ladder.lowest(), highest = ladder.highest(), step = run.step;
@@ -143,7 +144,7 @@ void round_codes(float* out, const Run& run, const float* values) {
     out[i] = reconstruct(values[static_cast<size_t>(run.latent[i])], 0.0F, run.step);
 }
 
-/// As run_backward, for codes that stay; sums are by code.
+/// run_backward for fixed codes; sums are by code.
 float codes_backward(const float* dweights, ValueSums* sums, const Run& run, const float* values) {
   ValueSums unused;
   ValueSums& by_code = sums != nullptr ? *sums : unused;
@@ -194,8 +195,8 @@ auto* best_backward() {
   return backward_portable;
 }
 
-/// Output channels cut into at most 64 chunks whose groups are their own, or which share the only one: what each sums
-/// up, and in which order, does not depend on the number of threads.
+/// Output channels cut into at most 64 chunks. No two chunks share a group, unless there is only
+/// one. Each chunk's sums and their order do not depend on the number of threads.
 struct Chunks {
   int64_t channels;
   int64_t length;
@@ -251,9 +252,9 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
   const Chunks chunks(latent.size(0), rule.groups);
   auto* const backward = best_backward();
   const bool one_group = rule.groups.groups == 1, learns_values = dcodebook.data() != nullptr;
-  // Of the sums over values: by code, or by rank on the ladder.
+  // Entries of the sums over values: by code, or by rank among the thresholds.
   const size_t entries = rule.by_code ? size_t{1} << rule.codebook.bits : static_cast<size_t>(ladder.count);
-  std::vector<float> step_sums(static_cast<size_t>(chunks.count));  // of the only group
+  std::vector<float> step_sums(static_cast<size_t>(chunks.count));  // for a single group
   std::vector<std::array<double, 256>> value_sums(learns_values ? step_sums.size() : 0);
   std::ranges::fill(dsteps, 0.0F);
 #pragma omp parallel for schedule(dynamic)

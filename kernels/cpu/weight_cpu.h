@@ -6,8 +6,8 @@
 
 namespace nibblenet {
 
-/// Float32 weights in PyTorch's order. For convolutions a copy in the order that oneDNN's kernel prefers is kept beside
-/// them and renewed after changed().
+/// Float32 weights in PyTorch's order. Convolutions keep a copy in the order that oneDNN's kernel
+/// prefers, and renew it after changed().
 class FloatWeightCpu final : public Weight {
  public:
   FloatWeightCpu(MemoryResource& memory, TensorView<const float> values);
@@ -17,7 +17,7 @@ class FloatWeightCpu final : public Weight {
   void changed() override { reordered_valid_ = false; }
   ResidentSize resident() const override;
 
-  /// The weights in the layout `wanted`; the plain tensor itself when it has that layout already.
+  /// The weights in the layout `wanted`: the plain tensor itself if it has that layout.
   dnnl::memory in_layout(const dnnl::memory::desc& wanted, const dnnl::engine& engine, dnnl::stream& stream);
 
  private:
@@ -28,7 +28,7 @@ class FloatWeightCpu final : public Weight {
   bool reordered_valid_ = false;
 };
 
-/// Packed weights: codes, scales and the rest as they lie in the file, and nothing else.
+/// Packed weights: exactly what the file holds (codes, scales, …).
 class PackedWeightCpu final : public Weight {
  public:
   PackedWeightCpu(MemoryResource& memory, const PackedTensor& packed);
@@ -45,8 +45,8 @@ class PackedWeightCpu final : public Weight {
   Buffer<uint8_t> scales_;
   Buffer<uint8_t> zero_points_;
   Buffer<uint8_t> block_ids_;
-  Buffer<float> stored_codebook_;  ///< what the file brings along, metered
-  Codebook codebook_;              ///< decoded form, a fixed 256 entries
+  Buffer<float> stored_codebook_;  ///< the file's codebook, metered
+  Codebook codebook_;              ///< decoded, a fixed 256 entries
   PackedView view_;
   ResidentSize resident_;
 };
