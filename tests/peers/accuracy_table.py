@@ -50,6 +50,17 @@ def p_text(p):
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
+def file_bytes(row):
+    """Bytes of a row's file, and of its smallest one; reports before 0.2 called a file's size `rest`."""
+    size = row["size"].get("file", row["size"].get("rest"))
+    return size, min(size, row.get("compressed_file", row.get("compressed_rest")) or size)
+
+
+def fronts_of(scheme, fronts):
+    files = fronts.get("file", fronts.get("rest", []))
+    return [name for name, schemes in (("resident", fronts["resident"]), ("file", files)) if scheme in schemes]
+
+
 def our_table(report):
     fronts, weights = report["fronts"], report["setup"]["weights"]
     rows = []
@@ -57,13 +68,13 @@ def our_table(report):
         if row["size"] is None:
             continue
         size, is_float = row["size"], row["scheme"].startswith("float")
-        rest = min(size["rest"], row["compressed_rest"] or size["rest"])
+        plain, smallest = file_bytes(row)
         rows.append([row["scheme"], f"{size['bits_per_weight']:.3f}", f"{size['resident']['total'] / 1e6:.2f}",
-                     f"{size['rest'] / 1e6:.2f}", f"{rest / 1e6:.2f}", f"{4 * weights / rest:.1f}×",
+                     f"{plain / 1e6:.2f}", f"{smallest / 1e6:.2f}", f"{4 * weights / smallest:.1f}×",
                      f"{100 * row['accuracy']:.2f}", f"{row['loss']:.4f}",
                      "" if is_float else f"−{row['only_float']} +{row['only_this']}",
                      "" if is_float else p_text(row["mcnemar_p"]),
-                     ", ".join(name for name in ("resident", "rest") if row["scheme"] in fronts[name])])
+                     ", ".join(fronts_of(row["scheme"], fronts))])
     return table(["packed by", "bits/weight", "resident MB", "file MB", "smallest file MB", "against float32",
                   "accuracy %", "cross-entropy", "−a +b", "McNemar p", "front"], rows)
 
@@ -84,12 +95,11 @@ def peers_table(report, arguments):
         rows.append((peer["bytes"], [name, right.mean(), loss, lost, won, mcnemar(lost, won), peer["encode_seconds"],
                                      peer["decode_seconds"]]))
     for row in report["results"]:
-        if row["compressed_rest"] is None:
+        if row.get("compressed_file", row.get("compressed_rest")) is None:
             continue
-        rest = min(row["size"]["rest"], row["compressed_rest"])
         packing = row["encode_seconds"] if row["method"] == "pack" else None
-        rows.append((rest, ["ours: " + row["scheme"], row["accuracy"], row["loss"], row["only_float"], row["only_this"],
-                            row["mcnemar_p"], packing, row["decode_seconds"]]))
+        rows.append((file_bytes(row)[1], ["ours: " + row["scheme"], row["accuracy"], row["loss"], row["only_float"],
+                                          row["only_this"], row["mcnemar_p"], packing, row["decode_seconds"]]))
     return table(["", "MB", "bits/weight", "accuracy %", "cross-entropy", "−a +b", "McNemar p", "encode s", "decode s"],
                  [[name, f"{total / 1e6:.2f}", f"{8 * total / weights:.3f}", f"{100 * accuracy:.2f}", f"{loss:.4f}",
                    f"−{lost} +{won}", p_text(p), seconds(encode), seconds(decode)]

@@ -1,4 +1,4 @@
-"""Plots of docs/performance.md, as commands for gnuplot."""
+"""Plots of docs/results.md, as commands for gnuplot."""
 
 import subprocess
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables and plots of docs/performance.md from the JSON of `tools/bench --compare` and, in the same form, of
+"""Tables and plots of docs/results.md from the JSON of `tools/bench --compare` and, in the same form, of
 compare_pytorch.py. Reports of `tools/finetune --json` may follow. What was not measured is not there.
 
 usage: performance_tables.py COMPARE.json [PYTORCH.json ...] [FINETUNE.json ...] [--compiled FILE] [--note TEXT]
@@ -79,8 +79,9 @@ def text_of(report, links, note):
     parts = [f"{report['description']}. At best, in the same run: {number(ceilings['gigabytes_per_second'])} GB/s, "
              f"{number(ceilings['float32_teraflops'])} TFLOP/s in float32{halves} ({ceilings['products_by']})."
              + (f" {note}." if note else "")]
-    if report.get("yardstick"):
-        parts.append(f"cuDNN and cuBLASLt: not measured ({report['yardstick']}).")
+    missing = report.get("baseline", report.get("yardstick"))  # its name before 0.2
+    if missing:
+        parts.append(f"cuDNN and cuBLASLt: not measured ({missing}).")
     for side in report["sides"]:
         if side.get("not_measured"):
             parts.append(f"{side['side']}: not measured ({side['not_measured']}).")

@@ -34,7 +34,7 @@ class Comparison {
   void add(const SideSpec& spec, Backend& backend);
   /// `on_batch` is called when a batch size is done: to_json() then holds all of its results. Throws Stopped on Ctrl-C.
   void run(const std::function<void()>& on_batch = {});
-  /// "sides": what a script for another framework writes in the same form; see docs/performance.md.
+  /// "sides": what a script for another framework writes in the same form; see tests/peers/README.md.
   nlohmann::json to_json() const;
 
  private:
