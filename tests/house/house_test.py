@@ -1,0 +1,90 @@
+"""The checks of this folder find what they look for, and nothing else.
+
+usage: house_test.py
+"""
+
+import unittest
+
+from headers import without_a_comment
+from links import broken_links
+from words import words_of
+from wrap import long_lines
+
+HEADER = """#pragma once
+#include "a.h"
+
+namespace a {
+
+/// Two neighbours share this.
+int one(int x);
+int two(int x);
+
+int three(int x = f({1, 2}));
+struct Four {
+  int field = 3;
+  void five() {
+    if (true) return;
+  }
+  /// Here.
+  void six();
+
+  int seven() const { return field; }
+  void eight() override;
+  Four(Four&& other) noexcept { swap(other); }
+};
+class Forward;
+class Nine : public Four {  // says what it is
+ public:
+  explicit Nine(int x) : x_{x} {}
+  virtual void ten() = 0;
+
+ private:
+  void hidden();
+};
+inline constexpr size_t eleven = size_t{3} * 4;
+namespace {
+int nameless();
+}
+template <class T>
+void twelve(T x) { x(); }
+
+}  // namespace a
+"""
+
+
+def lines(findings):
+    return [number for number, _ in findings]
+
+
+class House(unittest.TestCase):
+    def test_headers(self):
+        names = ["three", "Four", "five", "ten", "eleven", "twelve"]
+        found = list(without_a_comment(HEADER))
+        self.assertEqual(len(found), len(names), found)
+        for (number, what), name in zip(found, names):
+            self.assertIn(name, what)
+            self.assertIn(name if name != "twelve" else "template", HEADER.splitlines()[number - 1])
+
+    def test_wrap(self):
+        prose = "word " * 30
+        document = f"{prose}\n| {prose}|\n```\n{prose}\n```\n- {prose}\nhttps://a.example/{'a' * 120}\n"
+        self.assertEqual(lines(long_lines("a.md", document)), [1, 6])
+        code = f"// {prose}\nint x;  // {prose}\nf(\"{prose}\");\n  /// {prose}\n//  ┌──┐ {prose}\n"
+        self.assertEqual(lines(long_lines("a.cpp", code)), [1, 4])
+        self.assertEqual(lines(long_lines("tools/dev", f"#!{prose}\n# {prose}\necho {prose}\n")), [2])
+
+    def test_words(self):
+        text = "a skinny matrix\nthe baseline\nThe seed's notebooks\n--seed 1\n--units a=1\nmetadata rounding=compensated\n"
+        self.assertEqual(lines(words_of("a.md", text)), [1, 3, 5])
+        self.assertEqual(lines(words_of("tools/common/aliases.cpp", text)), [])
+
+    def test_links(self):
+        document = ("[a](README.md) [b](../README.md#start)\n[c](nowhere.md)\n[d](tools.md#nothing)\n"
+                    "`engine/quant/scheme.h` `conv/few_pixels.cuh`\n`engine/quant/nothing.h`\nhttps://a.example/b.md\n")
+        self.assertEqual(lines(broken_links("docs/a.md", document)), [2, 3, 5])
+        code = "// see docs/formats.md\n// see docs/nothing.md\nopen(\"docs/nothing.md\");\n"
+        self.assertEqual(lines(broken_links("engine/a.h", code)), [2])
+
+
+if __name__ == "__main__":
+    unittest.main()
