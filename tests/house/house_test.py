@@ -5,6 +5,7 @@ usage: house_test.py
 
 import unittest
 
+from commands import options_of_tools, wrong_words
 from headers import without_a_comment
 from links import broken_links
 from words import words_of
@@ -84,6 +85,14 @@ class House(unittest.TestCase):
         self.assertEqual(lines(broken_links("docs/a.md", document)), [2, 3, 5])
         code = "// see docs/formats.md\n// see docs/nothing.md\nopen(\"docs/nothing.md\");\n"
         self.assertEqual(lines(broken_links("engine/a.h", code)), [2])
+
+    def test_commands(self):
+        tools = options_of_tools("## Common options\n\n| `--json` | `FILE` | x |\n\n## eval\n\n| `--split` | `test\\|train` | x |\n"
+                                 "| `--keep`, `--no-keep` | | x |\n\nCommon options: `--json`.\n")
+        self.assertEqual(tools["eval"], {"--split": {"test", "train"}, "--keep": None, "--no-keep": None, "--json": None})
+        document = ("tools/eval --nothing\n```sh\ntools/eval a --split train \\\n  --json x --no-keep\n"
+                    "tools/eval --split both  # --nothing\nx() { tools/eval --limit 1; }\n```\n")
+        self.assertEqual(lines(wrong_words(document, tools)), [5, 6])
 
 
 if __name__ == "__main__":
