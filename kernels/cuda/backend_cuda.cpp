@@ -3,7 +3,11 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "kernels/cuda/weights/weight_cuda.h"
+#include "kernels/cuda/activations/launchers.h"
+#include "kernels/cuda/conv/launchers.h"
+#include "kernels/cuda/gemm/launchers.h"
+#include "kernels/cuda/linear/launchers.h"
+#include "kernels/cuda/weights/launchers.h"
 
 namespace nibblenet {
 namespace {
@@ -89,7 +93,8 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
 
 std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
   // Warpgroups read rows, forwards too.
-  const CodeLayout layout = warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : CodeLayout::channels;
+  const WeightLayout layout =
+      warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : WeightLayout::channels;
   return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_, layout);
 }
 

@@ -5,7 +5,8 @@
 #include "kernels/cuda/device/downloads.h"
 #include "kernels/cuda/device/energy_meter.h"
 #include "kernels/cuda/device/uploads.h"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/device/workspace.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 
 namespace nibblenet {
 

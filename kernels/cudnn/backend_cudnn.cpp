@@ -36,7 +36,7 @@ TensorView<const float> as_images(TensorView<const float> matrix) {
 class CudnnBackend::WeightCudnn final : public WeightCuda {
  public:
   WeightCudnn(CudnnBackend& backend, TensorView<const float> values, Precision precision)
-      : WeightCuda(backend, values, precision, backend.stream(), CodeLayout::channels, values.shape().rank() == 2),
+      : WeightCuda(backend, values, precision, backend.stream(), WeightLayout::channels, values.shape().rank() == 2),
         backend_(backend) {
     if (form() != Form::float32 || one_tap(shape())) return;
     filters = Buffer<float>(backend, static_cast<size_t>(shape().elements()), MemoryCategory::workspace);

@@ -1,8 +1,8 @@
 #include "engine/core/random.h"
+#include "kernels/cuda/activations/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {
@@ -59,15 +59,6 @@ __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probab
 
 __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
   for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
-}
-
-/// One thread a weight, in device order.
-__global__ void renew_halves_kernel(HalfCopies halves, const float* w, int channels, int taps, int64_t count) {
-  for_each_index(count, [&](int64_t i) {
-    const auto filter = static_cast<int>(i / halves.length);
-    const auto column = static_cast<int>(i % halves.length);
-    halves.store(filter, column, w[torch_index(filter, column, channels, taps)]);
-  });
 }
 
 /// found = 1 where any element is not finite
@@ -134,13 +125,6 @@ void dropout(Activations y, ConstActivations x, float probability, DropoutKey ke
     launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements()), stream, dropout_kernel<T>, to,
            from, probability, dropout_scale(probability), key, x.elements());
   });
-}
-
-void renew_halves(WeightCuda& w, Stream& stream) {
-  const Shape& shape = w.shape();
-  const int taps = shape.rank() == 4 ? static_cast<int>(shape[2] * shape[3]) : 1;
-  launch("renew_halves", moves(shape.elements(), 2), grid_for(shape.elements()), stream, renew_halves_kernel,
-         half_copies_of(w), w.values().data(), static_cast<int>(shape[1]), taps, shape.elements());
 }
 
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,

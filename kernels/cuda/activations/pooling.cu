@@ -2,9 +2,9 @@
 #include <limits>
 
 #include "kernels/cuda/activations/half_pooling.cuh"
+#include "kernels/cuda/activations/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {

@@ -1,6 +1,6 @@
+#include "kernels/cuda/activations/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {

@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "kernels/cuda/conv/few_channels.cuh"
+#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/operands.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {
@@ -159,7 +159,7 @@ void start(const OutputBands& bands, const Operands& o, Stream& stream) {
 bool suits(Activations y, ConstActivations x, const WeightCuda& w, const ConvolutionSizes& s) {
   const int pairs = s.size * ((s.size * s.c + 1) / 2);
   return x.precision() == Precision::float16 && y.precision() == Precision::float16 && s.outputs() > 0 && s.k > 0 &&
-         w.form() != WeightCuda::Form::float32 && w.layout() == CodeLayout::channels && s.stride * s.c % 2 == 0 &&
+         w.form() != WeightCuda::Form::float32 && w.layout() == WeightLayout::channels && s.stride * s.c % 2 == 0 &&
          pairs <= most_pairs;
 }
 

@@ -2,12 +2,12 @@
 #include <limits>
 
 #include "kernels/cuda/conv/few_pixels.cuh"
+#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/gemm/unpacked_weights.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {
@@ -36,7 +36,7 @@ struct Blocks {
 
 /// Whether weights can be multiplied where they lie.
 bool in_place(const WeightCuda& w) {
-  return w.layout() == CodeLayout::superblocks && w.step_run() == 0 &&
+  return w.layout() == WeightLayout::superblocks && w.step_run() == 0 &&
          w.view().groups.groups <= std::numeric_limits<int>::max();
 }
 

@@ -6,8 +6,8 @@
 #include <limits>
 
 #include "kernels/cuda/conv/folded.cuh"
+#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {

@@ -22,12 +22,6 @@ struct ConvolutionSizes {
   __host__ __device__ int inputs() const { return n * h * w; }   ///< pixels of x
 };
 
-/// Place of weight k (in device order) of a filter in PyTorch's order.
-__device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
-  const int tap = k / channels;
-  return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
-}
-
 /// x [N, H, W, C] as a matrix [output pixels, R S C].
 template <class T>
 struct Windows {

@@ -4,10 +4,10 @@
 
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
+#include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/mma.cuh"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/gemm/unpacked_weights.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {
@@ -109,7 +109,7 @@ bool by_warpgroups(const Workspace& workspace, const ConvolutionSizes& s, bool a
 /// Whether superblocks of `w` line up with slices of 64 channels, and everything can be copied 16 bytes at a time.
 bool suits(Activations y, ConstActivations x, const WeightCuda& w, const ConvolutionSizes& s) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return w.layout() == CodeLayout::superblocks && x.precision() == Precision::float16 &&
+  return w.layout() == WeightLayout::superblocks && x.precision() == Precision::float16 &&
          s.c % (s.taps() == 1 ? 8 : slice) == 0 && s.outputs() > 0 && aligned(x.data()) && aligned(y.data()) &&
          w.view().groups.groups <= std::numeric_limits<int>::max();
 }

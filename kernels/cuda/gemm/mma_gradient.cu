@@ -3,8 +3,8 @@
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/mma_gradient.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {

@@ -18,7 +18,7 @@ inline FilterSizes filter_sizes(const ConvolutionSizes& s) {
 
 inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
   PackedWeights operand{
-      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == CodeLayout::superblocks};
+      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == WeightLayout::superblocks};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
   return operand;
 }
@@ -40,7 +40,7 @@ void with_half_operands(Y y, const WeightCuda& w, const float* bias, const Convo
     f(operand, result, 1.0F / result.factor);
   } else if (w.form() == WeightCuda::Form::float16) {
     // Halves in memory were multiplied already.
-    f(Float16Weights{sizes, w.halves(), w.layout() == CodeLayout::superblocks}, result, 1.0F);
+    f(Float16Weights{sizes, w.halves(), w.layout() == WeightLayout::superblocks}, result, 1.0F);
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }

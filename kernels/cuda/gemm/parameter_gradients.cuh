@@ -1,11 +1,10 @@
 #pragma once
 
 #include "kernels/cuda/gemm/im2col.cuh"
-#include "kernels/cuda/operations.h"
-#include "kernels/cuda/weights/superblock.h"
-#include "kernels/cuda/weights/weight_cuda.h"
+#include "kernels/cuda/gemm/launchers.h"
+#include "kernels/cuda/weights/half_copies.cuh"
 
-// Parameters while they train: a step of SGD, and the copies in halves that the tensor cores multiply.
+// Gradients of a layer's parameters, stored or applied at once as a step of SGD.
 
 namespace nibblenet {
 
@@ -16,41 +15,6 @@ __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const S
   const bool pruned = parameters.keep_zeros && w == 0.0F;
   v = pruned ? 0.0F : parameters.momentum * v + gradient;
   w -= parameters.learning_rate * v;
-}
-
-/// Halves of a weight that trains, in device order: row by row for the gradients' products, and as the forward
-/// product's superblocks where it has them. Weights are multiplied by `factor` before they are rounded.
-struct HalfCopies {
-  f16* rows = nullptr;  ///< [K, R S C]; null: no copies
-  unsigned char* superblocks = nullptr;
-  Superblocks layout;
-  int length = 0;  ///< R S C
-  float factor = 1.0F;
-
-  __device__ void store(int filter, int column, float w) const {
-    if (rows == nullptr) return;
-    store_element(rows, static_cast<int64_t>(filter) * length + column, w * factor);
-    if (superblocks != nullptr) store_element(superblock_pair(filter, column), column % 2, w * factor);
-  }
-  /// Of an even column and the next one; rows are of even length.
-  __device__ void store_pair(int filter, int column, const float2& w) const {
-    if (rows == nullptr) return;
-    const uint32_t word = pair_of_halves(w.x * factor, w.y * factor);
-    *reinterpret_cast<uint32_t*>(rows + static_cast<int64_t>(filter) * length + column) = word;
-    if (superblocks != nullptr) *reinterpret_cast<uint32_t*>(superblock_pair(filter, column)) = word;
-  }
-
- private:
-  /// Where the halves of an even column and the next one lie.
-  __device__ f16* superblock_pair(int filter, int column) const {
-    const Superblocks::Place place = Superblocks::place(filter, column);
-    return reinterpret_cast<f16*>(superblocks + layout.offset(filter, column) +
-                                  layout.byte_of_word(place, place.value));
-  }
-};
-inline HalfCopies half_copies_of(WeightCuda& w) {
-  return {w.rows_in_halves(), w.superblocks_in_halves(), w.superblock_layout(),
-          static_cast<int>(w.shape().inner_elements()), w.normalisation()};
 }
 
 /// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by `factor`: they are

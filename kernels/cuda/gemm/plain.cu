@@ -6,9 +6,10 @@
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/gemm/plain.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/half_copies.cuh"
 
 namespace nibblenet {
 namespace {

@@ -3,10 +3,10 @@
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
+#include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/gemm/unpacked_weights.cuh"
 #include "kernels/cuda/gemm/wgmma.cuh"
-#include "kernels/cuda/operations.h"
 
 namespace nibblenet {
 namespace {
@@ -93,7 +93,7 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelRe
 /// Rows of halves of a weight that has none, and what the product by them does at its end.
 BiasResult<AnyElements> store_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
                                    const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
-  if (w.layout() == CodeLayout::superblocks) return cuda::superblock_rows(rows, y, w, bias, s, epilogue, stream);
+  if (w.layout() == WeightLayout::superblocks) return cuda::superblock_rows(rows, y, w, bias, s, epilogue, stream);
   BiasResult<AnyElements> of_product;
   const int64_t pieces = int64_t{s.k} * tiles(s.length(), 8);
   const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};

@@ -4,7 +4,7 @@
 #include "kernels/cuda/gemm/convolution_sizes.cuh"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/linear/few_outputs.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/linear/launchers.h"
 
 namespace nibblenet {
 namespace {
@@ -12,7 +12,7 @@ namespace {
 bool suits(ConstActivations x, const WeightCuda& w) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   return x.precision() == Precision::float16 && w.form() != WeightCuda::Form::float32 &&
-         w.layout() == CodeLayout::channels && w.shape()[0] <= cuda::few_outputs && x.size(1) % 8 == 0 &&
+         w.layout() == WeightLayout::channels && w.shape()[0] <= cuda::few_outputs && x.size(1) % 8 == 0 &&
          x.size(1) <= std::numeric_limits<int>::max() / few_outputs_rows && aligned(x.halves().data()) &&
          aligned(w.halves());
 }

@@ -3,7 +3,7 @@
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/linear/launchers.h"
 
 // Gradients of a linear layer of a few outputs, as a classifier's last one: its 10 columns of dy are no 16 bytes long,
 // and would leave a tensor core's tile empty for the most part. What takes time is to read x, or to write dx.

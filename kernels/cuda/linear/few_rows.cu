@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/linear/few_rows.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/linear/launchers.h"
 
 namespace nibblenet {
 namespace {
@@ -59,7 +59,7 @@ SkinnyProduct product_of(Activations y, TensorView<const f16> x, const WeightCud
 namespace cuda {
 
 bool is_skinny(ConstActivations x, const WeightCuda& w) {
-  return w.layout() == CodeLayout::superblocks && x.precision() == Precision::float16 && x.size(0) <= skinny_batch &&
+  return w.layout() == WeightLayout::superblocks && x.precision() == Precision::float16 && x.size(0) <= skinny_batch &&
          x.size(1) % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 &&
          w.view().groups.groups <= std::numeric_limits<int>::max();
 }

@@ -1,7 +1,7 @@
 #include "engine/quant/bits.h"
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/launchers.h"
 
 namespace nibblenet {
 namespace {

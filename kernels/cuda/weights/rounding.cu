@@ -1,6 +1,6 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/launchers.h"
 
 namespace nibblenet {
 namespace {

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "engine/quant/bits.h"
-#include "kernels/cuda/operations.h"
+#include "kernels/cuda/weights/launchers.h"
 #include "kernels/cuda/weights/superblock.h"
 
 namespace nibblenet {
@@ -96,9 +96,9 @@ std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTens
   return to_superblocks(codes, rows, columns, bits);
 }
 
-std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
+std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
   std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
-  if (layout == CodeLayout::channels) return codes;
+  if (layout == WeightLayout::channels) return codes;
   if (!suits_superblocks(packed))
     fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
   return superblocks_of(std::move(codes), packed);
@@ -107,7 +107,7 @@ std::vector<uint8_t> codes_of(const PackedTensor& packed, CodeLayout layout) {
 /// Rows of halves in place, as superblocks.
 void halves_to_superblocks(std::vector<f16>& halves, const Shape& shape) {
   constexpr int bits = 16;
-  if (best_layout(shape) != CodeLayout::superblocks) fail<Error>("superblocks of halves, {}", to_string(shape));
+  if (best_layout(shape) != WeightLayout::superblocks) fail<Error>("superblocks of halves, {}", to_string(shape));
   std::vector<uint8_t> bytes(halves.size() * sizeof(f16));
   std::memcpy(bytes.data(), halves.data(), bytes.size());
   bytes = to_superblocks(bytes, shape[0], shape.inner_elements(), bits);
@@ -143,23 +143,23 @@ float normalisation_for(float largest) {
   return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
 }
 
-CodeLayout best_layout(const PackedTensor& packed) {
+WeightLayout best_layout(const PackedTensor& packed) {
   const bool better =
       suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
-  return better ? CodeLayout::superblocks : CodeLayout::channels;
+  return better ? WeightLayout::superblocks : WeightLayout::channels;
 }
 
-CodeLayout best_layout(const Shape& shape) {
+WeightLayout best_layout(const Shape& shape) {
   const bool whole =
       suits_superblocks(shape) && shape[0] % Superblocks::size == 0 && shape.inner_elements() % Superblocks::size == 0;
-  return whole && shape.elements() > 0 ? CodeLayout::superblocks : CodeLayout::channels;
+  return whole && shape.elements() > 0 ? WeightLayout::superblocks : WeightLayout::channels;
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
-                       CodeLayout layout, bool normalised)
+                       WeightLayout layout, bool normalised)
     : shape_(values.shape()),
       form_(precision == Precision::float32 ? Form::float32 : Form::float16),
-      layout_(form_ == Form::float32 ? CodeLayout::channels : layout) {
+      layout_(form_ == Form::float32 ? WeightLayout::channels : layout) {
   resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
   if (form_ == Form::float32) {
     floats_ = Tensor<float>(memory, shape_, MemoryCategory::weights);
@@ -177,11 +177,11 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
     for (int64_t k = 0; k < count; ++k)
       halves[static_cast<size_t>(channel * count + k)].bits =
           f32_to_f16(values[channel * count + order(k)] * normalisation_);
-  if (layout_ == CodeLayout::superblocks) halves_to_superblocks(halves, shape_);
+  if (layout_ == WeightLayout::superblocks) halves_to_superblocks(halves, shape_);
   halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
 }
 
-WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, CodeLayout layout)
+WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, WeightLayout layout)
     : shape_(packed.shape),
       form_(Form::packed),
       codes_(resident_copy(memory, codes_of(packed, layout), MemoryCategory::codes, stream)),
@@ -198,7 +198,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
       value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
   resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
-  if (const auto run = run_of_steps(packed); layout == CodeLayout::superblocks && *run < shape_.inner_elements())
+  if (const auto run = run_of_steps(packed); layout == WeightLayout::superblocks && *run < shape_.inner_elements())
     step_run_ = *run;
   view_.codes = codes_.data();
   view_.scales = scales_.data();
@@ -208,7 +208,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
-                       CodeLayout layout)
+                       WeightLayout layout)
     : shape_(values.shape()),
       form_(Form::float16),
       floats_(memory, shape_, MemoryCategory::weights),
@@ -216,7 +216,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, T
       trained_(&stream),
       layout_(layout),
       normalisation_(64.0F) {
-  if (layout_ == CodeLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
+  if (layout_ == WeightLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
   resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + halves_.bytes() + rows_.bytes());
   copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
   changed();

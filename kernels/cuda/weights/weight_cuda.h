@@ -8,14 +8,14 @@
 namespace nibblenet {
 
 /// How packed codes, or halves, lie in device memory.
-enum class CodeLayout : uint8_t {
+enum class WeightLayout : uint8_t {
   channels,    ///< as in files: one output channel after the other, in device order
   superblocks  ///< kernels/cuda/weights/superblock.h, rows in device order
 };
 /// Superblocks where the tensor cores' products can use them, and they take no more bytes than channels.
-CodeLayout best_layout(const PackedTensor& packed);
+WeightLayout best_layout(const PackedTensor& packed);
 /// The same for weights stored as halves.
-CodeLayout best_layout(const Shape& shape);
+WeightLayout best_layout(const Shape& shape);
 
 /// The power of two that brings `largest` into [0.5, 1), within what float32 can invert; 1 for what is not a number
 /// above 0.
@@ -27,15 +27,16 @@ class WeightCuda : public Weight {
   /// Float32 in PyTorch's order, or halves in device order; `normalised`: multiplied by normalisation() before they are
   /// rounded.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
-             CodeLayout layout = CodeLayout::channels, bool normalised = true);
+             WeightLayout layout = WeightLayout::channels, bool normalised = true);
   /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
-             CodeLayout layout = CodeLayout::channels);
+             WeightLayout layout = WeightLayout::channels);
   /// A weight that trains in halves: float32 in PyTorch's order, and beside it halves in `layout` for the forward pass
   /// and in rows for the backward pass, which changed() renews. Their factor is always the same one, so that they
   /// depend on the values alone: with 64, weights from 1e-6 to 1,000 are neither too small for halves nor too large.
   struct TrainsInHalves {};
-  WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream, CodeLayout layout);
+  WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
+             WeightLayout layout);
 
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return form_ == Form::packed; }
@@ -50,16 +51,16 @@ class WeightCuda : public Weight {
   /// Of a weight that trains in halves, null for others: [K, R S C], and superblocks where it has them.
   f16* rows_in_halves() {
     if (trained_ == nullptr) return nullptr;
-    return layout_ == CodeLayout::superblocks ? rows_.data() : halves_.data();
+    return layout_ == WeightLayout::superblocks ? rows_.data() : halves_.data();
   }
   const f16* rows_in_halves() const { return const_cast<WeightCuda*>(this)->rows_in_halves(); }
   uint8_t* superblocks_in_halves() {
-    const bool has = trained_ != nullptr && layout_ == CodeLayout::superblocks;
+    const bool has = trained_ != nullptr && layout_ == WeightLayout::superblocks;
     return has ? reinterpret_cast<uint8_t*>(halves_.data()) : nullptr;
   }
   const PackedView& view() const { return view_; }
   /// Of packed codes, and of halves.
-  CodeLayout layout() const { return layout_; }
+  WeightLayout layout() const { return layout_; }
   /// Where superblocks lie, and how.
   const uint8_t* superblocks() const;
   Superblocks superblock_layout() const;
@@ -93,7 +94,7 @@ class WeightCuda : public Weight {
   Buffer<float> stored_codebook_;
   Codebook codebook_;
   PackedView view_;
-  CodeLayout layout_ = CodeLayout::channels;
+  WeightLayout layout_ = WeightLayout::channels;
   int64_t step_run_ = 0;
   bool linear_codes_ = false;
   ResidentSize resident_;

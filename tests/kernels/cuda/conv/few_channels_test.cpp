@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/conv/launchers.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 

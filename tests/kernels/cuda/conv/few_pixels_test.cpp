@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/conv/launchers.h"
 #include "tests/kernels/cuda/convolution_cases.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
@@ -65,7 +66,7 @@ class FewPixels : public ::testing::Test {
     const TensorView<const f16> halves_of_x(input.data(), c.x);
     const Tensor<float> offset = on(cuda_, bias);
     const auto& resident = static_cast<WeightCuda&>(w);
-    const int64_t kernels = resident.layout() == CodeLayout::superblocks ? 1 : 2;
+    const int64_t kernels = resident.layout() == WeightLayout::superblocks ? 1 : 2;
     EXPECT_TRUE(cuda::has_few_pixels(halves_of_x, resident, c.window)) << name_of(c);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
       Buffer<f16> halves = halves_on(cuda_, Values(y.shape(), std::numeric_limits<float>::quiet_NaN()));
@@ -79,7 +80,7 @@ class FewPixels : public ::testing::Test {
   }
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
                  Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
-    WeightCuda w(cuda_, packed, cuda_.stream(), CodeLayout::superblocks);
+    WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
     return product(c, x, w, bias, epilogue, y_precision);
   }
 
@@ -147,7 +148,7 @@ TEST_F(FewPixels, EveryOtherWayToStoreWeights) {
       const PackedTensor packed = quantized(c.w, parse_scheme(scheme), 3);
       const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
       const auto w = cuda_.make_weight(packed);
-      EXPECT_EQ(static_cast<WeightCuda&>(*w).layout(), CodeLayout::channels);
+      EXPECT_EQ(static_cast<WeightCuda&>(*w).layout(), WeightLayout::channels);
       EXPECT_LE(relative_error(product(c, x, *w, bias, Epilogue::relu).view(),
                                expected(c, x, packed, bias, Epilogue::relu).view()),
                 float16_tolerance);
@@ -177,7 +178,7 @@ TEST_F(FewPixels, ResultsAnywhereInMemory) {
   const Case c = cases[1];
   const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
   const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
-  WeightCuda w(cuda_, packed, cuda_.stream(), CodeLayout::superblocks);
+  WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
   const Buffer<f16> input = halves_on(cuda_, x);
   const Tensor<float> offset = on(cuda_, bias);
   Buffer<f16> halves(cuda_, static_cast<size_t>(result_shape(c).elements()) + 1, MemoryCategory::data);
@@ -201,7 +202,7 @@ TEST_F(FewPixels, AreFewWhereLargeTilesLeaveMostOfAGpuIdle) {
                                      {{{1, 13, 13, 256}, {256, 256, 3, 3}, {3, 1, 1}}, 12}};
   for (const auto& [c, largest] : layers) {
     const WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:2:channel"), 1), cuda_.stream(),
-                       CodeLayout::superblocks);
+                       WeightLayout::superblocks);
     for (int64_t batch = 1; batch <= 16; ++batch) {
       const TensorView<const f16> x(nullptr, {batch, c.x[1], c.x[2], c.x[3]});
       EXPECT_EQ(cuda::has_few_pixels(x, w, c.window), batch <= largest) << name_of(c) << ", batch " << batch;
@@ -235,7 +236,7 @@ class PooledFewPixels : public FewPixels {
       if (at_once) {
         ASSERT_TRUE(
             cuda_.conv2d_max_pool2d_forward(y, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu, p.pool));
-        const bool in_place = static_cast<WeightCuda&>(w).layout() == CodeLayout::superblocks;
+        const bool in_place = static_cast<WeightCuda&>(w).layout() == WeightLayout::superblocks;
         EXPECT_EQ(cuda_.stream().launches(), launches + (in_place ? 1 : 2));
       } else {
         const TensorView<f16> of_conv(results.data(), between);
@@ -308,7 +309,7 @@ TEST_F(FewPixels, OthersGoToOtherKernels) {
   EXPECT_FALSE(has(c.x, *packed));
   const Values values = uniform({64, 64, 3, 3}, 1);
   EXPECT_FALSE(has({1, 4, 4, 64}, *cuda_.make_weight(values.view())));
-  const WeightCuda trains(cuda_, values.view(), WeightCuda::TrainsInHalves{}, cuda_.stream(), CodeLayout::channels);
+  const WeightCuda trains(cuda_, values.view(), WeightCuda::TrainsInHalves{}, cuda_.stream(), WeightLayout::channels);
   EXPECT_FALSE(has({1, 4, 4, 64}, trains));
 }
 

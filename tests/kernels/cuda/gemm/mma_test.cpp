@@ -55,7 +55,7 @@ class TensorProduct : public ::testing::Test {
                  Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
     const Buffer<f16> input = halves_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
-    WeightCuda w(cuda_, packed, cuda_.stream(), CodeLayout::superblocks);
+    WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
       Buffer<f16> halves(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
       const Activations rounded = TensorView<f16>(halves.data(), y.shape());
@@ -153,7 +153,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
     const auto w = cuda_.make_weight(weights.view(), Precision::float16);
     auto& resident = static_cast<WeightCuda&>(*w);
     const bool whole = c.w[0] % 64 == 0 && c.w[1] % 64 == 0;
-    EXPECT_EQ(resident.layout(), whole ? CodeLayout::superblocks : CodeLayout::channels);
+    EXPECT_EQ(resident.layout(), whole ? WeightLayout::superblocks : WeightLayout::channels);
     EXPECT_EQ(resident.resident().total(), 2 * c.w.elements());
     const auto float_weight = cpu_.make_weight(weights.view());
     const Values expected =
@@ -196,7 +196,7 @@ TEST_F(TensorProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
                                      {{{1, 6, 6, 192}, {8, 192, 3, 3}, {3, 1, 1}}, {2, 3, 0}}};
   for (const auto& [c, pool] : cases) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
-    WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), CodeLayout::superblocks);
+    WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), WeightLayout::superblocks);
     const Buffer<f16> halves = halves_on(cuda_, uniform(c.x, 1));
     const TensorView<const f16> x(halves.data(), c.x);
     const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
@@ -222,7 +222,7 @@ TEST_F(TensorProduct, PoolingKeepsNaN) {
   const Case c{{1, 3, 3, 64}, {64, 64, 1, 1}, {1, 1, 0}};
   Values input = uniform(c.x, 1);
   input.data[5] = std::numeric_limits<float>::quiet_NaN();
-  WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), CodeLayout::superblocks);
+  WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), WeightLayout::superblocks);
   const Buffer<f16> halves = halves_on(cuda_, input);
   const Tensor<float> bias = on(cuda_, Values({64}));
   Buffer<f16> result(cuda_, 64, MemoryCategory::data);
@@ -252,13 +252,13 @@ TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
     for (int bits = 2; bits <= 8; ++bits) {
       const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("linear:{}:channel", bits)), 3);
       const Tensor<float> x = on(cuda_, uniform(c.x, 1)), bias = on(cuda_, uniform({c.w[0]}, 2));
-      const auto result = [&](CodeLayout layout) {
+      const auto result = [&](WeightLayout layout) {
         WeightCuda w(cuda_, packed, cuda_.stream(), layout);
         return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
           cuda_.conv2d_forward(y, x.view(), w, bias.view(), c.window, Epilogue::none);
         });
       };
-      EXPECT_TRUE(same_bits(result(CodeLayout::superblocks), result(CodeLayout::channels))) << bits << " bits";
+      EXPECT_TRUE(same_bits(result(WeightLayout::superblocks), result(WeightLayout::channels))) << bits << " bits";
     }
 }
 

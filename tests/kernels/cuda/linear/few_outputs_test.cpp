@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/linear/launchers.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 

@@ -5,6 +5,8 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/gemm/launchers.h"
+#include "kernels/cuda/linear/launchers.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -52,7 +54,7 @@ class SkinnyProduct : public ::testing::Test {
   }
 
   WeightCuda superblocks(const PackedTensor& packed) {
-    return {cuda_, packed, cuda_.stream(), CodeLayout::superblocks};
+    return {cuda_, packed, cuda_.stream(), WeightLayout::superblocks};
   }
 
   CpuBackend cpu_{2};
@@ -86,7 +88,7 @@ TEST_P(SkinnyProductOf, EveryScheme) {
   const Values x = uniform({3, 192}, 1), bias = uniform({128}, 2);
   for (const Scheme& scheme : superblock_schemes(GetParam())) {
     const PackedTensor packed = quantized({128, 192}, scheme, 3);
-    EXPECT_EQ(best_layout(packed), CodeLayout::superblocks);
+    EXPECT_EQ(best_layout(packed), WeightLayout::superblocks);
     const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias, Epilogue::relu);
     EXPECT_LE(
         relative_error(product(x, superblocks(packed), bias, Kernel::skinny, Epilogue::relu).view(), expected.view()),
@@ -118,7 +120,7 @@ TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
           quantized(shape, parse_scheme(fmt::format("{}:{}:channel", GetParam().name, bits)), 3);
       const Values x = uniform({5, shape[1]}, 1), bias = uniform({shape[0]}, 2);
       WeightCuda blocks = superblocks(packed);
-      WeightCuda channels(cuda_, packed, cuda_.stream(), CodeLayout::channels);
+      WeightCuda channels(cuda_, packed, cuda_.stream(), WeightLayout::channels);
       EXPECT_TRUE(same_bits(product(x, blocks, bias, Kernel::plain), product(x, channels, bias, Kernel::plain)));
       const auto floats = [&](WeightCuda& w) {
         const Tensor<float> input = on(cuda_, x), offset = on(cuda_, bias);
@@ -218,14 +220,14 @@ TEST_F(SkinnyProduct, OnlyWeightsThatDoNotGrowBecomeSuperblocks) {
   const auto layout = [](const Shape& shape, const char* scheme) {
     return best_layout(quantized(shape, parse_scheme(scheme), 3));
   };
-  EXPECT_EQ(layout({64, 128}, "linear:4:channel"), CodeLayout::superblocks);
-  EXPECT_EQ(layout({64, 128}, "nf4:4:block:64"), CodeLayout::superblocks);
-  EXPECT_EQ(layout({64, 128}, "linear:4:block:32"), CodeLayout::channels);
-  EXPECT_EQ(layout({64, 128}, "stable-embedding:4"), CodeLayout::channels);
-  EXPECT_EQ(layout({10, 128}, "linear:4:channel"), CodeLayout::channels);
-  EXPECT_EQ(layout({64, 64, 1, 1}, "linear:4:channel"), CodeLayout::superblocks);
-  EXPECT_EQ(layout({64, 64, 3, 3}, "nf4:4:block:64"), CodeLayout::channels);
-  EXPECT_EQ(layout({64, 96, 3, 3}, "linear:4:channel"), CodeLayout::channels);
+  EXPECT_EQ(layout({64, 128}, "linear:4:channel"), WeightLayout::superblocks);
+  EXPECT_EQ(layout({64, 128}, "nf4:4:block:64"), WeightLayout::superblocks);
+  EXPECT_EQ(layout({64, 128}, "linear:4:block:32"), WeightLayout::channels);
+  EXPECT_EQ(layout({64, 128}, "stable-embedding:4"), WeightLayout::channels);
+  EXPECT_EQ(layout({10, 128}, "linear:4:channel"), WeightLayout::channels);
+  EXPECT_EQ(layout({64, 64, 1, 1}, "linear:4:channel"), WeightLayout::superblocks);
+  EXPECT_EQ(layout({64, 64, 3, 3}, "nf4:4:block:64"), WeightLayout::channels);
+  EXPECT_EQ(layout({64, 96, 3, 3}, "linear:4:channel"), WeightLayout::channels);
 }
 
 }  // namespace

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cuda/device/device.h"
+
+// Launchers of operations on activations, losses and images. Each one computes its grid, starts its
+// kernels and does not wait. Views lie in device memory; kernels/backend.h has formulas and shapes.
+
+namespace nibblenet::cuda {
+
+void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
+void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
+void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);
+/// For halves, eight at a time, with the same bits: false, and nothing was started, unless their number is a multiple
+/// of 8 and all of it lies on 16 bytes.
+[[nodiscard]] bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
+                                const GradientStore& store, Stream& stream);
+void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
+              Stream& stream);
+void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream);
+void convert(Activations y, ConstActivations x, float factor, Stream& stream);
+/// `rows` lies in device memory.
+void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream);
+void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);
+void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+                         Stream& stream);
+/// Both for halves, eight channels a thread, with the same bits: false, and nothing was started, unless C is a multiple
+/// of 8, windows are 3 x 3 at stride 2 without padding, and all of it lies on 16 bytes, positions on 8.
+[[nodiscard]] bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
+                                           Stream& stream);
+[[nodiscard]] bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+                                            Window window, const GradientStore& store, Stream& stream);
+void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
+void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
+void flatten_forward(Activations y, ConstActivations x, Stream& stream);
+void flatten_backward(Activations dx, ConstActivations dy, Stream& stream);
+void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                   TensorView<const int32_t> labels, float scale, Stream& stream);
+void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                        TensorView<const float> targets, float scale, Stream& stream);
+void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
+/// The tables become resident in `memory`.
+std::unique_ptr<ImagePreparer> make_image_preparer(MemoryResource& memory, const ResampleTables& tables,
+                                                   Stream& stream);
+
+}  // namespace nibblenet::cuda
