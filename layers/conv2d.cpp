@@ -12,14 +12,14 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window) {
   return {x[0], window.output(x[1]), window.output(x[2]), w[0]};
 }
 
-void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+void conv2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Window window, Epilogue epilogue) {
   expect_shape(y.shape(), conv2d_output_shape(x.shape(), w.shape(), window), "convolution output");
   expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
   backend.conv2d_forward(y, x, w, bias, window, epilogue);
 }
 
-bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w,
+bool conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
                                TensorView<const float> bias, Window window, Epilogue epilogue, Window pool) {
   const Shape convolved = conv2d_output_shape(x.shape(), w.shape(), window);
   const Shape pooled = max_pool2d_output_shape(convolved, pool);
@@ -38,27 +38,27 @@ void expect_output(const Shape& dy, const Shape& x, const Shape& w, Window windo
 
 }  // namespace
 
-void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
+void conv2d_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
                           const GradientStore& store) {
   expect_output(dy.shape(), dx.shape(), w.shape(), window);
   expect_store(dx, store);
   backend.conv2d_backward_data(dx, dy, w, window, store);
 }
 
-void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window) {
   expect_output(dy.shape(), x.shape(), dw.shape(), window);
   expect_shape(dbias.shape(), {dw.size(0)}, "convolution bias gradient");
   backend.conv2d_backward_weight(dw, dbias, dy, x, window);
 }
 
-bool conv2d_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                           Window window, float factor, SgdParameters parameters) {
   expect_output(dy.shape(), x.shape(), layer.weight.shape(), window);
   return backend.conv2d_backward_step(layer, dy, x, window, factor, parameters);
 }
 
-void conv2d_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+void conv2d_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
                      ConstActivations dy, ConstActivations x, Weight& w, Window window) {
   expect_shape(dw.shape(), w.shape(), "convolution weight gradient");
   expect_shape(dbias.shape(), {w.shape()[0]}, "convolution bias gradient");

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "kernels/backend.h"
+#include "kernels/inference.h"
+#include "kernels/training.h"
 
 namespace nibblenet {
 
@@ -9,26 +10,26 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 
 /// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in
 /// PyTorch.
-void conv2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+void conv2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Window window, Epilogue epilogue);
 
 /// y = max_pool2d(conv2d_forward(x, w), pool) at once, or y[N, K P Q], which is that flattened. False, and nothing was
 /// done, where the backend gains nothing by it: then they follow each other.
-[[nodiscard]] bool conv2d_max_pool2d_forward(Backend& backend, Activations y, ConstActivations x, Weight& w,
+[[nodiscard]] bool conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
                                              TensorView<const float> bias, Window window, Epilogue epilogue,
                                              Window pool);
 
 /// dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the epilogue.
-void conv2d_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
+void conv2d_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
                           const GradientStore& store = {});
-void conv2d_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window);
 /// A step of SGD from dw and dbias, which are not stored, times `factor`. False, and nothing was done, where the
 /// backend gains nothing by it.
-[[nodiscard]] bool conv2d_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy,
+[[nodiscard]] bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
                                         ConstActivations x, Window window, float factor, SgdParameters parameters);
 /// All three; dx is skipped when it has no data: the first layer needs none.
-void conv2d_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+void conv2d_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
                      ConstActivations dy, ConstActivations x, Weight& w, Window window);
 
 }  // namespace nibblenet

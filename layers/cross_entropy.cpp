@@ -13,7 +13,7 @@ void expect_shapes(TensorView<float> losses, TensorView<float> dlogits, TensorVi
 
 }  // namespace
 
-void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+void cross_entropy(Inference& backend, TensorView<float> losses, TensorView<float> dlogits,
                    TensorView<const float> logits, TensorView<const int32_t> labels) {
   expect_shapes(losses, dlogits, logits);
   expect_shape(labels.shape(), {logits.size(0)}, "cross-entropy labels");
@@ -21,7 +21,7 @@ void cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float>
   backend.cross_entropy(losses, dlogits, logits, labels, 1.0F / static_cast<float>(logits.size(0)));
 }
 
-void soft_cross_entropy(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+void soft_cross_entropy(Training& backend, TensorView<float> losses, TensorView<float> dlogits,
                         TensorView<const float> logits, TensorView<const float> targets) {
   expect_shapes(losses, dlogits, logits);
   expect_shape(targets.shape(), logits.shape(), "cross-entropy targets");

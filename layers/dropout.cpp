@@ -5,7 +5,7 @@
 namespace nibblenet {
 namespace {
 
-void apply(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key,
+void apply(Training& backend, Activations y, ConstActivations x, float probability, DropoutKey key,
            const GradientStore& store) {
   expect_shape(y.shape(), x.shape(), "dropout output");
   if (!(probability >= 0.0F && probability <= 1.0F))
@@ -16,11 +16,11 @@ void apply(Backend& backend, Activations y, ConstActivations x, float probabilit
 
 }  // namespace
 
-void dropout_forward(Backend& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
+void dropout_forward(Training& backend, Activations y, ConstActivations x, float probability, DropoutKey key) {
   apply(backend, y, x, probability, key, {});
 }
 
-void dropout_backward(Backend& backend, Activations dx, ConstActivations dy, float probability, DropoutKey key,
+void dropout_backward(Training& backend, Activations dx, ConstActivations dy, float probability, DropoutKey key,
                       const GradientStore& store) {
   apply(backend, dx, dy, probability, key, store);
 }

@@ -14,34 +14,34 @@ Shape output_shape(const Shape& x, const Shape& w) {
 
 }  // namespace
 
-void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+void linear_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue) {
   expect_shape(y.shape(), output_shape(x.shape(), w.shape()), "linear output");
   expect_shape(bias.shape(), {w.shape()[0]}, "linear bias");
   backend.linear_forward(y, x, w, bias, epilogue);
 }
 
-void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w,
+void linear_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w,
                           const GradientStore& store) {
   expect_shape(dy.shape(), output_shape(dx.shape(), w.shape()), "linear output gradient");
   expect_store(dx, store);
   backend.linear_backward_data(dx, dy, w, store);
 }
 
-void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x) {
   expect_shape(dy.shape(), output_shape(x.shape(), dw.shape()), "linear output gradient");
   expect_shape(dbias.shape(), {dw.size(0)}, "linear bias gradient");
   backend.linear_backward_weight(dw, dbias, dy, x);
 }
 
-bool linear_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                           float factor, SgdParameters parameters) {
   expect_shape(dy.shape(), output_shape(x.shape(), layer.weight.shape()), "linear output gradient");
   return backend.linear_backward_step(layer, dy, x, factor, parameters);
 }
 
-void linear_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+void linear_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
                      ConstActivations dy, ConstActivations x, Weight& w) {
   expect_shape(dw.shape(), w.shape(), "linear weight gradient");
   expect_shape(dbias.shape(), {w.shape()[0]}, "linear bias gradient");

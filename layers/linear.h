@@ -1,22 +1,23 @@
 #pragma once
 
-#include "kernels/backend.h"
+#include "kernels/inference.h"
+#include "kernels/training.h"
 
 namespace nibblenet {
 
 /// y[N, K] = epilogue(x[N, C] w[K, C]^T + bias[K]).
-void linear_forward(Backend& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+void linear_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue);
 
 /// dx, or dw and dbias, from dy, the gradient before the epilogue; a step of SGD at once; and all three, dx where it
 /// has data: as conv2d.h.
-void linear_backward_data(Backend& backend, Activations dx, ConstActivations dy, Weight& w,
+void linear_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w,
                           const GradientStore& store = {});
-void linear_backward_weight(Backend& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x);
-[[nodiscard]] bool linear_backward_step(Backend& backend, const TrainedLayer& layer, ConstActivations dy,
+[[nodiscard]] bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
                                         ConstActivations x, float factor, SgdParameters parameters);
-void linear_backward(Backend& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+void linear_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
                      ConstActivations dy, ConstActivations x, Weight& w);
 
 }  // namespace nibblenet

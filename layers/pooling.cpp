@@ -27,14 +27,14 @@ Shape max_pool2d_output_shape(const Shape& x, Window window) {
   return {x[0], window.output(x[1]), window.output(x[2]), x[3]};
 }
 
-void max_pool2d_forward(Backend& backend, Activations y, TensorView<uint8_t> argmax, ConstActivations x,
+void max_pool2d_forward(Inference& backend, Activations y, TensorView<uint8_t> argmax, ConstActivations x,
                         Window window) {
   expect_shape(y.shape(), max_pool2d_output_shape(x.shape(), window), "max pooling output");
   if (argmax.data() != nullptr) expect_shape(argmax.shape(), y.shape(), "max pooling positions");
   backend.max_pool2d_forward(y, argmax, x, window);
 }
 
-void max_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+void max_pool2d_backward(Training& backend, Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                          Window window, const GradientStore& store) {
   expect_shape(dy.shape(), max_pool2d_output_shape(dx.shape(), window), "max pooling output gradient");
   expect_shape(argmax.shape(), dy.shape(), "max pooling positions");
@@ -42,22 +42,22 @@ void max_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy, 
   backend.max_pool2d_backward(dx, dy, argmax, window, store);
 }
 
-void adaptive_average_pool2d_forward(Backend& backend, Activations y, ConstActivations x) {
+void adaptive_average_pool2d_forward(Inference& backend, Activations y, ConstActivations x) {
   expect_adaptive(y.shape(), x.shape(), "output");
   backend.adaptive_average_pool2d_forward(y, x);
 }
 
-void adaptive_average_pool2d_backward(Backend& backend, Activations dx, ConstActivations dy) {
+void adaptive_average_pool2d_backward(Training& backend, Activations dx, ConstActivations dy) {
   expect_adaptive(dy.shape(), dx.shape(), "output gradient");
   backend.adaptive_average_pool2d_backward(dx, dy);
 }
 
-void flatten_forward(Backend& backend, Activations y, ConstActivations x) {
+void flatten_forward(Inference& backend, Activations y, ConstActivations x) {
   expect_flat(y.shape(), x.shape());
   backend.flatten_forward(y, x);
 }
 
-void flatten_backward(Backend& backend, Activations dx, ConstActivations dy) {
+void flatten_backward(Training& backend, Activations dx, ConstActivations dy) {
   expect_flat(dy.shape(), dx.shape());
   backend.flatten_backward(dx, dy);
 }

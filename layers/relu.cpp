@@ -2,12 +2,12 @@
 
 namespace nibblenet {
 
-void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float> x) {
+void relu_forward(Inference& backend, TensorView<float> y, TensorView<const float> x) {
   expect_shape(y.shape(), x.shape(), "relu output");
   backend.relu_forward(y, x);
 }
 
-void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstActivations y) {
+void relu_backward(Training& backend, Activations dx, ConstActivations dy, ConstActivations y) {
   expect_shape(dx.shape(), y.shape(), "relu input gradient");
   expect_shape(dy.shape(), y.shape(), "relu output gradient");
   backend.relu_backward(dx, dy, y);

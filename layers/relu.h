@@ -1,14 +1,15 @@
 #pragma once
 
-#include "kernels/backend.h"
+#include "kernels/inference.h"
+#include "kernels/training.h"
 
 namespace nibblenet {
 
 /// y = max(x, 0); y may be x.
-void relu_forward(Backend& backend, TensorView<float> y, TensorView<const float> x);
+void relu_forward(Inference& backend, TensorView<float> y, TensorView<const float> x);
 
 /// dx = dy where the output y is positive, else 0 (at 0 too, as PyTorch); dx may be dy.
-void relu_backward(Backend& backend, Activations dx, ConstActivations dy, ConstActivations y);
+void relu_backward(Training& backend, Activations dx, ConstActivations dy, ConstActivations y);
 
 /// Throws ShapeError where the ReLU that `store` names is not that of dx.
 void expect_store(Activations dx, const GradientStore& store);

@@ -71,7 +71,7 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
 
 void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<float> dbias,
                                const SgdParameters& parameters, int64_t number) {
-  Backend& backend = network_.backend();
+  Training& backend = network_.backend().training();
   Trained& trained = trained_of(layer);
   if (learned_ == Learned::scales) {
     update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);
@@ -94,8 +94,8 @@ bool TrainedParameters::update_at_once(Layer& layer, ConstActivations dy, ConstA
   const TrainedLayer moved{*layer.weight, layer.bias.view(), trained.weight_momentum.view(),
                            trained.bias_momentum.view()};
   if (layer.spec.kind == LayerKind::conv2d)
-    return conv2d_backward_step(network_.backend(), moved, dy, x, layer.spec.window, factor, parameters);
-  return linear_backward_step(network_.backend(), moved, dy, x, factor, parameters);
+    return conv2d_backward_step(network_.backend().training(), moved, dy, x, layer.spec.window, factor, parameters);
+  return linear_backward_step(network_.backend().training(), moved, dy, x, factor, parameters);
 }
 
 TrainedParameters::Trained& TrainedParameters::trained_of(const Layer& layer) {

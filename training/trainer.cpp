@@ -152,7 +152,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
       const int64_t batch = std::min(options_.batch_size, train_.size() - first);
       const std::span<const int64_t> rows(order.data() + first, static_cast<size_t>(batch));
       const TensorView<float> x = gathered_.view().slice(0, batch);
-      backend.gather_rows(x, std::as_const(train_features_).view(), rows);
+      backend.training().gather_rows(x, std::as_const(train_features_).view(), rows);
       labels_of(rows);
       if (teacher_) teacher_->look_at(rows);
       step(x, labels);
@@ -231,7 +231,7 @@ double Trainer::measure_loss(TensorView<const float> logits, std::span<const int
   const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
   if (teacher_) {
     const SoftTargets targets = teacher_->targets(labels);
-    soft_cross_entropy(backend, losses, dlogits, logits, targets.distributions);
+    soft_cross_entropy(backend.training(), losses, dlogits, logits, targets.distributions);
     return targets.entropy;
   }
   backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
+#include "engine/io/augmentation.h"
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
-#include "kernels/backend.h"
 
 namespace nibblenet {
 

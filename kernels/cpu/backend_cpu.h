@@ -6,7 +6,7 @@ namespace nibblenet {
 
 /// The CPU backend: convolutions and matrix products by oneDNN, decoding and the rest by our own
 /// loops; all of them on OpenMP threads. Not for use from several threads at once.
-class CpuBackend final : public Backend {
+class CpuBackend final : public Backend, public Training {
  public:
   explicit CpuBackend(int threads = 0);
   ~CpuBackend() override;

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/backend.h"
+#include "kernels/image_preparation.h"
 
 namespace nibblenet {
 

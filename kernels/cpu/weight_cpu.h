@@ -2,7 +2,8 @@
 
 #include <oneapi/dnnl/dnnl.hpp>
 
-#include "kernels/backend.h"
+#include "engine/quant/packed_tensor.h"
+#include "kernels/weight.h"
 
 namespace nibblenet {
 

@@ -12,7 +12,7 @@ namespace nibblenet {
 
 /// The CUDA backend: our own kernels for every operation, in order on one stream of the current device. Not for use
 /// from several threads at once.
-class CudaBackend : public Backend, private Workspace {
+class CudaBackend : public Backend, public Training, private Workspace {
  public:
   /// Throws CudaError when there is no GPU, UsageError for an unknown NIBBLENET_KERNELS.
   CudaBackend();

@@ -25,7 +25,7 @@ class CudnnBackend final : public CudaBackend {
 
   /// Throws UsageError: it trains in float32.
   std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override {
-    return Backend::make_trained_weight(host_values);  // NOLINT(bugprone-parent-virtual-call): not CudaBackend's
+    return Training::make_trained_weight(host_values);  // NOLINT(bugprone-parent-virtual-call): not CudaBackend's
   }
   /// Throws UsageError: the libraries have no such convolution.
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) override;

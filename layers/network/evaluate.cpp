@@ -141,12 +141,9 @@ Tensor<float> compute_features(Network& network, const Dataset& dataset, const P
                                int64_t batch_size, const OnProgress& on_progress) {
   Backend& backend = network.backend();
   Tensor<float> features(backend, {dataset.size(), network.feature_count()}, MemoryCategory::features);
-  std::vector<int64_t> rows;
   run_all(network, network.classifier_begin(), dataset, preprocess, batch_size, on_progress,
           [&](TensorView<const float> output, int64_t first) {
-            rows.resize(static_cast<size_t>(output.size(0)));
-            for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
-            backend.gather_rows(features.view().slice(first, output.size(0)), output, rows);
+            backend.convert(features.view().slice(first, output.size(0)), output);
           });
   return features;
 }

@@ -25,7 +25,7 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
 void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision,
                 bool trained_in_halves) {
   layer.weight = weight.packed()     ? backend.make_weight(weight.packed_values(), precision)
-                 : trained_in_halves ? backend.make_trained_weight(weight.values().view())
+                 : trained_in_halves ? backend.training().make_trained_weight(weight.values().view())
                                      : backend.make_weight(weight.values().view(), precision);
   layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
   backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
@@ -52,7 +52,7 @@ void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, 
 
 }  // namespace
 
-Parameter read_back(Backend& backend, std::string name, TensorView<const float> values) {
+Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values) {
   Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
   backend.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
   Parameter parameter;

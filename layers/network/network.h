@@ -18,7 +18,7 @@ struct Layer {
 };
 
 /// A copy in host memory of values that lie in a backend's.
-Parameter read_back(Backend& backend, std::string name, TensorView<const float> values);
+Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values);
 
 /// An AlexNet whose parameters live in a backend's memory.
 class Network {
@@ -31,7 +31,7 @@ class Network {
           const ResampleTables* fold = nullptr)
       : Network(backend, std::move(parameters), precision, fold, false) {}
   /// A network to train: with float16, activations are halves and weights are float32 with copies in halves
-  /// (Backend::make_trained_weight). Throws UsageError where the backend trains in float32 only.
+  /// (Training::make_trained_weight). Throws UsageError where the backend trains in float32 only.
   static Network for_training(Backend& backend, StateDict parameters, Precision precision) {
     return {backend, std::move(parameters), precision, nullptr, true};
   }

@@ -67,6 +67,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
     return;
   }
+  training_ = &backend.training();
   if (!network.trains()) throw Error("training needs a network in float32, or one made for it, that is not folded");
   plan_training(input, largest);
   dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
@@ -202,7 +203,7 @@ TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
     }
     live_[i] = {outputs_[i].data(), with_batch(shapes_[i], batch), last ? Precision::float32 : precision};
     if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
-      dropout_forward(network_->backend(), live_[i], x, dropout_.probability, dropout_key(i));
+      dropout_forward(*training_, live_[i], x, dropout_.probability, dropout_key(i));
     else
       run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
     x = live_[i];

@@ -80,6 +80,7 @@ class Pass {
   DropoutKey dropout_key(size_t index) const;
 
   Network* network_;
+  Training* training_ = nullptr;  ///< null: inference
   size_t begin_;
   Mode mode_;
   std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch

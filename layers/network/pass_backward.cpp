@@ -39,7 +39,7 @@ ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_
   if (!in_halves() && store.relu_output.data() == nullptr) return dloss;
   const Activations dy = gradient_of(last, dloss.shape(), dloss);
   network_->backend().convert(dy, dloss, loss_scale);
-  network_->backend().finish_gradient(dy, store);
+  training_->finish_gradient(dy, store);
   return dy;
 }
 
@@ -72,9 +72,9 @@ bool Pass::found_overflow() {
 void Pass::data_gradient(size_t index, Activations dx, ConstActivations dy) {
   Layer& layer = network_->layers()[begin_ + index];
   if (layer.spec.kind == LayerKind::conv2d)
-    conv2d_backward_data(network_->backend(), dx, dy, *layer.weight, layer.spec.window, store_of(index - 1));
+    conv2d_backward_data(*training_, dx, dy, *layer.weight, layer.spec.window, store_of(index - 1));
   else
-    linear_backward_data(network_->backend(), dx, dy, *layer.weight, store_of(index - 1));
+    linear_backward_data(*training_, dx, dy, *layer.weight, store_of(index - 1));
 }
 
 void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
@@ -86,9 +86,9 @@ void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on
   const TensorView<float> dw(dw_.data(), layer.spec.weight);
   const TensorView<float> dbias(dbias_.data(), {layer.spec.weight[0]});
   if (layer.spec.kind == LayerKind::conv2d)
-    conv2d_backward_weight(backend, dw, dbias, dy, x, layer.spec.window);
+    conv2d_backward_weight(*training_, dw, dbias, dy, x, layer.spec.window);
   else
-    linear_backward_weight(backend, dw, dbias, dy, x);
+    linear_backward_weight(*training_, dw, dbias, dy, x);
   if (factor != 1.0F) {
     backend.convert(dw, dw, factor);
     backend.convert(dbias, dbias, factor);
@@ -97,23 +97,22 @@ void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on
 }
 
 void Pass::backward_layer(size_t index, Activations dx, ConstActivations dy) {
-  Backend& backend = network_->backend();
   const LayerSpec& spec = network_->layers()[begin_ + index].spec;
   const GradientStore store = store_of(index - 1);
   switch (spec.kind) {
     case LayerKind::max_pool2d:
-      max_pool2d_backward(backend, dx, dy, {argmax_[index].data(), dy.shape()}, spec.window, store);
+      max_pool2d_backward(*training_, dx, dy, {argmax_[index].data(), dy.shape()}, spec.window, store);
       break;
     case LayerKind::adaptive_average_pool2d:
-      adaptive_average_pool2d_backward(backend, dx, dy);
-      backend.finish_gradient(dx, store);
+      adaptive_average_pool2d_backward(*training_, dx, dy);
+      training_->finish_gradient(dx, store);
       break;
     case LayerKind::flatten:
-      flatten_backward(backend, dx, dy);
-      backend.finish_gradient(dx, store);
+      flatten_backward(*training_, dx, dy);
+      training_->finish_gradient(dx, store);
       break;
     case LayerKind::dropout:
-      dropout_backward(backend, dx, dy, dropout_.probability, dropout_key(index), store);
+      dropout_backward(*training_, dx, dy, dropout_.probability, dropout_key(index), store);
       break;
     case LayerKind::conv2d:
     case LayerKind::linear:

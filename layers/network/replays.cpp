@@ -11,7 +11,7 @@ Replays::Entry* Replays::find(ConstActivations x) {
   return found == entries_.end() ? nullptr : &*found;
 }
 
-ConstActivations Replays::run(Backend& backend, ConstActivations x, const Work& work) {
+ConstActivations Replays::run(Recorder& backend, ConstActivations x, const Work& work) {
   Entry* entry = find(x);
   if (entry == nullptr) {
     const ConstActivations result = work(x);

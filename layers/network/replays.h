@@ -5,18 +5,19 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/activations.h"
+#include "kernels/recording.h"
 
 namespace nibblenet {
 
-/// Work on batches that a backend can record (Backend::record), by where its operand lies.
+/// Work on batches that a backend can record (Recorder::record), by where its operand lies.
 class Replays {
  public:
   using Work = std::function<ConstActivations(ConstActivations x)>;
 
   /// work(x). When the same place, shape and precision come a second time the work is recorded, and from then on
   /// replayed: for them it must always queue the same operations, on the same memory.
-  ConstActivations run(Backend& backend, ConstActivations x, const Work& work);
+  ConstActivations run(Recorder& backend, ConstActivations x, const Work& work);
   /// Of what was recorded last; nothing where nothing was.
   std::optional<int64_t> operations() const;
 

@@ -83,16 +83,16 @@ TEST_F(AlexNetShapes, Gradients) {
       all[0] = output_of(backend, layer.weight, [&](TensorView<float> dw) {
         all[1] = output_of(backend, {layer.weight[0]}, [&](TensorView<float> dbias) {
           if (conv)
-            backend.conv2d_backward_weight(dw, dbias, gradient.view(), input.view(), layer.window);
+            backend.training().conv2d_backward_weight(dw, dbias, gradient.view(), input.view(), layer.window);
           else
-            backend.linear_backward_weight(dw, dbias, gradient.view(), input.view());
+            backend.training().linear_backward_weight(dw, dbias, gradient.view(), input.view());
         });
       });
       all[2] = output_of(backend, shape, [&](TensorView<float> dx) {
         if (conv)
-          backend.conv2d_backward_data(dx, gradient.view(), *weight, layer.window);
+          backend.training().conv2d_backward_data(dx, gradient.view(), *weight, layer.window);
         else
-          backend.linear_backward_data(dx, gradient.view(), *weight);
+          backend.training().linear_backward_data(dx, gradient.view(), *weight);
       });
       return all;
     };

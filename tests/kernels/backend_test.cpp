@@ -52,7 +52,7 @@ TEST_F(BackendTest, GathersRows) {
 
     const auto input = on(*backend_, x);
     EXPECT_EQ(output_of(*backend_, expected.shape,
-                        [&](TensorView<float> y) { backend_->gather_rows(y, input.view(), c.rows); }),
+                        [&](TensorView<float> y) { backend_->training().gather_rows(y, input.view(), c.rows); }),
               expected)
         << to_string(c.x);
   }
@@ -95,7 +95,7 @@ TEST_F(BackendTest, SgdStepsInPlaceAndLeavesTheRestAlone) {
     auto weights = on(*backend_, w);
     auto velocity = on(*backend_, v);
     const auto gradient = on(*backend_, dw);
-    backend_->sgd_step(weights.view(), velocity.view(), gradient.view(), parameters);
+    backend_->training().sgd_step(weights.view(), velocity.view(), gradient.view(), parameters);
     return std::pair(from(*backend_, weights.view()), from(*backend_, velocity.view()));
   };
   const Values w = integers({33}, 1), v = integers({33}, 2), dw = integers({33}, 3);

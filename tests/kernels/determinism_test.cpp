@@ -49,8 +49,9 @@ Values run_conv(Backend& backend, bool packed) {
 Values run_conv_backward_data(Backend& backend) {
   const auto weight = float_weight(backend, conv_filters);
   const auto dy = on(backend, uniform(conv_output, 2));
-  return output_of(backend, conv_input,
-                   [&](TensorView<float> dx) { backend.conv2d_backward_data(dx, dy.view(), *weight, conv_window); });
+  return output_of(backend, conv_input, [&](TensorView<float> dx) {
+    backend.training().conv2d_backward_data(dx, dy.view(), *weight, conv_window);
+  });
 }
 
 Values run_conv_backward_weight(Backend& backend) {
@@ -58,7 +59,7 @@ Values run_conv_backward_weight(Backend& backend) {
   const auto dy = on(backend, uniform(conv_output, 3));
   auto dbias = on(backend, Values({40}));
   return output_of(backend, conv_filters, [&](TensorView<float> dw) {
-    backend.conv2d_backward_weight(dw, dbias.view(), dy.view(), x.view(), conv_window);
+    backend.training().conv2d_backward_weight(dw, dbias.view(), dy.view(), x.view(), conv_window);
   });
 }
 
@@ -66,7 +67,7 @@ Values run_linear_backward_data(Backend& backend) {
   const auto weight = float_weight(backend, {300, 517});
   const auto dy = on(backend, uniform({33, 300}, 2));
   return output_of(backend, {33, 517},
-                   [&](TensorView<float> dx) { backend.linear_backward_data(dx, dy.view(), *weight); });
+                   [&](TensorView<float> dx) { backend.training().linear_backward_data(dx, dy.view(), *weight); });
 }
 
 Values run_linear_backward_weight(Backend& backend) {
@@ -74,7 +75,7 @@ Values run_linear_backward_weight(Backend& backend) {
   const auto dy = on(backend, uniform({33, 300}, 3));
   auto dbias = on(backend, Values({300}));
   return output_of(backend, {300, 517}, [&](TensorView<float> dw) {
-    backend.linear_backward_weight(dw, dbias.view(), dy.view(), x.view());
+    backend.training().linear_backward_weight(dw, dbias.view(), dy.view(), x.view());
   });
 }
 
@@ -83,19 +84,20 @@ Values run_bias_gradient(Backend& backend) {
   const auto dy = on(backend, uniform({333, 300}, 3));
   auto dw = on(backend, Values({300, 5}));
   return output_of(backend, {300}, [&](TensorView<float> dbias) {
-    backend.linear_backward_weight(dw.view(), dbias, dy.view(), x.view());
+    backend.training().linear_backward_weight(dw.view(), dbias, dy.view(), x.view());
   });
 }
 
 Values dropped(Backend& backend, const Values& x, float probability, DropoutKey key) {
   const auto input = on(backend, x);
-  return output_of(backend, x.shape, [&](TensorView<float> y) { backend.dropout(y, input.view(), probability, key); });
+  return output_of(backend, x.shape,
+                   [&](TensorView<float> y) { backend.training().dropout(y, input.view(), probability, key); });
 }
 
 Values run_adaptive_backward(Backend& backend) {
   const auto dy = on(backend, uniform({3, 6, 6, 5}, 2));
   return output_of(backend, {3, 13, 9, 5},
-                   [&](TensorView<float> dx) { backend.adaptive_average_pool2d_backward(dx, dy.view()); });
+                   [&](TensorView<float> dx) { backend.training().adaptive_average_pool2d_backward(dx, dy.view()); });
 }
 
 const std::vector<Operation> operations = {

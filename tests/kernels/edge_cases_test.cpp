@@ -36,7 +36,8 @@ std::unique_ptr<Weight> packed_weight(Backend& backend, const Shape& shape) {
 
 Values dropped(Backend& backend, const Values& x, float probability, DropoutKey key) {
   const auto input = on(backend, x);
-  return output_of(backend, x.shape, [&](TensorView<float> y) { backend.dropout(y, input.view(), probability, key); });
+  return output_of(backend, x.shape,
+                   [&](TensorView<float> y) { backend.training().dropout(y, input.view(), probability, key); });
 }
 
 class Dropout : public ::testing::Test {

@@ -54,7 +54,7 @@ Gradients backward(Backend& backend, const Rule& rule, const Values& latent, con
   Gradients gradients{dvalues, {}, {}};
   Tensor<float> dweights = on(backend, dvalues);
   const auto run = [&](TensorView<float> dsteps, TensorView<float> dcodebook) {
-    backend.round_weights_backward(dweights.view(), dsteps, dcodebook, weights.view(), rule.rule);
+    backend.training().round_weights_backward(dweights.view(), dsteps, dcodebook, weights.view(), rule.rule);
   };
   gradients.steps = output_of(backend, rule.steps.shape(), [&](TensorView<float> dsteps) {
     if (!learns_values) return run(dsteps, {});
@@ -64,7 +64,7 @@ Gradients backward(Backend& backend, const Rule& rule, const Values& latent, con
   return gradients;
 }
 
-/// As kernels/backend.h defines them, weight by weight, in double.
+/// As kernels/training.h defines them, weight by weight, in double.
 struct Expected {
   Values weights;
   std::vector<double> steps, codebook = std::vector<double>(256);
@@ -125,8 +125,9 @@ TEST_P(RoundWeights, GivesTheBitsOfPackingAndDecoding) {
       const PackedTensor packed = quantize(weights.view(), scheme, "w");
       const Rule rule(*backend_, packed);
       const Tensor<float> latent = on(*backend_, weights);
-      const Values rounded = output_of(
-          *backend_, shape, [&](TensorView<float> y) { backend_->round_weights(y, latent.view(), rule.rule); });
+      const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
+        backend_->training().round_weights(y, latent.view(), rule.rule);
+      });
       EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
     }
   }
@@ -141,8 +142,9 @@ TEST_P(RoundWeights, GroupsOfZerosStayZerosWithoutGradients) {
     const PackedTensor packed = quantize(weights.view(), scheme, "w");
     const Rule rule(*backend_, packed);
     const Tensor<float> latent = on(*backend_, weights);
-    const Values rounded =
-        output_of(*backend_, shape, [&](TensorView<float> y) { backend_->round_weights(y, latent.view(), rule.rule); });
+    const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
+      backend_->training().round_weights(y, latent.view(), rule.rule);
+    });
     EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
     if (scheme.granularity.kind != Granularity::Kind::channel) continue;
     const Gradients gradients = backward(*backend_, rule, weights, uniform(shape, 5));
@@ -193,8 +195,9 @@ TEST_P(RoundWeights, CodesThatStayKeepTheirValuesAndTheirGradients) {
       rule.rule.by_code = true;
       const Values codes = codes_of(packed), dvalues = uniform(shape, 7);
       const Tensor<float> latent = on(*backend_, codes);
-      const Values rounded = output_of(
-          *backend_, shape, [&](TensorView<float> y) { backend_->round_weights(y, latent.view(), rule.rule); });
+      const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
+        backend_->training().round_weights(y, latent.view(), rule.rule);
+      });
       EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
 
       const Gradients actual = backward(*backend_, rule, codes, dvalues);

@@ -168,7 +168,7 @@ TEST_F(Golden, Sgd) {
     for (int step = 0; step < c.at("steps"); ++step) {
       const std::string prefix = fmt::format("step{}/", step);
       const Tensor<float> dw = on(backend, plain(prefix + "grad"));
-      backend.sgd_step(w.view(), v.view(), dw.view(), parameters);
+      backend.training().sgd_step(w.view(), v.view(), dw.view(), parameters);
       expect_close(from(backend, w.view()), prefix + "p");
       expect_close(from(backend, v.view()), prefix + "v");
     }

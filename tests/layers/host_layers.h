@@ -52,7 +52,7 @@ class HostLayers {
     const auto weight = backend_->make_weight(w.view());
     const auto gradient = put(dy), input = put(x);
     return gradients(x.shape, w.shape, [&](TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias) {
-      nibblenet::conv2d_backward(*backend_, dx, dw, dbias, gradient.view(), input.view(), *weight, window);
+      nibblenet::conv2d_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight, window);
     });
   }
 
@@ -68,7 +68,7 @@ class HostLayers {
     const auto weight = backend_->make_weight(w.view());
     const auto gradient = put(dy), input = put(x);
     return gradients(x.shape, w.shape, [&](TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias) {
-      nibblenet::linear_backward(*backend_, dx, dw, dbias, gradient.view(), input.view(), *weight);
+      nibblenet::linear_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight);
     });
   }
 
@@ -96,7 +96,7 @@ class HostLayers {
     Tensor<uint8_t> positions(*backend_, dy.shape, MemoryCategory::data);
     backend_->copy_from_host(positions.data(), argmax.data(), argmax.size());
     return output(x, [&](TensorView<float> dx) {
-      nibblenet::max_pool2d_backward(*backend_, dx, gradient.view(), positions.view(), window);
+      nibblenet::max_pool2d_backward(backend_->training(), dx, gradient.view(), positions.view(), window);
     });
   }
 
@@ -116,7 +116,7 @@ class HostLayers {
   Values relu_backward(const Values& dy, const Values& y) {
     const auto gradient = put(dy), result = put(y);
     return output(y.shape, [&](TensorView<float> dx) {
-      nibblenet::relu_backward(*backend_, dx, gradient.view(), result.view());
+      nibblenet::relu_backward(backend_->training(), dx, gradient.view(), result.view());
     });
   }
 
@@ -145,7 +145,7 @@ class HostLayers {
     CrossEntropy result;
     result.dlogits = output(logits.shape, [&](TensorView<float> dlogits) {
       result.losses = output({logits.shape[0]}, [&](TensorView<float> losses) {
-        nibblenet::soft_cross_entropy(*backend_, losses, dlogits, input.view(), wanted.view());
+        nibblenet::soft_cross_entropy(backend_->training(), losses, dlogits, input.view(), wanted.view());
       });
     });
     return result;
@@ -163,7 +163,12 @@ class HostLayers {
   template <class Layer, class... Parameters>
   Values map(const Values& x, const Shape& shape, Layer layer, Parameters... parameters) {
     const auto input = put(x);
-    return output(shape, [&](TensorView<float> y) { layer(*backend_, y, input.view(), parameters...); });
+    return output(shape, [&](TensorView<float> y) {
+      if constexpr (std::is_invocable_v<Layer, Inference&, TensorView<float>, TensorView<float>, Parameters...>)
+        layer(*backend_, y, input.view(), parameters...);
+      else
+        layer(backend_->training(), y, input.view(), parameters...);
+    });
   }
 
   template <class Operation>

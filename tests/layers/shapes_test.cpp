@@ -73,13 +73,14 @@ TEST(Shapes, Conv2dRefusesWhatDoesNotFit) {
                           conv2d_forward(b, of(s.y), of(s.x), *weight(b, s.w), of(s.bias), s.window, Epilogue::none);
                         }});
     refusals.push_back({what + ", backward", [s](Backend& b) {
-                          conv2d_backward(b, of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w), s.window);
+                          conv2d_backward(b.training(), of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w),
+                                          s.window);
                         }});
   }
   const auto backward = [](const Shape& dx, const Shape& dw) {
     return [=](Backend& b) {
       const ConvShapes s;
-      conv2d_backward(b, of(dx), of(dw), of(s.bias), of(s.y), of(s.x), *weight(b, s.w), s.window);
+      conv2d_backward(b.training(), of(dx), of(dw), of(s.bias), of(s.y), of(s.x), *weight(b, s.w), s.window);
     };
   };
   refusals.push_back({"dx of another shape", backward({2, 4, 5, 3}, {6, 3, 3, 3})});
@@ -104,17 +105,20 @@ TEST(Shapes, LinearRefusesWhatDoesNotFit) {
     refusals.push_back(
         {what, [s](Backend& b) { linear_forward(b, of(s.y), of(s.x), *weight(b, s.w), of(s.bias), Epilogue::none); }});
     refusals.push_back({what + ", backward", [s](Backend& b) {
-                          linear_backward(b, of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
+                          linear_backward(b.training(), of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x),
+                                          *weight(b, s.w));
                         }});
   }
-  refusals.push_back({"dx of another shape", [](Backend& b) {
-                        const LinearShapes s;
-                        linear_backward(b, of({5, 2}), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
-                      }});
-  refusals.push_back({"dw of another shape", [](Backend& b) {
-                        const LinearShapes s;
-                        linear_backward(b, of(s.x), of({5, 3}), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
-                      }});
+  refusals.push_back(
+      {"dx of another shape", [](Backend& b) {
+         const LinearShapes s;
+         linear_backward(b.training(), of({5, 2}), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
+       }});
+  refusals.push_back(
+      {"dw of another shape", [](Backend& b) {
+         const LinearShapes s;
+         linear_backward(b.training(), of(s.x), of({5, 3}), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
+       }});
   expect_refused(refusals);
 }
 
@@ -123,7 +127,7 @@ TEST(Shapes, MaxPool2dRefusesWhatDoesNotFit) {
     return [=](Backend& b) { max_pool2d_forward(b, of(y), of<uint8_t>(argmax), of(x), window); };
   };
   const auto backward = [](const Shape& dx, const Shape& dy, const Shape& argmax, Window window) {
-    return [=](Backend& b) { max_pool2d_backward(b, of(dx), of(dy), of<uint8_t>(argmax), window); };
+    return [=](Backend& b) { max_pool2d_backward(b.training(), of(dx), of(dy), of<uint8_t>(argmax), window); };
   };
   const Shape x = {2, 7, 5, 3}, y = {2, 3, 2, 3};
   const Window window = {3, 2, 0};
@@ -150,7 +154,8 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
   const auto adaptive = [](const Shape& small, const Shape& x) {
     return std::vector<Refusal>{
         {"adaptive pool", [=](Backend& b) { adaptive_average_pool2d_forward(b, of(small), of(x)); }},
-        {"adaptive pool backward", [=](Backend& b) { adaptive_average_pool2d_backward(b, of(x), of(small)); }}};
+        {"adaptive pool backward",
+         [=](Backend& b) { adaptive_average_pool2d_backward(b.training(), of(x), of(small)); }}};
   };
   expect_refused(adaptive({1, 6, 6, 3}, {2, 9, 9, 3}));
   expect_refused(adaptive({2, 6, 6, 4}, {2, 9, 9, 3}));
@@ -159,8 +164,9 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
   expect_refused(adaptive({2, 108}, {2, 9, 9, 3}));
 
   const auto flatten = [](const Shape& flat, const Shape& x) {
-    return std::vector<Refusal>{{"flatten", [=](Backend& b) { flatten_forward(b, of(flat), of(x)); }},
-                                {"flatten backward", [=](Backend& b) { flatten_backward(b, of(x), of(flat)); }}};
+    return std::vector<Refusal>{
+        {"flatten", [=](Backend& b) { flatten_forward(b, of(flat), of(x)); }},
+        {"flatten backward", [=](Backend& b) { flatten_backward(b.training(), of(x), of(flat)); }}};
   };
   expect_refused(flatten({2, 30}, {2, 3, 5, 1}));
   expect_refused(flatten({30}, {2, 3, 5, 1}));
@@ -168,8 +174,8 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
 
   const auto dropout = [](const Shape& y, const Shape& x, float probability) {
     return std::vector<Refusal>{
-        {"dropout", [=](Backend& b) { dropout_forward(b, of(y), of(x), probability, {}); }},
-        {"dropout backward", [=](Backend& b) { dropout_backward(b, of(y), of(x), probability, {}); }}};
+        {"dropout", [=](Backend& b) { dropout_forward(b.training(), of(y), of(x), probability, {}); }},
+        {"dropout backward", [=](Backend& b) { dropout_backward(b.training(), of(y), of(x), probability, {}); }}};
   };
   expect_refused(dropout({2, 3}, {3, 2}, 0.5F));
   for (const float probability : {-0.1F, 1.1F, std::numeric_limits<float>::quiet_NaN()})
@@ -179,7 +185,7 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
     return [=](Backend& b) { cross_entropy(b, of(losses), of(dlogits), of(logits), of<int32_t>(labels)); };
   };
   const auto soft = [](const Shape& losses, const Shape& dlogits, const Shape& logits, const Shape& targets) {
-    return [=](Backend& b) { soft_cross_entropy(b, of(losses), of(dlogits), of(logits), of(targets)); };
+    return [=](Backend& b) { soft_cross_entropy(b.training(), of(losses), of(dlogits), of(logits), of(targets)); };
   };
   expect_refused({
       {"relu",
@@ -188,11 +194,11 @@ TEST(Shapes, OtherLayersRefuseWhatDoesNotFit) {
        }},
       {"relu backward, dx",
        [](Backend& b) {
-         relu_backward(b, of({6}), of({2, 3}), of({2, 3}));
+         relu_backward(b.training(), of({6}), of({2, 3}), of({2, 3}));
        }},
       {"relu backward, dy",
        [](Backend& b) {
-         relu_backward(b, of({2, 3}), of({3, 2}), of({2, 3}));
+         relu_backward(b.training(), of({2, 3}), of({3, 2}), of({2, 3}));
        }},
       {"logits of rank 1", cross({3}, {3}, {3}, {3})},
       {"no classes", cross({3}, {3, 0}, {3, 0}, {3})},
@@ -212,10 +218,12 @@ TEST(Shapes, PackedWeightsHaveNoInputGradient) {
     return backend->make_weight(quantize(uniform(shape, 1).view(), parse_scheme("linear"), "w"));
   };
   const ConvShapes s;
-  EXPECT_THROW(conv2d_backward(*backend, of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *packed(s.w), s.window),
-               Error);
-  EXPECT_THROW(linear_backward(*backend, of({2, 5}), of({3, 5}), of({3}), of({2, 3}), of({2, 5}), *packed({3, 5})),
-               Error);
+  EXPECT_THROW(
+      conv2d_backward(backend->training(), of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *packed(s.w), s.window),
+      Error);
+  EXPECT_THROW(
+      linear_backward(backend->training(), of({2, 5}), of({3, 5}), of({3}), of({2, 3}), of({2, 5}), *packed({3, 5})),
+      Error);
 }
 
 /// The first layer needs no dx: a view without data skips it and leaves dw and dbias the same.
@@ -229,8 +237,8 @@ TEST(Shapes, WithoutDxOnlyTheWeightGradientsAreComputed) {
   auto dbias = testing::on(backend, Values(s.bias));
   EXPECT_EQ(testing::output_of(backend, s.w,
                                [&](TensorView<float> dw) {
-                                 conv2d_backward(backend, {}, dw, dbias.view(), gradient.view(), input.view(),
-                                                 *weight(backend, s.w), s.window);
+                                 conv2d_backward(backend.training(), {}, dw, dbias.view(), gradient.view(),
+                                                 input.view(), *weight(backend, s.w), s.window);
                                }),
             expected.w);
   EXPECT_EQ(testing::from(backend, dbias.view()), expected.bias);

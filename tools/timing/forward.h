@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/io/augmentation.h"
 #include "engine/io/preprocess.h"
 #include "layers/network/pass.h"
 

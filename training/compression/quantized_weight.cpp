@@ -29,7 +29,7 @@ struct Spacing {
   }
 };
 
-std::vector<float> to_host(Backend& backend, const Tensor<float>& tensor) {
+std::vector<float> to_host(BackendMemory& backend, const Tensor<float>& tensor) {
   std::vector<float> values(static_cast<size_t>(tensor.elements()));
   backend.copy_to_host(values.data(), tensor.data(), values.size() * sizeof(float));
   return values;
@@ -70,6 +70,7 @@ void expect_trainable(const Scheme& scheme, std::string_view name) {
 QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> latent,
                                  bool keep_zeros, std::string name)
     : backend_(backend),
+      training_(backend.training()),
       name_(std::move(name)),
       scheme_(packed.scheme),
       groups_(make_group_map(packed.scheme.granularity, packed.shape)),
@@ -117,11 +118,11 @@ void QuantizedWeight::upload_steps() {
   backend_.copy_from_host(steps_.data(), steps.data(), steps.size() * sizeof(float));
 }
 
-void QuantizedWeight::round(TensorView<float> values) { backend_.round_weights(values, latent_.view(), rule()); }
+void QuantizedWeight::round(TensorView<float> values) { training_.round_weights(values, latent_.view(), rule()); }
 
 void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters) {
-  backend_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
-  backend_.sgd_step(latent_.view(), momentum, dweights, parameters);
+  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
+  training_.sgd_step(latent_.view(), momentum, dweights, parameters);
 
   const std::vector<float> dsteps = to_host(backend_, dsteps_);
   if (learns_values_) update_values(to_host(backend_, dcodebook_), parameters);
@@ -130,7 +131,7 @@ void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentu
 }
 
 void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_rate, int64_t number) {
-  backend_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
+  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
   const std::vector<float> dsteps = to_host(backend_, dsteps_);
   if (learns_values_) {
     std::vector<float> dvalues = to_host(backend_, dcodebook_);

@@ -57,7 +57,8 @@ class QuantizedWeight {
   void update_values(std::span<const float> dcodebook, const SgdParameters& parameters);
   double mean_square_step() const;
 
-  Backend& backend_;
+  BackendMemory& backend_;
+  Training& training_;
   std::string name_;
   Scheme scheme_;
   GroupMap groups_;

@@ -1,3 +1,4 @@
+#include "engine/io/augmentation.h"
 #include "kernels/cuda/activations/launchers.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/gemm/dispatch.cuh"

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/backend.h"
+#include "kernels/backend_memory.h"
 
 struct CUstream_st;
 struct CUevent_st;

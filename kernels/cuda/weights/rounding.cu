@@ -70,7 +70,7 @@ __device__ __forceinline__ Stretch stretch_of(const GroupMap& map, int64_t local
 }
 
 /// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its L groups: see
-/// kernels/backend.h. One warp owns one part, its lanes take turns; the sum is the same on every run.
+/// kernels/training.h. One warp owns one part, its lanes take turns; the sum is the same on every run.
 __global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* latent, const float* steps,
                                               GroupMap map, Codebook codebook, bool by_code, Ends ends,
                                               int64_t local_groups, int64_t count) {

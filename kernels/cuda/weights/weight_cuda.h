@@ -1,9 +1,10 @@
 #pragma once
 
+#include "engine/quant/packed_tensor.h"
 #include "kernels/activations.h"
-#include "kernels/backend.h"
 #include "kernels/cuda/device/device.h"
 #include "kernels/cuda/weights/superblock.h"
+#include "kernels/weight.h"
 
 namespace nibblenet {
 

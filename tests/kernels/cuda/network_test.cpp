@@ -200,12 +200,12 @@ TEST_F(CudaNetwork, PassesOverTheSamePlaceAreReplayed) {
 }
 
 /// Losses and last gradients of training steps on one batch.
-struct Training {
+struct TrainingRun {
   std::vector<double> losses;
   std::vector<Tensor<float>> gradients;  ///< weights' of the first step, last layer first
 };
 
-Training train(Backend& backend, size_t begin, int steps) {
+TrainingRun train(Backend& backend, size_t begin, int steps) {
   constexpr int64_t batch = 6;
   Network network(backend, small_alexnet(3));
   const size_t first = begin == 0 ? 0 : network.classifier_begin();
@@ -218,7 +218,7 @@ Training train(Backend& backend, size_t begin, int steps) {
   Tensor<float> losses(backend, {batch}, MemoryCategory::data);
   Tensor<float> dlogits(backend, {batch, network.classes()}, MemoryCategory::data);
   std::vector<Tensor<float>> momenta;
-  Training result;
+  TrainingRun result;
   for (int step = 0; step < steps; ++step) {
     const auto logits =
         pass.forward(images.view(), {.probability = 0.3F, .seed = 1, .step = static_cast<uint64_t>(step)});
@@ -232,7 +232,7 @@ Training train(Backend& backend, size_t begin, int steps) {
         momenta.emplace_back(backend, dw.shape(), MemoryCategory::optimizer);
         backend.copy_from_host(momenta.back().data(), zeros.data(), dw.span().size_bytes());
       }
-      backend.sgd_step(layer.weight->values(), momenta[layers++].view(), dw, {.learning_rate = 0.01F});
+      backend.training().sgd_step(layer.weight->values(), momenta[layers++].view(), dw, {.learning_rate = 0.01F});
       layer.weight->changed();
     });
     std::vector<float> host_losses(batch);
@@ -246,7 +246,7 @@ Training train(Backend& backend, size_t begin, int steps) {
 
 TEST_F(CudaNetwork, TenStepsOfTrainingLoseWhatTheCpuLoses) {
   for (const size_t begin : {0, 1}) {  // everything; the classifier behind frozen features
-    const Training expected = train(cpu_, begin, 10), actual = train(cuda_, begin, 10);
+    const TrainingRun expected = train(cpu_, begin, 10), actual = train(cuda_, begin, 10);
     ASSERT_EQ(actual.gradients.size(), expected.gradients.size());
     for (size_t i = 0; i < expected.gradients.size(); ++i)
       EXPECT_LE(relative_error(actual.gradients[i].view(), expected.gradients[i].view()), 1e-4) << "layer " << i;

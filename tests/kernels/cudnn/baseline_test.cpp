@@ -149,11 +149,11 @@ TEST_F(Yardstick, GradientsOfConvolutions) {
       std::vector<Values> all(3);
       all[0] = output_of(backend, c.w, [&](TensorView<float> dw) {
         all[1] = output_of(backend, {c.w[0]}, [&](TensorView<float> dbias) {
-          backend.conv2d_backward_weight(dw, dbias, gradient.view(), input.view(), c.window);
+          backend.training().conv2d_backward_weight(dw, dbias, gradient.view(), input.view(), c.window);
         });
       });
       all[2] = output_of(backend, c.x, [&](TensorView<float> dx) {
-        backend.conv2d_backward_data(dx, gradient.view(), *weight, c.window);
+        backend.training().conv2d_backward_data(dx, gradient.view(), *weight, c.window);
       });
       return all;
     };
@@ -173,11 +173,12 @@ TEST_F(Yardstick, GradientsOfLinearLayers) {
       std::vector<Values> all(3);
       all[0] = output_of(backend, w.shape, [&](TensorView<float> dw) {
         all[1] = output_of(backend, {w.shape[0]}, [&](TensorView<float> dbias) {
-          backend.linear_backward_weight(dw, dbias, gradient.view(), input.view());
+          backend.training().linear_backward_weight(dw, dbias, gradient.view(), input.view());
         });
       });
-      all[2] = output_of(backend, x.shape,
-                         [&](TensorView<float> dx) { backend.linear_backward_data(dx, gradient.view(), *weight); });
+      all[2] = output_of(backend, x.shape, [&](TensorView<float> dx) {
+        backend.training().linear_backward_data(dx, gradient.view(), *weight);
+      });
       return all;
     };
     const std::vector<Values> expected = gradients(cpu_);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/core/random.h"
+#include "engine/io/augmentation.h"
 #include "tests/kernels/values.h"
 #include "tests/support/test_backend.h"
 

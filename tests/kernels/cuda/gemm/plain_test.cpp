@@ -218,7 +218,7 @@ TEST_F(CudaConvolution, GradientsOfManyPixelsAddTheirPartsUp) {
     Values dbias;
     const Values dw = output_of(backend, c.w, [&](TensorView<float> weight) {
       dbias = output_of(backend, {c.w[0]}, [&](TensorView<float> bias) {
-        backend.conv2d_backward_weight(weight, bias, gradient.view(), input.view(), c.window);
+        backend.training().conv2d_backward_weight(weight, bias, gradient.view(), input.view(), c.window);
       });
     });
     return std::pair(dw, dbias);

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <optional>
+
+#include "engine/core/memory.h"
+#include "engine/core/tensor.h"
+
+namespace nibblenet {
+
+/// Bytes of a device's memory as its driver reports them. Other processes and the driver itself
+/// count too.
+struct DeviceMemory {
+  size_t used = 0;
+  size_t total = 0;
+};
+
+/// Memory of a backend, and copies between it and the host. Operations may return before they are
+/// done; they run in the order in which they were called, and copies keep that order.
+class BackendMemory : public MemoryResource {
+ public:
+  /// Once it returns, `source` may change.
+  virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;
+  /// Waits for all earlier operations, then for the copy.
+  virtual void copy_to_host(void* destination, const void* source, size_t bytes) = 0;
+  /// Copies without waiting: `destination` is complete after finish_copies() and must live until
+  /// then. Later operations may overwrite `source`.
+  virtual void copy_to_host_later(void* destination, const void* source, size_t bytes) {
+    copy_to_host(destination, source, bytes);
+  }
+  /// Waits for the copies of copy_to_host_later, not for operations that were called after them.
+  virtual void finish_copies() {}
+  /// Waits until all operations are done.
+  virtual void synchronize() {}
+  /// Returns nothing where the backend's memory is the process's.
+  virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+
+  /// A copy of `values` in host memory.
+  Tensor<float> read_back(TensorView<const float> values) {
+    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
+    if (values.elements() > 0) copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+    return copy;
+  }
+};
+
+}  // namespace nibblenet

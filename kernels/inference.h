@@ -1,0 +1,68 @@
+#pragma once
+
+#include <memory>
+
+#include "engine/quant/packed_tensor.h"
+#include "kernels/activations.h"
+#include "kernels/shapes.h"
+#include "kernels/weight.h"
+
+namespace nibblenet {
+
+/// The operations of a forward pass. Outputs come first; all views lie in the backend's memory;
+/// layers/ checked the shapes. Results are the same bits on every run with the same thread count.
+///
+/// x is float32 or float16, and y may be float32 where x is float16. Float16 activations take packed
+/// or float16 weights, float32 ones packed or float32 weights. Sums are float32.
+class Inference {
+ public:
+  virtual ~Inference() = default;
+
+  /// A copy of float weights in the backend's memory, stored in `precision`.
+  virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
+                                              Precision precision = Precision::float32) = 0;
+  /// A copy of packed weights. `precision` is that of the activations, for a backend that
+  /// dequantizes here; the others ignore it.
+  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) = 0;
+
+  /// y = factor x, rounded to y's precision; y may be x.
+  virtual void convert(Activations y, ConstActivations x, float factor = 1.0F) = 0;
+
+  /// y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
+  virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                              Epilogue epilogue) = 0;
+  /// Fused convolution and max pooling: y = max_pool2d(conv2d_forward(x, w), pool), or y[N,KPQ],
+  /// which is that flattened. Returns false, with y untouched, where the backend does not fuse them.
+  virtual bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
+                                         Window, Epilogue, Window /*pool*/) {
+    return false;
+  }
+
+  /// y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])
+  virtual void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                              Epilogue epilogue) = 0;
+
+  /// y = max(x, 0); y may be x.
+  virtual void relu_forward(TensorView<float> y, TensorView<const float> x) = 0;
+
+  /// y[N,P,Q,C] = largest value of each window. `argmax`, of y's shape, receives the position of the
+  /// first maximum in its window, row by row; it is empty unless a backward pass follows.
+  virtual void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) = 0;
+
+  /// y[N,P,Q,C]: output row p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch
+  /// does; likewise columns.
+  virtual void adaptive_average_pool2d_forward(Activations y, ConstActivations x) = 0;
+
+  /// y[N, C H W] in PyTorch's order from x[N, H, W, C].
+  virtual void flatten_forward(Activations y, ConstActivations x) = 0;
+
+  /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale, which is
+  /// empty unless a backward pass follows.
+  virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
+                             TensorView<const int32_t> labels, float scale) = 0;
+
+  /// y[n] = index of the largest x[n, k], the first one of equals.
+  virtual void argmax(TensorView<int32_t> y, TensorView<const float> x) = 0;
+};
+
+}  // namespace nibblenet

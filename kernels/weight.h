@@ -1,0 +1,24 @@
+#pragma once
+
+#include "engine/core/tensor.h"
+#include "engine/quant/size.h"
+
+namespace nibblenet {
+
+/// A filter or matrix in a backend's memory: float32, float16, or packed n-bit codes, which kernels
+/// dequantize while they multiply.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  virtual const Shape& shape() const = 0;
+  virtual bool packed() const = 0;
+  /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed
+  /// and float16 weights.
+  virtual TensorView<float> values() = 0;
+  /// Renews derived copies, such as reordered or fp16 ones. To be called after a write to values().
+  virtual void changed() = 0;
+  /// Bytes that this weight occupies, by what they are for (no biases).
+  virtual ResidentSize resident() const = 0;
+};
+
+}  // namespace nibblenet
