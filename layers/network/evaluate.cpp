@@ -37,9 +37,9 @@ class Scorer {
   }
 
   Evaluation finish() {
-    result_.logits = read_back(std::as_const(logits_).view());
+    result_.logits = backend_.read_back(std::as_const(logits_).view());
     if (images_ == 0) return std::move(result_);
-    const Tensor<float> losses = read_back(std::as_const(losses_).view());
+    const Tensor<float> losses = backend_.read_back(std::as_const(losses_).view());
     double loss_sum = 0;
     for (const float loss : losses.view()) loss_sum += static_cast<double>(loss);
     result_.loss = loss_sum / static_cast<double>(images_);
@@ -49,12 +49,6 @@ class Scorer {
   }
 
  private:
-  Tensor<float> read_back(TensorView<const float> values) {
-    Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
-    if (values.elements() > 0) backend_.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
-    return copy;
-  }
-
   Backend& backend_;
   int64_t images_;
   Tensor<int32_t> device_labels_;  ///< [images]

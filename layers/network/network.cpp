@@ -53,11 +53,9 @@ void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, 
 }  // namespace
 
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values) {
-  Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
-  backend.copy_to_host(copy.data(), values.data(), values.span().size_bytes());
   Parameter parameter;
   parameter.name = std::move(name);
-  parameter.value = std::move(copy);
+  parameter.value = backend.read_back(values);
   return parameter;
 }
 
