@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layers/conv2d.h"
-#include "layers/linear.h"
-
 namespace nibblenet {
 namespace {
 
@@ -69,14 +66,19 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
   }
 }
 
-void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<float> dbias,
-                               const SgdParameters& parameters, int64_t number) {
-  Training& backend = network_.backend().training();
+void TrainedParameters::update(Layer& layer, const WeightGradient& gradient, const SgdParameters& parameters,
+                               int64_t number) {
   Trained& trained = trained_of(layer);
+  if (!trained.quantized && learned_ == Learned::everything &&
+      gradient.apply({*layer.weight, layer.bias.view(), trained.weight_momentum.view(), trained.bias_momentum.view()},
+                     parameters))
+    return;
+  const auto [dw, dbias] = gradient.store();
   if (learned_ == Learned::scales) {
     update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);
     return;
   }
+  Training& backend = network_.backend().training();
   SgdParameters of_bias = parameters;
   of_bias.keep_zeros = false;
   backend.sgd_step(layer.bias.view(), trained.bias_momentum.view(), dbias, of_bias);
@@ -85,17 +87,6 @@ void TrainedParameters::update(Layer& layer, TensorView<float> dw, TensorView<fl
   else
     backend.sgd_step(layer.weight->values(), trained.weight_momentum.view(), dw, parameters);
   round(trained);
-}
-
-bool TrainedParameters::update_at_once(Layer& layer, ConstActivations dy, ConstActivations x, float factor,
-                                       const SgdParameters& parameters) {
-  Trained& trained = trained_of(layer);
-  if (trained.quantized || learned_ == Learned::scales) return false;
-  const TrainedLayer moved{*layer.weight, layer.bias.view(), trained.weight_momentum.view(),
-                           trained.bias_momentum.view()};
-  if (layer.spec.kind == LayerKind::conv2d)
-    return conv2d_backward_step(network_.backend().training(), moved, dy, x, layer.spec.window, factor, parameters);
-  return linear_backward_step(network_.backend().training(), moved, dy, x, factor, parameters);
 }
 
 TrainedParameters::Trained& TrainedParameters::trained_of(const Layer& layer) {

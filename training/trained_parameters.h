@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "layers/network/network.h"
+#include "layers/network/pass.h"
 #include "training/compression/pruning.h"
 #include "training/compression/quantized_weight.h"
 
@@ -36,14 +36,9 @@ class TrainedParameters {
   void quantize(StateDict packed, bool keep_zeros);
   bool quantized() const { return quantized_; }
 
-  /// The `number`-th step (from 1) on a layer from its gradients, which are overwritten: of SGD or, with
-  /// Learned::scales, of Adam at its learning rate.
-  void update(Layer& layer, TensorView<float> dw, TensorView<float> dbias, const SgdParameters& parameters,
-              int64_t number);
-  /// A step of SGD at once from what the gradients are made of, times `factor` (Pass::OnLayer). False, and nothing was
-  /// done, where the gradients themselves are needed, or the backend gains nothing by it.
-  bool update_at_once(Layer& layer, ConstActivations dy, ConstActivations x, float factor,
-                      const SgdParameters& parameters);
+  /// The `number`-th step (from 1) on a layer from its gradient: of SGD or, with Learned::scales, of
+  /// Adam at SGD's learning rate. Float weights take the fused step where the backend has one.
+  void update(Layer& layer, const WeightGradient& gradient, const SgdParameters& parameters, int64_t number);
 
   /// The part of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;

@@ -212,15 +212,12 @@ void Trainer::update(TensorView<const float> dlogits) {
                           .momentum = static_cast<float>(options_.momentum),
                           .weight_decay = static_cast<float>(options_.weight_decay),
                           .keep_zeros = options_.pruning.enabled};
-  const auto on_gradient = [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
-    parameters_.update(layer, dw, dbias, sgd, position_.step + 1);
-  };
-  const auto on_layer = [&](Layer& layer, ConstActivations dy, ConstActivations x, float unscale) {
-    return parameters_.update_at_once(layer, dy, x, unscale, sgd);
+  const auto on_weight_gradient = [&](Layer& layer, const WeightGradient& gradient) {
+    parameters_.update(layer, gradient, sgd, position_.step + 1);
   };
   const bool halves = options_.precision == Precision::float16;
   const double scale = halves ? position_.loss_scale.value : 1.0;
-  const bool finite = trained_->backward(dlogits, on_gradient, on_layer, static_cast<float>(scale));
+  const bool finite = trained_->backward(dlogits, on_weight_gradient, static_cast<float>(scale));
   if (halves) position_.loss_scale.update(finite);
 }
 

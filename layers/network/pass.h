@@ -17,6 +17,29 @@ struct DropoutPlan {
   uint64_t step = 0;
 };
 
+/// The gradient of one layer's weight, and that of its bias.
+struct ParameterGradients {
+  TensorView<float> dw;
+  TensorView<float> dbias;
+};
+
+/// Source of one layer's parameter gradients: those of the operands dy and x, times `factor`, which
+/// store() or apply() computes.
+struct WeightGradient {
+  ConstActivations dy;  ///< in front of the layer's epilogue
+  ConstActivations x;   ///< the layer's input
+  float factor = 1.0F;
+  const LayerSpec& spec;
+  Backend& backend;
+  ParameterGradients scratch;
+
+  /// Computes dw and dbias into the scratch, which the next layer overwrites.
+  ParameterGradients store() const;
+  /// Fused weight gradient and SGD: dw is never stored. Returns false, with nothing changed, where
+  /// the layer or backend cannot.
+  [[nodiscard]] bool apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
+};
+
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
 /// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
 /// gradients, for training. Training in float16 keeps the gradients at all layers with parameters besides.
@@ -37,19 +60,17 @@ class Pass {
   /// Operations of the pass that was recorded last; nothing where none was.
   std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
 
-  /// Gradients of one layer's parameters, in scratch that the next layer overwrites: use them at once. The layer's
-  /// parameters may be changed: its input's gradient has been computed already.
-  using OnGradient = std::function<void(Layer& layer, TensorView<float> dw, TensorView<float> dbias)>;
-  /// The same with the layer's operands in place of the gradients, which are those of dy and x times `factor`: for a
-  /// step at once. False, and nothing was done: OnGradient is called.
-  using OnLayer = std::function<bool(Layer& layer, ConstActivations dy, ConstActivations x, float factor)>;
-  /// From dy = dLoss/d(output), for the batch of the last forward(). Calls back layer by layer, last layer first.
+  /// Takes the gradient of one layer's parameters, and may change them: the data gradient has been
+  /// computed already.
+  using OnWeightGradient = std::function<void(Layer& layer, const WeightGradient& gradient)>;
+  /// Backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls on_weight_gradient
+  /// layer by layer, last layer first.
   ///
-  /// In float16, activations have gradients of loss_scale times the loss (Micikevicius 2018, arXiv 1710.03740, section
-  /// 3.2), those of parameters are divided by it again. Where one of the former is not finite, nobody is called and the
-  /// result is false. In float32 loss_scale is 1 and the result true.
-  bool backward(TensorView<const float> dy, const OnGradient& on_gradient, const OnLayer& on_layer = {},
-                float loss_scale = 1.0F);
+  /// In float16, gradients of activations are those of loss_scale times the loss (Micikevicius 2018,
+  /// arXiv 1710.03740, section 3.2); gradients of parameters are divided by it again. Returns false,
+  /// without a call, where a gradient of activations is not finite. In float32, loss_scale is 1 and
+  /// the result true.
+  bool backward(TensorView<const float> dy, const OnWeightGradient& on_weight_gradient, float loss_scale = 1.0F);
 
  private:
   ConstActivations infer(ConstActivations x, size_t first = 0);
@@ -58,8 +79,7 @@ class Pass {
   /// dx of a layer without parameters.
   void backward_layer(size_t index, Activations dx, ConstActivations dy);
   void data_gradient(size_t index, Activations dx, ConstActivations dy);
-  void use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
-                     float factor);
+  void use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use);
   ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
   /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay, or for the next
   /// step.

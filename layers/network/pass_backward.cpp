@@ -6,8 +6,25 @@
 
 namespace nibblenet {
 
-bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient, const OnLayer& on_layer,
-                    float loss_scale) {
+ParameterGradients WeightGradient::store() const {
+  if (spec.kind == LayerKind::conv2d)
+    conv2d_backward_weight(backend.training(), scratch.dw, scratch.dbias, dy, x, spec.window);
+  else
+    linear_backward_weight(backend.training(), scratch.dw, scratch.dbias, dy, x);
+  if (factor != 1.0F) {
+    backend.convert(scratch.dw, scratch.dw, factor);
+    backend.convert(scratch.dbias, scratch.dbias, factor);
+  }
+  return scratch;
+}
+
+bool WeightGradient::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
+  if (spec.kind == LayerKind::conv2d)
+    return conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
+  return linear_backward_step(backend.training(), layer, dy, x, factor, parameters);
+}
+
+bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_weight_gradient, float loss_scale) {
   if (mode_ != Mode::training) throw Error("backward() needs a training pass");
   size_t lowest = 0;  // below the first layer with parameters no gradient is needed
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
@@ -20,7 +37,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
       backward_layer(i, dx, dy);
     } else {
       if (dx.data() != nullptr) data_gradient(i, dx, dy);
-      if (!in_halves()) use_gradients(i, dy, on_gradient, on_layer, 1.0F);
+      if (!in_halves()) use_gradient(i, dy, 1.0F, on_weight_gradient);
     }
     dy = dx;
   }
@@ -28,7 +45,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnGradient& on_gradient
   if (found_overflow()) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
     if (network_->layers()[begin_ + i].spec.has_parameters())
-      use_gradients(i, gradient_of(i, live_[i].shape(), {}), on_gradient, on_layer, 1.0F / loss_scale);
+      use_gradient(i, gradient_of(i, live_[i].shape(), {}), 1.0F / loss_scale, on_weight_gradient);
   return true;
 }
 
@@ -77,23 +94,14 @@ void Pass::data_gradient(size_t index, Activations dx, ConstActivations dy) {
     linear_backward_data(*training_, dx, dy, *layer.weight, store_of(index - 1));
 }
 
-void Pass::use_gradients(size_t index, ConstActivations dy, const OnGradient& on_gradient, const OnLayer& on_layer,
-                         float factor) {
-  Backend& backend = network_->backend();
+void Pass::use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use) {
   Layer& layer = network_->layers()[begin_ + index];
-  const ConstActivations x = index == 0 ? input_ : live_[index - 1];
-  if (on_layer && on_layer(layer, dy, x, factor)) return;
-  const TensorView<float> dw(dw_.data(), layer.spec.weight);
-  const TensorView<float> dbias(dbias_.data(), {layer.spec.weight[0]});
-  if (layer.spec.kind == LayerKind::conv2d)
-    conv2d_backward_weight(*training_, dw, dbias, dy, x, layer.spec.window);
-  else
-    linear_backward_weight(*training_, dw, dbias, dy, x);
-  if (factor != 1.0F) {
-    backend.convert(dw, dw, factor);
-    backend.convert(dbias, dbias, factor);
-  }
-  on_gradient(layer, dw, dbias);
+  use(layer, {.dy = dy,
+              .x = index == 0 ? input_ : live_[index - 1],
+              .factor = factor,
+              .spec = layer.spec,
+              .backend = network_->backend(),
+              .scratch = {{dw_.data(), layer.spec.weight}, {dbias_.data(), {layer.spec.weight[0]}}}});
 }
 
 void Pass::backward_layer(size_t index, Activations dx, ConstActivations dy) {

@@ -46,15 +46,15 @@ void OutputImportance::add(TensorView<const float> x, int64_t first) {
     for (size_t k = 0; k < classes; ++k) row[k] = static_cast<float>(sign * (p[k] - (k == label ? 1.0 : 0.0)));
   }
   backend.copy_from_host(dlogits_.data(), values.data(), values.size() * sizeof(float));
-  pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)),
-                 [&](Layer& layer, TensorView<float>, TensorView<float> dbias) {
-                   std::vector<float> gradients(dbias.span().size());
-                   backend.copy_to_host(gradients.data(), dbias.data(), dbias.span().size_bytes());
-                   std::vector<double>& squares = squares_[layer.spec.name + ".weight"];
-                   squares.resize(gradients.size());
-                   for (size_t k = 0; k < gradients.size(); ++k)
-                     squares[k] += static_cast<double>(gradients[k]) * static_cast<double>(gradients[k]);
-                 });
+  pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)), [&](Layer& layer, const WeightGradient& gradient) {
+    const TensorView<float> dbias = gradient.store().dbias;
+    std::vector<float> gradients(dbias.span().size());
+    backend.copy_to_host(gradients.data(), dbias.data(), dbias.span().size_bytes());
+    std::vector<double>& squares = squares_[layer.spec.name + ".weight"];
+    squares.resize(gradients.size());
+    for (size_t k = 0; k < gradients.size(); ++k)
+      squares[k] += static_cast<double>(gradients[k]) * static_cast<double>(gradients[k]);
+  });
   images_ += x.size(0);
 }
 

@@ -276,18 +276,11 @@ SeenPass step_of(Network& network, size_t first, float loss_scale) {
   pass.forward(x.view(), {.probability = dropout_probability, .seed = 1});
   const bool finite = pass.backward(
       dy.view(),
-      [&](Layer&, TensorView<float> dw, TensorView<float> dbias) {
-        seen.layers.back().dw = from(backend, dw).data;
-        seen.layers.back().db = from(backend, dbias).data;
-      },
-      [&](Layer& layer, ConstActivations of_y, ConstActivations of_x, float) {
-        seen.layers.push_back({static_cast<size_t>(&layer - network.layers().data()),
-                               as_floats(backend, of_x),
-                               forward_again(backend, layer, of_x),
-                               as_floats(backend, of_y),
-                               {},
-                               {}});
-        return false;
+      [&](Layer& layer, const WeightGradient& gradient) {
+        const auto [dw, dbias] = gradient.store();
+        seen.layers.push_back({static_cast<size_t>(&layer - network.layers().data()), as_floats(backend, gradient.x),
+                               forward_again(backend, layer, gradient.x), as_floats(backend, gradient.dy),
+                               from(backend, dw).data, from(backend, dbias).data});
       },
       loss_scale);
   EXPECT_EQ(finite, !seen.layers.empty());

@@ -88,7 +88,8 @@ TEST(GoldenAlexNet, ForwardAndBackwardEqualPyTorch) {
 
   const Tensor<float> norms = golden(file, "grad_norms");
   auto expected = norms.view().end();  // the callbacks come last layer first; weight, bias in the file
-  pass.backward(dlogits.view(), [&](Layer& layer, TensorView<float> dw, TensorView<float> dbias) {
+  pass.backward(dlogits.view(), [&](Layer& layer, const WeightGradient& source) {
+    const auto [dw, dbias] = source.store();
     for (const auto& [gradient, name] : {std::pair{dbias, ".bias"}, std::pair{dw, ".weight"}}) {
       double squares = 0;
       for (const float g : gradient) squares += static_cast<double>(g) * static_cast<double>(g);

@@ -125,7 +125,8 @@ TEST(Network, TrainingGradientsEqualFiniteDifferences) {
   };
   loss();
   std::vector<std::pair<Layer*, std::vector<float>>> gradients;
-  pass.backward(dy.view(), [&](Layer& layer, TensorView<float> dw, TensorView<float>) {
+  pass.backward(dy.view(), [&](Layer& layer, const WeightGradient& gradient) {
+    const TensorView<float> dw = gradient.store().dw;
     gradients.emplace_back(&layer, std::vector<float>(dw.begin(), dw.end()));
   });
   ASSERT_EQ(gradients.size(), 8U);
