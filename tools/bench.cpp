@@ -116,8 +116,8 @@ class Backends {
   std::map<std::string, std::unique_ptr<Backend>> made_;
 };
 
-/// Why there is no yardstick beside this backend; nothing where there is one.
-std::optional<std::string> yardstick_missing(Backends& backends) {
+/// Why there is no baseline beside this backend; nothing where there is one.
+std::optional<std::string> baseline_missing(Backends& backends) {
   if (!backends.own().device_memory()) return "the CPU's products are a library's already";
   try {
     backends.at("cudnn");
@@ -140,11 +140,11 @@ std::optional<Dataset> test_images(const Options& options) {
 }
 
 /// What --sides asks for, which the devices can run.
-std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, bool with_yardstick) {
+std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, bool with_baseline) {
   Backend& own = backends.own();
   std::vector<SideSpec> specs;
   for (const std::string& side :
-       options.sides.empty() ? default_sides(own.device_memory().has_value(), with_yardstick) : options.sides) {
+       options.sides.empty() ? default_sides(own.device_memory().has_value(), with_baseline) : options.sides) {
     specs.push_back(parse_side(side, own.name()));
     Backend& backend = backends.at(specs.back().device);
     backend.expect_support(specs.back().precision.value_or(backend.preferred_precision()));
@@ -177,7 +177,7 @@ nlohmann::json setting_json(const Options& options, const std::filesystem::path&
 void compare(const Options& options) {
   Backends backends(options.device, options.device.make());
   Backend& own = backends.own();
-  const std::optional<std::string> missing = yardstick_missing(backends);
+  const std::optional<std::string> missing = baseline_missing(backends);
   if (own.name() == "cudnn")
     throw UsageError("--compare sets cuDNN beside another device; use --device cuda, and --sides cudnn:float16");
   const std::vector<SideSpec> specs = chosen_sides(options, backends, !missing);
@@ -185,8 +185,8 @@ void compare(const Options& options) {
   const StateDict floats = load_model(model, options.checksums);
   if (floats.packed()) fail<UsageError>("{} is packed; --compare packs a float model itself: give one", model.string());
   const std::optional<Dataset> images = test_images(options);
-  Backend& yardstick = missing ? own : backends.at("cudnn");
-  const Ceilings ceilings = measure_ceilings(own, yardstick, options.seconds);
+  Backend& baseline = missing ? own : backends.at("cudnn");
+  const Ceilings ceilings = measure_ceilings(own, baseline, options.seconds);
   fmt::print("{}\n", own.description());
   print(ceilings);
   if (options.energy_seconds > 0 && !own.joules()) fmt::print("energy: not measured, nobody counts this device's\n");

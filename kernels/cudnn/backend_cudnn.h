@@ -6,7 +6,7 @@
 
 namespace nibblenet {
 
-/// The yardstick, for checks and benchmarks only: products and their gradients, ReLU and max pooling by cuDNN and
+/// The baseline, for checks and benchmarks only: products and their gradients, ReLU and max pooling by cuDNN and
 /// cuBLASLt, on weights dequantized to the precision of the activations. The rest is the CUDA backend's: these
 /// libraries have no counterpart (dropout by our numbers, cross-entropy with its gradient, gathers, SGD, positions of
 /// maxima), or it does not run in the network (the average pool vanishes).

@@ -69,7 +69,7 @@ ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape&
       });
       break;
   }
-  // Entries may allow TF32: the yardstick of float32 is float32.
+  // Entries may allow TF32: the baseline of float32 is float32.
   if (precision == Precision::float32)
     for (Choice& choice : plan.choices) choice.math = CUDNN_FMA_MATH;
   return plans_.emplace(key, std::move(plan)).first->second;

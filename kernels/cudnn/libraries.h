@@ -8,7 +8,7 @@
 
 namespace nibblenet {
 
-/// What the yardstick calls of cuDNN 9. Loaded at run time, so that our programs start where it is not installed.
+/// What the baseline calls of cuDNN 9. Loaded at run time, so that our programs start where it is not installed.
 struct Cudnn {
   decltype(&cudnnGetVersion) get_version;
   decltype(&cudnnGetErrorString) get_error_string;
@@ -53,7 +53,7 @@ struct Cudnn {
   decltype(&cudnnPoolingForward) pooling_forward;
 };
 
-/// What the yardstick calls of cuBLASLt 13.
+/// What the baseline calls of cuBLASLt 13.
 struct CublasLt {
   decltype(&cublasLtGetVersion) get_version;
   decltype(&cublasLtGetStatusString) get_status_string;

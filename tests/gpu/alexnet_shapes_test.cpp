@@ -12,8 +12,8 @@ namespace nibblenet {
 namespace {
 
 using testing::halves_on;
+using testing::make_baseline;
 using testing::make_test_backend;
-using testing::make_yardstick;
 using testing::on;
 using testing::output_of;
 using testing::relative_error;
@@ -25,7 +25,7 @@ constexpr int64_t batch = 8;
 class AlexNetShapes : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (yardstick_ == nullptr) GTEST_SKIP() << "cuDNN or cuBLASLt is not installed";
+    if (baseline_ == nullptr) GTEST_SKIP() << "cuDNN or cuBLASLt is not installed";
   }
 
   /// use(layer, shape of its input) for every layer with parameters.
@@ -59,14 +59,14 @@ class AlexNetShapes : public ::testing::Test {
   }
 
   std::unique_ptr<Backend> ours_ = make_test_backend();
-  std::unique_ptr<Backend> yardstick_ = make_yardstick();
+  std::unique_ptr<Backend> baseline_ = make_baseline();
 };
 
 TEST_F(AlexNetShapes, ForwardInBothPrecisions) {
   for_each_layer([&](const LayerSpec& layer, const Shape& shape) {
     for (const Precision precision : {Precision::float32, Precision::float16})
       EXPECT_LE(relative_error(forward(*ours_, layer, shape, precision).view(),
-                               forward(*yardstick_, layer, shape, precision).view()),
+                               forward(*baseline_, layer, shape, precision).view()),
                 precision == Precision::float32 ? 1e-5 : 2e-3)
           << to_string(precision);
   });
@@ -96,7 +96,7 @@ TEST_F(AlexNetShapes, Gradients) {
       });
       return all;
     };
-    const std::vector<Values> ours = gradients(*ours_), expected = gradients(*yardstick_);
+    const std::vector<Values> ours = gradients(*ours_), expected = gradients(*baseline_);
     for (size_t i = 0; i < ours.size(); ++i)
       EXPECT_LE(relative_error(ours[i].view(), expected[i].view()), 1e-4) << "gradient " << i;
   });

@@ -4,7 +4,7 @@
 
 namespace nibblenet::testing {
 
-std::unique_ptr<Backend> make_yardstick() {
+std::unique_ptr<Backend> make_baseline() {
   if (cudnn_problem()) return nullptr;
   return std::make_unique<CudnnBackend>();
 }

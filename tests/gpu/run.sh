@@ -22,7 +22,7 @@ export NIBBLENET_GOLDEN=${GPU_GOLDEN:-$here/golden}
 [[ -d $here/lib ]] && export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 [[ -d $here/tools ]] && export NIBBLENET_ROOT=$here
 mkdir -p "$results" && results=$(readlink -f "$results") || exit 1
-# cuDNN and cuBLASLt of a Python that brings them, where the system has none: the yardstick.
+# cuDNN and cuBLASLt of a Python that brings them, where the system has none: the baseline.
 packages=$(python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null)
 in_python() { find $packages -name "$1" 2>/dev/null | head -1; }
 [[ -n ${NIBBLENET_CUDNN:-} ]] || export NIBBLENET_CUDNN=$(in_python "libcudnn.so.9")

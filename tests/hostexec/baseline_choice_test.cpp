@@ -5,7 +5,7 @@
 #include "tests/kernels/values.h"
 #include "tests/support/baseline.h"
 
-// What the yardstick takes of the algorithms that the stand-in offers: fake_cudnn.cpp says how each behaves.
+// What the baseline takes of the algorithms that the stand-in offers: fake_cudnn.cpp says how each behaves.
 
 namespace nibblenet {
 namespace {
@@ -13,7 +13,7 @@ namespace {
 using testing::from;
 using testing::halves_on;
 using testing::integers;
-using testing::make_yardstick;
+using testing::make_baseline;
 using testing::on;
 using testing::output_of;
 using testing::Values;
@@ -22,7 +22,7 @@ constexpr Window window = {3, 1, 1};
 constexpr Window window_of_no_graph = {3, 7, 1};
 constexpr Window window_of_slow_algorithms = {3, 5, 1};
 
-class YardstickChoice : public ::testing::Test {
+class BaselineChoice : public ::testing::Test {
  protected:
   int slow_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_slow_runs")); }
   int graph_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_graph_runs")); }
@@ -36,45 +36,45 @@ class YardstickChoice : public ::testing::Test {
 
   Operation convolution(Window shape) {
     const Values x = integers({1, 5, 5, 8}, 1), w = integers({8, 8, 3, 3}, 2), bias = integers({8}, 3);
-    weight_ = yardstick_->make_weight(w.view());
-    x_ = on(*yardstick_, x);
-    bias_ = on(*yardstick_, bias);
-    y_ = on(*yardstick_, Values({1, shape.output(5), shape.output(5), 8}));
+    weight_ = baseline_->make_weight(w.view());
+    x_ = on(*baseline_, x);
+    bias_ = on(*baseline_, bias);
+    y_ = on(*baseline_, Values({1, shape.output(5), shape.output(5), 8}));
     return {[this, shape] {
-              yardstick_->conv2d_forward(y_.view(), std::as_const(x_).view(), *weight_, std::as_const(bias_).view(),
-                                         shape, Epilogue::relu);
+              baseline_->conv2d_forward(y_.view(), std::as_const(x_).view(), *weight_, std::as_const(bias_).view(),
+                                        shape, Epilogue::relu);
             },
-            [this] { return from(*yardstick_, std::as_const(y_).view()); },
+            [this] { return from(*baseline_, std::as_const(y_).view()); },
             testing::conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, shape, Epilogue::relu)};
   }
 
   Operation product() {
     const Values x = integers({3, 16}, 1), w = integers({8, 16}, 2), bias = integers({8}, 3);
-    weight_ = yardstick_->make_weight(w.view());
-    x_ = on(*yardstick_, x);
-    bias_ = on(*yardstick_, bias);
-    y_ = on(*yardstick_, Values({3, 8}));
+    weight_ = baseline_->make_weight(w.view());
+    x_ = on(*baseline_, x);
+    bias_ = on(*baseline_, bias);
+    y_ = on(*baseline_, Values({3, 8}));
     return {[this] {
-              yardstick_->linear_forward(y_.view(), std::as_const(x_).view(), *weight_, std::as_const(bias_).view(),
-                                         Epilogue::relu);
+              baseline_->linear_forward(y_.view(), std::as_const(x_).view(), *weight_, std::as_const(bias_).view(),
+                                        Epilogue::relu);
             },
-            [this] { return from(*yardstick_, std::as_const(y_).view()); },
+            [this] { return from(*baseline_, std::as_const(y_).view()); },
             testing::linear(cpu_, x, *cpu_.make_weight(w.view()), bias, Epilogue::relu)};
   }
 
   void forget_result() {
     const Values zeros(y_.shape());
-    yardstick_->copy_from_host(y_.data(), zeros.data.data(), y_.view().span().size_bytes());
+    baseline_->copy_from_host(y_.data(), zeros.data.data(), y_.view().span().size_bytes());
   }
 
   CpuBackend cpu_{2};
-  std::unique_ptr<Backend> yardstick_ = make_yardstick();
+  std::unique_ptr<Backend> baseline_ = make_baseline();
   void* library_ = dlopen(NIBBLENET_FAKE_CUDNN, RTLD_NOW | RTLD_NOLOAD);
   std::unique_ptr<Weight> weight_;
   Tensor<float> x_, bias_, y_;
 };
 
-TEST_F(YardstickChoice, IsTheFastestThatAGraphCanHoldAndIsMadeOnce) {
+TEST_F(BaselineChoice, IsTheFastestThatAGraphCanHoldAndIsMadeOnce) {
   for (const bool convolves : {true, false}) {
     SCOPED_TRACE(convolves ? "convolution" : "product");
     const int before = slow_runs();
@@ -85,7 +85,7 @@ TEST_F(YardstickChoice, IsTheFastestThatAGraphCanHoldAndIsMadeOnce) {
     EXPECT_GT(tried, before);
     operation.run();
     forget_result();
-    const auto recording = yardstick_->record(operation.run);
+    const auto recording = baseline_->record(operation.run);
     ASSERT_NE(recording, nullptr) << "the fastest of all refuses graphs";
     EXPECT_EQ(recording->operations(), 1);
     recording->replay();
@@ -94,51 +94,51 @@ TEST_F(YardstickChoice, IsTheFastestThatAGraphCanHoldAndIsMadeOnce) {
   }
 }
 
-TEST_F(YardstickChoice, IsAPlanOfCudnnsGraphsInFloat16WhereThatIsFaster) {
+TEST_F(BaselineChoice, IsAPlanOfCudnnsGraphsInFloat16WhereThatIsFaster) {
   for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
     const Shape shape = {2, 11, 6, 8}, result = {2, 3, 2, 5};
     const Values x = integers(shape, 1, 2), w = integers({5, 8, 3, 3}, 2, 2), bias = integers({5}, 3);
-    const auto weight = yardstick_->make_weight(w.view(), Precision::float16);
-    const Buffer<f16> input = halves_on(*yardstick_, x);
-    Buffer<f16> output = halves_on(*yardstick_, Values(result));
-    const Tensor<float> offset = on(*yardstick_, bias);
+    const auto weight = baseline_->make_weight(w.view(), Precision::float16);
+    const Buffer<f16> input = halves_on(*baseline_, x);
+    Buffer<f16> output = halves_on(*baseline_, Values(result));
+    const Tensor<float> offset = on(*baseline_, bias);
     const auto run = [&] {
-      yardstick_->conv2d_forward(TensorView<f16>(output.data(), result), TensorView<const f16>(input.data(), shape),
-                                 *weight, offset.view(), window_of_slow_algorithms, epilogue);
+      baseline_->conv2d_forward(TensorView<f16>(output.data(), result), TensorView<const f16>(input.data(), shape),
+                                *weight, offset.view(), window_of_slow_algorithms, epilogue);
     };
     run();
     const int before = graph_runs(), slow_before = slow_runs();
     run();
-    const auto recording = yardstick_->record(run);
+    const auto recording = baseline_->record(run);
     ASSERT_NE(recording, nullptr);
     EXPECT_EQ(recording->operations(), 1);
     recording->replay();
     EXPECT_EQ(graph_runs(), before + 2);
     EXPECT_EQ(slow_runs(), slow_before);
-    const Values actual = output_of(*yardstick_, result, [&](TensorView<float> y) {
-      yardstick_->convert(y, TensorView<const f16>(output.data(), result));
+    const Values actual = output_of(*baseline_, result, [&](TensorView<float> y) {
+      baseline_->convert(y, TensorView<const f16>(output.data(), result));
     });
     EXPECT_EQ(actual, testing::conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, window_of_slow_algorithms, epilogue));
   }
 }
 
-TEST_F(YardstickChoice, StillRunsWhatNoGraphCanHold) {
+TEST_F(BaselineChoice, StillRunsWhatNoGraphCanHold) {
   const Operation lonely = convolution(window_of_no_graph);
   lonely.run();
   EXPECT_EQ(lonely.result(), lonely.expected);
-  EXPECT_EQ(yardstick_->record(lonely.run), nullptr);
+  EXPECT_EQ(baseline_->record(lonely.run), nullptr);
   forget_result();
   lonely.run();
   EXPECT_EQ(lonely.result(), lonely.expected) << "as before";
   const Operation other = product();
   other.run();
-  EXPECT_EQ(yardstick_->record(other.run), nullptr) << "it does not try again";
+  EXPECT_EQ(baseline_->record(other.run), nullptr) << "it does not try again";
 }
 
-TEST_F(YardstickChoice, ARecordingKnowsWhenTheWorkspaceHasMoved) {
+TEST_F(BaselineChoice, ARecordingKnowsWhenTheWorkspaceHasMoved) {
   const Operation operation = product();
   operation.run();
-  const auto recording = yardstick_->record(operation.run);
+  const auto recording = baseline_->record(operation.run);
   ASSERT_NE(recording, nullptr);
   EXPECT_TRUE(recording->current());
   convolution(window).run();  // whose algorithms ask for more

@@ -1,4 +1,4 @@
-// Stands in for cuDNN and cuBLASLt: the functions that the yardstick calls, by plain loops over host memory. What it
+// Stands in for cuDNN and cuBLASLt: the functions that the baseline calls, by plain loops over host memory. What it
 // checks is ours: descriptors, orders, transpositions, that an algorithm which cannot run gives way to the next, and
 // that the fastest of those that a graph can hold is taken. Not part of cuDNN or cuBLASLt; written after their
 // documentation.

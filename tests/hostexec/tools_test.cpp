@@ -4,7 +4,7 @@
 #include "tests/tools/run.h"
 
 // The CUDA side of the tools, and the script that checks a GPU, with kernels that run on the CPU and a stand-in for the
-// yardstick's libraries: what they measure means nothing here, but all of their code runs.
+// baseline's libraries: what they measure means nothing here, but all of their code runs.
 
 namespace nibblenet::testing {
 namespace {
@@ -25,7 +25,7 @@ class CudaTools : public ToolsTest {
   }
 };
 
-TEST_F(CudaTools, ComparesOurKernelsWithTheYardstick) {
+TEST_F(CudaTools, ComparesOurKernelsWithTheBaseline) {
   const Outcome outcome = succeed(
       "bench small.safetensors --compare --device cuda --sides cudnn:float16,float16+fold,linear:4:channel "
       "--batch 1 --rounds 1 --seconds 0 --energy 0.01 --data few --json out.json");

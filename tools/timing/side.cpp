@@ -34,7 +34,7 @@ SideSpec parse_side(const std::string& text, const std::string& device) {
   return spec;
 }
 
-std::vector<std::string> default_sides(bool on_gpu, bool with_yardstick) {
+std::vector<std::string> default_sides(bool on_gpu, bool with_baseline) {
   std::vector<std::string> sides = {"float32"};
   if (on_gpu) sides.emplace_back("float16");
   for (int bits = 8; bits >= 2; --bits) sides.push_back(fmt::format("linear:{}:channel", bits));
@@ -42,8 +42,8 @@ std::vector<std::string> default_sides(bool on_gpu, bool with_yardstick) {
     sides.emplace_back(codebook);
   sides.emplace_back(on_gpu ? "float16+fold" : "float32+fold");
   sides.emplace_back("linear:4:channel+fold");
-  if (with_yardstick)
-    for (const char* yardstick : {"cudnn:float32", "cudnn:float16"}) sides.emplace_back(yardstick);
+  if (with_baseline)
+    for (const char* baseline : {"cudnn:float32", "cudnn:float16"}) sides.emplace_back(baseline);
   return sides;
 }
 

@@ -18,12 +18,12 @@ struct SideSpec {
   bool folded = false;                 ///< the first convolution, with the resize
 };
 
-/// "float32", "float16" or a scheme, "cudnn:" in front of it for the yardstick instead of `device`, "+fold" behind it.
+/// "float32", "float16" or a scheme, "cudnn:" in front of it for the baseline instead of `device`, "+fold" behind it.
 /// Throws UsageError.
 SideSpec parse_side(const std::string& text, const std::string& device);
 
-/// What --compare sets side by side when nobody says otherwise: on the CPU, or on a GPU with or without the yardstick.
-std::vector<std::string> default_sides(bool on_gpu, bool with_yardstick);
+/// What --compare sets side by side when nobody says otherwise: on the CPU, or on a GPU with or without the baseline.
+std::vector<std::string> default_sides(bool on_gpu, bool with_baseline);
 
 /// A model's parameters once more.
 StateDict copy_of(const StateDict& dict);

@@ -21,8 +21,8 @@ using testing::conv2d;
 using testing::halves_on;
 using testing::integers;
 using testing::linear;
+using testing::make_baseline;
 using testing::make_test_backend;
-using testing::make_yardstick;
 using testing::on;
 using testing::output_of;
 using testing::pack_all;
@@ -55,10 +55,10 @@ const std::vector<Case>& convolutions() {
   return cases;
 }
 
-class Yardstick : public ::testing::Test {
+class Baseline : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (yardstick_ == nullptr) GTEST_SKIP() << "cuDNN or cuBLASLt is not installed";
+    if (baseline_ == nullptr) GTEST_SKIP() << "cuDNN or cuBLASLt is not installed";
   }
 
   Values conv2d_halves(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias,
@@ -73,15 +73,15 @@ class Yardstick : public ::testing::Test {
 
   CpuBackend cpu_{2};
   std::unique_ptr<Backend> ours_ = make_test_backend();
-  std::unique_ptr<Backend> yardstick_ = make_yardstick();
+  std::unique_ptr<Backend> baseline_ = make_baseline();
 };
 
-TEST_F(Yardstick, SaysWhatItIs) {
-  EXPECT_EQ(yardstick_->name(), "cudnn");
-  EXPECT_NE(yardstick_->description().find("cuDNN 9."), std::string::npos) << yardstick_->description();
+TEST_F(Baseline, SaysWhatItIs) {
+  EXPECT_EQ(baseline_->name(), "cudnn");
+  EXPECT_NE(baseline_->description().find("cuDNN 9."), std::string::npos) << baseline_->description();
 }
 
-TEST_F(Yardstick, ConvolutionsInBothPrecisions) {
+TEST_F(Baseline, ConvolutionsInBothPrecisions) {
   for (const Case& c : convolutions()) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     const Values x = uniform(c.x, 1), w = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
@@ -93,15 +93,15 @@ TEST_F(Yardstick, ConvolutionsInBothPrecisions) {
         const auto weight = backend.make_weight(w.view(), Precision::float16);
         return conv2d_halves(backend, c, x, *weight, bias, epilogue);
       };
-      EXPECT_LE(relative_error(in_floats(*yardstick_).view(), in_floats(cpu_).view()), float32_tolerance);
-      EXPECT_LE(relative_error(in_floats(*ours_).view(), in_floats(*yardstick_).view()), float32_tolerance);
-      EXPECT_LE(relative_error(in_halves(*yardstick_).view(), in_floats(cpu_).view()), float16_tolerance);
-      EXPECT_LE(relative_error(in_halves(*ours_).view(), in_halves(*yardstick_).view()), float16_tolerance);
+      EXPECT_LE(relative_error(in_floats(*baseline_).view(), in_floats(cpu_).view()), float32_tolerance);
+      EXPECT_LE(relative_error(in_floats(*ours_).view(), in_floats(*baseline_).view()), float32_tolerance);
+      EXPECT_LE(relative_error(in_halves(*baseline_).view(), in_floats(cpu_).view()), float16_tolerance);
+      EXPECT_LE(relative_error(in_halves(*ours_).view(), in_halves(*baseline_).view()), float16_tolerance);
     }
   }
 }
 
-TEST_F(Yardstick, LinearLayersOfPackedWeights) {
+TEST_F(Baseline, LinearLayersOfPackedWeights) {
   for (const char* scheme : {"linear:4:channel:zero-point", "stable-embedding:5", "nf4:4:block:16:f16"}) {
     const PackedTensor packed = quantized({72, 40}, parse_scheme(scheme), 3);
     const Values bias = uniform({72}, 4);
@@ -109,36 +109,36 @@ TEST_F(Yardstick, LinearLayersOfPackedWeights) {
       SCOPED_TRACE(fmt::format("{}, batch {}", scheme, n));
       const Values x = uniform({n, 40}, 5);
       const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias, Epilogue::relu);
-      EXPECT_LE(relative_error(linear(*yardstick_, x, *yardstick_->make_weight(packed), bias, Epilogue::relu).view(),
+      EXPECT_LE(relative_error(linear(*baseline_, x, *baseline_->make_weight(packed), bias, Epilogue::relu).view(),
                                expected.view()),
                 float32_tolerance);
-      const auto halves = yardstick_->make_weight(packed, Precision::float16);
+      const auto halves = baseline_->make_weight(packed, Precision::float16);
       EXPECT_EQ(halves->resident().weights, 2 * packed.shape.elements()) << "dequantized, and said so";
-      Buffer<f16> input = halves_on(*yardstick_, x);
-      const Tensor<float> offset = on(*yardstick_, bias);
-      const Values y = output_of(*yardstick_, expected.shape, [&](TensorView<float> result) {
-        yardstick_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(),
-                                   Epilogue::relu);
+      Buffer<f16> input = halves_on(*baseline_, x);
+      const Tensor<float> offset = on(*baseline_, bias);
+      const Values y = output_of(*baseline_, expected.shape, [&](TensorView<float> result) {
+        baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(),
+                                  Epilogue::relu);
       });
       EXPECT_LE(relative_error(y.view(), expected.view()), float16_tolerance);
     }
   }
 }
 
-TEST_F(Yardstick, TinyWeightsKeepTheirPrecisionInHalves) {
+TEST_F(Baseline, TinyWeightsKeepTheirPrecisionInHalves) {
   Values w = uniform({8, 40}, 2);
   for (float& value : w.data) value *= 1e-12F;
   const Values x = uniform({3, 40}, 1), bias(Shape{8});
-  const auto halves = yardstick_->make_weight(w.view(), Precision::float16);
-  Buffer<f16> input = halves_on(*yardstick_, x);
-  const Tensor<float> offset = on(*yardstick_, bias);
-  const Values y = output_of(*yardstick_, {3, 8}, [&](TensorView<float> result) {
-    yardstick_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(), Epilogue::none);
+  const auto halves = baseline_->make_weight(w.view(), Precision::float16);
+  Buffer<f16> input = halves_on(*baseline_, x);
+  const Tensor<float> offset = on(*baseline_, bias);
+  const Values y = output_of(*baseline_, {3, 8}, [&](TensorView<float> result) {
+    baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(), Epilogue::none);
   });
   EXPECT_LE(relative_error(y.view(), linear(cpu_, x, *cpu_.make_weight(w.view()), bias).view()), float16_tolerance);
 }
 
-TEST_F(Yardstick, GradientsOfConvolutions) {
+TEST_F(Baseline, GradientsOfConvolutions) {
   for (const Case& c : convolutions()) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     // Whole numbers: exact in sums of any order.
@@ -158,12 +158,12 @@ TEST_F(Yardstick, GradientsOfConvolutions) {
       return all;
     };
     const std::vector<Values> expected = gradients(cpu_);
-    EXPECT_EQ(gradients(*yardstick_), expected);
+    EXPECT_EQ(gradients(*baseline_), expected);
     EXPECT_EQ(gradients(*ours_), expected);
   }
 }
 
-TEST_F(Yardstick, GradientsOfLinearLayers) {
+TEST_F(Baseline, GradientsOfLinearLayers) {
   for (const int64_t n : {0, 1, 7}) {
     SCOPED_TRACE(n);
     const Values x = integers({n, 40}, 1), w = integers({24, 40}, 2), dy = integers({n, 24}, 3);
@@ -182,12 +182,12 @@ TEST_F(Yardstick, GradientsOfLinearLayers) {
       return all;
     };
     const std::vector<Values> expected = gradients(cpu_);
-    EXPECT_EQ(gradients(*yardstick_), expected);
+    EXPECT_EQ(gradients(*baseline_), expected);
     EXPECT_EQ(gradients(*ours_), expected);
   }
 }
 
-TEST_F(Yardstick, MaxPoolsInBothPrecisions) {
+TEST_F(Baseline, MaxPoolsInBothPrecisions) {
   const Window window = {3, 2, 1};
   const Values x = integers({2, 13, 11, 8}, 1, 100);
   const Shape shape = {2, window.output(13), window.output(11), 8};
@@ -206,52 +206,52 @@ TEST_F(Yardstick, MaxPoolsInBothPrecisions) {
     });
   };
   for (const Precision precision : {Precision::float32, Precision::float16})
-    EXPECT_EQ(pooled(*yardstick_, precision), pooled(*ours_, precision)) << to_string(precision);
+    EXPECT_EQ(pooled(*baseline_, precision), pooled(*ours_, precision)) << to_string(precision);
 }
 
-TEST_F(Yardstick, WeightsThatWereTrainedAreSeen) {
+TEST_F(Baseline, WeightsThatWereTrainedAreSeen) {
   const Case c = {{1, 5, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}};
   const Values x = integers(c.x, 1), bias(Shape{8});
-  const auto weight = yardstick_->make_weight(integers(c.w, 2).view());
-  conv2d(*yardstick_, x, *weight, bias, c.window);
+  const auto weight = baseline_->make_weight(integers(c.w, 2).view());
+  conv2d(*baseline_, x, *weight, bias, c.window);
   const Values trained = integers(c.w, 3);
-  yardstick_->copy_from_host(weight->values().data(), trained.data.data(), trained.data.size() * sizeof(float));
+  baseline_->copy_from_host(weight->values().data(), trained.data.data(), trained.data.size() * sizeof(float));
   weight->changed();
-  EXPECT_EQ(conv2d(*yardstick_, x, *weight, bias, c.window),
+  EXPECT_EQ(conv2d(*baseline_, x, *weight, bias, c.window),
             conv2d(cpu_, x, *cpu_.make_weight(trained.view()), bias, c.window));
 }
 
-TEST_F(Yardstick, ARecordingSeesWeightsThatWereTrained) {
+TEST_F(Baseline, ARecordingSeesWeightsThatWereTrained) {
   const Case c = {{1, 5, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}};
   const Values x = integers(c.x, 1), trained = integers(c.w, 3), bias(Shape{8});
-  const auto weight = yardstick_->make_weight(integers(c.w, 2).view());
-  const Tensor<float> input = on(*yardstick_, x), offset = on(*yardstick_, bias);
-  Tensor<float> y = on(*yardstick_, Values(c.output()));
+  const auto weight = baseline_->make_weight(integers(c.w, 2).view());
+  const Tensor<float> input = on(*baseline_, x), offset = on(*baseline_, bias);
+  Tensor<float> y = on(*baseline_, Values(c.output()));
   const auto forward = [&] {
-    yardstick_->conv2d_forward(y.view(), input.view(), *weight, offset.view(), c.window, Epilogue::relu);
+    baseline_->conv2d_forward(y.view(), input.view(), *weight, offset.view(), c.window, Epilogue::relu);
   };
   forward();
-  const auto recording = yardstick_->record(forward);
+  const auto recording = baseline_->record(forward);
   ASSERT_NE(recording, nullptr);
-  yardstick_->copy_from_host(weight->values().data(), trained.data.data(), trained.data.size() * sizeof(float));
+  baseline_->copy_from_host(weight->values().data(), trained.data.data(), trained.data.size() * sizeof(float));
   weight->changed();
   recording->replay();
-  EXPECT_EQ(testing::from(*yardstick_, std::as_const(y).view()),
+  EXPECT_EQ(testing::from(*baseline_, std::as_const(y).view()),
             conv2d(cpu_, x, *cpu_.make_weight(trained.view()), bias, c.window, Epilogue::relu));
 }
 
-TEST_F(Yardstick, PassesOverTheSamePlaceAreReplayed) {
+TEST_F(Baseline, PassesOverTheSamePlaceAreReplayed) {
   const Shape shape = {2, 67, 67, 3};
   Network expected(cpu_, small_alexnet(6));
   Pass on_cpu(expected, 0, expected.layers().size(), shape, Pass::Mode::inference);
   for (const Precision precision : {Precision::float32, Precision::float16}) {
-    Network network(*yardstick_, small_alexnet(6), precision);
+    Network network(*baseline_, small_alexnet(6), precision);
     Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
-    Tensor<float> input(*yardstick_, shape, MemoryCategory::data);
+    Tensor<float> input(*baseline_, shape, MemoryCategory::data);
     for (const uint64_t seed : {5, 6, 5, 7}) {
       const Tensor<float> images = random_tensor(shape, seed);
-      yardstick_->copy_from_host(input.data(), images.data(), images.view().span().size_bytes());
-      const Values logits = testing::from(*yardstick_, pass.forward(std::as_const(input).view()));
+      baseline_->copy_from_host(input.data(), images.data(), images.view().span().size_bytes());
+      const Values logits = testing::from(*baseline_, pass.forward(std::as_const(input).view()));
       EXPECT_LE(relative_error(logits.view(), on_cpu.forward(images.view())),
                 precision == Precision::float32 ? float32_tolerance : float16_tolerance);
     }
@@ -259,7 +259,7 @@ TEST_F(Yardstick, PassesOverTheSamePlaceAreReplayed) {
   }
 }
 
-TEST_F(Yardstick, WholeNetworks) {
+TEST_F(Baseline, WholeNetworks) {
   const Tensor<float> images = random_tensor({2, 67, 67, 3}, 5);
   const auto logits = [&](Backend& backend, const char* scheme, Precision precision) {
     StateDict dict = small_alexnet(6);
@@ -273,7 +273,7 @@ TEST_F(Yardstick, WholeNetworks) {
   for (const char* scheme : {"", "linear:4:channel"}) {
     const Values expected = logits(cpu_, scheme, Precision::float32);
     for (const Precision precision : {Precision::float32, Precision::float16})
-      EXPECT_LE(relative_error(logits(*yardstick_, scheme, precision).view(), expected.view()),
+      EXPECT_LE(relative_error(logits(*baseline_, scheme, precision).view(), expected.view()),
                 precision == Precision::float32 ? float32_tolerance : float16_tolerance)
           << scheme << ' ' << to_string(precision);
   }
