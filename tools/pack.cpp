@@ -158,7 +158,7 @@ void pack(const Options& options) {
   flags.validate();
   if (options.dry_run && flags.allocation.given())
     throw UsageError("--dry-run: what targets and --max-loss choose is not known before it is measured");
-  SchemeChoice schemes(flags.scheme, flags.calibration.compensates());
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq());
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);

@@ -10,7 +10,7 @@ namespace nibblenet {
 /// In which order weights of an output channel are rounded: as stored, or those of the largest inputs first.
 enum class ColumnOrder : uint8_t { natural, diagonal };
 
-/// What compensated rounding needs of a layer's second moments H: R with H + damping I = R R^T. It depends on the order
+/// What GPTQ needs of a layer's second moments H: R with H + damping I = R R^T. It depends on the order
 /// of rounding but on no scheme, so that one serves all the ways in which a layer may be stored.
 struct MomentFactor {
   int64_t inputs = 0;            ///< D, dead ones and all

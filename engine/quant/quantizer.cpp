@@ -1,5 +1,5 @@
 // From weights to codes in three passes: the extremes of every group, the scale (and zero point) of every group, the
-// code of every weight; trained codebooks and the search for a range come in between, compensated rounding behind. The
+// code of every weight; trained codebooks and the search for a range come in between, GPTQ behind. The
 // passes run over output channels in parallel, or over bands of them where groups span several; nothing is shared
 // between iterations, so the result does not depend on the number of threads.
 
@@ -111,10 +111,10 @@ void expect_finite(TensorView<const float> weights, std::string_view name) {
 }
 
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name) {
-  if (options.rate_weight > 0 && options.rounding != Rounding::compensated)
-    fail<UsageError>("{}: a rate weight belongs to compensated rounding", name);
-  if (options.refinements > 0 && options.rounding != Rounding::compensated)
-    fail<UsageError>("{}: refinements belong to compensated rounding", name);
+  if (options.rate_weight > 0 && options.rounding != Rounding::gptq)
+    fail<UsageError>("{}: a rate weight belongs to GPTQ", name);
+  if (options.passes > 0 && options.rounding != Rounding::gptq)
+    fail<UsageError>("{}: coordinate-descent passes belong to GPTQ", name);
   if (options.range != Range::step) return;
   if (scheme.method != Method::linear || scheme.zero_point)
     fail<UsageError>("{}: {} has no ranges by step; supported: linear without zero-point", name, to_string(scheme));
@@ -169,8 +169,8 @@ void expect_moments(const QuantizeOptions& options, const Shape& shape, std::str
   if (!options.importance.empty() && static_cast<int64_t>(options.importance.size()) != shape[0])
     fail<ShapeError>("{}: {} numbers of importance for {} outputs", name, options.importance.size(), shape[0]);
   if (options.moments == nullptr) {
-    if (options.rounding == Rounding::compensated)
-      fail<UsageError>("{}: compensated rounding needs second moments of the layer's inputs", name);
+    if (options.rounding == Rounding::gptq)
+      fail<UsageError>("{}: GPTQ needs second moments of the layer's inputs", name);
   } else if (options.moments->inputs != shape.inner_elements()) {
     fail<ShapeError>("{}: second moments of {} inputs, expected {}", name, options.moments->inputs,
                      shape.inner_elements());
@@ -204,15 +204,14 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
     for (int64_t channel = 0; channel < channels; ++channel)
       pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
-  if (options.rounding == Rounding::compensated) {
+  if (options.rounding == Rounding::gptq) {
     std::optional<MomentFactor> own;
     if (options.factor == nullptr) own = factorize(*options.moments, options.order);
-    const Compensation compensation =
-        compensate(packed, weights, own ? *own : *options.factor,
-                   {.rate = {.weight = options.rate_weight, .importance = options.importance},
-                    .refinements = options.refinements,
-                    .on_columns = options.on_columns});
-    if (options.report != nullptr) *options.report = compensation;
+    const GptqReport done = gptq(packed, weights, own ? *own : *options.factor,
+                                 {.rate = {.weight = options.rate_weight, .importance = options.importance},
+                                  .passes = options.passes,
+                                  .on_columns = options.on_columns});
+    if (options.report != nullptr) *options.report = done;
   }
   return packed;
 }

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/quant/compensated.h"
+#include "engine/quant/gptq.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/second_moments.h"
 
@@ -32,31 +32,31 @@ struct Step {
 enum class Range : uint8_t { max, search, step };
 
 /// How a weight finds its code: the nearest one, or by what rounding did to the weights before it.
-enum class Rounding : uint8_t { nearest, compensated };
+enum class Rounding : uint8_t { nearest, gptq };
 
 struct QuantizeOptions {
   Range range = Range::max;
   float deviations = 0;  ///< of Range::step: root mean squares from one value to the next
   Rounding rounding = Rounding::nearest;
-  ColumnOrder order = ColumnOrder::natural;  ///< of compensated rounding
-  int refinements = 0;                       ///< of compensated rounding, see compensate()
-  double rate_weight = 0;                    ///< of compensated rounding: what a bit costs, see compensate()
-  /// Of the layer's inputs: compensated rounding needs them, k-means and the search weigh errors by their diagonal.
+  ColumnOrder order = ColumnOrder::natural;  ///< of GPTQ
+  int passes = 0;                            ///< of GPTQ, see gptq()
+  double rate_weight = 0;                    ///< of GPTQ: what a bit costs, see gptq()
+  /// Of the layer's inputs: GPTQ needs them, k-means and the search weigh errors by their diagonal.
   const SecondMoments* moments = nullptr;
   /// Of the layer's outputs (relative_importance()), [K] or empty: ranges by step and rate weights go by it, so that
   /// what the predictions care about gets the bits.
   std::span<const float> importance;
   /// factorize(*moments, order), made once for many schemes; null: made when it is needed.
   const MomentFactor* factor = nullptr;
-  OnColumns on_columns;            ///< progress of compensated rounding
-  Compensation* report = nullptr;  ///< what compensated rounding achieved
+  OnColumns on_columns;          ///< progress of GPTQ
+  GptqReport* report = nullptr;  ///< what GPTQ achieved
 };
 
-/// Throws UsageError naming the tensor for a rate weight or refinements without compensated rounding and for steps that
+/// Throws UsageError naming the tensor for a rate weight or passes without GPTQ and for steps that
 /// are not finite and above 0 or that the scheme does not have.
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
 
-/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for compensated rounding without moments,
+/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for GPTQ without moments,
 /// ShapeError for moments of another number of inputs.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizeOptions& options);

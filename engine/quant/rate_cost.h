@@ -6,12 +6,12 @@
 
 namespace nibblenet {
 
-/// The best trade on a fine grid: see compensate().
+/// The best trade on a fine grid: see gptq().
 constexpr double best_rate_weight = 1.4;
 
 /// What bits in the file cost beside errors, for rounding that weighs both.
 struct RateCost {
-  double weight = 0;  ///< L of compensate(); 0: nothing
+  double weight = 0;  ///< L of gptq(); 0: nothing
   /// How much an error in each output counts, relative to a mean of 1; empty: all the same.
   std::span<const float> importance;
 };

@@ -65,7 +65,7 @@ uint32_t RoundingProblem::cheapest_code(uint32_t nearest, float target, float sc
   return best;
 }
 
-/// L unit / g for each row, see compensate().
+/// L unit / g for each row, see gptq().
 void RoundingProblem::make_bit_costs(const RateCost& rate) {
   std::vector<double> squares(static_cast<size_t>(rows()));
 #pragma omp parallel for

@@ -12,7 +12,7 @@
 
 namespace nibblenet {
 
-/// The weights of a tensor as compensated rounding sees them: rows are its output channels, columns the live inputs in
+/// The weights of a tensor as GPTQ sees them: rows are its output channels, columns the live inputs in
 /// the order of rounding. Knows the values that there are to choose from, and what each costs.
 class RoundingProblem {
  public:

@@ -48,9 +48,9 @@ CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) 
   }
 }
 
-std::string refinements_text(const CalibrationFlags& flags) {
+std::string passes_text(const CalibrationFlags& flags) {
   const auto text_of = [&](Range range) {
-    return std::to_string(flags.refinements_of({.range = range, .rate_weight = flags.rate_weight.value_or(0)}));
+    return std::to_string(flags.passes_of({.range = range, .rate_weight = flags.rate_weight.value_or(0)}));
   };
   const std::string others = text_of(Range::search), by_step = text_of(Range::step);
   const bool has_steps =
@@ -87,19 +87,17 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
          "with a calibration, else nearest")
       ->check(CLI::IsMember({"nearest", "compensated"}))
       ->type_name("R");
-  app.add_option("--column-order", order,
-                 "Of compensated rounding: natural, as weights are stored, or diagonal, largest inputs first")
+  app.add_option("--column-order", order, "Of GPTQ: natural, as weights are stored, or diagonal, largest inputs first")
       ->check(CLI::IsMember({"natural", "diagonal"}))
       ->capture_default_str();
-  app.add_option(
-         "--refinements", refinements,
-         "Of compensated rounding: times that every code is chosen once more, given all others; default: 2, but 0 for "
-         "ranges by step and with a rate weight, where bits grow by as much as errors shrink")
+  app.add_option("--refinements", passes,
+                 "Of GPTQ: times that every code is chosen once more, given all others; default: 2, but 0 for "
+                 "ranges by step and with a rate weight, where bits grow by as much as errors shrink")
       ->check(CLI::Range(0, 100))
       ->type_name("N");
   app.add_option(
          "--rate-weight", rate_weight,
-         "Of compensated rounding, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
+         "Of GPTQ, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
          "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid; default: 1.4 for --target-rest, "
          "else 0")
       ->check(CLI::Range(0.0, 1e6))
@@ -146,16 +144,14 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
     options.deviations = rule.deviations;
   }
   options.order = order == "diagonal" ? ColumnOrder::diagonal : ColumnOrder::natural;
-  if (compensates() && !calibrated())
+  if (uses_gptq() && !calibrated())
     throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
-  if (!compensates() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
-  if (!compensates() && rate_weight.value_or(0) > 0)
-    throw UsageError("--rate-weight belongs to --rounding compensated");
-  if (!compensates() && refinements.value_or(0) > 0)
-    throw UsageError("--refinements belongs to --rounding compensated");
-  options.rounding = compensates() ? Rounding::compensated : Rounding::nearest;
+  if (!uses_gptq() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
+  if (!uses_gptq() && rate_weight.value_or(0) > 0) throw UsageError("--rate-weight belongs to --rounding compensated");
+  if (!uses_gptq() && passes.value_or(0) > 0) throw UsageError("--refinements belongs to --rounding compensated");
+  options.rounding = uses_gptq() ? Rounding::gptq : Rounding::nearest;
   options.rate_weight = rate_weight.value_or(0);
-  if (compensates()) options.refinements = refinements_of(options);
+  if (uses_gptq()) options.passes = passes_of(options);
   return options;
 }
 
@@ -198,13 +194,13 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
               const Calibration* calibration) {
   const bool plain_ranges = std::ranges::all_of(flags.ranges, [](const auto& text) { return text == "max"; });
   if (calibration == nullptr && plain_ranges) return;
-  metadata["rounding"] = flags.compensates() ? "compensated" : "nearest";
+  metadata["rounding"] = flags.uses_gptq() ? "compensated" : "nearest";
   metadata["range"] = !flags.ranges.empty() ? fmt::format("{}", fmt::join(flags.ranges, ", "))
                       : flags.calibrated()  ? "search"
                                             : "max";
-  if (flags.compensates()) {
+  if (flags.uses_gptq()) {
     metadata["column_order"] = flags.order;
-    metadata["refinements"] = refinements_text(flags);
+    metadata["refinements"] = passes_text(flags);
   }
   if (flags.rate_weight.value_or(0) > 0) metadata["rate_weight"] = fmt::format("{}", *flags.rate_weight);
   if (calibration == nullptr) return;

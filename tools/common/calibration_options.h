@@ -19,7 +19,7 @@ struct RangeRule {
 /// "search", "step:1.4", "features.*=step:1". Throws UsageError with the forms there are.
 RangeRule parse_range(const std::string& text);
 
-/// How codes and ranges are chosen, and the calibration that compensated rounding needs.
+/// How codes and ranges are chosen, and the calibration that GPTQ needs.
 struct CalibrationFlags {
   std::string data;  ///< --calibrate
   int64_t images = 2000;
@@ -30,16 +30,16 @@ struct CalibrationFlags {
   std::vector<std::string> ranges;  ///< the last that matches; search with a calibration, max without, if none does
   std::string order = "natural";
   std::optional<double> rate_weight;  ///< none: best_rate_weight for --target-rest, else 0
-  std::optional<int> refinements;     ///< none: as refinements_of() says
+  std::optional<int> passes;          ///< none: as passes_of() says
 
   /// Where the calibration comes from, and what codes are chosen by.
   void add_source_to(CLI::App& app);
   void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
-  bool compensates() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
+  bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
   /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it adds to their bits.
-  int refinements_of(const QuantizeOptions& options) const {
-    return refinements.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
+  int passes_of(const QuantizeOptions& options) const {
+    return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
   }
   /// For one weight; without `moments` and reports. Throws UsageError for options that need a calibration where none is
   /// asked for.

@@ -10,7 +10,7 @@ namespace nibblenet::tools {
 /// has the table and how it was made).
 Scheme default_scheme_for(std::string_view weight_name, int bits);
 
-/// The same with a calibration: what compensated rounding does best with.
+/// The same with a calibration: what GPTQ does best with.
 Scheme calibrated_scheme_for(std::string_view weight_name, int bits);
 
 }  // namespace nibblenet::tools

@@ -14,7 +14,7 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   std::vector<Candidate> candidates;
   for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
     scheme.bits = bits;
-    candidates.push_back({SchemeChoice(scheme, flags.calibration.compensates())(weight.name)});
+    candidates.push_back({SchemeChoice(scheme, flags.calibration.uses_gptq())(weight.name)});
   }
   return candidates;
 }
@@ -55,13 +55,13 @@ void expect_free_choice(const PackingFlags& flags) {
 }  // namespace
 
 void PackingFlags::validate() const {
-  const SchemeChoice possible(scheme, calibration.compensates());
+  const SchemeChoice possible(scheme, calibration.uses_gptq());
   calibration.quantize_options("");
   expect_free_choice(*this);
 }
 
 void PackingFlags::expect_fit(const StateDict& model) const {
-  SchemeChoice schemes(scheme, calibration.compensates());
+  SchemeChoice schemes(scheme, calibration.uses_gptq());
   for (const Parameter& parameter : model.parameters)
     if (is_weight(parameter))
       nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter.name), parameter.name);
@@ -76,9 +76,9 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   if (candidate.step > 0) {
     options.range = Range::step;
     options.deviations = candidate.step;
-    if (compensates()) {
+    if (uses_gptq()) {
       options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
-      options.refinements = flags_.refinements_of(options);
+      options.passes = flags_.passes_of(options);
     }
   }
   if (calibration_ == nullptr && options.range == Range::max)
@@ -86,14 +86,14 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   LayerReport own;
   LayerReport& heard = report != nullptr ? *report : own;
   heard.weight = parameter.name;
-  options.report = &heard.compensation;
+  options.report = &heard.gptq;
   std::vector<float> importance;
   if (calibration_ != nullptr) {
     options.moments = &calibration_->moments.at(parameter.name);
     importance = relative_importance(importance_of(*calibration_, parameter.name), weights.size(0));
     options.importance = importance;
   }
-  if (compensates()) options.factor = &factor_of(parameter.name, options.order);
+  if (uses_gptq()) options.factor = &factor_of(parameter.name, options.order);
   options.on_columns = [&](int64_t columns, int64_t of) {
     if (on_weights) return on_weights(weights.elements() / of * columns);
     if (interrupted()) throw Stopped("stopped; nothing was written");
@@ -123,7 +123,7 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
     const int64_t count = parameter.shape().elements();
     LayerReport report;
     parameter.value = packer(parameter, {schemes(parameter.name)}, show, &report);
-    if (packer.compensates()) reports.push_back(std::move(report));
+    if (packer.uses_gptq()) reports.push_back(std::move(report));
     if (on_packed) on_packed(parameter.name);
     done += count;
     show(0);
@@ -145,10 +145,10 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
       [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
   if (flags.allocation.chooses_steps()) {
     dict.metadata["range"] = "step, of each layer";
-    if (flags.calibration.compensates()) {
+    if (flags.calibration.uses_gptq()) {
       const double rate_weight = flags.calibration.rate_weight.value_or(best_rate_weight);
       dict.metadata["rate_weight"] = fmt::format("{}", rate_weight);
-      dict.metadata["refinements"] = std::to_string(flags.calibration.refinements_of({.range = Range::step}));
+      dict.metadata["refinements"] = std::to_string(flags.calibration.passes_of({.range = Range::step}));
     }
   }
   for (Parameter& parameter : dict.parameters)

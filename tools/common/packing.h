@@ -25,10 +25,10 @@ struct PackingFlags {
   void expect_fit(const StateDict& model) const;
 };
 
-/// What compensated rounding did to a layer.
+/// What GPTQ did to a layer.
 struct LayerReport {
   std::string weight;
-  Compensation compensation;
+  GptqReport gptq;
 };
 
 /// Turns weights into codes as the flags say, on the device where it can, on the host where a calibration or another
@@ -40,12 +40,12 @@ class WeightPacker {
       : flags_(flags), calibration_(calibration), backend_(backend) {}
 
   /// A candidate's step, where it has one, takes the place of --range. `on_weights` hears how many of the tensor's
-  /// weights are done, and throws to stop; without it, Ctrl-C throws Stopped. `report`, unless null, hears of
-  /// compensation.
+  /// weights are done, and throws to stop; without it, Ctrl-C throws Stopped. `report`, unless null, hears what
+  /// GPTQ did.
   PackedTensor operator()(const Parameter& parameter, const Candidate& candidate,
                           const std::function<void(int64_t)>& on_weights = {}, LayerReport* report = nullptr);
 
-  bool compensates() const { return flags_.compensates(); }
+  bool uses_gptq() const { return flags_.uses_gptq(); }
   int64_t calibration_images() const { return calibration_ != nullptr ? calibration_->images : 0; }
 
  private:

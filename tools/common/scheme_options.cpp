@@ -77,20 +77,20 @@ std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::s
   return overrides;
 }
 
-SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool compensated)
+SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq)
     : measured_default_(flags.only_bits()),
-      compensated_(compensated),
+      gptq_(gptq),
       overrides_(parse(flags.layers)),
       scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
       bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
 
 SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers)
-    : measured_default_(false), compensated_(false), overrides_(parse(layers)), scheme_(scheme), bits_(scheme.bits) {}
+    : measured_default_(false), gptq_(false), overrides_(parse(layers)), scheme_(scheme), bits_(scheme.bits) {}
 
 Scheme SchemeChoice::operator()(const std::string& weight) {
   if (const auto scheme = overridden(weight)) return *scheme;
   if (!measured_default_) return scheme_;
-  return compensated_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+  return gptq_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
 }
 
 std::optional<Scheme> SchemeChoice::overridden(const std::string& weight) {

@@ -30,9 +30,9 @@ bool matches_layer(const std::string& pattern, const std::string& weight);
 /// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
 class SchemeChoice {
  public:
-  /// `compensated`: codes will be chosen by compensated rounding, which has defaults of its own. Throws UsageError for
+  /// `gptq`: codes will be chosen by GPTQ, which has defaults of its own. Throws UsageError for
   /// flags that make no scheme.
-  SchemeChoice(const SchemeFlags& flags, bool compensated);
+  SchemeChoice(const SchemeFlags& flags, bool gptq);
   /// One scheme for all, but for what `layers` (--layer) say otherwise.
   SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers);
 
@@ -53,7 +53,7 @@ class SchemeChoice {
   static std::vector<Override> parse(const std::vector<std::string>& texts);
 
   bool measured_default_;
-  bool compensated_;
+  bool gptq_;
   std::vector<Override> overrides_;
   Scheme scheme_;
   int bits_;

@@ -166,7 +166,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
     allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);
     return dict;
   }
-  SchemeChoice schemes(flags.scheme, flags.calibration.compensates());
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq());
   pack_weights(dict, schemes, packer, [&](int64_t done, int64_t total, const std::string&) {
     say_(fmt::format("{}: {:.0f} % packed", recipe.text,
                      100.0 * static_cast<double>(done) / static_cast<double>(total)));

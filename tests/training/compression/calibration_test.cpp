@@ -137,7 +137,7 @@ TEST(PositionsFor, ManyImagesAreLookedAtInFewerPlaces) {
   EXPECT_EQ(positions_for(int64_t{1} << 40), 1);
 }
 
-TEST_F(CalibrationTest, CompensatedRoundingNeverGivesALayerMoreOutputErrorThanNearest) {
+TEST_F(CalibrationTest, GptqNeverGivesALayerMoreOutputErrorThanNearest) {
   const StateDict model = small_alexnet(1);
   const Calibration calibration = measure({});
   for (const auto& [weight, moments] : calibration.moments)
@@ -154,9 +154,9 @@ TEST_F(CalibrationTest, CompensatedRoundingNeverGivesALayerMoreOutputErrorThanNe
           return output_error(values.view(), std::as_const(rounded).view(), moments);
         };
         const std::vector<double> nearest = errors(Rounding::nearest);
-        const std::vector<double> compensated = errors(Rounding::compensated);
-        for (size_t row = 0; row < nearest.size(); ++row) ASSERT_LE(compensated[row], nearest[row]) << row;
-        EXPECT_LT(std::accumulate(compensated.begin(), compensated.end(), 0.0),
+        const std::vector<double> by_gptq = errors(Rounding::gptq);
+        for (size_t row = 0; row < nearest.size(); ++row) ASSERT_LE(by_gptq[row], nearest[row]) << row;
+        EXPECT_LT(std::accumulate(by_gptq.begin(), by_gptq.end(), 0.0),
                   std::accumulate(nearest.begin(), nearest.end(), 0.0));
       }
 }

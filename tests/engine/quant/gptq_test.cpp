@@ -1,4 +1,4 @@
-#include "engine/quant/compensated.h"
+#include "engine/quant/gptq.h"
 
 #include <gtest/gtest.h>
 #include <omp.h>
@@ -92,7 +92,7 @@ std::vector<int64_t> order_of(const SecondMoments& moments, ColumnOrder order) {
   return columns;
 }
 
-TEST(Compensated, EqualsTheDirectSolver) {
+TEST(Gptq, EqualsTheDirectSolver) {
   const Shape shape{4, 37};
   const std::vector<float> weights = bell_shaped(shape.elements(), 1);
   const SecondMoments moments = correlated_moments(37, 300, 2);
@@ -101,7 +101,7 @@ TEST(Compensated, EqualsTheDirectSolver) {
       SCOPED_TRACE(scheme);
       const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
       PackedTensor packed = nearest;
-      const Compensation done = compensate(packed, view(weights, shape), moments, order);
+      const GptqReport done = gptq(packed, view(weights, shape), moments, order);
       EXPECT_EQ(done.damping, 0.01);
       EXPECT_LT(done.rows_kept, 2);
       const std::vector<double> before = row_errors(nearest, weights, moments);
@@ -117,14 +117,14 @@ TEST(Compensated, EqualsTheDirectSolver) {
     }
 }
 
-TEST(Compensated, BlocksOfColumnsChangeNothing) {
+TEST(Gptq, BlocksOfColumnsChangeNothing) {
   // Over one border of blocks of 128 columns; the direct solver knows of none.
   const Shape shape{1, 135};
   const std::vector<float> weights = bell_shaped(shape.elements(), 3);
   const SecondMoments moments = correlated_moments(135, 900, 4);
   const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
   PackedTensor packed = nearest;
-  ASSERT_EQ(compensate(packed, view(weights, shape), moments).rows_kept, 0);
+  ASSERT_EQ(gptq(packed, view(weights, shape), moments).rows_kept, 0);
   const auto expected = solve_directly(nearest, 0, weights, moments, order_of(moments, ColumnOrder::natural));
   for (int64_t k = 0; k < shape[1]; ++k)
     ASSERT_EQ(read_field(packed.codes.data(), k, 3), expected[static_cast<size_t>(k)]) << k;
@@ -138,8 +138,7 @@ TEST_P(EveryMethod, IndependentInputsOfOneSizeLeaveItAtNearest) {
       SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
       const std::vector<float> weights = bell_shaped(shape.elements(), 5);
       const SecondMoments moments = identity(shape.inner_elements());
-      const QuantizeOptions options{
-          .rounding = Rounding::compensated, .refinements = scheme.bits % 2, .moments = &moments};
+      const QuantizeOptions options{.rounding = Rounding::gptq, .passes = scheme.bits % 2, .moments = &moments};
       ASSERT_EQ(quantize(view(weights, shape), scheme, "w", options).codes,
                 quantize(view(weights, shape), scheme, "w", {.moments = &moments}).codes);
     }
@@ -155,8 +154,8 @@ TEST_P(EveryMethod, NoRowsOutputErrorGrowsAndTheReportIsTrue) {
         SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
         const PackedTensor nearest = quantize(view(weights, shape), scheme, "w", {.moments = &moments});
         PackedTensor packed = nearest;
-        const Compensation done = compensate(packed, view(weights, shape), moments, ColumnOrder::natural,
-                                             {.refinements = rows == 20 ? 2 : 0});
+        const GptqReport done =
+            gptq(packed, view(weights, shape), moments, ColumnOrder::natural, {.passes = rows == 20 ? 2 : 0});
         ASSERT_NO_THROW(validate(packed, "w"));
         ASSERT_EQ(packed.scales, nearest.scales);
         ASSERT_EQ(packed.zero_points, nearest.zero_points);
@@ -175,38 +174,38 @@ TEST_P(EveryMethod, NoRowsOutputErrorGrowsAndTheReportIsTrue) {
 INSTANTIATE_TEST_SUITE_P(Methods, EveryMethod, ::testing::ValuesIn(method_table().begin(), method_table().end()),
                          [](const auto& method) { return testing::identifier(method.param.name); });
 
-TEST(Compensated, HalvesTheErrorOfCorrelatedInputsAtLeast) {
+TEST(Gptq, HalvesTheErrorOfCorrelatedInputsAtLeast) {
   const Shape shape{32, 200};
   const std::vector<float> weights = bell_shaped(shape.elements(), 8);
   const SecondMoments moments = correlated_moments(200, 2000, 9);
   for (const char* scheme : {"linear:2", "linear:3", "kmeans:2", "kmeans:3"}) {
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
     PackedTensor packed = nearest;
-    compensate(packed, view(weights, shape), moments);
+    gptq(packed, view(weights, shape), moments);
     EXPECT_LT(error_under(packed, weights, moments), 0.5 * error_under(nearest, weights, moments)) << scheme;
   }
 }
 
 PackedTensor by_step(const std::vector<float>& weights, const Shape& shape, float step, double rate_weight,
-                     const SecondMoments& moments, Compensation* report = nullptr) {
+                     const SecondMoments& moments, GptqReport* report = nullptr) {
   return quantize(view(weights, shape), parse_scheme("linear:6"), "w",
                   {.range = Range::step,
                    .deviations = step,
-                   .rounding = Rounding::compensated,
+                   .rounding = Rounding::gptq,
                    .rate_weight = rate_weight,
                    .moments = &moments,
                    .report = report});
 }
 
-TEST(Compensated, AHigherRateWeightTakesFewerBitsForMoreError) {
+TEST(Gptq, AHigherRateWeightTakesFewerBitsForMoreError) {
   const Shape shape{48, 150};
   const std::vector<float> weights = bell_shaped(shape.elements(), 17);
   const SecondMoments moments = correlated_moments(150, 1000, 18);
-  Compensation before;
+  GptqReport before;
   const PackedTensor free = by_step(weights, shape, 0.5F, 0, moments, &before);
   EXPECT_NEAR(before.bits, code_entropy(free), 0.1) << "bits are those of the codes";
   for (const double rate_weight : {0.5, 1.4, 4.0, 12.0, 40.0}) {
-    Compensation done;
+    GptqReport done;
     by_step(weights, shape, 0.5F, rate_weight, moments, &done);
     EXPECT_LT(done.bits, before.bits) << rate_weight;
     EXPECT_GT(done.error, before.error) << rate_weight;
@@ -214,26 +213,26 @@ TEST(Compensated, AHigherRateWeightTakesFewerBitsForMoreError) {
   }
 }
 
-TEST(Compensated, WeighingBitsBeatsALargerStep) {
+TEST(Gptq, WeighingBitsBeatsALargerStep) {
   const Shape shape{48, 150};
   const std::vector<float> weights = bell_shaped(shape.elements(), 19);
   const SecondMoments moments = correlated_moments(150, 1000, 20);
-  Compensation plain, weighed;
+  GptqReport plain, weighed;
   by_step(weights, shape, 1.4F, 0, moments, &plain);
   by_step(weights, shape, 1.4F, 1.4, moments, &weighed);
   // A step twice as large makes the error four times what it was and takes a bit less: the product stays the same.
-  const auto product = [](const Compensation& done) { return done.error * std::exp2(2 * done.bits); };
+  const auto product = [](const GptqReport& done) { return done.error * std::exp2(2 * done.bits); };
   EXPECT_LT(product(weighed), 0.95 * product(plain));
 }
 
-TEST(Compensated, ImportantOutputsGetFinerStepsAndMoreBits) {
+TEST(Gptq, ImportantOutputsGetFinerStepsAndMoreBits) {
   const Shape shape{3, 400};
   std::vector<float> weights = bell_shaped(400, 23);  // thrice the same row
   for (int copy = 0; copy < 2; ++copy) weights.insert(weights.end(), weights.begin(), weights.begin() + 400);
   const SecondMoments moments = correlated_moments(400, 2000, 24);
   const std::vector<float> importance = {4, 1, 0.25F};
   const auto packed = [&](double rate_weight) {
-    QuantizeOptions options{.range = Range::step, .deviations = 0.5F, .rounding = Rounding::compensated};
+    QuantizeOptions options{.range = Range::step, .deviations = 0.5F, .rounding = Rounding::gptq};
     options.rate_weight = rate_weight;
     options.moments = &moments;
     options.importance = importance;
@@ -251,7 +250,7 @@ TEST(Compensated, ImportantOutputsGetFinerStepsAndMoreBits) {
   }
 }
 
-TEST(Compensated, ImportanceIsRelativeToItsMean) {
+TEST(Gptq, ImportanceIsRelativeToItsMean) {
   EXPECT_EQ(relative_importance({}, 3), (std::vector<float>{1, 1, 1}));
   EXPECT_EQ(relative_importance(std::vector<float>{0, 0}, 2), (std::vector<float>{1, 1})) << "nothing is known";
   const std::vector<float> relative = relative_importance(std::vector<float>{0, 1e-6F, 3e-6F, 0}, 4);
@@ -260,7 +259,7 @@ TEST(Compensated, ImportanceIsRelativeToItsMean) {
   EXPECT_NEAR(std::accumulate(relative.begin(), relative.end(), 0.0), 4, 1e-5);
 }
 
-TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
+TEST(Gptq, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
   const Shape shape{64, 40};
   const std::vector<float> weights = bell_shaped(shape.elements(), 21);
   const SecondMoments moments = identity(40);
@@ -268,7 +267,7 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
     PackedTensor packed = nearest;
-    compensate(packed, view(weights, shape), factorize(moments, ColumnOrder::natural), {.rate = {.weight = 2.0}});
+    gptq(packed, view(weights, shape), factorize(moments, ColumnOrder::natural), {.rate = {.weight = 2.0}});
 
     // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of nearest rounding.
     const double bit_cost = 2.0 * error_under(nearest, weights, moments) / static_cast<double>(shape.elements());
@@ -301,21 +300,21 @@ TEST(Compensated, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
   }
 }
 
-TEST(Compensated, OneFactorServesEveryScheme) {
+TEST(Gptq, OneFactorServesEveryScheme) {
   const Shape shape{7, 90};
   const std::vector<float> weights = bell_shaped(shape.elements(), 22);
   const SecondMoments moments = correlated_moments(90, 400, 23);
   const MomentFactor factor = factorize(moments, ColumnOrder::diagonal);
   for (const char* scheme : {"linear:3", "kmeans:2", "nf4"}) {
     QuantizeOptions options{
-        .rounding = Rounding::compensated, .order = ColumnOrder::diagonal, .moments = &moments, .factor = &factor};
+        .rounding = Rounding::gptq, .order = ColumnOrder::diagonal, .moments = &moments, .factor = &factor};
     const PackedTensor shared = quantize(view(weights, shape), parse_scheme(scheme), "w", options);
     options.factor = nullptr;
     EXPECT_EQ(shared.codes, quantize(view(weights, shape), parse_scheme(scheme), "w", options).codes) << scheme;
   }
 }
 
-TEST(Compensated, DeadInputsKeepTheirNearestCodes) {
+TEST(Gptq, DeadInputsKeepTheirNearestCodes) {
   const Shape shape{5, 40};
   const std::vector<float> weights = bell_shaped(shape.elements(), 10);
   SecondMoments moments = correlated_moments(40, 200, 11);
@@ -326,7 +325,7 @@ TEST(Compensated, DeadInputsKeepTheirNearestCodes) {
   for (const int64_t k : {0, 7, 8, 39}) kill(k);
   const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("linear:3"), "w");
   PackedTensor packed = nearest;
-  const Compensation done = compensate(packed, view(weights, shape), moments);
+  const GptqReport done = gptq(packed, view(weights, shape), moments);
   EXPECT_EQ(done.dead_inputs, 4);
   EXPECT_LT(error_under(packed, weights, moments), error_under(nearest, weights, moments));
   for (int64_t row = 0; row < 5; ++row)
@@ -336,30 +335,29 @@ TEST(Compensated, DeadInputsKeepTheirNearestCodes) {
 
   for (int64_t k = 0; k < 40; ++k) kill(k);
   packed = nearest;
-  EXPECT_EQ(compensate(packed, view(weights, shape), moments).rows_kept, 5);
+  EXPECT_EQ(gptq(packed, view(weights, shape), moments).rows_kept, 5);
   EXPECT_EQ(packed.codes, nearest.codes);
 }
 
-TEST(Compensated, DampingGrowsUntilTheMatrixIsPositiveDefinite) {
+TEST(Gptq, DampingGrowsUntilTheMatrixIsPositiveDefinite) {
   // Eigenvalues 1 ± 1.05: 1 % is not enough, 10 % is. No exact second moments are like this, rounded ones may be.
   const SecondMoments moments{.inputs = 2, .values = {1.0F, 1.05F, 1.05F, 1.0F}};
   const std::vector<float> weights = {0.3F, -0.9F, 1.0F, 0.2F};
   PackedTensor packed = quantize(view(weights, {2, 2}), parse_scheme("linear:3"), "w");
-  EXPECT_DOUBLE_EQ(compensate(packed, view(weights, {2, 2}), moments).damping, 0.1);
+  EXPECT_DOUBLE_EQ(gptq(packed, view(weights, {2, 2}), moments).damping, 0.1);
 
   const SecondMoments hopeless{.inputs = 2, .values = {1.0F, 1e9F, 1e9F, 1.0F}};
-  EXPECT_THROW(compensate(packed, view(weights, {2, 2}), hopeless), Error);
+  EXPECT_THROW(gptq(packed, view(weights, {2, 2}), hopeless), Error);
 }
 
-TEST(Compensated, IsTheSameOnEveryRunWithAsManyThreads) {
+TEST(Gptq, IsTheSameOnEveryRunWithAsManyThreads) {
   const Shape shape{33, 300};
   const std::vector<float> weights = bell_shaped(shape.elements(), 12);
   const SecondMoments moments = correlated_moments(300, 700, 13);
   const int before = omp_get_max_threads();
   for (const int threads : {1, 3}) {
     omp_set_num_threads(threads);
-    const QuantizeOptions options{
-        .range = Range::search, .rounding = Rounding::compensated, .refinements = 1, .moments = &moments};
+    const QuantizeOptions options{.range = Range::search, .rounding = Rounding::gptq, .passes = 1, .moments = &moments};
     const PackedTensor first = quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options);
     for (int run = 0; run < 3; ++run)
       ASSERT_EQ(quantize(view(weights, shape), parse_scheme("kmeans:3"), "w", options).codes, first.codes);
@@ -367,7 +365,7 @@ TEST(Compensated, IsTheSameOnEveryRunWithAsManyThreads) {
   omp_set_num_threads(before);
 }
 
-TEST(Compensated, SaysHowFarItIsAndStopsWhenAsked) {
+TEST(Gptq, SaysHowFarItIsAndStopsWhenAsked) {
   const Shape shape{2, 300};
   const std::vector<float> weights = bell_shaped(shape.elements(), 14);
   const SecondMoments moments = correlated_moments(300, 700, 15);
@@ -377,29 +375,28 @@ TEST(Compensated, SaysHowFarItIsAndStopsWhenAsked) {
     EXPECT_EQ(total, 600);
     seen.push_back(done);
   };
-  compensate(packed, view(weights, shape), moments, ColumnOrder::natural, {.refinements = 1, .on_columns = hear});
+  gptq(packed, view(weights, shape), moments, ColumnOrder::natural, {.passes = 1, .on_columns = hear});
   EXPECT_EQ(seen, (std::vector<int64_t>{128, 256, 300, 428, 556, 600}));
   for (const int64_t last : {128, 428}) {
     const auto stop = [&](int64_t done, int64_t) {
       if (done == last) throw Error("stop");
     };
-    EXPECT_THROW(
-        compensate(packed, view(weights, shape), moments, ColumnOrder::natural, {.refinements = 1, .on_columns = stop}),
-        Error);
+    EXPECT_THROW(gptq(packed, view(weights, shape), moments, ColumnOrder::natural, {.passes = 1, .on_columns = stop}),
+                 Error);
   }
 }
 
-TEST(Compensated, RefusesWhatDoesNotFit) {
+TEST(Gptq, RefusesWhatDoesNotFit) {
   const std::vector<float> weights = bell_shaped(12, 16);
   PackedTensor packed = quantize(view(weights, {3, 4}), parse_scheme("linear:3"), "w");
-  EXPECT_THROW(compensate(packed, view(weights, {3, 4}), identity(5)), ShapeError);
+  EXPECT_THROW(gptq(packed, view(weights, {3, 4}), identity(5)), ShapeError);
   const std::vector<float> two(2, 1.0F);
-  EXPECT_THROW(compensate(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural),
-                          {.rate = {.importance = two}}),
-               ShapeError);
-  EXPECT_THROW(compensate(packed, view(weights, {4, 3}), identity(4)), ShapeError);
-  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::compensated}), UsageError);
-  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.refinements = 1}), UsageError);
+  EXPECT_THROW(
+      gptq(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural), {.rate = {.importance = two}}),
+      ShapeError);
+  EXPECT_THROW(gptq(packed, view(weights, {4, 3}), identity(4)), ShapeError);
+  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::gptq}), UsageError);
+  EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.passes = 1}), UsageError);
   const SecondMoments other = identity(3);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.moments = &other}), ShapeError);
 }

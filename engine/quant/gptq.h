@@ -12,14 +12,14 @@ namespace nibblenet {
 /// Called as rounding goes on with the inputs done of all, over all passes; may throw to stop.
 using OnColumns = std::function<void(int64_t done, int64_t total)>;
 
-struct CompensationOptions {
+struct GptqOptions {
   RateCost rate;
-  int refinements = 0;  ///< times that every code is chosen again
+  int passes = 0;  ///< coordinate-descent passes: each chooses every code again
   OnColumns on_columns;
 };
 
-/// What compensated rounding did to a tensor.
-struct Compensation {
+/// What GPTQ did to a tensor.
+struct GptqReport {
   double nearest_error = 0;  ///< tr((W - V) H (W - V)^T) with every weight rounded to nearest
   double error = 0;          ///< the same with the codes chosen
   double bits = 0;           ///< a weight, as the entropy coder's classes will see the codes chosen
@@ -33,7 +33,7 @@ struct Compensation {
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
 /// whose error on these moments would not fall keeps its codes.
 ///
-/// A refinement then chooses every code once more, given all others (coordinate descent; QuantEase, Behdin 2023, arXiv
+/// A pass of coordinate descent then chooses every code once more, given all others (QuantEase, Behdin 2023, arXiv
 /// 2309.01885), which no output channel's error grows by.
 ///
 /// With a rate weight L the error is weighed against the file: a weight's code is the one with the least g e^2 + L unit
@@ -45,11 +45,11 @@ struct Compensation {
 ///
 /// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes beside the factor while it works. Throws ShapeError
 /// when sizes disagree.
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
-                        const CompensationOptions& options = {});
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+                const GptqOptions& options = {});
 
 /// The same from the moments themselves. Throws Error when no damping makes them positive definite.
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
-                        ColumnOrder order = ColumnOrder::natural, const CompensationOptions& options = {});
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
+                ColumnOrder order = ColumnOrder::natural, const GptqOptions& options = {});
 
 }  // namespace nibblenet

@@ -3,10 +3,10 @@
 // w_j + s_j / R_jj. This is GPTQ without an inverse (its weights, moved by what was made up for in them, are these very
 // sums; Babai's nearest plane, 1986), and the error under the damped H is |u|^2, for nothing.
 //
-// Refinement moves one v_j at a time, all others fixed: the error is then least at v_j + (u R^T)_j / H_jj. H itself is
-// not needed: of a block of columns, its own part of R R^T says what they do to each other.
+// Coordinate descent moves one v_j at a time, all others fixed: the error is then least at v_j + (u R^T)_j / H_jj. H
+// itself is not needed: of a block of columns, its own part of R R^T says what they do to each other.
 
-#include "engine/quant/compensated.h"
+#include "engine/quant/gptq.h"
 
 #include <algorithm>
 #include <cmath>
@@ -25,11 +25,10 @@ constexpr double certainty = 1e-4;
 /// What the columns to come are moved by is summed in float32: off by less than that, relative to a weight.
 constexpr double work_rounding = 0x1p-20;
 
-/// The codes of a tensor on their way from nearest to compensated.
+/// The codes of a tensor on their way from nearest to those of GPTQ.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
-          const CompensationOptions& options)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor, const GptqOptions& options)
       : packed_(packed),
         problem_(packed, weights, factor, options.rate),
         options_(options),
@@ -39,17 +38,17 @@ class Rounder {
         added_(factor.damping * factor.mean_square),
         codes_(static_cast<size_t>(rows_ * columns_)) {}
 
-  Compensation run() {
-    passes_ = (problem_.weighs_bits() ? rate_passes : 1) + options_.refinements;
-    for (int pass = 0; pass < passes_; ++pass) {
+  GptqReport run() {
+    all_passes_ = (problem_.weighs_bits() ? rate_passes : 1) + options_.passes;
+    for (int pass = 0; pass < all_passes_; ++pass) {
       pass_ = pass;
       if (problem_.weighs_bits()) problem_.count_rates(pass == 0 ? packed_.codes : with_all_stored().codes);
-      if (pass < passes_ - options_.refinements)
+      if (pass < all_passes_ - options_.passes)
         round();
       else
-        refine();
+        descend();
     }
-    Compensation result = keep_what_is_better();
+    GptqReport result = keep_what_is_better();
     result.damping = problem_.factor().damping;
     result.bits = code_rates(packed_.codes, code_layout(packed_)).mean;
     return result;
@@ -66,7 +65,7 @@ class Rounder {
   const uint8_t* codes_of(int64_t row) const { return codes_.data() + row * columns_; }
   float value(int64_t row, int64_t j) const { return problem_.value(row, j, codes_of(row)[j]); }
   void show(int64_t done) const {
-    if (options_.on_columns) options_.on_columns(pass_ * columns_ + done, passes_ * columns_);
+    if (options_.on_columns) options_.on_columns(pass_ * columns_ + done, all_passes_ * columns_);
   }
 
   void round() {
@@ -99,7 +98,7 @@ class Rounder {
     }
   }
 
-  void refine() {
+  void descend() {
     std::vector<float> gram(static_cast<size_t>(block_columns * block_columns));
     std::vector<float> gradients(static_cast<size_t>(rows_ * block_columns)), changes(gradients.size());
     for (int64_t begin = 0; begin < columns_; begin += block_columns) {
@@ -111,15 +110,15 @@ class Rounder {
                                    rest);
 #pragma omp parallel for
       for (int64_t row = 0; row < rows_; ++row)
-        refine_block(row, begin, count, gram.data(), gradients.data() + row * block_columns,
-                     changes.data() + row * block_columns);
+        descend_block(row, begin, count, gram.data(), gradients.data() + row * block_columns,
+                      changes.data() + row * block_columns);
       blas::add_product(residuals, columns_, changes.data(), block_columns, r, columns_, rows_, rest, count);
       show(begin + count);
     }
   }
 
   /// `count` columns of one row. `gradients`: their u R^T, `gram`: H among them.
-  void refine_block(int64_t row, int64_t begin, int64_t count, const float* gram, float* gradients, float* changes) {
+  void descend_block(int64_t row, int64_t begin, int64_t count, const float* gram, float* gradients, float* changes) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t j = begin + i;
       const float* h = gram + i * block_columns;
@@ -132,10 +131,10 @@ class Rounder {
     }
   }
 
-  Compensation keep_what_is_better() {
+  GptqReport keep_what_is_better() {
     const std::vector<RowError> nearest = nearest_errors();
     const double trace = problem_.factor().mean_square * static_cast<double>(columns_);
-    Compensation result;
+    GptqReport result;
     for (int64_t row = 0; row < rows_; ++row) {
       const RowError& before = nearest[static_cast<size_t>(row)];
       const RowError after = error_of(row);
@@ -208,12 +207,12 @@ class Rounder {
 
   PackedTensor& packed_;
   RoundingProblem problem_;
-  const CompensationOptions& options_;
+  const GptqOptions& options_;
   int64_t rows_;
   int64_t columns_;
   const float* r_;  ///< R
   double added_;    ///< to H's diagonal
-  int passes_ = 0;
+  int all_passes_ = 0;
   int pass_ = 0;
   std::vector<uint8_t> codes_;    ///< [rows, columns]
   std::vector<float> residuals_;  ///< u of each row, [rows, columns]
@@ -221,9 +220,9 @@ class Rounder {
 
 }  // namespace
 
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
-                        const CompensationOptions& options) {
-  expect_shape(weights.shape(), packed.shape, "weights to compensate");
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+                const GptqOptions& options) {
+  expect_shape(weights.shape(), packed.shape, "weights to round");
   if (factor.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), factor.inputs);
   const int64_t dead = factor.inputs - factor.count();
@@ -233,16 +232,16 @@ Compensation compensate(PackedTensor& packed, TensorView<const float> weights, c
   if (factor.columns.empty())
     return {
         .bits = code_rates(packed.codes, code_layout(packed)).mean, .rows_kept = packed.shape[0], .dead_inputs = dead};
-  Compensation result = Rounder(packed, weights, factor, options).run();
+  GptqReport result = Rounder(packed, weights, factor, options).run();
   result.dead_inputs = dead;
   return result;
 }
 
-Compensation compensate(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
-                        ColumnOrder order, const CompensationOptions& options) {
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments, ColumnOrder order,
+                const GptqOptions& options) {
   if (moments.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  return compensate(packed, weights, factorize(moments, order), options);
+  return gptq(packed, weights, factorize(moments, order), options);
 }
 
 }  // namespace nibblenet

@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/quant/bits.h"
-#include "engine/quant/compensated.h"
+#include "engine/quant/gptq.h"
 #include "engine/quant/quantizer.h"
 #include "tests/engine/quant/moments.h"
 
@@ -16,7 +16,7 @@ using testing::view;
 
 constexpr double damping = 0.01;
 
-/// H with what compensated rounding adds to its diagonal.
+/// H with what GPTQ adds to its diagonal.
 std::vector<std::vector<double>> damped(const SecondMoments& moments) {
   const auto n = static_cast<size_t>(moments.inputs);
   std::vector<std::vector<double>> h(n, std::vector<double>(n));
@@ -59,7 +59,7 @@ double gradient(const Row& row, const float* weights, const std::vector<double>&
 }
 
 /// Coordinate descent by the definition: every code in turn becomes the one with the least error, by trying all.
-void refine_directly(Row& row, const float* weights, const std::vector<std::vector<double>>& h) {
+void descend_directly(Row& row, const float* weights, const std::vector<std::vector<double>>& h) {
   for (size_t j = 0; j < h.size(); ++j) {
     const double now = row.values[j][row.codes[j]];
     const double g = gradient(row, weights, h[j]);
@@ -76,17 +76,16 @@ void refine_directly(Row& row, const float* weights, const std::vector<std::vect
   }
 }
 
-PackedTensor refined(const PackedTensor& nearest, const std::vector<float>& weights, const SecondMoments& moments,
-                     int refinements) {
+PackedTensor descended(const PackedTensor& nearest, const std::vector<float>& weights, const SecondMoments& moments,
+                       int passes) {
   PackedTensor packed = nearest;
-  const Compensation done =
-      compensate(packed, view(weights, packed.shape), moments, ColumnOrder::natural, {.refinements = refinements});
+  const GptqReport done = gptq(packed, view(weights, packed.shape), moments, ColumnOrder::natural, {.passes = passes});
   EXPECT_EQ(done.rows_kept, 0);
   EXPECT_EQ(done.damping, damping);
   return packed;
 }
 
-TEST(Refinement, EqualsCoordinateDescentByTheDefinition) {
+TEST(CoordinateDescent, EqualsCoordinateDescentByTheDefinition) {
   const Shape shape{5, 150};  // over a border of blocks of columns
   const std::vector<float> weights = bell_shaped(shape.elements(), 31);
   const SecondMoments moments = correlated_moments(150, 900, 32);
@@ -95,60 +94,61 @@ TEST(Refinement, EqualsCoordinateDescentByTheDefinition) {
        {"linear:3", "linear:2:block:7:zero-point", "kmeans:3", "dynamic-tree:4:row", "nf4:4:tile:3x5"}) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
-    const PackedTensor before = refined(nearest, weights, moments, 0), after = refined(nearest, weights, moments, 2);
+    const PackedTensor before = descended(nearest, weights, moments, 0),
+                       after = descended(nearest, weights, moments, 2);
     EXPECT_NE(before.codes, after.codes);
     for (int64_t i = 0; i < shape[0]; ++i) {
       Row expected = row_of(before, i);
-      for (int pass = 0; pass < 2; ++pass) refine_directly(expected, weights.data() + i * shape[1], h);
+      for (int pass = 0; pass < 2; ++pass) descend_directly(expected, weights.data() + i * shape[1], h);
       ASSERT_EQ(row_of(after, i).codes, expected.codes) << i;
     }
   }
 }
 
-TEST(Refinement, LowersTheErrorUntilNoCodeAloneCan) {
+TEST(CoordinateDescent, LowersTheErrorUntilNoCodeAloneCan) {
   const Shape shape{6, 140};
   const std::vector<float> weights = bell_shaped(shape.elements(), 33);
   const SecondMoments moments = correlated_moments(140, 900, 34);
   const std::vector<std::vector<double>> h = damped(moments);
   const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("kmeans:2"), "w");
-  double before = error_under(refined(nearest, weights, moments, 0), weights, moments);
-  for (const int refinements : {1, 3}) {
-    const double after = error_under(refined(nearest, weights, moments, refinements), weights, moments);
-    EXPECT_LT(after, before) << refinements;
+  double before = error_under(descended(nearest, weights, moments, 0), weights, moments);
+  for (const int passes : {1, 3}) {
+    const double after = error_under(descended(nearest, weights, moments, passes), weights, moments);
+    EXPECT_LT(after, before) << passes;
     before = after;
   }
-  const PackedTensor last = refined(nearest, weights, moments, 60);
+  const PackedTensor last = descended(nearest, weights, moments, 60);
   for (int64_t i = 0; i < shape[0]; ++i) {
     Row row = row_of(last, i);
     const std::vector<uint32_t> codes = row.codes;
-    refine_directly(row, weights.data() + i * shape[1], h);
+    descend_directly(row, weights.data() + i * shape[1], h);
     EXPECT_EQ(row.codes, codes) << i;
   }
 }
 
-TEST(Refinement, TakesSomethingOffTheErrorOfCorrelatedInputs) {
+TEST(CoordinateDescent, TakesSomethingOffTheErrorOfCorrelatedInputs) {
   const Shape shape{32, 300};
   const std::vector<float> weights = bell_shaped(shape.elements(), 35);
   const SecondMoments moments = correlated_moments(300, 2000, 36);
   for (const char* scheme : {"linear:3", "kmeans:2", "kmeans:3"}) {
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
-    EXPECT_LT(error_under(refined(nearest, weights, moments, 2), weights, moments),
-              0.97 * error_under(refined(nearest, weights, moments, 0), weights, moments))
+    EXPECT_LT(error_under(descended(nearest, weights, moments, 2), weights, moments),
+              0.97 * error_under(descended(nearest, weights, moments, 0), weights, moments))
         << scheme;
   }
 }
 
-TEST(Refinement, WithARateWeightLowersErrorAndBitsTogether) {
+TEST(CoordinateDescent, WithARateWeightLowersErrorAndBitsTogether) {
   const Shape shape{48, 150};
   const std::vector<float> weights = bell_shaped(shape.elements(), 37);
   const SecondMoments moments = correlated_moments(150, 1000, 38);
-  const auto done = [&](int refinements) {
-    Compensation report;
+  const auto done = [&](int passes) {
+    GptqReport report;
     quantize(view(weights, shape), parse_scheme("linear:6"), "w",
              {.range = Range::step,
               .deviations = 0.5F,
-              .rounding = Rounding::compensated,
-              .refinements = refinements,
+              .rounding = Rounding::gptq,
+              .passes = passes,
               .rate_weight = 1.4,
               .moments = &moments,
               .report = &report});
@@ -159,7 +159,7 @@ TEST(Refinement, WithARateWeightLowersErrorAndBitsTogether) {
   const PackedTensor nearest =
       quantize(view(weights, shape), parse_scheme("linear:6"), "w", {.range = Range::step, .deviations = 0.5F});
   const double bit = 1.4 * factor.spread() * error_under(nearest, weights, testing::identity(150));
-  const auto cost = [&](const Compensation& report) { return report.error + bit * report.bits; };
+  const auto cost = [&](const GptqReport& report) { return report.error + bit * report.bits; };
   EXPECT_LT(cost(done(1)), cost(done(0)));
   EXPECT_LT(cost(done(2)), cost(done(1)));
 }
