@@ -135,7 +135,7 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
   write_json(options.json, {{"input", input.string()}, {"dry_run", true}, {"estimated", bytes}, {"layers", layers}});
 }
 
-/// pack_weights() with a line of progress. Moments that will not be asked for again are let go: the largest take 340
+/// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go: the largest takes 340
 /// MB.
 std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
                                   std::optional<Calibration>& calibration) {
@@ -147,7 +147,7 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
         progress.update(done, total, weight);
       },
       [&](const std::string& weight) {
-        if (calibration) calibration->moments.erase(weight);
+        if (calibration) calibration->hessians.erase(weight);
       });
   progress.finish();
   return reports;

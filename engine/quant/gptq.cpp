@@ -28,7 +28,8 @@ constexpr double work_rounding = 0x1p-20;
 /// The codes of a tensor on their way from nearest to those of GPTQ.
 class Rounder {
  public:
-  Rounder(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor, const GptqOptions& options)
+  Rounder(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
+          const GptqOptions& options)
       : packed_(packed),
         problem_(packed, weights, factor, options.rate),
         options_(options),
@@ -220,11 +221,11 @@ class Rounder {
 
 }  // namespace
 
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
                 const GptqOptions& options) {
   expect_shape(weights.shape(), packed.shape, "weights to round");
   if (factor.inputs != packed.shape.inner_elements())
-    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), factor.inputs);
+    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(packed.shape), factor.inputs);
   const int64_t dead = factor.inputs - factor.count();
   const std::span<const float> importance = options.rate.importance;
   if (!importance.empty() && static_cast<int64_t>(importance.size()) != packed.shape[0])
@@ -237,11 +238,11 @@ GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Mom
   return result;
 }
 
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments, ColumnOrder order,
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian, ColumnOrder order,
                 const GptqOptions& options) {
-  if (moments.inputs != packed.shape.inner_elements())
-    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(packed.shape), moments.inputs);
-  return gptq(packed, weights, factorize(moments, order), options);
+  if (hessian.inputs != packed.shape.inner_elements())
+    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(packed.shape), hessian.inputs);
+  return gptq(packed, weights, factorize(hessian, order), options);
 }
 
 }  // namespace nibblenet

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "engine/quant/moment_factor.h"
+#include "engine/quant/hessian_factor.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/rate_cost.h"
 
@@ -31,7 +31,7 @@ struct GptqReport {
 /// Chooses the codes of `packed` again so that errors of rounding cancel in the layer's output: column by column, what
 /// rounding does to one input's weights is made up for by the weights not yet rounded (GPTQ, Frantar 2023, arXiv
 /// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
-/// whose error on these moments would not fall keeps its codes.
+/// whose error by this Hessian would not fall keeps its codes.
 ///
 /// A pass of coordinate descent then chooses every code once more, given all others (QuantEase, Behdin 2023, arXiv
 /// 2309.01885), which no output channel's error grows by.
@@ -45,11 +45,11 @@ struct GptqReport {
 ///
 /// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes beside the factor while it works. Throws ShapeError
 /// when sizes disagree.
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
                 const GptqOptions& options = {});
 
-/// The same from the moments themselves. Throws Error when no damping makes them positive definite.
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const SecondMoments& moments,
+/// The same from the Hessian itself. Throws Error when no damping makes it positive definite.
+GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian,
                 ColumnOrder order = ColumnOrder::natural, const GptqOptions& options = {});
 
 }  // namespace nibblenet

@@ -151,7 +151,7 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   if (!is_trained && options.range == Range::max)
     return store_scales(packed, passes.extremes(weights, map, blocks), codebook_of(packed).scale_to, name);
 
-  const std::vector<float> importance = options.moments == nullptr ? std::vector<float>{} : options.moments->diagonal();
+  const std::vector<float> importance = options.hessian == nullptr ? std::vector<float>{} : options.hessian->diagonal();
   const GroupedWeights grouped(weights, map, blocks, importance);
   std::vector<Extremes> extremes = is_trained ? deviations(grouped) : passes.extremes(weights, map, blocks);
   if (is_trained) {
@@ -165,15 +165,13 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   return store_scales(packed, extremes, codebook_of(packed).scale_to, name);
 }
 
-void expect_moments(const QuantizeOptions& options, const Shape& shape, std::string_view name) {
+void expect_hessian(const QuantizeOptions& options, const Shape& shape, std::string_view name) {
   if (!options.importance.empty() && static_cast<int64_t>(options.importance.size()) != shape[0])
     fail<ShapeError>("{}: {} numbers of importance for {} outputs", name, options.importance.size(), shape[0]);
-  if (options.moments == nullptr) {
-    if (options.rounding == Rounding::gptq)
-      fail<UsageError>("{}: GPTQ needs second moments of the layer's inputs", name);
-  } else if (options.moments->inputs != shape.inner_elements()) {
-    fail<ShapeError>("{}: second moments of {} inputs, expected {}", name, options.moments->inputs,
-                     shape.inner_elements());
+  if (options.hessian == nullptr) {
+    if (options.rounding == Rounding::gptq) fail<UsageError>("{}: GPTQ needs the Hessian of the layer's inputs", name);
+  } else if (options.hessian->inputs != shape.inner_elements()) {
+    fail<ShapeError>("{}: Hessian of {} inputs, expected {}", name, options.hessian->inputs, shape.inner_elements());
   }
 }
 
@@ -184,7 +182,7 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
   validate(scheme);
   const GroupMap map = make_group_map(scheme.granularity, weights.shape());
   validate(options, scheme, name);
-  expect_moments(options, weights.shape(), name);
+  expect_hessian(options, weights.shape(), name);
   expect_finite(weights, name);
 
   PackedTensor packed;
@@ -205,8 +203,8 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
       pack_block_ids(packed, channel, of_channel(blocks, channel, map.channel_elements));
   }
   if (options.rounding == Rounding::gptq) {
-    std::optional<MomentFactor> own;
-    if (options.factor == nullptr) own = factorize(*options.moments, options.order);
+    std::optional<HessianFactor> own;
+    if (options.factor == nullptr) own = factorize(*options.hessian, options.order);
     const GptqReport done = gptq(packed, weights, own ? *own : *options.factor,
                                  {.rate = {.weight = options.rate_weight, .importance = options.importance},
                                   .passes = options.passes,

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "engine/quant/gptq.h"
+#include "engine/quant/hessian.h"
 #include "engine/quant/packed_tensor.h"
-#include "engine/quant/second_moments.h"
 
 namespace nibblenet {
 
@@ -42,12 +42,12 @@ struct QuantizeOptions {
   int passes = 0;                            ///< of GPTQ, see gptq()
   double rate_weight = 0;                    ///< of GPTQ: what a bit costs, see gptq()
   /// Of the layer's inputs: GPTQ needs them, k-means and the search weigh errors by their diagonal.
-  const SecondMoments* moments = nullptr;
+  const Hessian* hessian = nullptr;
   /// Of the layer's outputs (relative_importance()), [K] or empty: ranges by step and rate weights go by it, so that
   /// what the predictions care about gets the bits.
   std::span<const float> importance;
-  /// factorize(*moments, order), made once for many schemes; null: made when it is needed.
-  const MomentFactor* factor = nullptr;
+  /// factorize(*hessian, order), made once for many schemes; null: made when it is needed.
+  const HessianFactor* factor = nullptr;
   OnColumns on_columns;          ///< progress of GPTQ
   GptqReport* report = nullptr;  ///< what GPTQ achieved
 };
@@ -56,8 +56,8 @@ struct QuantizeOptions {
 /// are not finite and above 0 or that the scheme does not have.
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
 
-/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for GPTQ without moments,
-/// ShapeError for moments of another number of inputs.
+/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for GPTQ without a Hessian,
+/// ShapeError for the Hessian of another number of inputs.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizeOptions& options);
 

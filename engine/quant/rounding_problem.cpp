@@ -5,7 +5,7 @@
 namespace nibblenet {
 
 RoundingProblem::RoundingProblem(const PackedTensor& packed, TensorView<const float> weights,
-                                 const MomentFactor& factor, const RateCost& rate)
+                                 const HessianFactor& factor, const RateCost& rate)
     : weights_(weights),
       factor_(factor),
       layout_(code_layout(packed)),

@@ -6,7 +6,7 @@
 
 #include "engine/quant/entropy_model.h"
 #include "engine/quant/group_scales.h"
-#include "engine/quant/moment_factor.h"
+#include "engine/quant/hessian_factor.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/rate_cost.h"
 
@@ -17,14 +17,14 @@ namespace nibblenet {
 class RoundingProblem {
  public:
   /// `packed` holds the weights rounded to nearest. All three must outlive it.
-  RoundingProblem(const PackedTensor& packed, TensorView<const float> weights, const MomentFactor& factor,
+  RoundingProblem(const PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
                   const RateCost& rate);
   RoundingProblem(const RoundingProblem&) = delete;  // view_ points into codebook_
   RoundingProblem& operator=(const RoundingProblem&) = delete;
 
   int64_t rows() const { return view_.channels; }
   int64_t columns() const { return factor_.count(); }
-  const MomentFactor& factor() const { return factor_; }
+  const HessianFactor& factor() const { return factor_; }
   float weight(int64_t row, int64_t column) const { return weights_[row * view_.channel_elements + input(column)]; }
   /// What a code stands for there.
   float value(int64_t row, int64_t column, uint32_t code) const { return value_of(code, step_of(row, column)); }
@@ -54,7 +54,7 @@ class RoundingProblem {
   void make_bit_costs(const RateCost& rate);
 
   TensorView<const float> weights_;
-  const MomentFactor& factor_;
+  const HessianFactor& factor_;
   CodeLayout layout_;
   bool affine_;
   Codebook codebook_;

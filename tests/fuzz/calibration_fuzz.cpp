@@ -27,15 +27,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const StateDict model = small_model();
   try {
     const Calibration calibration = load_calibration(fuzz::as_file({data, size}), model);
-    fuzz::require(calibration.images >= 0 && calibration.moments.size() == model.parameters.size());
+    fuzz::require(calibration.images >= 0 && calibration.hessians.size() == model.parameters.size());
     const std::vector<float>& importance = calibration.importance.at("classifier.1.weight");
     fuzz::require(importance.size() == 2 && importance[0] >= 0 && std::isfinite(importance[1]));
     for (const Parameter& parameter : model.parameters) {
-      const SecondMoments& moments = calibration.moments.at(parameter.name);
-      fuzz::require(moments.inputs == parameter.shape().inner_elements());
-      for (int64_t i = 0; i < moments.inputs; ++i)
-        for (int64_t j = 0; j < moments.inputs; ++j)
-          fuzz::require(std::isfinite(moments.at(i, j)) && moments.at(i, j) == moments.at(j, i));
+      const Hessian& hessian = calibration.hessians.at(parameter.name);
+      fuzz::require(hessian.inputs == parameter.shape().inner_elements());
+      for (int64_t i = 0; i < hessian.inputs; ++i)
+        for (int64_t j = 0; j < hessian.inputs; ++j)
+          fuzz::require(std::isfinite(hessian.at(i, j)) && hessian.at(i, j) == hessian.at(j, i));
     }
   } catch (const FormatError&) {
   } catch (const UsageError&) {  // of another model

@@ -11,7 +11,7 @@ nf4        bitsandbytes' quantize_4bit as its Linear4bit calls it: blocks of 64,
 gptq-<n>   GPTQ (Frantar 2023, algorithm 1) as published, in PyTorch, since its packages are made for language models on
            GPUs: blocks of 128 columns, damping 1 %, natural order, asymmetric min-max grid of each output channel;
            convolutions as matrices of im2col rows; bytes of n-bit codes, a float32 scale and a zero point a channel. Its
-           Hessians are the second moments that `tools/pack --save-calibration FILE` has written.
+           Hessians are what `tools/pack --save-calibration FILE` has written.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def nf4(weights, _):
     return decoded, total, encode_seconds, decode_seconds
 
 
-def second_moments(file, name, inputs):
+def read_hessian(file, name, inputs):
     """The file holds the rows of the upper triangle, one behind the other."""
     triangle, matrix, first = file.get_tensor(name), np.empty((inputs, inputs), np.float32), 0
     for row in range(inputs):
@@ -116,7 +116,7 @@ def gptq(bits):
                 if not is_weight(value):
                     continue
                 matrix = torch.from_numpy(value).reshape(len(value), -1)
-                hessian = second_moments(file, name, matrix.shape[1])
+                hessian = read_hessian(file, name, matrix.shape[1])
                 start = time.process_time()
                 decoded[name] = gptq_matrix(matrix, hessian, bits).reshape(value.shape).numpy()
                 seconds += time.process_time() - start

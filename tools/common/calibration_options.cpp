@@ -63,7 +63,7 @@ std::string passes_text(const CalibrationFlags& flags) {
 void CalibrationFlags::add_source_to(CLI::App& app) {
   auto* calibrate = app.add_option("--calibrate", data,
                                    "Measure on training images of DATA (as eval's --data) which errors of rounding "
-                                   "matter: second moments of every layer's inputs")
+                                   "matter: the Hessian of every layer's inputs")
                         ->type_name("DATA");
   app.add_option("--calibration-images", images, "How many of them, the same number of every class; 0: all")
       ->check(CLI::NonNegativeNumber)
@@ -75,7 +75,7 @@ void CalibrationFlags::add_source_to(CLI::App& app) {
   app.add_option("--save-calibration", save, "Keep what was measured, for --calibration")
       ->type_name("FILE")
       ->needs(calibrate);
-  app.add_option("--calibration", load, "Moments measured before, on this model")
+  app.add_option("--calibration", load, "Hessians measured before, on this model")
       ->type_name("FILE")
       ->excludes(calibrate);
 }

@@ -41,12 +41,12 @@ struct CalibrationFlags {
   int passes_of(const QuantizeOptions& options) const {
     return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
   }
-  /// For one weight; without `moments` and reports. Throws UsageError for options that need a calibration where none is
+  /// For one weight; without `hessian` and reports. Throws UsageError for options that need a calibration where none is
   /// asked for.
   QuantizeOptions quantize_options(const std::string& weight) const;
   /// Throws UsageError when a --range names none of the model's weights.
   void expect_ranges_used(const StateDict& model) const;
-  /// Measures the moments of the model's layers on training images, or reads them; nothing when neither is asked for.
+  /// Measures the Hessians of the model's layers on training images, or reads them; nothing when neither is asked for.
   /// Warns on the standard error when the data has no training images and test images have to do.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,
                                     Backend& backend) const;

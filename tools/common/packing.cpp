@@ -89,7 +89,7 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   options.report = &heard.gptq;
   std::vector<float> importance;
   if (calibration_ != nullptr) {
-    options.moments = &calibration_->moments.at(parameter.name);
+    options.hessian = &calibration_->hessians.at(parameter.name);
     importance = relative_importance(importance_of(*calibration_, parameter.name), weights.size(0));
     options.importance = importance;
   }
@@ -101,11 +101,11 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   return quantize(weights, candidate.scheme, parameter.name, options);
 }
 
-const MomentFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
+const HessianFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
   if (factored_ == weight) return factor_;
   factor_ = {};  // before the next one is made: the largest takes 340 MB
   factored_.clear();
-  factor_ = factorize(calibration_->moments.at(weight), order);
+  factor_ = factorize(calibration_->hessians.at(weight), order);
   factored_ = weight;
   return factor_;
 }

@@ -32,7 +32,7 @@ struct LayerReport {
 };
 
 /// Turns weights into codes as the flags say, on the device where it can, on the host where a calibration or another
-/// range than the maximum has a say. Moments are inverted once for all ways to store a weight that follow each other.
+/// range than the maximum has a say. A Hessian is inverted once for all ways to store a weight that follow each other.
 class WeightPacker {
  public:
   /// `calibration` may be null. All three must outlive it.
@@ -49,13 +49,13 @@ class WeightPacker {
   int64_t calibration_images() const { return calibration_ != nullptr ? calibration_->images : 0; }
 
  private:
-  const MomentFactor& factor_of(const std::string& weight, ColumnOrder order);
+  const HessianFactor& factor_of(const std::string& weight, ColumnOrder order);
 
   const CalibrationFlags& flags_;
   const Calibration* calibration_;
   Backend& backend_;
   std::string factored_;  ///< the weight that factor_ is of
-  MomentFactor factor_;
+  HessianFactor factor_;
 };
 
 /// Hears of the weights done so far, of how many, and of the tensor at work; throws to stop.

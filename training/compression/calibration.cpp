@@ -43,7 +43,7 @@ class LayerInputs {
     sums_.add({rows_.data(), {x.size(0) * taken, inputs}});
   }
 
-  SecondMoments finish() { return std::move(sums_).finish(); }
+  Hessian finish() { return std::move(sums_).finish(); }
 
  private:
   /// The first `taken` of a shuffle of all output positions.
@@ -76,7 +76,7 @@ class LayerInputs {
   const LayerSpec& spec_;
   uint64_t number_;  ///< of the layer, for its random bits
   CalibrationOptions options_;
-  MomentAccumulator sums_;
+  HessianAccumulator sums_;
   std::vector<float> rows_;  ///< im2col, of a batch
 };
 
@@ -187,7 +187,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
                      .positions = options.positions,
                      .seed = options.seed,
                      .image_size = preprocess.crop};
-  for (Stage& stage : stages) result.moments.emplace(stage.weight, stage.inputs.finish());
+  for (Stage& stage : stages) result.hessians.emplace(stage.weight, stage.inputs.finish());
   return result;
 }
 
@@ -211,8 +211,8 @@ std::string fingerprint_of(const StateDict& model) {
 void save_calibration(const std::filesystem::path& path, const Calibration& calibration) {
   std::vector<std::vector<float>> triangles;
   std::vector<TensorToWrite> tensors;
-  for (const auto& [weight, moments] : calibration.moments) {
-    triangles.push_back(upper_triangle(moments));
+  for (const auto& [weight, hessian] : calibration.hessians) {
+    triangles.push_back(upper_triangle(hessian));
     const std::span<const float> values = triangles.back();
     tensors.push_back({weight, DType::f32, {static_cast<int64_t>(values.size())}, bytes_of(values)});
   }
@@ -259,11 +259,11 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
     // Compared before anything is allocated: what the model needs and no more.
     if (entry.dtype != DType::f32 ||
         entry.bytes.size() / sizeof(float) != static_cast<size_t>(inputs * (inputs + 1) / 2))
-      fail<FormatError>("{}: {} is not the {} second moments in F32 that {} inputs have", name, parameter.name,
+      fail<FormatError>("{}: {} is not the {} values in F32 that the Hessian of {} inputs has", name, parameter.name,
                         inputs * (inputs + 1) / 2, inputs);
     const Tensor<float> values = read_float(file, entry, host_memory(), MemoryCategory::data);
     try {
-      result.moments.emplace(parameter.name, from_upper_triangle(values.view().span(), inputs));
+      result.hessians.emplace(parameter.name, from_upper_triangle(values.view().span(), inputs));
     } catch (const FormatError& error) {
       fail<FormatError>("{}: {}: {}", name, parameter.name, error.what());
     }

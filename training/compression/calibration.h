@@ -4,15 +4,15 @@
 #include <map>
 #include <string>
 
-#include "engine/quant/second_moments.h"
+#include "engine/quant/hessian.h"
 #include "layers/network/evaluate.h"
 
 namespace nibblenet {
 
-/// Second moments of the inputs of every layer with parameters, how much the outputs of the linear ones matter, and
+/// The Hessian XᵀX of the inputs of every layer with parameters, how much the outputs of the linear ones matter, and
 /// what both were measured on.
 struct Calibration {
-  std::map<std::string, SecondMoments> moments;          ///< by weight: "features.0.weight"
+  std::map<std::string, Hessian> hessians;               ///< by weight: "features.0.weight"
   std::map<std::string, std::vector<float>> importance;  ///< of outputs (OutputImportance), by weight, linear only
   int64_t images = 0;
   int64_t positions = 0;  ///< output positions of a convolution taken from each image, or all if there are fewer

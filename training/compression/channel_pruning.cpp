@@ -71,7 +71,7 @@ std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibr
     Tensor<float>& bias = model.at(layers[i] + ".bias").values();
     Tensor<float>& consumer = model.at(behind).values();
     const int64_t units = in_front.shape()[0];
-    const KeptChannels kept = keep_channels(consumer.view(), calibration.moments.at(behind), importance[behind], units,
+    const KeptChannels kept = keep_channels(consumer.view(), calibration.hessians.at(behind), importance[behind], units,
                                             count->second, on_removal);
     consumer = shaped_like(consumer.shape(), kept);
     in_front = rows_of(in_front, kept.channels);

@@ -4,18 +4,18 @@
 #include <cmath>
 
 #include "engine/quant/blas.h"
-#include "engine/quant/moment_factor.h"
+#include "engine/quant/hessian_factor.h"
 
 namespace nibblenet {
 namespace {
 
 constexpr int64_t parts_at_once = 64;
 
-/// Inputs that are left, in rows: the inverse of their second moments, and behind it the weights from each of them to
+/// Inputs that are left, in rows: the inverse of their Hessian, and behind it the weights from each of them to
 /// all outputs. Both change in the same way when inputs are removed.
 class Inputs {
  public:
-  Inputs(TensorView<const float> weights, const MomentFactor& factor, std::span<const float> importance,
+  Inputs(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> importance,
          int64_t channel_size)
       : outputs_(weights.size(0)), channel_size_(channel_size), importance_(importance), columns_(factor.columns) {
     rows_.resize(static_cast<size_t>(count() * width()));
@@ -70,7 +70,7 @@ class Inputs {
   float* row(int64_t i) { return rows_.data() + i * width(); }
   const float* row(int64_t i) const { return rows_.data() + i * width(); }
 
-  /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse moments hold of these inputs.
+  /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse Hessian holds of these inputs.
   /// False when rounding has left no positive definite inverse.
   bool solve(std::span<const int64_t> inputs, float* b, int64_t n) const {
     const auto size = static_cast<int64_t>(inputs.size());
@@ -82,8 +82,7 @@ class Inputs {
   }
 
   [[noreturn]] static void throw_indefinite() {
-    throw Error(
-        "rounding has left the inverse second moments indefinite; calibrate on more images, or keep more units");
+    throw Error("rounding has left the inverse Hessian indefinite; calibrate on more images, or keep more units");
   }
 
   /// NaN when there is none. Throws nothing: threads share the work.
@@ -130,8 +129,8 @@ class Inputs {
   std::vector<float> rows_;       ///< [count, count + outputs]
 };
 
-/// The mean square of the layer's output, by the moments that the factor is of.
-double mean_square_output(TensorView<const float> weights, const MomentFactor& factor,
+/// The mean square of the layer's output, by the Hessian that the factor is of.
+double mean_square_output(TensorView<const float> weights, const HessianFactor& factor,
                           std::span<const float> importance) {
   const int64_t outputs = weights.size(0), n = factor.count();
   std::vector<float> live(static_cast<size_t>(outputs * n)), products(live.size());
@@ -194,18 +193,17 @@ Tensor<float> weights_left(TensorView<const float> weights, const Inputs& inputs
 
 }  // namespace
 
-KeptChannels keep_channels(TensorView<const float> weights, const SecondMoments& moments,
-                           std::span<const float> importance, int64_t channels, int64_t count,
-                           const OnRemoval& on_removal) {
+KeptChannels keep_channels(TensorView<const float> weights, const Hessian& hessian, std::span<const float> importance,
+                           int64_t channels, int64_t count, const OnRemoval& on_removal) {
   if (count < 1 || count > channels) fail<UsageError>("cannot keep {} of {} channels", count, channels);
   const int64_t inputs_before = weights.shape().inner_elements();
-  if (inputs_before != moments.inputs || inputs_before % channels != 0)
-    fail<ShapeError>("weights {} in {} channels and second moments of {} inputs", to_string(weights.shape()), channels,
-                     moments.inputs);
+  if (inputs_before != hessian.inputs || inputs_before % channels != 0)
+    fail<ShapeError>("weights {} in {} channels and a Hessian of {} inputs", to_string(weights.shape()), channels,
+                     hessian.inputs);
   if (!importance.empty() && static_cast<int64_t>(importance.size()) != weights.size(0))
     fail<ShapeError>("weights {} and the importance of {} outputs", to_string(weights.shape()), importance.size());
   const int64_t channel_size = inputs_before / channels;
-  const MomentFactor factor = factorize(moments, ColumnOrder::natural);
+  const HessianFactor factor = factorize(hessian, ColumnOrder::natural);
   Inputs inputs(weights, factor, importance, channel_size);
   double cost = 0;
   int64_t before = 0;

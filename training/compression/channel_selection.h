@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
-#include "engine/quant/second_moments.h"
+#include "engine/quant/hessian.h"
 
 namespace nibblenet {
 
@@ -24,8 +24,7 @@ using OnRemoval = std::function<void(int64_t removed, int64_t of)>;
 /// least (optimal brain surgeon, Hassibi 1993; of groups: Kurtic 2022, arXiv 2203.07259). `importance`
 /// says how much an output's error counts, [K], or is empty for all alike. Channels that were 0 throughout go first.
 /// Throws UsageError unless 1 <= count <= channels, ShapeError when sizes disagree.
-KeptChannels keep_channels(TensorView<const float> weights, const SecondMoments& moments,
-                           std::span<const float> importance, int64_t channels, int64_t count,
-                           const OnRemoval& on_removal = {});
+KeptChannels keep_channels(TensorView<const float> weights, const Hessian& hessian, std::span<const float> importance,
+                           int64_t channels, int64_t count, const OnRemoval& on_removal = {});
 
 }  // namespace nibblenet

@@ -3,13 +3,13 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/gptq.h"
 #include "engine/quant/quantizer.h"
-#include "tests/engine/quant/moments.h"
+#include "tests/engine/quant/hessians.h"
 
 namespace nibblenet {
 namespace {
 
 using testing::bell_shaped;
-using testing::correlated_moments;
+using testing::correlated_hessian;
 using testing::error_under;
 using testing::row_errors;
 using testing::view;
@@ -17,13 +17,13 @@ using testing::view;
 constexpr double damping = 0.01;
 
 /// H with what GPTQ adds to its diagonal.
-std::vector<std::vector<double>> damped(const SecondMoments& moments) {
-  const auto n = static_cast<size_t>(moments.inputs);
+std::vector<std::vector<double>> damped(const Hessian& hessian) {
+  const auto n = static_cast<size_t>(hessian.inputs);
   std::vector<std::vector<double>> h(n, std::vector<double>(n));
   double mean = 0;
   for (size_t i = 0; i < n; ++i) {
     for (size_t j = 0; j < n; ++j)
-      h[i][j] = static_cast<double>(moments.at(static_cast<int64_t>(i), static_cast<int64_t>(j)));
+      h[i][j] = static_cast<double>(hessian.at(static_cast<int64_t>(i), static_cast<int64_t>(j)));
     mean += h[i][i] / static_cast<double>(n);
   }
   for (size_t i = 0; i < n; ++i) h[i][i] += damping * mean;
@@ -76,10 +76,10 @@ void descend_directly(Row& row, const float* weights, const std::vector<std::vec
   }
 }
 
-PackedTensor descended(const PackedTensor& nearest, const std::vector<float>& weights, const SecondMoments& moments,
+PackedTensor descended(const PackedTensor& nearest, const std::vector<float>& weights, const Hessian& hessian,
                        int passes) {
   PackedTensor packed = nearest;
-  const GptqReport done = gptq(packed, view(weights, packed.shape), moments, ColumnOrder::natural, {.passes = passes});
+  const GptqReport done = gptq(packed, view(weights, packed.shape), hessian, ColumnOrder::natural, {.passes = passes});
   EXPECT_EQ(done.rows_kept, 0);
   EXPECT_EQ(done.damping, damping);
   return packed;
@@ -88,14 +88,14 @@ PackedTensor descended(const PackedTensor& nearest, const std::vector<float>& we
 TEST(CoordinateDescent, EqualsCoordinateDescentByTheDefinition) {
   const Shape shape{5, 150};  // over a border of blocks of columns
   const std::vector<float> weights = bell_shaped(shape.elements(), 31);
-  const SecondMoments moments = correlated_moments(150, 900, 32);
-  const std::vector<std::vector<double>> h = damped(moments);
+  const Hessian hessian = correlated_hessian(150, 900, 32);
+  const std::vector<std::vector<double>> h = damped(hessian);
   for (const char* scheme :
        {"linear:3", "linear:2:block:7:zero-point", "kmeans:3", "dynamic-tree:4:row", "nf4:4:tile:3x5"}) {
     SCOPED_TRACE(scheme);
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
-    const PackedTensor before = descended(nearest, weights, moments, 0),
-                       after = descended(nearest, weights, moments, 2);
+    const PackedTensor before = descended(nearest, weights, hessian, 0),
+                       after = descended(nearest, weights, hessian, 2);
     EXPECT_NE(before.codes, after.codes);
     for (int64_t i = 0; i < shape[0]; ++i) {
       Row expected = row_of(before, i);
@@ -108,16 +108,16 @@ TEST(CoordinateDescent, EqualsCoordinateDescentByTheDefinition) {
 TEST(CoordinateDescent, LowersTheErrorUntilNoCodeAloneCan) {
   const Shape shape{6, 140};
   const std::vector<float> weights = bell_shaped(shape.elements(), 33);
-  const SecondMoments moments = correlated_moments(140, 900, 34);
-  const std::vector<std::vector<double>> h = damped(moments);
+  const Hessian hessian = correlated_hessian(140, 900, 34);
+  const std::vector<std::vector<double>> h = damped(hessian);
   const PackedTensor nearest = quantize(view(weights, shape), parse_scheme("kmeans:2"), "w");
-  double before = error_under(descended(nearest, weights, moments, 0), weights, moments);
+  double before = error_under(descended(nearest, weights, hessian, 0), weights, hessian);
   for (const int passes : {1, 3}) {
-    const double after = error_under(descended(nearest, weights, moments, passes), weights, moments);
+    const double after = error_under(descended(nearest, weights, hessian, passes), weights, hessian);
     EXPECT_LT(after, before) << passes;
     before = after;
   }
-  const PackedTensor last = descended(nearest, weights, moments, 60);
+  const PackedTensor last = descended(nearest, weights, hessian, 60);
   for (int64_t i = 0; i < shape[0]; ++i) {
     Row row = row_of(last, i);
     const std::vector<uint32_t> codes = row.codes;
@@ -129,11 +129,11 @@ TEST(CoordinateDescent, LowersTheErrorUntilNoCodeAloneCan) {
 TEST(CoordinateDescent, TakesSomethingOffTheErrorOfCorrelatedInputs) {
   const Shape shape{32, 300};
   const std::vector<float> weights = bell_shaped(shape.elements(), 35);
-  const SecondMoments moments = correlated_moments(300, 2000, 36);
+  const Hessian hessian = correlated_hessian(300, 2000, 36);
   for (const char* scheme : {"linear:3", "kmeans:2", "kmeans:3"}) {
     const PackedTensor nearest = quantize(view(weights, shape), parse_scheme(scheme), "w");
-    EXPECT_LT(error_under(descended(nearest, weights, moments, 2), weights, moments),
-              0.97 * error_under(descended(nearest, weights, moments, 0), weights, moments))
+    EXPECT_LT(error_under(descended(nearest, weights, hessian, 2), weights, hessian),
+              0.97 * error_under(descended(nearest, weights, hessian, 0), weights, hessian))
         << scheme;
   }
 }
@@ -141,7 +141,7 @@ TEST(CoordinateDescent, TakesSomethingOffTheErrorOfCorrelatedInputs) {
 TEST(CoordinateDescent, WithARateWeightLowersErrorAndBitsTogether) {
   const Shape shape{48, 150};
   const std::vector<float> weights = bell_shaped(shape.elements(), 37);
-  const SecondMoments moments = correlated_moments(150, 1000, 38);
+  const Hessian hessian = correlated_hessian(150, 1000, 38);
   const auto done = [&](int passes) {
     GptqReport report;
     quantize(view(weights, shape), parse_scheme("linear:6"), "w",
@@ -150,12 +150,12 @@ TEST(CoordinateDescent, WithARateWeightLowersErrorAndBitsTogether) {
               .rounding = Rounding::gptq,
               .passes = passes,
               .rate_weight = 1.4,
-              .moments = &moments,
+              .hessian = &hessian,
               .report = &report});
     return report;
   };
   // A bit costs 1.4 times the error that rounding to nearest can be expected to leave.
-  const MomentFactor factor = factorize(moments, ColumnOrder::natural);
+  const HessianFactor factor = factorize(hessian, ColumnOrder::natural);
   const PackedTensor nearest =
       quantize(view(weights, shape), parse_scheme("linear:6"), "w", {.range = Range::step, .deviations = 0.5F});
   const double bit = 1.4 * factor.spread() * error_under(nearest, weights, testing::identity(150));

@@ -32,11 +32,11 @@ double error_of(const PackedTensor& packed, const std::vector<float>& weights, c
   return error;
 }
 
-SecondMoments diagonal_moments(const std::vector<float>& squares) {
+Hessian diagonal_hessian(const std::vector<float>& squares) {
   const auto n = static_cast<int64_t>(squares.size());
-  SecondMoments moments{.inputs = n, .values = std::vector<float>(squares.size() * squares.size())};
-  for (size_t i = 0; i < squares.size(); ++i) moments.values[i * squares.size() + i] = squares[i];
-  return moments;
+  Hessian hessian{.inputs = n, .values = std::vector<float>(squares.size() * squares.size())};
+  for (size_t i = 0; i < squares.size(); ++i) hessian.values[i * squares.size() + i] = squares[i];
+  return hessian;
 }
 
 class RangeSearch : public ::testing::TestWithParam<MethodTraits> {};
@@ -46,14 +46,14 @@ TEST_P(RangeSearch, NeverLeavesMoreErrorThanTheMaximumAndIsValid) {
     const std::vector<float> weights = heavy_tailed(shape.elements(), 1);
     std::vector<float> squares;
     for (int64_t k = 0; k < shape.inner_elements(); ++k) squares.push_back(static_cast<float>(k % 5));
-    const SecondMoments moments = diagonal_moments(squares);
-    for (const SecondMoments* known : {static_cast<const SecondMoments*>(nullptr), &moments})
+    const Hessian hessian = diagonal_hessian(squares);
+    for (const Hessian* known : {static_cast<const Hessian*>(nullptr), &hessian})
       for (const Scheme& scheme : testing::schemes_of(GetParam())) {
         SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
         const std::vector<float> importance = known == nullptr ? std::vector<float>{} : squares;
         const TensorView<const float> view{weights.data(), shape};
-        const PackedTensor whole = quantize(view, scheme, "w", {.moments = known});
-        const PackedTensor searched = quantize(view, scheme, "w", {.range = Range::search, .moments = known});
+        const PackedTensor whole = quantize(view, scheme, "w", {.hessian = known});
+        const PackedTensor searched = quantize(view, scheme, "w", {.range = Range::search, .hessian = known});
         ASSERT_NO_THROW(validate(searched, "w"));
         ASSERT_LE(error_of(searched, weights, importance), error_of(whole, weights, importance) * (1 + 1e-9));
       }
@@ -85,11 +85,11 @@ TEST(RangeSearchOfOneGroup, TakesTheBestOfTheGrid) {
 TEST(RangeSearchOfOneGroup, WeighsErrorsByTheInputs) {
   // An outlier behind an input that is always 0 claims no range.
   const std::vector<float> weights = {10.0F, 1.0F, -0.4F, 0.3F, 0.7F};
-  const SecondMoments moments = diagonal_moments({0, 1, 1, 1, 1});
+  const Hessian hessian = diagonal_hessian({0, 1, 1, 1, 1});
   const PackedTensor packed =
-      quantize({weights.data(), {1, 5}}, parse_scheme("linear:4"), "w", {.range = Range::search, .moments = &moments});
+      quantize({weights.data(), {1, 5}}, parse_scheme("linear:4"), "w", {.range = Range::search, .hessian = &hessian});
   EXPECT_LE(packed.scale(0), 2.5F);
-  EXPECT_EQ(quantize({weights.data(), {1, 5}}, parse_scheme("linear:4"), "w", {.moments = &moments}).scale(0), 10.0F);
+  EXPECT_EQ(quantize({weights.data(), {1, 5}}, parse_scheme("linear:4"), "w", {.hessian = &hessian}).scale(0), 10.0F);
 }
 
 TEST(TrainedValues, OfManyWeightsComeFromAFixedSample) {

@@ -39,16 +39,16 @@ class CalibrationTest : public ::testing::Test {
     return calibration;
   }
 
-  static TensorView<const float> view(const SecondMoments& moments) {
-    return {moments.values.data(), {moments.inputs, moments.inputs}};
+  static TensorView<const float> view(const Hessian& hessian) {
+    return {hessian.values.data(), {hessian.inputs, hessian.inputs}};
   }
 
   static inline std::unique_ptr<TemporaryFolder> folder_;
   static inline Dataset images_;
 };
 
-/// Second moments by definition: every window of every image, in float64.
-SecondMoments moments_by_definition(TensorView<const float> x, const LayerSpec& spec) {
+/// The Hessian by definition: every window of every image, in float64.
+Hessian moments_by_definition(TensorView<const float> x, const LayerSpec& spec) {
   const int64_t inputs = spec.weight.inner_elements();
   std::vector<double> sums(static_cast<size_t>(inputs * inputs));
   int64_t rows = 0;
@@ -79,9 +79,9 @@ SecondMoments moments_by_definition(TensorView<const float> x, const LayerSpec& 
         add_row();
       }
   }
-  SecondMoments moments{.inputs = inputs};
-  for (const double sum : sums) moments.values.push_back(static_cast<float>(sum / static_cast<double>(rows)));
-  return moments;
+  Hessian hessian{.inputs = inputs};
+  for (const double sum : sums) hessian.values.push_back(static_cast<float>(sum / static_cast<double>(rows)));
+  return hessian;
 }
 
 TEST_F(CalibrationTest, MomentsOfEveryLayerAreThoseOfTheDefinition) {
@@ -92,7 +92,7 @@ TEST_F(CalibrationTest, MomentsOfEveryLayerAreThoseOfTheDefinition) {
   few.images.resize(3);
   few.labels.resize(3);
   const Calibration calibration = calibrate(network, few, preprocess, {.batch_size = 2, .positions = 1'000'000});
-  ASSERT_EQ(calibration.moments.size(), 8U);
+  ASSERT_EQ(calibration.hessians.size(), 8U);
 
   Tensor<float> images(host_memory(), {3, 64, 64, 3}, MemoryCategory::data);
   Preprocessor preprocessor(preprocess);
@@ -108,9 +108,9 @@ TEST_F(CalibrationTest, MomentsOfEveryLayerAreThoseOfTheDefinition) {
     if (i > 0) x = pass.emplace(network, 0, i, x.shape(), Pass::Mode::inference).forward(x);
     std::vector<float> copy(x.span().size());
     backend->copy_to_host(copy.data(), x.data(), x.span().size_bytes());
-    const SecondMoments expected = moments_by_definition({copy.data(), x.shape()}, spec);
+    const Hessian expected = moments_by_definition({copy.data(), x.shape()}, spec);
     // Sums of up to 675 products in float32.
-    EXPECT_LE(relative_error(view(calibration.moments.at(spec.name + ".weight")), view(expected)), 1e-5);
+    EXPECT_LE(relative_error(view(calibration.hessians.at(spec.name + ".weight")), view(expected)), 1e-5);
   }
 }
 
@@ -120,12 +120,12 @@ TEST_F(CalibrationTest, PositionsDependOnTheSeedAndNotOnTheBatches) {
   const Calibration again = measure({.batch_size = 7, .positions = 5, .seed = 3});
   const Calibration seeded = measure({.batch_size = 7, .positions = 5, .seed = 4});
   EXPECT_EQ(one.images, 60);
-  for (const auto& [weight, moments] : one.moments) {
+  for (const auto& [weight, hessian] : one.hessians) {
     SCOPED_TRACE(weight);
-    EXPECT_LE(relative_error(view(moments), view(other.moments.at(weight))), 1e-5);
-    EXPECT_EQ(other.moments.at(weight).values, again.moments.at(weight).values);
+    EXPECT_LE(relative_error(view(hessian), view(other.hessians.at(weight))), 1e-5);
+    EXPECT_EQ(other.hessians.at(weight).values, again.hessians.at(weight).values);
     if (weight.starts_with("features.0")) {
-      EXPECT_GT(relative_error(view(moments), view(seeded.moments.at(weight))), 1e-3);
+      EXPECT_GT(relative_error(view(hessian), view(seeded.hessians.at(weight))), 1e-3);
     }
   }
 }
@@ -140,7 +140,7 @@ TEST(PositionsFor, ManyImagesAreLookedAtInFewerPlaces) {
 TEST_F(CalibrationTest, GptqNeverGivesALayerMoreOutputErrorThanNearest) {
   const StateDict model = small_alexnet(1);
   const Calibration calibration = measure({});
-  for (const auto& [weight, moments] : calibration.moments)
+  for (const auto& [weight, hessian] : calibration.hessians)
     for (const char* scheme : {"linear:4", "linear:3:row", "linear:2:block:16:f16:zero-point", "kmeans:2", "kmeans:3",
                                "nf4", "dynamic-tree:3:tile:3x3", "stable-embedding:3", "fp8-e4m3"})
       for (const ColumnOrder order : {ColumnOrder::natural, ColumnOrder::diagonal}) {
@@ -148,10 +148,10 @@ TEST_F(CalibrationTest, GptqNeverGivesALayerMoreOutputErrorThanNearest) {
         const Tensor<float>& values = model.at(weight).values();
         const auto errors = [&](Rounding rounding) {
           const PackedTensor packed = quantize(values.view(), parse_scheme(scheme), weight,
-                                               {.rounding = rounding, .order = order, .moments = &moments});
+                                               {.rounding = rounding, .order = order, .hessian = &hessian});
           Tensor<float> rounded(host_memory(), values.shape(), MemoryCategory::data);
           dequantize(packed, rounded.view());
-          return output_error(values.view(), std::as_const(rounded).view(), moments);
+          return output_error(values.view(), std::as_const(rounded).view(), hessian);
         };
         const std::vector<double> nearest = errors(Rounding::nearest);
         const std::vector<double> by_gptq = errors(Rounding::gptq);
@@ -181,7 +181,7 @@ TEST_F(CalibrationTest, RoundTripsThroughAFile) {
   EXPECT_EQ(read.image_size, 64);
   EXPECT_EQ(read.data, "stand-in, train");
   EXPECT_EQ(read.data_fingerprint, calibration.data_fingerprint);
-  for (const auto& [weight, moments] : calibration.moments) EXPECT_EQ(read.moments.at(weight).values, moments.values);
+  for (const auto& [weight, hessian] : calibration.hessians) EXPECT_EQ(read.hessians.at(weight).values, hessian.values);
   EXPECT_EQ(read.importance, calibration.importance);
   ASSERT_EQ(read.importance.size(), 3U);
   EXPECT_THROW(load_calibration(path, small_alexnet(2)), UsageError) << "another model";
@@ -214,11 +214,11 @@ TEST_F(CalibrationTest, BrokenFilesAreRefused) {
     save_calibration(path, wrong);
     EXPECT_THROW(load_calibration(path, model), FormatError);
   };
-  refuse_saved([](Calibration& c) { c.moments.erase("features.3.weight"); });
-  refuse_saved([](Calibration& c) { c.moments.at("features.3.weight").values[0] = NAN; });
-  refuse_saved([](Calibration& c) { c.moments.at("features.3.weight").values[0] = -1; });
-  refuse_saved([](Calibration& c) { c.moments.at("features.3.weight").values[1] = 1e30F; });
-  refuse_saved([](Calibration& c) { c.moments.at("features.3.weight") = c.moments.at("features.0.weight"); });
+  refuse_saved([](Calibration& c) { c.hessians.erase("features.3.weight"); });
+  refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight").values[0] = NAN; });
+  refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight").values[0] = -1; });
+  refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight").values[1] = 1e30F; });
+  refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight") = c.hessians.at("features.0.weight"); });
   refuse_saved([](Calibration& c) { c.importance.erase("classifier.4.weight"); });
   refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = NAN; });
   refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = -1; });

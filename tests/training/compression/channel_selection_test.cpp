@@ -15,8 +15,8 @@ namespace {
 using ::testing::ElementsAre;
 using testing::random_tensor;
 
-/// Second moments of `rows` random inputs that hang together: sums of `rank` hidden ones, and noise.
-SecondMoments correlated_moments(int64_t inputs, int64_t rank, float noise, uint64_t seed) {
+/// The Hessian of `rows` random inputs that hang together: sums of `rank` hidden ones, and noise.
+Hessian correlated_hessian(int64_t inputs, int64_t rank, float noise, uint64_t seed) {
   constexpr int64_t rows = 400;
   const Tensor<float> hidden = random_tensor({rows, rank}, seed), mix = random_tensor({rank, inputs}, seed + 1),
                       own = random_tensor({rows, inputs}, seed + 2);
@@ -27,7 +27,7 @@ SecondMoments correlated_moments(int64_t inputs, int64_t rank, float noise, uint
       for (int64_t r = 0; r < rank; ++r) sum += hidden.data()[i * rank + r] * mix.data()[r * inputs + j];
       x.data()[i * inputs + j] = sum;
     }
-  MomentAccumulator sums(inputs);
+  HessianAccumulator sums(inputs);
   sums.add(x.view());
   return std::move(sums).finish();
 }
@@ -49,24 +49,24 @@ std::vector<double> solved(std::vector<double> a, std::vector<double> b) {
 }
 
 /// H with 1 % of its mean diagonal added to the diagonal, as the selection sees it.
-class DampedMoments {
+class DampedHessian {
  public:
-  explicit DampedMoments(const SecondMoments& moments) : moments_(moments) {
-    for (const float square : moments.diagonal()) damping_ += 0.01 * static_cast<double>(square);
-    damping_ /= static_cast<double>(moments.inputs);
+  explicit DampedHessian(const Hessian& hessian) : hessian_(hessian) {
+    for (const float square : hessian.diagonal()) damping_ += 0.01 * static_cast<double>(square);
+    damping_ /= static_cast<double>(hessian.inputs);
   }
-  double at(int64_t i, int64_t j) const { return static_cast<double>(moments_.at(i, j)) + (i == j ? damping_ : 0); }
+  double at(int64_t i, int64_t j) const { return static_cast<double>(hessian_.at(i, j)) + (i == j ? damping_ : 0); }
   /// d H d^T
   double square(std::span<const double> d) const {
     double sum = 0;
-    for (int64_t i = 0; i < moments_.inputs; ++i)
-      for (int64_t j = 0; j < moments_.inputs; ++j)
+    for (int64_t i = 0; i < hessian_.inputs; ++i)
+      for (int64_t j = 0; j < hessian_.inputs; ++j)
         sum += d[static_cast<size_t>(i)] * at(i, j) * d[static_cast<size_t>(j)];
     return sum;
   }
 
  private:
-  const SecondMoments& moments_;
+  const Hessian& hessian_;
   double damping_ = 0;
 };
 
@@ -76,12 +76,12 @@ std::vector<double> row_of(TensorView<const float> weights, int64_t k) {
 }
 
 /// The row of weights, 0 at inputs that are not kept, whose output comes closest to that of `row`.
-std::vector<double> best_row(std::span<const double> row, const DampedMoments& moments, std::span<const int64_t> kept) {
+std::vector<double> best_row(std::span<const double> row, const DampedHessian& hessian, std::span<const int64_t> kept) {
   std::vector<double> a, b;
   for (const int64_t i : kept) {
-    for (const int64_t j : kept) a.push_back(moments.at(i, j));
+    for (const int64_t j : kept) a.push_back(hessian.at(i, j));
     b.push_back(0);
-    for (size_t j = 0; j < row.size(); ++j) b.back() += moments.at(i, static_cast<int64_t>(j)) * row[j];
+    for (size_t j = 0; j < row.size(); ++j) b.back() += hessian.at(i, static_cast<int64_t>(j)) * row[j];
   }
   const std::vector<double> x = solved(a, b);
   std::vector<double> result(row.size());
@@ -97,14 +97,14 @@ std::vector<int64_t> inputs_of(std::span<const int64_t> channels, int64_t size) 
 }
 
 /// The weighted output error of the best weights on these channels.
-double least_error(TensorView<const float> weights, const DampedMoments& moments, std::span<const float> importance,
+double least_error(TensorView<const float> weights, const DampedHessian& hessian, std::span<const float> importance,
                    std::span<const int64_t> channels, int64_t size) {
   double sum = 0;
   for (int64_t k = 0; k < weights.size(0); ++k) {
     std::vector<double> difference = row_of(weights, k);
-    const std::vector<double> best = best_row(difference, moments, inputs_of(channels, size));
+    const std::vector<double> best = best_row(difference, hessian, inputs_of(channels, size));
     for (size_t i = 0; i < best.size(); ++i) difference[i] -= best[i];
-    sum += moments.square(difference) * static_cast<double>(importance[static_cast<size_t>(k)]);
+    sum += hessian.square(difference) * static_cast<double>(importance[static_cast<size_t>(k)]);
   }
   return sum;
 }
@@ -116,10 +116,10 @@ TEST(KeepChannels, ChoosesTheBestWeightsForWhatRemains) {
   for (const auto& [channels, size, count] : {std::array<int64_t, 3>{24, 1, 9}, {12, 4, 5}, {200, 1, 40}, {7, 9, 7}}) {
     SCOPED_TRACE(::testing::Message() << count << " of " << channels << " channels of " << size);
     const int64_t inputs = channels * size;
-    const SecondMoments moments = correlated_moments(inputs, 6, 0.5F, 1);
-    const DampedMoments damped(moments);
+    const Hessian hessian = correlated_hessian(inputs, 6, 0.5F, 1);
+    const DampedHessian damped(hessian);
     const Tensor<float> weights = random_tensor({outputs, inputs}, 4);
-    const KeptChannels kept = keep_channels(weights.view(), moments, importance, channels, count);
+    const KeptChannels kept = keep_channels(weights.view(), hessian, importance, channels, count);
     ASSERT_EQ(static_cast<int64_t>(kept.channels.size()), count);
     EXPECT_TRUE(std::ranges::is_sorted(kept.channels));
     ASSERT_EQ(kept.weights.shape(), (Shape{outputs, count * size}));
@@ -139,15 +139,15 @@ TEST(KeepChannels, ChoosesTheBestWeightsForWhatRemains) {
 TEST(KeepChannels, RemovesWhatCostsLeastByTryingAll) {
   for (const auto& [channels, size] : {std::pair<int64_t, int64_t>{14, 1}, {6, 4}}) {
     for (uint64_t seed = 10; seed < 16; ++seed) {
-      const SecondMoments moments = correlated_moments(channels * size, 5, 0.7F, seed);
+      const Hessian hessian = correlated_hessian(channels * size, 5, 0.7F, seed);
       const Tensor<float> weights = random_tensor({outputs, channels * size}, seed + 5);
-      const KeptChannels kept = keep_channels(weights.view(), moments, importance, channels, channels - 1);
+      const KeptChannels kept = keep_channels(weights.view(), hessian, importance, channels, channels - 1);
       std::vector<double> errors;
       for (int64_t removed = 0; removed < channels; ++removed) {
         std::vector<int64_t> left(static_cast<size_t>(channels));
         std::iota(left.begin(), left.end(), int64_t{0});
         left.erase(left.begin() + removed);
-        errors.push_back(least_error(weights.view(), DampedMoments(moments), importance, left, size));
+        errors.push_back(least_error(weights.view(), DampedHessian(hessian), importance, left, size));
       }
       const int64_t best = std::ranges::min_element(errors) - errors.begin();
       EXPECT_THAT(kept.channels, ::testing::Not(::testing::Contains(best))) << "seed " << seed;
@@ -156,57 +156,57 @@ TEST(KeepChannels, RemovesWhatCostsLeastByTryingAll) {
 }
 
 TEST(KeepChannels, HeedsWhichOutputsMatter) {
-  const SecondMoments moments = correlated_moments(2, 2, 1.0F, 3);
+  const Hessian hessian = correlated_hessian(2, 2, 1.0F, 3);
   Tensor<float> weights = random_tensor({2, 2}, 1);
   std::ranges::copy(std::array{1.0F, 0.0F, 0.0F, 1.0F}, weights.data());  // each output looks at one input
   const std::array first = {100.0F, 1.0F}, second = {1.0F, 100.0F};
-  EXPECT_THAT(keep_channels(weights.view(), moments, first, 2, 1).channels, ElementsAre(0));
-  EXPECT_THAT(keep_channels(weights.view(), moments, second, 2, 1).channels, ElementsAre(1));
+  EXPECT_THAT(keep_channels(weights.view(), hessian, first, 2, 1).channels, ElementsAre(0));
+  EXPECT_THAT(keep_channels(weights.view(), hessian, second, 2, 1).channels, ElementsAre(1));
 }
 
 TEST(KeepChannels, AFewInputsStandForManyThatFollowFromThem) {
-  const SecondMoments moments = correlated_moments(300, 8, 0, 7);
+  const Hessian hessian = correlated_hessian(300, 8, 0, 7);
   const Tensor<float> weights = random_tensor({outputs, 300}, 8);
-  EXPECT_LT(keep_channels(weights.view(), moments, {}, 300, 40).error, 0.01);
-  EXPECT_GT(keep_channels(weights.view(), moments, {}, 300, 2).error, 0.05);
+  EXPECT_LT(keep_channels(weights.view(), hessian, {}, 300, 40).error, 0.01);
+  EXPECT_GT(keep_channels(weights.view(), hessian, {}, 300, 2).error, 0.05);
 }
 
 TEST(KeepChannels, InputsThatWereAlwaysZeroGoFirst) {
-  SecondMoments moments = correlated_moments(12, 12, 0.5F, 5);
+  Hessian hessian = correlated_hessian(12, 12, 0.5F, 5);
   for (const int64_t dead : {0, 3, 4, 5, 10})  // of channels of two inputs, all of 2 and a half of 0, 1 and 5
     for (int64_t i = 0; i < 12; ++i)
-      moments.values[static_cast<size_t>(dead * 12 + i)] = moments.values[static_cast<size_t>(i * 12 + dead)] = 0;
+      hessian.values[static_cast<size_t>(dead * 12 + i)] = hessian.values[static_cast<size_t>(i * 12 + dead)] = 0;
   const Tensor<float> weights = random_tensor({outputs, 12}, 6);
-  const KeptChannels five = keep_channels(weights.view(), moments, {}, 6, 5);
+  const KeptChannels five = keep_channels(weights.view(), hessian, {}, 6, 5);
   EXPECT_THAT(five.channels, ElementsAre(0, 1, 3, 4, 5));
   EXPECT_EQ(five.error, 0);
   EXPECT_EQ(five.weights.data()[0], weights.data()[0]);
   EXPECT_EQ(five.weights.data()[4], weights.data()[6]);
 
-  const KeptChannels all = keep_channels(weights.view(), moments, {}, 6, 6);  // dead ones fill up
+  const KeptChannels all = keep_channels(weights.view(), hessian, {}, 6, 6);  // dead ones fill up
   EXPECT_TRUE(std::ranges::equal(all.weights.view(), weights.view()));
-  std::ranges::fill(moments.values, 0.0F);
-  EXPECT_THAT(keep_channels(weights.view(), moments, {}, 6, 2).channels, ElementsAre(0, 1));
+  std::ranges::fill(hessian.values, 0.0F);
+  EXPECT_THAT(keep_channels(weights.view(), hessian, {}, 6, 2).channels, ElementsAre(0, 1));
 }
 
 TEST(KeepChannels, ReportsProgressAndStops) {
-  const SecondMoments moments = correlated_moments(20, 20, 0.5F, 5);
+  const Hessian hessian = correlated_hessian(20, 20, 0.5F, 5);
   const Tensor<float> weights = random_tensor({outputs, 20}, 6);
   std::vector<int64_t> seen;
-  keep_channels(weights.view(), moments, {}, 20, 17, [&](int64_t removed, int64_t of) {
+  keep_channels(weights.view(), hessian, {}, 20, 17, [&](int64_t removed, int64_t of) {
     EXPECT_EQ(of, 3);
     seen.push_back(removed);
   });
   EXPECT_THAT(seen, ElementsAre(0, 1, 2, 3));
   struct Enough {};
-  EXPECT_THROW(keep_channels(weights.view(), moments, {}, 20, 1, [](int64_t, int64_t) { throw Enough(); }), Enough);
+  EXPECT_THROW(keep_channels(weights.view(), hessian, {}, 20, 1, [](int64_t, int64_t) { throw Enough(); }), Enough);
 }
 
 TEST(KeepChannels, RefusesWhatDoesNotFit) {
-  const SecondMoments moments = correlated_moments(12, 12, 0.5F, 5);
+  const Hessian hessian = correlated_hessian(12, 12, 0.5F, 5);
   const Tensor<float> weights = random_tensor({outputs, 12}, 6), other = random_tensor({outputs, 10}, 6);
   const auto keep = [&](const Tensor<float>& w, std::span<const float> of, int64_t channels, int64_t count) {
-    return keep_channels(w.view(), moments, of, channels, count);
+    return keep_channels(w.view(), hessian, of, channels, count);
   };
   EXPECT_THROW(keep(weights, {}, 6, 0), UsageError);
   EXPECT_THROW(keep(weights, {}, 6, 7), UsageError);

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/core/random.h"
+#include "engine/quant/hessian.h"
 #include "engine/quant/packed_tensor.h"
-#include "engine/quant/second_moments.h"
 
 namespace nibblenet::testing {
 
@@ -23,8 +23,8 @@ inline std::vector<float> bell_shaped(int64_t count, uint64_t seed) {
   return values;
 }
 
-/// Moments of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its neighbours.
-inline SecondMoments correlated_moments(int64_t inputs, int64_t rows, uint64_t seed) {
+/// The Hessian of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its neighbours.
+inline Hessian correlated_hessian(int64_t inputs, int64_t rows, uint64_t seed) {
   Random random(seed);
   std::vector<float> x(static_cast<size_t>(rows * inputs));
   for (int64_t row = 0; row < rows; ++row) {
@@ -35,27 +35,27 @@ inline SecondMoments correlated_moments(int64_t inputs, int64_t rows, uint64_t s
           std::max(0.0F, drift + 0.3F * random.uniform()) * (1.0F + static_cast<float>(k % 7));
     }
   }
-  MomentAccumulator accumulator(inputs);
+  HessianAccumulator accumulator(inputs);
   accumulator.add({x.data(), {rows, inputs}});
   return std::move(accumulator).finish();
 }
 
-inline SecondMoments identity(int64_t inputs) {
-  SecondMoments moments{.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
-  for (int64_t i = 0; i < inputs; ++i) moments.values[static_cast<size_t>(i * inputs + i)] = 1;
-  return moments;
+inline Hessian identity(int64_t inputs) {
+  Hessian hessian{.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
+  for (int64_t i = 0; i < inputs; ++i) hessian.values[static_cast<size_t>(i * inputs + i)] = 1;
+  return hessian;
 }
 
 inline std::vector<double> row_errors(const PackedTensor& packed, const std::vector<float>& weights,
-                                      const SecondMoments& moments) {
+                                      const Hessian& hessian) {
   std::vector<float> values(weights.size());
   dequantize(packed, {values.data(), packed.shape});
-  return output_error(view(weights, packed.shape), view(values, packed.shape), moments);
+  return output_error(view(weights, packed.shape), view(values, packed.shape), hessian);
 }
 
 /// Output error of all rows.
-inline double error_under(const PackedTensor& packed, const std::vector<float>& weights, const SecondMoments& moments) {
-  const std::vector<double> errors = row_errors(packed, weights, moments);
+inline double error_under(const PackedTensor& packed, const std::vector<float>& weights, const Hessian& hessian) {
+  const std::vector<double> errors = row_errors(packed, weights, hessian);
   return std::accumulate(errors.begin(), errors.end(), 0.0);
 }
 

@@ -1,4 +1,4 @@
-#include "engine/quant/second_moments.h"
+#include "engine/quant/hessian.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,46 +13,46 @@ constexpr int64_t rows_at_once = 512;
 
 int64_t checked(int64_t inputs) {
   if (inputs < 1 || inputs > most_inputs)
-    fail<ShapeError>("second moments of {} inputs; supported: 1 to {}", inputs, most_inputs);
+    fail<ShapeError>("Hessian of {} inputs; supported: 1 to {}", inputs, most_inputs);
   return inputs;
 }
 
-SecondMoments zeros(int64_t inputs) {
+Hessian zeros(int64_t inputs) {
   return {.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
 }
 
-void mirror_upper_triangle(SecondMoments& moments) {
-  const int64_t n = moments.inputs;
+void mirror_upper_triangle(Hessian& hessian) {
+  const int64_t n = hessian.inputs;
 #pragma omp parallel for schedule(dynamic, 16)
   for (int64_t i = 1; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) moments.values[static_cast<size_t>(i * n + j)] = moments.at(j, i);
+    for (int64_t j = 0; j < i; ++j) hessian.values[static_cast<size_t>(i * n + j)] = hessian.at(j, i);
 }
 
 /// Rounding of the sums may lift a product a little above the bound that exact ones keep.
 constexpr double rounding_margin = 1e-3;
 
-/// Whether row i of the upper triangle can be second moments.
-bool is_possible(const SecondMoments& moments, int64_t i) {
-  const double square = static_cast<double>(moments.at(i, i));
+/// Whether row i of the upper triangle can be of a Hessian.
+bool is_possible(const Hessian& hessian, int64_t i) {
+  const double square = static_cast<double>(hessian.at(i, i));
   if (!(square >= 0) || !std::isfinite(square)) return false;
-  for (int64_t j = i + 1; j < moments.inputs; ++j) {
-    const double product = static_cast<double>(moments.at(i, j));
-    if (!(product * product <= square * static_cast<double>(moments.at(j, j)) * (1 + rounding_margin))) return false;
+  for (int64_t j = i + 1; j < hessian.inputs; ++j) {
+    const double product = static_cast<double>(hessian.at(i, j));
+    if (!(product * product <= square * static_cast<double>(hessian.at(j, j)) * (1 + rounding_margin))) return false;
   }
   return true;
 }
 
 }  // namespace
 
-std::vector<float> SecondMoments::diagonal() const {
+std::vector<float> Hessian::diagonal() const {
   std::vector<float> squares;
   for (int64_t i = 0; i < inputs; ++i) squares.push_back(at(i, i));
   return squares;
 }
 
-MomentAccumulator::MomentAccumulator(int64_t inputs) : sum_(zeros(checked(inputs))) {}
+HessianAccumulator::HessianAccumulator(int64_t inputs) : sum_(zeros(checked(inputs))) {}
 
-void MomentAccumulator::add(TensorView<const float> rows) {
+void HessianAccumulator::add(TensorView<const float> rows) {
   expect_shape(rows.shape(), {rows.size(0), sum_.inputs}, "rows of a layer's inputs");
   rows_ += rows.size(0);
   if (waiting_.empty() && rows.size(0) >= rows_at_once) return add_product(rows);
@@ -63,12 +63,12 @@ void MomentAccumulator::add(TensorView<const float> rows) {
   waiting_.clear();
 }
 
-void MomentAccumulator::add_product(TensorView<const float> rows) {
+void HessianAccumulator::add_product(TensorView<const float> rows) {
   blas::add_gram_matrix(sum_.values.data(), rows.data(), rows.size(0), sum_.inputs);
 }
 
-SecondMoments MomentAccumulator::finish() && {
-  if (rows_ == 0) throw Error("second moments of no rows at all");
+Hessian HessianAccumulator::finish() && {
+  if (rows_ == 0) throw Error("Hessian of no rows at all");
   add_product({waiting_.data(), {static_cast<int64_t>(waiting_.size()) / sum_.inputs, sum_.inputs}});
   const auto count = static_cast<float>(rows_);
 #pragma omp parallel for
@@ -78,38 +78,38 @@ SecondMoments MomentAccumulator::finish() && {
   return std::move(sum_);
 }
 
-std::vector<float> upper_triangle(const SecondMoments& moments) {
-  const int64_t n = moments.inputs;
+std::vector<float> upper_triangle(const Hessian& hessian) {
+  const int64_t n = hessian.inputs;
   std::vector<float> values;
   values.reserve(static_cast<size_t>(n * (n + 1) / 2));
   for (int64_t i = 0; i < n; ++i)
-    values.insert(values.end(), moments.values.begin() + i * n + i, moments.values.begin() + (i + 1) * n);
+    values.insert(values.end(), hessian.values.begin() + i * n + i, hessian.values.begin() + (i + 1) * n);
   return values;
 }
 
-SecondMoments from_upper_triangle(std::span<const float> values, int64_t inputs) {
+Hessian from_upper_triangle(std::span<const float> values, int64_t inputs) {
   const int64_t n = checked(inputs);
   if (static_cast<int64_t>(values.size()) != n * (n + 1) / 2)
-    fail<FormatError>("expected {} second moments of {} inputs, got {}", n * (n + 1) / 2, n, values.size());
-  SecondMoments moments = zeros(n);
+    fail<FormatError>("expected {} values of the Hessian of {} inputs, got {}", n * (n + 1) / 2, n, values.size());
+  Hessian hessian = zeros(n);
   const float* next = values.data();
-  for (int64_t i = 0; i < n; next += n - i, ++i) std::copy_n(next, n - i, moments.values.begin() + i * n + i);
+  for (int64_t i = 0; i < n; next += n - i, ++i) std::copy_n(next, n - i, hessian.values.begin() + i * n + i);
 
   int64_t first_wrong = n;
 #pragma omp parallel for schedule(dynamic, 16) reduction(min : first_wrong)
   for (int64_t i = 0; i < n; ++i)
-    if (!is_possible(moments, i)) first_wrong = std::min(first_wrong, i);
-  if (first_wrong < n) fail<FormatError>("row {} holds values that no second moments have", first_wrong);
-  mirror_upper_triangle(moments);
-  return moments;
+    if (!is_possible(hessian, i)) first_wrong = std::min(first_wrong, i);
+  if (first_wrong < n) fail<FormatError>("row {} holds values that no Hessian has", first_wrong);
+  mirror_upper_triangle(hessian);
+  return hessian;
 }
 
 std::vector<double> output_error(TensorView<const float> weights, TensorView<const float> rounded,
-                                 const SecondMoments& moments) {
+                                 const Hessian& hessian) {
   expect_shape(rounded.shape(), weights.shape(), "rounded weights");
-  const int64_t n = moments.inputs;
+  const int64_t n = hessian.inputs;
   if (weights.shape().inner_elements() != n)
-    fail<ShapeError>("weights {} and second moments of {} inputs", to_string(weights.shape()), n);
+    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(weights.shape()), n);
   std::vector<double> errors(static_cast<size_t>(weights.size(0)));
 #pragma omp parallel for
   for (int64_t row = 0; row < weights.size(0); ++row) {
@@ -119,7 +119,7 @@ std::vector<double> output_error(TensorView<const float> weights, TensorView<con
     double error = 0;
     for (int64_t i = 0; i < n; ++i) {
       double product = 0;
-      for (int64_t j = 0; j < n; ++j) product += static_cast<double>(moments.at(i, j)) * difference(j);
+      for (int64_t j = 0; j < n; ++j) product += static_cast<double>(hessian.at(i, j)) * difference(j);
       error += difference(i) * product;
     }
     errors[static_cast<size_t>(row)] = error;

@@ -1,4 +1,4 @@
-#include "engine/quant/second_moments.h"
+#include "engine/quant/hessian.h"
 
 #include <gtest/gtest.h>
 
@@ -17,16 +17,16 @@ std::vector<float> random_rows(int64_t count, uint64_t seed) {
   return rows;
 }
 
-TEST(SecondMoments, AreTheMeanProductsWhateverTheBatches) {
+TEST(Hessian, AreTheMeanProductsWhateverTheBatches) {
   for (const int64_t inputs : {1, 3, 64, 129}) {
     const int64_t rows = 1950;
     const std::vector<float> x = random_rows(rows * inputs, 1);
-    MomentAccumulator accumulator(inputs);
+    HessianAccumulator accumulator(inputs);
     for (const auto& [first, count] :
          {std::pair<int64_t, int64_t>{0, 7}, {7, 0}, {7, 1}, {8, 42}, {50, 700}, {750, 600}, {1350, 550}, {1900, 50}})
       accumulator.add({x.data() + first * inputs, {count, inputs}});
     EXPECT_EQ(accumulator.rows(), rows);
-    const SecondMoments moments = std::move(accumulator).finish();
+    const Hessian hessian = std::move(accumulator).finish();
     for (int64_t i = 0; i < inputs; ++i)
       for (int64_t j = 0; j < inputs; ++j) {
         double expected = 0;
@@ -34,33 +34,33 @@ TEST(SecondMoments, AreTheMeanProductsWhateverTheBatches) {
           expected += static_cast<double>(x[static_cast<size_t>(row * inputs + i)]) *
                       static_cast<double>(x[static_cast<size_t>(row * inputs + j)]) / static_cast<double>(rows);
         // Products of less than 1, summed in float32 and divided by their number.
-        ASSERT_NEAR(moments.at(i, j), expected, 50 * 0x1p-24) << i << ", " << j;
-        ASSERT_EQ(moments.at(i, j), moments.at(j, i));
+        ASSERT_NEAR(hessian.at(i, j), expected, 50 * 0x1p-24) << i << ", " << j;
+        ASSERT_EQ(hessian.at(i, j), hessian.at(j, i));
       }
   }
 }
 
-TEST(SecondMoments, RefuseRowsOfAnotherLengthAndNoRows) {
-  MomentAccumulator accumulator(3);
+TEST(Hessian, RefuseRowsOfAnotherLengthAndNoRows) {
+  HessianAccumulator accumulator(3);
   const std::vector<float> x(8);
   EXPECT_THROW(accumulator.add({x.data(), {2, 4}}), ShapeError);
   EXPECT_THROW(std::move(accumulator).finish(), Error);
-  EXPECT_THROW(MomentAccumulator(0), ShapeError);
-  EXPECT_THROW(MomentAccumulator(int64_t{1} << 40), ShapeError);
+  EXPECT_THROW(HessianAccumulator(0), ShapeError);
+  EXPECT_THROW(HessianAccumulator(int64_t{1} << 40), ShapeError);
 }
 
-TEST(SecondMoments, RoundTripThroughTheirTriangle) {
-  MomentAccumulator accumulator(37);
+TEST(Hessian, RoundTripThroughTheirTriangle) {
+  HessianAccumulator accumulator(37);
   const std::vector<float> x = random_rows(37 * 20, 2);
   accumulator.add({x.data(), {20, 37}});
-  const SecondMoments moments = std::move(accumulator).finish();
-  const std::vector<float> triangle = upper_triangle(moments);
+  const Hessian hessian = std::move(accumulator).finish();
+  const std::vector<float> triangle = upper_triangle(hessian);
   EXPECT_EQ(triangle.size(), 37U * 38 / 2);
-  EXPECT_EQ(from_upper_triangle(triangle, 37).values, moments.values);
-  EXPECT_EQ(moments.diagonal()[5], moments.at(5, 5));
+  EXPECT_EQ(from_upper_triangle(triangle, 37).values, hessian.values);
+  EXPECT_EQ(hessian.diagonal()[5], hessian.at(5, 5));
 }
 
-TEST(SecondMoments, OfAFileAreChecked) {
+TEST(Hessian, OfAFileAreChecked) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
   EXPECT_NO_THROW(from_upper_triangle(std::vector<float>{1, 2, 4}, 2)) << "two inputs, one twice the other";
@@ -77,7 +77,7 @@ TEST(OutputError, IsTheMeanSquaredErrorOfTheOutputs) {
   const std::vector<float> x = random_rows(rows * inputs, 3), w = random_rows(outputs * inputs, 4);
   std::vector<float> v = w;
   for (float& value : v) value = std::round(4 * value) / 4;
-  MomentAccumulator accumulator(inputs);
+  HessianAccumulator accumulator(inputs);
   accumulator.add({x.data(), {rows, inputs}});
   const auto errors =
       output_error({w.data(), {outputs, inputs}}, {v.data(), {outputs, inputs}}, std::move(accumulator).finish());

@@ -3,16 +3,16 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/quant/second_moments.h"
+#include "engine/quant/hessian.h"
 
 namespace nibblenet {
 
 /// In which order weights of an output channel are rounded: as stored, or those of the largest inputs first.
 enum class ColumnOrder : uint8_t { natural, diagonal };
 
-/// What GPTQ needs of a layer's second moments H: R with H + damping I = R R^T. It depends on the order
+/// What GPTQ needs of a layer's Hessian H: R with H + damping I = R R^T. It depends on the order
 /// of rounding but on no scheme, so that one serves all the ways in which a layer may be stored.
-struct MomentFactor {
+struct HessianFactor {
   int64_t inputs = 0;            ///< D, dead ones and all
   std::vector<int64_t> columns;  ///< live inputs in the order of rounding; those that were 0 throughout are left out
   double mean_square = 0;        ///< of the live inputs: the mean of H's diagonal
@@ -28,6 +28,6 @@ struct MomentFactor {
 
 /// H gets 1 % of its mean diagonal added to the diagonal, ten times as much for as long as it is not positive definite.
 /// Without live inputs `columns` is empty. Throws Error when no damping helps.
-MomentFactor factorize(const SecondMoments& moments, ColumnOrder order);
+HessianFactor factorize(const Hessian& hessian, ColumnOrder order);
 
 }  // namespace nibblenet
