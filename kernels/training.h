@@ -47,7 +47,7 @@ struct RoundingRule {
   GroupMap groups;                ///< of any granularity but `sorted`
   Codebook codebook;              ///< without zero points
   TensorView<const float> steps;  ///< [groups] scale / scale_to, in the backend's memory
-  bool by_code = false;           ///< the codes stay: `latent` holds them, as numbers, in place of weights
+  bool by_code = false;           ///< the codes stay: `master` holds them, as numbers, in place of weights
 };
 
 /// The operations of a backward pass and of SGD. A backend that trains implements this beside
@@ -124,11 +124,11 @@ class Training {
     if (store.overflow.data() != nullptr) find_overflow(store.overflow, dx);
   }
 
-  /// values = latent[K, ...] rounded: with x = latent / step of its group, the codebook value nearest
+  /// values = master[K, ...] rounded: with x = master / step of its group, the codebook value nearest
   /// to x, times step. These are the bits that packing by this rule and decoding give. A group whose
-  /// step is 0 holds zeros. With rule.by_code: the codebook value of code latent, times step.
-  virtual void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) = 0;
-  /// dweights, in place, from dL/dvalues of round_weights to dL/dlatent as a straight-through estimate:
+  /// step is 0 holds zeros. With rule.by_code: the codebook value of code master, times step.
+  virtual void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) = 0;
+  /// dweights, in place, from dL/dvalues of round_weights to dL/dmaster as a straight-through estimate:
   /// it is kept where x lies in the codebook's range, and outside it where a step against the gradient
   /// leads back towards the range; else it becomes 0.
   /// dsteps[groups] = sum of dweights (value - x), with the value alone outside the range (LSQ, Esser
@@ -136,7 +136,7 @@ class Training {
   /// code (Han 2016); it may be empty. Groups whose step is 0 get no gradients.
   /// With rule.by_code, dsteps = sum of dweights value, and dweights stays.
   virtual void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                                      TensorView<const float> latent, const RoundingRule& rule) = 0;
+                                      TensorView<const float> master, const RoundingRule& rule) = 0;
 };
 
 }  // namespace nibblenet

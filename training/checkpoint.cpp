@@ -27,7 +27,7 @@ namespace {
 constexpr const char* options_key = "training_options";
 constexpr const char* position_key = "training_position";
 constexpr std::string_view momentum_prefix = "momentum.";
-constexpr std::string_view latent_prefix = "latent.";
+constexpr std::string_view master_prefix = "latent.";
 
 template <class T>
 T from_json(const std::string& text, std::string_view what) {
@@ -59,14 +59,14 @@ StateDict take_from_under(std::string_view prefix, StateDict& from) {
 }
 
 /// The float network that training in packed form goes on from: weights before rounding where there are any, else
-/// dequantized. Leaves the rest in `latents`.
-StateDict unrounded(const StateDict& packed, StateDict& latents) {
+/// dequantized. Leaves the rest in `masters`.
+StateDict unrounded(const StateDict& packed, StateDict& masters) {
   StateDict parameters = dequantized(packed);
   for (Parameter& parameter : parameters.parameters) {
-    Parameter* latent = latents.find(parameter.name);
-    if (latent == nullptr) continue;
-    expect_shape(latent->shape(), parameter.shape(), "weights before rounding of " + parameter.name);
-    parameter.value = std::move(latent->values());
+    Parameter* master = masters.find(parameter.name);
+    if (master == nullptr) continue;
+    expect_shape(master->shape(), parameter.shape(), "weights before rounding of " + parameter.name);
+    parameter.value = std::move(master->values());
   }
   return parameters;
 }
@@ -118,9 +118,9 @@ TrainingOptions training_options_from_json(const std::string& text) {
 }
 
 void Trainer::save_checkpoint(const std::filesystem::path& path) const {
-  StateDict dict = model(), latents, momenta;
-  parameters_.save(latents, momenta);
-  add_under(latent_prefix, dict, std::move(latents));
+  StateDict dict = model(), masters, momenta;
+  parameters_.save(masters, momenta);
+  add_under(master_prefix, dict, std::move(masters));
   add_under(momentum_prefix, dict, std::move(momenta));
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
@@ -136,14 +136,14 @@ void Trainer::restore(const Checkpoint& checkpoint) {
   for (const double sparsity : position.start_sparsity)
     if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
   if (!is_loss_scale(position.loss_scale)) fail<FormatError>("the checkpoint's loss scale makes no sense");
-  parameters_.restore(checkpoint.latents, checkpoint.momenta);
+  parameters_.restore(checkpoint.masters, checkpoint.momenta);
   position_ = position;
 }
 
 bool drop_training_state(StateDict& dict) {
   if (!dict.metadata.contains(position_key)) return false;
   take_from_under(momentum_prefix, dict);
-  take_from_under(latent_prefix, dict);
+  take_from_under(master_prefix, dict);
   dict.metadata.erase(position_key);
   return true;
 }
@@ -156,12 +156,12 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
   checkpoint.options = training_options_from_json(dict.metadata[options_key]);
   checkpoint.position = from_json<TrainingPosition>(dict.metadata[position_key], "the checkpoint's position");
   checkpoint.momenta = take_from_under(momentum_prefix, dict);
-  checkpoint.latents = take_from_under(latent_prefix, dict);
+  checkpoint.masters = take_from_under(master_prefix, dict);
   if (!dict.packed()) {
     checkpoint.parameters = std::move(dict);
     return checkpoint;
   }
-  checkpoint.parameters = unrounded(dict, checkpoint.latents);
+  checkpoint.parameters = unrounded(dict, checkpoint.masters);
   checkpoint.packed = std::move(dict);
   return checkpoint;
 }

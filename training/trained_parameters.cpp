@@ -56,9 +56,9 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
     if (learned_ == Learned::scales) {
       trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(), weight_name(layer));
     } else {
-      const std::vector<float> latent = weights_on_host(*trained);
+      const std::vector<float> master = weights_on_host(*trained);
       trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
-                                                             TensorView<const float>(latent.data(), layer.spec.weight),
+                                                             TensorView<const float>(master.data(), layer.spec.weight),
                                                              keep_zeros, weight_name(layer));
     }
     round(*trained);
@@ -108,7 +108,7 @@ void TrainedParameters::update_scales(Trained& trained, TensorView<float> dw, Te
 }
 
 TensorView<float> TrainedParameters::weights_of(const Trained& trained) const {
-  return trained.quantized ? trained.quantized->latent() : layer_of(trained).weight->values();
+  return trained.quantized ? trained.quantized->master() : layer_of(trained).weight->values();
 }
 
 std::vector<float> TrainedParameters::weights_on_host(const Trained& trained) const {
@@ -195,7 +195,7 @@ StateDict TrainedParameters::model() const {
   return model;
 }
 
-void TrainedParameters::save(StateDict& latents, StateDict& momenta) const {
+void TrainedParameters::save(StateDict& masters, StateDict& momenta) const {
   Backend& backend = network_.backend();
   for (const Trained& trained : trained_) {
     const Layer& layer = layer_of(trained);
@@ -205,11 +205,11 @@ void TrainedParameters::save(StateDict& latents, StateDict& momenta) const {
       momenta.parameters.push_back(read_back(backend, weight_name(layer), trained.weight_momentum.view()));
       momenta.parameters.push_back(read_back(backend, bias_name(layer), trained.bias_momentum.view()));
     }
-    if (trained.quantized) trained.quantized->save(latents, momenta);
+    if (trained.quantized) trained.quantized->save(masters, momenta);
   }
 }
 
-void TrainedParameters::restore(const StateDict& latents, const StateDict& momenta) {
+void TrainedParameters::restore(const StateDict& masters, const StateDict& momenta) {
   for (Trained& trained : trained_) {
     const Layer& layer = layer_of(trained);
     if (learned_ == Learned::scales) {
@@ -219,7 +219,7 @@ void TrainedParameters::restore(const StateDict& latents, const StateDict& momen
       load(network_.backend(), trained.bias_momentum, momenta, bias_name(layer));
     }
     if (!trained.quantized) continue;
-    trained.quantized->restore(latents, momenta);
+    trained.quantized->restore(masters, momenta);
     round(trained);
   }
 }

@@ -19,7 +19,7 @@ struct LayerSparsity {
 
 /// What training moves.
 enum class Learned : uint8_t {
-  everything,  ///< by SGD; in packed form the latent weights, and with them the codes, scales and codebooks
+  everything,  ///< by SGD; in packed form the master weights, and with them the codes, scales and codebooks
   scales,      ///< in packed form, by Adam: scales, codebooks and biases; the codes stay
 };
 
@@ -50,9 +50,9 @@ class TrainedParameters {
   /// A copy of all parameters of the network in host memory, packed where they are.
   StateDict model() const;
   /// Adds what is needed beside model() to go on with the same bits.
-  void save(StateDict& latents, StateDict& momenta) const;
+  void save(StateDict& masters, StateDict& momenta) const;
   /// Throws FormatError or ShapeError for tensors that are missing or do not fit.
-  void restore(const StateDict& latents, const StateDict& momenta);
+  void restore(const StateDict& masters, const StateDict& momenta);
 
  private:
   struct Trained {

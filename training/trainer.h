@@ -79,7 +79,7 @@ struct TrainingPosition {
 struct Checkpoint {
   StateDict parameters;  ///< in float32: of what trains in packed form, the weights before rounding
   StateDict packed;      ///< all parameters as model() gives them; empty for a run in float32
-  StateDict latents;     ///< what else is rounded, by name
+  StateDict masters;     ///< what else is rounded, by name
   StateDict momenta;     ///< under the names of what they belong to
   TrainingOptions options;
   TrainingPosition position;

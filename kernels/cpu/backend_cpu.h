@@ -56,9 +56,9 @@ class CpuBackend final : public Backend, public Training {
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
   void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
-  void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) override;
+  void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override;
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                              TensorView<const float> latent, const RoundingRule& rule) override;
+                              TensorView<const float> master, const RoundingRule& rule) override;
 
  private:
   void* do_allocate(size_t bytes) override;

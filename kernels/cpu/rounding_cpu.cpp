@@ -40,7 +40,7 @@ struct Ladder {
 
 constexpr int64_t stretch = 512;
 
-/// Of a run of weights: x = latent / step, the nearest value, and its rank.
+/// Of a run of weights: x = master / step, the nearest value, and its rank.
 struct Nearest {
   alignas(64) float x[stretch];
   alignas(64) float value[stretch];
@@ -75,10 +75,10 @@ NIBBLENET_INLINE void search(Nearest& nearest, int64_t count, const Ladder& ladd
   }
 }
 
-NIBBLENET_INLINE void find_nearest(Nearest& nearest, const float* latent, int64_t count, float step,
+NIBBLENET_INLINE void find_nearest(Nearest& nearest, const float* master, int64_t count, float step,
                                    const Ladder& ladder) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) nearest.x[i] = latent[i] / step;
+  for (int64_t i = 0; i < count; ++i) nearest.x[i] = master[i] / step;
   if (ladder.count <= 4) return climb(nearest, count, ladder, std::make_index_sequence<3>());
   if (ladder.count <= 8) return climb(nearest, count, ladder, std::make_index_sequence<7>());
   if (ladder.count <= 16) return climb(nearest, count, ladder, std::make_index_sequence<15>());
@@ -87,7 +87,7 @@ NIBBLENET_INLINE void find_nearest(Nearest& nearest, const float* latent, int64_
 
 /// A run of weights that share one step, which is not 0.
 struct Run {
-  const float* latent;
+  const float* master;
   int64_t count;
   float step;
 };
@@ -96,7 +96,7 @@ NIBBLENET_INLINE void round_run(float* out, const Run& run, const Ladder& ladder
   Nearest nearest;
   for (int64_t begin = 0; begin < run.count; begin += stretch) {
     const int64_t count = std::min(stretch, run.count - begin);
-    find_nearest(nearest, run.latent + begin, count, run.step, ladder);
+    find_nearest(nearest, run.master + begin, count, run.step, ladder);
     float* to = out + begin;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) to[i] = reconstruct(nearest.value[i], 0.0F, run.step);
@@ -122,7 +122,7 @@ NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run&
   float dstep = 0;
   for (int64_t begin = 0; begin < run.count; begin += stretch) {
     const int64_t count = std::min(stretch, run.count - begin);
-    find_nearest(nearest, run.latent + begin, count, step, ladder);
+    find_nearest(nearest, run.master + begin, count, step, ladder);
     float* d = dweights + begin;
     if (sums != nullptr) add_by_value(*sums, nearest, d, count);
     float sum = 0;
@@ -141,7 +141,7 @@ NIBBLENET_INLINE float run_backward(float* dweights, ValueSums* sums, const Run&
 
 void round_codes(float* out, const Run& run, const float* values) {
   for (int64_t i = 0; i < run.count; ++i)
-    out[i] = reconstruct(values[static_cast<size_t>(run.latent[i])], 0.0F, run.step);
+    out[i] = reconstruct(values[static_cast<size_t>(run.master[i])], 0.0F, run.step);
 }
 
 /// run_backward for fixed codes; sums are by code.
@@ -150,7 +150,7 @@ float codes_backward(const float* dweights, ValueSums* sums, const Run& run, con
   ValueSums& by_code = sums != nullptr ? *sums : unused;
   double dstep = 0;
   for (int64_t i = 0; i < run.count; ++i) {
-    const auto code = static_cast<size_t>(run.latent[i]);
+    const auto code = static_cast<size_t>(run.master[i]);
     by_code[static_cast<size_t>(i % 4)][code] += dweights[i];
     dstep += static_cast<double>(dweights[i] * values[code]);
   }
@@ -215,26 +215,26 @@ struct Chunks {
 
 /// Calls use(run, group, index of its first weight) for every run of one chunk.
 template <class Use>
-void for_each_run(const Chunks& chunks, int64_t chunk, TensorView<const float> latent, const RoundingRule& rule,
+void for_each_run(const Chunks& chunks, int64_t chunk, TensorView<const float> master, const RoundingRule& rule,
                   Use use) {
   const GroupMap& map = rule.groups;
   for (int64_t channel = chunks.begin(chunk); channel < chunks.end(chunk); ++channel)
     for (int64_t k = 0; k < map.channel_elements;) {
       const int64_t group = map.group(channel, k), count = map.run(k), index = channel * map.channel_elements + k;
-      use(Run{latent.data() + index, count, rule.steps[group]}, group, index);
+      use(Run{master.data() + index, count, rule.steps[group]}, group, index);
       k += count;
     }
 }
 
 }  // namespace
 
-void CpuBackend::round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) {
+void CpuBackend::round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) {
   const Ladder ladder(rule.codebook);
-  const Chunks chunks(latent.size(0), rule.groups);
+  const Chunks chunks(master.size(0), rule.groups);
   auto* const round = best_round_run();
 #pragma omp parallel for schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
-    for_each_run(chunks, chunk, latent, rule, [&](const Run& run, int64_t, int64_t index) {
+    for_each_run(chunks, chunk, master, rule, [&](const Run& run, int64_t, int64_t index) {
       float* out = values.data() + index;
       if (rule.by_code)
         round_codes(out, run, rule.codebook.values.data());
@@ -246,10 +246,10 @@ void CpuBackend::round_weights(TensorView<float> values, TensorView<const float>
 }
 
 void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps,
-                                        TensorView<float> dcodebook, TensorView<const float> latent,
+                                        TensorView<float> dcodebook, TensorView<const float> master,
                                         const RoundingRule& rule) {
   const Ladder ladder(rule.codebook);
-  const Chunks chunks(latent.size(0), rule.groups);
+  const Chunks chunks(master.size(0), rule.groups);
   auto* const backward = best_backward();
   const bool one_group = rule.groups.groups == 1, learns_values = dcodebook.data() != nullptr;
   // Entries of the sums over values: by code, or by rank among the thresholds.
@@ -260,7 +260,7 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
 #pragma omp parallel for schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     ValueSums sums{};
-    for_each_run(chunks, chunk, latent, rule, [&](const Run& run, int64_t group, int64_t index) {
+    for_each_run(chunks, chunk, master, rule, [&](const Run& run, int64_t group, int64_t index) {
       float* d = dweights.data() + index;
       if (run.step == 0) {
         std::fill_n(d, run.count, 0.0F);

@@ -283,14 +283,14 @@ void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) 
   cuda::find_overflow(found, x, stream_);
 }
 
-void CudaBackend::round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) {
-  cuda::round_weights(values, latent, rule, stream_);
+void CudaBackend::round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) {
+  cuda::round_weights(values, master, rule, stream_);
 }
 
 void CudaBackend::round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps,
-                                         TensorView<float> dcodebook, TensorView<const float> latent,
+                                         TensorView<float> dcodebook, TensorView<const float> master,
                                          const RoundingRule& rule) {
-  cuda::round_weights_backward(dweights, dsteps, dcodebook, latent, rule, *this, stream_);
+  cuda::round_weights_backward(dweights, dsteps, dcodebook, master, rule, *this, stream_);
 }
 
 void* CudaBackend::do_allocate(size_t bytes) { return bytes == 0 ? nullptr : device_.allocate(bytes); }

@@ -87,9 +87,9 @@ class CudaBackend : public Backend, public Training, private Workspace {
   bool linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
                             SgdParameters parameters) override;
   void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
-  void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule) override;
+  void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override;
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                              TensorView<const float> latent, const RoundingRule& rule) override;
+                              TensorView<const float> master, const RoundingRule& rule) override;
 
  protected:
   /// Recordings that were made before have to be made again.

@@ -48,9 +48,9 @@ struct Gradients {
 };
 
 /// Without the codebook's gradient unless `learns_values`.
-Gradients backward(Backend& backend, const Rule& rule, const Values& latent, const Values& dvalues,
+Gradients backward(Backend& backend, const Rule& rule, const Values& master, const Values& dvalues,
                    bool learns_values = true) {
-  const Tensor<float> weights = on(backend, latent);
+  const Tensor<float> weights = on(backend, master);
   Gradients gradients{dvalues, {}, {}};
   Tensor<float> dweights = on(backend, dvalues);
   const auto run = [&](TensorView<float> dsteps, TensorView<float> dcodebook) {
@@ -69,20 +69,20 @@ struct Expected {
   Values weights;
   std::vector<double> steps, codebook = std::vector<double>(256);
 
-  Expected(const PackedTensor& packed, const Values& latent, const Values& dvalues)
-      : weights(latent.shape), steps(static_cast<size_t>(packed.groups())) {
+  Expected(const PackedTensor& packed, const Values& master, const Values& dvalues)
+      : weights(master.shape), steps(static_cast<size_t>(packed.groups())) {
     const Codebook codebook_used = codebook_of(packed);
     const GroupMap map = make_group_map(packed.scheme.granularity, packed.shape);
     const Values all_steps = steps_of(packed);
     const auto value_of = [&](int rank) {
       return codebook_used.values[codebook_used.ordered_codes[static_cast<size_t>(rank)]];
     };
-    for (int64_t i = 0; i < latent.shape.elements(); ++i) {
+    for (int64_t i = 0; i < master.shape.elements(); ++i) {
       const auto at = static_cast<size_t>(i);
       const auto group = static_cast<size_t>(map.group(i / map.channel_elements, i % map.channel_elements));
       const float step = all_steps.data[group];
       if (step == 0) continue;
-      const float x = latent.data[at] / step, d = dvalues.data[at];
+      const float x = master.data[at] / step, d = dvalues.data[at];
       const uint8_t code = encode(codebook_used, x);
       const bool above = x > value_of(codebook_used.count - 1), below = x < value_of(0);
       const bool returns = above ? d * step > 0 : d * step < 0;
@@ -124,9 +124,9 @@ TEST_P(RoundWeights, GivesTheBitsOfPackingAndDecoding) {
       for (size_t i = 0; i < weights.data.size(); i += 5) weights.data[i] = i % 2 == 0 ? 0.5F : 0.0F;  // ties
       const PackedTensor packed = quantize(weights.view(), scheme, "w");
       const Rule rule(*backend_, packed);
-      const Tensor<float> latent = on(*backend_, weights);
+      const Tensor<float> master = on(*backend_, weights);
       const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
-        backend_->training().round_weights(y, latent.view(), rule.rule);
+        backend_->training().round_weights(y, master.view(), rule.rule);
       });
       EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
     }
@@ -141,9 +141,9 @@ TEST_P(RoundWeights, GroupsOfZerosStayZerosWithoutGradients) {
     std::fill_n(weights.data.begin(), 80, 0.0F);
     const PackedTensor packed = quantize(weights.view(), scheme, "w");
     const Rule rule(*backend_, packed);
-    const Tensor<float> latent = on(*backend_, weights);
+    const Tensor<float> master = on(*backend_, weights);
     const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
-      backend_->training().round_weights(y, latent.view(), rule.rule);
+      backend_->training().round_weights(y, master.view(), rule.rule);
     });
     EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
     if (scheme.granularity.kind != Granularity::Kind::channel) continue;
@@ -162,12 +162,12 @@ TEST_P(RoundWeights, GradientsFollowTheirDefinition) {
     for (const Scheme& scheme : schemes()) {
       SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
       const PackedTensor packed = quantized(shape, scheme, 3);
-      Values latent = uniform(shape, 6);  // other weights: some lie outside of the range, either way
-      for (float& weight : latent.data) weight *= 1.5F;
+      Values master = uniform(shape, 6);  // other weights: some lie outside of the range, either way
+      for (float& weight : master.data) weight *= 1.5F;
       const Values dvalues = uniform(shape, 7);
       const bool learns_values = scheme.granularity.kind == Granularity::Kind::channel;
-      const Gradients actual = backward(*backend_, Rule(*backend_, packed), latent, dvalues, learns_values);
-      const Expected expected(packed, latent, dvalues);
+      const Gradients actual = backward(*backend_, Rule(*backend_, packed), master, dvalues, learns_values);
+      const Expected expected(packed, master, dvalues);
       EXPECT_EQ(actual.weights, expected.weights);
       const double largest = 2 * static_cast<double>(codebook_of(packed).scale_to) + 3;
       expect_near(actual.steps, expected.steps, shape.elements(), largest);
@@ -194,9 +194,9 @@ TEST_P(RoundWeights, CodesThatStayKeepTheirValuesAndTheirGradients) {
       Rule rule(*backend_, packed);
       rule.rule.by_code = true;
       const Values codes = codes_of(packed), dvalues = uniform(shape, 7);
-      const Tensor<float> latent = on(*backend_, codes);
+      const Tensor<float> master = on(*backend_, codes);
       const Values rounded = output_of(*backend_, shape, [&](TensorView<float> y) {
-        backend_->training().round_weights(y, latent.view(), rule.rule);
+        backend_->training().round_weights(y, master.view(), rule.rule);
       });
       EXPECT_TRUE(same_bits(rounded, dequantized(packed)));
 
@@ -234,8 +234,8 @@ TEST(RoundWeightsGradient, AgreesWithDifferences) {
   const auto backend = make_test_backend();
   const Shape shape{6, 50};
   PackedTensor packed = quantized(shape, parse_scheme("kmeans:2:channel"), 3);
-  const Values latent = dequantized(packed), dvalues = uniform(shape, 7);  // x is a value: no weight is between two
-  const Gradients gradients = backward(*backend, Rule(*backend, packed), latent, dvalues);
+  const Values master = dequantized(packed), dvalues = uniform(shape, 7);  // x is a value: no weight is between two
+  const Gradients gradients = backward(*backend, Rule(*backend, packed), master, dvalues);
   const auto loss = [&] {
     const Values values = dequantized(packed);
     double sum = 0;
@@ -251,20 +251,20 @@ TEST(RoundWeightsGradient, AgreesWithDifferences) {
   }
 }
 
-/// L = sum of dvalues * round(x) * step with x = latent / step taken for linear inside of the range, as LSQ does: there
+/// L = sum of dvalues * round(x) * step with x = master / step taken for linear inside of the range, as LSQ does: there
 /// the derivative of round(x) * step by step is round(x) - x, and outside of it the outermost value.
 TEST(RoundWeightsGradient, OfAStepIsTheRoundingErrorInsideAndTheExtremeOutside) {
   const auto backend = make_test_backend();
   PackedTensor packed = quantized({1, 4}, parse_scheme("linear:3:channel"), 3);
   const Rule rule(*backend, packed);
   const float step = packed.scale(0) / 3;
-  Values latent({1, 4}), dvalues({1, 4});
-  latent.data = {0.75F * step, -2.25F * step, 5.0F * step, -9.0F * step};
+  Values master({1, 4}), dvalues({1, 4});
+  master.data = {0.75F * step, -2.25F * step, 5.0F * step, -9.0F * step};
   const std::vector<double> derivatives = {0.25, 0.25, 3, -3};
   for (size_t i = 0; i < 4; ++i) {
     std::ranges::fill(dvalues.data, 0.0F);
     dvalues.data[i] = 2;
-    EXPECT_NEAR(static_cast<double>(backward(*backend, rule, latent, dvalues).steps.data[0]), 2 * derivatives[i], 1e-5);
+    EXPECT_NEAR(static_cast<double>(backward(*backend, rule, master, dvalues).steps.data[0]), 2 * derivatives[i], 1e-5);
   }
 }
 
@@ -272,10 +272,10 @@ TEST(RoundWeightsGradient, WeightsOutsideOfTheRangeMayOnlyReturn) {
   const auto backend = make_test_backend();
   const PackedTensor packed = quantized({1, 4}, parse_scheme("linear:2:channel"), 3);
   const float step = packed.scale(0);
-  Values latent({1, 4}), dvalues({1, 4});
-  latent.data = {2 * step, 2 * step, -2 * step, -2 * step};
+  Values master({1, 4}), dvalues({1, 4});
+  master.data = {2 * step, 2 * step, -2 * step, -2 * step};
   dvalues.data = {1, -1, 1, -1};  // a step goes the other way
-  const Values gradient = backward(*backend, Rule(*backend, packed), latent, dvalues).weights;
+  const Values gradient = backward(*backend, Rule(*backend, packed), master, dvalues).weights;
   EXPECT_EQ(gradient.data, (std::vector<float>{1, 0, 0, -1}));
 }
 

@@ -67,7 +67,7 @@ void expect_trainable(const Scheme& scheme, std::string_view name) {
         name, to_string(scheme));
 }
 
-QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> latent,
+QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master,
                                  bool keep_zeros, std::string name)
     : backend_(backend),
       training_(backend.training()),
@@ -76,14 +76,14 @@ QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, T
       groups_(make_group_map(packed.scheme.granularity, packed.shape)),
       keep_zeros_(keep_zeros),
       learns_values_(!packed.codebook.empty()),
-      latent_(backend, packed.shape, MemoryCategory::weights),
+      master_(backend, packed.shape, MemoryCategory::weights),
       values_(packed.codebook),
       value_momenta_(packed.codebook.size()),
       steps_(backend, {groups_.groups}, MemoryCategory::optimizer),
       dsteps_(backend, {groups_.groups}, MemoryCategory::gradients) {
   expect_trainable(scheme_, name_);
-  expect_shape(latent.shape(), packed.shape, name_);
-  backend.copy_from_host(latent_.data(), latent.data(), latent.span().size_bytes());
+  expect_shape(master.shape(), packed.shape, name_);
+  backend.copy_from_host(master_.data(), master.data(), master.span().size_bytes());
   for (int64_t group = 0; group < packed.groups(); ++group) scales_.push_back(packed.scale(group));
   scale_momenta_.resize(scales_.size());
   if (keep_zeros_) pin_zero(values_);
@@ -118,11 +118,11 @@ void QuantizedWeight::upload_steps() {
   backend_.copy_from_host(steps_.data(), steps.data(), steps.size() * sizeof(float));
 }
 
-void QuantizedWeight::round(TensorView<float> values) { training_.round_weights(values, latent_.view(), rule()); }
+void QuantizedWeight::round(TensorView<float> values) { training_.round_weights(values, master_.view(), rule()); }
 
 void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters) {
-  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
-  training_.sgd_step(latent_.view(), momentum, dweights, parameters);
+  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
+  training_.sgd_step(master_.view(), momentum, dweights, parameters);
 
   const std::vector<float> dsteps = to_host(backend_, dsteps_);
   if (learns_values_) update_values(to_host(backend_, dcodebook_), parameters);
@@ -131,7 +131,7 @@ void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentu
 }
 
 void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_rate, int64_t number) {
-  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(latent_).view(), rule());
+  training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
   const std::vector<float> dsteps = to_host(backend_, dsteps_);
   if (learns_values_) {
     std::vector<float> dvalues = to_host(backend_, dcodebook_);
@@ -156,7 +156,7 @@ void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_ra
 void QuantizedWeight::update_scales(std::span<const float> dsteps, const SgdParameters& parameters) {
   const Spacing spacing(codebook_);
   const auto scale_to = static_cast<double>(codebook_.scale_to);
-  const double weights = static_cast<double>(latent_.elements()) / static_cast<double>(scales_.size());
+  const double weights = static_cast<double>(master_.elements()) / static_cast<double>(scales_.size());
   const double per_unit = scale_to / spacing.unit;
   const auto factor = static_cast<float>(per_unit * per_unit / scale_to / std::sqrt(weights * spacing.levels));
   for (size_t group = 0; group < scales_.size(); ++group) {
@@ -179,7 +179,7 @@ void QuantizedWeight::update_scales(std::span<const float> dsteps, const SgdPara
 void QuantizedWeight::update_values(std::span<const float> dcodebook, const SgdParameters& parameters) {
   const double square = mean_square_step();
   if (!(square > 0)) return;
-  const double of_a_value = static_cast<double>(latent_.elements()) / static_cast<double>(values_.size());
+  const double of_a_value = static_cast<double>(master_.elements()) / static_cast<double>(values_.size());
   const auto factor = static_cast<float>(1.0 / (square * of_a_value));
   std::vector<std::pair<float, float>> moved(values_.size());  // and their momenta
   for (size_t code = 0; code < values_.size(); ++code) {
@@ -207,7 +207,7 @@ double QuantizedWeight::mean_square_step() const {
 PackedTensor QuantizedWeight::packed() const {
   PackedTensor packed;
   packed.scheme = scheme_;
-  packed.shape = latent_.shape();
+  packed.shape = master_.shape();
   packed.codebook = values_;
   const size_t bytes = scheme_.scale == ScaleType::f16 ? 2 : 4;
   packed.scales.resize(scales_.size() * bytes);
@@ -217,8 +217,8 @@ PackedTensor QuantizedWeight::packed() const {
     std::memcpy(packed.scales.data() + group * bytes, source, bytes);
   }
   if (codes_.empty()) {
-    const std::vector<float> latent = to_host(backend_, latent_);
-    encode_nearest(packed, {latent.data(), latent_.shape()});
+    const std::vector<float> master = to_host(backend_, master_);
+    encode_nearest(packed, {master.data(), master_.shape()});
   } else {
     packed.codes = codes_;
   }
@@ -226,20 +226,20 @@ PackedTensor QuantizedWeight::packed() const {
   return packed;
 }
 
-void QuantizedWeight::save(StateDict& latents, StateDict& momenta) const {
-  add_vector(latents, name_ + ".scales", scales_);
+void QuantizedWeight::save(StateDict& masters, StateDict& momenta) const {
+  add_vector(masters, name_ + ".scales", scales_);
   if (!codes_.empty()) {
     scale_adam_.save(momenta, name_ + ".scales");
     value_adam_.save(momenta, name_ + ".codebook");
     return;
   }
-  latents.parameters.push_back(read_back(backend_, name_, latent_.view()));
+  masters.parameters.push_back(read_back(backend_, name_, master_.view()));
   add_vector(momenta, name_ + ".scales", scale_momenta_);
   add_vector(momenta, name_ + ".codebook", value_momenta_);
 }
 
-void QuantizedWeight::restore(const StateDict& latents, const StateDict& momenta) {
-  load_vector(latents, name_ + ".scales", scales_);
+void QuantizedWeight::restore(const StateDict& masters, const StateDict& momenta) {
+  load_vector(masters, name_ + ".scales", scales_);
   if (codes_.empty()) {
     load_vector(momenta, name_ + ".scales", scale_momenta_);
     load_vector(momenta, name_ + ".codebook", value_momenta_);

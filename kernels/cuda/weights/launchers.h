@@ -11,9 +11,9 @@ namespace nibblenet::cuda {
 
 /// The copies in halves of a weight that trains, from its values.
 void renew_halves(WeightCuda& w, Stream& stream);
-void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule, Stream& stream);
+void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule, Stream& stream);
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                            TensorView<const float> latent, const RoundingRule& rule, Workspace& workspace,
+                            TensorView<const float> master, const RoundingRule& rule, Workspace& workspace,
                             Stream& stream);
 /// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the complement of its index.
 /// `blocks`: group of each weight, or null where `map` knows it.

@@ -24,16 +24,16 @@ struct Ends {
 };
 
 /// What a weight is rounded to: its code where codes stay, else that of the nearest value.
-__device__ __forceinline__ uint8_t code_of(const Codebook& codebook, float latent, float step, bool by_code) {
-  return by_code ? static_cast<uint8_t>(latent) : encode(codebook, latent / step);
+__device__ __forceinline__ uint8_t code_of(const Codebook& codebook, float master, float step, bool by_code) {
+  return by_code ? static_cast<uint8_t>(master) : encode(codebook, master / step);
 }
 
-/// values = (nearest value to latent / step) step. One thread a weight.
-__global__ void round_weights_kernel(float* values, const float* latent, const float* steps, GroupMap map,
+/// values = (nearest value to master / step) step. One thread a weight.
+__global__ void round_weights_kernel(float* values, const float* master, const float* steps, GroupMap map,
                                      Codebook codebook, bool by_code, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
-    const uint8_t code = step == 0.0F && !by_code ? codebook.zero_code : code_of(codebook, latent[i], step, by_code);
+    const uint8_t code = step == 0.0F && !by_code ? codebook.zero_code : code_of(codebook, master[i], step, by_code);
     values[i] = reconstruct(codebook.values[code], 0.0F, step);
   });
 }
@@ -71,7 +71,7 @@ __device__ __forceinline__ Stretch stretch_of(const GroupMap& map, int64_t local
 
 /// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its L groups: see
 /// kernels/training.h. One warp owns one part, its lanes take turns; the sum is the same on every run.
-__global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* latent, const float* steps,
+__global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* master, const float* steps,
                                               GroupMap map, Codebook codebook, bool by_code, Ends ends,
                                               int64_t local_groups, int64_t count) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
@@ -92,10 +92,10 @@ __global__ void round_weights_backward_kernel(float* dweights, float* parts, con
         continue;
       }
       if (by_code) {
-        sum += dweights[i] * codebook.values[static_cast<uint8_t>(latent[i])];
+        sum += dweights[i] * codebook.values[static_cast<uint8_t>(master[i])];
         continue;
       }
-      const float d = dweights[i], x = latent[i] / step, towards_zero = d * step;
+      const float d = dweights[i], x = master[i] / step, towards_zero = d * step;
       const bool above = x > ends.highest, below = x < ends.lowest;
       sum += d * (codebook.values[encode(codebook, x)] - (above || below ? 0.0F : x));
       if ((above && towards_zero <= 0.0F) || (below && towards_zero >= 0.0F)) dweights[i] = 0.0F;
@@ -134,7 +134,7 @@ struct WarpSums {
 
 /// parts[blocks, 256] = sums of dweights step over a block's share of the weights, for the 16 codes from
 /// 16 blockIdx.y on: a thread keeps 16 sums of its own, warps add theirs up, and the block adds up its warps.
-__global__ void value_gradients_kernel(float* parts, const float* dweights, const float* latent, const float* steps,
+__global__ void value_gradients_kernel(float* parts, const float* dweights, const float* master, const float* steps,
                                        GroupMap map, Codebook codebook, bool by_code, int64_t count) {
   WarpSums& warp_sums = shared<WarpSums>();
   float sums[codes_at_once] = {};
@@ -142,7 +142,7 @@ __global__ void value_gradients_kernel(float* parts, const float* dweights, cons
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
     if (step == 0.0F) return;
-    const int code = static_cast<int>(code_of(codebook, latent[i], step, by_code)) - first_code;
+    const int code = static_cast<int>(code_of(codebook, master[i], step, by_code)) - first_code;
     const float gradient = dweights[i] * step;
 #pragma unroll
     for (int own = 0; own < codes_at_once; ++own) sums[own] += code == own ? gradient : 0.0F;
@@ -171,16 +171,16 @@ __global__ void add_value_parts_kernel(float* dcodebook, const float* parts, int
 Work moves(int64_t weights, int operands) { return {.bytes = 4.0 * static_cast<double>(weights) * operands}; }
 
 /// Has to come first: it needs dL/dvalues, which the other kernel overwrites.
-void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweights, TensorView<const float> latent,
+void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweights, TensorView<const float> master,
                      const RoundingRule& rule, Workspace& workspace, Stream& stream) {
   const int64_t codes = int64_t{1} << rule.codebook.bits;
-  Grid grid = grid_for(latent.elements(), value_threads);
+  Grid grid = grid_for(master.elements(), value_threads);
   if (grid.blocks.x > most_value_blocks) grid.blocks.x = most_value_blocks;
   const int64_t blocks = grid.blocks.x;
   grid.blocks.y = static_cast<unsigned>((codes + codes_at_once - 1) / codes_at_once);
   float* parts = workspace.floats(static_cast<size_t>(blocks) * 256);
-  launch("value_gradients", moves(latent.elements(), 2), grid, stream, value_gradients_kernel, parts, dweights.data(),
-         latent.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, latent.elements());
+  launch("value_gradients", moves(master.elements(), 2), grid, stream, value_gradients_kernel, parts, dweights.data(),
+         master.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, master.elements());
   launch("add_value_parts", moves(blocks * codes, 1), grid_for(256), stream, add_value_parts_kernel, dcodebook.data(),
          parts, blocks, codes);
 }
@@ -189,22 +189,22 @@ void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweigh
 
 namespace cuda {
 
-void round_weights(TensorView<float> values, TensorView<const float> latent, const RoundingRule& rule, Stream& stream) {
-  launch("round_weights", moves(latent.elements(), 2), grid_for(latent.elements()), stream, round_weights_kernel,
-         values.data(), latent.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, latent.elements());
+void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule, Stream& stream) {
+  launch("round_weights", moves(master.elements(), 2), grid_for(master.elements()), stream, round_weights_kernel,
+         values.data(), master.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, master.elements());
 }
 
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                            TensorView<const float> latent, const RoundingRule& rule, Workspace& workspace,
+                            TensorView<const float> master, const RoundingRule& rule, Workspace& workspace,
                             Stream& stream) {
-  if (dcodebook.data() != nullptr) value_gradients(dcodebook, dweights, latent, rule, workspace, stream);
+  if (dcodebook.data() != nullptr) value_gradients(dcodebook, dweights, master, rule, workspace, stream);
   constexpr int64_t warps_of_block = 8;
-  const int64_t channels = latent.size(0), local_groups = groups_of_channel(rule.groups);
+  const int64_t channels = master.size(0), local_groups = groups_of_channel(rule.groups);
   const int64_t count = channels * local_groups;
   const bool spans_channels = rule.groups.channels_in_common() > 1;
   float* parts = spans_channels ? workspace.floats(static_cast<size_t>(count)) : dsteps.data();
-  launch("round_weights_backward", moves(latent.elements(), 3), grid_for(32 * count, 32 * warps_of_block), stream,
-         round_weights_backward_kernel, dweights.data(), parts, latent.data(), rule.steps.data(), rule.groups,
+  launch("round_weights_backward", moves(master.elements(), 3), grid_for(32 * count, 32 * warps_of_block), stream,
+         round_weights_backward_kernel, dweights.data(), parts, master.data(), rule.steps.data(), rule.groups,
          rule.codebook, rule.by_code, Ends(rule.codebook), local_groups, count);
   if (!spans_channels) return;
   const int64_t common = rule.groups.channels_in_common() < channels ? rule.groups.channels_in_common() : channels;

@@ -18,10 +18,10 @@ using testing::random_tensor;
 /// A weight in training with the momentum that belongs to it.
 class QuantizedWeightTest : public ::testing::Test {
  protected:
-  void start(const std::string& scheme, const Tensor<float>& latent, bool keep_zeros = false) {
-    packed_ = quantize(latent.view(), parse_scheme(scheme), "w");
-    weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, latent.view(), keep_zeros, "w");
-    momentum_ = device(std::vector<float>(static_cast<size_t>(latent.elements())), latent.shape());
+  void start(const std::string& scheme, const Tensor<float>& master, bool keep_zeros = false) {
+    packed_ = quantize(master.view(), parse_scheme(scheme), "w");
+    weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, master.view(), keep_zeros, "w");
+    momentum_ = device(std::vector<float>(static_cast<size_t>(master.elements())), master.shape());
   }
   Tensor<float> device(const std::vector<float>& values, const Shape& shape) {
     Tensor<float> tensor(*backend_, shape, MemoryCategory::data);
@@ -70,8 +70,8 @@ TEST_F(QuantizedWeightTest, RoundsToWhatItsPackedFormDecodesTo) {
 
 /// LSQ, Algorithm 1 (Esser 2020): ds = sum of dv (round(x) - x) inside, dv (-Q or Q) outside; times 1 / sqrt(N Q).
 TEST_F(QuantizedWeightTest, AScaleFollowsLsq) {
-  const Tensor<float> latent = random_tensor({3, 40}, 2);
-  start("linear:4", latent);
+  const Tensor<float> master = random_tensor({3, 40}, 2);
+  start("linear:4", master);
   std::vector<float> gradient(120);
   for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = static_cast<float>(i % 7) - 2;
   step(gradient, {.learning_rate = 0.01F, .momentum = 0, .weight_decay = 0});
@@ -79,7 +79,7 @@ TEST_F(QuantizedWeightTest, AScaleFollowsLsq) {
     const float step_before = packed_.scale(channel) / 7;
     double ds = 0;
     for (int64_t i = channel * 40; i < (channel + 1) * 40; ++i) {
-      const auto x = static_cast<double>(latent.view()[i] / step_before);
+      const auto x = static_cast<double>(master.view()[i] / step_before);
       ds += static_cast<double>(gradient[static_cast<size_t>(i)]) * (x > 7    ? 7.0
                                                                      : x < -7 ? -7.0
                                                                               : std::nearbyint(x) - x);
@@ -90,8 +90,8 @@ TEST_F(QuantizedWeightTest, AScaleFollowsLsq) {
 }
 
 TEST_F(QuantizedWeightTest, ACodebookValueMovesByTheMeanOfItsWeightsGradients) {
-  const Tensor<float> latent = random_tensor({4, 50}, 2);
-  start("kmeans:2:tensor", latent);
+  const Tensor<float> master = random_tensor({4, 50}, 2);
+  start("kmeans:2:tensor", master);
   std::vector<float> gradient(200, 0.0F);
   const std::vector<float> before = packed_.codebook;
   const std::vector<float> values = decoded(packed_);
@@ -130,9 +130,9 @@ TEST_F(QuantizedWeightTest, SmallStepsOfAHalfPrecisionScaleAddUp) {
 }
 
 TEST_F(QuantizedWeightTest, ZerosStayWhereTheyAreToBeKept) {
-  Tensor<float> latent = random_tensor({4, 50}, 2);
-  for (int64_t i = 0; i < 200; i += 3) latent.view()[i] = 0;
-  start("kmeans:2:channel", latent, true);
+  Tensor<float> master = random_tensor({4, 50}, 2);
+  for (int64_t i = 0; i < 200; i += 3) master.view()[i] = 0;
+  start("kmeans:2:channel", master, true);
   EXPECT_EQ(std::ranges::count(weight_->packed().codebook, 0.0F), 1);
   const Tensor<float> gradient = random_tensor({4, 50}, 3);
   for (int i = 0; i < 10; ++i)
