@@ -227,9 +227,9 @@ GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hes
   if (factor.inputs != packed.shape.inner_elements())
     fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(packed.shape), factor.inputs);
   const int64_t dead = factor.inputs - factor.count();
-  const std::span<const float> importance = options.rate.importance;
-  if (!importance.empty() && static_cast<int64_t>(importance.size()) != packed.shape[0])
-    fail<ShapeError>("{} numbers of importance for {} outputs", importance.size(), packed.shape[0]);
+  const std::span<const float> fisher = options.rate.fisher;
+  if (!fisher.empty() && static_cast<int64_t>(fisher.size()) != packed.shape[0])
+    fail<ShapeError>("Fisher diagonal of {} numbers for {} outputs", fisher.size(), packed.shape[0]);
   if (factor.columns.empty())
     return {
         .bits = code_rates(packed.codes, code_layout(packed)).mean, .rows_kept = packed.shape[0], .dead_inputs = dead};

@@ -37,11 +37,11 @@ struct GptqReport {
 /// 2309.01885), which no output channel's error grows by.
 ///
 /// With a rate weight L the error is weighed against the file: a weight's code is the one with the least g e^2 + L unit
-/// bits(code). e^2 is what the code adds to the output error, g the output's importance; bits are those of the code's
-/// frequency in its class of channels or inputs, counted on the codes of the pass before; unit is the mean g e^2 that
-/// rounding to nearest can be expected to leave a weight, so that L means the same for every layer and step: on a fine
-/// grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39. Channels are then kept by
-/// the same sum.
+/// bits(code). e^2 is what the code adds to the output error, g the output's entry of the Fisher diagonal; bits are
+/// those of the code's frequency in its class of channels or inputs, counted on the codes of the pass before; unit is
+/// the mean g e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer
+/// and step: on a fine grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39.
+/// Channels are then kept by the same sum.
 ///
 /// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes beside the factor while it works. Throws ShapeError
 /// when sizes disagree.

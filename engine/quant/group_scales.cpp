@@ -137,10 +137,10 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
 }
 
 std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
-                                  float deviations, std::span<const float> importance) {
+                                  float deviations, std::span<const float> fisher) {
   std::vector<Extremes> result = nibblenet::deviations(weights);
   for (size_t group = 0; group < result.size(); ++group) {
-    const float finer = importance.empty() ? 1.0F : std::sqrt(importance[group]);
+    const float finer = fisher.empty() ? 1.0F : std::sqrt(fisher[group]);
     const float reach = deviations * result[group].largest / finer;
     result[group] = extremes[group];
     if (std::fabs(reach) > std::fabs(extremes[group].largest)) result[group].largest = reach;

@@ -42,9 +42,9 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
                                     const Scheme& scheme, const Codebook& codebook);
 
 /// `extremes` with `deviations` root mean squares of the group in the place of the largest element, unless that is
-/// larger itself; over the root of how important the group's outputs are, one number a group or none.
+/// larger itself; over the root of the Fisher diagonal of its outputs, one number a group or none.
 std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
-                                  float deviations, std::span<const float> importance);
+                                  float deviations, std::span<const float> fisher);
 
 /// The codebook of a trained scheme: k-means of the weights divided by their steps, each error counted as what it is
 /// after multiplying back; of more than 4 million weights, every n-th neighbourhood gives one, drawn by its number.

@@ -161,13 +161,13 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   if (searches) extremes = search_ranges(extremes, grouped, scheme, codebook_of(packed));
   if (options.range == Range::step)
     extremes = step_ranges(extremes, grouped, options.deviations * codebook_of(packed).scale_to,
-                           by_group(options.importance, map, packed.shape[0]));
+                           by_group(options.fisher, map, packed.shape[0]));
   return store_scales(packed, extremes, codebook_of(packed).scale_to, name);
 }
 
 void expect_hessian(const QuantizeOptions& options, const Shape& shape, std::string_view name) {
-  if (!options.importance.empty() && static_cast<int64_t>(options.importance.size()) != shape[0])
-    fail<ShapeError>("{}: {} numbers of importance for {} outputs", name, options.importance.size(), shape[0]);
+  if (!options.fisher.empty() && static_cast<int64_t>(options.fisher.size()) != shape[0])
+    fail<ShapeError>("{}: Fisher diagonal of {} numbers for {} outputs", name, options.fisher.size(), shape[0]);
   if (options.hessian == nullptr) {
     if (options.rounding == Rounding::gptq) fail<UsageError>("{}: GPTQ needs the Hessian of the layer's inputs", name);
   } else if (options.hessian->inputs != shape.inner_elements()) {
@@ -206,7 +206,7 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
     std::optional<HessianFactor> own;
     if (options.factor == nullptr) own = factorize(*options.hessian, options.order);
     const GptqReport done = gptq(packed, weights, own ? *own : *options.factor,
-                                 {.rate = {.weight = options.rate_weight, .importance = options.importance},
+                                 {.rate = {.weight = options.rate_weight, .fisher = options.fisher},
                                   .passes = options.passes,
                                   .on_columns = options.on_columns});
     if (options.report != nullptr) *options.report = done;

@@ -26,7 +26,7 @@ struct Step {
 
 /// How the scale of a group is found: from its extremes as they are, by a search for less error, or so that values lie
 /// a given number of the group's root mean squares apart, which is what an entropy-coded file wants: a code that is not
-/// used takes no bits there; with the importance of outputs, over its square root. Steps are for `linear` without a
+/// used takes no bits there; with a Fisher diagonal, over its square root. Steps are for `linear` without a
 /// zero point; one that would not reach the group's largest weight is as large as that takes, so that nothing is
 /// clipped.
 enum class Range : uint8_t { max, search, step };
@@ -43,9 +43,9 @@ struct QuantizeOptions {
   double rate_weight = 0;                    ///< of GPTQ: what a bit costs, see gptq()
   /// Of the layer's inputs: GPTQ needs them, k-means and the search weigh errors by their diagonal.
   const Hessian* hessian = nullptr;
-  /// Of the layer's outputs (relative_importance()), [K] or empty: ranges by step and rate weights go by it, so that
+  /// Of the layer's outputs (relative_fisher()), [K] or empty: ranges by step and rate weights go by it, so that
   /// what the predictions care about gets the bits.
-  std::span<const float> importance;
+  std::span<const float> fisher;
   /// factorize(*hessian, order), made once for many schemes; null: made when it is needed.
   const HessianFactor* factor = nullptr;
   OnColumns on_columns;          ///< progress of GPTQ

@@ -75,7 +75,7 @@ void RoundingProblem::make_bit_costs(const RateCost& rate) {
     for (const float error : errors)
       squares[static_cast<size_t>(row)] += static_cast<double>(error) * static_cast<double>(error);
   }
-  const auto g = [&](size_t row) { return rate.importance.empty() ? 1.0 : static_cast<double>(rate.importance[row]); };
+  const auto g = [&](size_t row) { return rate.fisher.empty() ? 1.0 : static_cast<double>(rate.fisher[row]); };
   double unit = 0;
   for (size_t row = 0; row < squares.size(); ++row) unit += g(row) * squares[row];
   unit *= factor_.spread() / static_cast<double>(rows() * columns());

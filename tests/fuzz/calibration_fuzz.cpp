@@ -28,8 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const Calibration calibration = load_calibration(fuzz::as_file({data, size}), model);
     fuzz::require(calibration.images >= 0 && calibration.hessians.size() == model.parameters.size());
-    const std::vector<float>& importance = calibration.importance.at("classifier.1.weight");
-    fuzz::require(importance.size() == 2 && importance[0] >= 0 && std::isfinite(importance[1]));
+    const std::vector<float>& fisher = calibration.fisher.at("classifier.1.weight");
+    fuzz::require(fisher.size() == 2 && fisher[0] >= 0 && std::isfinite(fisher[1]));
     for (const Parameter& parameter : model.parameters) {
       const Hessian& hessian = calibration.hessians.at(parameter.name);
       fuzz::require(hessian.inputs == parameter.shape().inner_elements());

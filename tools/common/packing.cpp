@@ -87,11 +87,11 @@ PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidat
   LayerReport& heard = report != nullptr ? *report : own;
   heard.weight = parameter.name;
   options.report = &heard.gptq;
-  std::vector<float> importance;
+  std::vector<float> fisher;
   if (calibration_ != nullptr) {
     options.hessian = &calibration_->hessians.at(parameter.name);
-    importance = relative_importance(importance_of(*calibration_, parameter.name), weights.size(0));
-    options.importance = importance;
+    fisher = relative_fisher(fisher_of(*calibration_, parameter.name), weights.size(0));
+    options.fisher = fisher;
   }
   if (uses_gptq()) options.factor = &factor_of(parameter.name, options.order);
   options.on_columns = [&](int64_t columns, int64_t of) {

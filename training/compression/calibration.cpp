@@ -11,7 +11,7 @@
 #include "engine/io/safetensors_header.h"
 #include "layers/network/image_feed.h"
 #include "layers/network/pass.h"
-#include "training/compression/output_importance.h"
+#include "training/compression/fisher_diagonal.h"
 
 namespace nibblenet {
 namespace {
@@ -134,11 +134,11 @@ std::string text_of(const std::map<std::string, std::string>& metadata, const ch
 
 constexpr const char* calibration_format = "nibblenet-calibration";
 constexpr const char* format_version = "2";
-constexpr const char* outputs_suffix = ".outputs";  // of the tensor with the importance of a weight's outputs
+constexpr const char* outputs_suffix = ".outputs";  // of the tensor with the Fisher diagonal of a weight's outputs
 
 /// Throws FormatError for what cannot be mean squares of `outputs` gradients.
-std::vector<float> read_importance(const SafetensorsFile& file, const std::string& name, const std::string& weight,
-                                   int64_t outputs) {
+std::vector<float> read_fisher(const SafetensorsFile& file, const std::string& name, const std::string& weight,
+                               int64_t outputs) {
   const TensorEntry& entry = file.at(weight + outputs_suffix);
   std::vector<float> values;
   if (entry.dtype == DType::f32 && entry.bytes.size() / sizeof(float) == static_cast<size_t>(outputs)) {
@@ -146,7 +146,7 @@ std::vector<float> read_importance(const SafetensorsFile& file, const std::strin
     values.assign(read.view().begin(), read.view().end());
   }
   if (values.empty() || !std::ranges::all_of(values, [](float value) { return value >= 0 && std::isfinite(value); }))
-    fail<FormatError>("{}: the importance of {}'s outputs is not {} numbers of at least 0 in F32", name, weight,
+    fail<FormatError>("{}: the Fisher diagonal of {}'s outputs is not {} numbers of at least 0 in F32", name, weight,
                       outputs);
   return values;
 }
@@ -165,7 +165,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   Backend& backend = network.backend();
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);
-  OutputImportance importance(network, batch_size, options.seed);
+  FisherDiagonal fisher(network, batch_size, options.seed);
   ImageFeed feed(backend, dataset, preprocess, {.batch_size = batch_size}, network.precision());
 
   int64_t done = 0;
@@ -178,11 +178,11 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
       copy.resize(x.span().size());
       backend.copy_to_host(copy.data(), x.data(), x.span().size_bytes());
       stage.inputs.add({copy.data(), x.shape()}, done);
-      if (stage.begin == importance.begin()) importance.add(x, done);
+      if (stage.begin == fisher.begin()) fisher.add(x, done);
       if (stage.pass) x = stage.pass->forward(x);
     }
   }
-  Calibration result{.importance = importance.finish(),
+  Calibration result{.fisher = fisher.finish(),
                      .images = dataset.size(),
                      .positions = options.positions,
                      .seed = options.seed,
@@ -191,9 +191,9 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   return result;
 }
 
-std::span<const float> importance_of(const Calibration& calibration, const std::string& weight) {
-  const auto found = calibration.importance.find(weight);
-  return found == calibration.importance.end() ? std::span<const float>() : found->second;
+std::span<const float> fisher_of(const Calibration& calibration, const std::string& weight) {
+  const auto found = calibration.fisher.find(weight);
+  return found == calibration.fisher.end() ? std::span<const float>() : found->second;
 }
 
 std::string fingerprint_of(const Dataset& dataset) {
@@ -216,11 +216,11 @@ void save_calibration(const std::filesystem::path& path, const Calibration& cali
     const std::span<const float> values = triangles.back();
     tensors.push_back({weight, DType::f32, {static_cast<int64_t>(values.size())}, bytes_of(values)});
   }
-  for (const auto& [weight, importance] : calibration.importance)
+  for (const auto& [weight, fisher] : calibration.fisher)
     tensors.push_back({weight + outputs_suffix,
                        DType::f32,
-                       {static_cast<int64_t>(importance.size())},
-                       bytes_of(std::span<const float>(importance))});
+                       {static_cast<int64_t>(fisher.size())},
+                       bytes_of(std::span<const float>(fisher))});
   write_safetensors(path, tensors,
                     {{"format", calibration_format},
                      {"format_version", format_version},
@@ -268,7 +268,7 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
       fail<FormatError>("{}: {}: {}", name, parameter.name, error.what());
     }
     if (parameter.shape().rank() == 2)
-      result.importance.emplace(parameter.name, read_importance(file, name, parameter.name, parameter.shape()[0]));
+      result.fisher.emplace(parameter.name, read_fisher(file, name, parameter.name, parameter.shape()[0]));
   }
   return result;
 }

@@ -9,11 +9,11 @@
 
 namespace nibblenet {
 
-/// The Hessian XᵀX of the inputs of every layer with parameters, how much the outputs of the linear ones matter, and
-/// what both were measured on.
+/// The Hessian XᵀX of the inputs of every layer with parameters, the Fisher diagonal of the outputs of the linear ones,
+/// and what both were measured on.
 struct Calibration {
-  std::map<std::string, Hessian> hessians;               ///< by weight: "features.0.weight"
-  std::map<std::string, std::vector<float>> importance;  ///< of outputs (OutputImportance), by weight, linear only
+  std::map<std::string, Hessian> hessians;           ///< by weight: "features.0.weight"
+  std::map<std::string, std::vector<float>> fisher;  ///< of outputs (FisherDiagonal), by weight, linear only
   int64_t images = 0;
   int64_t positions = 0;  ///< output positions of a convolution taken from each image, or all if there are fewer
   uint64_t seed = 0;      ///< that they were drawn by
@@ -24,7 +24,7 @@ struct Calibration {
 };
 
 struct CalibrationOptions {
-  int64_t batch_size = 32;  ///< large ones estimate the outputs' importance less well
+  int64_t batch_size = 32;  ///< large ones estimate the Fisher diagonal less well
   int64_t positions = 0;    ///< of a convolution, an image; 0: positions_for() the images
   uint64_t seed = 1;
 };
@@ -35,7 +35,7 @@ int64_t positions_for(int64_t images);
 
 /// Runs all images through the float network, layer by layer, and sums x^T x of what every layer with parameters gets:
 /// rows of a matrix product, im2col rows of a convolution (in the order of its OIHW weights) at output positions drawn
-/// without repetition by seed, layer and image. Behind the features it also runs backward, for the outputs' importance.
+/// without repetition by seed, layer and image. Behind the features it also runs backward, for the Fisher diagonal.
 /// Memory: D^2 floats a layer, the activations of a batch, and a gradient of the largest linear weight, whatever the
 /// number of images. `data` and the fingerprints are left empty. Throws UsageError without images, Interrupted when
 /// `on_progress` asks to stop.
@@ -46,8 +46,8 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
 std::string fingerprint_of(const Dataset& dataset);
 std::string fingerprint_of(const StateDict& model);
 
-/// The importance of a weight's outputs, or nothing for a convolution's.
-std::span<const float> importance_of(const Calibration& calibration, const std::string& weight);
+/// The Fisher diagonal of a weight's outputs, or nothing for a convolution's.
+std::span<const float> fisher_of(const Calibration& calibration, const std::string& weight);
 
 /// Writes the upper triangles and the rest as safetensors, atomically.
 void save_calibration(const std::filesystem::path& path, const Calibration& calibration);

@@ -62,7 +62,7 @@ std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibr
   check_units(model, counts);
   const std::vector<std::string> layers = layers_with_parameters(model);
   std::vector<PrunedUnits> pruned;
-  std::map<std::string, std::vector<float>> importance = calibration.importance;  // of the outputs that remain
+  std::map<std::string, std::vector<float>> fisher = calibration.fisher;  // of the outputs that remain
   for (size_t i = layers.size() - 1; i-- > 0;) {
     const auto count = counts.find(layers[i]);
     if (count == counts.end()) continue;
@@ -71,12 +71,12 @@ std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibr
     Tensor<float>& bias = model.at(layers[i] + ".bias").values();
     Tensor<float>& consumer = model.at(behind).values();
     const int64_t units = in_front.shape()[0];
-    const KeptChannels kept = keep_channels(consumer.view(), calibration.hessians.at(behind), importance[behind], units,
+    const KeptChannels kept = keep_channels(consumer.view(), calibration.hessians.at(behind), fisher[behind], units,
                                             count->second, on_removal);
     consumer = shaped_like(consumer.shape(), kept);
     in_front = rows_of(in_front, kept.channels);
     bias = rows_of(bias, kept.channels);
-    importance[weight] = rows_of(importance[weight], kept.channels);
+    fisher[weight] = rows_of(fisher[weight], kept.channels);
     pruned.push_back({layers[i], units, count->second, kept.error});
   }
   return pruned;

@@ -15,9 +15,9 @@ constexpr int64_t parts_at_once = 64;
 /// all outputs. Both change in the same way when inputs are removed.
 class Inputs {
  public:
-  Inputs(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> importance,
+  Inputs(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> fisher,
          int64_t channel_size)
-      : outputs_(weights.size(0)), channel_size_(channel_size), importance_(importance), columns_(factor.columns) {
+      : outputs_(weights.size(0)), channel_size_(channel_size), fisher_(fisher), columns_(factor.columns) {
     rows_.resize(static_cast<size_t>(count() * width()));
     {
       const std::vector<float> inverse = blas::inverse_of_product(factor.upper, count());
@@ -100,7 +100,7 @@ class Inputs {
       double error = 0;
       for (int64_t i = k * size; i < (k + 1) * size; ++i)
         error += static_cast<double>(w[static_cast<size_t>(i)]) * static_cast<double>(solved[static_cast<size_t>(i)]);
-      cost += error * (importance_.empty() ? 1.0 : static_cast<double>(importance_[static_cast<size_t>(k)]));
+      cost += error * (fisher_.empty() ? 1.0 : static_cast<double>(fisher_[static_cast<size_t>(k)]));
     }
     return cost;
   }
@@ -124,14 +124,13 @@ class Inputs {
 
   int64_t outputs_;
   int64_t channel_size_;
-  std::span<const float> importance_;
+  std::span<const float> fisher_;
   std::vector<int64_t> columns_;  ///< what is left of the layer's inputs
   std::vector<float> rows_;       ///< [count, count + outputs]
 };
 
 /// The mean square of the layer's output, by the Hessian that the factor is of.
-double mean_square_output(TensorView<const float> weights, const HessianFactor& factor,
-                          std::span<const float> importance) {
+double mean_square_output(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> fisher) {
   const int64_t outputs = weights.size(0), n = factor.count();
   std::vector<float> live(static_cast<size_t>(outputs * n)), products(live.size());
   for (int64_t k = 0; k < outputs; ++k)
@@ -145,7 +144,7 @@ double mean_square_output(TensorView<const float> weights, const HessianFactor& 
       const auto product = static_cast<double>(products[static_cast<size_t>(k * n + j)]);
       square += product * product;
     }
-    sum += square * (importance.empty() ? 1.0 : static_cast<double>(importance[static_cast<size_t>(k)]));
+    sum += square * (fisher.empty() ? 1.0 : static_cast<double>(fisher[static_cast<size_t>(k)]));
   }
   return sum;
 }
@@ -193,18 +192,18 @@ Tensor<float> weights_left(TensorView<const float> weights, const Inputs& inputs
 
 }  // namespace
 
-KeptChannels keep_channels(TensorView<const float> weights, const Hessian& hessian, std::span<const float> importance,
+KeptChannels keep_channels(TensorView<const float> weights, const Hessian& hessian, std::span<const float> fisher,
                            int64_t channels, int64_t count, const OnRemoval& on_removal) {
   if (count < 1 || count > channels) fail<UsageError>("cannot keep {} of {} channels", count, channels);
   const int64_t inputs_before = weights.shape().inner_elements();
   if (inputs_before != hessian.inputs || inputs_before % channels != 0)
     fail<ShapeError>("weights {} in {} channels and a Hessian of {} inputs", to_string(weights.shape()), channels,
                      hessian.inputs);
-  if (!importance.empty() && static_cast<int64_t>(importance.size()) != weights.size(0))
-    fail<ShapeError>("weights {} and the importance of {} outputs", to_string(weights.shape()), importance.size());
+  if (!fisher.empty() && static_cast<int64_t>(fisher.size()) != weights.size(0))
+    fail<ShapeError>("weights {} and a Fisher diagonal of {} outputs", to_string(weights.shape()), fisher.size());
   const int64_t channel_size = inputs_before / channels;
   const HessianFactor factor = factorize(hessian, ColumnOrder::natural);
-  Inputs inputs(weights, factor, importance, channel_size);
+  Inputs inputs(weights, factor, fisher, channel_size);
   double cost = 0;
   int64_t before = 0;
   for (;;) {
@@ -217,7 +216,7 @@ KeptChannels keep_channels(TensorView<const float> weights, const Hessian& hessi
   }
   KeptChannels kept{.channels = channels_left(inputs, channel_size, channels, count)};
   kept.weights = weights_left(weights, inputs, kept.channels, channel_size);
-  const double square = mean_square_output(weights, factor, importance);
+  const double square = mean_square_output(weights, factor, fisher);
   kept.error = square > 0 ? cost / square : 0;
   return kept;
 }

@@ -230,12 +230,12 @@ TEST(Gptq, ImportantOutputsGetFinerStepsAndMoreBits) {
   std::vector<float> weights = bell_shaped(400, 23);  // thrice the same row
   for (int copy = 0; copy < 2; ++copy) weights.insert(weights.end(), weights.begin(), weights.begin() + 400);
   const Hessian hessian = correlated_hessian(400, 2000, 24);
-  const std::vector<float> importance = {4, 1, 0.25F};
+  const std::vector<float> fisher = {4, 1, 0.25F};
   const auto packed = [&](double rate_weight) {
     QuantizeOptions options{.range = Range::step, .deviations = 0.5F, .rounding = Rounding::gptq};
     options.rate_weight = rate_weight;
     options.hessian = &hessian;
-    options.importance = importance;
+    options.fisher = fisher;
     return quantize(view(weights, shape), parse_scheme("linear:8"), "w", options);
   };
   for (const double rate_weight : {0.0, 1.4}) {
@@ -250,10 +250,10 @@ TEST(Gptq, ImportantOutputsGetFinerStepsAndMoreBits) {
   }
 }
 
-TEST(Gptq, ImportanceIsRelativeToItsMean) {
-  EXPECT_EQ(relative_importance({}, 3), (std::vector<float>{1, 1, 1}));
-  EXPECT_EQ(relative_importance(std::vector<float>{0, 0}, 2), (std::vector<float>{1, 1})) << "nothing is known";
-  const std::vector<float> relative = relative_importance(std::vector<float>{0, 1e-6F, 3e-6F, 0}, 4);
+TEST(Gptq, FisherIsRelativeToItsMean) {
+  EXPECT_EQ(relative_fisher({}, 3), (std::vector<float>{1, 1, 1}));
+  EXPECT_EQ(relative_fisher(std::vector<float>{0, 0}, 2), (std::vector<float>{1, 1})) << "nothing is known";
+  const std::vector<float> relative = relative_fisher(std::vector<float>{0, 1e-6F, 3e-6F, 0}, 4);
   EXPECT_NEAR(relative[0], 1e-3, 1e-5) << "other images may see it";
   EXPECT_NEAR(relative[2], 3.0, 5e-3);
   EXPECT_NEAR(std::accumulate(relative.begin(), relative.end(), 0.0), 4, 1e-5);
@@ -392,7 +392,7 @@ TEST(Gptq, RefusesWhatDoesNotFit) {
   EXPECT_THROW(gptq(packed, view(weights, {3, 4}), identity(5)), ShapeError);
   const std::vector<float> two(2, 1.0F);
   EXPECT_THROW(
-      gptq(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural), {.rate = {.importance = two}}),
+      gptq(packed, view(weights, {3, 4}), factorize(identity(4), ColumnOrder::natural), {.rate = {.fisher = two}}),
       ShapeError);
   EXPECT_THROW(gptq(packed, view(weights, {4, 3}), identity(4)), ShapeError);
   EXPECT_THROW(quantize(view(weights, {3, 4}), Scheme{}, "w", {.rounding = Rounding::gptq}), UsageError);

@@ -182,8 +182,8 @@ TEST_F(CalibrationTest, RoundTripsThroughAFile) {
   EXPECT_EQ(read.data, "stand-in, train");
   EXPECT_EQ(read.data_fingerprint, calibration.data_fingerprint);
   for (const auto& [weight, hessian] : calibration.hessians) EXPECT_EQ(read.hessians.at(weight).values, hessian.values);
-  EXPECT_EQ(read.importance, calibration.importance);
-  ASSERT_EQ(read.importance.size(), 3U);
+  EXPECT_EQ(read.fisher, calibration.fisher);
+  ASSERT_EQ(read.fisher.size(), 3U);
   EXPECT_THROW(load_calibration(path, small_alexnet(2)), UsageError) << "another model";
 }
 
@@ -219,10 +219,10 @@ TEST_F(CalibrationTest, BrokenFilesAreRefused) {
   refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight").values[0] = -1; });
   refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight").values[1] = 1e30F; });
   refuse_saved([](Calibration& c) { c.hessians.at("features.3.weight") = c.hessians.at("features.0.weight"); });
-  refuse_saved([](Calibration& c) { c.importance.erase("classifier.4.weight"); });
-  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = NAN; });
-  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight")[1] = -1; });
-  refuse_saved([](Calibration& c) { c.importance.at("classifier.4.weight").pop_back(); });
+  refuse_saved([](Calibration& c) { c.fisher.erase("classifier.4.weight"); });
+  refuse_saved([](Calibration& c) { c.fisher.at("classifier.4.weight")[1] = NAN; });
+  refuse_saved([](Calibration& c) { c.fisher.at("classifier.4.weight")[1] = -1; });
+  refuse_saved([](Calibration& c) { c.fisher.at("classifier.4.weight").pop_back(); });
   refuse_saved([](Calibration& c) { c.data = std::string(100'000, 'x'); });
   refuse_saved([](Calibration& c) { c.images = -1; });
 }

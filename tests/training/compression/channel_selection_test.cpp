@@ -97,20 +97,20 @@ std::vector<int64_t> inputs_of(std::span<const int64_t> channels, int64_t size) 
 }
 
 /// The weighted output error of the best weights on these channels.
-double least_error(TensorView<const float> weights, const DampedHessian& hessian, std::span<const float> importance,
+double least_error(TensorView<const float> weights, const DampedHessian& hessian, std::span<const float> fisher,
                    std::span<const int64_t> channels, int64_t size) {
   double sum = 0;
   for (int64_t k = 0; k < weights.size(0); ++k) {
     std::vector<double> difference = row_of(weights, k);
     const std::vector<double> best = best_row(difference, hessian, inputs_of(channels, size));
     for (size_t i = 0; i < best.size(); ++i) difference[i] -= best[i];
-    sum += hessian.square(difference) * static_cast<double>(importance[static_cast<size_t>(k)]);
+    sum += hessian.square(difference) * static_cast<double>(fisher[static_cast<size_t>(k)]);
   }
   return sum;
 }
 
 constexpr int64_t outputs = 5;
-constexpr std::array<float, outputs> importance = {1, 0.2F, 3, 0.5F, 2};
+constexpr std::array<float, outputs> fisher = {1, 0.2F, 3, 0.5F, 2};
 
 TEST(KeepChannels, ChoosesTheBestWeightsForWhatRemains) {
   for (const auto& [channels, size, count] : {std::array<int64_t, 3>{24, 1, 9}, {12, 4, 5}, {200, 1, 40}, {7, 9, 7}}) {
@@ -119,7 +119,7 @@ TEST(KeepChannels, ChoosesTheBestWeightsForWhatRemains) {
     const Hessian hessian = correlated_hessian(inputs, 6, 0.5F, 1);
     const DampedHessian damped(hessian);
     const Tensor<float> weights = random_tensor({outputs, inputs}, 4);
-    const KeptChannels kept = keep_channels(weights.view(), hessian, importance, channels, count);
+    const KeptChannels kept = keep_channels(weights.view(), hessian, fisher, channels, count);
     ASSERT_EQ(static_cast<int64_t>(kept.channels.size()), count);
     EXPECT_TRUE(std::ranges::is_sorted(kept.channels));
     ASSERT_EQ(kept.weights.shape(), (Shape{outputs, count * size}));
@@ -128,11 +128,11 @@ TEST(KeepChannels, ChoosesTheBestWeightsForWhatRemains) {
     const std::vector<int64_t> columns = inputs_of(kept.channels, size);
     for (int64_t k = 0; k < outputs; ++k) {
       const std::vector<double> row = row_of(weights.view(), k), best = best_row(row, damped, columns);
-      square += damped.square(row) * static_cast<double>(importance[static_cast<size_t>(k)]);
+      square += damped.square(row) * static_cast<double>(fisher[static_cast<size_t>(k)]);
       for (size_t i = 0; i < columns.size(); ++i)
         EXPECT_NEAR(row_of(kept.weights.view(), k)[i], best[static_cast<size_t>(columns[i])], 1e-3);
     }
-    EXPECT_NEAR(kept.error, least_error(weights.view(), damped, importance, kept.channels, size) / square, 1e-4);
+    EXPECT_NEAR(kept.error, least_error(weights.view(), damped, fisher, kept.channels, size) / square, 1e-4);
   }
 }
 
@@ -141,13 +141,13 @@ TEST(KeepChannels, RemovesWhatCostsLeastByTryingAll) {
     for (uint64_t seed = 10; seed < 16; ++seed) {
       const Hessian hessian = correlated_hessian(channels * size, 5, 0.7F, seed);
       const Tensor<float> weights = random_tensor({outputs, channels * size}, seed + 5);
-      const KeptChannels kept = keep_channels(weights.view(), hessian, importance, channels, channels - 1);
+      const KeptChannels kept = keep_channels(weights.view(), hessian, fisher, channels, channels - 1);
       std::vector<double> errors;
       for (int64_t removed = 0; removed < channels; ++removed) {
         std::vector<int64_t> left(static_cast<size_t>(channels));
         std::iota(left.begin(), left.end(), int64_t{0});
         left.erase(left.begin() + removed);
-        errors.push_back(least_error(weights.view(), DampedHessian(hessian), importance, left, size));
+        errors.push_back(least_error(weights.view(), DampedHessian(hessian), fisher, left, size));
       }
       const int64_t best = std::ranges::min_element(errors) - errors.begin();
       EXPECT_THAT(kept.channels, ::testing::Not(::testing::Contains(best))) << "seed " << seed;
@@ -212,7 +212,7 @@ TEST(KeepChannels, RefusesWhatDoesNotFit) {
   EXPECT_THROW(keep(weights, {}, 6, 7), UsageError);
   EXPECT_THROW(keep(weights, {}, 5, 2), ShapeError);
   EXPECT_THROW(keep(other, {}, 5, 2), ShapeError);
-  EXPECT_THROW(keep(weights, std::span(importance).first(4), 6, 2), ShapeError);
+  EXPECT_THROW(keep(weights, std::span(fisher).first(4), 6, 2), ShapeError);
   Tensor<float> broken = random_tensor({outputs, 12}, 6);
   broken.data()[7] = NAN;
   EXPECT_THROW(keep(broken, {}, 6, 2), Error);

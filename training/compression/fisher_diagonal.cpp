@@ -1,4 +1,4 @@
-#include "training/compression/output_importance.h"
+#include "training/compression/fisher_diagonal.h"
 
 #include <algorithm>
 
@@ -24,14 +24,14 @@ size_t drawn_from(const std::vector<double>& p, double uniform) {
 
 }  // namespace
 
-OutputImportance::OutputImportance(Network& network, int64_t batch_size, uint64_t seed)
+FisherDiagonal::FisherDiagonal(Network& network, int64_t batch_size, uint64_t seed)
     : network_(network),
       begin_(first_linear_layer(network)),
       seed_(seed),
       pass_(network, begin_, network.layers().size(), {batch_size, network.feature_count()}, Pass::Mode::training),
       dlogits_(network.backend(), {batch_size, network.classes()}, MemoryCategory::activations) {}
 
-void OutputImportance::add(TensorView<const float> x, int64_t first) {
+void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
   Backend& backend = network_.backend();
   const TensorView<const float> logits = pass_.forward(x);
   std::vector<float> values(logits.span().size());
@@ -58,7 +58,7 @@ void OutputImportance::add(TensorView<const float> x, int64_t first) {
   images_ += x.size(0);
 }
 
-std::map<std::string, std::vector<float>> OutputImportance::finish() const {
+std::map<std::string, std::vector<float>> FisherDiagonal::finish() const {
   std::map<std::string, std::vector<float>> result;
   for (const auto& [weight, squares] : squares_)
     for (const double sum : squares)

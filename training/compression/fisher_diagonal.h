@@ -15,10 +15,10 @@ namespace nibblenet {
 ///
 /// A batch gives the gradients of its biases, sums over images. With the loss of every image times a random sign, the
 /// mean square of such a sum is the sum of the squares (Hutchinson's estimate).
-class OutputImportance {
+class FisherDiagonal {
  public:
   /// `batch_size` bounds the batches of add(). The network stays as it is, its weights are float.
-  OutputImportance(Network& network, int64_t batch_size, uint64_t seed);
+  FisherDiagonal(Network& network, int64_t batch_size, uint64_t seed);
 
   /// Index of the layer whose inputs add() takes: the first linear one.
   size_t begin() const { return begin_; }

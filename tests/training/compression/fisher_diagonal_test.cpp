@@ -1,4 +1,4 @@
-#include "training/compression/output_importance.h"
+#include "training/compression/fisher_diagonal.h"
 
 #include <gtest/gtest.h>
 
@@ -17,15 +17,15 @@ using testing::make_test_backend;
 using testing::random_tensor;
 using testing::small_alexnet;
 
-class OutputImportanceTest : public ::testing::Test {
+class FisherDiagonalTest : public ::testing::Test {
  protected:
-  OutputImportanceTest() : backend_(make_test_backend()), network_(*backend_, small_alexnet(3)) {
+  FisherDiagonalTest() : backend_(make_test_backend()), network_(*backend_, small_alexnet(3)) {
     features_ = random_tensor({images, network_.feature_count()}, 4);
     for (float& value : features_.view()) value = std::fabs(value);
   }
 
-  std::map<std::string, std::vector<float>> importance(int64_t batch, uint64_t seed) {
-    OutputImportance sums(network_, batch, seed);
+  std::map<std::string, std::vector<float>> fisher(int64_t batch, uint64_t seed) {
+    FisherDiagonal sums(network_, batch, seed);
     for (int64_t first = 0; first < images; first += batch) sums.add(batch_of(first, batch), first);
     return sums.finish();
   }
@@ -56,13 +56,13 @@ class OutputImportanceTest : public ::testing::Test {
   Tensor<float> features_;
 };
 
-TEST_F(OutputImportanceTest, IsTheCurvatureOfTheDivergenceOfThePredictions) {
+TEST_F(FisherDiagonalTest, IsTheCurvatureOfTheDivergenceOfThePredictions) {
   constexpr int draws = 600;
   constexpr float by = 0.05F;
   for (const int64_t batch : {1, 3}) {
     std::map<std::string, std::vector<double>> mean;
     for (uint64_t seed = 0; seed < draws; ++seed)
-      for (const auto& [weight, values] : importance(batch, seed)) {
+      for (const auto& [weight, values] : fisher(batch, seed)) {
         mean[weight].resize(values.size());
         for (size_t k = 0; k < values.size(); ++k) mean[weight][k] += static_cast<double>(values[k]) / draws;
       }
@@ -90,7 +90,7 @@ TEST_F(OutputImportanceTest, IsTheCurvatureOfTheDivergenceOfThePredictions) {
   }
 }
 
-TEST_F(OutputImportanceTest, OutputsThatNothingSeesHaveNone) {
+TEST_F(FisherDiagonalTest, OutputsThatNothingSeesHaveNone) {
   const size_t last = network_.layers().size() - 1;
   const int64_t inputs = network_.layers()[last].spec.weight[1];
   StateDict model = small_alexnet(3);
@@ -98,16 +98,16 @@ TEST_F(OutputImportanceTest, OutputsThatNothingSeesHaveNone) {
     if (parameter.name == "classifier.6.weight")
       for (int64_t k = 0; k < network_.classes(); ++k) parameter.values().view().data()[k * inputs + 5] = 0;
   Network blind(*backend_, std::move(model));
-  OutputImportance sums(blind, images, 1);
+  FisherDiagonal sums(blind, images, 1);
   sums.add(batch_of(0, images), 0);
-  const std::vector<float> importance = sums.finish().at("classifier.4.weight");
-  EXPECT_EQ(importance[5], 0);
-  EXPECT_GT(std::accumulate(importance.begin(), importance.end(), 0.0F), 0);
+  const std::vector<float> fisher = sums.finish().at("classifier.4.weight");
+  EXPECT_EQ(fisher[5], 0);
+  EXPECT_GT(std::accumulate(fisher.begin(), fisher.end(), 0.0F), 0);
 }
 
-TEST_F(OutputImportanceTest, IsTheSameForASeed) {
-  EXPECT_EQ(importance(2, 9), importance(2, 9));
-  EXPECT_NE(importance(2, 9), importance(2, 10));
+TEST_F(FisherDiagonalTest, IsTheSameForASeed) {
+  EXPECT_EQ(fisher(2, 9), fisher(2, 9));
+  EXPECT_NE(fisher(2, 9), fisher(2, 10));
 }
 
 }  // namespace
