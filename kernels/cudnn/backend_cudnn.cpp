@@ -8,11 +8,11 @@ namespace {
 constexpr float one = 1.0F;
 constexpr float zero = 0.0F;
 
-/// Whether a filter's order is the same in PyTorch (channel by channel) and in cuDNN (tap by tap).
+/// Whether a filter has the same order in PyTorch (channel by channel) and in cuDNN (tap by tap).
 bool one_tap(const Shape& shape) { return shape.rank() == 2 || shape[2] * shape[3] == 1; }
 
 struct FilterOrders {
-  TensorDescriptor torch;  ///< [K, C, R, S] as they lie there
+  TensorDescriptor torch;  ///< [K, C, R, S] in PyTorch's order
   TensorDescriptor cudnn;  ///< the same sizes, stored as [K, R, S, C]
 };
 
@@ -23,16 +23,17 @@ FilterOrders orders_of(const Shape& shape) {
           describe_tensor({k, c, r, s}, {length, 1, s * c, c}, Precision::float32)};
 }
 
-/// [N, K] as images of one pixel.
+/// A matrix [N, K] as images of one pixel.
 TensorView<const float> as_images(TensorView<const float> matrix) {
   return {matrix.data(), {matrix.size(0), 1, 1, matrix.size(1)}};
 }
 
 }  // namespace
 
-/// Float32 in PyTorch's order, as it is trained and saved, with a copy in cuDNN's that stays where it is, for graphs;
-/// or halves in cuDNN's order, which is our device order. Those of matrices are normalised: cuBLASLt undoes a factor at
-/// no cost, cuDNN's graphs would want an operation more.
+/// A dequantized weight. Float32: PyTorch's order, in which it is trained and saved, and a copy in
+/// cuDNN's order at a fixed address, for graphs. Float16: cuDNN's order, which is our device order.
+/// Float16 matrices are normalised: cuBLASLt undoes a factor for free; cuDNN's graphs would need
+/// one more operation.
 class CudnnBackend::WeightCudnn final : public WeightCuda {
  public:
   WeightCudnn(CudnnBackend& backend, TensorView<const float> values, Precision precision)
@@ -47,7 +48,7 @@ class CudnnBackend::WeightCudnn final : public WeightCuda {
   }
 
   Buffer<float> filters;
-  Buffer<f16> half_bias;  ///< made when it is first used: inference changes no bias
+  Buffer<f16> half_bias;  ///< made at the first use: inference changes no bias
 
  private:
   CudnnBackend& backend_;
@@ -213,7 +214,7 @@ void CudnnBackend::relu_backward(Activations to, ConstActivations from, ConstAct
   const TensorView<const float> dy = from.floats(), y = out.floats();
   if (dx.elements() == 0) return;
   const TensorDescriptor all = describe_images({1, 1, 1, dx.elements()}, Precision::float32);
-  // The result is as good as the input here: both are positive in the same places.
+  // y can stand in for x: both are positive in the same places.
   check(cudnn().activation_backward(handle_.get(), relu_.get(), &one, all.get(), y.data(), all.get(), dy.data(),
                                     all.get(), y.data(), &zero, all.get(), dx.data()),
         "gradient of ReLU");

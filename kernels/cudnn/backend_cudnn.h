@@ -6,10 +6,11 @@
 
 namespace nibblenet {
 
-/// The baseline, for checks and benchmarks only: products and their gradients, ReLU and max pooling by cuDNN and
-/// cuBLASLt, on weights dequantized to the precision of the activations. The rest is the CUDA backend's: these
-/// libraries have no counterpart (dropout by our numbers, cross-entropy with its gradient, gathers, SGD, positions of
-/// maxima), or it does not run in the network (the average pool vanishes).
+/// The baseline, for checks and benchmarks only. cuDNN and cuBLASLt compute products and their
+/// gradients, ReLU and max pooling, on weights dequantized to the precision of the activations. The
+/// CUDA backend computes the rest. The libraries have no counterpart for it (dropout with our
+/// random numbers, cross-entropy with its gradient, gathers, SGD, positions of maxima), or the
+/// network does not run it (the average pool is the identity).
 class CudnnBackend final : public CudaBackend {
  public:
   /// Throws CudaError when there is no GPU or one of the libraries cannot be loaded.
@@ -17,13 +18,13 @@ class CudnnBackend final : public CudaBackend {
 
   std::string name() const override { return "cudnn"; }
   std::string description() const override;
-  /// Null, too, from the first time on that the libraries did what cannot be captured.
+  /// Returns null, too, once the libraries have done something that a graph cannot capture.
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
 
-  /// Throws UsageError: it trains in float32.
+  /// Throws UsageError: the baseline trains in float32 only.
   std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override {
     return Training::make_trained_weight(host_values);  // NOLINT(bugprone-parent-virtual-call): not CudaBackend's
   }
@@ -51,7 +52,7 @@ class CudnnBackend final : public CudaBackend {
 
  private:
   class WeightCudnn;
-  /// Filters in cuDNN's order and bias, as activations of this precision meet them.
+  /// Filters in cuDNN's order, and the bias, in this precision of activations.
   const void* filters(const WeightCudnn& weight, Precision precision);
   void reorder(Buffer<float>& filters, TensorView<const float> values);
   const void* bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision);
@@ -63,7 +64,7 @@ class CudnnBackend final : public CudaBackend {
   MatmulCublasLt matmul_;
   Buffer<std::byte> workspace_;
   bool records_ = true;
-  Buffer<float> dfilters_;  ///< gradient in cuDNN's order, of the last filters
+  Buffer<float> dfilters_;  ///< gradient of the last filters, in cuDNN's order
 };
 
 }  // namespace nibblenet

@@ -10,7 +10,7 @@ namespace {
 constexpr float one = 1.0F;
 constexpr float zero = 0.0F;
 
-/// The measured algorithms that ran, fastest first, as cuDNN returns them.
+/// The algorithms that ran, fastest first, as cuDNN returns them.
 template <class Choice, class Performance, class Find>
 std::vector<Choice> measured(bool deterministic, Find find) {
   std::array<Performance, 16> results{};
@@ -75,7 +75,7 @@ ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape&
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
-/// Those that cannot be captured in a graph are out, unless there are no others.
+/// Drops algorithms that a graph cannot capture, unless there are no others.
 float ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run) {
   constexpr float worth_a_try = 2;
   std::optional<Choice> fastest;
@@ -94,7 +94,7 @@ float ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus
   return least;
 }
 
-/// A graph's plan, if one takes less than `least`.
+/// The fastest plan of cuDNN's graph, if it takes less than `least`.
 void ConvolutionCudnn::compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run) {
   for (size_t i = 0; i < plan.graph->plans(); ++i) {
     const std::optional<float> time = replayed_time(stream_, [&] { return run(i) == CUDNN_STATUS_SUCCESS; });
@@ -106,7 +106,7 @@ void ConvolutionCudnn::compare_graph(Plan& plan, float least, const std::functio
 
 namespace {
 
-/// Nothing where this cuDNN has no graphs, or none for this convolution.
+/// Returns nothing if this cuDNN has no graphs, or none for this convolution.
 std::unique_ptr<ConvolutionGraph> graph_of(const Shape& x, const Shape& y, Window window, Epilogue epilogue) {
   try {
     return std::make_unique<ConvolutionGraph>(x, y, window, epilogue);
@@ -119,7 +119,7 @@ std::unique_ptr<ConvolutionGraph> graph_of(const Shape& x, const Shape& y, Windo
 
 template <class Run>
 void ConvolutionCudnn::run_fastest(Plan& plan, const char* what, Run run) {
-  // Not every algorithm that ran alone runs with a bias and an activation behind it.
+  // Some algorithms run alone, but not with a bias and an activation.
   cudnnStatus_t status = CUDNN_STATUS_NOT_SUPPORTED;
   for (const Choice choice : plan.choices) {
     check(cudnn().set_convolution_math(plan.convolution.get(), choice.math), what);

@@ -13,13 +13,14 @@
 
 namespace nibblenet {
 
-/// Device memory for one call, valid until the next request.
+/// Returns device memory for one call, valid until the next request.
 using WorkspaceOf = std::function<void*(size_t bytes)>;
 
-/// Convolutions by cuDNN: images [N, H, W, C], filters [K, R, S, C]. The first call for a shape has cuDNN time every
-/// algorithm that it has. The forward pass then times those not far behind once more, on its own operands, with bias
-/// and activation and replayed from a graph; in float16 it does so with every plan of cuDNN's graph interface as well,
-/// and keeps the fastest of all. Gradients take the fastest of the deterministic algorithms that runs.
+/// Convolutions by cuDNN: images [N, H, W, C], filters [K, R, S, C]. At the first call for a shape,
+/// cuDNN times all its algorithms. The forward pass then times the fast ones again, on its own
+/// operands, with bias and activation, replayed from a graph. In float16 it also times every plan
+/// of cuDNN's graph interface. It keeps the fastest. Gradients take the fastest deterministic
+/// algorithm that runs.
 class ConvolutionCudnn {
  public:
   ConvolutionCudnn(cudnnHandle_t handle, Stream& stream, WorkspaceOf workspace)
@@ -51,14 +52,14 @@ class ConvolutionCudnn {
     ConvolutionDescriptor convolution;
     std::vector<Choice> choices;  ///< fastest first
     std::unique_ptr<ConvolutionGraph> graph = nullptr;
-    std::optional<size_t> of_graph = std::nullopt;  ///< the graph's plan that is faster than all of these
-    bool compared = false;                          ///< on a call's own operands
+    std::optional<size_t> of_graph = std::nullopt;  ///< a plan of the graph that is faster than all choices
+    bool compared = false;                          ///< whether they were timed on a call's own operands
   };
   using Key = std::array<int64_t, 13>;
 
   Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision,
              Epilogue epilogue = Epilogue::none);
-  /// Milliseconds that the kept one takes.
+  /// Milliseconds of the choice that was kept.
   float keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run);
   void compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run);
   template <class Run>

@@ -8,7 +8,7 @@ namespace {
 /// Names of the graph's tensors.
 enum Tensor : int64_t { x_of = 1, filters_of, bias_of, y_of, convolved_of, biased_of };
 
-/// [N, C, H, W] with channels innermost. `type`: float32 where the tensor stays inside the kernel.
+/// A tensor [N, C, H, W] with channels innermost. `type` is float32 for tensors inside the kernel.
 GraphDescriptor describe(Tensor name, const std::array<int64_t, 4>& sizes, cudnnDataType_t type) {
   const auto [n, c, h, w] = sizes;
   const bool inside = type == CUDNN_DATA_FLOAT;
@@ -93,7 +93,7 @@ void ConvolutionGraph::find_plans(const GraphDescriptor* graph, const GraphDescr
                                   .set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, {graph})
                                   .set(CUDNN_ATTR_ENGINEHEUR_MODE, {mode})
                                   .set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, {device});
-  if (heuristic.try_finalize() != CUDNN_STATUS_SUCCESS) return;  // knows nothing
+  if (heuristic.try_finalize() != CUDNN_STATUS_SUCCESS) return;  // no plans
   const auto ask = [&](int64_t wanted, cudnnBackendDescriptor_t* results) {
     int64_t count = 0;
     check(cudnn().get_attribute(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, wanted,

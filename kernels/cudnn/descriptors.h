@@ -42,10 +42,10 @@ FilterDescriptor describe_filters(int64_t k, int64_t c, int64_t size, Precision 
 /// Float32 sums; float32 operands are multiplied in float32, not in TF32.
 ConvolutionDescriptor describe_convolution(Window window, Precision precision);
 ActivationDescriptor describe_activation(cudnnActivationMode_t mode);
-/// The largest value of a window; padding never is.
+/// Max pooling: padding never wins.
 PoolingDescriptor describe_max_pooling(Window window);
 
-/// A size as cuDNN takes it. Throws ShapeError.
+/// A size as cuDNN's 32-bit integer. Throws ShapeError beyond it.
 int small(int64_t size);
 
 }  // namespace nibblenet

@@ -35,8 +35,8 @@ inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnPointwiseMode_t
 template <>
 inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
 
-/// A descriptor of cuDNN's graph interface ("Graph API" in its documentation): attributes are set, one call behind the
-/// other, then it is finalized. All throw CudaError.
+/// A descriptor of cuDNN's graph interface ("Graph API" in its documentation). Set the attributes,
+/// then finalize it. Every function throws CudaError.
 class GraphDescriptor {
  public:
   explicit GraphDescriptor(cudnnBackendDescriptorType_t type) : descriptor_(nullptr, cudnn().destroy_descriptor) {
@@ -54,7 +54,7 @@ class GraphDescriptor {
     return std::move(*this).set(name, std::span<const T>(values.begin(), values.size()));
   }
   GraphDescriptor set(cudnnBackendAttributeName_t name, std::initializer_list<const GraphDescriptor*> others) && {
-    std::vector<cudnnBackendDescriptor_t> descriptors;  // pointers to void, as operands are
+    std::vector<cudnnBackendDescriptor_t> descriptors;  // void*, like data pointers
     for (const GraphDescriptor* other : others)
       if (other != nullptr) descriptors.push_back(other->get());
     return std::move(*this).set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, descriptors.size(), descriptors.data());

@@ -8,7 +8,8 @@
 
 namespace nibblenet {
 
-/// What the baseline calls of cuDNN 9. Loaded at run time, so that our programs start where it is not installed.
+/// Functions of cuDNN 9 that the baseline calls. They are loaded at run time, so that our programs
+/// start without it.
 struct Cudnn {
   decltype(&cudnnGetVersion) get_version;
   decltype(&cudnnGetErrorString) get_error_string;
@@ -53,7 +54,7 @@ struct Cudnn {
   decltype(&cudnnPoolingForward) pooling_forward;
 };
 
-/// What the baseline calls of cuBLASLt 13.
+/// Functions of cuBLASLt 13 that the baseline calls.
 struct CublasLt {
   decltype(&cublasLtGetVersion) get_version;
   decltype(&cublasLtGetStatusString) get_status_string;
@@ -71,14 +72,16 @@ struct CublasLt {
   decltype(&cublasLtMatmul) matmul;
 };
 
-/// The library that NIBBLENET_CUDNN names, else the system's. Throws CudaError when it cannot be loaded.
+/// The library that NIBBLENET_CUDNN names, else the system's. Throws CudaError when it cannot be
+/// loaded.
 const Cudnn& cudnn();
-/// The library that NIBBLENET_CUBLASLT names, else the system's. Throws CudaError when it cannot be loaded.
+/// The library that NIBBLENET_CUBLASLT names, else the system's. Throws CudaError when it cannot be
+/// loaded.
 const CublasLt& cublas_lt();
-/// Why one of the two cannot be loaded, in one line; nothing when both are there.
+/// Why one of the two cannot be loaded, in one line. Empty if both can.
 std::optional<std::string> cudnn_problem();
 
-/// Throw CudaError with `what` and the library's own words unless the call succeeded.
+/// Throw CudaError with `what` and the library's error text if the call failed.
 void check(cudnnStatus_t status, const char* what);
 void check(cublasStatus_t status, const char* what);
 

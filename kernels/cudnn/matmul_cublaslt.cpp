@@ -11,13 +11,13 @@ namespace {
 constexpr size_t most_workspace = size_t{32} << 20;
 constexpr int most_choices = 8;
 
-/// Largest power of two, up to 256, that the address is a multiple of.
+/// Alignment of an address: the largest power of two up to 256 that divides it.
 int64_t alignment(const void* address) {
   const auto bits = reinterpret_cast<uintptr_t>(address) | 256;
   return int64_t{1} << std::countr_zero(bits);
 }
 
-/// cuBLASLt's matrices are stored column by column: a row-major matrix is its transpose there.
+/// cuBLASLt stores matrices column by column: a row-major matrix is its transpose there.
 Descriptor<cublasLtMatrixLayout_t, cublasStatus_t> layout(Precision precision, int64_t rows, int64_t columns) {
   cublasLtMatrixLayout_t handle = nullptr;
   check(cublas_lt().create_layout(&handle, cuda_type(precision), static_cast<uint64_t>(rows),

@@ -10,18 +10,19 @@ namespace nibblenet {
 /// A dense row-major matrix as an operand.
 struct MatrixOperand {
   const void* data;
-  bool transposed;  ///< stored with its rows as columns
+  bool transposed;  ///< stored column by column
 };
 
-/// Products of dense row-major matrices by cuBLASLt with float32 sums, never in TF32. Those with a bias, which are of
-/// forward passes, take the fastest of the algorithms that its heuristic names, timed on the first call's operands as a
-/// graph replays them; others take the first.
+/// Products of dense row-major matrices by cuBLASLt with float32 sums, never in TF32. Products with
+/// a bias belong to forward passes: they take the fastest algorithm that cuBLASLt's heuristic
+/// names, timed on the first call's operands and replayed from a graph. Others take the first
+/// algorithm.
 class MatmulCublasLt {
  public:
   MatmulCublasLt(Stream& stream, WorkspaceOf workspace);
 
-  /// c[m, n] = epilogue(factor a[m, k] b[k, n] + bias[n]). a and b are of precision `in`, c and the bias of `out`;
-  /// `bias` may be null, and then there is no epilogue.
+  /// c[m, n] = epilogue(factor a[m, k] b[k, n] + bias[n]). a and b have precision `in`, c and the
+  /// bias `out`. `bias` may be null; then there is no epilogue.
   void product(void* c, const MatrixOperand& a, const MatrixOperand& b, int64_t m, int64_t n, int64_t k, Precision in,
                Precision out, float factor = 1.0F, const void* bias = nullptr, Epilogue epilogue = Epilogue::none);
 
@@ -32,7 +33,7 @@ class MatmulCublasLt {
     Layout left, right, result;
     std::vector<cublasLtMatmulHeuristicResult_t> choices;
   };
-  /// Sizes, precisions, transpositions, epilogue and alignments: what an algorithm is chosen by.
+  /// Key of a chosen algorithm: sizes, precisions, transpositions, epilogue and alignments.
   using Key = std::array<int64_t, 11>;
   Plan make_plan(const Key& key);
   void keep_fastest(Plan& plan, const std::function<cublasStatus_t(const cublasLtMatmulHeuristicResult_t&)>& run);

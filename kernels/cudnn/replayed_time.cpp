@@ -34,7 +34,7 @@ std::optional<float> replayed_time(Stream& stream, const std::function<bool()>& 
     float shortest = std::numeric_limits<float>::infinity();
     for (int i = 0; i < samples; ++i) shortest = std::min(shortest, milliseconds_of(graph, stream));
     return shortest / runs_in_a_row;
-  } catch (const CudaError&) {  // no memory for it, or no capture
+  } catch (const CudaError&) {  // out of memory, or not capturable
     return std::nullopt;
   }
 }

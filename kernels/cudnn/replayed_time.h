@@ -7,9 +7,10 @@
 
 namespace nibblenet {
 
-/// Milliseconds of one `run`, as a graph of several in a row replays it: how the baseline chooses among algorithms.
-/// `run` queues something on the stream, first outside of a graph, so that it can allocate what it needs, and returns
-/// whether it could. Nothing where it could not, or where it cannot be captured.
+/// Milliseconds of one `run`, from the replay of a graph of several: the baseline chooses
+/// algorithms by it. `run` queues work on the stream and returns whether it could. Its first call
+/// is outside a graph, so that it can allocate memory. Returns nothing if `run` fails or a graph
+/// cannot capture it.
 std::optional<float> replayed_time(Stream& stream, const std::function<bool()>& run);
 
 }  // namespace nibblenet
