@@ -7,10 +7,10 @@
 
 namespace nibblenet {
 
-/// One way to store one weight tensor: what it takes and what it is measured to cost.
+/// One way to store one weight tensor: its bytes and its measured loss.
 struct AllocationChoice {
   int64_t bytes = 0;
-  double loss = 0;  ///< added to the network's loss, on the assumption that the layers' costs add up
+  double loss = 0;  ///< added to the network's loss; the losses of layers are taken to add up
 };
 
 /// One choice for every layer.
@@ -20,13 +20,14 @@ struct Allocation {
   double loss = 0;
 };
 
-/// Every allocation that no other beats in both bytes and loss: ascending bytes, falling loss. Exact: the fronts of the
-/// first layers are extended layer by layer, and what another entry beats is dropped (Nemhauser and Ullmann 1969,
-/// "Discrete dynamic programming and capital allocation"). Of equal allocations the one with the earlier choices wins.
-/// Throws UsageError for a layer without choices and for losses that are not finite.
+/// The Pareto front: every allocation that no other beats in both bytes and loss, by ascending
+/// bytes and falling loss. The front is exact. It is extended layer by layer, and beaten entries
+/// are dropped (Nemhauser and Ullmann 1969, "Discrete dynamic programming and capital allocation").
+/// Of equal allocations the one with the earlier choices wins. Throws UsageError for a layer
+/// without choices and for losses that are not finite.
 std::vector<Allocation> allocation_front(std::span<const std::vector<AllocationChoice>> layers);
 
-/// The allocation of the least loss within `bytes`; nothing when even the smallest one is larger.
+/// The allocation of least loss within `bytes`. Returns nothing if even the smallest is larger.
 std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t bytes);
 
 }  // namespace nibblenet

@@ -17,7 +17,7 @@ class BitWriter {
       bytes_.back() |= static_cast<uint8_t>((value >> i & 1) << used_ % 8);
     }
   }
-  /// Elias gamma of value + 1: as many zeros as bits follow the leading 1, the 1, the bits.
+  /// Appends the Elias gamma code of value + 1: n zeros, a 1, then the n bits below the leading 1.
   void put_gamma(uint32_t value) {
     const int more = std::bit_width(value + 1) - 1;
     put(0, more);
@@ -30,11 +30,11 @@ class BitWriter {
   int64_t used_ = 0;
 };
 
-/// Reads what BitWriter wrote; whatever the bytes are, it stays within them.
+/// Reads a BitWriter's bytes. It never reads outside them, whatever they hold.
 class BitReader {
  public:
   explicit BitReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-  bool ended() const { return ended_; }  ///< something was read beyond the end, as zeros
+  bool ended() const { return ended_; }  ///< whether a read went beyond the end; it gives zeros
   uint32_t take(int bits) {
     uint32_t value = 0;
     for (int i = 0; i < bits; ++i, ++used_) {
@@ -47,7 +47,7 @@ class BitReader {
     }
     return value;
   }
-  /// At most 2^most_bits; UINT32_MAX for what is longer or cut off.
+  /// A value up to 2^most_bits. Returns UINT32_MAX for a longer or truncated code.
   uint32_t take_gamma(int most_bits) {
     int more = 0;
     while (take(1) == 0) {
@@ -55,7 +55,7 @@ class BitReader {
     }
     return ((uint32_t{1} << more) | take(more)) - 1;
   }
-  /// Bytes touched; false when the unused bits of the last one are not zero.
+  /// Bytes read. Returns false if unused bits of the last one are not zero.
   bool finish(int64_t& bytes) {
     const bool clean = used_ % 8 == 0 || take(static_cast<int>(8 - used_ % 8)) == 0;
     bytes = static_cast<int64_t>(used_ / 8);

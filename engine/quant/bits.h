@@ -42,7 +42,7 @@ inline void write_field(uint8_t* channel, int64_t index, int bits, uint32_t valu
   for (int i = 0; i * 8 < shift + bits; ++i) bytes[i] |= static_cast<uint8_t>(word >> (8 * i));
 }
 
-/// Writes the fields of one channel in order, each of its bytes once; bits <= 25.
+/// Writes the fields of one channel in order, and each byte once; bits <= 25.
 class FieldWriter {
  public:
   explicit FieldWriter(uint8_t* channel) : next_(channel) {}
@@ -51,7 +51,7 @@ class FieldWriter {
     for (pending_bits_ += bits; pending_bits_ >= 8; pending_bits_ -= 8, pending_ >>= 8)
       *next_++ = static_cast<uint8_t>(pending_);
   }
-  /// The last, partly filled byte.
+  /// Writes the last, partly filled byte.
   void finish() {
     if (pending_bits_ > 0) *next_++ = static_cast<uint8_t>(pending_);
     pending_ = 0;

@@ -4,11 +4,11 @@
 #include <span>
 #include <vector>
 
-/// What this project takes from BLAS and LAPACK, on row-major matrices, by as many threads as OpenMP has. Results are
-/// the same bits on every run with as many threads.
+/// Functions of BLAS and LAPACK on row-major matrices, with OpenMP's number of threads. For a given
+/// number of threads, the bits are the same on every run.
 namespace nibblenet::blas {
 
-/// Upper triangle of c[n, n] += rows[m, n]^T rows; what lies below it may change.
+/// Upper triangle of c[n, n] += rows[m, n]^T rows. The lower triangle may change.
 void add_gram_matrix(float* c, const float* rows, int64_t m, int64_t n);
 
 /// c[m, n] += a[m, k] b[k, n]; lda, ldb, ldc: elements from one row to the next.
@@ -22,15 +22,17 @@ void multiply_by_transposed(float* c, int64_t ldc, const float* a, int64_t lda, 
 /// c[m, n] = a[m, n] u for an upper triangular u[n, n], with its zeros.
 void multiply_by_upper(float* c, const float* a, const float* u, int64_t m, int64_t n);
 
-/// a[n, n], symmetric, of which the lower triangle counts, becomes the lower triangular l with a = l l^T, zeros and
-/// all. False when a is not positive definite; a is then spoilt.
+/// Cholesky factor in place: the symmetric a[n, n], read in its lower triangle, becomes the lower
+/// triangular l with a = l l^T, zeros included. Returns false if a is not positive definite; then a
+/// is undefined.
 bool cholesky_factor(float* a, int64_t n);
 
-/// (r r^T)^-1 of an upper triangular r[n, n], with its zeros, none of them on the diagonal; [n, n], all of it.
+/// The whole of (r r^T)^-1 [n, n], for an upper triangular r[n, n] with its zeros. Requires: no
+/// zero on r's diagonal.
 std::vector<float> inverse_of_product(std::span<const float> r, int64_t n);
 
-/// Each of the rows b[m, n] becomes a^-1 times itself, a[n, n] being symmetric; a is spoilt. False when a is not
-/// positive definite; b is then as it was.
+/// Replaces each row of b[m, n] by a^-1 times itself, for a symmetric a[n, n], which is destroyed.
+/// Returns false if a is not positive definite; then b is unchanged.
 bool solve_positive_definite(float* a, float* b, int64_t n, int64_t m);
 
 }  // namespace nibblenet::blas

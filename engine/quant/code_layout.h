@@ -8,8 +8,9 @@
 
 namespace nibblenet {
 
-/// What a compressed tensor decodes to: `channels` rows of `elements` codes of `bits` bits, dense and little-endian,
-/// each row on a 16-byte boundary (bits.h). The stream does not repeat it: a file says it by scheme and shape.
+/// The layout of a compressed tensor's codes: `channels` rows of `elements` codes of `bits` bits,
+/// dense and little-endian, each row on a 16-byte boundary (bits.h). The stream does not contain
+/// it; it follows from the file's scheme and shape.
 struct CodeLayout {
   int64_t channels = 0;
   int64_t elements = 0;  ///< codes in a channel
@@ -23,8 +24,8 @@ struct CodeLayout {
 CodeLayout code_layout(const PackedTensor& packed);
 CodeLayout block_id_layout(const PackedTensor& packed);
 
-/// The same codes input by input: those of all channels for the first input, then for the next, in
-/// layout.transposed(). Bits beyond a channel's last code are lost. In parallel.
+/// Transposes codes: all channels of the first input, then of the next, in layout.transposed().
+/// Drops the bits beyond a channel's last code. Runs in parallel.
 std::vector<uint8_t> transposed(std::span<const uint8_t> codes, const CodeLayout& layout);
 
 }  // namespace nibblenet

@@ -14,8 +14,8 @@ struct Entry {
   uint8_t code = 0;
 };
 
-/// Sorts the entries and derives everything else. `is_even(entry)` says which of two equally near values wins; where
-/// it never holds, the lower one does.
+/// Sorts the entries and derives everything else. `is_even(entry)` says which of two equally near
+/// values wins; where it never holds, the lower one does.
 template <class IsEven>
 Codebook assemble(std::vector<Entry> entries, int bits, float scale_to, IsEven is_even) {
   std::ranges::stable_sort(entries, {}, &Entry::value);
@@ -51,7 +51,8 @@ Codebook make_linear(int bits) {
   return assemble(std::move(entries), bits, static_cast<float>(m), even_value);
 }
 
-/// A small floating-point format whose codes are sign, exponent and mantissa bits, from high to low:
+/// A small floating-point format whose codes are sign, exponent and mantissa bits, from high to
+/// low:
 ///   E4M3: s eeee mmm    E5M2: s eeeee mm    E2M1: s ee m
 struct SmallFloat {
   int bits;
@@ -80,14 +81,17 @@ Codebook make_small_float(const SmallFloat& format, IsEven is_even) {
     entries.push_back({-format.magnitude(code), static_cast<uint8_t>(sign | code)});
   }
   Codebook codebook = assemble(std::move(entries), format.bits, format.magnitude(format.largest), is_even);
-  // -0 is never chosen, but a decoder that computes values from the bits must find the same one here.
+  // -0 is never chosen, but a decoder that computes values from the bits must find the same one
+  // here.
   codebook.values[static_cast<size_t>(sign)] = -0.0F;
   return codebook;
 }
 
-/// For e = 0..n-2 (as decades below the top one) the c = 2^(n-2-e) midpoints of [0.1, 1] in equal steps:
+/// For e = 0..n-2 (as decades below the top one) the c = 2^(n-2-e) midpoints of [0.1, 1] in equal
+/// steps:
 ///   v(e, k) = 10^-e * (0.1 + 0.9 * (k + 1/2) / c)  =  (2c + 9(2k+1)) / (20 c 10^e)
-/// of both signs, plus 0 and 1. Numerator and denominator are exact integers, so one division rounds once.
+/// of both signs, plus 0 and 1. Numerator and denominator are exact integers, so one division
+/// rounds once.
 Codebook make_dynamic_tree(int bits) {
   std::vector<float> values{0.0F, 1.0F};
   double decade = 1;

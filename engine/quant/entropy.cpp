@@ -16,7 +16,8 @@ namespace {
 // Width, precision, classes, whether codes are transposed; runs per chunk as a 32-bit number.
 constexpr int64_t fixed_bytes = 8;
 constexpr int64_t length_bytes = 4;  // of a chunk, in the chunk table
-// Chunks of about this size lose next to nothing to their states and are still enough of them for every core.
+// Chunks of about this size lose next to nothing to their states and are still enough of them for
+// every core.
 constexpr double wanted_chunk_bytes = 1 << 16;
 // With the states' 64 bytes this bounds what a stream can decode to.
 constexpr int64_t max_decoded_chunk = int64_t{1} << 18;
@@ -38,7 +39,8 @@ Run run_at(const SymbolLayout& layout, int64_t index) {
 
 int64_t max_runs_per_chunk(const SymbolLayout& layout) {
   const int64_t run_bytes = layout.runs() > 1 ? run_symbols * layout.width / 8 : layout.codes.stride();
-  // Not more than there are: each number of runs is then a different stream, and a flipped bit in it shows.
+  // Not more than there are: each number of runs is then a different stream, and a flipped bit in
+  // it shows.
   return std::clamp<int64_t>(max_decoded_chunk / std::max<int64_t>(1, run_bytes), 1,
                              std::max<int64_t>(1, layout.all_runs()));
 }

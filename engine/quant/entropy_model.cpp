@@ -98,7 +98,8 @@ void reassign(const Histograms& histograms, int classes, std::vector<uint8_t>& c
   }
 }
 
-/// Channels of like statistics together: equal parts by entropy first, then as k-means does, with bits for distance.
+/// Channels of like statistics together: equal parts by entropy first, then as k-means does, with
+/// bits for distance.
 std::vector<uint8_t> classify(const Histograms& histograms, int classes) {
   std::vector<uint8_t> class_of_row(static_cast<size_t>(histograms.rows));
   if (classes == 1) return class_of_row;
@@ -201,7 +202,8 @@ std::vector<uint32_t> quantized_frequencies(std::span<const uint64_t> counts, in
     frequencies[symbol] = static_cast<uint32_t>(std::max<int64_t>(1, std::llround(exact)));
     left -= frequencies[symbol];
   }
-  // What rounding left over or took too much goes, one by one, where it gains the most or costs the least bits.
+  // What rounding left over or took too much goes, one by one, where it gains the most or costs the
+  // least bits.
   for (; left != 0; left += left > 0 ? -1 : 1) {
     const int step = left > 0 ? 1 : -1;
     size_t best = counts.size();

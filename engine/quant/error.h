@@ -6,7 +6,7 @@
 
 namespace nibblenet {
 
-/// What quantization costs one tensor, or several added up: sums over weights, in double.
+/// Quantization error of one tensor, or of several added up: sums over weights, in double.
 struct QuantizationError {
   int64_t weights = 0;
   double squared = 0;   ///< sum of (original - quantized)^2
@@ -15,12 +15,13 @@ struct QuantizationError {
 
   double mse() const;  ///< mean squared error; 0 without weights
   double mae() const;  ///< mean absolute error; 0 without weights
-  /// 10 log10(signal / squared): +Inf where nothing is lost (0 against 0, too), -Inf where there was no signal.
+  /// 10 log10(signal / squared). +Inf without error (also for 0 against 0), -Inf without signal.
   double snr_db() const;
   QuantizationError& operator+=(const QuantizationError& other);
 };
 
-/// The same bits for any number of threads. Throws ShapeError where the shapes differ.
+/// The error of quantized weights. The bits do not depend on the number of threads. Throws
+/// ShapeError if the shapes differ.
 QuantizationError quantization_error(TensorView<const float> original, TensorView<const float> quantized);
 
 }  // namespace nibblenet

@@ -1,10 +1,12 @@
-// With H = R R^T, R upper triangular, the output error of a row is |u|^2, u = (w - v) R, and u_j depends on the columns
-// up to j alone: u_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns before have done. So v_j is best next to
-// w_j + s_j / R_jj. This is GPTQ without an inverse (its weights, moved by what was made up for in them, are these very
-// sums; Babai's nearest plane, 1986), and the error under the damped H is |u|^2, for nothing.
+// With H = R R^T, R upper triangular, the output error of a row is |u|^2, u = (w - v) R, and u_j
+// depends on the columns up to j alone: u_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns
+// before have done. So v_j is best next to w_j + s_j / R_jj. This is GPTQ without an inverse (its
+// weights, moved by what was made up for in them, are these very sums; Babai's nearest plane,
+// 1986), and the error under the damped H is |u|^2, for nothing.
 //
-// Coordinate descent moves one v_j at a time, all others fixed: the error is then least at v_j + (u R^T)_j / H_jj. H
-// itself is not needed: of a block of columns, its own part of R R^T says what they do to each other.
+// Coordinate descent moves one v_j at a time, all others fixed: the error is then least at v_j + (u
+// R^T)_j / H_jj. H itself is not needed: of a block of columns, its own part of R R^T says what
+// they do to each other.
 
 #include "engine/quant/gptq.h"
 
@@ -22,7 +24,8 @@ constexpr int64_t rows_at_once = 512;  // of the nearest codes' errors
 constexpr int rate_passes = 2;         // the first on the nearest codes' frequencies, the next on its own
 /// Errors come out of long sums in float32: only what is less by more than this counts as less.
 constexpr double certainty = 1e-4;
-/// What the columns to come are moved by is summed in float32: off by less than that, relative to a weight.
+/// What the columns to come are moved by is summed in float32: off by less than that, relative to a
+/// weight.
 constexpr double work_rounding = 0x1p-20;
 
 /// The codes of a tensor on their way from nearest to those of GPTQ.
@@ -84,8 +87,8 @@ class Rounder {
     }
   }
 
-  /// Columns [begin, end) of one row, whose s become u: what each difference does to the rest of the block is summed
-  /// here, to the other blocks by the product behind.
+  /// Columns [begin, end) of one row, whose s become u: what each difference does to the rest of
+  /// the block is summed here, to the other blocks by the product behind.
   void round_block(int64_t row, int64_t begin, int64_t end, float* sums, float* differences) {
     for (int64_t j = begin; j < end; ++j) {
       const float* r = r_ + j * columns_;

@@ -9,7 +9,7 @@
 
 namespace nibblenet {
 
-/// Called as rounding goes on with the inputs done of all, over all passes; may throw to stop.
+/// Progress of GPTQ: inputs done, and all inputs, over all passes. It may throw to stop.
 using OnColumns = std::function<void(int64_t done, int64_t total)>;
 
 struct GptqOptions {
@@ -23,32 +23,35 @@ struct GptqReport {
   double nearest_error = 0;  ///< tr((W - V) H (W - V)^T) with every weight rounded to nearest
   double error = 0;          ///< the same with the codes chosen
   double bits = 0;           ///< a weight, as the entropy coder's classes will see the codes chosen
-  double damping = 0;        ///< what was added to H's diagonal, relative to its mean
-  int64_t rows_kept = 0;     ///< output channels whose nearest codes were at least as good, and stayed
-  int64_t dead_inputs = 0;   ///< inputs that were 0 throughout: their weights stay rounded to nearest
+  double damping = 0;        ///< added to H's diagonal, relative to its mean
+  int64_t rows_kept = 0;     ///< output channels that keep their nearest codes, which were as good
+  int64_t dead_inputs = 0;   ///< inputs that were always 0: their weights stay rounded to nearest
 };
 
-/// Chooses the codes of `packed` again so that errors of rounding cancel in the layer's output: column by column, what
-/// rounding does to one input's weights is made up for by the weights not yet rounded (GPTQ, Frantar 2023, arXiv
-/// 2210.17323, in blocks of 128 columns). Scales, zero points, block ids and the codebook stay. An output channel
-/// whose error by this Hessian would not fall keeps its codes.
+/// GPTQ (Frantar 2023, arXiv 2210.17323, in blocks of 128 columns): chooses the codes of `packed`
+/// again so that rounding errors cancel in the layer's output. Column by column, the weights not
+/// yet rounded compensate for the rounding error of one input's weights. Scales, zero points, block
+/// ids and the codebook stay. An output channel keeps its codes if its error by this Hessian would
+/// not fall.
 ///
-/// A pass of coordinate descent then chooses every code once more, given all others (QuantEase, Behdin 2023, arXiv
-/// 2309.01885), which no output channel's error grows by.
+/// Each coordinate-descent pass then chooses every code once more, given all others (QuantEase,
+/// Behdin 2023, arXiv 2309.01885). No output channel's error grows by it.
 ///
-/// With a rate weight L the error is weighed against the file: a weight's code is the one with the least g e^2 + L unit
-/// bits(code). e^2 is what the code adds to the output error, g the output's entry of the Fisher diagonal; bits are
-/// those of the code's frequency in its class of channels or inputs, counted on the codes of the pass before; unit is
-/// the mean g e^2 that rounding to nearest can be expected to leave a weight, so that L means the same for every layer
-/// and step: on a fine grid, where a bit more a weight makes e^2 a quarter, the best trade is at 2 ln 2 = 1.39.
-/// Channels are then kept by the same sum.
+/// A rate weight L trades error against file size: a weight takes the code of least
+/// g e^2 + L unit bits(code).
+///   e^2   the code's addition to the output error
+///   g     the output's entry of the Fisher diagonal
+///   bits  by the code's frequency in its class of channels or inputs, counted in the pass before
+///   unit  the expected mean g e^2 of rounding to nearest, so that L means the same for all layers
+/// On a fine grid one more bit a weight divides e^2 by four, and the best trade is at 2 ln 2 =
+/// 1.39. The same sum decides whether a channel keeps its codes.
 ///
-/// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes beside the factor while it works. Throws ShapeError
-/// when sizes disagree.
+/// `packed` holds `weights` rounded to nearest. Takes 5 K D bytes of memory beside the factor.
+/// Throws ShapeError if sizes disagree.
 GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
                 const GptqOptions& options = {});
 
-/// The same from the Hessian itself. Throws Error when no damping makes it positive definite.
+/// gptq() from the Hessian itself. Throws Error if no damping makes it positive definite.
 GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian,
                 ColumnOrder order = ColumnOrder::natural, const GptqOptions& options = {});
 

@@ -16,7 +16,8 @@ float stored_scale(const Extremes& group, const Scheme& scheme, float scale_to) 
   float scale = scheme.zero_point ? group.highest - group.lowest : group.largest;
   if (scheme.sign == ScaleSign::absolute) scale = std::fabs(scale);
   if (scheme.scale == ScaleType::f16) return f16_to_f32(f32_to_f16(scale));
-  // At the very end of float32's range the outermost value may round up to infinity when it is decoded.
+  // At the very end of float32's range the outermost value may round up to infinity when it is
+  // decoded.
   while (std::isfinite(scale) && !std::isfinite(scale_to * (scale / scale_to))) scale = std::nextafter(scale, 0.0F);
   return scale;
 }

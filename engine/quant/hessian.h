@@ -8,8 +8,8 @@
 
 namespace nibblenet {
 
-/// H = X^T X / n of the inputs x of a layer: its output error under weights changed by d is d H d^T a row, so H says
-/// which errors of rounding matter and which cancel.
+/// The Hessian H = X^T X / n of a layer's inputs x. If weights change by d, the output error is d H
+/// d^T per row: H tells which rounding errors matter and which cancel.
 struct Hessian {
   int64_t inputs = 0;         ///< D: weights behind one output channel; of a convolution C R S, in OIHW's order
   std::vector<float> values;  ///< [D, D], symmetric
@@ -18,34 +18,36 @@ struct Hessian {
   std::vector<float> diagonal() const;
 };
 
-/// Sums x^T x over batches of rows; D^2 floats and a few hundred rows, whatever their number.
+/// Sums x^T x over batches of rows. Memory: D^2 floats and a few hundred rows, for any number of
+/// rows.
 class HessianAccumulator {
  public:
-  /// Throws ShapeError for less than one input or more than 2^15, beyond which H alone takes 4 GiB.
+  /// Throws ShapeError unless inputs are 1 to 2^15: at 2^15, H alone takes 4 GiB.
   explicit HessianAccumulator(int64_t inputs);
 
-  /// rows[n, D] in host memory. Throws ShapeError for another D.
+  /// Adds rows[n, D], in host memory. Throws ShapeError for another D.
   void add(TensorView<const float> rows);
   int64_t rows() const { return rows_; }
-  /// The mean over all rows. Throws Error when there were none.
+  /// The mean over all rows. Throws Error if there are none.
   Hessian finish() &&;
 
  private:
   void add_product(TensorView<const float> rows);
 
   Hessian sum_;                 ///< the upper triangle
-  std::vector<float> waiting_;  ///< rows that are too few to be worth a pass over D^2 sums
+  std::vector<float> waiting_;  ///< rows that wait until a pass over D^2 sums is worthwhile
   int64_t rows_ = 0;
 };
 
-/// Rows of the upper triangle, one behind the other: D (D + 1) / 2 values, what a file holds.
+/// The upper triangle row by row, as files hold it: D (D + 1) / 2 values.
 std::vector<float> upper_triangle(const Hessian& hessian);
-/// Its inverse. Throws FormatError for a wrong count and for what cannot be a Hessian: NaN or infinite values, a
-/// negative square, a product above the root of its squares' product (Cauchy-Schwarz).
+/// The Hessian of an upper triangle. Throws FormatError for a wrong count and for values that no
+/// Hessian has: NaN, infinity, a negative square, a product above the root of its squares' product
+/// (Cauchy-Schwarz).
 Hessian from_upper_triangle(std::span<const float> values, int64_t inputs);
 
-/// Output error of every output channel: (w - v) H (w - v)^T for weights w and what they were rounded to, [K, ...], in
-/// float64 and as plainly as the formula. Throws ShapeError when sizes disagree.
+/// Output error of every output channel: (w - v) H (w - v)^T for weights w and rounded weights v,
+/// [K, ...]. This is the plain reference, in float64. Throws ShapeError if sizes disagree.
 std::vector<double> output_error(TensorView<const float> weights, TensorView<const float> rounded,
                                  const Hessian& hessian);
 

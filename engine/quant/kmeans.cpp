@@ -10,7 +10,8 @@ namespace {
 constexpr size_t most_bins = 2048;
 constexpr int most_rounds = 500;
 
-/// Sums over the first i samples, so that any run of them has its mean and its error in constant time.
+/// Sums over the first i samples, so that any run of them has its mean and its error in constant
+/// time.
 class PrefixSums {
  public:
   explicit PrefixSums(std::span<const Sample> samples) : sums_(samples.size() + 1) {
@@ -41,8 +42,9 @@ class PrefixSums {
   std::vector<Sums> sums_;
 };
 
-/// Cuts n samples in ascending order into `clusters` runs with the least error: D[k][j], the error of the first j
-/// samples in k runs, is the least D[k-1][i] + error(i, j), and the best i never falls as j grows.
+/// Cuts n samples in ascending order into `clusters` runs with the least error: D[k][j], the error
+/// of the first j samples in k runs, is the least D[k-1][i] + error(i, j), and the best i never
+/// falls as j grows.
 class OptimalCuts {
  public:
   OptimalCuts(std::span<const Sample> samples, size_t clusters)
@@ -104,7 +106,8 @@ std::vector<Sample> binned(std::span<const Sample> samples, const PrefixSums& su
   return bins;
 }
 
-/// Lloyd's iteration on samples in ascending order: every mean takes the samples nearest to it, then becomes theirs.
+/// Lloyd's iteration on samples in ascending order: every mean takes the samples nearest to it,
+/// then becomes theirs.
 void iterate(std::vector<double>& means, std::span<const Sample> samples, const PrefixSums& sums) {
   std::vector<size_t> starts(means.size() + 1, 0);
   starts.back() = samples.size();

@@ -11,8 +11,8 @@ namespace {
 /// The bits of |w| as an integer: ordered as the magnitudes are.
 uint32_t magnitude_bits(float weight) { return std::bit_cast<uint32_t>(weight) & 0x7FFFFFFFU; }
 
-// Buckets by sign-less exponent and the upper 8 mantissa bits: fine enough for each to fit the cache, few enough for
-// the scatter to keep its write positions there.
+// Buckets by sign-less exponent and the upper 8 mantissa bits: fine enough for each to fit the
+// cache, few enough for the scatter to keep its write positions there.
 constexpr int bucket_shift = 15;
 constexpr size_t bucket_count = size_t{1} << (31 - bucket_shift);
 
@@ -21,7 +21,8 @@ uint64_t sort_key(std::span<const float> weights, size_t i) {
   return static_cast<uint64_t>(magnitude_bits(weights[i])) << 32 | i;
 }
 
-/// For so few weights that walking over the buckets would take longer than sorting: a convolution's slices.
+/// For so few weights that walking over the buckets would take longer than sorting: a convolution's
+/// slices.
 std::vector<uint32_t> few_magnitude_blocks(std::span<const float> weights, int64_t block) {
   std::vector<uint64_t> order(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) order[i] = sort_key(weights, i);

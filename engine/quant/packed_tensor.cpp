@@ -32,7 +32,8 @@ void expect_bytes(const std::vector<T>& part, int64_t expected, std::string_view
 int64_t validate_form(const PackedTensor& packed, std::string_view name) {
   try {
     validate(packed.scheme);
-    // Every weight takes at least one bit: refusing more weights than that first keeps all products below in range.
+    // Every weight takes at least one bit: refusing more weights than that first keeps all products
+    // below in range.
     if (packed.shape.elements() / 8 > static_cast<int64_t>(packed.codes.size()))
       fail<FormatError>("{} bytes of codes cannot hold {} weights", packed.codes.size(), to_string(packed.shape));
     return make_group_map(packed.scheme.granularity, packed.shape).groups;

@@ -10,19 +10,20 @@
 
 namespace nibblenet {
 
-/// A weight tensor as n-bit codes, on the host: what a packed file holds and a backend makes resident.
+/// A weight tensor as n-bit codes, on the host. Packed files hold it; backends make it resident.
 struct PackedTensor {
   Scheme scheme;
   Shape shape;  ///< OI or OIHW
 
   std::vector<uint8_t> codes;  ///< shape[0] x channel_stride(inner, bits) bytes
-  /// One per group, raw little-endian bytes in scheme.scale's type: 4 or 2 bytes each. For zero-point
-  /// schemes the group's max - min (widened to include 0), for trained ones its root mean square, else its absolute
-  /// or signed maximum.
+  /// One per group, raw little-endian bytes in scheme.scale's type: 4 or 2 bytes each. For
+  /// zero-point schemes the group's max - min (widened to include 0), for trained ones its root
+  /// mean square, else its absolute or signed maximum.
   std::vector<uint8_t> scales;
   std::vector<uint8_t> zero_points;  ///< one per group, affine schemes only: the code that stands for 0
   std::vector<uint8_t> block_ids;    ///< shape[0] x channel_stride(inner, block_id_bits()), sorted schemes only
-  /// Values stored with the tensor, ascending, scale_to 1: 2^bits, or empty when the method fixes them.
+  /// Values stored with the tensor, ascending, scale_to 1: 2^bits, or empty when the method fixes
+  /// them.
   std::vector<float> codebook;
 
   int64_t groups() const { return static_cast<int64_t>(scales.size()) / (scheme.scale == ScaleType::f16 ? 2 : 4); }
@@ -32,22 +33,22 @@ struct PackedTensor {
   float scale(int64_t group) const;
 };
 
-/// Throws FormatError naming the tensor unless every part has exactly the size that scheme and shape ask for, scales
-/// are finite and decode to finite weights, zero points fit the width, block ids name existing groups, and a stored
-/// codebook is finite and ascending. Nothing about `packed` is assumed: this is what stands between a file and a
-/// kernel.
+/// Checks a tensor from an untrusted file before a kernel sees it. Throws FormatError naming the
+/// tensor unless every part has exactly the size of scheme and shape, scales are finite and decode
+/// to finite weights, zero points fit the width, block ids name existing groups, and a stored
+/// codebook is finite and ascending.
 void validate(const PackedTensor& packed, std::string_view name);
 
-/// The codebook of a packed tensor: its stored values, or those of its method. For zero-point schemes the
-/// values are the codes themselves (0…2^n-1) and scale_to is 2^n-1.
+/// The codebook of a packed tensor: its stored values, or those of its method. For zero-point
+/// schemes the values are the codes themselves (0…2^n-1) and scale_to is 2^n-1.
 Codebook codebook_of(const PackedTensor& packed);
 
-/// One weight from what its code stands for; `zero_point` 0 for symmetric schemes, `step` its group's scale / scale_to.
-/// Every decoder, on whatever processor, ends in this.
+/// One weight from the value of its code. `zero_point` is 0 for symmetric schemes; `step` is the
+/// group's scale / scale_to. Every decoder on every processor ends in this function.
 constexpr float reconstruct(float value, float zero_point, float step) { return (value - zero_point) * step; }
 
-/// Everything needed to turn codes into weights, as plain pointers: views of memory of any kind, so the same
-/// struct serves the host's vectors, a backend's resident buffers and device code.
+/// A view of all that turns codes into weights, as plain pointers into memory of any kind. It
+/// serves the host's vectors, a backend's resident buffers and device code.
 ///   weight(channel, k) = (values[code] - zero_point[group]) * (scale[group] / scale_to)
 struct PackedView {
   int bits = 0;
@@ -69,22 +70,23 @@ struct PackedView {
     if (scale_type == ScaleType::f32) return static_cast<const float*>(scales)[group];
     return f16_to_f32(static_cast<const uint16_t*>(scales)[group]);
   }
-  /// (scale / scale_to) in float32: what a decoded value is multiplied by.
+  /// The factor of a decoded value: (scale / scale_to) in float32.
   float step(int64_t group) const { return scale(group) / scale_to; }
 };
 
-/// `codebook` must outlive the view.
+/// The view of a packed tensor. `codebook` must outlive it.
 PackedView view_of(const PackedTensor& packed, const Codebook& codebook);
 
-/// Decodes weights [k, k + count) of one channel: the plain reference every faster decoder must equal, bit for bit.
+/// Decodes weights [k, k + count) of one channel. This is the plain reference: every faster decoder
+/// gives the same bits.
 void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
 
 /// Rounds every weight to the nearest value of its scheme. Deterministic; uses all OpenMP threads.
-/// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4 and tensors without elements,
-/// Error naming `name` for NaN, Inf, or a scale beyond the range of its type.
+/// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4 and tensors
+/// without elements, Error naming `name` for NaN, Inf, or a scale beyond the range of its type.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name);
 
-/// All weights in float32; `out` has the packed tensor's shape.
+/// Decodes all weights to float32; `out` has the packed tensor's shape.
 void dequantize(const PackedTensor& packed, TensorView<float> out);
 
 }  // namespace nibblenet

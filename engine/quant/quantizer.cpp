@@ -1,7 +1,8 @@
-// From weights to codes in three passes: the extremes of every group, the scale (and zero point) of every group, the
-// code of every weight; trained codebooks and the search for a range come in between, GPTQ behind. The
-// passes run over output channels in parallel, or over bands of them where groups span several; nothing is shared
-// between iterations, so the result does not depend on the number of threads.
+// From weights to codes in three passes: the extremes of every group, the scale (and zero point) of
+// every group, the code of every weight; trained codebooks and the search for a range come in
+// between, GPTQ behind. The passes run over output channels in parallel, or over bands of them
+// where groups span several; nothing is shared between iterations, so the result does not depend on
+// the number of threads.
 
 #include "engine/quant/quantizer.h"
 
@@ -46,7 +47,8 @@ std::vector<Extremes> extremes_by_block(TensorView<const float> weights, std::sp
   return extremes;
 }
 
-/// The codes of one output channel; `blocks` holds the group of each of its weights, or nothing where `map` does.
+/// The codes of one output channel; `blocks` holds the group of each of its weights, or nothing
+/// where `map` does.
 void encode_channel(PackedTensor& packed, const float* weights, int64_t channel, const GroupMap& map,
                     std::span<const Step> steps, const Codebook& codebook, std::span<const uint32_t> blocks) {
   FieldWriter codes(packed.codes.data() + channel * packed.code_stride());

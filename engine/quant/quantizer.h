@@ -11,27 +11,29 @@
 
 namespace nibblenet {
 
-/// What the scale of a group is made from. The range includes 0, so that 0 has an exact affine code.
+/// The extremes of a group, from which its scale is made. The range includes 0, so that 0 has an
+/// exact affine code.
 struct Extremes {
   float lowest = 0;
   float highest = 0;
   float largest = 0;  ///< signed element of largest magnitude; the first one of several
 };
 
-/// What a weight is divided by and, for affine schemes, the code of 0.
+/// The divisor of a group's weights and, for affine schemes, the code of 0.
 struct Step {
   float step = 0;
   float zero_point = 0;
 };
 
-/// How the scale of a group is found: from its extremes as they are, by a search for less error, or so that values lie
-/// a given number of the group's root mean squares apart, which is what an entropy-coded file wants: a code that is not
-/// used takes no bits there; with a Fisher diagonal, over its square root. Steps are for `linear` without a
-/// zero point; one that would not reach the group's largest weight is as large as that takes, so that nothing is
-/// clipped.
+/// How a group's scale is found.
+///   max     from its extremes
+///   search  by a search for the least error
+///   step    fixed step size: `deviations` x RMS of the group, over the square root of the Fisher
+///           diagonal if there is one. Use it with entropy coding, where unused codes are free. `linear`
+///           without a zero point only. The step grows until the largest weight fits: nothing clips.
 enum class Range : uint8_t { max, search, step };
 
-/// How a weight finds its code: the nearest one, or by what rounding did to the weights before it.
+/// How a weight's code is chosen: nearest value, or GPTQ (error feedback).
 enum class Rounding : uint8_t { nearest, gptq };
 
 struct QuantizeOptions {
@@ -40,51 +42,54 @@ struct QuantizeOptions {
   Rounding rounding = Rounding::nearest;
   ColumnOrder order = ColumnOrder::natural;  ///< of GPTQ
   int passes = 0;                            ///< of GPTQ, see gptq()
-  double rate_weight = 0;                    ///< of GPTQ: what a bit costs, see gptq()
-  /// Of the layer's inputs: GPTQ needs them, k-means and the search weigh errors by their diagonal.
+  double rate_weight = 0;                    ///< of GPTQ: cost of a bit, see gptq()
+  /// Hessian of the layer's inputs. GPTQ needs it; k-means and the search weight errors by its
+  /// diagonal.
   const Hessian* hessian = nullptr;
-  /// Of the layer's outputs (relative_fisher()), [K] or empty: ranges by step and rate weights go by it, so that
-  /// what the predictions care about gets the bits.
+  /// Fisher diagonal of the layer's outputs (relative_fisher()), [K] or empty. Ranges by step and
+  /// rate weights use it, so that outputs that matter to the predictions get the bits.
   std::span<const float> fisher;
-  /// factorize(*hessian, order), made once for many schemes; null: made when it is needed.
+  /// factorize(*hessian, order), made once for many schemes; null: made on demand.
   const HessianFactor* factor = nullptr;
   OnColumns on_columns;          ///< progress of GPTQ
-  GptqReport* report = nullptr;  ///< what GPTQ achieved
+  GptqReport* report = nullptr;  ///< filled with GPTQ's result
 };
 
 /// Throws UsageError naming the tensor for a rate weight or passes without GPTQ and for steps that
 /// are not finite and above 0 or that the scheme does not have.
 void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_view name);
 
-/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for GPTQ without a Hessian,
-/// ShapeError for the Hessian of another number of inputs.
+/// quantize() of packed_tensor.h by options. Validated. Throws UsageError for GPTQ without a
+/// Hessian, ShapeError for the Hessian of another number of inputs.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizeOptions& options);
 
-/// Root mean squares from 0 to the largest weight of a group, in the group where it is most: with what the range of
-/// steps has to reach. 0 when all weights are.
+/// The largest ratio, over all groups, of a group's largest weight to its root mean square: the
+/// range of steps has to reach it. 0 if all weights are 0.
 float largest_deviation(TensorView<const float> weights, const Granularity& granularity);
 
-/// The two passes of quantize() that touch every weight, for a device that runs them faster. `blocks` holds the group
-/// of each weight of magnitude-sorted schemes and is empty for the others, where `map` knows it.
+/// The two passes of quantize() over all weights, for a device that runs them faster. `blocks`
+/// holds the group of each weight of magnitude-sorted schemes; else it is empty and `map` gives the
+/// group.
 struct QuantizerPasses {
   std::function<std::vector<Extremes>(TensorView<const float> weights, const GroupMap& map,
                                       std::span<const uint32_t> blocks)>
       extremes;
-  /// Fills packed.codes, which are zeros of the right size.
+  /// Fills packed.codes. Requires: zeros of the right size.
   std::function<void(PackedTensor& packed, TensorView<const float> weights, const GroupMap& map,
                      std::span<const uint32_t> blocks, std::span<const Step> steps, const Codebook& codebook)>
       encode;
 };
 
-/// Fills the codes of `packed` with the nearest values to `weights` by the scales and the codebook it has already.
-/// Unsorted schemes only; zero points are respected.
+/// Fills the codes of `packed` with the nearest values to `weights`, by its scales, zero points and
+/// codebook. Unsorted schemes only.
 void encode_nearest(PackedTensor& packed, TensorView<const float> weights);
 
 /// Throws Error that names the tensor and the first weight that is NaN or infinite.
 void expect_finite(TensorView<const float> weights, std::string_view name);
 
-/// quantize() with other passes: the same bits, if they do what they should.
+/// quantize() with other implementations of its passes. The bits are the same if the passes are
+/// right.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizerPasses& passes, const QuantizeOptions& options = {});
 

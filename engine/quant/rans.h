@@ -8,12 +8,14 @@
 
 namespace nibblenet {
 
-/// Interleaved rANS: eight 64-bit states share one sequence of 32-bit words. A state x in [2^31, 2^63) holds what is
-/// not yet written; a symbol of frequency f (of 2^precision) that starts at s in the cumulated table takes it to
+/// Interleaved rANS: eight 64-bit states share one sequence of 32-bit words. A state x in [2^31,
+/// 2^63) holds the information not yet written. A symbol of frequency f (of 2^precision), which
+/// starts at s in the cumulated table, takes it to
 ///   x' = floor(x / f) * 2^precision + s + x mod f
-/// after the low word has been moved out when x' would leave the interval. Decoding undoes the steps in reverse order,
-/// so that encoding runs from the last symbol to the first and its words are written from back to front. Source: Duda
-/// 2013, arXiv 1311.2540, section 3; the interleaving is Giesen 2014, arXiv 1402.3392.
+/// If x' would leave the interval, the low word is moved out first. Decoding undoes the steps in
+/// reverse order: encoding runs from the last symbol to the first, and words are written from back
+/// to front. Source: Duda 2013, arXiv 1311.2540, section 3; the interleaving is Giesen 2014, arXiv
+/// 1402.3392.
 inline constexpr int rans_lanes = 8;
 inline constexpr uint64_t rans_low = uint64_t{1} << 31;
 inline constexpr int rans_word = 4;                          ///< bytes
@@ -21,7 +23,7 @@ inline constexpr int64_t rans_state_bytes = 8 * rans_lanes;  ///< the states in 
 inline constexpr int min_rans_precision = 8;
 inline constexpr int max_rans_precision = 16;
 
-/// Where a symbol lies in the 2^precision slots.
+/// The slots of a symbol among the 2^precision.
 struct RansSlots {
   uint32_t frequency = 0;
   uint32_t start = 0;
@@ -46,7 +48,7 @@ class RansEncoderModel {
   int precision_;
 };
 
-/// The same, with the symbol of each slot: 2^precision + 2,048 bytes.
+/// Frequencies cumulated for decoding, with the symbol of each slot: 2^precision + 2,048 bytes.
 class RansDecoderModel {
  public:
   RansDecoderModel(std::span<const uint32_t> frequencies, int precision)
@@ -59,7 +61,7 @@ class RansDecoderModel {
     }
   }
 
-  /// The next symbol of a state, which may then need a word.
+  /// Decodes the next symbol of a state. The state may need a word afterwards.
   uint32_t take(uint64_t& state) const {
     const uint64_t slot = state & ((uint64_t{1} << precision_) - 1);
     const uint32_t symbol = symbols_[slot];
@@ -89,7 +91,7 @@ class RansEncoder {
     x = ((x / at.frequency) << model.precision()) + at.start + x % at.frequency;
   }
 
-  /// States, then words in the order in which decoding wants them.
+  /// The states, then the words in decoding order.
   std::vector<uint8_t> finish() const {
     std::vector<uint8_t> bytes(static_cast<size_t>(rans_state_bytes) + reversed_words_.size() * rans_word);
     std::memcpy(bytes.data(), states_.data(), rans_state_bytes);
@@ -104,7 +106,8 @@ class RansEncoder {
   std::vector<uint32_t> reversed_words_;
 };
 
-/// Decodes one chunk. Never reads outside of it: what a damaged chunk lacks is read as zero, and complete() tells.
+/// Decodes one chunk. It never reads outside the chunk: missing data of a damaged chunk reads as
+/// zero, and complete() returns false.
 class RansDecoder {
  public:
   /// At least rans_state_bytes.
@@ -113,7 +116,7 @@ class RansDecoder {
     std::memcpy(states_.data(), chunk.data(), rans_state_bytes);
   }
 
-  /// `count` symbols of the first lanes, one each.
+  /// Decodes `count` symbols: one of each of the first lanes.
   void take(const RansDecoderModel& model, int count, uint8_t* symbols) {
     for (int lane = 0; lane < count; ++lane) {
       uint64_t& x = states_[static_cast<size_t>(lane)];
@@ -130,8 +133,9 @@ class RansDecoder {
     }
   }
 
-  /// `blocks` times a symbol of every lane, each block's symbols together as one number of 8 * width bits: `emit` gets
-  /// them in order. Without branches in the loop: a lane that needs no word reads one and forgets it.
+  /// Decodes `blocks` blocks of one symbol of every lane. `emit` gets each block's symbols in
+  /// order, as one number of 8 * width bits. The loop has no branches: a lane that needs no word
+  /// reads one and drops it.
   template <int width, class Emit>
   void take_blocks(const RansDecoderModel& model, int64_t blocks, Emit&& emit) {
     std::array<uint64_t, rans_lanes> states = states_;
@@ -161,7 +165,8 @@ class RansDecoder {
     }
   }
 
-  /// All words were there and used, and the states are back where encoding began: true of every intact chunk.
+  /// Whether all words were there and used, and the states are back at encoding's start. True of
+  /// every intact chunk.
   bool complete() const {
     for (const uint64_t state : states_)
       if (state != rans_low) return false;

@@ -12,8 +12,8 @@
 
 namespace nibblenet {
 
-/// The weights of a tensor as GPTQ sees them: rows are its output channels, columns the live inputs in
-/// the order of rounding. Knows the values that there are to choose from, and what each costs.
+/// The weights of a tensor as a matrix for GPTQ: rows are output channels, columns are live inputs
+/// in the order of rounding. It holds the values to choose from, and the cost of each.
 class RoundingProblem {
  public:
   /// `packed` holds the weights rounded to nearest. All three must outlive it.
@@ -26,21 +26,21 @@ class RoundingProblem {
   int64_t columns() const { return factor_.count(); }
   const HessianFactor& factor() const { return factor_; }
   float weight(int64_t row, int64_t column) const { return weights_[row * view_.channel_elements + input(column)]; }
-  /// What a code stands for there.
+  /// The value of a code in a row and column.
   float value(int64_t row, int64_t column, uint32_t code) const { return value_of(code, step_of(row, column)); }
-  /// Weights less their nearest values, [columns].
+  /// Rounding errors to nearest: weights minus their nearest values, [columns].
   void nearest_errors(int64_t row, float* errors) const;
 
-  /// The code with the least square of (target - value) scale, plus what its bits cost.
+  /// The code of least ((target - value) scale)^2 plus the cost of its bits.
   uint32_t best_code(int64_t row, int64_t column, float target, float scale) const;
 
   bool weighs_bits() const { return !bit_costs_.empty(); }
-  /// Bits cost from now on what they do by how often each code occurs in `codes`, which are like packed's.
+  /// Sets the cost of bits by the frequency of each code in `codes`, in packed's layout.
   void count_rates(const std::vector<uint8_t>& codes);
-  /// What the bits of a row of codes, [columns], cost above those of its nearest ones.
+  /// Cost of the bits of a row of codes, [columns], minus that of the nearest codes.
   double cost_above_nearest(int64_t row, const uint8_t* codes) const;
 
-  /// Writes a row of codes, [columns], where packed's are; those of dead inputs stay.
+  /// Writes a row of codes, [columns], in packed's layout. Codes of dead inputs stay.
   void store(PackedTensor& packed, int64_t row, const uint8_t* codes) const;
 
  private:
@@ -59,9 +59,9 @@ class RoundingProblem {
   bool affine_;
   Codebook codebook_;
   PackedView view_;
-  std::array<int, 256> rank_{};   ///< of a code among the codebook's ascending values
-  std::vector<float> bit_costs_;  ///< of a bit in each row, in units of its squared errors; empty: nothing
-  CodeRates rates_;               ///< the bits
+  std::array<int, 256> rank_{};   ///< rank of each code among the codebook's ascending values
+  std::vector<float> bit_costs_;  ///< cost of a bit in each row, in units of its squared errors; empty: 0
+  CodeRates rates_;               ///< bits of each code
 };
 
 }  // namespace nibblenet

@@ -64,7 +64,8 @@ void validate_granularity(const MethodTraits& traits, const Granularity& granula
     fail<UsageError>("granularity {}: sizes must be at least 1", to_string(granularity));
 }
 
-/// "block", "tile" and "sorted" may be followed by ":SIZE", which belongs to them. Takes both from `parts`.
+/// "block", "tile" and "sorted" may be followed by ":SIZE", which belongs to them. Takes both from
+/// `parts`.
 std::string take_granularity(std::span<const std::string_view>& parts) {
   std::string text(parts[0]);
   const bool size_follows =

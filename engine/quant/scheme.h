@@ -53,7 +53,8 @@ std::string_view to_string(ScaleSign sign);
 ScaleType parse_scale_type(std::string_view text);
 ScaleSign parse_scale_sign(std::string_view text);
 
-/// One row of the table of methods: its name on the command line and in files, and what it supports.
+/// One row of the table of methods: its name on the command line and in files, and what it
+/// supports.
 struct MethodTraits {
   Method method;
   std::string_view name;
@@ -83,21 +84,22 @@ struct Scheme {
 
 /// The scheme of a method with its default granularity and sign.
 Scheme default_scheme(Method method, int bits);
-/// Throws UsageError when the combination does not exist, with the list of what does: bits outside the
-/// method's range, a sorted granularity for an unsorted method (and the reverse), a zero point that is
-/// not linear's, block or tile sizes below 1.
+/// Throws UsageError when the combination does not exist, with the list of what does: bits outside
+/// the method's range, a sorted granularity for an unsorted method (and the reverse), a zero point
+/// that is not linear's, block or tile sizes below 1.
 void validate(const Scheme& scheme);
 
-/// "linear:4:channel" with ":f16", ":signed", ":zero-point" appended where they are not the method's default.
+/// "linear:4:channel" with ":f16", ":signed", ":zero-point" appended where they are not the
+/// method's default.
 std::string to_string(const Scheme& scheme);
-/// Inverse of to_string: METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point]; parts left
-/// out take the method's defaults (bits: 4 if the method has them, else its largest). block:N, tile:RxC and
-/// sorted:B contain a colon of their own. Validated; throws UsageError.
+/// Inverse of to_string: METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point];
+/// parts left out take the method's defaults (bits: 4 if the method has them, else its largest).
+/// block:N, tile:RxC and sorted:B contain a colon of their own. Validated; throws UsageError.
 Scheme parse_scheme(std::string_view text);
 
-/// Where each weight's scale lies. Cheap to copy; constexpr, so that the same arithmetic serves CPU and device code.
-/// Group numbers are row-major: output channel, then the run, block or tile inside it.
-/// Groups of `sorted` granularity are not a function of the index: their ids are stored.
+/// Where each weight's scale lies. Cheap to copy; constexpr, so that the same arithmetic serves CPU
+/// and device code. Group numbers are row-major: output channel, then the run, block or tile inside
+/// it. Groups of `sorted` granularity are not a function of the index: their ids are stored.
 struct GroupMap {
   Granularity::Kind kind = Granularity::Kind::tensor;
   int64_t channel_elements = 0;    ///< weights behind one output channel
@@ -149,7 +151,8 @@ struct GroupMap {
     return 1;
   }
 
-  /// How many neighbouring output channels, from a multiple of it on, share groups with each other and no others.
+  /// How many neighbouring output channels, from a multiple of it on, share groups with each other
+  /// and no others.
   constexpr int64_t channels_in_common() const {
     if (kind == Granularity::Kind::tile && matrix) return block;
     const bool spans_all = kind == Granularity::Kind::tensor || kind == Granularity::Kind::sorted;
@@ -160,8 +163,9 @@ struct GroupMap {
   static constexpr int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 };
 
-/// Groups of a weight tensor of rank 2 (OI) or 4 (OIHW). For `sorted`, `groups` is the number of blocks.
-/// Throws ShapeError for other ranks, tensors without elements, and more than 2^25 sorted blocks.
+/// Groups of a weight tensor of rank 2 (OI) or 4 (OIHW). For `sorted`, `groups` is the number of
+/// blocks. Throws ShapeError for other ranks, tensors without elements, and more than 2^25 sorted
+/// blocks.
 GroupMap make_group_map(const Granularity& granularity, const Shape& shape);
 
 }  // namespace nibblenet

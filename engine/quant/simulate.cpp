@@ -89,8 +89,8 @@ Range range_of(const float* weights, int64_t count) {
   return range;
 }
 
-/// A number as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32 cannot hold becomes
-/// its lowest value, whose low byte is 0.
+/// A number as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32
+/// cannot hold becomes its lowest value, whose low byte is 0.
 template <class Real>
 Real wrapped(Real value) {
   if (!(value >= -2147483648.0 && value < 2147483648.0)) return 0;
@@ -109,8 +109,8 @@ class LinearQuantizer {
     if (repairs.zero_point && std::isfinite(scale_)) zero_point_ = std::nearbyint(Real{-128} - lowest * scale_);
   }
   float operator()(float weight) const {
-    // Equal weights have an infinite scale, and the int8 of an infinity, or of 0 * Inf, is 0. A range beyond float's
-    // has the scale 0; there the notebooks divide 0 by 0.
+    // Equal weights have an infinite scale, and the int8 of an infinity, or of 0 * Inf, is 0. A
+    // range beyond float's has the scale 0; there the notebooks divide 0 by 0.
     if (!std::isfinite(scale_) || scale_ == 0) return 0.0F;
     const Real scaled = static_cast<Real>(weight) * scale_ + zero_point_;
     const Real whole = repairs_.truncation ? std::nearbyint(scaled) : std::trunc(scaled);
@@ -157,8 +157,8 @@ void simulate_linear(TensorView<float> out, TensorView<const float> weights, con
 
 // ---- fp8
 
-/// The upper three mantissa bits of x at its own exponent, as far as that lies in -14…15: subnormal numbers and 0,
-/// whose exponent is below, get the leading one that they do not have.
+/// The upper three mantissa bits of x at its own exponent, as far as that lies in -14…15: subnormal
+/// numbers and 0, whose exponent is below, get the leading one that they do not have.
 float simulated_fp8(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   const uint32_t exponent = std::clamp(bits >> 23 & 0xFF, 127U - 14U, 127U + 15U);
@@ -187,8 +187,8 @@ Decimal decimal_of(float x, int most) {
 /// `x` is a weight over its group's maximum, `bits` the width that is claimed.
 float simulated_tree(float x, int bits) {
   const auto [fraction, exponent] = decimal_of(x, bits - 1);
-  // A zero above cut off exponents keeps the sign; one whose fraction bits are all 0 is an integer in Python and has
-  // none.
+  // A zero above cut off exponents keeps the sign; one whose fraction bits are all 0 is an integer
+  // in Python and has none.
   if (exponent != 0 && exponent >= bits - 2) return x < 0 ? -0.0F : 0.0F;
   const int fraction_bits = exponent == 0 ? 7 : bits - 2 - exponent;
   const double steps = 1 << fraction_bits;

@@ -8,8 +8,9 @@
 
 namespace nibblenet {
 
-/// What the formula says of one tensor or a sum of them, in bytes. It forgets zero points, block ids and padding, as
-/// such formulas do: the difference to what is measured shows them (fractions of a byte add up over tensors).
+/// What the formula says of one tensor or a sum of them, in bytes. It forgets zero points, block
+/// ids and padding, as such formulas do: the difference to what is measured shows them (fractions
+/// of a byte add up over tensors).
 struct EstimatedSize {
   double codes = 0;   ///< weights x bits / 8
   double scales = 0;  ///< groups x 32 bits, as the seed counts; f16 scales count 16
