@@ -9,7 +9,7 @@
 namespace nibblenet {
 namespace {
 
-/// Keeps what nothing beats: sorted by bytes, an entry stays when it loses less than all before it.
+/// Keeps the Pareto front: sorted by bytes, an entry stays if its loss is below all before it.
 void keep_front(std::vector<Allocation>& allocations) {
   std::ranges::sort(allocations, {}, [](const Allocation& a) { return std::tie(a.bytes, a.loss, a.choices); });
   size_t kept = 0;

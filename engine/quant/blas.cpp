@@ -8,8 +8,8 @@
 
 #include "engine/core/error.h"
 
-// LAPACK's own names; OpenBLAS holds them, but Debian's package of it has no header for them.
-// Matrices are column-major, the last arguments are the lengths of the character arguments.
+// LAPACK's functions. OpenBLAS has them, but Debian's package has no header for them. Matrices are
+// column-major; the last arguments are the lengths of the character arguments.
 extern "C" {
 void spotrf_(const char* uplo, const blasint* n, float* a, const blasint* lda, blasint* info, size_t);
 void strtri_(const char* uplo, const char* diagonal, const blasint* n, float* a, const blasint* lda, blasint* info,
@@ -18,15 +18,16 @@ void sposv_(const char* uplo, const blasint* n, const blasint* columns, float* a
             const blasint* ldb, blasint* info, size_t);
 }
 
-// OpenBLAS chooses its kernels by the processor's model, and takes those of 2004 for one that is
-// newer than itself; oneDNN chooses by instructions. So the long products are oneDNN's, and
-// triangles of a block's size are OpenBLAS's.
+// OpenBLAS chooses kernels by the processor's model; for a model newer than itself it takes kernels
+// of
+// 2004. oneDNN chooses by instruction set. So oneDNN computes the long products, and OpenBLAS only
+// triangles of one block.
 
 namespace nibblenet::blas {
 namespace {
 
 constexpr int64_t block = 128;
-constexpr int64_t rows_at_once = 1024, columns_at_once = 512;  // of a triangle: half a square is for nothing
+constexpr int64_t rows_at_once = 1024, columns_at_once = 512;  // of a triangle; half of each square is wasted
 
 /// c := alpha op(a) op(b) + beta c, op(a)[m, k], op(b)[k, n].
 void multiply(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
@@ -70,8 +71,8 @@ bool cholesky_factor(float* a, int64_t n) {
     multiply('N', 'T', n - begin, end - begin, begin, -1.0F, a + begin * n, n, a + begin * n, n, 1.0F, diagonal, n);
     const auto columns = static_cast<blasint>(end - begin), stride = static_cast<blasint>(n);
     blasint info = 0;
-    // What is lower in rows is upper in columns: LAPACK finds v with a = v^T v, and v in columns is
-    // l in rows.
+    // Lower in row-major order is upper in column-major order: LAPACK finds v with a = v^T v, and
+    // column-major v is row-major l.
     spotrf_("U", &columns, diagonal, &stride, &info, 1);
     if (info < 0) fail<Error>("spotrf refuses its argument {}", -info);
     if (info > 0) return false;

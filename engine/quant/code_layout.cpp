@@ -18,7 +18,7 @@ CodeLayout block_id_layout(const PackedTensor& packed) {
 }
 
 std::vector<uint8_t> transposed(std::span<const uint8_t> codes, const CodeLayout& layout) {
-  constexpr int64_t inputs_at_once = 64;  // a multiple of 8, so that each stretch of a channel starts on a byte
+  constexpr int64_t inputs_at_once = 64;  // a multiple of 8, so that each run of a channel starts on a byte
   const CodeLayout turned = layout.transposed();
   std::vector<uint8_t> result(static_cast<size_t>(turned.bytes()));
 #pragma omp parallel for

@@ -14,8 +14,8 @@ struct Entry {
   uint8_t code = 0;
 };
 
-/// Sorts the entries and derives everything else. `is_even(entry)` says which of two equally near
-/// values wins; where it never holds, the lower one does.
+/// Sorts the entries and derives everything else. Of two equally near values, the one with
+/// `is_even(entry)` wins, else the lower one.
 template <class IsEven>
 Codebook assemble(std::vector<Entry> entries, int bits, float scale_to, IsEven is_even) {
   std::ranges::stable_sort(entries, {}, &Entry::value);
@@ -81,8 +81,7 @@ Codebook make_small_float(const SmallFloat& format, IsEven is_even) {
     entries.push_back({-format.magnitude(code), static_cast<uint8_t>(sign | code)});
   }
   Codebook codebook = assemble(std::move(entries), format.bits, format.magnitude(format.largest), is_even);
-  // -0 is never chosen, but a decoder that computes values from the bits must find the same one
-  // here.
+  // -0 is never chosen. It is here because a decoder may compute values from the bits.
   codebook.values[static_cast<size_t>(sign)] = -0.0F;
   return codebook;
 }

@@ -16,8 +16,8 @@ namespace {
 // Width, precision, classes, whether codes are transposed; runs per chunk as a 32-bit number.
 constexpr int64_t fixed_bytes = 8;
 constexpr int64_t length_bytes = 4;  // of a chunk, in the chunk table
-// Chunks of about this size lose next to nothing to their states and are still enough of them for
-// every core.
+// Chunks of about this size lose almost nothing to their states, and there are enough for all
+// cores.
 constexpr double wanted_chunk_bytes = 1 << 16;
 // With the states' 64 bytes this bounds what a stream can decode to.
 constexpr int64_t max_decoded_chunk = int64_t{1} << 18;
@@ -39,8 +39,8 @@ Run run_at(const SymbolLayout& layout, int64_t index) {
 
 int64_t max_runs_per_chunk(const SymbolLayout& layout) {
   const int64_t run_bytes = layout.runs() > 1 ? run_symbols * layout.width / 8 : layout.codes.stride();
-  // Not more than there are: each number of runs is then a different stream, and a flipped bit in
-  // it shows.
+  // At most the existing runs: then each count gives a different stream, and a flipped bit in it is
+  // detected.
   return std::clamp<int64_t>(max_decoded_chunk / std::max<int64_t>(1, run_bytes), 1,
                              std::max<int64_t>(1, layout.all_runs()));
 }
@@ -102,7 +102,7 @@ std::vector<uint8_t> encode_stream(std::span<const uint8_t> codes, const CodeLay
   return stream;
 }
 
-/// A stream whose every length has been checked against the layout and the bytes there are.
+/// A stream with all lengths checked against the layout and the available bytes.
 struct ParsedStream {
   SymbolLayout layout;
   int64_t runs_per_chunk = 0;
@@ -115,7 +115,7 @@ void check_layout(const CodeLayout& layout, int64_t limit, std::string_view name
   if (layout.bits < 1 || layout.bits > 8 || layout.channels < 0 || layout.elements < 0)
     fail<FormatError>("{}: no codes of {} bits for {} x {} weights", name, layout.bits, layout.channels,
                       layout.elements);
-  // Each factor before the product, which then cannot overflow.
+  // Check each factor first, so that the product cannot overflow.
   if (layout.elements / 8 > limit || layout.channels > limit || layout.bytes() > limit)
     fail<FormatError>("{}: {} x {} weights decode to more than the {} bytes left of the {} that a file may", name,
                       layout.channels, layout.elements, limit, max_decoded_bytes);
@@ -178,7 +178,8 @@ ParsedStream parse_stream(std::span<const uint8_t> stream, const CodeLayout& cod
   return parsed;
 }
 
-/// One run into its channel's bytes. False when the bits beyond the last code are not zero.
+/// Decodes one run into its channel's bytes. Returns false if bits beyond the last code are not
+/// zero.
 template <int width>
 bool decode_run(RansDecoder& decoder, const RansDecoderModel& table, const Run& run, uint8_t* out) {
   const int64_t blocks = run.bits / (rans_lanes * width);
@@ -224,7 +225,7 @@ std::vector<uint8_t> encode_codes(std::span<const uint8_t> codes, const CodeLayo
     fail<ShapeError>("{} bytes of codes to compress, expected {}", codes.size(), layout.bytes());
   const EntropyModel model = choose_model(codes, layout);
   if (layout.channels > 1 && layout.elements > 1 && layout.transposed().bytes() <= max_decoded_bytes) {
-    // Within 1 % the order that needs no transposing on loading is better.
+    // Within 1 %, prefer the order that loads without transposing.
     const std::vector<uint8_t> turned = transposed(codes, layout);
     const EntropyModel by_input = choose_model(turned, layout.transposed());
     if (by_input.bytes < 0.99 * model.bytes) return encode_stream(turned, layout.transposed(), by_input, true);
@@ -256,7 +257,7 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
   if (codes.empty() || layout.bytes() > max_decoded_bytes) return std::nullopt;
   std::vector<uint8_t> stream = encode_codes(codes, layout);
   if (stream.size() >= codes.size()) return std::nullopt;
-  // Codes of a foreign file may have bits set in their padding, which a stream does not keep.
+  // A foreign file's codes may have bits set in their padding; a stream does not keep them.
   if (!std::ranges::equal(decode_codes(stream, layout, "what was just compressed"), codes)) return std::nullopt;
   return stream;
 }

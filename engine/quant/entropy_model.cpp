@@ -12,12 +12,13 @@
 namespace nibblenet {
 namespace {
 
-/// More channels than this share one class: their histograms would outgrow the codes.
+/// Above this number, channels share one class: their histograms would take more memory than the
+/// codes.
 constexpr int64_t max_classified_channels = 1 << 14;
 constexpr int classification_rounds = 4;
 constexpr int64_t run_buffer = 1 << 12;  // symbols
 
-/// How often each symbol occurs in each channel; one row for all when there are too many channels.
+/// Counts of each symbol in each channel; one row for all if there are too many channels.
 struct Histograms {
   int64_t rows = 0;
   size_t symbols = 0;
@@ -65,7 +66,7 @@ std::vector<std::vector<uint64_t>> class_counts(const Histograms& histograms, st
   return counts;
 }
 
-/// Half a count more of everything: what a class has not seen yet costs much, but not everything.
+/// Adds half a count to every symbol: an unseen symbol costs much, but not infinitely much.
 std::vector<float> symbol_bits(std::span<const uint64_t> counts) {
   const double total = std::accumulate(counts.begin(), counts.end(), 0.5 * static_cast<double>(counts.size()));
   std::vector<float> bits;
@@ -74,7 +75,7 @@ std::vector<float> symbol_bits(std::span<const uint64_t> counts) {
   return bits;
 }
 
-/// Moves each channel to the class that would code it in the fewest bits.
+/// Moves each channel to the class that codes it in the fewest bits.
 void reassign(const Histograms& histograms, int classes, std::vector<uint8_t>& class_of_row) {
   const auto counts = class_counts(histograms, class_of_row, classes);
   std::vector<float> cost;
@@ -98,8 +99,8 @@ void reassign(const Histograms& histograms, int classes, std::vector<uint8_t>& c
   }
 }
 
-/// Channels of like statistics together: equal parts by entropy first, then as k-means does, with
-/// bits for distance.
+/// Clusters channels of similar statistics: equal parts by entropy first, then k-means with bits as
+/// the distance.
 std::vector<uint8_t> classify(const Histograms& histograms, int classes) {
   std::vector<uint8_t> class_of_row(static_cast<size_t>(histograms.rows));
   if (classes == 1) return class_of_row;
@@ -140,7 +141,7 @@ EntropyModel make_candidate(const std::vector<std::vector<uint64_t>>& counts, st
 }
 
 CodeRates rates_of_channels(std::span<const uint8_t> codes, const CodeLayout& layout) {
-  constexpr int64_t channels_in_class = 16;  // at least: fewer would say more of themselves than a table is worth
+  constexpr int64_t channels_in_class = 16;  // at least: a table for fewer costs more than it saves
   const Histograms histograms = count_symbols(codes, {layout, layout.bits});
   const auto most = static_cast<uint64_t>(std::max<int64_t>(1, histograms.rows / channels_in_class));
   const auto classes = static_cast<int>(std::min<uint64_t>(max_channel_classes, std::bit_floor(most)));
@@ -202,8 +203,7 @@ std::vector<uint32_t> quantized_frequencies(std::span<const uint64_t> counts, in
     frequencies[symbol] = static_cast<uint32_t>(std::max<int64_t>(1, std::llround(exact)));
     left -= frequencies[symbol];
   }
-  // What rounding left over or took too much goes, one by one, where it gains the most or costs the
-  // least bits.
+  // Distribute the rounding remainder one by one, where it saves the most or costs the fewest bits.
   for (; left != 0; left += left > 0 ? -1 : 1) {
     const int step = left > 0 ? 1 : -1;
     size_t best = counts.size();

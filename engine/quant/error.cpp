@@ -8,8 +8,8 @@
 namespace nibblenet {
 namespace {
 
-/// Sums are taken over runs of this many weights, then over the runs in order: no thread has a say
-/// in the rounding.
+/// Weights of a run. Sums are taken over runs, then over the runs in order: rounding does not
+/// depend on threads.
 constexpr int64_t run = 1 << 16;
 
 QuantizationError error_of_run(TensorView<const float> original, TensorView<const float> quantized, int64_t begin,

@@ -1,12 +1,12 @@
-// With H = R R^T, R upper triangular, the output error of a row is |u|^2, u = (w - v) R, and u_j
-// depends on the columns up to j alone: u_j = s_j + (w_j - v_j) R_jj, where s_j is what the columns
-// before have done. So v_j is best next to w_j + s_j / R_jj. This is GPTQ without an inverse (its
-// weights, moved by what was made up for in them, are these very sums; Babai's nearest plane,
-// 1986), and the error under the damped H is |u|^2, for nothing.
+// GPTQ without an inverse. Let H = R R^T with R upper triangular. The output error of a row is
+// |u|^2 with u = (w - v) R. u_j depends on columns up to j alone: u_j = s_j + (w_j - v_j) R_jj,
+// where s_j comes from the columns before. So the best v_j is the value next to w_j + s_j / R_jj.
+// These sums are GPTQ's compensated weights (Babai's nearest plane, 1986). |u|^2 is the error under
+// the damped H.
 //
-// Coordinate descent moves one v_j at a time, all others fixed: the error is then least at v_j + (u
-// R^T)_j / H_jj. H itself is not needed: of a block of columns, its own part of R R^T says what
-// they do to each other.
+// Coordinate descent moves one v_j at a time and keeps all others: the error is then least at v_j +
+// (u R^T)_j / H_jj. H itself is not needed: within a block of columns, the block's part of R R^T is
+// enough.
 
 #include "engine/quant/gptq.h"
 
@@ -21,14 +21,13 @@ namespace {
 
 constexpr int64_t block_columns = 128;
 constexpr int64_t rows_at_once = 512;  // of the nearest codes' errors
-constexpr int rate_passes = 2;         // the first on the nearest codes' frequencies, the next on its own
-/// Errors come out of long sums in float32: only what is less by more than this counts as less.
+constexpr int rate_passes = 2;         // the first by frequencies of the nearest codes, the next by its own
+/// Errors are long sums in float32: an error counts as smaller only by more than this.
 constexpr double certainty = 1e-4;
-/// What the columns to come are moved by is summed in float32: off by less than that, relative to a
-/// weight.
+/// Bound on the error of the compensation sums in float32, relative to a weight.
 constexpr double work_rounding = 0x1p-20;
 
-/// The codes of a tensor on their way from nearest to those of GPTQ.
+/// The state of GPTQ on one tensor: from nearest codes to the final ones.
 class Rounder {
  public:
   Rounder(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
@@ -59,7 +58,7 @@ class Rounder {
   }
 
  private:
-  /// Of one output channel: under H, and under H with its diagonal damped.
+  /// Error of one output channel, under H and under H with its diagonal damped.
   struct RowError {
     double plain = 0;
     double damped = 0;
@@ -87,8 +86,8 @@ class Rounder {
     }
   }
 
-  /// Columns [begin, end) of one row, whose s become u: what each difference does to the rest of
-  /// the block is summed here, to the other blocks by the product behind.
+  /// Rounds columns [begin, end) of one row; their s become u. Effects on the rest of the block are
+  /// summed here, those on later blocks by the matrix product that follows.
   void round_block(int64_t row, int64_t begin, int64_t end, float* sums, float* differences) {
     for (int64_t j = begin; j < end; ++j) {
       const float* r = r_ + j * columns_;
@@ -121,7 +120,8 @@ class Rounder {
     }
   }
 
-  /// `count` columns of one row. `gradients`: their u R^T, `gram`: H among them.
+  /// Coordinate descent over `count` columns of one row. `gradients`: their u R^T. `gram`: their
+  /// part of H.
   void descend_block(int64_t row, int64_t begin, int64_t count, const float* gram, float* gradients, float* changes) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t j = begin + i;
@@ -155,7 +155,7 @@ class Rounder {
     double squares = 0;
     for (int64_t j = 0; j < columns_; ++j)
       squares += static_cast<double>(problem_.weight(row, j)) * static_cast<double>(problem_.weight(row, j));
-    // The output error of weights that are off by d is at most |d| sqrt(trace H).
+    // Weights that differ by d have an output error of at most |d| sqrt(trace H).
     const double rounding = work_rounding * std::sqrt(squares * trace);
     const double highest = after.plain + certainty * (after.damped + before.damped);
     const double root = std::sqrt(std::max(0.0, highest)) + rounding;

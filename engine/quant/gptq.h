@@ -22,7 +22,7 @@ struct GptqOptions {
 struct GptqReport {
   double nearest_error = 0;  ///< tr((W - V) H (W - V)^T) with every weight rounded to nearest
   double error = 0;          ///< the same with the codes chosen
-  double bits = 0;           ///< a weight, as the entropy coder's classes will see the codes chosen
+  double bits = 0;           ///< a weight, of the chosen codes by the entropy coder's classes
   double damping = 0;        ///< added to H's diagonal, relative to its mean
   int64_t rows_kept = 0;     ///< output channels that keep their nearest codes, which were as good
   int64_t dead_inputs = 0;   ///< inputs that were always 0: their weights stay rounded to nearest

@@ -9,8 +9,7 @@ namespace {
 
 using Kind = Granularity::Kind;
 
-/// Quotient rounded up, without the overflow of adding b - 1: sizes come from the user and may be
-/// anything.
+/// Quotient rounded up, without the overflow of adding b - 1: sizes come from the user.
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 void set_tiles(GroupMap& map, const Granularity& granularity, const Shape& shape) {

@@ -11,13 +11,12 @@
 namespace nibblenet {
 namespace {
 
-/// The scale of a group as it will be read back: rounded to its type.
+/// The scale of a group, rounded to its stored type.
 float stored_scale(const Extremes& group, const Scheme& scheme, float scale_to) {
   float scale = scheme.zero_point ? group.highest - group.lowest : group.largest;
   if (scheme.sign == ScaleSign::absolute) scale = std::fabs(scale);
   if (scheme.scale == ScaleType::f16) return f16_to_f32(f32_to_f16(scale));
-  // At the very end of float32's range the outermost value may round up to infinity when it is
-  // decoded.
+  // Near the end of float32's range, the outermost value may decode to infinity.
   while (std::isfinite(scale) && !std::isfinite(scale_to * (scale / scale_to))) scale = std::nextafter(scale, 0.0F);
   return scale;
 }
@@ -26,7 +25,7 @@ Extremes scaled(const Extremes& group, float factor) {
   return {.lowest = group.lowest * factor, .highest = group.highest * factor, .largest = group.largest * factor};
 }
 
-/// 1 first: it wins ties.
+/// The grid's factors. 1 comes first, so that it wins ties.
 std::vector<float> factors_of(const Scheme& scheme) {
   constexpr int steps = 32;
   std::vector<float> factors{1.0F};
@@ -40,7 +39,7 @@ std::vector<float> factors_of(const Scheme& scheme) {
   return factors;
 }
 
-/// Sum of importance (weight - value)^2, or something above `limit` as soon as it is.
+/// Sum of importance (weight - value)^2. Returns early with any sum above `limit`.
 double error_of(std::span<const float> weights, std::span<const float> importance, const Step& step,
                 const Codebook& codebook, bool affine, double limit) {
   constexpr size_t stretch = 1024;
@@ -57,7 +56,7 @@ double error_of(std::span<const float> weights, std::span<const float> importanc
   return error;
 }
 
-/// Values that overflow when they are multiplied by the largest step move to where they do not.
+/// Clamps values so that none overflows when multiplied by the largest step.
 void keep_finite(std::vector<float>& values, float largest_step) {
   for (float& value : values)
     while (!std::isfinite(value * largest_step)) value = std::nextafter(value, 0.0F);
@@ -114,7 +113,7 @@ std::vector<Extremes> deviations(const GroupedWeights& weights) {
 
 std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const GroupedWeights& weights,
                                     const Scheme& scheme, const Codebook& codebook) {
-  constexpr int64_t few_groups = 64;  // then threads share the factors, not the groups
+  constexpr int64_t few_groups = 64;  // up to this number, threads share the factors, not the groups
   const std::vector<float> factors = factors_of(scheme);
   std::vector<Extremes> result = extremes;
 #pragma omp parallel for schedule(dynamic) if (weights.groups() >= few_groups)

@@ -28,10 +28,10 @@ void mirror_upper_triangle(Hessian& hessian) {
     for (int64_t j = 0; j < i; ++j) hessian.values[static_cast<size_t>(i * n + j)] = hessian.at(j, i);
 }
 
-/// Rounding of the sums may lift a product a little above the bound that exact ones keep.
+/// Rounding of sums may lift a product slightly above the exact bound.
 constexpr double rounding_margin = 1e-3;
 
-/// Whether row i of the upper triangle can be of a Hessian.
+/// Whether row i of the upper triangle can belong to a Hessian.
 bool is_possible(const Hessian& hessian, int64_t i) {
   const double square = static_cast<double>(hessian.at(i, i));
   if (!(square >= 0) || !std::isfinite(square)) return false;

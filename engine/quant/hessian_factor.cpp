@@ -31,7 +31,7 @@ double HessianFactor::spread() const {
   return sum / static_cast<double>(count());
 }
 
-/// H reversed in both directions is l l^T; l reversed is R.
+/// H reversed in both directions equals l l^T; R is l reversed.
 HessianFactor factorize(const Hessian& hessian, ColumnOrder order) {
   HessianFactor factor{.inputs = hessian.inputs};
   find_live_columns(factor, hessian, order);

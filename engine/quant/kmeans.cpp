@@ -92,7 +92,7 @@ class OptimalCuts {
   std::vector<std::vector<uint32_t>> cuts_;
 };
 
-/// Runs of equally many samples become one each: their mean and their weight.
+/// Bins of equal counts: each becomes one sample with their mean and total weight.
 std::vector<Sample> binned(std::span<const Sample> samples, const PrefixSums& sums) {
   if (samples.size() <= most_bins) return {samples.begin(), samples.end()};
   std::vector<Sample> bins;
@@ -106,8 +106,8 @@ std::vector<Sample> binned(std::span<const Sample> samples, const PrefixSums& su
   return bins;
 }
 
-/// Lloyd's iteration on samples in ascending order: every mean takes the samples nearest to it,
-/// then becomes theirs.
+/// Lloyd's iteration on samples in ascending order: assign samples to the nearest mean, then update
+/// the means.
 void iterate(std::vector<double>& means, std::span<const Sample> samples, const PrefixSums& sums) {
   std::vector<size_t> starts(means.size() + 1, 0);
   starts.back() = samples.size();

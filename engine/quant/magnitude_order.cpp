@@ -16,13 +16,13 @@ uint32_t magnitude_bits(float weight) { return std::bit_cast<uint32_t>(weight) &
 constexpr int bucket_shift = 15;
 constexpr size_t bucket_count = size_t{1} << (31 - bucket_shift);
 
-/// Magnitude, then index: ties fall by index and the order is unique.
+/// Sorts by magnitude, then by index, so that the order is unique.
 uint64_t sort_key(std::span<const float> weights, size_t i) {
   return static_cast<uint64_t>(magnitude_bits(weights[i])) << 32 | i;
 }
 
-/// For so few weights that walking over the buckets would take longer than sorting: a convolution's
-/// slices.
+/// Plain sort, for few weights (a convolution's slices): walking over the buckets would take
+/// longer.
 std::vector<uint32_t> few_magnitude_blocks(std::span<const float> weights, int64_t block) {
   std::vector<uint64_t> order(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) order[i] = sort_key(weights, i);
@@ -41,7 +41,7 @@ std::vector<uint32_t> magnitude_blocks(std::span<const float> weights, int64_t b
 
   if (weights.size() < bucket_count) return few_magnitude_blocks(weights, block);
 
-  // One radix pass into buckets, then each bucket by itself.
+  // One radix pass into buckets, then a sort of each bucket.
   std::vector<size_t> ends(bucket_count + 1);
   for (const float weight : weights) ++ends[(magnitude_bits(weight) >> bucket_shift) + 1];
   for (size_t bucket = 0; bucket < bucket_count; ++bucket) ends[bucket + 1] += ends[bucket];

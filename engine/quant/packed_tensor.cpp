@@ -15,7 +15,7 @@ static_assert(std::endian::native == std::endian::little, "scales are stored and
 
 int64_t scale_bytes(ScaleType type) { return type == ScaleType::f16 ? 2 : 4; }
 
-/// Codes as values, 0..2^n-1: what affine schemes subtract their zero point from.
+/// The codes 0..2^n-1 as values, for affine schemes.
 Codebook affine_codebook(int bits) {
   std::vector<float> values(size_t{1} << bits);
   std::iota(values.begin(), values.end(), 0.0F);
@@ -28,12 +28,12 @@ void expect_bytes(const std::vector<T>& part, int64_t expected, std::string_view
     fail<FormatError>("{}: expected {} {}, got {}", name, expected, what, part.size());
 }
 
-/// The scheme and shape by themselves. Returns the number of groups.
+/// Checks scheme and shape. Returns the number of groups.
 int64_t validate_form(const PackedTensor& packed, std::string_view name) {
   try {
     validate(packed.scheme);
-    // Every weight takes at least one bit: refusing more weights than that first keeps all products
-    // below in range.
+    // Every weight takes at least one bit. Refusing more weights than bits keeps the products below
+    // in range.
     if (packed.shape.elements() / 8 > static_cast<int64_t>(packed.codes.size()))
       fail<FormatError>("{} bytes of codes cannot hold {} weights", packed.codes.size(), to_string(packed.shape));
     return make_group_map(packed.scheme.granularity, packed.shape).groups;

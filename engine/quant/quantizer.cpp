@@ -1,8 +1,8 @@
-// From weights to codes in three passes: the extremes of every group, the scale (and zero point) of
-// every group, the code of every weight; trained codebooks and the search for a range come in
-// between, GPTQ behind. The passes run over output channels in parallel, or over bands of them
-// where groups span several; nothing is shared between iterations, so the result does not depend on
-// the number of threads.
+// From weights to codes in three passes: the extremes of every group; the scale (and zero point) of
+// every group; the code of every weight. Trained codebooks and range search come between them, GPTQ
+// comes last. The passes run in parallel over output channels, or over bands of channels where
+// groups span several. Iterations share nothing, so the result does not depend on the number of
+// threads.
 
 #include "engine/quant/quantizer.h"
 
@@ -47,8 +47,8 @@ std::vector<Extremes> extremes_by_block(TensorView<const float> weights, std::sp
   return extremes;
 }
 
-/// The codes of one output channel; `blocks` holds the group of each of its weights, or nothing
-/// where `map` does.
+/// Encodes one output channel. `blocks` holds the group of each weight; if it is empty, `map` gives
+/// the group.
 void encode_channel(PackedTensor& packed, const float* weights, int64_t channel, const GroupMap& map,
                     std::span<const Step> steps, const Codebook& codebook, std::span<const uint32_t> blocks) {
   FieldWriter codes(packed.codes.data() + channel * packed.code_stride());
@@ -126,7 +126,7 @@ void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_
 
 namespace {
 
-/// The mean over each group's weights of a number that every output channel has one of.
+/// Mean, over each group's weights, of a number given per output channel.
 std::vector<float> by_group(std::span<const float> of_channel, const GroupMap& map, int64_t channels) {
   if (of_channel.empty()) return {};
   std::vector<double> sums(static_cast<size_t>(map.groups)), weights(sums.size());
@@ -143,7 +143,7 @@ std::vector<float> by_group(std::span<const float> of_channel, const GroupMap& m
   return means;
 }
 
-/// Scales, and for trained schemes the codebook: everything that codes are chosen with.
+/// Chooses scales and, for trained schemes, the codebook.
 std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights, const GroupMap& map,
                           std::span<const uint32_t> blocks, std::string_view name, const QuantizerPasses& passes,
                           const QuantizeOptions& options) {

@@ -39,8 +39,8 @@ uint32_t RoundingProblem::best_code(int64_t row, int64_t column, float target, f
                        bit_costs_[static_cast<size_t>(row)]);
 }
 
-/// Looked for from the nearest one on in both directions, as far as the error leaves room beside
-/// the fewest bits that there are.
+/// The search starts at the nearest value. It goes both ways until the error alone, plus the least
+/// cost of bits, exceeds the best sum.
 uint32_t RoundingProblem::cheapest_code(uint32_t nearest, float target, float scale, const Step& step,
                                         size_t rate_class, float bit_cost) const {
   const std::vector<float>& bits = rates_.bits[rate_class];

@@ -64,8 +64,7 @@ void validate_granularity(const MethodTraits& traits, const Granularity& granula
     fail<UsageError>("granularity {}: sizes must be at least 1", to_string(granularity));
 }
 
-/// "block", "tile" and "sorted" may be followed by ":SIZE", which belongs to them. Takes both from
-/// `parts`.
+/// Takes a granularity from `parts`: "block", "tile" and "sorted" may have ":SIZE" behind them.
 std::string take_granularity(std::span<const std::string_view>& parts) {
   std::string text(parts[0]);
   const bool size_follows =

@@ -89,15 +89,15 @@ Range range_of(const float* weights, int64_t count) {
   return range;
 }
 
-/// A number as int8 the way x86 converts it: cut to int32, of which the low byte stays. What int32
-/// cannot hold becomes its lowest value, whose low byte is 0.
+/// Converts to int8 as x86 does: truncates to int32 and keeps the low byte. Numbers outside int32
+/// become its lowest value, whose low byte is 0.
 template <class Real>
 Real wrapped(Real value) {
   if (!(value >= -2147483648.0 && value < 2147483648.0)) return 0;
   return static_cast<Real>(static_cast<int8_t>(static_cast<int32_t>(value) & 0xFF));
 }
 
-/// One scale's int8 and back, in float as the notebooks have it, or in double.
+/// Rounds to int8 and back by one scale, in float as in the notebooks, or in double.
 template <class Real>
 class LinearQuantizer {
  public:
@@ -157,8 +157,8 @@ void simulate_linear(TensorView<float> out, TensorView<const float> weights, con
 
 // ---- fp8
 
-/// The upper three mantissa bits of x at its own exponent, as far as that lies in -14…15: subnormal
-/// numbers and 0, whose exponent is below, get the leading one that they do not have.
+/// The upper three mantissa bits of x at its exponent, clamped to -14…15. Subnormal numbers and 0
+/// get a leading one that they do not have.
 float simulated_fp8(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   const uint32_t exponent = std::clamp(bits >> 23 & 0xFF, 127U - 14U, 127U + 15U);
@@ -167,7 +167,7 @@ float simulated_fp8(float x) {
 
 // ---- dynamic tree
 
-/// 10^-e as a number divided by ten decimal places is written, which is what Python's 10**-e gives.
+/// 10^-e as Python's 10**-e gives it: the nearest double of the decimal.
 constexpr std::array<double, 6> negative_powers_of_ten = {1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5};
 
 struct Decimal {
@@ -175,7 +175,8 @@ struct Decimal {
   int exponent;     ///< x10 so many times
 };
 
-/// In double, as the notebooks' Python has it. Zero, at which they never end, gets `most`.
+/// Decimal exponent and fraction in double, as in the notebooks' Python. Zero, for which they loop
+/// for ever, gets `most`.
 Decimal decimal_of(float x, int most) {
   double fraction = std::fabs(static_cast<double>(x));
   if (fraction == 0) return {0, most};
@@ -184,11 +185,11 @@ Decimal decimal_of(float x, int most) {
   return {fraction, std::min(exponent, most)};
 }
 
-/// `x` is a weight over its group's maximum, `bits` the width that is claimed.
+/// Rounds `x`, a weight over its group's maximum. `bits` is the claimed width.
 float simulated_tree(float x, int bits) {
   const auto [fraction, exponent] = decimal_of(x, bits - 1);
-  // A zero above cut off exponents keeps the sign; one whose fraction bits are all 0 is an integer
-  // in Python and has none.
+  // A zero from a cut-off exponent keeps the sign. A zero from fraction bits is an integer in
+  // Python and has no sign.
   if (exponent != 0 && exponent >= bits - 2) return x < 0 ? -0.0F : 0.0F;
   const int fraction_bits = exponent == 0 ? 7 : bits - 2 - exponent;
   const double steps = 1 << fraction_bits;
@@ -230,7 +231,8 @@ void simulate_stable_embedding(TensorView<float> out, TensorView<const float> we
 
 // ---- what the values need
 
-/// Counts distinct values by open addressing; made once a thread, since rows are many and short.
+/// Counts distinct values by open addressing. There is one per thread, since rows are many and
+/// short.
 class DistinctCounter {
  public:
   explicit DistinctCounter(int64_t most) : slots_(std::bit_ceil(static_cast<size_t>(most) * 2)) {}
