@@ -108,6 +108,7 @@ Outcome Child::wait() {
 
 void ToolsTest::SetUp() {
   environment_ = {"NIBBLENET_ROOT=" + folder_.path().string()};
+  tools_ = NIBBLENET_TOOLS;
   write_standin(at("standin"), 200, 100, 1);
   for (const auto& [name, classes] : {std::pair{"small.safetensors", 10}, {"seven.safetensors", 7}}) {
     StateDict dict = small_alexnet(1, classes);
@@ -122,7 +123,7 @@ std::vector<std::string> ToolsTest::command(const std::string& line) const {
   std::istringstream words(line);
   std::vector<std::string> result;
   for (std::string word; words >> std::quoted(word);) result.push_back(word);
-  result[0] = std::string(NIBBLENET_TOOLS "/") + result[0];
+  result[0] = tools_ + "/" + result[0];
   return result;
 }
 

@@ -68,6 +68,7 @@ class ToolsTest : public ::testing::Test {
   void refuse(const std::string& line, const std::string& mention, int code) const;
 
   std::vector<std::string> environment_;
+  std::string tools_;  ///< folder of the built tools
 
  private:
   TemporaryFolder folder_;
