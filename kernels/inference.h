@@ -60,9 +60,6 @@ class Inference {
   /// empty unless a backward pass follows.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                              TensorView<const int32_t> labels, float scale) = 0;
-
-  /// y[n] = index of the largest x[n, k], the first one of equals.
-  virtual void argmax(TensorView<int32_t> y, TensorView<const float> x) = 0;
 };
 
 }  // namespace nibblenet

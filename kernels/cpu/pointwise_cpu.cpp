@@ -69,14 +69,6 @@ void CpuBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float> 
                      [=](int64_t n, int64_t k) { return static_cast<double>(targets[n * logits.size(1) + k]); });
 }
 
-void CpuBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) {
-  const int64_t columns = x.size(1);
-  for (int64_t n = 0; n < x.size(0); ++n) {
-    const float* row = x.data() + n * columns;
-    y[n] = static_cast<int32_t>(std::max_element(row, row + columns) - row);
-  }
-}
-
 void CpuBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {
   if (!std::ranges::all_of(x.floats(), [](float value) { return std::isfinite(value); })) found[0] = 1;
 }

@@ -261,8 +261,6 @@ void CudaBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float>
   cuda::soft_cross_entropy(losses, dlogits, logits, targets, scale, stream_);
 }
 
-void CudaBackend::argmax(TensorView<int32_t> y, TensorView<const float> x) { cuda::argmax(y, x, stream_); }
-
 void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                            SgdParameters parameters) {
   cuda::sgd_step(w, v, dw, parameters, stream_);

@@ -79,7 +79,6 @@ class CudaBackend : public Backend, public Training, private Workspace {
                      TensorView<const int32_t> labels, float scale) override;
   void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                           TensorView<const float> targets, float scale) override;
-  void argmax(TensorView<int32_t> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
   bool conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,

@@ -270,7 +270,8 @@ std::vector<Operation> operations() {
   list.push_back(map("cross entropy", {7, 41}, {7, 41}, [](CudaBackend& b, Y dlogits, X logits) {
     Tensor<float> losses(b, {7}, MemoryCategory::data);
     Tensor<int32_t> labels(b, {7}, MemoryCategory::data);
-    b.argmax(labels.view(), logits);
+    const std::vector<int32_t> classes = {0, 40, 7, 7, 31, 32, 1};
+    b.copy_from_host(labels.data(), classes.data(), classes.size() * sizeof(int32_t));
     b.cross_entropy(losses.view(), dlogits, logits, labels.view(), 0.5F);
   }));
   list.push_back(map("soft cross entropy", {7, 41}, {7, 41}, [](CudaBackend& b, Y dlogits, X logits) {

@@ -48,7 +48,6 @@ class InferenceOnlyBackend final : public Backend {
                      TensorView<const int32_t> labels, float scale) override {
     cpu_.cross_entropy(losses, dlogits, logits, labels, scale);
   }
-  void argmax(TensorView<int32_t> y, TensorView<const float> x) override { cpu_.argmax(y, x); }
 
  private:
   void* do_allocate(size_t bytes) override { return cpu_.allocate(bytes, MemoryCategory::data); }

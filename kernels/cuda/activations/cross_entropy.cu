@@ -71,17 +71,6 @@ void launch_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, T
          static_cast<int>(logits.size(1)), scale);
 }
 
-/// y[n] = index of the largest x[n, k], the first one of equals. One thread a row.
-__global__ void argmax_kernel(int32_t* y, const float* x, int64_t rows, int columns) {
-  for_each_index(rows, [&](int64_t row) {
-    const float* values = x + row * columns;
-    int best = 0;
-    for (int k = 1; k < columns; ++k)
-      if (values[best] < values[k]) best = k;
-    y[row] = best;
-  });
-}
-
 }  // namespace
 
 namespace cuda {
@@ -95,11 +84,6 @@ void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, Ten
                         TensorView<const float> targets, float scale, Stream& stream) {
   launch_cross_entropy(losses, dlogits, logits, SoftTarget{targets.data(), static_cast<int>(logits.size(1))}, scale,
                        stream);
-}
-
-void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream) {
-  launch("argmax", {.bytes = 4.0 * static_cast<double>(x.elements())}, grid_for(x.size(0)), stream, argmax_kernel,
-         y.data(), x.data(), x.size(0), static_cast<int>(x.size(1)));
 }
 
 }  // namespace cuda

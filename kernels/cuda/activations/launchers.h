@@ -38,7 +38,6 @@ void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorVi
                    TensorView<const int32_t> labels, float scale, Stream& stream);
 void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                         TensorView<const float> targets, float scale, Stream& stream);
-void argmax(TensorView<int32_t> y, TensorView<const float> x, Stream& stream);
 /// The tables become resident in `memory`.
 std::unique_ptr<ImagePreparer> make_image_preparer(MemoryResource& memory, const ResampleTables& tables,
                                                    Stream& stream);
