@@ -58,15 +58,4 @@ bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstAct
   return backend.conv2d_backward_step(layer, dy, x, window, factor, parameters);
 }
 
-void conv2d_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
-                     ConstActivations dy, ConstActivations x, Weight& w, Window window) {
-  expect_shape(dw.shape(), w.shape(), "convolution weight gradient");
-  expect_shape(dbias.shape(), {w.shape()[0]}, "convolution bias gradient");
-  if (dx.data() != nullptr) {
-    expect_shape(dx.shape(), x.shape(), "convolution input gradient");
-    conv2d_backward_data(backend, dx, dy, w, window);
-  }
-  conv2d_backward_weight(backend, dw, dbias, dy, x, window);
-}
-
 }  // namespace nibblenet

@@ -28,8 +28,5 @@ void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<
 /// backend gains nothing by it.
 [[nodiscard]] bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
                                         ConstActivations x, Window window, float factor, SgdParameters parameters);
-/// All three; dx is skipped when it has no data: the first layer needs none.
-void conv2d_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
-                     ConstActivations dy, ConstActivations x, Weight& w, Window window);
 
 }  // namespace nibblenet

@@ -41,15 +41,4 @@ bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstAct
   return backend.linear_backward_step(layer, dy, x, factor, parameters);
 }
 
-void linear_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
-                     ConstActivations dy, ConstActivations x, Weight& w) {
-  expect_shape(dw.shape(), w.shape(), "linear weight gradient");
-  expect_shape(dbias.shape(), {w.shape()[0]}, "linear bias gradient");
-  if (dx.data() != nullptr) {
-    expect_shape(dx.shape(), x.shape(), "linear input gradient");
-    linear_backward_data(backend, dx, dy, w);
-  }
-  linear_backward_weight(backend, dw, dbias, dy, x);
-}
-
 }  // namespace nibblenet

@@ -9,15 +9,12 @@ namespace nibblenet {
 void linear_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue);
 
-/// dx, or dw and dbias, from dy, the gradient before the epilogue; a step of SGD at once; and all three, dx where it
-/// has data: as conv2d.h.
+/// dx, or dw and dbias, from dy, the gradient before the epilogue; and a fused SGD step, as conv2d.h.
 void linear_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w,
                           const GradientStore& store = {});
 void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x);
 [[nodiscard]] bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
                                         ConstActivations x, float factor, SgdParameters parameters);
-void linear_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
-                     ConstActivations dy, ConstActivations x, Weight& w);
 
 }  // namespace nibblenet

@@ -32,6 +32,18 @@ struct CrossEntropy {
   Values dlogits;
 };
 
+/// All gradients of a layer with parameters.
+inline void conv2d_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                            ConstActivations dy, ConstActivations x, Weight& w, Window window) {
+  conv2d_backward_data(backend, dx, dy, w, window);
+  conv2d_backward_weight(backend, dw, dbias, dy, x, window);
+}
+inline void linear_backward(Training& backend, Activations dx, TensorView<float> dw, TensorView<float> dbias,
+                            ConstActivations dy, ConstActivations x, Weight& w) {
+  linear_backward_data(backend, dx, dy, w);
+  linear_backward_weight(backend, dw, dbias, dy, x);
+}
+
 /// The layers on host values: operands are copied to the backend, results back to the host.
 class HostLayers {
  public:
@@ -52,7 +64,7 @@ class HostLayers {
     const auto weight = backend_->make_weight(w.view());
     const auto gradient = put(dy), input = put(x);
     return gradients(x.shape, w.shape, [&](TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias) {
-      nibblenet::conv2d_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight, window);
+      testing::conv2d_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight, window);
     });
   }
 
@@ -68,7 +80,7 @@ class HostLayers {
     const auto weight = backend_->make_weight(w.view());
     const auto gradient = put(dy), input = put(x);
     return gradients(x.shape, w.shape, [&](TensorView<float> dx, TensorView<float> dw, TensorView<float> dbias) {
-      nibblenet::linear_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight);
+      testing::linear_backward(backend_->training(), dx, dw, dbias, gradient.view(), input.view(), *weight);
     });
   }
 
