@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "engine/core/memory.h"
 #include "engine/core/tensor.h"
@@ -34,10 +35,15 @@ class BackendMemory : public MemoryResource {
   /// Returns nothing where the backend's memory is the process's.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
 
-  /// A copy of `values` in host memory.
+  /// A copy of `values` in host memory, as a tensor or as a vector.
   Tensor<float> read_back(TensorView<const float> values) {
     Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
     if (values.elements() > 0) copy_to_host(copy.data(), values.data(), values.span().size_bytes());
+    return copy;
+  }
+  std::vector<float> to_host(TensorView<const float> values) {
+    std::vector<float> copy(values.span().size());
+    copy_to_host(copy.data(), values.data(), values.span().size_bytes());
     return copy;
   }
 };

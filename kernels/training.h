@@ -3,10 +3,7 @@
 #include <memory>
 #include <span>
 
-#include "engine/quant/packed_tensor.h"
-#include "kernels/activations.h"
-#include "kernels/shapes.h"
-#include "kernels/weight.h"
+#include "kernels/inference.h"
 
 namespace nibblenet {
 

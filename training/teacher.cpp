@@ -37,9 +37,7 @@ void Teacher::look_at(ConstActivations images) {
   if (!pass_)
     pass_.emplace(network_, 0, network_.layers().size(), Shape{batch_size_, preprocess_.crop, preprocess_.crop, 3},
                   Pass::Mode::inference);
-  const TensorView<const float> logits = pass_->forward(images);
-  logits_.resize(static_cast<size_t>(logits.elements()));
-  network_.backend().copy_to_host(logits_.data(), logits.data(), logits_.size() * sizeof(float));
+  logits_ = network_.backend().to_host(pass_->forward(images));
 }
 
 void Teacher::look_at(std::span<const int64_t> positions) {

@@ -56,7 +56,7 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
     if (learned_ == Learned::scales) {
       trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(), weight_name(layer));
     } else {
-      const std::vector<float> master = weights_on_host(*trained);
+      const std::vector<float> master = network_.backend().to_host(weights_of(*trained));
       trained->quantized = std::make_unique<QuantizedWeight>(backend, weight.packed_values(),
                                                              TensorView<const float>(master.data(), layer.spec.weight),
                                                              keep_zeros, weight_name(layer));
@@ -97,10 +97,8 @@ void TrainedParameters::update_scales(Trained& trained, TensorView<float> dw, Te
                                       double learning_rate, int64_t number) {
   Backend& backend = network_.backend();
   const TensorView<float> bias = layer_of(trained).bias.view();
-  std::vector<float> values(static_cast<size_t>(bias.elements())), gradients(values.size());
-  backend.copy_to_host(values.data(), bias.data(), values.size() * sizeof(float));
-  backend.copy_to_host(gradients.data(), dbias.data(), gradients.size() * sizeof(float));
-  trained.bias_adam.step(values, gradients, learning_rate, number);
+  std::vector<float> values = backend.to_host(bias);
+  trained.bias_adam.step(values, backend.to_host(dbias), learning_rate, number);
   backend.copy_from_host(bias.data(), values.data(), values.size() * sizeof(float));
   if (!trained.quantized) return;
   trained.quantized->step_scales(dw, learning_rate, number);
@@ -109,13 +107,6 @@ void TrainedParameters::update_scales(Trained& trained, TensorView<float> dw, Te
 
 TensorView<float> TrainedParameters::weights_of(const Trained& trained) const {
   return trained.quantized ? trained.quantized->master() : layer_of(trained).weight->values();
-}
-
-std::vector<float> TrainedParameters::weights_on_host(const Trained& trained) const {
-  const TensorView<float> weights = weights_of(trained);
-  std::vector<float> host(static_cast<size_t>(weights.elements()));
-  network_.backend().copy_to_host(host.data(), weights.data(), host.size() * sizeof(float));
-  return host;
 }
 
 void TrainedParameters::set_weights(const Trained& trained, const std::vector<float>& weights) {
@@ -133,7 +124,7 @@ void TrainedParameters::round(const Trained& trained) {
 std::vector<double> TrainedParameters::pruned() const {
   std::vector<double> fractions;
   for (const Trained& trained : trained_) {
-    const std::vector<float> weights = weights_on_host(trained);
+    const std::vector<float> weights = network_.backend().to_host(weights_of(trained));
     fractions.push_back(static_cast<double>(count_zeros(weights)) / static_cast<double>(weights.size()));
   }
   return fractions;
@@ -146,7 +137,7 @@ void TrainedParameters::prune(const PruningOptions& options, const std::vector<d
   std::vector<size_t> alone;
   double zeros_before = 0, weights_together = 0;
   for (size_t i = 0; i < trained_.size(); ++i) {
-    weights.push_back(weights_on_host(trained_[i]));
+    weights.push_back(network_.backend().to_host(weights_of(trained_[i])));
     if (!options.global || options.layers.contains(layer_of(trained_[i]).spec.name)) {
       alone.push_back(i);
       continue;

@@ -65,7 +65,6 @@ class TrainedParameters {
   Trained& trained_of(const Layer& layer);
   /// What SGD moves: the weights before rounding.
   TensorView<float> weights_of(const Trained& trained) const;
-  std::vector<float> weights_on_host(const Trained& trained) const;
   void set_weights(const Trained& trained, const std::vector<float>& weights);
   void round(const Trained& trained);
   void update_scales(Trained& trained, TensorView<float> dw, TensorView<float> dbias, double learning_rate,

@@ -23,6 +23,12 @@ FilterOrders orders_of(const Shape& shape) {
           describe_tensor({k, c, r, s}, {length, 1, s * c, c}, Precision::float32)};
 }
 
+/// Gradients of an empty batch.
+void clear(TensorView<float> dw, TensorView<float> dbias, Stream& stream) {
+  fill_zero(dw.data(), dw.span().size_bytes(), stream);
+  fill_zero(dbias.data(), dbias.span().size_bytes(), stream);
+}
+
 /// A matrix [N, K] as images of one pixel.
 TensorView<const float> as_images(TensorView<const float> matrix) {
   return {matrix.data(), {matrix.size(0), 1, 1, matrix.size(1)}};
@@ -150,11 +156,7 @@ void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float
                                           ConstActivations in, Window window) {
   const TensorView<const float> dy = of_output.floats();
   const TensorView<const float> x = in.floats();
-  if (dy.elements() == 0) {
-    fill_zero(dw.data(), dw.span().size_bytes(), stream());
-    fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
-    return;
-  }
+  if (dy.elements() == 0) return clear(dw, dbias, stream());
   convolution_.backward_bias(dbias, dy);
   if (one_tap(dw.shape())) {
     convolution_.backward_filters(dw.data(), dy, x, window);
@@ -192,11 +194,7 @@ void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float
                                           ConstActivations in) {
   const TensorView<const float> dy = of_output.floats();
   const TensorView<const float> x = in.floats();
-  if (dy.elements() == 0) {
-    fill_zero(dw.data(), dw.span().size_bytes(), stream());
-    fill_zero(dbias.data(), dbias.span().size_bytes(), stream());
-    return;
-  }
+  if (dy.elements() == 0) return clear(dw, dbias, stream());
   convolution_.backward_bias(dbias, as_images(dy));
   matmul_.product(dw.data(), {dy.data(), true}, {x.data(), false}, dw.size(0), dw.size(1), dy.size(0),
                   Precision::float32, Precision::float32);

@@ -53,10 +53,7 @@ void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, 
 }  // namespace
 
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values) {
-  Parameter parameter;
-  parameter.name = std::move(name);
-  parameter.value = backend.read_back(values);
-  return parameter;
+  return {.name = std::move(name), .value = backend.read_back(values)};
 }
 
 Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold,

@@ -17,12 +17,6 @@ Shape with_batch(const Shape& shape, int64_t batch) {
   return Shape(std::span(sizes.data(), static_cast<size_t>(shape.rank())));
 }
 
-/// The first elements of a tensor that was planned for a larger batch.
-template <class T>
-TensorView<T> front(Tensor<T>& tensor, const Shape& shape) {
-  return {tensor.data(), shape};
-}
-
 Buffer<std::byte> activations(Backend& backend, int64_t elements, Precision precision) {
   return {backend, static_cast<size_t>(elements) * bytes_of(precision), MemoryCategory::activations};
 }
@@ -205,7 +199,7 @@ TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
     if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
       dropout_forward(*training_, live_[i], x, dropout_.probability, dropout_key(i));
     else
-      run_layer(i, live_[i], x, front(argmax_[i], live_[i].shape()));
+      run_layer(i, live_[i], x, {argmax_[i].data(), live_[i].shape()});
     x = live_[i];
   }
   return x.floats();

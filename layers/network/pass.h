@@ -86,8 +86,6 @@ class Pass {
   Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
   /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is stored.
   GradientStore store_of(size_t index);
-  void clear_overflow();
-  bool found_overflow();
   bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.
   bool is_pooled(size_t index) const;

@@ -28,7 +28,8 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
   if (mode_ != Mode::training) throw Error("backward() needs a training pass");
   size_t lowest = 0;  // below the first layer with parameters no gradient is needed
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
-  if (in_halves()) clear_overflow();
+  constexpr uint32_t none = 0;
+  if (in_halves()) network_->backend().copy_from_host(overflow_.data(), &none, sizeof(none));
   ConstActivations dy = first_gradient(dloss, loss_scale);
   for (size_t i = shapes_.size(); i-- > lowest;) {
     if (passes_through_[i]) continue;
@@ -42,7 +43,9 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
     dy = dx;
   }
   if (!in_halves()) return true;
-  if (found_overflow()) return false;
+  uint32_t found = 0;  // of the gradients that were kept: sums of finite fp16 values are finite
+  network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
+  if (found != 0) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
     if (network_->layers()[begin_ + i].spec.has_parameters())
       use_gradient(i, gradient_of(i, live_[i].shape(), {}), 1.0F / loss_scale, on_weight_gradient);
@@ -72,18 +75,6 @@ GradientStore Pass::store_of(size_t index) {
   if (network_->layers()[begin_ + index].spec.epilogue == Epilogue::relu) store.relu_output = live_[index];
   if (kept_gradients_[index].size() > 0) store.overflow = overflow_.view();
   return store;
-}
-
-void Pass::clear_overflow() {
-  constexpr uint32_t none = 0;
-  network_->backend().copy_from_host(overflow_.data(), &none, sizeof(none));
-}
-
-/// Whether one of the gradients that stay is not finite. Sums of finite halves are.
-bool Pass::found_overflow() {
-  uint32_t found = 0;
-  network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
-  return found != 0;
 }
 
 void Pass::data_gradient(size_t index, Activations dx, ConstActivations dy) {

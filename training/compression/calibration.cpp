@@ -170,13 +170,11 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
 
   int64_t done = 0;
   ConstActivations images;
-  std::vector<float> copy;
   for (Batch batch; feed.next(batch, images); done += batch.size()) {
     TensorView<const float> x = images.floats();
     for (Stage& stage : stages) {
       if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped; nothing was written");
-      copy.resize(x.span().size());
-      backend.copy_to_host(copy.data(), x.data(), x.span().size_bytes());
+      const std::vector<float> copy = backend.to_host(x);
       stage.inputs.add({copy.data(), x.shape()}, done);
       if (stage.begin == fisher.begin()) fisher.add(x, done);
       if (stage.pass) x = stage.pass->forward(x);

@@ -34,8 +34,7 @@ FisherDiagonal::FisherDiagonal(Network& network, int64_t batch_size, uint64_t se
 void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
   Backend& backend = network_.backend();
   const TensorView<const float> logits = pass_.forward(x);
-  std::vector<float> values(logits.span().size());
-  backend.copy_to_host(values.data(), logits.data(), logits.span().size_bytes());
+  std::vector<float> values = backend.to_host(logits);
   const auto classes = static_cast<size_t>(network_.classes());
   for (int64_t i = 0; i < x.size(0); ++i) {
     Random random(seed_, label_stream + static_cast<uint64_t>(first + i));
@@ -47,9 +46,7 @@ void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
   }
   backend.copy_from_host(dlogits_.data(), values.data(), values.size() * sizeof(float));
   pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)), [&](Layer& layer, const WeightGradient& gradient) {
-    const TensorView<float> dbias = gradient.store().dbias;
-    std::vector<float> gradients(dbias.span().size());
-    backend.copy_to_host(gradients.data(), dbias.data(), dbias.span().size_bytes());
+    const std::vector<float> gradients = backend.to_host(gradient.store().dbias);
     std::vector<double>& squares = squares_[layer.spec.name + ".weight"];
     squares.resize(gradients.size());
     for (size_t k = 0; k < gradients.size(); ++k)

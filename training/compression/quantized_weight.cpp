@@ -29,12 +29,6 @@ struct Spacing {
   }
 };
 
-std::vector<float> to_host(BackendMemory& backend, const Tensor<float>& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.elements()));
-  backend.copy_to_host(values.data(), tensor.data(), values.size() * sizeof(float));
-  return values;
-}
-
 /// Whether a scale has left its side of 0, where it has to stay.
 bool crosses_zero(float before, float after) {
   return before != 0 && (after == 0 || std::signbit(after) != std::signbit(before));
@@ -124,17 +118,17 @@ void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentu
   training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
   training_.sgd_step(master_.view(), momentum, dweights, parameters);
 
-  const std::vector<float> dsteps = to_host(backend_, dsteps_);
-  if (learns_values_) update_values(to_host(backend_, dcodebook_), parameters);
+  const std::vector<float> dsteps = backend_.to_host(dsteps_.view());
+  if (learns_values_) update_values(backend_.to_host(dcodebook_.view()), parameters);
   update_scales(dsteps, parameters);
   upload_steps();
 }
 
 void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_rate, int64_t number) {
   training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
-  const std::vector<float> dsteps = to_host(backend_, dsteps_);
+  const std::vector<float> dsteps = backend_.to_host(dsteps_.view());
   if (learns_values_) {
-    std::vector<float> dvalues = to_host(backend_, dcodebook_);
+    std::vector<float> dvalues = backend_.to_host(dcodebook_.view());
     for (size_t code = 0; code < values_.size(); ++code)
       if (values_[code] == 0) dvalues[code] = 0;
     value_adam_.step(values_, std::span(dvalues).first(values_.size()), learning_rate, number);
@@ -217,7 +211,7 @@ PackedTensor QuantizedWeight::packed() const {
     std::memcpy(packed.scales.data() + group * bytes, source, bytes);
   }
   if (codes_.empty()) {
-    const std::vector<float> master = to_host(backend_, master_);
+    const std::vector<float> master = backend_.to_host(master_.view());
     encode_nearest(packed, {master.data(), master_.shape()});
   } else {
     packed.codes = codes_;

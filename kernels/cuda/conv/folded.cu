@@ -31,13 +31,6 @@ FoldedAxisView view_of(const FoldedAxis& axis, const int32_t* tables) {
   return {axis.taps, outputs, axis.patterns, tables, tables + outputs, tables + 2 * outputs, tables + 3 * outputs};
 }
 
-template <class T>
-Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
-  Buffer<T> buffer(memory, source.size(), category);
-  copy_to_device(buffer.data(), source.data(), buffer.bytes(), stream);
-  return buffer;
-}
-
 /// Filters in the order of folded_conv2d_half_kernel.
 std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisation) {
   const int64_t steps = (folded.length() + 15) / 16;

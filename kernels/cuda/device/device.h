@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/backend_memory.h"
 
@@ -130,5 +131,14 @@ void copy_to_device(void* destination, const void* host, size_t bytes, Stream& s
 void copy_from_device(void* host, const void* source, size_t bytes, Stream& stream);
 void copy_on_device(void* destination, const void* source, size_t bytes, Stream& stream);
 void fill_zero(void* destination, size_t bytes, Stream& stream);
+
+/// A copy of host values in device memory; without values, no memory.
+template <class T>
+Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
+  if (source.empty()) return {};
+  Buffer<T> buffer(memory, source.size(), category);
+  copy_to_device(buffer.data(), source.data(), buffer.bytes(), stream);
+  return buffer;
+}
 
 }  // namespace nibblenet

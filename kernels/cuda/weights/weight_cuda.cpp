@@ -114,14 +114,6 @@ void halves_to_superblocks(std::vector<f16>& halves, const Shape& shape) {
   std::memcpy(halves.data(), bytes.data(), bytes.size());
 }
 
-template <class T>
-Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
-  if (source.empty()) return {};
-  Buffer<T> buffer(memory, source.size(), category);
-  copy_to_device(buffer.data(), source.data(), buffer.bytes(), stream);
-  return buffer;
-}
-
 float largest_value(const Codebook& codebook) {
   float value = 0;
   for (const float v : codebook.values) value = std::max(value, std::fabs(v));
