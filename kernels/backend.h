@@ -38,9 +38,10 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   }
 };
 
-/// device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto" (CUDA when this build has it and
-/// there is a GPU, else the CPU). `threads` 0: all cores. Where "auto" means the CPU although this build could use a
-/// GPU, the description says why. Throws UsageError for a device this build or machine does not have.
+/// device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto" (CUDA when this
+/// build has it and there is a GPU, else the CPU). `threads` 0: all cores. Where "auto" means the
+/// CPU although this build could use a GPU, the description says why. Throws UsageError for a
+/// device this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();

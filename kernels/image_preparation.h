@@ -16,8 +16,8 @@ struct Augmentation;  // engine/io/augmentation.h
 class ImagePreparer {
  public:
   virtual ~ImagePreparer() = default;
-  /// x[N, crop, crop, 3] from images[N, height, width, 3] and augmentations[N], all in the backend's
-  /// memory.
+  /// x[N, crop, crop, 3] from images[N, height, width, 3] and augmentations[N], all in the
+  /// backend's memory.
   virtual void run(Activations x, TensorView<const uint8_t> images, TensorView<const Augmentation> augmentations) = 0;
 };
 
@@ -26,9 +26,11 @@ class ImagePreparer {
 class FoldedConv2d {
  public:
   virtual ~FoldedConv2d() = default;
-  /// y[N, P, Q, K] = epilogue(that convolution) of images[N, height, width, 3], bytes in the backend's memory.
+  /// y[N, P, Q, K] = epilogue(that convolution) of images[N, height, width, 3], bytes in the
+  /// backend's memory.
   virtual void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) = 0;
-  /// Bytes of the filters, with the tables that say which filter an output takes, and of the biases.
+  /// Bytes of the filters, with the tables that say which filter an output takes, and of the
+  /// biases.
   virtual ResidentSize resident() const = 0;
 };
 
@@ -38,8 +40,8 @@ class ImagePreparation {
   virtual ~ImagePreparation() = default;
   /// Returns null where the host prepares images.
   virtual std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables&) { return nullptr; }
-  /// Filters are stored in `precision`, that of the outputs. Throws UsageError where the backend has
-  /// no such convolution.
+  /// Filters are stored in `precision`, that of the outputs. Throws UsageError where the backend
+  /// has no such convolution.
   virtual std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) {
     throw UsageError("this device does not fold the first convolution with the resize; leave --fold-first out");
   }

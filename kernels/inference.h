@@ -12,8 +12,8 @@ namespace nibblenet {
 /// The operations of a forward pass. Outputs come first; all views lie in the backend's memory;
 /// layers/ checked the shapes. Results are the same bits on every run with the same thread count.
 ///
-/// x is float32 or float16, and y may be float32 where x is float16. Float16 activations take packed
-/// or float16 weights, float32 ones packed or float32 weights. Sums are float32.
+/// x is float32 or float16, and y may be float32 where x is float16. Float16 activations take
+/// packed or float16 weights, float32 ones packed or float32 weights. Sums are float32.
 class Inference {
  public:
   virtual ~Inference() = default;
@@ -32,7 +32,8 @@ class Inference {
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;
   /// Fused convolution and max pooling: y = max_pool2d(conv2d_forward(x, w), pool), or y[N,KPQ],
-  /// which is that flattened. Returns false, with y untouched, where the backend does not fuse them.
+  /// which is that flattened. Returns false, with y untouched, where the backend does not fuse
+  /// them.
   virtual bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
                                          Window, Epilogue, Window /*pool*/) {
     return false;
@@ -45,8 +46,8 @@ class Inference {
   /// y = max(x, 0); y may be x.
   virtual void relu_forward(TensorView<float> y, TensorView<const float> x) = 0;
 
-  /// y[N,P,Q,C] = largest value of each window. `argmax`, of y's shape, receives the position of the
-  /// first maximum in its window, row by row; it is empty unless a backward pass follows.
+  /// y[N,P,Q,C] = largest value of each window. `argmax`, of y's shape, receives the position of
+  /// the first maximum in its window, row by row; it is empty unless a backward pass follows.
   virtual void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) = 0;
 
   /// y[N,P,Q,C]: output row p averages input rows [floor(p H / P), ceil((p + 1) H / P)), as PyTorch

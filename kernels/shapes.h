@@ -9,9 +9,9 @@ namespace nibblenet {
 // One letter, one meaning, everywhere in kernels/ and layers/:
 //   N batch   C channels in   H W input height and width   K channels out   R S filter height and width
 //   P Q output height and width   G group of a quantization scheme
-// Activations are dense, float32 or float16 (kernels/activations.h), channels last: [N, H, W, C], or
-// [N, C] after the flatten. Filters keep PyTorch's order [K, C, R, S], matrices [K, C]. A gradient dx
-// is dLoss/dx and has the shape and order of x.
+// Activations are dense, float32 or float16 (kernels/activations.h), channels last: [N, H, W, C],
+// or [N, C] after the flatten. Filters keep PyTorch's order [K, C, R, S], matrices [K, C]. A
+// gradient dx is dLoss/dx and has the shape and order of x.
 
 /// Geometry of a convolution or pooling window, equal in both directions.
 struct Window {
@@ -19,8 +19,8 @@ struct Window {
   int64_t stride = 1;
   int64_t padding = 0;
 
-  /// P of an input of height H (or Q of W): floor((H + 2 padding - size) / stride) + 1. Throws ShapeError when the
-  /// window does not fit.
+  /// P of an input of height H (or Q of W): floor((H + 2 padding - size) / stride) + 1. Throws
+  /// ShapeError when the window does not fit.
   int64_t output(int64_t input) const {
     if (size < 1 || stride < 1 || padding < 0 || input + 2 * padding < size)
       fail<ShapeError>("a window of size {}, stride {}, padding {} does not fit an input of {}", size, stride, padding,

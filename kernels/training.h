@@ -63,7 +63,8 @@ class Training {
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
 
-  /// y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of dy.
+  /// y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of
+  /// dy.
   virtual void dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                        const GradientStore& store = {}) = 0;
 
@@ -96,14 +97,14 @@ class Training {
   virtual void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) = 0;
   virtual void flatten_backward(Activations dx, ConstActivations dy) = 0;
 
-  /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening 0). The first step
-  /// starts from v = 0.
+  /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening
+  /// 0). The first step starts from v = 0.
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
 
-  /// Fused weight gradient and SGD: dw and dbias, times `factor`, are never stored. Same bits as the
-  /// gradient followed by sgd_step of both, where keep_zeros is not for the bias. Returns false, with
-  /// nothing changed, where the backend cannot.
+  /// Fused weight gradient and SGD: dw and dbias, times `factor`, are never stored. Same bits as
+  /// the gradient followed by sgd_step of both, where keep_zeros is not for the bias. Returns
+  /// false, with nothing changed, where the backend cannot.
   virtual bool conv2d_backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
                                     float /*factor*/, SgdParameters) {
     return false;
@@ -121,17 +122,18 @@ class Training {
     if (store.overflow.data() != nullptr) find_overflow(store.overflow, dx);
   }
 
-  /// values = master[K, ...] rounded: with x = master / step of its group, the codebook value nearest
-  /// to x, times step. These are the bits that packing by this rule and decoding give. A group whose
-  /// step is 0 holds zeros. With rule.by_code: the codebook value of code master, times step.
+  /// values = master[K, ...] rounded: with x = master / step of its group, the codebook value
+  /// nearest to x, times step. These are the bits that packing by this rule and decoding give. A
+  /// group whose step is 0 holds zeros. With rule.by_code: the codebook value of code master, times
+  /// step.
   virtual void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) = 0;
-  /// dweights, in place, from dL/dvalues of round_weights to dL/dmaster as a straight-through estimate:
-  /// it is kept where x lies in the codebook's range, and outside it where a step against the gradient
-  /// leads back towards the range; else it becomes 0.
-  /// dsteps[groups] = sum of dweights (value - x), with the value alone outside the range (LSQ, Esser
-  /// 2020, eq. 3). dcodebook[256] = by code, the sum of dweights step over the weights that take the
-  /// code (Han 2016); it may be empty. Groups whose step is 0 get no gradients.
-  /// With rule.by_code, dsteps = sum of dweights value, and dweights stays.
+  /// dweights, in place, from dL/dvalues of round_weights to dL/dmaster as a straight-through
+  /// estimate: it is kept where x lies in the codebook's range, and outside it where a step against
+  /// the gradient leads back towards the range; else it becomes 0. dsteps[groups] = sum of dweights
+  /// (value - x), with the value alone outside the range (LSQ, Esser 2020, eq. 3). dcodebook[256] =
+  /// by code, the sum of dweights step over the weights that take the code (Han 2016); it may be
+  /// empty. Groups whose step is 0 get no gradients. With rule.by_code, dsteps = sum of dweights
+  /// value, and dweights stays.
   virtual void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                                       TensorView<const float> master, const RoundingRule& rule) = 0;
 };

@@ -10,6 +10,7 @@ namespace nibblenet {
 class Weight {
  public:
   virtual ~Weight() = default;
+  /// [K, C, R, S] or [K, C]; and whether the weight is packed codes.
   virtual const Shape& shape() const = 0;
   virtual bool packed() const = 0;
   /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed

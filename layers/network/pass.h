@@ -10,7 +10,8 @@
 
 namespace nibblenet {
 
-/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run draws the same ones.
+/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run
+/// draws the same ones.
 struct DropoutPlan {
   float probability = 0.0F;
   uint64_t seed = 0;
@@ -40,22 +41,25 @@ struct WeightGradient {
   [[nodiscard]] bool apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
 };
 
-/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned from the shapes when
-/// the pass is made: two alternating buffers for inference, in the network's precision; every layer's output, and two
-/// gradients, for training. Training in float16 keeps the gradients at all layers with parameters besides.
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned
+/// from the shapes when the pass is made: two alternating buffers for inference, in the network's
+/// precision; every layer's output, and two gradients, for training. Training in float16 keeps the
+/// gradients at all layers with parameters besides.
 class Pass {
  public:
   enum class Mode : uint8_t { inference, training };
-  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range starts behind the
-  /// flatten.
+  /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range
+  /// starts behind the flatten.
   Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
 
-  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the network's precision; valid
-  /// until the next call. Inference on batches that come again from the same place is recorded and replayed, where the
-  /// backend can. With a training pass everything backward() needs is kept; x must stay where it is until then.
+  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the
+  /// network's precision; valid until the next call. Inference on batches that come again from the
+  /// same place is recorded and replayed, where the backend can. With a training pass everything
+  /// backward() needs is kept; x must stay where it is until then.
   TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
-  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded network; the pass was made
-  /// for inference from the first layer on, and for the shape that prepared images would have.
+  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded
+  /// network; the pass was made for inference from the first layer on, and for the shape that
+  /// prepared images would have.
   TensorView<const float> forward(TensorView<const uint8_t> images);
   /// Operations of the pass that was recorded last; nothing where none was.
   std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
@@ -63,13 +67,13 @@ class Pass {
   /// Takes the gradient of one layer's parameters, and may change them: the data gradient has been
   /// computed already.
   using OnWeightGradient = std::function<void(Layer& layer, const WeightGradient& gradient)>;
-  /// Backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls on_weight_gradient
-  /// layer by layer, last layer first.
+  /// Backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls
+  /// on_weight_gradient layer by layer, last layer first.
   ///
-  /// In float16, gradients of activations are those of loss_scale times the loss (Micikevicius 2018,
-  /// arXiv 1710.03740, section 3.2); gradients of parameters are divided by it again. Returns false,
-  /// without a call, where a gradient of activations is not finite. In float32, loss_scale is 1 and
-  /// the result true.
+  /// In float16, gradients of activations are those of loss_scale times the loss (Micikevicius
+  /// 2018, arXiv 1710.03740, section 3.2); gradients of parameters are divided by it again. Returns
+  /// false, without a call, where a gradient of activations is not finite. In float32, loss_scale
+  /// is 1 and the result true.
   bool backward(TensorView<const float> dy, const OnWeightGradient& on_weight_gradient, float loss_scale = 1.0F);
 
  private:
@@ -81,18 +85,19 @@ class Pass {
   void data_gradient(size_t index, Activations dx, ConstActivations dy);
   void use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use);
   ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
-  /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay, or for the next
-  /// step.
+  /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay,
+  /// or for the next step.
   Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
-  /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is stored.
+  /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is
+  /// stored.
   GradientStore store_of(size_t index);
   bool in_halves() const { return network_->precision() == Precision::float16; }
   /// Whether max pooling follows a convolution.
   bool is_pooled(size_t index) const;
   /// The layer that flattens what layer `index` leaves, if nothing else happens in between.
   std::optional<size_t> flattened(size_t index) const;
-  /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done, where the backend
-  /// does not do that at once.
+  /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done,
+  /// where the backend does not do that at once.
   bool run_pooled(size_t index, Activations y, ConstActivations x);
   void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
   DropoutKey dropout_key(size_t index) const;

@@ -36,7 +36,7 @@ TEST(InferenceOnlyBackend, RefusesToTrainInOneLine) {
     backend.training();
     FAIL() << "it has gradients";
   } catch (const UsageError& error) {
-    EXPECT_STREQ(error.what(), "--device inference-only has no gradients, which this needs; use --device cpu");
+    EXPECT_STREQ(error.what(), "--device inference-only runs forward passes only and has no gradients; use --device cpu");
   }
   CpuBackend cpu(1);
   Backend& trains = cpu;
@@ -55,7 +55,8 @@ class InferenceOnlyTools : public ToolsTest {
     }
   }
 
-  /// The same command in both builds of the tools. Both give the same bits: the operations are the same.
+  /// The same command in both builds of the tools. Both give the same bits: the operations are the
+  /// same.
   void expect_same(const std::string& line, const std::string& file) {
     SCOPED_TRACE(line);
     tools_ = NIBBLENET_TOOLS;

@@ -1,10 +1,12 @@
 #pragma once
 
-#include "kernels/backend.h"
 #include "kernels/cuda/device/device.h"
+#include "kernels/image_preparation.h"
+#include "kernels/training.h"
 
 // Launchers of operations on activations, losses and images. Each one computes its grid, starts its
-// kernels and does not wait. Views lie in device memory; kernels/backend.h has formulas and shapes.
+// kernels and does not wait. Views lie in device memory; kernels/inference.h and
+// kernels/training.h have formulas and shapes.
 
 namespace nibblenet::cuda {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/backend.h"
+#include "kernels/activations.h"
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
 
 namespace nibblenet {

@@ -2,9 +2,11 @@
 
 #include "kernels/cuda/device/workspace.h"
 #include "kernels/cuda/weights/weight_cuda.h"
+#include "kernels/training.h"
 
 // Launchers of linear layers that have a kernel of their own. Each one computes its grid, starts its
-// kernels and does not wait. Views lie in device memory; kernels/backend.h has formulas and shapes.
+// kernels and does not wait. Views lie in device memory; kernels/inference.h and
+// kernels/training.h have formulas and shapes.
 
 namespace nibblenet::cuda {
 
