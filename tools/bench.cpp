@@ -62,7 +62,7 @@ void bench(const Options& options) {
   const auto backend = options.device.make();
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
   StateDict dict = load_model(model, options.checksums);
-  const int image_size = image_size_of(dict.metadata);
+  const int image_size = image_size_of(dict);
   const Precision precision = options.device.precision_on(*backend);
   const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
   const ResampleTables tables = small_image_tables(image_size);
@@ -166,7 +166,7 @@ nlohmann::json setting_json(const Options& options, const std::filesystem::path&
   return {{"model", model.string()},
           {"device", backend.name()},
           {"description", backend.description()},
-          {"image_size", image_size_of(floats.metadata)},
+          {"image_size", image_size_of(floats)},
           {"ceilings", to_json(ceilings)},
           {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
           {"seconds", options.seconds},
@@ -194,7 +194,7 @@ void compare(const Options& options) {
                          .seconds = options.seconds,
                          .rounds = options.rounds,
                          .energy_seconds = options.energy_seconds,
-                         .image_size = image_size_of(floats.metadata),
+                         .image_size = image_size_of(floats),
                          .images = images ? &*images : nullptr},
                         floats);
   for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));

@@ -273,7 +273,7 @@ void classify_all(Classifier& classifier, std::vector<Picture>& pictures, int64_
 void classify(const Options& options) {
   const fs::path model = find_model(options.model, ModelKind::packed);
   StateDict dict = load_model(model, options.checksums);
-  const int image_size = image_size_of(dict.metadata);
+  const int image_size = image_size_of(dict);
   const auto metadata = dict.metadata;
   std::vector<Picture> pictures = find_pictures(options.images);
 

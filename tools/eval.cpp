@@ -90,7 +90,7 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
   StateDict dict = load_model(path, options.checksums);
   std::optional<SimulationReport> simulation;
   if (scheme) simulation = simulate_model(dict, *scheme);
-  const int image_size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
+  const int image_size = image_size_of(dict, options.image_size);
   const Preprocess preprocess = Preprocess::for_image_size(image_size);
   std::optional<ResampleTables> tables;
   if (options.fold_first) tables = tables_of_all(dataset, preprocess);
@@ -277,7 +277,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
-      ->check(CLI::Range(63, 4096));
+      ->check(CLI::Range(1, 4096));
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);

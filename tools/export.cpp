@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include "layers/network/alexnet.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 

@@ -1,5 +1,5 @@
 #include <fmt/chrono.h>
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -24,6 +24,7 @@ using namespace nibblenet::tools;
 struct Options {
   std::string data;
   std::string init = "random";
+  std::string network;  ///< of --init random; empty: the first there is
   std::string freeze;
   std::string reset;
   std::string schedule = "constant";
@@ -56,10 +57,10 @@ InitialModel find_initial_model(const std::string& init) {
 }
 
 /// The name the seed's notebooks give; packed models say that they are trained as such.
-std::filesystem::path default_output(bool packed) {
+std::filesystem::path default_output(const NetworkSpec& network, bool packed) {
   const std::time_t now = std::time(nullptr);
   return project_root() / "weights" /
-         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_alexnet{}.safetensors", fmt::localtime(now),
+         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_{}{}.safetensors", fmt::localtime(now), network.name,
                      packed ? "_qat" : "");
 }
 
@@ -68,10 +69,10 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& output) {
 }
 
 /// x.checkpoint.safetensors continues into x.safetensors.
-std::filesystem::path output_of(const std::filesystem::path& checkpoint, bool packed) {
+std::filesystem::path output_of(const std::filesystem::path& checkpoint, const NetworkSpec& network, bool packed) {
   const std::string stem = checkpoint.stem().string();
   constexpr std::string_view suffix = ".checkpoint";
-  if (!stem.ends_with(suffix)) return default_output(packed);
+  if (!stem.ends_with(suffix)) return default_output(network, packed);
   return checkpoint.parent_path() / (stem.substr(0, stem.size() - suffix.size()) + ".safetensors");
 }
 
@@ -100,9 +101,12 @@ Reset chosen_reset(const Options& options, const StateDict& parameters, bool pub
 }
 
 StateDict initial_parameters(Options& options, const InitialModel& initial, bool image_size_given, int64_t classes) {
-  if (initial.file.empty()) return random_alexnet(classes, options.training.seed);
+  if (initial.file.empty()) {
+    const NetworkSpec& network = options.network.empty() ? networks().front() : network_named(options.network);
+    return random_network(network, classes, options.training.seed);
+  }
   StateDict parameters = load_model(initial.file, options.checksums);
-  if (!image_size_given) options.training.image_size = image_size_of(parameters.metadata);
+  if (!image_size_given) options.training.image_size = image_size_of(parameters);
   if (parameters.packed() && !options.quantize.given()) {
     fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
     parameters = dequantized(parameters);
@@ -110,6 +114,16 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
   parameters.metadata.clear();
   reset_head(parameters, chosen_reset(options, parameters, initial.published, classes), classes, options.training.seed);
   return parameters;
+}
+
+TrainingStart start_from(Options& options, const InitialModel& initial, bool image_size_given, int64_t classes,
+                         Backend& backend) {
+  StateDict parameters = initial_parameters(options, initial, image_size_given, classes);
+  TrainingOptions& training = options.training;
+  const NetworkSpec& network = network_of(parameters);
+  expect_image_size(network, training.image_size);
+  training.pruning.layers = options.prune.fractions(network, training.freeze_features);
+  return options.quantize.start_from(std::move(parameters), training.freeze_features, backend);
 }
 
 /// The network that --distill names, or that a checkpoint goes on with; none where there is no teacher.
@@ -153,11 +167,9 @@ void finetune(Options& options, Given given) {
     fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
-  TrainingStart start =
-      checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
-                 : options.quantize.start_from(initial_parameters(options, initial, given.image_size,
-                                                                  static_cast<int64_t>(train_set.classes.size())),
-                                               options.training.freeze_features, *backend);
+  TrainingStart start = checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
+                                   : start_from(options, initial, given.image_size,
+                                                static_cast<int64_t>(train_set.classes.size()), *backend);
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
   std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network);
@@ -167,8 +179,8 @@ void finetune(Options& options, Given given) {
   if (checkpoint) trainer.restore(*checkpoint);
 
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
-                                       : checkpoint            ? output_of(options.resume, packed)
-                                                               : default_output(packed);
+                                       : checkpoint            ? output_of(options.resume, network.spec(), packed)
+                                                               : default_output(network.spec(), packed);
   prepare_output(output);
   fmt::print("{}: {} training and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),
@@ -212,11 +224,11 @@ void finetune(Options& options, Given given) {
 
 /// Flags that a checkpoint has settled already.
 void refuse_with_resume(const CLI::App& app) {
-  for (const char* name : {"--init",       "--freeze",       "--reset",          "--batch",       "--lr",
-                           "--momentum",   "--weight-decay", "--dropout",        "--schedule",    "--augment",
-                           "--image-size", "--seed",         "--train-limit",    "--test-limit",  "--quantize",
-                           "--layer",      "--prune",        "--prune-scope",    "--prune-layer", "--prune-until",
-                           "--precision",  "--distill",      "--distill-weight", "--learn"})
+  for (const char* name : {"--init",        "--network",    "--freeze",       "--reset",          "--batch",
+                           "--lr",          "--momentum",   "--weight-decay", "--dropout",        "--schedule",
+                           "--augment",     "--image-size", "--seed",         "--train-limit",    "--test-limit",
+                           "--quantize",    "--layer",      "--prune",        "--prune-scope",    "--prune-layer",
+                           "--prune-until", "--precision",  "--distill",      "--distill-weight", "--learn"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -229,10 +241,21 @@ void learn_scales(const CLI::App& app, Options& options) {
   if (app.get_option("--lr")->count() == 0) options.training.learning_rate = 0.003;
 }
 
+/// "AlexNet: classifier.4, classifier.6": what --reset tail makes anew in each network.
+std::string tails() {
+  std::string text;
+  for (const NetworkSpec& network : networks()) {
+    std::vector<std::string> names = classifier_names(network);
+    names.erase(names.begin(), names.end() - network.tail);
+    text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", network.title, fmt::join(names, ", "));
+  }
+  return text;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Trains an AlexNet by SGD: fine-tunes a model's classifier, or everything, from a file or from scratch.",
+  CLI::App app("Trains a network by SGD: fine-tunes a model's classifier, or everything, from a file or from scratch.",
                "finetune");
   Options options;
   TrainingOptions& t = options.training;
@@ -245,21 +268,30 @@ int main(int argc, char** argv) {
       ->type_name("random|imagenet|FILE")
       ->capture_default_str();
   app.add_flag("--fetch", options.fetch, "Only download and check what --init names");
+  std::vector<std::string> names;
+  for (const NetworkSpec& network : networks()) names.emplace_back(network.name);
+  app.add_option("--network", options.network,
+                 fmt::format("The network of --init random: {}; that of a model to start from is found by its "
+                             "parameters",
+                             fmt::join(names, ", ")))
+      ->check(CLI::IsMember(names))
+      ->default_str(names.front());
   add_strict_option(app, options.checksums);
   app.add_option(
          "--freeze", options.freeze,
          "features: train the classifier only (default with --init); none: train everything (default from random)")
       ->check(CLI::IsMember({"features", "none"}));
   app.add_option("--reset", options.reset,
-                 "Re-initialise nothing, the tail (classifier.4 and .6) or the whole classifier; default: the tail "
-                 "with --init imagenet and when the head does not fit, else none")
+                 "Re-initialise nothing, the tail (" + tails() +
+                     ") or the whole classifier; default: the tail with --init imagenet and when the head does not "
+                     "fit, else none")
       ->check(CLI::IsMember({"none", "tail", "classifier"}));
   auto* epochs = app.add_option("--epochs", t.epochs, "Passes over the training images")->capture_default_str();
   app.add_option("--batch", t.batch_size, "Images a step")->capture_default_str();
   app.add_option("--lr", t.learning_rate, "Learning rate")->capture_default_str();
   app.add_option("--momentum", t.momentum, "Momentum")->capture_default_str();
   app.add_option("--weight-decay", t.weight_decay, "Weight decay (L2)")->capture_default_str();
-  app.add_option("--dropout", t.dropout, "Dropout probability in front of classifier.1 and .4 (the seed: 0)")
+  app.add_option("--dropout", t.dropout, "Dropout probability between linear layers (the seed: 0)")
       ->capture_default_str();
   app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
       ->capture_default_str();
@@ -275,10 +307,9 @@ int main(int argc, char** argv) {
          "loss scale that finds itself; needs --device cuda")
       ->check(CLI::IsMember({"float32", "float16"}))
       ->capture_default_str();
-  auto* image_size =
-      app.add_option("--image-size", t.image_size,
-                     "Input pixels, 63 or more; default: what the --init model was trained with, else 224")
-          ->capture_default_str();
+  auto* image_size = app.add_option("--image-size", t.image_size,
+                                    "Input pixels; default: what the --init model was trained with, else 224")
+                         ->capture_default_str();
   app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -305,8 +336,8 @@ int main(int argc, char** argv) {
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
   app.add_option("--out", options.output,
-                 "Model to write; default: weights/model_<date>_<time>_final_frozen_alexnet.safetensors. Checkpoints "
-                 "lie beside it")
+                 "Model to write; default: weights/model_<date>_<time>_final_frozen_<network>.safetensors. "
+                 "Checkpoints lie beside it")
       ->type_name("FILE");
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
@@ -314,7 +345,7 @@ int main(int argc, char** argv) {
     if (!options.resume.empty()) refuse_with_resume(app);
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     options.quantize.validate();
-    t.pruning = options.prune.options(app.get_option("--prune")->count() > 0, t.freeze_features);
+    t.pruning = options.prune.options(app.get_option("--prune")->count() > 0);
     if (options.learn == "scales") learn_scales(app, options);
     if (options.teacher.empty() && app.get_option("--distill-weight")->count() > 0)
       throw UsageError("--distill-weight needs --distill");

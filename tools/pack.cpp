@@ -122,7 +122,7 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
   };
   for (const Parameter& parameter : dict.parameters) {
     if (parameter.shape().rank() < 2) continue;
-    const Scheme scheme = schemes(parameter.name);
+    const Scheme scheme = schemes(parameter);
     const int64_t count = parameter.shape().elements();
     const double size = estimated_size(scheme, parameter.shape()).total();
     show(parameter.name.substr(0, parameter.name.rfind('.')), to_string(scheme), count, size);
@@ -158,7 +158,6 @@ void pack(const Options& options) {
   flags.validate();
   if (options.dry_run && flags.allocation.given())
     throw UsageError("--dry-run: what targets and --max-loss choose is not known before it is measured");
-  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq());
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
@@ -167,6 +166,7 @@ void pack(const Options& options) {
   if (dict.packed())
     fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
                      input.string());
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 

@@ -24,7 +24,7 @@ struct Options {
   DeviceOptions device;
 };
 
-/// "classifier.1=512". Throws UsageError with the form.
+/// "LAYER=512". Throws UsageError with the form.
 std::pair<std::string, int64_t> parse_units(const std::string& text) {
   const size_t equals = text.find('=');
   int64_t count = 0;
@@ -34,7 +34,7 @@ std::pair<std::string, int64_t> parse_units(const std::string& text) {
         read.ec == std::errc() && read.ptr == end && count > 0)
       return {text.substr(0, equals), count};
   }
-  fail<UsageError>("--units {}: expected LAYER=COUNT, such as classifier.1=512", text);
+  fail<UsageError>("--units {}: expected LAYER=COUNT with a COUNT of 1 or more", text);
 }
 
 std::map<std::string, int64_t> parse_units(const std::vector<std::string>& texts) {
@@ -112,7 +112,7 @@ int main(int argc, char** argv) {
   app.add_option("MODEL", options.model,
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));
   app.add_option("--units", options.units,
-                 "How many units of a layer remain: classifier.1=512; repeatable. Those of the last layer are the "
+                 "How many units of a layer remain; repeatable. Those of the last layer are the "
                  "classes. With --device cuda, multiples of 64 in convolutions keep their fastest kernels")
       ->required()
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL

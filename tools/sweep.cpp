@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 #include <omp.h>
 
-#include "layers/network/alexnet.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -125,7 +124,7 @@ void sweep(const Options& options) {
   const std::filesystem::path data = find_data(options.data);
   const Dataset dataset = load_dataset(data, options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
-  const int image_size = options.image_size > 0 ? options.image_size : image_size_of(model.metadata);
+  const int image_size = image_size_of(model, options.image_size);
 
   SweepFolder folder(options.out.empty() ? project_root() / "sweeps" / path.stem() : std::filesystem::path(options.out),
                      {.model = path.string(),
@@ -227,7 +226,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
-      ->check(CLI::Range(63, 4096));
+      ->check(CLI::Range(1, 4096));
   CLI::Option* keep = app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
                                    "Leave every packed model in DIR once it is measured (default with the seed preset "
                                    "alone); without it each is deleted");

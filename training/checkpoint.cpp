@@ -94,8 +94,7 @@ void validate(const TrainingOptions& options) {
   expect(options.momentum >= 0 && options.momentum < 1, "--momentum must lie in [0, 1)");
   expect(options.weight_decay >= 0 && options.weight_decay < 1e6, "--weight-decay must be 0 or more");
   expect(options.dropout >= 0 && options.dropout < 1, "--dropout must lie in [0, 1)");
-  if (options.image_size < smallest_image_size || options.image_size > 4096)
-    fail<UsageError>("--image-size {}: must lie in {}…4096", options.image_size, smallest_image_size);
+  expect(options.image_size >= 1, "--image-size must be positive");
   expect_fraction(options.pruning.fraction, "--prune");
   for (const auto& [layer, fraction] : options.pruning.layers) expect_fraction(fraction, "--prune-layer " + layer);
   expect(options.pruning.until >= 0 && options.pruning.until <= 1, "--prune-until must lie in [0, 1]");

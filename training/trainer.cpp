@@ -56,6 +56,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
       train_labels_(checked_labels(train, network.classes())),
       test_labels_(checked_labels(test, network.classes())) {
   validate(options_);
+  expect_image_size(network.spec(), options_.image_size);
   if (options_.precision != network.precision())
     fail<Error>("training in {} of a network in {}", to_string(options_.precision), to_string(network.precision()));
   options_.batch_size = std::min(options_.batch_size, train.size());

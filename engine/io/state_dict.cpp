@@ -220,7 +220,7 @@ Parameter* StateDict::find(std::string_view name) { return const_cast<Parameter*
 
 const Parameter& StateDict::at(std::string_view name) const {
   const Parameter* found = find(name);
-  if (found == nullptr) fail<FormatError>("the model has no parameter {}: not the state dict of an AlexNet?", name);
+  if (found == nullptr) fail<FormatError>("the model has no parameter {}", name);
   return *found;
 }
 

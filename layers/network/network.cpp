@@ -59,12 +59,13 @@ Parameter read_back(BackendMemory& backend, std::string name, TensorView<const f
 Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold,
                  bool for_training)
     : backend_(&backend),
+      spec_(&network_of(parameters)),
       precision_(precision),
       for_training_(for_training),
       file_bytes_(parameters.file_bytes),
       header_bytes_(parameters.header_bytes) {
   backend.expect_support(precision);
-  for (LayerSpec& spec : alexnet_layers(parameters)) {
+  for (LayerSpec& spec : layers_of(parameters)) {
     Layer layer;
     layer.spec = std::move(spec);
     if (layer.spec.has_parameters()) {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet {
 
@@ -20,7 +20,7 @@ struct Layer {
 /// A copy in host memory of values that lie in a backend's.
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values);
 
-/// An AlexNet whose parameters live in a backend's memory.
+/// A network whose parameters live in a backend's memory.
 class Network {
  public:
   /// Takes the parameters over and frees the host's copy of each as soon as it is resident. `precision` is what
@@ -38,6 +38,7 @@ class Network {
 
   Backend& backend() const { return *backend_; }
   Precision precision() const { return precision_; }
+  const NetworkSpec& spec() const { return *spec_; }
   bool trains() const { return (precision_ == Precision::float32 || for_training_) && !folded(); }
   bool folded() const { return layers_.front().folded != nullptr; }
   std::vector<Layer>& layers() { return layers_; }
@@ -61,6 +62,7 @@ class Network {
   Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold, bool for_training);
 
   Backend* backend_;
+  const NetworkSpec* spec_;
   Precision precision_;
   bool for_training_;
   std::vector<Layer> layers_;

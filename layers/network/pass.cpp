@@ -43,7 +43,8 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
   for (size_t i = begin; i < end; ++i) {
     const LayerSpec& spec = network.layers()[i].spec;
     if (spec.kind == LayerKind::max_pool2d && (shape[1] < spec.window.size || shape[2] < spec.window.size))
-      fail<ShapeError>("images of this size are too small for the network: use {} pixels or more", smallest_image_size);
+      fail<ShapeError>("images of this size are too small for the network: use {} pixels or more",
+                       network.spec().smallest_image);
     shape = spec.output_shape(shape);
     shapes_.push_back(shape);
     largest = std::max(largest, shape.elements());

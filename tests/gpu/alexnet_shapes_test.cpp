@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 #include "tests/kernels/values.h"
 #include "tests/support/baseline.h"
 #include "tests/support/golden.h"
@@ -32,7 +32,7 @@ class AlexNetShapes : public ::testing::Test {
   template <class Use>
   void for_each_layer(Use use) {
     Shape shape = {batch, 224, 224, 3};
-    for (const LayerSpec& layer : alexnet_layers(random_alexnet(10, 1))) {
+    for (const LayerSpec& layer : layers_of(random_network(network_named("alexnet"), 10, 1))) {
       SCOPED_TRACE(layer.name);
       if (layer.has_parameters()) use(layer, shape);
       shape = layer.output_shape(shape);

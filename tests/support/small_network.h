@@ -3,17 +3,19 @@
 #include <span>
 
 #include "engine/core/random.h"
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet::testing {
 
-/// An AlexNet of given weights, and of random biases.
-inline StateDict alexnet_of(const std::vector<std::pair<std::string, Shape>>& weights, uint64_t seed) {
+inline const NetworkSpec& alexnet = network_named("alexnet");
+
+/// A network of given weights, and of random biases.
+inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape>>& weights, uint64_t seed) {
   StateDict dict;
   for (const auto& [name, shape] : weights) {
     Parameter weight{.name = name + ".weight", .value = Tensor<float>(host_memory(), shape, MemoryCategory::data)};
     Parameter bias{.name = name + ".bias", .value = Tensor<float>(host_memory(), {shape[0]}, MemoryCategory::data)};
-    initialise(weight, bias, seed);
+    initialise(weight, bias, seed, name == weights.back().first);
     Random random(seed, static_cast<uint64_t>(shape.elements()));
     for (float& value : bias.values().view()) value = 0.2F * random.uniform() - 0.1F;
     dict.parameters.push_back(std::move(weight));
@@ -24,28 +26,28 @@ inline StateDict alexnet_of(const std::vector<std::pair<std::string, Shape>>& we
 
 /// An AlexNet of odd little sizes, 60,000 weights or so: the same table, in a thousandth of the time.
 inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
-  return alexnet_of({{"features.0", {9, 3, 11, 11}},
-                     {"features.3", {13, 9, 5, 5}},
-                     {"features.6", {17, 13, 3, 3}},
-                     {"features.8", {11, 17, 3, 3}},
-                     {"features.10", {10, 11, 3, 3}},
-                     {"classifier.1", {67, 360}},
-                     {"classifier.4", {35, 67}},
-                     {"classifier.6", {classes, 35}}},
-                    seed);
+  return network_of_sizes({{"features.0", {9, 3, 11, 11}},
+                           {"features.3", {13, 9, 5, 5}},
+                           {"features.6", {17, 13, 3, 3}},
+                           {"features.8", {11, 17, 3, 3}},
+                           {"features.10", {10, 11, 3, 3}},
+                           {"classifier.1", {67, 360}},
+                           {"classifier.4", {35, 67}},
+                           {"classifier.6", {classes, 35}}},
+                          seed);
 }
 
 /// One whose weights, but for the first and the last layer's, are whole superblocks of 64 x 64.
 inline StateDict even_alexnet(uint64_t seed) {
-  return alexnet_of({{"features.0", {64, 3, 11, 11}},
-                     {"features.3", {64, 64, 5, 5}},
-                     {"features.6", {64, 64, 3, 3}},
-                     {"features.8", {64, 64, 3, 3}},
-                     {"features.10", {64, 64, 3, 3}},
-                     {"classifier.1", {64, 2304}},
-                     {"classifier.4", {64, 64}},
-                     {"classifier.6", {10, 64}}},
-                    seed);
+  return network_of_sizes({{"features.0", {64, 3, 11, 11}},
+                           {"features.3", {64, 64, 5, 5}},
+                           {"features.6", {64, 64, 3, 3}},
+                           {"features.8", {64, 64, 3, 3}},
+                           {"features.10", {64, 64, 3, 3}},
+                           {"classifier.1", {64, 2304}},
+                           {"classifier.4", {64, 64}},
+                           {"classifier.6", {10, 64}}},
+                          seed);
 }
 
 /// Uniform in [-1, 1).

@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
+#include "layers/network/network_spec.h"
 #include "tests/tools/run.h"
-#include "tools/common/default_schemes.h"
 
 namespace nibblenet::testing {
 namespace {
@@ -15,7 +15,8 @@ TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile)
   const StateDict packed = model("small_3bit.safetensors");
   for (const Parameter& parameter : packed.parameters)
     if (parameter.packed()) {
-      EXPECT_EQ(parameter.packed_values().scheme, tools::calibrated_scheme_for(parameter.name, 3)) << parameter.name;
+      EXPECT_EQ(parameter.packed_values().scheme, default_scheme_of(measured_calibrated_schemes, parameter.shape(), 3))
+          << parameter.name;
     }
   const std::map<std::string, std::string> expected = {{"rounding", "compensated"},  {"range", "search"},
                                                        {"column_order", "natural"},  {"refinements", "2"},

@@ -8,7 +8,6 @@
 #include "engine/quant/simulate.h"
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
-#include "tools/common/default_schemes.h"
 
 namespace nibblenet::testing {
 namespace {
@@ -52,8 +51,9 @@ class PackTest : public ToolsTest {
 TEST_F(PackTest, BitsAloneTakeTheMeasuredSchemesAndNameTheOutput) {
   for (int bits = 2; bits <= 8; ++bits) {
     succeed(fmt::format("pack small.safetensors --bits {}", bits));
+    const StateDict floats = model("small.safetensors");
     for (const auto& [weight, scheme] : schemes(fmt::format("small_{}bit.safetensors", bits)))
-      EXPECT_EQ(scheme, to_string(tools::default_scheme_for(weight, bits))) << weight;
+      EXPECT_EQ(scheme, to_string(default_scheme_of(measured_schemes, floats.at(weight).shape(), bits))) << weight;
   }
   fs::remove(at("small_4bit.safetensors"));
   succeed("pack small.safetensors");

@@ -23,9 +23,8 @@ class FinetuneTest : public ToolsTest {
   }
   static std::vector<std::string> changed_layers(const StateDict& a, const StateDict& b) {
     std::vector<std::string> changed;
-    for (const auto& names : {alexnet_feature_names(), alexnet_classifier_names()})
-      for (const std::string& name : names)
-        if (!same_layer(a, b, name)) changed.push_back(name);
+    for (const std::string& name : layer_names(alexnet))
+      if (!same_layer(a, b, name)) changed.push_back(name);
     return changed;
   }
 };
@@ -61,7 +60,7 @@ TEST_F(FinetuneTest, WritesModelCheckpointAndJson) {
   // The model knows its image size: what evaluates it need not be told.
   EXPECT_EQ(load_state_dict(models[0]).metadata.at("image_size"), "64");
   // Features are frozen when a model is given.
-  EXPECT_EQ(changed_layers(model("small.safetensors"), load_state_dict(models[0])), alexnet_classifier_names());
+  EXPECT_EQ(changed_layers(model("small.safetensors"), load_state_dict(models[0])), classifier_names(alexnet));
 }
 
 TEST_F(FinetuneTest, TheSameCommandGivesTheSameBits) {
@@ -81,7 +80,7 @@ TEST_F(FinetuneTest, StartsFromRandomWeights) {
   const StateDict random = model("random.safetensors");
   EXPECT_EQ(class_count(random), 10);
   EXPECT_EQ(random.at("classifier.1.weight").shape(), (Shape{4096, 9216}));
-  EXPECT_EQ(changed_layers(random_alexnet(10, 0), random).size(), 8U);
+  EXPECT_EQ(changed_layers(random_network(alexnet, 10, 0), random).size(), 8U);
 }
 
 TEST_F(FinetuneTest, StartsFromADequantizedPackedModel) {
@@ -102,10 +101,10 @@ TEST_F(FinetuneTest, ResetReinitialisesWhatItSays) {
   const std::vector<Case> cases = {{"--init small.safetensors", {}},
                                    {"--init small.safetensors --reset none", {}},
                                    {"--init small.safetensors --reset tail", tail},
-                                   {"--init small.safetensors --reset classifier", alexnet_classifier_names()},
+                                   {"--init small.safetensors --reset classifier", classifier_names(alexnet)},
                                    {"--init seven.safetensors", tail},
                                    {"--init seven.safetensors --reset tail", tail},
-                                   {"--init seven.safetensors --reset classifier", alexnet_classifier_names()}};
+                                   {"--init seven.safetensors --reset classifier", classifier_names(alexnet)}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.flags);
     succeed(finetune + "--image-size 64 --out out.safetensors " + still + c.flags);
@@ -181,7 +180,7 @@ TEST_F(FinetuneTest, PackedFeaturesThatAreFrozenStayAsTheyAre) {
   succeed("pack small.safetensors --bits 3 -o packed.safetensors");
   succeed(finetune + "--image-size 64 --init packed.safetensors --quantize kmeans:2 --epochs 1 --out qat.safetensors");
   const StateDict before = model("packed.safetensors"), after = model("qat.safetensors");
-  for (const std::string& layer : alexnet_feature_names()) {
+  for (const std::string& layer : feature_names(alexnet)) {
     EXPECT_EQ(before.at(layer + ".weight").packed_values().scheme, after.at(layer + ".weight").packed_values().scheme);
     EXPECT_EQ(before.at(layer + ".weight").packed_values().codes, after.at(layer + ".weight").packed_values().codes);
   }
@@ -252,14 +251,13 @@ TEST_F(FinetuneTest, LearnsScalesOfAPackedModel) {
   const std::string line = finetune + "--image-size 64 --init packed.safetensors --quantize packed --learn scales ";
   succeed(line + "--freeze none --epochs 2 --batch 50 --out scales.safetensors --json report.json");
   const StateDict before = model("packed.safetensors"), after = model("scales.safetensors");
-  for (const auto& names : {alexnet_feature_names(), alexnet_classifier_names()})
-    for (const std::string& layer : names) {
-      const PackedTensor &was = before.at(layer + ".weight").packed_values(),
-                         &is = after.at(layer + ".weight").packed_values();
-      EXPECT_EQ(was.codes, is.codes) << layer;
-      EXPECT_NE(was.scales, is.scales) << layer;
-      EXPECT_EQ(was.scheme, is.scheme) << layer;
-    }
+  for (const std::string& layer : layer_names(alexnet)) {
+    const PackedTensor &was = before.at(layer + ".weight").packed_values(),
+                       &is = after.at(layer + ".weight").packed_values();
+    EXPECT_EQ(was.codes, is.codes) << layer;
+    EXPECT_NE(was.scales, is.scales) << layer;
+    EXPECT_EQ(was.scheme, is.scheme) << layer;
+  }
   EXPECT_EQ(json("report.json").at("options").at("learning_rate"), 0.003);
   succeed("eval scales.safetensors --data standin --threads 1 --batch 50 --json eval.json");
   EXPECT_EQ(json("eval.json").at("loss"), json("report.json").at("epochs").back().at("test_loss"));

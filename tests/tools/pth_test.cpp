@@ -137,7 +137,7 @@ TEST_F(PthToolsTest, PublishedModelsAreFetchedOnceAndGetANewTail) {
   fs::rename(at("small.pth"), at("elsewhere.pth"));
   succeed("finetune --init imagenet --data standin --image-size 64 --epochs 1 --threads 1 --out tuned.safetensors");
   const StateDict tuned = model("tuned.safetensors"), small = model("small.safetensors");
-  for (const std::string& name : alexnet_feature_names())
+  for (const std::string& name : feature_names(alexnet))
     EXPECT_TRUE(
         std::ranges::equal(tuned.at(name + ".weight").values().view(), small.at(name + ".weight").values().view()))
         << name;

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/small_network.h"
-#include "tools/common/default_schemes.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -109,15 +108,6 @@ TEST(Report, SizeJsonAddsUp) {
     const nlohmann::json::json_pointer pointer(key);
     EXPECT_DOUBLE_EQ(size.at(pointer).get<double>(), sum_over_layers(pointer)) << key;
   }
-}
-
-TEST(DefaultSchemes, EveryWidthHasAValidOneForEveryLayer) {
-  for (int bits = 2; bits <= 8; ++bits)
-    for (const Parameter& parameter : testing::small_alexnet(1).parameters) {
-      const Scheme scheme = default_scheme_for(parameter.name, bits);
-      EXPECT_NO_THROW(validate(scheme)) << to_string(scheme);
-      EXPECT_EQ(scheme.bits, bits);
-    }
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 namespace nibblenet {
 namespace {
 
+using testing::alexnet;
 using testing::make_test_backend;
 using testing::pack_all;
 using testing::small_alexnet;
@@ -94,11 +95,11 @@ TEST_F(QuantizedTrainingTest, FrozenLayersStayAsTheyArePacked) {
   trainer.quantize(packed("dynamic-tree:4"));
   ASSERT_TRUE(trainer.run({}));
   const StateDict before = packed("dynamic-tree:4"), after = trainer.model();
-  for (const std::string& layer : alexnet_feature_names()) {
+  for (const std::string& layer : feature_names(alexnet)) {
     EXPECT_EQ(before.at(layer + ".weight").packed_values().codes, after.at(layer + ".weight").packed_values().codes);
     EXPECT_EQ(before.at(layer + ".weight").packed_values().scales, after.at(layer + ".weight").packed_values().scales);
   }
-  for (const std::string& layer : alexnet_classifier_names())
+  for (const std::string& layer : classifier_names(alexnet))
     EXPECT_NE(before.at(layer + ".weight").packed_values().scales, after.at(layer + ".weight").packed_values().scales);
 }
 
@@ -178,7 +179,7 @@ TEST_F(QuantizedTrainingTest, ScalesLearnAndResumeInTheSameBitsWhileCodesStay) {
     EXPECT_TRUE(same_model(uninterrupted.model(), resumed.model()));
 
     const StateDict before = packed(scheme), after = resumed.model();
-    for (const std::string& layer : alexnet_classifier_names()) {
+    for (const std::string& layer : classifier_names(alexnet)) {
       const PackedTensor &was = before.at(layer + ".weight").packed_values(),
                          &is = after.at(layer + ".weight").packed_values();
       EXPECT_EQ(was.codes, is.codes);
@@ -218,7 +219,7 @@ TEST_F(QuantizedTrainingTest, ACheckpointIsThePackedModelToWhoeverReadsItAsOne) 
   trainer.save_checkpoint(file("checkpoint.safetensors"));
   StateDict dict = load_state_dict(file("checkpoint.safetensors"));
   EXPECT_TRUE(drop_training_state(dict));
-  EXPECT_NO_THROW(alexnet_layers(dict));
+  EXPECT_NO_THROW(layers_of(dict));
   EXPECT_TRUE(same_model(dict, trainer.model()));
 }
 
@@ -246,7 +247,7 @@ TEST_F(QuantizedTrainingTest, PruningReachesItsFractionAndZerosStay) {
   Trainer keeps(again, train_, test_, options(true, 0.0));
   ASSERT_TRUE(keeps.run({}));
   const StateDict after = keeps.model();
-  for (const std::string& layer : alexnet_classifier_names()) {
+  for (const std::string& layer : classifier_names(alexnet)) {
     const auto was = before.at(layer + ".weight").values().view(), is = after.at(layer + ".weight").values().view();
     for (int64_t i = 0; i < was.elements(); ++i) ASSERT_EQ(was[i] == 0, is[i] == 0) << layer << " " << i;
     EXPECT_FALSE(std::ranges::equal(was, is));
@@ -280,7 +281,7 @@ TEST_F(QuantizedTrainingTest, PrunedWeightsAreExactZerosInPackedForm) {
     trainer.quantize(packed(scheme));
     ASSERT_TRUE(trainer.run({}));
     const StateDict model = trainer.model();
-    for (const std::string& layer : alexnet_classifier_names()) EXPECT_GE(sparsity_of(model, layer), 0.895) << layer;
+    for (const std::string& layer : classifier_names(alexnet)) EXPECT_GE(sparsity_of(model, layer), 0.895) << layer;
   }
 }
 

@@ -265,7 +265,7 @@ AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, co
                           const Dataset& images, int64_t other_bytes, const Candidates& candidates,
                           const QuantizeWeight& quantize) {
   const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
-  const int image_size = image_size_of(floats.metadata);
+  const int image_size = image_size_of(floats);
   StateDict copy = dequantized(floats);
   Network network(backend, std::move(copy), backend.preferred_precision());
   Quantizations quantizations(quantize);

@@ -170,7 +170,7 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   if (!calibrated()) return std::nullopt;
   if (!load.empty()) return load_calibration(load, model);
   const CalibrationImages images_found = load_images(data, images);
-  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model.metadata));
+  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
   Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
   Calibration calibration =

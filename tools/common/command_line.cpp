@@ -3,13 +3,11 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 
-#include "layers/network/alexnet.h"
 #include "layers/network/evaluate.h"
 
 namespace nibblenet::tools {
@@ -144,17 +142,6 @@ void write_json(const std::string& path, const nlohmann::json& document) {
 std::filesystem::path project_root() {
   const char* root = std::getenv("NIBBLENET_ROOT");
   return root != nullptr && *root != '\0' ? std::filesystem::path(root) : std::filesystem::current_path();
-}
-
-int image_size_of(const std::map<std::string, std::string>& metadata, int fallback) {
-  const auto found = metadata.find(image_size_key);
-  if (found == metadata.end()) return fallback;
-  int size = 0;
-  const std::string& text = found->second;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
-  if (error != std::errc() || end != text.data() + text.size() || size < smallest_image_size || size > 4096)
-    fail<FormatError>("the model's metadata names the image size '{}': not a size this network takes", text);
-  return size;
 }
 
 }  // namespace nibblenet::tools

@@ -44,7 +44,4 @@ void write_json(const std::string& path, const nlohmann::json& document);
 /// The project's root: NIBBLENET_ROOT, which the launcher sets, else the current folder.
 std::filesystem::path project_root();
 
-/// Parses "224" and the like from a model's metadata; `fallback` when there is none. Throws FormatError.
-int image_size_of(const std::map<std::string, std::string>& metadata, int fallback = 224);
-
 }  // namespace nibblenet::tools

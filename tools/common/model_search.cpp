@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "engine/io/pth.h"
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 #include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
 #include "training/trainer.h"
@@ -60,7 +60,7 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   print_warnings(dict);
   if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
-    alexnet_layers(dict);
+    layers_of(dict);
   } catch (const Error& error) {
     fail<FormatError>("{}: {}", path.string(), error.what());
   }

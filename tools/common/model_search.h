@@ -15,7 +15,7 @@ enum class ModelKind { fine_tuned, packed };
 std::filesystem::path find_model(const std::string& given, ModelKind kind);
 
 /// Reads a float or packed model; of a checkpoint, its parameters. What is wrong but not fatal is printed as a warning.
-/// Errors name the file. Throws FormatError when it holds no AlexNet.
+/// Errors name the file. Throws FormatError when it holds no network that networks() lists.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Opens a model's file, so that what is wrong with it is known before other work starts. Throws IoError or

@@ -8,13 +8,13 @@ namespace {
 bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
 
 /// What there is to choose from for a weight: the scheme that the flags give it, at each width that there is.
-std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight) {
+std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
   SchemeFlags scheme = flags.scheme;
   const MethodTraits& traits = traits_of(scheme.method.empty() ? Method::linear : parse_method(scheme.method));
   std::vector<Candidate> candidates;
   for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
     scheme.bits = bits;
-    candidates.push_back({SchemeChoice(scheme, flags.calibration.uses_gptq())(weight.name)});
+    candidates.push_back({SchemeChoice(scheme, flags.calibration.uses_gptq(), network)(weight)});
   }
   return candidates;
 }
@@ -55,16 +55,16 @@ void expect_free_choice(const PackingFlags& flags) {
 }  // namespace
 
 void PackingFlags::validate() const {
-  const SchemeChoice possible(scheme, calibration.uses_gptq());
+  SchemeChoice::check(scheme);
   calibration.quantize_options("");
   expect_free_choice(*this);
 }
 
 void PackingFlags::expect_fit(const StateDict& model) const {
-  SchemeChoice schemes(scheme, calibration.uses_gptq());
+  SchemeChoice schemes(scheme, calibration.uses_gptq(), network_of(model));
   for (const Parameter& parameter : model.parameters)
     if (is_weight(parameter))
-      nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter.name), parameter.name);
+      nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter), parameter.name);
   schemes.expect_all_used();
   calibration.expect_ranges_used(model);
 }
@@ -122,7 +122,7 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
     show(0);
     const int64_t count = parameter.shape().elements();
     LayerReport report;
-    parameter.value = packer(parameter, {schemes(parameter.name)}, show, &report);
+    parameter.value = packer(parameter, {schemes(parameter)}, show, &report);
     if (packer.uses_gptq()) reports.push_back(std::move(report));
     if (on_packed) on_packed(parameter.name);
     done += count;
@@ -140,7 +140,8 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   AllocatedWeights allocated = allocate(
       flags.allocation, backend, dict, flags.allocation.load_images(data, packer.calibration_images()), other_bytes,
       [&](const Parameter& weight) {
-        return flags.allocation.chooses_steps() ? every_step(flags, weight) : every_width(flags, weight);
+        return flags.allocation.chooses_steps() ? every_step(flags, weight)
+                                                : every_width(flags, weight, network_of(dict));
       },
       [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
   if (flags.allocation.chooses_steps()) {

@@ -2,7 +2,6 @@
 
 #include <charconv>
 
-#include "layers/network/alexnet.h"
 #include "tools/common/scheme_options.h"
 #include "training/compression/quantized_weight.h"
 
@@ -11,13 +10,11 @@ namespace {
 
 constexpr std::string_view as_packed = "packed";
 
-bool is_feature(const std::string& weight) { return weight.starts_with("features."); }
-
 /// The scheme of a weight that has none of its own: where `packed` was asked for, that is an error.
 Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, const Parameter& weight) {
   const std::optional<Scheme> own =
       weight.packed() ? std::optional(weight.packed_values().scheme) : std::optional<Scheme>();
-  if (flags.scheme != as_packed) return choice(weight.name);
+  if (flags.scheme != as_packed) return choice(weight);
   if (const auto layer = choice.overridden(weight.name)) return *layer;
   if (!own)
     fail<UsageError>("--quantize packed: {} is not packed; name a scheme, like --quantize kmeans:2:channel",
@@ -53,7 +50,8 @@ void QuantizedTrainingFlags::add_to(CLI::App& app) {
 void QuantizedTrainingFlags::validate() const {
   if (!given() && !layers.empty()) throw UsageError("--layer needs --quantize");
   if (!given()) return;
-  SchemeChoice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers);
+  if (scheme != as_packed) parse_scheme(scheme);
+  SchemeChoice::check({.layers = layers});
 }
 
 TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_features, Backend& backend) const {
@@ -62,18 +60,22 @@ TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_
     start.parameters = std::move(initial);
     return start;
   }
-  SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers);
+  const NetworkSpec& network = network_of(initial);
+  SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers, network);
+  const std::vector<std::string> features = feature_names(network);
+  const auto is_frozen = [&](const Parameter& weight) {
+    return freeze_features &&
+           std::ranges::any_of(features, [&](const std::string& name) { return weight.name == name + ".weight"; });
+  };
   for (const Parameter& parameter : initial.parameters) {
     if (parameter.shape().rank() < 2) continue;
-    const bool frozen = freeze_features && is_feature(parameter.name);
     const Scheme asked = asked_scheme(*this, choice, parameter);
-    if (!frozen) expect_trainable(asked, parameter.name);
+    if (!is_frozen(parameter)) expect_trainable(asked, parameter.name);
   }
   choice.expect_all_used();
   start.parameters = dequantized(initial);
   for (Parameter& parameter : initial.parameters) {
-    const bool frozen = freeze_features && is_feature(parameter.name);
-    if (parameter.shape().rank() < 2 || (frozen && parameter.packed())) continue;
+    if (parameter.shape().rank() < 2 || (is_frozen(parameter) && parameter.packed())) continue;
     const Scheme asked = asked_scheme(*this, choice, parameter);
     if (parameter.packed() && parameter.packed_values().scheme == asked) continue;
     const Tensor<float> values = float_values(parameter);
@@ -99,28 +101,31 @@ void PruningFlags::add_to(CLI::App& app) {
   app.add_option("--prune-until", until, "Part of the training over which pruning goes on")->capture_default_str();
 }
 
-PruningOptions PruningFlags::options(bool enabled, bool freeze_features) const {
+PruningOptions PruningFlags::options(bool enabled) const {
   if (!enabled && !layers.empty()) throw UsageError("--prune-layer needs --prune");
-  PruningOptions options{.enabled = enabled, .fraction = fraction, .global = scope == "global", .until = until};
+  return {.enabled = enabled, .fraction = fraction, .global = scope == "global", .until = until};
+}
+
+std::map<std::string, double> PruningFlags::fractions(const NetworkSpec& network, bool freeze_features) const {
+  std::map<std::string, double> fractions;
   for (const std::string& text : layers) {
     const size_t equals = text.rfind('=');
     double value = 0;
     const char* end = text.data() + text.size();
     const bool readable = equals != std::string::npos && equals != 0 &&
                           std::from_chars(text.data() + equals + 1, end, value).ptr == end && equals + 1 < text.size();
-    if (!readable) fail<UsageError>("--prune-layer {}: expected PATTERN=FRACTION, like 'classifier.6=0.5'", text);
+    if (!readable) fail<UsageError>("--prune-layer {}: expected PATTERN=FRACTION, like '*=0.5'", text);
     const std::string pattern = text.substr(0, equals);
     bool used = false;
     const auto add = [&](const std::string& layer) {
       if (!matches_layer(pattern, layer + ".weight")) return;
-      options.layers[layer] = value;
+      fractions[layer] = value;
       used = true;
     };
-    if (!freeze_features) std::ranges::for_each(alexnet_feature_names(), add);
-    std::ranges::for_each(alexnet_classifier_names(), add);
+    std::ranges::for_each(freeze_features ? classifier_names(network) : layer_names(network), add);
     if (!used) fail<UsageError>("--prune-layer {}=…: no layer of this name is trained", pattern);
   }
-  return options;
+  return fractions;
 }
 
 }  // namespace nibblenet::tools

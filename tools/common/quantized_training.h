@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/io/state_dict.h"
 #include "kernels/backend.h"
+#include "layers/network/network_spec.h"
 #include "training/compression/pruning.h"
 
 namespace nibblenet::tools {
@@ -40,9 +40,11 @@ struct PruningFlags {
   double until = 0.6;
 
   void add_to(CLI::App& app);
-  /// Of a run that trains the features too, or the classifier alone. Throws UsageError for options without --prune and
+  /// All but the layers that differ. Throws UsageError for those without --prune.
+  PruningOptions options(bool enabled) const;
+  /// PruningOptions::layers, of a run that trains the features too, or the classifier alone. Throws UsageError for
   /// patterns that name no trained layer.
-  PruningOptions options(bool enabled, bool freeze_features) const;
+  std::map<std::string, double> fractions(const NetworkSpec& network, bool freeze_features) const;
 };
 
 }  // namespace nibblenet::tools

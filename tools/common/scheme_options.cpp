@@ -1,9 +1,7 @@
 #include "tools/common/scheme_options.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <fnmatch.h>
-
-#include "tools/common/default_schemes.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -70,27 +68,34 @@ std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::s
   for (const std::string& text : texts) {
     const size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0)
-      fail<UsageError>("--layer {}: expected PATTERN=METHOD:BITS:GRANULARITY, like 'features.*=linear:8:channel'",
-                       text);
+      fail<UsageError>("--layer {}: expected PATTERN=METHOD:BITS:GRANULARITY, like '*=linear:8:channel'", text);
     overrides.push_back({text.substr(0, equals), parse_scheme(text.substr(equals + 1))});
   }
   return overrides;
 }
 
-SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq)
-    : measured_default_(flags.only_bits()),
-      gptq_(gptq),
+SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network)
+    : network_(&network),
+      measured_default_(flags.only_bits()),
+      gptq_(compensated),
       overrides_(parse(flags.layers)),
       scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
       bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
 
-SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers)
-    : measured_default_(false), gptq_(false), overrides_(parse(layers)), scheme_(scheme), bits_(scheme.bits) {}
+SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network)
+    : network_(&network),
+      measured_default_(false),
+      gptq_(false),
+      overrides_(parse(layers)),
+      scheme_(scheme),
+      bits_(scheme.bits) {}
 
-Scheme SchemeChoice::operator()(const std::string& weight) {
-  if (const auto scheme = overridden(weight)) return *scheme;
+void SchemeChoice::check(const SchemeFlags& flags) { SchemeChoice(flags, false, networks().front()); }
+
+Scheme SchemeChoice::operator()(const Parameter& weight) {
+  if (const auto scheme = overridden(weight.name)) return *scheme;
   if (!measured_default_) return scheme_;
-  return gptq_ ? calibrated_scheme_for(weight, bits_) : default_scheme_for(weight, bits_);
+  return default_scheme_of(gptq_ ? *network_->calibrated_schemes : *network_->schemes, weight.shape(), bits_);
 }
 
 std::optional<Scheme> SchemeChoice::overridden(const std::string& weight) {
@@ -106,9 +111,8 @@ std::optional<Scheme> SchemeChoice::overridden(const std::string& weight) {
 void SchemeChoice::expect_all_used() const {
   for (const Override& each : overrides_)
     if (!each.used)
-      fail<UsageError>(
-          "--layer {}=…: no layer of this name; there are features.0, .3, .6, .8, .10 and classifier.1, .4, .6",
-          each.pattern);
+      fail<UsageError>("--layer {}=…: no layer of this name; there are {}", each.pattern,
+                       fmt::join(layer_names(*network_), ", "));
 }
 
 }  // namespace nibblenet::tools

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/quant/scheme.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet::tools {
 
@@ -24,7 +24,7 @@ struct SchemeFlags {
   bool only_bits() const;
 };
 
-/// Whether a shell pattern names a weight ("features.0.weight") or its layer ("features.0").
+/// Whether a shell pattern names a weight ("LAYER.weight") or its layer ("LAYER").
 bool matches_layer(const std::string& pattern, const std::string& weight);
 
 /// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
@@ -32,19 +32,21 @@ class SchemeChoice {
  public:
   /// `gptq`: codes will be chosen by GPTQ, which has defaults of its own. Throws UsageError for
   /// flags that make no scheme.
-  SchemeChoice(const SchemeFlags& flags, bool gptq);
+  SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network);
   /// One scheme for all, but for what `layers` (--layer) say otherwise.
-  SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers);
+  SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network);
+  /// Throws UsageError for flags that make no scheme, whatever the network.
+  static void check(const SchemeFlags& flags);
 
   int bits() const { return bits_; }
-  Scheme operator()(const std::string& weight);
+  Scheme operator()(const Parameter& weight);
   /// What --layer says of a weight; nothing where none names it.
   std::optional<Scheme> overridden(const std::string& weight);
   /// Throws UsageError when a --layer has named no weight so far.
   void expect_all_used() const;
 
  private:
-  /// "features.*=linear:8:channel": the layers a pattern names get this scheme.
+  /// "LAYER*=linear:8:channel": the layers a pattern names get this scheme.
   struct Override {
     std::string pattern;
     Scheme scheme;
@@ -52,6 +54,7 @@ class SchemeChoice {
   };
   static std::vector<Override> parse(const std::vector<std::string>& texts);
 
+  const NetworkSpec* network_;
   bool measured_default_;
   bool gptq_;
   std::vector<Override> overrides_;

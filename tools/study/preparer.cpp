@@ -4,7 +4,7 @@
 #include <chrono>
 #include <ctime>
 
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -60,7 +60,7 @@ std::string identity_of(const Calibration& calibration) {
 
 Preparer::Preparer(const SweepFolder& folder, const SweepInputs& inputs, std::function<void(const std::string&)> say)
     : folder_(folder), inputs_(inputs), say_(std::move(say)) {
-  for (const LayerSpec& layer : alexnet_layers(inputs.model))
+  for (const LayerSpec& layer : layers_of(inputs.model))
     if (layer.has_parameters()) layers_.push_back({layer.name, &inputs.model.at(layer.name + ".weight")});
 }
 
@@ -166,7 +166,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
     allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);
     return dict;
   }
-  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq());
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
   pack_weights(dict, schemes, packer, [&](int64_t done, int64_t total, const std::string&) {
     say_(fmt::format("{}: {:.0f} % packed", recipe.text,
                      100.0 * static_cast<double>(done) / static_cast<double>(total)));

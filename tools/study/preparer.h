@@ -26,7 +26,7 @@ class Preparer {
  private:
   /// A layer's weights in the float model.
   struct Weights {
-    std::string name;  ///< "features.0"
+    std::string name;  ///< of the layer
     const Parameter* parameter;
     TensorView<const float> view() const { return parameter->values().view(); }
   };

@@ -146,7 +146,7 @@ class LoneLayer {
 
 std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& parameters, Precision precision,
                                      int64_t image_size, int64_t batch, double seconds, const std::string& label) {
-  const std::vector<LayerSpec> specs = alexnet_layers(parameters);
+  const std::vector<LayerSpec> specs = layers_of(parameters);
   std::vector<LayerTiming> timings;
   Shape shape{batch, image_size, image_size, 3};
   std::string name;

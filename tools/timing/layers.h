@@ -4,14 +4,14 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 #include "tools/timing/sampling.h"
 
 namespace nibblenet::tools {
 
 /// One layer by itself, at one batch size.
 struct LayerTiming {
-  std::string name;  ///< PyTorch's; "pool2d" behind "features.0" is "features.0+pool"
+  std::string name;  ///< PyTorch's; of the pooling behind it, the same with "+pool"
   double bytes = 0;  ///< weights as they are stored, bias, input and output, once each
   double flops = 0;
   Latency warm;

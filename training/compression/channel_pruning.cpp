@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "layers/network/alexnet.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet {
 namespace {
@@ -27,13 +27,6 @@ std::vector<float> rows_of(std::span<const float> values, std::span<const int64_
   return result;
 }
 
-std::vector<std::string> layers_with_parameters(const StateDict& model) {
-  std::vector<std::string> names;
-  for (const LayerSpec& spec : alexnet_layers(model))
-    if (spec.has_parameters()) names.push_back(spec.name);
-  return names;
-}
-
 /// What is left of the weights behind a layer, [K, C, R, S] or [K, inputs] as before.
 Tensor<float> shaped_like(const Shape& before, const KeptChannels& kept) {
   const Shape shape = before.rank() == 2
@@ -47,7 +40,7 @@ Tensor<float> shaped_like(const Shape& before, const KeptChannels& kept) {
 }  // namespace
 
 void check_units(const StateDict& model, const std::map<std::string, int64_t>& counts) {
-  const std::vector<std::string> layers = layers_with_parameters(model);
+  const std::vector<std::string> layers = layer_names(network_of(model));
   for (const auto& [name, count] : counts) {
     if (std::ranges::find(layers, name) == layers.end())
       fail<UsageError>("{}: no layer of this name; there are {}", name, fmt::join(layers, ", "));
@@ -60,7 +53,7 @@ void check_units(const StateDict& model, const std::map<std::string, int64_t>& c
 std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibration,
                                      const std::map<std::string, int64_t>& counts, const OnRemoval& on_removal) {
   check_units(model, counts);
-  const std::vector<std::string> layers = layers_with_parameters(model);
+  const std::vector<std::string> layers = layer_names(network_of(model));
   std::vector<PrunedUnits> pruned;
   std::map<std::string, std::vector<float>> fisher = calibration.fisher;  // of the outputs that remain
   for (size_t i = layers.size() - 1; i-- > 0;) {

@@ -12,7 +12,7 @@ namespace nibblenet {
 
 /// What became of the units (output channels) of one layer.
 struct PrunedUnits {
-  std::string layer;  ///< "classifier.1"
+  std::string layer;  ///< its name
   int64_t units = 0;
   int64_t kept = 0;
   double error = 0;  ///< of the next layer's output, relative

@@ -14,7 +14,7 @@ struct PruningOptions {
   double fraction = 0;                   ///< of the weights to be 0, of each layer, or of all of them together
   bool global = false;                   ///< one threshold for all layers that `layers` does not name
   double until = 0.6;                    ///< part of the training at which the ramp ends
-  std::map<std::string, double> layers;  ///< fractions of layers ("classifier.6") that differ
+  std::map<std::string, double> layers;  ///< fractions of layers that differ
 };
 
 /// Where the ramp stands: `from` at its start, `to` at its end, never below `from`.

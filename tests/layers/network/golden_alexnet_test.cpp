@@ -23,7 +23,7 @@ double recipe_uniform(uint64_t stream, uint64_t index) {
 
 /// The whole AlexNet with the weights that the recipe makes.
 StateDict golden_parameters(uint64_t seed) {
-  StateDict dict = random_alexnet(10, 0);  // shapes and names, in PyTorch's order
+  StateDict dict = random_network(network_named("alexnet"), 10, 0);  // shapes and names, in PyTorch's order
   for (size_t i = 0; i < dict.parameters.size(); ++i) {
     Parameter& parameter = dict.parameters[i];
     const bool weight = parameter.shape().rank() > 1;

@@ -9,6 +9,7 @@
 namespace nibblenet {
 namespace {
 
+using testing::alexnet;
 using testing::pack_all;
 using testing::random_tensor;
 using testing::relative_error;
@@ -156,7 +157,7 @@ TEST(AlexNet, ShapesThatDoNotFitAreNamed) {
     StateDict dict = small_alexnet(1);
     change(dict);
     try {
-      alexnet_layers(dict);
+      layers_of(dict);
     } catch (const Error& error) {
       return std::string(error.what());
     }
@@ -189,8 +190,8 @@ TEST(AlexNet, SmallestImageIs63Pixels) {
   const auto plan = [&](int64_t size) {
     Pass(network, 0, network.layers().size(), {1, size, size, 3}, Pass::Mode::inference);
   };
-  EXPECT_NO_THROW(plan(smallest_image_size));
-  EXPECT_THROW(plan(smallest_image_size - 1), ShapeError);
+  EXPECT_NO_THROW(plan(alexnet.smallest_image));
+  EXPECT_THROW(plan(alexnet.smallest_image - 1), ShapeError);
 }
 
 TEST(AlexNet, ResetKeepsTheRest) {
@@ -201,7 +202,7 @@ TEST(AlexNet, ResetKeepsTheRest) {
   const StateDict original = small_alexnet(2);
   for (const char* kept : {"features.0.weight", "classifier.1.weight", "classifier.1.bias"})
     EXPECT_TRUE(std::ranges::equal(dict.at(kept).values().view(), original.at(kept).values().view())) << kept;
-  EXPECT_NO_THROW(alexnet_layers(dict));
+  EXPECT_NO_THROW(layers_of(dict));
 }
 
 }  // namespace

@@ -1,0 +1,32 @@
+#include "layers/network/default_schemes.h"
+
+namespace nibblenet {
+
+/// The convolutions hold a twentieth of the weights and feel rounding most: fine groups cost them
+/// next to nothing.
+constinit const DefaultSchemes measured_schemes = {{
+    {"linear:2:block:16:f16:zero-point", "linear:2:channel:zero-point"},
+    {"linear:3:block:16:f16:zero-point", "linear:3:channel:zero-point"},
+    {"nf4:4:block:16:f16", "nf4:4:channel"},
+    {"linear:5:block:16:f16", "linear:5:channel"},
+    {"linear:6:channel", "linear:6:channel"},
+    {"linear:7:channel", "linear:7:channel"},
+    {"linear:8:channel", "linear:8:channel"},
+}};
+constinit const DefaultSchemes measured_calibrated_schemes = {{
+    {"linear:2:block:16:f16:zero-point", "kmeans:2:channel"},
+    {"kmeans:3:block:128:f16", "kmeans:3:channel"},
+    {"kmeans:4:channel", "kmeans:4:channel"},
+    {"linear:5:channel", "linear:5:channel"},
+    {"linear:6:channel", "linear:6:channel"},
+    {"linear:7:channel", "linear:7:channel"},
+    {"linear:8:channel", "linear:8:channel"},
+}};
+
+Scheme default_scheme_of(const DefaultSchemes& schemes, const Shape& weight, int bits) {
+  if (bits < 2 || bits > 8) fail<UsageError>("{} bits: supported are 2 to 8", bits);
+  const DefaultScheme& row = schemes[static_cast<size_t>(bits - 2)];
+  return parse_scheme(weight.rank() > 2 ? row.convolution : row.linear);
+}
+
+}  // namespace nibblenet

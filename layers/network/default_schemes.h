@@ -1,0 +1,26 @@
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "engine/core/tensor.h"
+#include "engine/quant/scheme.h"
+
+namespace nibblenet {
+
+/// Schemes of convolutions' filters and of linear layers' matrices.
+struct DefaultScheme {
+  std::string_view convolution;
+  std::string_view linear;
+};
+using DefaultSchemes = std::array<DefaultScheme, 7>;  ///< of 2 to 8 bits
+
+/// What measured best in accuracy per byte on AlexNet, without and with a calibration. docs/schemes.md
+/// has the table and how it was made.
+extern const DefaultSchemes measured_schemes;
+extern const DefaultSchemes measured_calibrated_schemes;
+
+/// The scheme of a weight of this shape. Throws UsageError for a width that there is none of.
+Scheme default_scheme_of(const DefaultSchemes& schemes, const Shape& weight, int bits);
+
+}  // namespace nibblenet

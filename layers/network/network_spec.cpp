@@ -1,0 +1,226 @@
+#include "layers/network/network_spec.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "engine/core/random.h"
+#include "layers/conv2d.h"
+#include "layers/pooling.h"
+
+namespace nibblenet {
+namespace {
+
+constexpr int64_t image_channels = 3;
+constexpr int64_t largest_image = 4096;
+constexpr int default_image_size = 224;
+
+std::string weight_of(const LayerRow& row) { return std::string(row.name) + ".weight"; }
+
+/// Names, or titles, of all networks.
+std::string all_of(std::string_view NetworkSpec::*text) {
+  std::vector<std::string_view> texts;
+  for (const NetworkSpec& network : networks()) texts.push_back(network.*text);
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+std::vector<std::string> names_of(const NetworkSpec& network, auto&& wanted) {
+  std::vector<std::string> names;
+  for (const LayerRow& row : network.layers)
+    if (wanted(row.kind)) names.emplace_back(row.name);
+  return names;
+}
+
+const Shape& shape_of(const NetworkSpec& network, const StateDict& parameters, const std::string& name) {
+  const Parameter* found = parameters.find(name);
+  if (found == nullptr)
+    fail<FormatError>("the model has no parameter {}: not the state dict of {}?", name, network.title);
+  return found->shape();
+}
+
+Shape weight_shape(const NetworkSpec& network, const StateDict& parameters, const LayerRow& row) {
+  const Shape& weight = shape_of(network, parameters, weight_of(row));
+  const Shape& bias = shape_of(network, parameters, std::string(row.name) + ".bias");
+  const int rank = row.kind == LayerKind::conv2d ? 4 : 2;
+  if (weight.rank() != rank)
+    fail<FormatError>("{}.weight has shape {}, expected {} dimensions", row.name, to_string(weight), rank);
+  if (weight.elements() == 0 || bias != Shape{weight[0]})
+    fail<FormatError>("{}: weight {} and bias {} do not fit", row.name, to_string(weight), to_string(bias));
+  return weight;
+}
+
+void expect_inputs(const LayerRow& row, const Shape& weight, int64_t inputs) {
+  if (row.kind == LayerKind::linear && weight[1] != inputs)
+    fail<FormatError>("{}.weight has shape {}, expected {} inputs", row.name, to_string(weight), inputs);
+  if (row.kind == LayerKind::conv2d && (weight[1] != inputs || weight[2] != weight[3]))
+    fail<FormatError>("{}.weight has shape {}, expected {} input channels and a square window", row.name,
+                      to_string(weight), inputs);
+}
+
+Parameter empty_parameter(std::string name, Shape shape) {
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.value = Tensor<float>(host_memory(), shape, MemoryCategory::data);
+  return parameter;
+}
+
+/// Puts a fresh layer into the dict, in the place of one of that name if there is one.
+void put_layer(StateDict& parameters, const std::string& name, Shape weight_shape, uint64_t seed, bool last) {
+  Parameter weight = empty_parameter(name + ".weight", weight_shape);
+  Parameter bias = empty_parameter(name + ".bias", {weight_shape[0]});
+  initialise(weight, bias, seed, last);
+  for (Parameter* fresh : {&weight, &bias}) {
+    if (Parameter* old = parameters.find(fresh->name)) {
+      *old = std::move(*fresh);
+    } else {
+      parameters.parameters.push_back(std::move(*fresh));
+    }
+  }
+}
+
+}  // namespace
+
+const NetworkSpec& network_named(std::string_view name) {
+  const auto found = std::ranges::find(networks(), name, &NetworkSpec::name);
+  if (found == networks().end())
+    fail<UsageError>("unknown network '{}'; supported: {}", name, all_of(&NetworkSpec::name));
+  return *found;
+}
+
+const NetworkSpec& network_of(const StateDict& parameters) {
+  const auto missing = [&](const NetworkSpec& network) {
+    return std::ranges::count_if(network.layers, [&](const LayerRow& row) {
+      return has_parameters(row.kind) && parameters.find(weight_of(row)) == nullptr;
+    });
+  };
+  const auto nearest = std::ranges::min_element(networks(), {}, missing);
+  if (missing(*nearest) == static_cast<int64_t>(layer_names(*nearest).size()))
+    fail<FormatError>("the model has no layer of a network that this program knows: {}", all_of(&NetworkSpec::title));
+  return *nearest;
+}
+
+std::vector<std::string> feature_names(const NetworkSpec& network) {
+  return names_of(network, [](LayerKind kind) { return kind == LayerKind::conv2d; });
+}
+
+std::vector<std::string> classifier_names(const NetworkSpec& network) {
+  return names_of(network, [](LayerKind kind) { return kind == LayerKind::linear; });
+}
+
+std::vector<std::string> layer_names(const NetworkSpec& network) { return names_of(network, has_parameters); }
+
+Shape LayerSpec::output_shape(const Shape& input) const {
+  switch (kind) {
+    case LayerKind::conv2d:
+      return conv2d_output_shape(input, weight, window);
+    case LayerKind::max_pool2d:
+      return max_pool2d_output_shape(input, window);
+    case LayerKind::adaptive_average_pool2d:
+      return {input[0], output_size, output_size, input[3]};
+    case LayerKind::flatten:
+      return {input[0], input.inner_elements()};
+    case LayerKind::dropout:
+      return input;
+    case LayerKind::linear:
+      if (input.rank() != 2 || input[1] != weight[1])
+        fail<ShapeError>("{}: input {} does not fit weight {}", name, to_string(input), to_string(weight));
+      return {input[0], weight[0]};
+  }
+  fail<ShapeError>("unknown layer kind {}", static_cast<int>(kind));
+}
+
+std::vector<LayerSpec> layers_of(const StateDict& parameters) {
+  const NetworkSpec& network = network_of(parameters);
+  std::vector<LayerSpec> layers;
+  int64_t inputs = image_channels;
+  size_t expected = 0;
+  for (const LayerRow& row : network.layers) {
+    LayerSpec layer{.kind = row.kind, .name = std::string(row.name), .window = row.window};
+    if (row.kind == LayerKind::adaptive_average_pool2d) layer.output_size = row.outputs;
+    if (row.kind == LayerKind::flatten) inputs *= layers.back().output_size * layers.back().output_size;
+    if (layer.has_parameters()) {
+      layer.weight = weight_shape(network, parameters, row);
+      expect_inputs(row, layer.weight, inputs);
+      inputs = layer.weight[0];
+      if (row.kind == LayerKind::conv2d) layer.window.size = layer.weight[2];
+      if (&row != &network.layers.back()) layer.epilogue = Epilogue::relu;
+      expected += 2;
+    }
+    layers.push_back(std::move(layer));
+  }
+  if (parameters.parameters.size() != expected)
+    fail<FormatError>("the model has {} parameters, {} has {}", parameters.parameters.size(), network.title, expected);
+  return layers;
+}
+
+void initialise(Parameter& weight, Parameter& bias, uint64_t seed, bool last) {
+  uint64_t stream = 0xCBF29CE484222325ULL;  // FNV-1a of the name: adding a layer does not change the others
+  for (const char c : weight.name) stream = (stream ^ static_cast<uint8_t>(c)) * 0x100000001B3ULL;
+  const auto fan_in = static_cast<float>(weight.shape().inner_elements());
+  const float bound = std::sqrt((last ? 1.0F : 6.0F) / fan_in);
+  Random random(seed, stream);
+  for (float& w : weight.values().view()) w = (2.0F * random.uniform() - 1.0F) * bound;
+  std::ranges::fill(bias.values().view(), 0.0F);
+}
+
+StateDict random_network(const NetworkSpec& network, int64_t classes, uint64_t seed) {
+  StateDict parameters;
+  int64_t inputs = image_channels, pooled = 1;
+  for (const LayerRow& row : network.layers) {
+    if (row.kind == LayerKind::adaptive_average_pool2d) pooled = row.outputs;
+    if (row.kind == LayerKind::flatten) inputs *= pooled * pooled;
+    if (!has_parameters(row.kind)) continue;
+    const int64_t outputs = row.outputs > 0 ? row.outputs : classes, size = row.window.size;
+    const Shape shape = row.kind == LayerKind::conv2d ? Shape{outputs, inputs, size, size} : Shape{outputs, inputs};
+    put_layer(parameters, std::string(row.name), shape, seed, &row == &network.layers.back());
+    inputs = outputs;
+  }
+  return parameters;
+}
+
+void reset_head(StateDict& parameters, Reset reset, int64_t classes, uint64_t seed) {
+  if (reset == Reset::none) return;
+  const NetworkSpec& network = network_of(parameters);
+  const std::vector<LayerSpec> layers = layers_of(parameters);
+  auto left = static_cast<int64_t>(classifier_names(network).size());  // linear layers from this one on
+  int64_t inputs = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].kind != LayerKind::linear) continue;
+    const Shape& old = layers[i].weight;
+    if (inputs == 0) inputs = old[1];
+    const bool in_tail = left-- <= network.tail;
+    const int64_t fresh = network.layers[i].outputs > 0 ? network.layers[i].outputs : classes;
+    const int64_t outputs = in_tail ? fresh : old[0];
+    if (in_tail || reset == Reset::classifier)
+      put_layer(parameters, layers[i].name, {outputs, inputs}, seed, i + 1 == layers.size());
+    inputs = outputs;
+  }
+}
+
+int64_t class_count(const StateDict& parameters) { return layers_of(parameters).back().weight[0]; }
+
+int image_size_of(const StateDict& parameters, int asked) {
+  const NetworkSpec& network = network_of(parameters);
+  if (asked != 0) {
+    expect_image_size(network, asked);
+    return asked;
+  }
+  const auto found = parameters.metadata.find(image_size_key);
+  if (found == parameters.metadata.end()) return default_image_size;
+  int size = 0;
+  const std::string& text = found->second;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
+  if (error != std::errc() || end != text.data() + text.size() || size < network.smallest_image || size > largest_image)
+    fail<FormatError>("the model's metadata names the image size '{}': not a size this network takes", text);
+  return size;
+}
+
+void expect_image_size(const NetworkSpec& network, int64_t size) {
+  if (size < network.smallest_image || size > largest_image)
+    fail<UsageError>("--image-size {}: must lie in {}…{} for {}", size, network.smallest_image, largest_image,
+                     network.title);
+}
+
+}  // namespace nibblenet
