@@ -168,7 +168,7 @@ nlohmann::json setting_json(const Options& options, const std::filesystem::path&
           {"description", backend.description()},
           {"image_size", image_size_of(floats)},
           {"ceilings", to_json(ceilings)},
-          {"yardstick", missing ? nlohmann::json(*missing) : nlohmann::json()},
+          {"baseline", missing ? nlohmann::json(*missing) : nlohmann::json()},
           {"seconds", options.seconds},
           {"energy_seconds", options.energy_seconds},
           {"images", images ? images->size() : 0}};

@@ -290,7 +290,7 @@ int main(int argc, char** argv) {
       ->type_name("MODEL");
   auto* simulate =
       app.add_option("--simulate", options.simulate,
-                     "First round a float model's weights in float32 as the seed's notebooks do, defects included: " +
+                     "First round a float model's weights in float32 as the original notebooks do, defects included: " +
                          simulation_names() + " (NAME[:BITS]). Such weights have no size")
           ->type_name("NAME");
   app.add_option("--repair", options.repair,

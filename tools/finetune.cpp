@@ -56,7 +56,7 @@ InitialModel find_initial_model(const std::string& init) {
   return {init, false};
 }
 
-/// The name the seed's notebooks give; packed models say that they are trained as such.
+/// The name the original notebooks give; packed models say that they are trained as such.
 std::filesystem::path default_output(const NetworkSpec& network, bool packed) {
   const std::time_t now = std::time(nullptr);
   return project_root() / "weights" /
@@ -291,7 +291,7 @@ int main(int argc, char** argv) {
   app.add_option("--lr", t.learning_rate, "Learning rate")->capture_default_str();
   app.add_option("--momentum", t.momentum, "Momentum")->capture_default_str();
   app.add_option("--weight-decay", t.weight_decay, "Weight decay (L2)")->capture_default_str();
-  app.add_option("--dropout", t.dropout, "Dropout probability between linear layers (the seed: 0)")
+  app.add_option("--dropout", t.dropout, "Dropout probability between linear layers (the original notebooks: 0)")
       ->capture_default_str();
   app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
       ->capture_default_str();

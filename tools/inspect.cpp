@@ -77,7 +77,7 @@ nlohmann::json describe(const Parameter& parameter) {
   json["entropy"] = code_entropy(packed);
   json["compressed"] = parameter.compressed_bytes > 0;
   json["compressed_bytes"] = parameter.compressed_bytes;
-  json["rest_bits_per_weight"] = static_cast<double>(parameter.file_bytes) * 8 / static_cast<double>(row.weights);
+  json["file_bits_per_weight"] = static_cast<double>(parameter.file_bytes) * 8 / static_cast<double>(row.weights);
   if (const auto counts = exponent_counts(packed); !counts.empty()) {
     json["exponent_counts"] = std::vector<int64_t>(counts.begin(), counts.end() - 1);
     json["zeros"] = counts.back();
@@ -95,7 +95,7 @@ void print(const nlohmann::json& tensor) {
   if (tensor.value("compressed", false))
     fmt::print(
         "  codes compressed to {} bytes; {:.3f} bits a weight in the file, order-0 entropy of the codes {:.3f}\n",
-        thousands(tensor["compressed_bytes"].get<int64_t>()), tensor["rest_bits_per_weight"].get<double>(),
+        thousands(tensor["compressed_bytes"].get<int64_t>()), tensor["file_bits_per_weight"].get<double>(),
         tensor["entropy"].get<double>());
   if (!tensor.contains("exponent_counts")) return;
   fmt::print("  exponent counts:");

@@ -54,8 +54,8 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
 nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
   nlohmann::json layers = nlohmann::json::array();
   if (!reports.empty())
-    fmt::print("{:<20} {:>12} {:>12} {:>8} {:>11} {:>8} {:>10} {:>12}\n", "output error", "nearest", "compensated",
-               "ratio", "coded bits", "damping", "rows kept", "dead inputs");
+    fmt::print("{:<20} {:>12} {:>12} {:>8} {:>11} {:>8} {:>10} {:>12}\n", "output error", "nearest", "gptq", "ratio",
+               "coded bits", "damping", "rows kept", "dead inputs");
   for (const auto& [weight, done] : reports) {
     fmt::print("{:<20} {:>12.5g} {:>12.5g} {:>8.3f} {:>11.3f} {:>8.2g} {:>10} {:>12}\n", weight, done.nearest_error,
                done.error, done.nearest_error > 0 ? done.error / done.nearest_error : 1.0, done.bits, done.damping,
@@ -187,7 +187,7 @@ void pack(const Options& options) {
     reports = pack_all(dict, schemes, packer, calibration);
   save(output, dict, options);
   const double seconds = seconds_since(start);
-  json["compensation"] = print_reports(reports);
+  json["gptq"] = print_reports(reports);
   show_result(options, input, output, seconds, *backend, std::move(json));
 }
 

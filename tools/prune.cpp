@@ -16,7 +16,7 @@ using namespace nibblenet::tools;
 
 struct Options {
   std::string model;
-  std::vector<std::string> units;
+  std::vector<std::string> channels;
   CalibrationFlags calibration;
   Checksums checksums = Checksums::warn;
   std::string output;
@@ -25,7 +25,7 @@ struct Options {
 };
 
 /// "LAYER=512". Throws UsageError with the form.
-std::pair<std::string, int64_t> parse_units(const std::string& text) {
+std::pair<std::string, int64_t> parse_channels(const std::string& text) {
   const size_t equals = text.find('=');
   int64_t count = 0;
   if (equals != std::string::npos && equals > 0) {
@@ -34,14 +34,14 @@ std::pair<std::string, int64_t> parse_units(const std::string& text) {
         read.ec == std::errc() && read.ptr == end && count > 0)
       return {text.substr(0, equals), count};
   }
-  fail<UsageError>("--units {}: expected LAYER=COUNT with a COUNT of 1 or more", text);
+  fail<UsageError>("--channels {}: expected LAYER=COUNT with a COUNT of 1 or more", text);
 }
 
-std::map<std::string, int64_t> parse_units(const std::vector<std::string>& texts) {
+std::map<std::string, int64_t> parse_channels(const std::vector<std::string>& texts) {
   std::map<std::string, int64_t> counts;
   for (const std::string& text : texts)
-    if (const auto [name, count] = parse_units(text); !counts.emplace(name, count).second)
-      fail<UsageError>("--units names {} twice", name);
+    if (const auto [name, count] = parse_channels(text); !counts.emplace(name, count).second)
+      fail<UsageError>("--channels names {} twice", name);
   return counts;
 }
 
@@ -53,33 +53,33 @@ int64_t weights_of(const StateDict& model) {
 }
 
 /// Says in the file what was removed, and what that was judged by.
-void describe(std::map<std::string, std::string>& metadata, const std::vector<PrunedUnits>& pruned,
+void describe(std::map<std::string, std::string>& metadata, const std::vector<PrunedChannels>& pruned,
               const Calibration& calibration) {
   std::string layers;
-  for (const PrunedUnits& layer : pruned)
-    layers += fmt::format("{}{}: {} of {}", layers.empty() ? "" : ", ", layer.layer, layer.kept, layer.units);
-  std::string& units = metadata["units"];
-  units = units.empty() ? layers : fmt::format("{}; {}", units, layers);
+  for (const PrunedChannels& layer : pruned)
+    layers += fmt::format("{}{}: {} of {}", layers.empty() ? "" : ", ", layer.layer, layer.kept, layer.channels);
+  std::string& channels = metadata["units"];
+  channels = channels.empty() ? layers : fmt::format("{}; {}", channels, layers);
   metadata["units_calibration"] = fmt::format("{} images of {}", calibration.images, calibration.data);
 }
 
 void prune(const Options& options) {
-  const std::map<std::string, int64_t> counts = parse_units(options.units);
+  const std::map<std::string, int64_t> counts = parse_channels(options.channels);
   if (!options.calibration.calibrated())
-    throw UsageError("which units matter is measured: give --calibrate DATA or --calibration FILE");
+    throw UsageError("which channels matter is measured: give --calibrate DATA or --calibration FILE");
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict model = load_model(input, options.checksums);
   if (model.packed())
     fail<UsageError>("{} is packed: prune the float model it came from, or tools/export it first", input.string());
-  check_units(model, counts);
+  check_channels(model, counts);
   const int64_t weights_before = weights_of(model);
 
   const auto backend = options.device.make();
   const Calibration calibration = options.calibration.obtain(input, model, *backend).value();
-  std::vector<PrunedUnits> pruned;
+  std::vector<PrunedChannels> pruned;
   {
-    Progress progress("pruning", "units");
-    pruned = prune_units(model, calibration, counts, [&](int64_t removed, int64_t of) {
+    Progress progress("pruning", "channels");
+    pruned = prune_channels(model, calibration, counts, [&](int64_t removed, int64_t of) {
       if (interrupted()) throw Stopped("stopped; nothing was written");
       progress.update(removed, of);
     });
@@ -88,10 +88,11 @@ void prune(const Options& options) {
   save_state_dict(options.output, model);
 
   nlohmann::json layers = nlohmann::json::array();
-  fmt::print("{:<14} {:>7} {:>7} {:>22}\n", "layer", "units", "kept", "error behind it");
-  for (const PrunedUnits& layer : pruned) {
-    fmt::print("{:<14} {:>7} {:>7} {:>22.5f}\n", layer.layer, layer.units, layer.kept, layer.error);
-    layers.push_back({{"layer", layer.layer}, {"units", layer.units}, {"kept", layer.kept}, {"error", layer.error}});
+  fmt::print("{:<14} {:>7} {:>7} {:>22}\n", "layer", "channels", "kept", "error behind it");
+  for (const PrunedChannels& layer : pruned) {
+    fmt::print("{:<14} {:>7} {:>7} {:>22.5f}\n", layer.layer, layer.channels, layer.kept, layer.error);
+    layers.push_back(
+        {{"layer", layer.layer}, {"channels", layer.channels}, {"kept", layer.kept}, {"error", layer.error}});
   }
   fmt::print("{} of {} weights remain in {}\n", weights_of(model), weights_before, options.output);
   write_json(options.json, {{"input", input.string()},
@@ -105,14 +106,15 @@ void prune(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Removes units (output channels) of a float model without training: those whose loss the weights behind them, "
+      "Removes output channels (of a linear layer: neurons) of a float model without training: those whose loss the "
+      "weights behind them, "
       "chosen anew, make up for best. The narrower float model is there to be packed, fine-tuned or evaluated.",
       "prune");
   Options options;
   app.add_option("MODEL", options.model,
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));
-  app.add_option("--units", options.units,
-                 "How many units of a layer remain; repeatable. Those of the last layer are the "
+  app.add_option("--channels", options.channels,
+                 "How many channels of a layer remain; repeatable. Those of the last layer are the "
                  "classes. With --device cuda, multiples of 64 in convolutions keep their fastest kernels")
       ->required()
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL

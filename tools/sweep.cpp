@@ -1,6 +1,7 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include "tools/common/aliases.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -34,7 +35,8 @@ struct Options {
 std::vector<SweepScheme> chosen_schemes(const Options& options) {
   const bool others = !options.schemes.empty() || !options.models.empty();
   std::vector<SweepScheme> schemes;
-  if (!options.preset.empty() || !others) schemes = preset_schemes(options.preset.empty() ? "seed" : options.preset);
+  if (!options.preset.empty() || !others)
+    schemes = preset_schemes(options.preset.empty() ? "notebooks" : options.preset);
   for (const SweepScheme& scheme : parse_scheme_lists(options.schemes))
     if (std::ranges::find(schemes, scheme) == schemes.end()) schemes.push_back(scheme);
   for (const std::string& path : options.models) {
@@ -77,7 +79,7 @@ int64_t weights_of(const StateDict& model) {
 std::string result_line(const Row& row) {
   std::string size = row.size ? fmt::format("{:.3f} MB resident", static_cast<double>(row.size->resident.total()) / 1e6)
                               : fmt::format("simulated, needs {} bits", row.need ? row.need->bits : 32);
-  if (row.compressed) size += fmt::format(", {:.3f} MB at rest", static_cast<double>(row.rest()) / 1e6);
+  if (row.compressed) size += fmt::format(", {:.3f} MB in the file", static_cast<double>(row.smallest_file()) / 1e6);
   return fmt::format("{:<36} {:>6.2f} %  loss {:.5f}  -{} +{}  {}", row.scheme, 100 * row.accuracy, row.loss,
                      row.only_float, row.only_this, size);
 }
@@ -180,6 +182,7 @@ void sweep(const Options& options) {
 
   const std::vector<Row> rows = in_order(folder, std::string(to_string(precision)), schemes);
   const DrawnPlots drawn = draw(make_plots(rows), folder.path() / "plots");
+  copy_to_old_plots(folder.path() / "plots");
   if (!drawn.problem.empty()) fmt::print("{}\n", drawn.problem);
   write_report(folder.path(), rows, folder.setup(), drawn.figures);
   fmt::print("report: {0}/report.md, .html, .csv, .json; {1} plots in {0}/plots\n", folder.path().string(),
@@ -200,10 +203,11 @@ int main(int argc, char** argv) {
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   app.add_option(
          "--preset", options.preset,
-         "seed: the notebooks' set, simulated and as true n-bit codes (the default); full: every method, width and "
+         "notebooks: the original notebooks' set, simulated and as true n-bit codes (the default); full: every method, "
+         "width and "
          "granularity; frontier: what pack does best at every width, with and without a calibration, and what it "
          "takes compressed (needs --calibrate or --calibration)")
-      ->check(CLI::IsMember({"seed", "full", "frontier"}));
+      ->check(CLI::IsMember({"notebooks", "full", "frontier"}));
   app.add_option(
          "--schemes", options.schemes,
          "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point], "
@@ -227,18 +231,19 @@ int main(int argc, char** argv) {
   app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));
-  CLI::Option* keep = app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
-                                   "Leave every packed model in DIR once it is measured (default with the seed preset "
-                                   "alone); without it each is deleted");
+  CLI::Option* keep =
+      app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
+                   "Leave every packed model in DIR once it is measured (default with the notebooks preset "
+                   "alone); without it each is deleted");
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
-    const bool only_seed =
-        options.schemes.empty() && options.models.empty() && (options.preset.empty() || options.preset == "seed");
-    if (keep->count() == 0) options.keep_models = only_seed;
+    const bool only_notebooks =
+        options.schemes.empty() && options.models.empty() && (options.preset.empty() || options.preset == "notebooks");
+    if (keep->count() == 0) options.keep_models = only_notebooks;
     sweep(options);
   });
 }

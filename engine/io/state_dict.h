@@ -32,7 +32,7 @@ struct Parameter {
 struct StateDict {
   std::vector<Parameter> parameters;
   std::map<std::string, std::string> metadata;
-  int64_t file_bytes = 0;             ///< the rest size; 0 when not read from a file
+  int64_t file_bytes = 0;             ///< the size of the file; 0 when not read from a file
   int64_t header_bytes = 0;           ///< of these, what is not tensor data
   std::vector<std::string> warnings;  ///< what reading found wrong and let pass, one line each, naming the file
 

@@ -262,7 +262,7 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
   return stream;
 }
 
-int64_t rest_bytes(const PackedTensor& packed) {
+int64_t compressed_bytes(const PackedTensor& packed) {
   const auto smaller = [](const std::vector<uint8_t>& codes, const CodeLayout& layout) {
     if (codes.empty() || layout.bits > 8) return codes.size();
     const auto stream = compressed_if_smaller(codes, layout);

@@ -35,7 +35,7 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
 
 /// Bytes of a tensor in a compressed file: codes and block ids compressed if that makes them
 /// smaller, the rest uncompressed.
-int64_t rest_bytes(const PackedTensor& packed);
+int64_t compressed_bytes(const PackedTensor& packed);
 
 /// Order-0 entropy of a tensor's codes in bits a weight: the lower bound for a code that sees one
 /// weight at a time.

@@ -15,7 +15,7 @@ enum class Method : uint8_t {
   fp8_e4m3,
   fp8_e5m2,
   dynamic_tree,
-  stable_embedding,      ///< dynamic tree over magnitude-sorted blocks (the seed's stable embedding)
+  stable_embedding,      ///< dynamic tree over magnitude-sorted blocks (the original notebooks' stable embedding)
   stable_embedding_fp8,  ///< FP8 E4M3 over magnitude-sorted blocks
   nf4,
   fp4,

@@ -10,7 +10,7 @@
 
 namespace nibblenet {
 
-/// What the seed's notebooks call quantization: float32 in, float32 out. simulate() gives their
+/// What the original notebooks call quantization: float32 in, float32 out. simulate() gives their
 /// very bits, defects included, so that their tables can be rebuilt and set beside results of codes
 /// that really have n bits. Simulated weights are float32 weights: they have no size of their own.
 enum class Simulation : uint8_t { linear, linear_row, fp8, dynamic_tree, stable_embedding };

@@ -42,7 +42,7 @@ SizeRow sum(const std::vector<SizeRow>& rows, std::string name) {
     total.groups += row.groups;
     total.estimated += row.estimated;
     total.resident += row.resident;
-    total.rest += row.rest;
+    total.file += row.file;
   }
   if (rows.empty()) return total;
   const bool same = std::ranges::all_of(rows, [&](const SizeRow& row) { return row.scheme == rows[0].scheme; });

@@ -13,7 +13,7 @@ namespace nibblenet {
 /// of a byte add up over tensors).
 struct EstimatedSize {
   double codes = 0;   ///< weights x bits / 8
-  double scales = 0;  ///< groups x 32 bits, as the seed counts; f16 scales count 16
+  double scales = 0;  ///< groups x 32 bits, as the original notebooks count; f16 scales count 16
   double total() const { return codes + scales; }
 };
 
@@ -38,7 +38,7 @@ struct SizeRow {
   int64_t groups = 0;
   EstimatedSize estimated;
   ResidentSize resident;
-  int64_t rest = 0;                ///< bytes of this layer's tensors in the file
+  int64_t file = 0;                ///< bytes of this layer's tensors in the file
   double bits_per_weight() const;  ///< (codes + scales + zero points + block ids + codebooks) * 8 / weights; float: 32
 };
 

@@ -10,7 +10,7 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
   SizeRow row;
   row.name = spec.name;
   row.weights = weight.shape().elements();
-  row.rest = weight.file_bytes + bias.file_bytes;
+  row.file = weight.file_bytes + bias.file_bytes;
   if (weight.packed()) {
     row.scheme = to_string(weight.packed_values().scheme);
     row.groups = weight.packed_values().groups();

@@ -48,7 +48,7 @@ TEST_F(Allocation, ACompressedFileStaysWithinTheTargetToo) {
   allocate("--target-size 0.03 --compress");
   EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 30'000U);
   const nlohmann::json layer = json("pack.json").at("allocation").at("layers")[5];
-  for (const auto& choice : layer.at("weighed")) EXPECT_LT(choice.at("rest_bytes"), choice.at("stored_bytes"));
+  for (const auto& choice : layer.at("weighed")) EXPECT_LT(choice.at("file_bytes"), choice.at("stored_bytes"));
 }
 
 /// One way to store a layer, as the report says.
@@ -70,7 +70,7 @@ double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t 
 }
 
 TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
-  nlohmann::json report = allocate("--target-rest 0.026 --calibrate standin --calibration-images 40");
+  nlohmann::json report = allocate("--target-file 0.026 --calibrate standin --calibration-images 40");
   EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 26'000U);
   EXPECT_TRUE(report.at("compressed"));
   const StateDict packed = model("packed.safetensors");
@@ -85,7 +85,7 @@ TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
     EXPECT_EQ(to_string(packed.at(layer.at("name").get<std::string>()).packed_values().scheme), layer.at("scheme"));
     all.emplace_back();
     for (const auto& choice : layer.at("weighed")) {
-      all.back().push_back({choice.at("divergence"), choice.at("rest_bytes")});
+      all.back().push_back({choice.at("divergence"), choice.at("file_bytes")});
       if (choice.at("step") == layer.at("step")) chosen += all.back().back().divergence;
     }
     EXPECT_EQ(all.back().size(), 16U);
@@ -134,10 +134,10 @@ TEST_F(Allocation, RefusesWhatCannotBeMet) {
   refuse("pack small.safetensors --data standin --target-images 40 --target-size 0.001", "cannot be met", 2);
   refuse("pack small.safetensors --data standin --target-bits 4 --target-size 3", "excludes", 2);
   refuse("pack small.safetensors --data standin --target-bits 4 --bits 3", "leave --bits", 2);
-  refuse("pack small.safetensors --data standin --target-rest 0.026 --target-bits 3", "excludes", 2);
-  refuse("pack small.safetensors --data standin --target-rest 0.026 --method kmeans", "leave --method", 2);
-  refuse("pack small.safetensors --data standin --target-rest 0.026 --range max", "leave --method", 2);
-  refuse("pack small.safetensors --data standin --target-images 40 --target-rest 0.001", "cannot be met", 2);
+  refuse("pack small.safetensors --data standin --target-file 0.026 --target-bits 3", "excludes", 2);
+  refuse("pack small.safetensors --data standin --target-file 0.026 --method kmeans", "leave --method", 2);
+  refuse("pack small.safetensors --data standin --target-file 0.026 --range max", "leave --method", 2);
+  refuse("pack small.safetensors --data standin --target-images 40 --target-file 0.001", "cannot be met", 2);
   refuse("pack small.safetensors --data standin --target-images 3 --target-bits 4", "limit", 2);
 }
 

@@ -26,7 +26,7 @@ TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile)
   EXPECT_TRUE(packed.metadata.at("calibration_data").ends_with(", train"));
   EXPECT_EQ(packed.metadata.at("calibration_fingerprint").size(), 16U);
 
-  const nlohmann::json layers = json("out.json").at("compensation");
+  const nlohmann::json layers = json("out.json").at("gptq");
   ASSERT_EQ(layers.size(), 8U);
   for (const nlohmann::json& layer : layers)
     EXPECT_LT(layer.at("error").get<double>(), layer.at("nearest_error").get<double>()) << layer;
@@ -79,7 +79,7 @@ TEST_F(CalibratedPackTest, StepsAndRatesMakeASmallerCompressedFile) {
 
 TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
   const std::vector<std::pair<std::string, std::string>> flags = {
-      {"--rounding compensated", "--calibrate"},
+      {"--rounding gptq", "--calibrate"},
       {"--rounding up", "--rounding"},
       {"--range min", "--range"},
       {"--method linear --range step:0", "step:X"},
@@ -91,8 +91,8 @@ TEST_F(CalibratedPackTest, RefusesOptionsThatDoNotGoTogether) {
       {"--calibrate standin --rate-weight -1", "--rate-weight"},
       {"--column-order random", "--column-order"},
       {"--column-order diagonal", "--column-order"},
-      {"--refinements 1", "--refinements"},
-      {"--calibrate standin --refinements -1", "--refinements"},
+      {"--passes 1", "--passes"},
+      {"--calibrate standin --passes -1", "--passes"},
       {"--save-calibration c.safetensors", "--calibrate"},
       {"--calibration-images 10", "--calibrate"},
       {"--calibrate standin --calibration c.safetensors", "--calibrat"},

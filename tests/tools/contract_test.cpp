@@ -76,7 +76,7 @@ TEST_F(PackTest, EveryMethodAndWidth) {
       const nlohmann::json report = json("out.json");
       EXPECT_EQ(report.at("output"), output);
       EXPECT_EQ(report.at("size").at("weights"), small_weights);
-      EXPECT_EQ(report.at("size").at("rest"), fs::file_size(at(output)));
+      EXPECT_EQ(report.at("size").at("file"), fs::file_size(at(output)));
     }
 }
 
@@ -150,8 +150,8 @@ TEST_F(PackTest, CompressedModelsAreSmallerFilesOfTheSameModel) {
   succeed("pack small.safetensors --bits 8 --compress -o small_c.safetensors --json compressed.json");
   const nlohmann::json plain = json("plain.json").at("size"), compressed = json("compressed.json").at("size");
   EXPECT_EQ(compressed.at("resident"), plain.at("resident"));
-  EXPECT_LT(compressed.at("rest"), plain.at("rest"));
-  EXPECT_EQ(compressed.at("rest"), fs::file_size(at("small_c.safetensors")));
+  EXPECT_LT(compressed.at("file"), plain.at("file"));
+  EXPECT_EQ(compressed.at("file"), fs::file_size(at("small_c.safetensors")));
 
   // A packed model is written again with the same codes, and back.
   succeed("pack plain.safetensors --compress");
@@ -242,7 +242,7 @@ class EvalTest : public ToolsTest {
     const nlohmann::json& size = report.at("size");
     EXPECT_EQ(size.at("weights"), small_weights);
     EXPECT_GE(size.at("groups"), 0);
-    EXPECT_EQ(size.at("rest"), fs::file_size(at(model)));
+    EXPECT_EQ(size.at("file"), fs::file_size(at(model)));
     const nlohmann::json& estimated = size.at("estimated");
     EXPECT_DOUBLE_EQ(estimated.at("total").get<double>(),
                      estimated.at("codes").get<double>() + estimated.at("scales").get<double>());
@@ -300,8 +300,8 @@ TEST_F(EvalTest, ReportsWhatTheContractLists) {
     EXPECT_EQ(report.at("images"), 100);
     expect_consistent(report, name);
     EXPECT_EQ(report.at("size").at("groups") == 0, flag.empty());
-    for (const char* word : {"accuracy", "95 % interval", "cross-entropy", "images/s", "estimated", "rest", "resident",
-                             "features.0", "classifier.6", "total", "difference"})
+    for (const char* word : {"accuracy", "95 % interval", "cross-entropy", "images/s", "estimated", "file B",
+                             "resident", "features.0", "classifier.6", "total", "difference"})
       EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
   }
 }
@@ -373,7 +373,7 @@ TEST_F(EvalTest, ComparesTwoModelsImageByImage) {
   const nlohmann::json report = json("out.json"), other = report.at("compared_with");
   EXPECT_NEAR(other.at("only_this").get<double>() - other.at("only_other").get<double>(),
               100 * (report.at("accuracy").get<double>() - other.at("accuracy").get<double>()), 1e-9);
-  EXPECT_EQ(other.at("size").at("rest"), fs::file_size(at("small.safetensors")));
+  EXPECT_EQ(other.at("size").at("file"), fs::file_size(at("small.safetensors")));
   EXPECT_NE(outcome.out.find("McNemar"), std::string::npos) << outcome;
 
   succeed("eval small.safetensors --data standin --compare small.safetensors --json same.json");
@@ -410,7 +410,7 @@ TEST_F(EvalTest, SimulatedWeightsAreThoseOfTheLibraryAndHaveNoSize) {
     expect_simulation(report.at("simulation"), scheme, simulated);
     for (const char* word : {"simulated", "claimed", "needed", "no size of their own"})
       EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
-    for (const char* word : {"estimated", "rest ", "resident", "peak memory"})
+    for (const char* word : {"estimated", "file (measured)", "resident", "peak memory"})
       EXPECT_EQ(outcome.out.find(word), std::string::npos) << word << outcome;
   }
 }
@@ -423,7 +423,7 @@ TEST_F(EvalTest, ASimulatedModelIsComparedWithAFloatOne) {
   EXPECT_NEAR(other.at("only_this").get<double>() - other.at("only_other").get<double>(),
               100 * (report.at("accuracy").get<double>() - other.at("accuracy").get<double>()), 1e-9);
   EXPECT_TRUE(report.at("size").is_null());
-  EXPECT_EQ(other.at("size").at("rest"), fs::file_size(at("small.safetensors")));
+  EXPECT_EQ(other.at("size").at("file"), fs::file_size(at("small.safetensors")));
   EXPECT_NE(outcome.out.find("McNemar"), std::string::npos) << outcome;
   EXPECT_NE(outcome.out.find("none"), std::string::npos) << outcome;
   EXPECT_EQ(outcome.out.find("x smaller"), std::string::npos) << outcome;

@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 /// Every way a tool opens a model; FILE stands for its name.
 const std::vector<std::string> readers = {"eval FILE --data standin",
                                           "eval small.safetensors --data standin --compare FILE",
-                                          "prune FILE --units classifier.1=5 --calibrate standin -o out.safetensors",
+                                          "prune FILE --channels classifier.1=5 --calibrate standin -o out.safetensors",
                                           "pack FILE",
                                           "inspect FILE",
                                           "inspect FILE --verify",
@@ -196,7 +196,7 @@ TEST_F(ErrorsTest, ADeviceThatIsNotThere) {
 
 TEST_F(ErrorsTest, OutputsThatCannotBeWritten) {
   const std::vector<std::string> writers = {
-      "prune small.safetensors --calibrate standin --calibration-images 20 --units classifier.1=5 -o FILE",
+      "prune small.safetensors --calibrate standin --calibration-images 20 --channels classifier.1=5 -o FILE",
       "pack small.safetensors -o FILE", "export small.safetensors -o FILE",
       "eval small.safetensors --data standin --limit 10 --logits FILE",
       "finetune --init small.safetensors --data standin --image-size 64 --epochs 1 --threads 1 --out FILE"};
@@ -248,7 +248,7 @@ TEST_F(ErrorsTest, HelpNamesEveryFlagOfTheContract) {
        {"--data",        "--init",         "--freeze",  "--reset",    "--epochs",  "--batch",      "--lr",
         "--momentum",    "--weight-decay", "--dropout", "--schedule", "--augment", "--image-size", "--seed",
         "--train-limit", "--test-limit",   "--device",  "--resume",   "--out",     "--json",       "--threads"}},
-      {"prune", {"MODEL", "--units", "--calibrate", "--calibration", "-o", "--device", "--json", "--threads"}},
+      {"prune", {"MODEL", "--channels", "--calibrate", "--calibration", "-o", "--device", "--json", "--threads"}},
       {"pack",
        {"MODEL", "--bits", "--method", "--granularity", "--scale", "--scale-sign", "--layer", "--compress", "-o",
         "--json", "--threads"}},

@@ -8,9 +8,9 @@ namespace {
 class PruneTest : public ToolsTest {};
 
 TEST_F(PruneTest, MakesANarrowerModelThatEveryToolTakes) {
-  const std::string units = "--units classifier.1=30 --units classifier.4=20 --units features.10=7 ";
+  const std::string channels = "--channels classifier.1=30 --channels classifier.4=20 --channels features.10=7 ";
   succeed("prune small.safetensors --calibrate standin --calibration-images 50 --save-calibration c.safetensors " +
-          units + "-o narrow.safetensors --json out.json");
+          channels + "-o narrow.safetensors --json out.json");
   const StateDict narrow = model("narrow.safetensors");
   EXPECT_EQ(narrow.at("features.10.weight").shape()[0], 7);
   EXPECT_EQ(narrow.at("classifier.1.weight").shape(), (Shape{30, 7 * 36}));
@@ -26,33 +26,33 @@ TEST_F(PruneTest, MakesANarrowerModelThatEveryToolTakes) {
     EXPECT_LT(layer.at("error").get<double>(), 1) << layer;
   }
 
-  succeed("prune small.safetensors --calibration c.safetensors " + units + "-o again.safetensors");
+  succeed("prune small.safetensors --calibration c.safetensors " + channels + "-o again.safetensors");
   EXPECT_EQ(read_text(at("narrow.safetensors")), read_text(at("again.safetensors")));
   succeed("pack narrow.safetensors --bits 4 --calibrate standin --calibration-images 50 -o packed.safetensors");
   succeed("eval packed.safetensors --data standin --limit 20");
   succeed("finetune --init narrow.safetensors --data standin --epochs 1 --train-limit 40 --out tuned.safetensors");
   EXPECT_EQ(model("tuned.safetensors").at("classifier.1.weight").shape(), (Shape{30, 7 * 36}));
   // Once more, of what is narrow already.
-  succeed("prune narrow.safetensors --calibrate standin --units classifier.1=10 -o narrower.safetensors");
+  succeed("prune narrow.safetensors --calibrate standin --channels classifier.1=10 -o narrower.safetensors");
   EXPECT_TRUE(model("narrower.safetensors").metadata.at("units").ends_with("; classifier.1: 10 of 30"));
 }
 
 TEST_F(PruneTest, RefusesWhatItCannotDo) {
   const std::string line = "prune small.safetensors --calibrate standin -o out.safetensors ";
   const std::vector<std::pair<std::string, std::string>> flags = {
-      {"", "--units"},
-      {"--units classifier.1", "LAYER=COUNT"},
-      {"--units classifier.1=many", "LAYER=COUNT"},
-      {"--units classifier.1=0", "LAYER=COUNT"},
-      {"--units =3", "LAYER=COUNT"},
-      {"--units classifier.1=68", "67 units"},
-      {"--units classifier.6=5", "classes"},
-      {"--units classifier.2=5", "features.0"},
-      {"--units features.0=3 --units features.0=4", "twice"}};
+      {"", "--channels"},
+      {"--channels classifier.1", "LAYER=COUNT"},
+      {"--channels classifier.1=many", "LAYER=COUNT"},
+      {"--channels classifier.1=0", "LAYER=COUNT"},
+      {"--channels =3", "LAYER=COUNT"},
+      {"--channels classifier.1=68", "67 channels"},
+      {"--channels classifier.6=5", "classes"},
+      {"--channels classifier.2=5", "features.0"},
+      {"--channels features.0=3 --channels features.0=4", "twice"}};
   for (const auto& [wrong, mention] : flags) refuse(line + wrong, mention, 2);
-  refuse("prune small.safetensors --units classifier.1=5 -o out.safetensors", "--calibrate", 2);
+  refuse("prune small.safetensors --channels classifier.1=5 -o out.safetensors", "--calibrate", 2);
   succeed("pack small.safetensors --bits 4 -o packed.safetensors");
-  refuse("prune packed.safetensors --calibrate standin --units classifier.1=5 -o out.safetensors", "float model", 2);
+  refuse("prune packed.safetensors --calibrate standin --channels classifier.1=5 -o out.safetensors", "float model", 2);
   EXPECT_FALSE(std::filesystem::exists(at("out.safetensors")));
 }
 

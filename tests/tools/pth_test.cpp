@@ -51,7 +51,7 @@ TEST_F(PthToolsTest, EveryToolTakesIt) {
     succeed("eval small.safetensors --data standin --json expected.json");
     EXPECT_EQ(json("eval.json").at("accuracy"), json("expected.json").at("accuracy"));
     EXPECT_EQ(json("eval.json").at("loss"), json("expected.json").at("loss"));
-    EXPECT_EQ(json("eval.json").at("size").at("rest"), fs::file_size(at(name)));
+    EXPECT_EQ(json("eval.json").at("size").at("file"), fs::file_size(at(name)));
     succeed("pack " + name + " -o packed.safetensors");
     succeed("pack small.safetensors -o expected.safetensors");
     EXPECT_TRUE(same_bits(dequantized(model("packed.safetensors")), dequantized(model("expected.safetensors"))));
@@ -130,7 +130,7 @@ TEST_F(PthToolsTest, HashesInNamesAreVerified) {
 }
 
 TEST_F(PthToolsTest, PublishedModelsAreFetchedOnceAndGetANewTail) {
-  // Its head fits the data: the tail is new all the same, as the seed has it.
+  // Its head fits the data: the tail is new all the same, as the original notebooks have it.
   publish("small.pth", digits("small.pth"));
   succeed("finetune --init imagenet --fetch");
   EXPECT_EQ(read_text(at("weights/small.pth")), read_text(at("small.pth")));

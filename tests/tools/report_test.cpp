@@ -94,7 +94,7 @@ TEST(Report, TheTableShowsTheSums) {
 TEST(Report, SizeJsonAddsUp) {
   const std::vector<SizeRow> rows = ledger_of("stable-embedding:4");
   const nlohmann::json size = size_json(rows, 1000, 100);
-  EXPECT_EQ(size.at("rest"), 1000);
+  EXPECT_EQ(size.at("file"), 1000);
   EXPECT_EQ(size.at("header"), 100);
   EXPECT_EQ(size.at("layers").size(), 8U);
   const auto sum_over_layers = [&](const nlohmann::json::json_pointer& key) {

@@ -102,7 +102,7 @@ TEST_F(SweepTest, RowsSayWhatEvalSays) {
     EXPECT_EQ(actual.at("only_this"), expected.at("compared_with").at("only_this"));
     EXPECT_EQ(actual.at("only_float"), expected.at("compared_with").at("only_other"));
     EXPECT_EQ(actual.at("mcnemar_p"), expected.at("compared_with").at("mcnemar_p"));
-    EXPECT_EQ(actual.at("size").at("rest"), fs::file_size(at("out") / file));
+    EXPECT_EQ(actual.at("size").at("file"), fs::file_size(at("out") / file));
     EXPECT_FALSE(actual.at("simulated").get<bool>());
   }
   succeed("eval small.safetensors --data standin --threads 1 --limit 50 --json eval.json");
@@ -423,7 +423,7 @@ TEST_F(SweepTest, ModelsAreKeptOnRequest) {
   EXPECT_EQ(models(), (std::set<std::string>{"float_right.safetensors", "linear_4_channel.safetensors",
                                              "nf4_4_block_64.safetensors"}));
   EXPECT_EQ(fs::file_size(at("out/linear_4_channel.safetensors")),
-            row("out", "linear:4:channel").at("size").at("rest"));
+            row("out", "linear:4:channel").at("size").at("file"));
 
   // A kept model outlives a row that has to be measured again without keeping.
   write_text(at("out/results.jsonl"), first_line(read_text(at("out/results.jsonl"))) + "\n");
@@ -431,7 +431,7 @@ TEST_F(SweepTest, ModelsAreKeptOnRequest) {
   EXPECT_TRUE(fs::exists(at("out/linear_4_channel.safetensors")));
 }
 
-TEST_F(SweepTest, TheSeedPresetLeavesTheNotebooksFiles) {
+TEST_F(SweepTest, TheNotebooksPresetLeavesTheNotebooksFiles) {
   succeed(sweep + "--out out");
   EXPECT_EQ(rows("out").size(), 30U);
   for (int bits = 3; bits <= 8; ++bits) {

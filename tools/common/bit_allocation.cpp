@@ -117,7 +117,7 @@ class Verifier {
   Evaluation expected_;
 };
 
-/// Widths or steps across, layers down, and what `value` makes of each; the chosen one in brackets.
+/// A row a layer, a column a width or step, and what `value` makes of each; the chosen one in brackets.
 template <class Value>
 void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation, Value value) {
   for (size_t i = 0; i < measured.size(); ++i) {
@@ -137,10 +137,11 @@ void print_tables(const std::vector<WeightSensitivity>& measured, const Allocati
   fmt::print(
       "what each choice alone makes of the predictions (mean divergence from float, nats; chosen in brackets):\n");
   print_table(measured, allocation, [](const MeasuredChoice& c) { return fmt::format("{:.5f}", c.divergence); });
-  if (measured.front().choices.front().rest_bytes == 0) return;
+  if (measured.front().choices.front().compressed_bytes == 0) return;
   fmt::print("and what it takes in the compressed file (kB):\n");
-  print_table(measured, allocation,
-              [](const MeasuredChoice& c) { return fmt::format("{:.1f}", static_cast<double>(c.rest_bytes) / 1000); });
+  print_table(measured, allocation, [](const MeasuredChoice& c) {
+    return fmt::format("{:.1f}", static_cast<double>(c.compressed_bytes) / 1000);
+  });
 }
 
 nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const Allocation& allocation,
@@ -163,7 +164,7 @@ nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const All
                                   {"step", choice.candidate.step},
                                   {"bytes", choice.payload_bytes},
                                   {"stored_bytes", choice.stored_bytes},
-                                  {"rest_bytes", choice.rest_bytes},
+                                  {"file_bytes", choice.compressed_bytes},
                                   {"divergence", choice.divergence}});
     json["layers"].push_back(std::move(layer));
   }
@@ -205,7 +206,7 @@ Allocation choose(const AllocationOptions& options, const std::vector<WeightSens
     weights += weight.weights;
     auto& layer = layers.emplace_back();
     for (const MeasuredChoice& choice : weight.choices)
-      layer.push_back({options.by_rest()         ? choice.rest_bytes
+      layer.push_back({options.by_compressed()   ? choice.compressed_bytes
                        : options.target_bits > 0 ? choice.payload_bytes
                                                  : choice.stored_bytes,
                        choice.divergence});
@@ -220,7 +221,7 @@ Allocation choose(const AllocationOptions& options, const std::vector<WeightSens
         fmt::format("{:.4f} bits a weight", 8.0 * static_cast<double>(smallest) / static_cast<double>(weights)));
   return within(
       static_cast<int64_t>(options.file_target() * 1e6) - other_bytes, front,
-      fmt::format("{} {}", options.chooses_steps() ? "--target-rest" : "--target-size", options.file_target()),
+      fmt::format("{} {}", options.chooses_steps() ? "--target-file" : "--target-size", options.file_target()),
       megabytes(static_cast<double>(smallest + other_bytes)));
 }
 
@@ -237,7 +238,7 @@ void AllocationOptions::add_to(CLI::App& app) {
                               "The same for a file of at most MB (10^6 bytes), as --compress makes it if that is given")
                    ->type_name("MB")
                    ->check(CLI::PositiveNumber);
-  auto* rest = app.add_option("--target-rest", target_rest,
+  auto* file = app.add_option("--target-file", target_file,
                               "The smallest change of predictions in a compressed file of at most MB: chooses each "
                               "layer's step between linear codes (as --range step:X) and implies --compress; "
                               "--rate-weight has its say")
@@ -247,9 +248,9 @@ void AllocationOptions::add_to(CLI::App& app) {
                               "The smallest that loses at most POINTS of accuracy on training images kept for that")
                    ->type_name("POINTS")
                    ->check(CLI::NonNegativeNumber);
-  bits->excludes(size)->excludes(rest)->excludes(loss);
-  size->excludes(rest)->excludes(loss);
-  rest->excludes(loss);
+  bits->excludes(size)->excludes(file)->excludes(loss);
+  size->excludes(file)->excludes(loss);
+  file->excludes(loss);
   app.add_option("--target-images", images, "Images that choices are measured on; as many others verify the choice")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -275,7 +276,7 @@ AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, co
     measured = measure_sensitivity(
         network, floats, measuring, Preprocess::for_image_size(image_size), batch_size, candidates,
         [&](const Parameter& weight, const Candidate& candidate) { return quantizations(weight, candidate); },
-        options.by_rest() ? MeasuredBytes::stored_and_rest : MeasuredBytes::stored,
+        options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored,
         [&](int64_t done, int64_t total) {
           progress.update(done, total);
           return interrupted();

@@ -10,21 +10,21 @@
 
 namespace nibblenet::tools {
 
-/// --target-bits, --target-size, --target-rest, --max-loss: pack chooses how to store each layer itself.
+/// --target-bits, --target-size, --target-file, --max-loss: pack chooses how to store each layer itself.
 struct AllocationOptions {
   double target_bits = 0;   ///< 0: no such target
   double target_size = 0;   ///< MB of the file; 0: no such target
-  double target_rest = 0;   ///< the same of a compressed file whose layers' steps are chosen
+  double target_file = 0;   ///< the same of a compressed file whose layers' steps are chosen
   double max_loss = -1;     ///< points of accuracy; below 0: no such target
   int64_t images = 500;     ///< to measure on; as many others verify the choice
   bool compressed = false;  ///< of the file that will be written: what its targets are compared with
 
   void add_to(CLI::App& app);
   bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
-  bool chooses_steps() const { return target_rest > 0; }
+  bool chooses_steps() const { return target_file > 0; }
   /// Bytes are those of the compressed file.
-  bool by_rest() const { return chooses_steps() || (compressed && target_size > 0); }
-  double file_target() const { return std::max(target_size, target_rest); }
+  bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
+  double file_target() const { return std::max(target_size, target_file); }
   /// Training images to measure and to verify on: behind the `calibrated` ones that codes were chosen by, as far as
   /// there are so many. On images that rounding made up for its errors on, those look smaller than they are.
   Dataset load_images(const std::filesystem::path& data, int64_t calibrated) const;

@@ -81,24 +81,23 @@ void CalibrationFlags::add_source_to(CLI::App& app) {
 }
 
 void CalibrationFlags::add_choice_to(CLI::App& app) {
-  app.add_option(
-         "--rounding", rounding,
-         "nearest, or compensated: errors of rounding cancel in the layer's output (GPTQ); default: compensated "
-         "with a calibration, else nearest")
-      ->check(CLI::IsMember({"nearest", "compensated"}))
+  app.add_option("--rounding", rounding,
+                 "nearest, or gptq: errors of rounding cancel in the layer's output; default: gptq "
+                 "with a calibration, else nearest")
+      ->check(CLI::IsMember({"nearest", "gptq"}))
       ->type_name("R");
   app.add_option("--column-order", order, "Of GPTQ: natural, as weights are stored, or diagonal, largest inputs first")
       ->check(CLI::IsMember({"natural", "diagonal"}))
       ->capture_default_str();
-  app.add_option("--refinements", passes,
-                 "Of GPTQ: times that every code is chosen once more, given all others; default: 2, but 0 for "
-                 "ranges by step and with a rate weight, where bits grow by as much as errors shrink")
+  app.add_option("--passes", passes,
+                 "Of GPTQ: coordinate-descent passes, which choose every code once more, given all others; default: 2, "
+                 "but 0 for ranges by step and with a rate weight, where bits grow by as much as errors shrink")
       ->check(CLI::Range(0, 100))
       ->type_name("N");
   app.add_option(
          "--rate-weight", rate_weight,
          "Of GPTQ, for --compress: codes are chosen by error plus LAMBDA times the bits that they "
-         "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid; default: 1.4 for --target-rest, "
+         "take in the file; 0: by error alone, 1.4: as at the optimum of a fine grid; default: 1.4 for --target-file, "
          "else 0")
       ->check(CLI::Range(0.0, 1e6))
       ->type_name("LAMBDA");
@@ -144,11 +143,10 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
     options.deviations = rule.deviations;
   }
   options.order = order == "diagonal" ? ColumnOrder::diagonal : ColumnOrder::natural;
-  if (uses_gptq() && !calibrated())
-    throw UsageError("--rounding compensated needs --calibrate DATA or --calibration FILE");
-  if (!uses_gptq() && order != "natural") throw UsageError("--column-order belongs to --rounding compensated");
-  if (!uses_gptq() && rate_weight.value_or(0) > 0) throw UsageError("--rate-weight belongs to --rounding compensated");
-  if (!uses_gptq() && passes.value_or(0) > 0) throw UsageError("--refinements belongs to --rounding compensated");
+  if (uses_gptq() && !calibrated()) throw UsageError("--rounding gptq needs --calibrate DATA or --calibration FILE");
+  if (!uses_gptq() && order != "natural") throw UsageError("--column-order belongs to --rounding gptq");
+  if (!uses_gptq() && rate_weight.value_or(0) > 0) throw UsageError("--rate-weight belongs to --rounding gptq");
+  if (!uses_gptq() && passes.value_or(0) > 0) throw UsageError("--passes belongs to --rounding gptq");
   options.rounding = uses_gptq() ? Rounding::gptq : Rounding::nearest;
   options.rate_weight = rate_weight.value_or(0);
   if (uses_gptq()) options.passes = passes_of(options);

@@ -26,17 +26,17 @@ struct CalibrationFlags {
   uint64_t seed = 1;
   std::string load;  ///< --calibration
   std::string save;
-  std::string rounding;             ///< compensated with a calibration, nearest without, unless given
+  std::string rounding;             ///< gptq with a calibration, nearest without, unless given
   std::vector<std::string> ranges;  ///< the last that matches; search with a calibration, max without, if none does
   std::string order = "natural";
-  std::optional<double> rate_weight;  ///< none: best_rate_weight for --target-rest, else 0
+  std::optional<double> rate_weight;  ///< none: best_rate_weight for --target-file, else 0
   std::optional<int> passes;          ///< none: as passes_of() says
 
   /// Where the calibration comes from, and what codes are chosen by.
   void add_source_to(CLI::App& app);
   void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
-  bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "compensated"; }
+  bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "gptq"; }
   /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it adds to their bits.
   int passes_of(const QuantizeOptions& options) const {
     return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);

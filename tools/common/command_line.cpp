@@ -3,12 +3,15 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 
 #include "layers/network/evaluate.h"
+#include "tools/common/aliases.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -58,7 +61,10 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     return report(IoError("cannot write to the standard output"), exit_error);
   };
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    take_old_names(app, arguments);
+    std::ranges::reverse(arguments);  // as CLI11 takes them
+    app.parse(std::move(arguments));
     const CLI::Option* json = app.get_option_no_throw("--json");
     if (json != nullptr && json->count() > 0 && json->as<std::string>() == "-") keep_standard_output_for_json();
     body();
@@ -124,8 +130,9 @@ void add_json_option(CLI::App& app, std::string& path) {
   app.add_option("--json", path, "Write the results as JSON to FILE ('-': standard output)")->type_name("FILE");
 }
 
-void write_json(const std::string& path, const nlohmann::json& document) {
+void write_json(const std::string& path, nlohmann::json document) {
   if (path.empty()) return;
+  add_both_names(document);
   // Names of files may be any bytes; JSON is UTF-8.
   const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   if (path == "-") {

@@ -39,7 +39,7 @@ struct DeviceOptions {
 /// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the standard error).
 void add_json_option(CLI::App& app, std::string& path);
 /// Writes the document when a path was given. Throws IoError.
-void write_json(const std::string& path, const nlohmann::json& document);
+void write_json(const std::string& path, nlohmann::json document);
 
 /// The project's root: NIBBLENET_ROOT, which the launcher sets, else the current folder.
 std::filesystem::path project_root();

@@ -19,7 +19,7 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   return candidates;
 }
 
-/// The same for --target-rest: `linear` at steps about a factor of the square root of 2 apart, half of that where the
+/// The same for --target-file: `linear` at steps about a factor of the square root of 2 apart, half of that where the
 /// largest layer's megabytes are decided, each at the narrowest width that reaches the largest weight. What the codes
 /// take in the file hangs on the step, not on the width.
 std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
@@ -48,7 +48,7 @@ void expect_free_choice(const PackingFlags& flags) {
   if (flags.allocation.chooses_steps() &&
       (!scheme.method.empty() || !scheme.sign.empty() || scheme.zero_point || !flags.calibration.ranges.empty()))
     throw UsageError(
-        "--target-rest chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
+        "--target-file chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
         "out");
 }
 

@@ -13,24 +13,24 @@ std::string difference(double measured, double estimated) {
   return estimated > 0 ? fmt::format("{:+.3f} %", 100.0 * (measured - estimated) / estimated) : "-";
 }
 
-std::string table_row(const SizeRow& row, int64_t rest) {
+std::string table_row(const SizeRow& row, int64_t file) {
   const double estimated = row.estimated.total();
   const auto resident = static_cast<double>(row.resident.total());
   return fmt::format("{:<14} {:<24} {:>11} {:>8.3f} {:>13} {:>13} {:>11} {:>13} {:>11}\n", row.name, row.scheme,
                      thousands(row.weights), row.bits_per_weight(), thousands(std::llround(estimated)),
-                     rest > 0 ? thousands(rest) : "-",
-                     rest > 0 ? difference(static_cast<double>(rest), estimated) : "-", thousands(row.resident.total()),
+                     file > 0 ? thousands(file) : "-",
+                     file > 0 ? difference(static_cast<double>(file), estimated) : "-", thousands(row.resident.total()),
                      difference(resident, estimated));
 }
 
-nlohmann::json row_json(const SizeRow& row, int64_t rest) {
+nlohmann::json row_json(const SizeRow& row, int64_t file) {
   const ResidentSize& r = row.resident;
   return {{"weights", row.weights},
           {"groups", row.groups},
           {"bits_per_weight", row.bits_per_weight()},
           {"estimated",
            {{"codes", row.estimated.codes}, {"scales", row.estimated.scales}, {"total", row.estimated.total()}}},
-          {"rest", rest},
+          {"file", file},
           {"resident",
            {{"codes", r.codes},
             {"scales", r.scales},
@@ -59,15 +59,15 @@ std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int
   const ResidentSize& r = total.resident;
   std::string text =
       fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13} {:>11} {:>13} {:>11}\n", "layer", "scheme", "weights",
-                  "bits/w", "estimated B", "rest B", "difference", "resident B", "difference");
-  for (const SizeRow& row : rows) text += table_row(row, row.rest);
+                  "bits/w", "estimated B", "file B", "difference", "resident B", "difference");
+  for (const SizeRow& row : rows) text += table_row(row, row.file);
   if (header_bytes > 0)
     text += fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13}\n", "file header", "", "", "", "",
                         thousands(header_bytes));
   text += table_row(total, file_bytes);
   text += fmt::format("estimated (formula)   {}: codes {}, scales {}\n", megabytes(total.estimated.total()),
                       thousands(std::llround(total.estimated.codes)), thousands(std::llround(total.estimated.scales)));
-  if (file_bytes > 0) text += fmt::format("rest (file, measured) {}\n", megabytes(static_cast<double>(file_bytes)));
+  if (file_bytes > 0) text += fmt::format("file (measured)       {}\n", megabytes(static_cast<double>(file_bytes)));
   text += fmt::format("resident (measured)   {}: ", megabytes(static_cast<double>(r.total())));
   const std::vector<std::pair<std::string_view, int64_t>> parts = {
       {"codes", r.codes},         {"scales", r.scales},   {"zero points", r.zero_points}, {"codebooks", r.codebooks},
@@ -85,7 +85,7 @@ nlohmann::json size_json(const std::vector<SizeRow>& rows, int64_t file_bytes, i
   nlohmann::json json = row_json(sum(rows, "total"), file_bytes);
   json["header"] = header_bytes;
   for (const SizeRow& row : rows) {
-    nlohmann::json layer = row_json(row, row.rest);
+    nlohmann::json layer = row_json(row, row.file);
     layer["name"] = row.name;
     layer["scheme"] = row.scheme;
     json["layers"].push_back(std::move(layer));

@@ -14,7 +14,7 @@ std::string thousands(int64_t value);
 /// "22.211 MB (21.182 MiB)"
 std::string megabytes(double bytes);
 
-/// The ledger as a table: estimated | rest | resident per layer and in all, bits per weight, differences in percent.
+/// The ledger as a table: estimated | file | resident per layer and in all, bits per weight, differences in percent.
 /// `file_bytes` and `header_bytes` may be 0 when there is no file yet.
 std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int64_t header_bytes);
 

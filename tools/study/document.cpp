@@ -12,16 +12,16 @@
 namespace nibblenet::tools {
 namespace {
 
-/// What the seed's notebooks print for their model, which was fine-tuned from ImageNet's (docs/study.md).
-struct SeedClaim {
+/// What the original notebooks print for their model, which was fine-tuned from ImageNet's (docs/study.md).
+struct NotebookClaim {
   std::string_view scheme;
   double accuracy;  ///< percent
 };
-constexpr std::array<SeedClaim, 4> seed_claims = {{{"simulated-dynamic-tree:8", 85.22},
-                                                   {"simulated-dynamic-tree:6", 85.12},
-                                                   {"simulated-dynamic-tree:4", 84.87},
-                                                   {"simulated-dynamic-tree:3", 83.51}}};
-constexpr std::string_view seed_maxima_megabytes = "3.02787075";
+constexpr std::array<NotebookClaim, 4> notebook_claims = {{{"simulated-dynamic-tree:8", 85.22},
+                                                           {"simulated-dynamic-tree:6", 85.12},
+                                                           {"simulated-dynamic-tree:4", 84.87},
+                                                           {"simulated-dynamic-tree:3", 83.51}}};
+constexpr std::string_view printed_maxima_megabytes = "3.02787075";
 
 std::string mega(double bytes) { return fmt::format("{:.6f}", bytes / 1e6); }
 std::string decibels(const std::optional<double>& snr) { return snr ? fmt::format("{:.2f}", *snr) : "∞"; }
@@ -61,7 +61,7 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
         "The rows come from {} builds of the program, which may compute or round differently.", programs.size()));
   section.paragraphs.emplace_back(
       "Packed: weights are stored as n-bit codes, written to a file, read back and run from the codes; sizes are "
-      "measured. Simulated: what the seed's notebooks do, float32 in and float32 out; such weights have no size of "
+      "measured. Simulated: what the original notebooks do, float32 in and float32 out; such weights have no size of "
       "their own, and their bits are a claim.");
   return section;
 }
@@ -103,23 +103,24 @@ std::string claim_in_words(const std::vector<Row>& rows, const Row& simulated) {
       simulated.bits, points(*absolute), points(*with_sign));
 }
 
-std::string seed_claim(const Row& row) {
-  const auto found = std::ranges::find(seed_claims, row.scheme, &SeedClaim::scheme);
-  return found == seed_claims.end() ? "" : fmt::format("{:.2f} %", found->accuracy);
+std::string notebook_claim(const Row& row) {
+  const auto found = std::ranges::find(notebook_claims, row.scheme, &NotebookClaim::scheme);
+  return found == notebook_claims.end() ? "" : fmt::format("{:.2f} %", found->accuracy);
 }
 
 Section claims_section(const std::vector<Row>& rows) {
   Section section{.heading = "Claimed bits, and the bits that the values need"};
   section.paragraphs.emplace_back(
-      "The seed's notebooks round weights and keep them in float32; the bits they name are not the bits it would "
+      "The original notebooks round weights and keep them in float32; the bits they name are not the bits it would "
       "take to store the result. A row (a run of the last dimension) shares one scale, so a code has to tell the "
       "different values of a row apart: ⌈log2⌉ of their largest number is the least width. Beside each claim stand "
-      "codes that really have its bits. The seed printed 84.87 % at \"4 bits\" and 83.51 % at \"3 bits\", where its "
+      "codes that really have its bits. The notebooks printed 84.87 % at \"4 bits\" and 83.51 % at \"3 bits\", where "
+      "its "
       "8 bits gave 85.22 %, on a model of its own. (Rows of the simulated stable embedding share several scales: its "
       "count is that of a code without a block number beside it.)");
   Table table{.caption = "Each simulation beside true codes of its claimed width; in brackets −a +b against float",
               .columns = {"simulation", "claimed bits", "values in a row", "bits needed", "simulated", "true n bits",
-                          "values in a row", "true n bits, signed maxima", "the seed printed"}};
+                          "values in a row", "true n bits, signed maxima", "the notebooks printed"}};
   for (const Row& row : rows) {
     if (!row.simulated()) continue;
     const std::vector<Scheme> others = counterparts(std::get<SimulatedScheme>(*row.parsed));
@@ -128,7 +129,7 @@ Section claims_section(const std::vector<Row>& rows) {
     table.rows.push_back({row.scheme, std::to_string(row.bits), row.need ? std::to_string(row.need->distinct) : "–",
                           row.need ? std::to_string(row.need->bits) : "–", short_result(&row), short_result(same),
                           same != nullptr && same->need ? std::to_string(same->need->distinct) : "–",
-                          short_result(with_sign), seed_claim(row)});
+                          short_result(with_sign), notebook_claim(row)});
     if (row.bits > 4) continue;  // where the claim is far from what it takes
     if (const std::string words = claim_in_words(rows, row); !words.empty()) section.paragraphs.push_back(words);
   }
@@ -137,19 +138,20 @@ Section claims_section(const std::vector<Row>& rows) {
   return section;
 }
 
-/// What a float32 maximum for each row comes to, and what the seed made of it.
+/// What a float32 maximum for each row comes to, and what the notebooks made of it.
 std::string row_cost(const nlohmann::json& setup) {
   const auto rows = setup.at("row_groups").get<int64_t>(), channels = setup.at("channel_groups").get<int64_t>();
   const auto weights = setup.at("weights").get<int64_t>();
   return fmt::format(
       "What row costs: a row is a run of the last dimension, so a 3×3 kernel takes a float32 maximum for every 3 "
       "weights. This network has {} rows, {} MB of maxima or {:.3f} bits a weight, at any width. One scale an output "
-      "channel takes {} of them, {} MB. (Counted with 31 bits each, the rows' maxima are {} MB: the seed printed {} "
+      "channel takes {} of them, {} MB. (Counted with 31 bits each, the rows' maxima are {} MB: the notebooks printed "
+      "{} "
       "MB for 781,386 maxima, which are 3.125544 MB at the 32 bits of a float32.)",
       thousands(rows), mega(4.0 * static_cast<double>(rows)),
       32.0 * static_cast<double>(rows) / static_cast<double>(weights), thousands(channels),
       mega(4.0 * static_cast<double>(channels)), fmt::format("{:.8f}", static_cast<double>(rows) * 31 / 8e6),
-      seed_maxima_megabytes);
+      printed_maxima_megabytes);
 }
 
 std::string front_in_words(const std::vector<Row>& rows) {
@@ -163,7 +165,7 @@ std::string front_in_words(const std::vector<Row>& rows) {
 Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup) {
   Section section{.heading = "Sizes", .plots = {"accuracy_size", "bytes_bits"}};
   section.paragraphs.emplace_back(
-      "Estimated: weights × bits and groups × 32 bits, the notebooks' formula; MB = bits / 8,000,000. At rest: the "
+      "Estimated: weights × bits and groups × 32 bits, the notebooks' formula; MB = bits / 8,000,000. File: the "
       "file's length. Resident: what the backend handed out for weights and biases. Both are measured; differences "
       "are against the estimate, which knows no padding, biases, header, zero points or block numbers (the float "
       "model's file may hold half precision). Bits per weight count all that decoding needs. Simulated schemes have no "
@@ -173,7 +175,7 @@ Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup)
     section.paragraphs.push_back("On the front (none is at once smaller and more accurate on these images): " + front +
                                  ".");
   Table table{.caption = "Sizes in MB",
-              .columns = {"scheme", "codes", "scales", "estimated", "at rest", "difference", "resident", "difference",
+              .columns = {"scheme", "codes", "scales", "estimated", "file", "difference", "resident", "difference",
                           "bits/weight"}};
   Table claims{.caption = "What the notebooks' formula claims for simulated schemes, in MB (never measured)",
                .columns = {"scheme", "claimed bits", "codes", "maxima", "claimed in all"}};
@@ -183,9 +185,9 @@ Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup)
                              mega(row.claimed->total())});
     if (!row.size) continue;
     const double estimated = row.size->estimated.total();
-    const auto rest = static_cast<double>(row.size->rest), resident = static_cast<double>(row.size->resident.total());
+    const auto file = static_cast<double>(row.size->file), resident = static_cast<double>(row.size->resident.total());
     table.rows.push_back({row.scheme, mega(row.size->estimated.codes), mega(row.size->estimated.scales),
-                          mega(estimated), mega(rest), difference(rest, estimated), mega(resident),
+                          mega(estimated), mega(file), difference(file, estimated), mega(resident),
                           difference(resident, estimated), fmt::format("{:.3f}", row.size->bits_per_weight)});
   }
   section.tables.push_back(std::move(table));

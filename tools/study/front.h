@@ -9,7 +9,7 @@
 namespace nibblenet::tools {
 
 /// Where bytes lie: on the device while the network runs, or in the smallest file that was measured.
-enum class Place : uint8_t { resident, rest };
+enum class Place : uint8_t { resident, file };
 int64_t bytes_of(const Row& row, Place place);
 
 /// The packed rows that no other one beats in both accuracy and bytes, smallest first.

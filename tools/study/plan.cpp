@@ -35,7 +35,7 @@ void for_each_simulation(Use use) {
     }
 }
 
-std::vector<SweepScheme> seed_schemes() {
+std::vector<SweepScheme> notebook_schemes() {
   std::vector<SweepScheme> schemes;
   for_each_simulation([&](const SimulatedScheme& simulated) {
     add_with_counterparts(schemes, simulated);
@@ -48,7 +48,7 @@ std::vector<SweepScheme> seed_schemes() {
 
 /// Scales of asymmetric codebooks are signed; the notebooks' absolute maxima are there for comparison, by row only.
 std::vector<SweepScheme> full_schemes() {
-  std::vector<SweepScheme> schemes = seed_schemes();
+  std::vector<SweepScheme> schemes = notebook_schemes();
   constexpr std::array<std::string_view, 5> granularities = {"tensor", "channel", "row", "block:64", "tile:8x8"};
   for (const MethodTraits& traits : method_table())
     for (int bits = traits.max_bits; bits >= traits.min_bits; --bits) {
@@ -128,10 +128,10 @@ std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) 
 }
 
 std::vector<SweepScheme> preset_schemes(std::string_view name) {
-  if (name == "seed") return seed_schemes();
+  if (name == "notebooks") return notebook_schemes();
   if (name == "full") return full_schemes();
   if (name == "frontier") return frontier_schemes();
-  fail<UsageError>("unknown preset '{}'; supported: seed, full, frontier", name);
+  fail<UsageError>("unknown preset '{}'; supported: notebooks, full, frontier", name);
 }
 
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme) {

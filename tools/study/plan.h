@@ -24,7 +24,7 @@ SweepScheme parse_sweep_scheme(std::string_view text);
 /// Every scheme of lists separated by commas, each once, in their order. Throws UsageError, for empty names too.
 std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists);
 
-/// "seed": the notebooks' set, each simulation followed by codes that really have its bits.
+/// "notebooks": the original notebooks' set, each simulation followed by codes that really have its bits.
 /// "full": every method, width and granularity, and the simulations.
 /// "frontier": what pack does best, with and without a calibration. Throws UsageError for other names.
 std::vector<SweepScheme> preset_schemes(std::string_view name);

@@ -105,7 +105,7 @@ struct MegabyteAxis {
 
 std::string title_of(Place place) {
   return place == Place::resident ? "MB resident (codes, scales and all that decoding needs)"
-                                  : "MB at rest (the smallest file that was measured)";
+                                  : "MB in the file (the smallest that was measured)";
 }
 
 /// The front's rows by number in the key. Returns their points, with the numbers.
@@ -134,10 +134,10 @@ Plot accuracy_against_size(const std::vector<Row>& rows, Place place) {
                              fmt::format(", \\\n  $front using 1:2 with steps {} notitle", front_style.line()) +
                              curves_of(all, false);
   const int height = 740 + key.height();
-  return {place == Place::resident ? "accuracy_size" : "accuracy_rest",
+  return {place == Place::resident ? "accuracy_size" : "accuracy_file",
           fmt::format("Accuracy against megabytes {}, measured, on a logarithmic axis; the numbers name the front. "
                       "Simulated schemes have no size and are not here.",
-                      place == Place::resident ? "resident" : "at rest"),
+                      place == Place::resident ? "resident" : "in the file"),
           plot_width, height,
           data_of(all) + float_band(rows.front(), axis.range) + front + key.commands(height) +
               accuracy_panels(rows, height, key.height(), axis.commands, title_of(place), curves,
@@ -159,10 +159,10 @@ Plot loss_against_size(const std::vector<Row>& rows, Place place) {
   double low = expected;
   for (const Row* row : those(rows, &Row::packed)) low = std::min(low, row->loss);
   const int height = 480 + key.height();
-  return {place == Place::resident ? "loss_resident" : "loss_rest",
+  return {place == Place::resident ? "loss_resident" : "loss_file",
           fmt::format("Cross-entropy against megabytes {} on a logarithmic axis; what lies more than {} above float is "
                       "cut off. The numbers name the front of accuracy.",
-                      place == Place::resident ? "resident" : "at rest", shown_above_float),
+                      place == Place::resident ? "resident" : "in the file", shown_above_float),
           plot_width, height,
           data_of(all) + front + key.commands(height) + std::string(plot_frame) + axis.commands +
               fmt::format("set yrange [{:.6f}:{:.6f}]\nset ylabel 'cross-entropy'\nset xlabel '{}'\n",
@@ -262,9 +262,9 @@ std::vector<Plot> make_plots(const std::vector<Row>& rows) {
   if (any(has_one_width)) plots.push_back(accuracy_against_bits(rows));
   if (any(&Row::packed)) plots.push_back(accuracy_against_size(rows, Place::resident));
   if (any([](const Row& row) { return row.compressed.has_value(); })) {
-    plots.push_back(accuracy_against_size(rows, Place::rest));
+    plots.push_back(accuracy_against_size(rows, Place::file));
     plots.push_back(loss_against_size(rows, Place::resident));
-    plots.push_back(loss_against_size(rows, Place::rest));
+    plots.push_back(loss_against_size(rows, Place::file));
   }
   if (any(&Row::scheme_of_all)) plots.push_back(bytes_against_bits(rows));
   if (any_lossy) plots.push_back(error_against_bits(rows));

@@ -17,7 +17,7 @@ struct Plot {
 };
 
 /// accuracy_bits, accuracy_size (resident), bytes_bits and error_bits, and for rows with compressed files
-/// accuracy_rest, loss_resident and loss_rest; those that the rows have something for.
+/// accuracy_file, loss_resident and loss_file; those that the rows have something for.
 std::vector<Plot> make_plots(const std::vector<Row>& rows);
 
 }  // namespace nibblenet::tools

@@ -206,7 +206,7 @@ void Preparer::compress(const StateDict& dict, Measurement& result) const {
   const double written = processor_seconds();
   const int64_t bytes = load_state_dict(file).file_bytes;
   result.compressed = {
-      .rest = bytes, .encode_seconds = written - start, .decode_seconds = processor_seconds() - written};
+      .file = bytes, .encode_seconds = written - start, .decode_seconds = processor_seconds() - written};
   fs::remove(file);
 }
 

@@ -5,6 +5,7 @@
 #include "engine/io/mapped_file.h"
 #include "engine/io/safetensors_header.h"
 #include "engine/quant/text.h"
+#include "tools/common/aliases.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -27,7 +28,8 @@ std::vector<std::string> words_of(std::string_view text) {
   return words;
 }
 
-PackingFlags parse_flags(std::vector<std::string> words, std::string_view text) {
+/// Flags by their old names get the new ones in `words`.
+PackingFlags parse_flags(std::vector<std::string>& words, std::string_view text) {
   CLI::App app("", "pack");
   app.set_help_flag();
   PackingFlags flags;
@@ -36,9 +38,9 @@ PackingFlags parse_flags(std::vector<std::string> words, std::string_view text) 
   flags.calibration.add_choice_to(app);
   flags.allocation.add_to(app);
   app.add_flag("--calibrated", calibrated);
-  std::ranges::reverse(words);  // as CLI11 takes them
+  take_old_names(app, words);
   try {
-    app.parse(std::move(words));
+    app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // as CLI11 takes them
   } catch (const CLI::ParseError& error) {
     fail<UsageError>("'{}' is nothing that pack does: {}", text, error.what());
   }
@@ -58,10 +60,10 @@ bool names_model_file(std::string_view text) { return text.starts_with(model_pre
 Recipe parse_recipe(std::string_view text) {
   if (!names_recipe(text) || !is_plain(text, " .:=*?[]!+_-"))
     fail<UsageError>("'{}' is no recipe: expected pack and its flags, like 'pack --bits 3 --calibrated'", text);
-  std::vector<std::string> words = words_of(text);
-  Recipe recipe;
-  for (const std::string& word : words) recipe.text += (recipe.text.empty() ? "" : " ") + word;
-  flags_of(recipe);
+  std::vector<std::string> words = words_of(text.substr(recipe_prefix.size()));
+  parse_flags(words, text);
+  Recipe recipe{std::string(recipe_prefix)};
+  for (const std::string& word : words) recipe.text += " " + word;
   return recipe;
 }
 
@@ -86,9 +88,8 @@ std::string to_string(const ModelFile& file) { return std::string(model_prefix) 
 std::string checksum_of(const ModelFile& file) { return nibblenet::checksum_of(MappedFile(file.path).bytes()); }
 
 PackingFlags flags_of(const Recipe& recipe) {
-  std::vector<std::string> words = words_of(recipe.text);
-  words.erase(words.begin());
-  return parse_flags(std::move(words), recipe.text);
+  std::vector<std::string> words = words_of(recipe.text.substr(recipe_prefix.size()));
+  return parse_flags(words, recipe.text);
 }
 
 }  // namespace nibblenet::tools

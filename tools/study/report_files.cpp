@@ -1,5 +1,6 @@
 #include "tools/study/report_files.h"
 
+#include "tools/common/aliases.h"
 #include "tools/common/report.h"
 #include "tools/study/folder.h"
 #include "tools/study/front.h"
@@ -63,13 +64,13 @@ constexpr CsvColumn csv_columns[] = {{"scheme", "/scheme"},
                                      {"estimated_codes_bytes", "/size/estimated/codes"},
                                      {"estimated_scales_bytes", "/size/estimated/scales"},
                                      {"estimated_bytes", "/size/estimated/total"},
-                                     {"rest_bytes", "/size/rest"},
+                                     {"file_bytes", "/size/file"},
                                      {"resident_bytes", "/size/resident/total"},
                                      {"bits_per_weight", "/size/bits_per_weight"},
                                      {"claimed_bytes", "/claimed_size/total"},
                                      {"values_in_a_row", "/need/distinct_values"},
                                      {"bits_needed", "/need/bits"},
-                                     {"compressed_rest_bytes", "/compressed_rest"},
+                                     {"compressed_file_bytes", "/compressed_file"},
                                      {"encode_seconds", "/encode_seconds"},
                                      {"decode_seconds", "/decode_seconds"},
                                      {"calibration", "/calibration"},
@@ -181,24 +182,29 @@ std::string html(const Document& document, const Figures& figures) {
 
 std::string csv(const std::vector<Row>& rows) {
   std::string text, separator;
-  for (const CsvColumn& column : csv_columns) text += std::exchange(separator, ",") + column.name;
+  for (const CsvColumn& column : csv_columns)
+    for (const std::string& name : names_of_column(column.name)) text += std::exchange(separator, ",") + name;
   const std::vector<ErrorFigures>& layers = rows.front().layers;
   for (const ErrorFigures& layer : layers)
     for (const char* figure : {"mse", "mae", "snr_db"}) text += fmt::format(",{}:{}", figure, layer.layer);
   for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e) text += fmt::format(",exponent_{}", e);
-  text += ",front_resident,front_rest\n";
-  const auto resident = pareto_front(rows, Place::resident), rest = pareto_front(rows, Place::rest);
+  for (const char* front : {"front_resident", "front_file"})
+    for (const std::string& name : names_of_column(front)) text += "," + name;
+  text += '\n';
+  const auto resident = pareto_front(rows, Place::resident), file = pareto_front(rows, Place::file);
   for (const Row& row : rows) {
     separator.clear();
     for (const CsvColumn& column : csv_columns)
-      text += std::exchange(separator, ",") + csv_field(row.document, column.pointer);
+      for ([[maybe_unused]] const std::string& name : names_of_column(column.name))
+        text += std::exchange(separator, ",") + csv_field(row.document, column.pointer);
     for (size_t i = 0; i < layers.size(); ++i)
       for (const char* figure : {"mse", "mae", "snr_db"})
         text += fmt::format(",{}", csv_field(row.document, fmt::format("/layers/{}/{}", i, figure)));
     for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e)
       text += fmt::format(",{}", csv_field(row.document, fmt::format("/exponent_counts/{}", e)));
-    for (const auto* front : {&resident, &rest})
-      text += std::ranges::find(*front, &row) != front->end() ? ",true" : ",false";
+    for (const auto& [column, front] : {std::pair{"front_resident", &resident}, std::pair{"front_file", &file}})
+      for ([[maybe_unused]] const std::string& name : names_of_column(column))
+        text += std::ranges::find(*front, &row) != front->end() ? ",true" : ",false";
     text += '\n';
   }
   return text;
@@ -207,10 +213,11 @@ std::string csv(const std::vector<Row>& rows) {
 json report_json(const std::vector<Row>& rows, const json& setup) {
   json document = {{"setup", setup}, {"results", json::array()}};
   for (const Row& row : rows) document["results"].push_back(row.document);
-  for (const auto& [name, place] : {std::pair{"resident", Place::resident}, std::pair{"rest", Place::rest}}) {
+  for (const auto& [name, place] : {std::pair{"resident", Place::resident}, std::pair{"file", Place::file}}) {
     json& front = document["fronts"][name] = json::array();
     for (const Row* row : pareto_front(rows, place)) front.push_back(row->scheme);
   }
+  add_both_names(document);
   return document;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tools/common/aliases.h"
 #include "tools/common/report.h"
 
 namespace nibblenet::tools {
@@ -78,8 +79,8 @@ json size_json(const EstimatedSize& size) {
 }
 
 json compressed_json(const std::optional<CompressedFile>& file) {
-  if (!file) return {{"compressed_rest", json()}, {"encode_seconds", json()}, {"decode_seconds", json()}};
-  return {{"compressed_rest", file->rest},
+  if (!file) return {{"compressed_file", json()}, {"encode_seconds", json()}, {"decode_seconds", json()}};
+  return {{"compressed_file", file->file},
           {"encode_seconds", file->encode_seconds},
           {"decode_seconds", file->decode_seconds}};
 }
@@ -119,7 +120,7 @@ SizeFigures size_of(const json& object) {
   SizeFigures size;
   size.estimated = estimated_of(object.at("estimated"));
   size.groups = count(object, "groups");
-  size.rest = count(object, "rest");
+  size.file = count(object, "file");
   const json& resident = object.at("resident");
   size.resident = {.codes = count(resident, "codes"),
                    .scales = count(resident, "scales"),
@@ -141,10 +142,11 @@ void take_naming(Row& row) {
   } else {
     row.parsed = parse_sweep_scheme(text);
     naming = naming_of(*row.parsed);
+    if (row.recipe() != nullptr) row.document["scheme"] = naming.scheme;  // in the flags' names of today
   }
   const json& from = row.document;
-  if (naming.scheme != text || from.at("method") != naming.method || from.at("bits") != bits_or_null(naming.bits) ||
-      from.at("granularity") != text_or_null(naming.granularity) ||
+  if (from.at("scheme") != naming.scheme || from.at("method") != naming.method ||
+      from.at("bits") != bits_or_null(naming.bits) || from.at("granularity") != text_or_null(naming.granularity) ||
       from.at("scale_sign") != text_or_null(naming.scale_sign) || from.at("simulated") != row.simulated())
     refuse(fmt::format("scheme {} disagrees with the method or bits", naming.scheme));
   row.scheme = naming.scheme;
@@ -179,10 +181,10 @@ void take_packing(Row& row) {
   row.checksum = text("checksum");
   row.program = text("program");
   const bool either = row.recipe() != nullptr || row.method == "model";
-  if (row.document.value("compressed_rest", json()).is_null() == either)
+  if (row.document.value("compressed_file", json()).is_null() == either)
     refuse("of recipes and model files, and of them alone, the compressed size is known");
   if (!either) return;
-  row.compressed = {.rest = count(row.document, "compressed_rest"),
+  row.compressed = {.file = count(row.document, "compressed_file"),
                     .encode_seconds = finite(row.document, "encode_seconds"),
                     .decode_seconds = finite(row.document, "decode_seconds")};
 }
@@ -267,10 +269,12 @@ json to_json(const Measurement& m) {
     const auto used = std::span(m.exponent_counts->counts).first(static_cast<size_t>(naming.bits));
     row["exponent_counts"] = std::vector<int64_t>(used.begin(), used.end());
   }
+  add_both_names(row);
   return row;
 }
 
 Row row_of(json document) {
+  add_both_names(document);
   Row row{.document = std::move(document)};
   try {
     take_naming(row);

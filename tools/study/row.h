@@ -14,7 +14,7 @@ namespace nibblenet::tools {
 
 /// A packed model's file once more, with its codes compressed.
 struct CompressedFile {
-  int64_t rest = 0;
+  int64_t file = 0;
   double encode_seconds = 0;  ///< of processor time, all threads together: making the codes and writing it
   double decode_seconds = 0;  ///< the same, reading it
 };
@@ -54,7 +54,7 @@ struct ErrorFigures {
 struct SizeFigures {
   EstimatedSize estimated;
   int64_t groups = 0;
-  int64_t rest = 0;
+  int64_t file = 0;
   ResidentSize resident;
   double bits_per_weight = 0;
 };
@@ -95,7 +95,7 @@ struct Row {
   const Scheme* scheme_of_all() const { return parsed ? std::get_if<Scheme>(&*parsed) : nullptr; }
   const Recipe* recipe() const { return parsed ? std::get_if<Recipe>(&*parsed) : nullptr; }
   /// Bytes of the smallest file that was measured. Of a packed row.
-  int64_t rest() const { return compressed ? std::min(size->rest, compressed->rest) : size->rest; }
+  int64_t smallest_file() const { return compressed ? std::min(size->file, compressed->file) : size->file; }
 };
 
 /// Throws FormatError for whatever to_json() would not have written.

@@ -39,22 +39,22 @@ Tensor<float> shaped_like(const Shape& before, const KeptChannels& kept) {
 
 }  // namespace
 
-void check_units(const StateDict& model, const std::map<std::string, int64_t>& counts) {
+void check_channels(const StateDict& model, const std::map<std::string, int64_t>& counts) {
   const std::vector<std::string> layers = layer_names(network_of(model));
   for (const auto& [name, count] : counts) {
     if (std::ranges::find(layers, name) == layers.end())
       fail<UsageError>("{}: no layer of this name; there are {}", name, fmt::join(layers, ", "));
-    if (name == layers.back()) fail<UsageError>("{}: its units are the classes, and all of them remain", name);
-    if (const int64_t units = model.at(name + ".weight").shape()[0]; count < 1 || count > units)
-      fail<UsageError>("{}={}: the layer has {} units; keep 1 to {}", name, count, units, units);
+    if (name == layers.back()) fail<UsageError>("{}: its channels are the classes, and all of them remain", name);
+    if (const int64_t channels = model.at(name + ".weight").shape()[0]; count < 1 || count > channels)
+      fail<UsageError>("{}={}: the layer has {} channels; keep 1 to {}", name, count, channels, channels);
   }
 }
 
-std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibration,
-                                     const std::map<std::string, int64_t>& counts, const OnRemoval& on_removal) {
-  check_units(model, counts);
+std::vector<PrunedChannels> prune_channels(StateDict& model, const Calibration& calibration,
+                                           const std::map<std::string, int64_t>& counts, const OnRemoval& on_removal) {
+  check_channels(model, counts);
   const std::vector<std::string> layers = layer_names(network_of(model));
-  std::vector<PrunedUnits> pruned;
+  std::vector<PrunedChannels> pruned;
   std::map<std::string, std::vector<float>> fisher = calibration.fisher;  // of the outputs that remain
   for (size_t i = layers.size() - 1; i-- > 0;) {
     const auto count = counts.find(layers[i]);
@@ -63,14 +63,14 @@ std::vector<PrunedUnits> prune_units(StateDict& model, const Calibration& calibr
     Tensor<float>& in_front = model.at(weight).values();
     Tensor<float>& bias = model.at(layers[i] + ".bias").values();
     Tensor<float>& consumer = model.at(behind).values();
-    const int64_t units = in_front.shape()[0];
-    const KeptChannels kept = keep_channels(consumer.view(), calibration.hessians.at(behind), fisher[behind], units,
+    const int64_t channels = in_front.shape()[0];
+    const KeptChannels kept = keep_channels(consumer.view(), calibration.hessians.at(behind), fisher[behind], channels,
                                             count->second, on_removal);
     consumer = shaped_like(consumer.shape(), kept);
     in_front = rows_of(in_front, kept.channels);
     bias = rows_of(bias, kept.channels);
     fisher[weight] = rows_of(fisher[weight], kept.channels);
-    pruned.push_back({layers[i], units, count->second, kept.error});
+    pruned.push_back({layers[i], channels, count->second, kept.error});
   }
   return pruned;
 }

@@ -82,7 +82,7 @@ class Inputs {
   }
 
   [[noreturn]] static void throw_indefinite() {
-    throw Error("rounding has left the inverse Hessian indefinite; calibrate on more images, or keep more units");
+    throw Error("rounding has left the inverse Hessian indefinite; calibrate on more images, or keep more channels");
   }
 
   /// NaN when there is none. Throws nothing: threads share the work.

@@ -124,7 +124,7 @@ std::vector<WeightSensitivity> measure_sensitivity(Network& network, const State
       const Tensor<float> logits = predict(network, reached, std::as_const(inputs).view(), batch_size);
       std::swap(original, layer.weight);
       sensitivity.choices.push_back({candidate, payload_bytes(packed), resident_size(packed).total(),
-                                     bytes == MeasuredBytes::stored ? 0 : rest_bytes(packed),
+                                     bytes == MeasuredBytes::stored ? 0 : compressed_bytes(packed),
                                      mean_divergence(expected.view(), logits.view())});
       ++done;
     }

@@ -20,10 +20,10 @@ std::string to_string(const Candidate& candidate);
 /// A candidate, and what it does to the network when every other weight stays float.
 struct MeasuredChoice {
   Candidate candidate;
-  int64_t payload_bytes = 0;  ///< codes, scales, zero points, codebook, block ids
-  int64_t stored_bytes = 0;   ///< the same with padding: resident, and in a file that is not compressed
-  int64_t rest_bytes = 0;     ///< in a compressed file; 0 unless asked for
-  double divergence = 0;      ///< mean Kullback-Leibler divergence of the predictions from the float network's, in nats
+  int64_t payload_bytes = 0;     ///< codes, scales, zero points, codebook, block ids
+  int64_t stored_bytes = 0;      ///< the same with padding: resident, and in a file that is not compressed
+  int64_t compressed_bytes = 0;  ///< in a compressed file; 0 unless asked for
+  double divergence = 0;  ///< mean Kullback-Leibler divergence of the predictions from the float network's, in nats
 };
 
 struct WeightSensitivity {
@@ -36,7 +36,7 @@ using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)
 using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
 
 /// Which bytes of a choice are to be known: compressing each takes time.
-enum class MeasuredBytes : uint8_t { stored, stored_and_rest };
+enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
 
 /// Stores one weight after the other in every candidate way and looks what the predictions for `images` become. The
 /// divergence needs no labels and, unlike the loss, is no difference of two noisy numbers: it is never negative, and 0

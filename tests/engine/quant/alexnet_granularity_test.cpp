@@ -11,7 +11,7 @@
 namespace nibblenet {
 namespace {
 
-/// The weights of AlexNet with the seed's classifier.
+/// The weights of AlexNet with the original notebooks' classifier.
 const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
                                     {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
 

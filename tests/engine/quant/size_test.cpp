@@ -13,7 +13,7 @@ namespace {
 
 constexpr double megabyte = 1e6;
 
-/// The weights of AlexNet with the seed's classifier.
+/// The weights of AlexNet with the original notebooks' classifier.
 const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
                                     {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
 
@@ -33,7 +33,7 @@ int64_t alexnet_groups(const std::string& granularity) {
   return groups;
 }
 
-TEST(EstimatedSize, IsTheSeedsFormulaForAlexNet) {
+TEST(EstimatedSize, IsTheNotebooksFormulaForAlexNet) {
   int64_t weights = 0;
   for (const Shape& shape : alexnet) weights += shape.elements();
   EXPECT_EQ(weights, 44421824);
@@ -103,14 +103,14 @@ TEST(SizeRow, SumsAndBitsPerWeight) {
       .groups = 2,
       .estimated = {50, 8},
       .resident = {.codes = 50, .scales = 8, .codebooks = 12, .block_ids = 5, .padding = 14, .biases = 8},
-      .rest = 200};
+      .file = 200};
   EXPECT_DOUBLE_EQ(packed.bits_per_weight(), 6.0) << "neither padding nor biases are a weight's";
   const SizeRow plain{.name = "features.3",
                       .scheme = "float32",
                       .weights = 10,
                       .estimated = {40, 0},
                       .resident = {.biases = 4, .weights = 40},
-                      .rest = 44};
+                      .file = 44};
   EXPECT_DOUBLE_EQ(plain.bits_per_weight(), 32.0);
 
   const SizeRow total = sum({packed, plain}, "all");
@@ -120,7 +120,7 @@ TEST(SizeRow, SumsAndBitsPerWeight) {
   EXPECT_EQ(total.groups, 2);
   EXPECT_EQ(total.estimated.total(), 98.0);
   EXPECT_EQ(total.resident.total(), packed.resident.total() + plain.resident.total());
-  EXPECT_EQ(total.rest, 244);
+  EXPECT_EQ(total.file, 244);
   EXPECT_EQ(sum({packed, packed}, "all").scheme, "linear:4:channel");
   EXPECT_EQ(sum({}, "none").bits_per_weight(), 0.0);
 }

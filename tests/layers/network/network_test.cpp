@@ -88,7 +88,7 @@ TEST(Network, LedgerEqualsTheMeterAndTheFileToTheByte) {
     EXPECT_EQ(meter.live(MemoryCategory::biases), static_cast<size_t>(total.resident.biases));
     EXPECT_EQ(meter.live(MemoryCategory::weights), 0U);
     EXPECT_EQ(meter.live_total(), static_cast<size_t>(total.resident.total()));
-    EXPECT_EQ(network.file_bytes(), network.header_bytes() + total.rest);
+    EXPECT_EQ(network.file_bytes(), network.header_bytes() + total.file);
     EXPECT_EQ(static_cast<uintmax_t>(network.file_bytes()), std::filesystem::file_size(folder.path() / "p"));
   }
 }

@@ -8,7 +8,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-TEST(Document, SaysWhatRowsCostAndHowTheSeedCountedThem) {
+TEST(Document, SaysWhatRowsCostAndHowTheNotebooksCountedThem) {
   Row float_model;
   float_model.scheme = "float32";
   float_model.images = 100;
@@ -22,7 +22,7 @@ TEST(Document, SaysWhatRowsCostAndHowTheSeedCountedThem) {
     for (const std::string& paragraph : section.paragraphs) text += paragraph;
   EXPECT_THAT(text, HasSubstr("781,386 rows, 3.125544 MB of maxima"));
   EXPECT_THAT(text, HasSubstr("channel takes 6,282 of them, 0.025128 MB"));
-  EXPECT_THAT(text, HasSubstr("31 bits each, the rows' maxima are 3.02787075 MB: the seed printed 3.02787075 MB"));
+  EXPECT_THAT(text, HasSubstr("31 bits each, the rows' maxima are 3.02787075 MB: the notebooks printed 3.02787075 MB"));
 }
 
 }  // namespace

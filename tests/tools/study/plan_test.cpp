@@ -33,7 +33,7 @@ TEST(Plan, ListsThatMakeNoSenseAreRefused) {
   EXPECT_THROW(preset_schemes("most"), UsageError);
 }
 
-TEST(Plan, TheSeedPresetIsTheNotebooksSet) {
+TEST(Plan, TheNotebooksPresetIsTheNotebooksSet) {
   std::vector<std::string> expected = {"simulated-linear:8",       "simulated-linear-row:8",
                                        "simulated-fp8:8",          "simulated-stable-embedding:8",
                                        "linear:8:tensor",          "linear:8:row",
@@ -43,12 +43,12 @@ TEST(Plan, TheSeedPresetIsTheNotebooksSet) {
   for (int bits = 3; bits <= 8; ++bits)
     for (const char* form : {"simulated-dynamic-tree:{}", "dynamic-tree:{}:row:absolute", "dynamic-tree:{}:row"})
       expected.push_back(fmt::format(fmt::runtime(form), bits));
-  EXPECT_THAT(names(preset_schemes("seed")), ::testing::UnorderedElementsAreArray(expected));
+  EXPECT_THAT(names(preset_schemes("notebooks")), ::testing::UnorderedElementsAreArray(expected));
 }
 
 TEST(Plan, TheFullPresetHasEveryMethodAtEveryWidthOnce) {
   const std::vector<std::string> full = names(preset_schemes("full"));
-  EXPECT_THAT(full, IsSupersetOf(names(preset_schemes("seed"))));
+  EXPECT_THAT(full, IsSupersetOf(names(preset_schemes("notebooks"))));
   EXPECT_EQ(std::set(full.begin(), full.end()).size(), full.size());
   for (const MethodTraits& traits : method_table())
     for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
@@ -95,7 +95,7 @@ TEST(Plan, FilesBearTheNotebooksNames) {
   EXPECT_EQ(counts_file_name(8), "dt_counts_bl_8.json");
 }
 
-/// The weights of torchvision's AlexNet with the seed's classifier.
+/// The weights of torchvision's AlexNet with the original notebooks' classifier.
 const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
                                     {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
 
@@ -109,7 +109,7 @@ EstimatedSize claimed_by(const std::string& scheme) {
   return total;
 }
 
-TEST(Plan, ClaimsAreTheSeedsFormula) {
+TEST(Plan, ClaimsAreTheNotebooksFormula) {
   EXPECT_DOUBLE_EQ(claimed_by("simulated-dynamic-tree:8").codes, 44'421'824);
   EXPECT_DOUBLE_EQ(claimed_by("simulated-dynamic-tree:3").codes, 16'658'184);
   for (const char* scheme : {"simulated-dynamic-tree:5", "simulated-fp8:8", "simulated-linear-row:8"})

@@ -15,7 +15,7 @@ TEST(Recipe, ReadsAsItIsWritten) {
   for (const char* text :
        {"pack --bits 2", "pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2",
         "pack --method nf4 --granularity block:16 --scale f16 --range search",
-        "pack --target-rest 8.2 --calibrated --rate-weight 1.4", "pack --target-bits 2.15 --calibrated",
+        "pack --target-file 8.2 --calibrated --rate-weight 1.4", "pack --target-bits 2.15 --calibrated",
         "pack --method linear --bits 6 --range step:2 --range features.*=step:1",
         "pack --bits 3 --calibrated --rounding nearest"})
     EXPECT_EQ(to_string(parse_sweep_scheme(text)), text);
@@ -28,18 +28,18 @@ TEST(Recipe, FlagsArePacks) {
   EXPECT_EQ(plain.calibration.quantize_options("").rounding, Rounding::nearest);
   const PackingFlags calibrated = flags_of(parse_recipe("pack --calibrated --layer classifier.*=linear:8"));
   EXPECT_TRUE(calibrated.calibration.calibrated());
-  EXPECT_EQ(calibrated.calibration.quantize_options("").rounding, Rounding::compensated);
+  EXPECT_EQ(calibrated.calibration.quantize_options("").rounding, Rounding::gptq);
   EXPECT_EQ(calibrated.calibration.quantize_options("").range, Range::search);
   EXPECT_EQ(calibrated.scheme.layers, std::vector<std::string>{"classifier.*=linear:8"});
   EXPECT_EQ(flags_of(parse_recipe("pack --target-bits 2.5")).allocation.target_bits, 2.5);
-  EXPECT_TRUE(flags_of(parse_recipe("pack --target-rest 8.2")).allocation.by_rest()) << "of the compressed file";
+  EXPECT_TRUE(flags_of(parse_recipe("pack --target-file 8.2")).allocation.by_compressed()) << "of the compressed file";
 }
 
 TEST(Recipe, WhatPackDoesNotDoIsRefused) {
-  for (const char* text : {"pack --bits 9", "pack --bits", "pack --magic", "pack model.safetensors", "pack --help",
-                           "pack --rounding compensated", "pack --bits 4 --target-bits 3", "pack --calibrate data",
-                           "pack --calibration file", "pack --layer x", "pack --layer 'x=nf4'", "pack --bits 4;",
-                           "pack --method nf4 --bits 3", "packs", "pack\n"})
+  for (const char* text :
+       {"pack --bits 9", "pack --bits", "pack --magic", "pack model.safetensors", "pack --help", "pack --rounding gptq",
+        "pack --bits 4 --target-bits 3", "pack --calibrate data", "pack --calibration file", "pack --layer x",
+        "pack --layer 'x=nf4'", "pack --bits 4;", "pack --method nf4 --bits 3", "packs", "pack\n"})
     EXPECT_THROW(parse_sweep_scheme(text), UsageError) << text;
 }
 

@@ -96,14 +96,14 @@ TEST_F(Sensitivity, LeavesTheNetworkAsItWas) {
 
 TEST_F(Sensitivity, BytesOfACompressedFileAreMeasuredWhenAskedFor) {
   Network network(*backend_, small_alexnet(6));
-  for (const WeightSensitivity& weight : measure(network, {}, MeasuredBytes::stored_and_rest))
+  for (const WeightSensitivity& weight : measure(network, {}, MeasuredBytes::stored_and_compressed))
     for (const MeasuredChoice& choice : weight.choices) {
       const Parameter& parameter = floats_.at(weight.name);
-      EXPECT_EQ(choice.rest_bytes,
-                rest_bytes(quantize(parameter.values().view(), choice.candidate.scheme, parameter.name)));
-      EXPECT_LE(choice.rest_bytes, choice.stored_bytes);
+      EXPECT_EQ(choice.compressed_bytes,
+                compressed_bytes(quantize(parameter.values().view(), choice.candidate.scheme, parameter.name)));
+      EXPECT_LE(choice.compressed_bytes, choice.stored_bytes);
     }
-  EXPECT_EQ(measure(network)[0].choices[0].rest_bytes, 0);
+  EXPECT_EQ(measure(network)[0].choices[0].compressed_bytes, 0);
 }
 
 TEST_F(Sensitivity, StopsWhenAskedTo) {
