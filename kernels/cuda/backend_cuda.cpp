@@ -1,5 +1,6 @@
 #include "kernels/cuda/backend_cuda.h"
 
+#include <array>
 #include <cstdlib>
 #include <string_view>
 
@@ -37,25 +38,48 @@ class RecordingCuda final : public Recording {
   Graph graph_;
 };
 
-/// NIBBLENET_KERNELS, or "fast". Throws UsageError.
 std::string_view wanted_kernels() {
   const char* kernels = std::getenv("NIBBLENET_KERNELS");
-  const std::string_view wanted = kernels == nullptr || *kernels == 0 ? "fast" : kernels;
-  if (wanted == "fast" || wanted == "portable" || wanted == "plain") return wanted;
-  fail<UsageError>("NIBBLENET_KERNELS is {}: it can be plain, portable, or fast, which is the default", wanted);
+  return kernels == nullptr ? "" : kernels;
+}
+
+template <class Operands>
+using Launcher = void (*)(const Operands& product, Workspace& workspace, Stream& stream);
+template <class Operands>
+using Launchers = std::array<Launcher<Operands>, product_count>;  // by Product
+
+constexpr Launchers<ForwardProduct> forward_launchers = {
+    cuda::few_pixels_forward,   cuda::few_rows_forward,    cuda::wgmma_forward, cuda::mma_forward,
+    cuda::few_channels_forward, cuda::few_outputs_forward, cuda::plain_forward};
+constexpr Launchers<DataGradientProduct> data_gradient_launchers = {nullptr,
+                                                                    nullptr,
+                                                                    cuda::wgmma_data_gradient,
+                                                                    cuda::mma_data_gradient,
+                                                                    nullptr,
+                                                                    cuda::few_outputs_data_gradient,
+                                                                    cuda::plain_data_gradient};
+constexpr Launchers<WeightGradientProduct> weight_gradient_launchers = {nullptr,
+                                                                        nullptr,
+                                                                        cuda::wgmma_weight_gradient,
+                                                                        cuda::mma_weight_gradient,
+                                                                        cuda::few_channels_weight_gradient,
+                                                                        cuda::few_outputs_weight_gradient,
+                                                                        cuda::plain_weight_gradient};
+
+template <class Operands>
+void start(const Launchers<Operands>& launchers, Product product, const Operands& operands, Workspace& workspace,
+           Stream& stream) {
+  launchers[static_cast<size_t>(product)](operands, workspace, stream);
 }
 
 }  // namespace
 
-CudaBackend::CudaBackend()
-    : plain_kernels_(wanted_kernels() == "plain"),
-      warpgroups_(device_.has_warpgroups() && wanted_kernels() == "fast" ? Warpgroups::where_they_pay
-                                                                         : Warpgroups::never) {}
+CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_warpgroups(), .choice = parse_kernels(wanted_kernels())} {}
 
-void CudaBackend::use_warpgroups(Warpgroups when) {
-  if (when != Warpgroups::never && !device_.has_warpgroups())
-    throw Error("products by warpgroups need a GPU of compute capability 9.0, and code compiled for 90a");
-  warpgroups_ = when;
+void CudaBackend::choose_kernels(KernelChoice choice) {
+  if (choice.mode == KernelChoice::Mode::wgmma && !gpu_.has_wgmma)
+    throw Error("wgmma needs a GPU of compute capability 9.0, and code compiled for 90a");
+  gpu_.choice = choice;
 }
 
 std::optional<double> CudaBackend::joules() {
@@ -92,9 +116,7 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
 }
 
 std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
-  // Warpgroups read rows, forwards too.
-  const WeightLayout layout =
-      warpgroups_ == Warpgroups::never ? best_layout(host_values.shape()) : WeightLayout::channels;
+  const WeightLayout layout = trained_layout(host_values.shape(), gpu_.may_use(Product::wgmma));
   return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_, layout);
 }
 
@@ -148,70 +170,61 @@ void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cud
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
-  const auto fast = [&] {
-    if (by_few_pixels(x, resident(w), window)) {
-      cuda::few_pixels_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_);
-      return true;
-    }
-    return cuda::tensor_conv2d_forward(y, x, resident(w), bias, window, epilogue, *this, stream_) ||
-           cuda::first_conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
-  };
-  if (plain_kernels_ || !fast()) cuda::conv2d_forward(y, x, resident(w), bias, window, epilogue, stream_);
-}
-
-bool CudaBackend::by_few_pixels(ConstActivations x, const WeightCuda& w, Window window) const {
-  return few_pixels_ && warpgroups_ != Warpgroups::wherever_possible && cuda::has_few_pixels(x, w, window);
+  const ForwardProduct f = forward_product(y, x, resident(w), bias, window, epilogue);
+  start(forward_launchers, route_forward(f.shape, gpu_).product, f, *this, stream_);
 }
 
 bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
-  if (plain_kernels_) return false;
-  if (by_few_pixels(x, resident(w), window))
-    return cuda::few_pixels_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_);
-  if (y.shape().rank() == 2) return false;  // flattening is a kernel of its own
-  return (cuda::tensor_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, *this, stream_) ||
-          cuda::first_conv2d_max_pool2d_forward(y, x, resident(w), bias, window, epilogue, pool, stream_));
+  const PoolingCase pooling{pool, y.shape().rank() == 2};
+  const ForwardProduct f = forward_product(y, x, resident(w), bias, window, epilogue, pooling);
+  const std::optional<Route> route = route_pooled(f.shape, gpu_);
+  if (route) start(forward_launchers, route->product, f, *this, stream_);
+  return route.has_value();
 }
 
 void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                        const GradientStore& store) {
-  if (!plain_kernels_ && cuda::tensor_conv2d_backward_data(dx, dy, resident(w), window, store, *this, stream_)) return;
-  cuda::conv2d_backward_data(dx, dy, w.values(), window, stream_);
-  finish_gradient(dx, store);
+  const DataGradientProduct g = data_gradient_product(dx, dy, resident(w), window, store);
+  const Product product = route_data_gradient(g.shape, gpu_);
+  start(data_gradient_launchers, product, g, *this, stream_);
+  if (product == Product::plain) finish_gradient(dx, store);
 }
 
 void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                          ConstActivations x, Window window) {
-  if (plain_kernels_ || !cuda::tensor_conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_))
-    cuda::conv2d_backward_weight(dw, dbias, dy, x, window, *this, stream_);
+  WeightGradientProduct g = weight_gradient_product(dy, x, window);
+  g.dw = dw;
+  g.dbias = dbias;
+  start(weight_gradient_launchers, route_weight_gradient(g.shape, gpu_), g, *this, stream_);
 }
+
+bool CudaBackend::backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,
+                                float factor, SgdParameters parameters) {
+  WeightGradientProduct g = weight_gradient_product(dy, x, window);
+  g.layer = &layer;
+  g.factor = factor;
+  g.sgd = parameters;
+  const Product product = route_weight_gradient(g.shape, gpu_);
+  if (product == Product::plain) return false;
+  start(weight_gradient_launchers, product, g, *this, stream_);
+  return true;
+}
+
+// A linear layer is a convolution of images of one pixel.
 
 void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Epilogue epilogue) {
-  const auto fast = [&] {
-    if (cuda::is_skinny(x, resident(w))) {
-      cuda::skinny_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_);
-      return true;
-    }
-    return cuda::tensor_linear_forward(y, x, resident(w), bias, epilogue, *this, stream_) ||
-           cuda::few_outputs_linear_forward(y, x, resident(w), bias, epilogue, stream_);
-  };
-  if (plain_kernels_ || !fast()) cuda::linear_forward(y, x, resident(w), bias, epilogue, stream_);
+  CudaBackend::conv2d_forward(y, x, w, bias, {}, epilogue);
 }
 
 void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
-  if (!plain_kernels_ && (cuda::tensor_linear_backward_data(dx, dy, resident(w), store, *this, stream_) ||
-                          cuda::narrow_linear_backward_data(dx, dy, w.values(), store, stream_)))
-    return;
-  cuda::linear_backward_data(dx, dy, w.values(), stream_);
-  finish_gradient(dx, store);
+  CudaBackend::conv2d_backward_data(dx, dy, w, {}, store);
 }
 
 void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                                          ConstActivations x) {
-  if (plain_kernels_ || !(cuda::tensor_linear_backward_weight(dw, dbias, dy, x, *this, stream_) ||
-                          cuda::narrow_linear_backward_weight(dw, dbias, dy, x, stream_)))
-    cuda::linear_backward_weight(dw, dbias, dy, x, *this, stream_);
+  CudaBackend::conv2d_backward_weight(dw, dbias, dy, x, {});
 }
 
 void CudaBackend::relu_forward(TensorView<float> y, TensorView<const float> x) { cuda::relu_forward(y, x, stream_); }
@@ -221,13 +234,13 @@ void CudaBackend::relu_backward(Activations dx, ConstActivations dy, ConstActiva
 }
 
 void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
-  if (plain_kernels_ || !cuda::half_max_pool2d_forward(y, argmax, x, window, stream_))
+  if (plain_alone() || !cuda::half_max_pool2d_forward(y, argmax, x, window, stream_))
     cuda::max_pool2d_forward(y, argmax, x, window, stream_);
 }
 
 void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                                       Window window, const GradientStore& store) {
-  if (!plain_kernels_ && cuda::half_max_pool2d_backward(dx, dy, argmax, window, store, stream_)) return;
+  if (!plain_alone() && cuda::half_max_pool2d_backward(dx, dy, argmax, window, store, stream_)) return;
   cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
   finish_gradient(dx, store);
 }
@@ -246,7 +259,7 @@ void CudaBackend::flatten_backward(Activations dx, ConstActivations dy) { cuda::
 
 void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                           const GradientStore& store) {
-  if (!plain_kernels_ && cuda::half_dropout(y, x, probability, key, store, stream_)) return;
+  if (!plain_alone() && cuda::half_dropout(y, x, probability, key, store, stream_)) return;
   cuda::dropout(y, x, probability, key, stream_);
   finish_gradient(y, store);
 }
@@ -268,13 +281,12 @@ void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<
 
 bool CudaBackend::conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                                        Window window, float factor, SgdParameters parameters) {
-  return !plain_kernels_ && cuda::tensor_conv2d_backward_step(layer, dy, x, window, factor, parameters, *this, stream_);
+  return backward_step(layer, dy, x, window, factor, parameters);
 }
 
 bool CudaBackend::linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
                                        SgdParameters parameters) {
-  return !plain_kernels_ && (cuda::tensor_linear_backward_step(layer, dy, x, factor, parameters, *this, stream_) ||
-                             cuda::narrow_linear_backward_step(layer, dy, x, factor, parameters, stream_));
+  return backward_step(layer, dy, x, {}, factor, parameters);
 }
 
 void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {

@@ -6,12 +6,12 @@
 #include "kernels/cuda/device/energy_meter.h"
 #include "kernels/cuda/device/uploads.h"
 #include "kernels/cuda/device/workspace.h"
-#include "kernels/cuda/weights/weight_cuda.h"
+#include "kernels/cuda/routes.h"
 
 namespace nibblenet {
 
-/// The CUDA backend: our own kernels for every operation, in order on one stream of the current device. Not for use
-/// from several threads at once.
+/// The CUDA backend: our own kernels for every operation, in order on one stream of the current
+/// device. Not for use from several threads at once.
 class CudaBackend : public Backend, public Training, private Workspace {
  public:
   /// Throws CudaError when there is no GPU, UsageError for an unknown NIBBLENET_KERNELS.
@@ -25,15 +25,10 @@ class CudaBackend : public Backend, public Training, private Workspace {
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
   Stream& stream() { return stream_; }
-  /// Forward passes run on the plain kernels alone, to compare with. NIBBLENET_KERNELS=plain in the environment does it
-  /// for all backends that are made.
-  void use_plain_kernels(bool plain) { plain_kernels_ = plain; }
-  /// When products run on warpgroups; by default where they pay, on GPUs that have them. NIBBLENET_KERNELS=portable in
-  /// the environment: never. Throws Error where there are none.
-  void use_warpgroups(Warpgroups when);
-  /// Whether convolutions of few output pixels have a kernel of their own, as they do by default, unless products run
-  /// on warpgroups wherever possible.
-  void use_few_pixels(bool use) { few_pixels_ = use; }
+  /// Which kernels are chosen from; at first NIBBLENET_KERNELS of the environment, or all. Throws
+  /// Error where wgmma is asked for by name and there is none.
+  void choose_kernels(KernelChoice choice);
+  const GpuTraits& gpu() const { return gpu_; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;
   void copy_to_host(void* destination, const void* source, size_t bytes) override;
@@ -99,13 +94,12 @@ class CudaBackend : public Backend, public Training, private Workspace {
   void do_deallocate(void* data, size_t bytes) noexcept override;
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
-  Warpgroups warpgroups() const override { return warpgroups_; }
-  bool by_few_pixels(ConstActivations x, const WeightCuda& w, Window window) const;
+  bool plain_alone() const { return gpu_.choice.mode == KernelChoice::Mode::plain; }
+  bool backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window, float factor,
+                     SgdParameters parameters);
 
-  bool plain_kernels_;
-  bool few_pixels_ = true;
   Device device_;
-  Warpgroups warpgroups_;
+  GpuTraits gpu_;
   Stream stream_;
   Uploads uploads_;
   Downloads downloads_;

@@ -45,7 +45,7 @@ class CudnnBackend::WeightCudnn final : public WeightCuda {
   WeightCudnn(CudnnBackend& backend, TensorView<const float> values, Precision precision)
       : WeightCuda(backend, values, precision, backend.stream(), WeightLayout::channels, values.shape().rank() == 2),
         backend_(backend) {
-    if (form() != Form::float32 || one_tap(shape())) return;
+    if (form() != WeightForm::float32 || one_tap(shape())) return;
     filters = Buffer<float>(backend, static_cast<size_t>(shape().elements()), MemoryCategory::workspace);
     backend.reorder(filters, floats());
   }
@@ -117,7 +117,7 @@ void CudnnBackend::reorder(Buffer<float>& filters, TensorView<const float> value
 }
 
 const void* CudnnBackend::filters(const WeightCudnn& weight, Precision precision) {
-  const bool halves = weight.form() == WeightCuda::Form::float16;
+  const bool halves = weight.form() == WeightForm::float16;
   if (halves != (precision == Precision::float16))
     fail<Error>("{} activations need weights of their precision", to_string(precision));
   if (halves) return weight.halves();

@@ -57,7 +57,7 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
 
 /// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results in halves.
 Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
-  backend.use_few_pixels(few_pixels);
+  backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
   const Shape x = {1, 4, 5, 128};
   const auto weight = backend.make_weight(quantized({192, 128, 3, 3}, parse_scheme(scheme), 3));
   const Buffer<f16> halves = halves_on(backend, uniform(x, 1));

@@ -12,13 +12,14 @@
 
 #include "engine/core/error.h"
 
-// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. A kernel cannot tell, but sanitizers
-// can watch it, and every barrier knows who waits where.
+// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. A kernel cannot
+// tell, but sanitizers can watch it, and every barrier knows who waits where.
 
 namespace nibblenet::hostexec {
 
-/// What a GPU would answer with a hang or with garbage: a barrier that not all threads reach, a mask that names a lane
-/// which has left, a copy nobody waited for. The message names the kernel, the threads and the lines.
+/// What a GPU would answer with a hang or with garbage: a barrier that not all threads reach, a
+/// mask that names a lane which has left, a copy nobody waited for. The message names the kernel,
+/// the threads and the lines.
 class HostExecutionError : public Error {
  public:
   using Error::Error;
@@ -34,7 +35,8 @@ struct Schedule {
 void set_schedule(const Schedule& schedule);
 const Schedule& schedule();
 
-/// Dry mode: launches are noted and run nothing. Shapes of any size tell then which kernels they would start.
+/// Dry mode: launches are noted and run nothing. Shapes of any size tell then which kernels they
+/// would start.
 void set_dry(bool dry);
 bool dry();
 /// A launch in dry mode.
@@ -69,8 +71,8 @@ struct ThreadState {
 };
 extern ThreadState state;
 
-/// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw. While a graph is being
-/// captured, the grid is recorded instead; in dry mode it is noted.
+/// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw.
+/// While a graph is being captured, the grid is recorded instead; in dry mode it is noted.
 void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body,
               size_t shared_bytes = 0);
 
@@ -81,8 +83,8 @@ void* shared_object(const void* key, size_t size);
 
 void block_barrier(std::source_location where);
 
-/// Waits until every lane of `mask` has called this from the same place. The last one runs `combine`, to which each
-/// lane's slot is visible and which writes the results into them.
+/// Waits until every lane of `mask` has called this from the same place. The last one runs
+/// `combine`, to which each lane's slot is visible and which writes the results into them.
 using Combine = void (*)(void* const* slots, unsigned mask);
 void warp_collective(unsigned mask, const char* what, std::source_location where, void* slot, Combine combine);
 

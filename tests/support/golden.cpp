@@ -12,6 +12,8 @@ std::filesystem::path golden_folder() {
   return folder != nullptr && *folder != '\0' ? folder : NIBBLENET_TEST_DATA;
 }
 
+std::filesystem::path test_data_folder() { return NIBBLENET_TEST_DATA; }
+
 Tensor<float> golden(const SafetensorsFile& file, const std::string& name) {
   return read_float(file, file.at(name), host_memory(), MemoryCategory::data);
 }

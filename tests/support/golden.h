@@ -11,6 +11,9 @@ namespace nibblenet::testing {
 /// The folder of golden data: NIBBLENET_GOLDEN when set (other seeds of the same cases must pass too), else tests/data.
 std::filesystem::path golden_folder();
 
+/// tests/data, whatever the golden data's folder is.
+std::filesystem::path test_data_folder();
+
 /// A golden tensor as float32 on the host.
 Tensor<float> golden(const SafetensorsFile& file, const std::string& name);
 

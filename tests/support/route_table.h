@@ -1,9 +1,11 @@
 #pragma once
 
 #include <fmt/core.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <string>
@@ -12,8 +14,10 @@
 #include "engine/core/tensor.h"
 #include "kernels/activations.h"
 #include "kernels/shapes.h"
+#include "tests/support/golden.h"
 
-// The table of tests/data/routes.txt: which kernel runs what, of every layer of AlexNet at several batches and schemes.
+// The table of tests/data/routes.txt: which kernel runs what, of every layer of AlexNet at several
+// batches and schemes.
 
 namespace nibblenet::testing {
 
@@ -49,8 +53,8 @@ inline const std::vector<RouteLayer>& route_layers() {
 /// What a column asks for.
 enum class RouteColumn : uint8_t { forward, pooled, folded, data_gradient, weight_gradient, step };
 
-/// One cell: a product, and where it runs. `scheme` is one of packed weights, or "float16", "float32", or "trained":
-/// a weight that trains in float16.
+/// One cell: a product, and where it runs. `scheme` is one of packed weights, or "float16",
+/// "float32", or "trained": a weight that trains in float16.
 struct RouteQuestion {
   RouteColumn column;
   Precision precision;
@@ -60,8 +64,19 @@ struct RouteQuestion {
   int64_t batch;
 };
 
-/// Schemes of packed weights: those that `pack --bits` takes from 2 to 8 bits, with and without calibration, and one of
-/// each layout of scales.
+/// Whether a network asks that: float16 activations take packed, float16 and trained weights,
+/// float32 ones packed and float32 weights.
+inline bool exists(const RouteQuestion& q) {
+  const bool forward =
+      q.column == RouteColumn::forward || q.column == RouteColumn::pooled || q.column == RouteColumn::folded;
+  if (!forward) return q.scheme == (q.precision == Precision::float16 ? "trained" : "float32");
+  if (q.column == RouteColumn::pooled && !q.layer.pooled) return false;
+  if (q.column == RouteColumn::folded) return q.layer.name == "features.0" && q.scheme == "float32";
+  return q.precision == Precision::float16 ? q.scheme != "float32" : q.scheme != "float16" && q.scheme != "trained";
+}
+
+/// Schemes of packed weights: those that `pack --bits` takes from 2 to 8 bits, with and without
+/// calibration, and one of each layout of scales.
 inline std::vector<std::string> packed_route_schemes() {
   return {"linear:2:block:16:f16:zero-point",
           "linear:3:block:16:f16:zero-point",
@@ -86,8 +101,8 @@ inline std::vector<std::string> packed_route_schemes() {
           "stable-embedding:8:sorted"};
 }
 
-/// Batches, with the largest that few_pixels takes of a layer and the one behind it: 264 tiles of 32 pixels x 64
-/// filters.
+/// Batches, with the largest that few_pixels takes of a layer and the one behind it: 264 tiles of
+/// 32 pixels x 64 filters.
 inline std::vector<int64_t> route_batches(const RouteLayer& layer) {
   std::vector<int64_t> batches = {1, 8, 9, 16, 17, 47, 48, 128, 1024};
   if (!layer.linear()) {
@@ -100,8 +115,8 @@ inline std::vector<int64_t> route_batches(const RouteLayer& layer) {
   return batches;
 }
 
-/// The whole table as text, one answer a cell. Schemes with the same answers share lines, batches too; so do
-/// architectures. An empty answer: the question is not asked, and its line is left out.
+/// The whole table as text, one answer a cell. Schemes with the same answers share lines, batches
+/// too; so do architectures.
 class RouteTable {
  public:
   using Answer = std::function<std::string(const RouteQuestion&)>;
@@ -130,8 +145,9 @@ class RouteTable {
         for (const int architecture : architectures) {
           Line line{scheme, {}};
           for (const int64_t batch : route_batches(layer))
-            line.answers.push_back(answer({column, precision, architecture, layer, scheme, batch}));
-          if (line.answers.front().empty()) continue;
+            if (const RouteQuestion q{column, precision, architecture, layer, scheme, batch}; exists(q))
+              line.answers.push_back(answer(q));
+          if (line.answers.empty()) continue;
           Section& section = sections_[{title, architecture}];
           section.resize(route_layers().size());
           section[layer_index].push_back(std::move(line));
@@ -207,5 +223,19 @@ class RouteTable {
 
   std::map<std::pair<std::string, int>, Section> sections_;
 };
+
+/// Compares the table of these answers with tests/data/routes.txt.
+inline void expect_routes_of_the_table(const RouteTable::Answer& answer) {
+  const std::string table = RouteTable::of(answer);
+  std::ifstream file(test_data_folder() / "routes.txt");
+  std::string expected;
+  for (std::string line; std::getline(file, line);)
+    if (!line.starts_with('#')) expected += line + '\n';
+  if (expected == table) return;
+  const std::string actual = ::testing::TempDir() + "routes.txt";
+  std::ofstream(actual) << table;
+  FAIL() << "other kernels than tests/data/routes.txt says. Compare it with " << actual
+         << "; if the change is meant, copy that behind the file's first comment.";
+}
 
 }  // namespace nibblenet::testing

@@ -103,14 +103,12 @@ __device__ __forceinline__ void find_windows(const OutputBands& b, int first_til
   }
 }
 
-inline constexpr int first_convolution_warps = 4;
-
 /// y[pixel, k] = epilogue(sum over pairs), or the maxima of windows of 3 x 3 at every other pixel. Block (x, y) owns
 /// 16 filters a fragment, which it decodes once, and every gridDim.x-th walk; a warp has all of these filters for
 /// `tiles` times eight pixels, and where there is pooling these are a row. The input of the next band arrives while
 /// results are written; two blocks on a multiprocessor fill what gaps are left.
 template <class Weights, int tiles, int fragments, bool pooling>
-__global__ void __launch_bounds__(32 * first_convolution_warps, 2)
+__global__ void __launch_bounds__(32 * few_channels_warps, 2)
     first_convolution_kernel(FirstConvolution p, Weights weights) {
   const FirstShared memory{dynamic_shared(), p.bands};
   const OutputBands& b = p.bands;
@@ -136,7 +134,7 @@ __global__ void __launch_bounds__(32 * first_convolution_warps, 2)
     if (first_tile < b.tiles())
       multiply_band<tiles, fragments>(memory, window, (b.first_element(band) - b.first_copied(band)) * 2, sums);
     __syncthreads();  // nobody reads this band any more
-    const OutputBands::Place next = b.next(place);
+    const OutputBands::Place next = next_place(b, place);
     if (next.walk < b.walks()) copy_band(p, memory, b.band(next));
     FirstShared::Finish finish[2 * fragments];
 #pragma unroll

@@ -89,8 +89,7 @@ __device__ __forceinline__ void pool_along_row(const FirstConvolution& p, const 
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(threadIdx.x) / 32;
   const int after = lane % 4 == 3 ? lane - 3 : lane + 1;
-  unsigned char* to =
-      shared.results() + row * FirstShared::result_row(b) + (lane % 4 * b.filters + lane / 4 * 2 * fragments) * 2;
+  unsigned char* to = shared.results() + row * b.result_row() + (lane % 4 * b.filters + lane / 4 * 2 * fragments) * 2;
   Words even = finish_pixel<fragments>(p.result, finish, sums.d[0], 0);
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
@@ -114,7 +113,7 @@ __device__ __forceinline__ void pool_down(const FirstConvolution& p, const First
                                           const OutputBands::Band& band, bool first_of_walk, int first_filter) {
   using Words = FilterWords<fragments>;
   const OutputBands& b = p.bands;
-  const int row_bytes = FirstShared::result_row(b);
+  const int row_bytes = b.result_row();
   const int pooled_row = band.row / 2;
   const auto larger = [](const Words& one, const Words& other) {
     Words words;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/conv/few_channels_fit.h"
 #include "kernels/cuda/gemm/column_sums.cuh"
 #include "kernels/cuda/gemm/mma_gradient_tile.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
@@ -12,34 +13,15 @@
 
 namespace nibblenet {
 
-/// Eight columns of dw in device order that lie in one run: what a warp has of these at most.
-inline constexpr int few_channels_tiles = 7;
+struct FewChannelsGradient : FewChannelsRuns {
+  const f16* x = nullptr;   ///< on 4 bytes
+  const f16* dy = nullptr;  ///< [pixels, K], K a multiple of 8, on 16 bytes
+  WeightGradient gradient = {};
+  int bands = 1;  ///< of an image's output rows
+  int rows = 0;   ///< of a band
 
-struct FewChannelsGradient {
-  ConvolutionSizes sizes;  ///< C, stride and padding such that runs begin at whole words
-  const f16* x;            ///< on 4 bytes
-  const f16* dy;           ///< [pixels, K], K a multiple of 8, on 16 bytes
-  WeightGradient gradient;
-  int bands;  ///< of an image's output rows
-  int rows;   ///< of a band
-
-  __host__ __device__ int run() const { return sizes.size * sizes.c; }
-  __host__ __device__ int tiles_of_run() const { return (run() + 7) / 8; }
-  __host__ __device__ int tiles() const { return sizes.size * tiles_of_run(); }
-  /// An odd number of pieces of 16 bytes: eight neighbouring columns' lie in eight groups of banks.
-  __host__ __device__ int run_bytes() const { return (tiles_of_run() | 1) * 16; }
-  /// Output columns, with those that pad a product's step.
-  __host__ __device__ int columns() const { return (sizes.q + gradient_depth - 1) / gradient_depth * gradient_depth; }
-  __host__ __device__ int row_bytes() const { return columns() * run_bytes(); }
-  /// Rows of the image in shared memory: those that one output row meets, and what is new of the next one's.
-  __host__ __device__ int slots() const { return sizes.size + sizes.stride; }
-  using DyTile = TileAlongRows<64>;
-  __host__ __device__ int dy_bytes() const { return columns() * DyTile::rows * static_cast<int>(sizeof(f16)); }
-  /// Of rows that may be too long for shared memory, and for the integers above.
-  __host__ __device__ int64_t shared_bytes() const {
-    const int64_t of_column = int64_t{slots()} * run_bytes() + 2 * DyTile::rows * static_cast<int64_t>(sizeof(f16));
-    return of_column * columns();
-  }
+  using DyTile = TileAlongRows<filters>;
+  static_assert(depth == gradient_depth && few_channels_gradient_warps * 32 == gradient_threads);
   __host__ __device__ int units() const { return sizes.n * bands; }
 };
 

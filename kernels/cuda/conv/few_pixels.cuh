@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/conv/few_pixels_fit.h"
 #include "kernels/cuda/conv/few_pixels_pooling.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
@@ -10,9 +11,7 @@
 
 namespace nibblenet {
 
-inline constexpr int few_pixels_warps = 8;  ///< of a block, which take superblocks of the same rows in turn
 inline constexpr int few_pixels_threads = 32 * few_pixels_warps;
-inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for `warp_columns` pixels
 inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: some are multiplied, others are on their way
 /// The same of its superblocks. Registers do not hold two of halves.
 template <class Codes>

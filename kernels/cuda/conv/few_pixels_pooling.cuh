@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/conv/few_pixels_fit.h"
 #include "kernels/cuda/gemm/mma_tile.cuh"
 
 // Max pooling of a product's results by the kernel that makes them, where its tiles are smaller than windows' rows:
@@ -8,9 +9,8 @@
 
 namespace nibblenet {
 
-inline constexpr int row_pooling_largest = 15;  ///< window
 /// Rows of windows that 32 pixels can meet, those of several images included.
-inline constexpr int row_pooling_rows = warp_columns + 2 * row_pooling_largest;
+inline constexpr int row_pooling_rows = warp_columns + 2 * few_pixels_largest_pool;
 
 /// Of results [N, P, Q, K], K a multiple of 8, in tiles of `warp_columns` pixels.
 struct RowPooling {

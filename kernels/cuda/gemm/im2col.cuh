@@ -1,26 +1,13 @@
 #pragma once
 
 #include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/gemm/convolution_sizes.h"
 
 // Images as matrices: the operands of convolutions written as products ("implicit GEMM"), computed from the index and
 // never stored. A row of x's matrix holds the R S C elements that one output pixel meets, tap by tap, channels
 // innermost; elements in the padding are 0.
 
 namespace nibblenet {
-
-/// Sizes of a convolution. A product behind the flatten is one with H = W = R = S = 1.
-struct ConvolutionSizes {
-  int n = 0, h = 0, w = 0, c = 0;  ///< x [N, H, W, C]
-  int p = 0, q = 0, k = 0;         ///< y [N, P, Q, K]
-  int size = 1;                    ///< R = S
-  int stride = 1;
-  int padding = 0;
-
-  __host__ __device__ int taps() const { return size * size; }
-  __host__ __device__ int length() const { return taps() * c; }
-  __host__ __device__ int outputs() const { return n * p * q; }  ///< pixels of y
-  __host__ __device__ int inputs() const { return n * h * w; }   ///< pixels of x
-};
 
 /// x [N, H, W, C] as a matrix [output pixels, R S C].
 template <class T>

@@ -21,21 +21,15 @@ struct TensorProduct {
   unsigned* arrivals = nullptr;  ///< by block: how many parts are done
 };
 
-/// Dynamic shared memory of a block: the look-up table, the ring of superblocks, the slices of x; and when these have
-/// been multiplied the results, column by column. The odd end of a column spreads rows over the banks.
+/// MmaShared of one kind of codes.
 template <class Codes>
 struct TensorShared {
-  static constexpr int superblocks = warps_down_tile * Codes::bits * Superblocks::row_bytes;  ///< bytes of a stage
-  static constexpr int table = std::is_empty_v<typename Codes::Table> ? 0 : sizeof(typename Codes::Table);
-  static constexpr int column = tile_rows + 8;  ///< halves
-
-  static constexpr int ring_at = table;
-  static constexpr int slices_at = ring_at + tile_stages * superblocks;
-  static int bytes(const PixelBlocks& b) {
-    const int results = (b.columns() + warp_columns - 1) / warp_columns * warp_columns * column * 2;
-    const int operands = slices_at + b.slots * b.positions() * slice_bytes;
-    return results > operands ? results : operands;
-  }
+  static constexpr MmaShared layout{Codes::bits, Codes::integers};
+  static constexpr int superblocks = layout.superblocks;
+  static constexpr int ring_at = layout.ring_at;
+  static constexpr int slices_at = layout.slices_at;
+  static constexpr int column = MmaShared::column;
+  static_assert(ring_at == (std::is_empty_v<typename Codes::Table> ? 0 : sizeof(typename Codes::Table)));
 };
 
 /// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap, so that x is copied
@@ -238,7 +232,7 @@ __device__ __forceinline__ void store_floats(const TensorProduct& p, int block, 
 /// across 32 columns; block (x, y, z) owns pixel block x, 128 rows and part z of the superblocks along k. A barrier a
 /// superblock: while it is multiplied, the next ones arrive.
 template <class Codes>
-__global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across<Codes>)
+__global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across(Codes::bits, Codes::integers))
     tensor_product_kernel(TensorProduct p) {
   unsigned char* memory = dynamic_shared();
   const int block = static_cast<int>(blockIdx.x);

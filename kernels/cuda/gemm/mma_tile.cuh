@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/im2col.cuh"
+#include "kernels/cuda/gemm/mma_fit.h"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
@@ -11,65 +12,6 @@
 // (performance of direct convolution; Chetlur et al. 2014 re-read it for every tap).
 
 namespace nibblenet {
-
-inline constexpr int warps_down_tile = 2;  ///< warps below each other, each on superblocks of its own rows
-inline constexpr int tile_rows = warps_down_tile * Superblocks::size;
-inline constexpr int warp_tiles = 4;  ///< 8 output pixels each, that a warp multiplies its superblock by
-inline constexpr int warp_columns = 8 * warp_tiles;
-/// Of a block; fewer, with more registers each, where a code takes two look-ups.
-template <class Codes>
-inline constexpr int most_warps_across = Codes::integers || Codes::bits <= 4 || Codes::bits == 16 ? 6 : 4;
-inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is multiplied, the others are on their way
-inline constexpr int slice = 64;         ///< channels
-inline constexpr int slice_bytes = 128;  ///< of a pixel
-
-/// Max pooling of a block's results before they are written.
-struct MaxPooling {
-  int size = 0;  ///< of the window; 0: none
-  int stride = 1;
-  int p = 0, q = 0;  ///< of y
-  int rows = 0;      ///< of y that a block has
-};
-
-/// The output pixels of a block, its columns, and the input that they need. A linear layer is a convolution of images
-/// of one pixel.
-struct PixelBlocks {
-  ConvolutionSizes sizes = {};
-  int images = 0;    ///< of a block
-  int rows = 0;      ///< output rows of each of them
-  int row_step = 0;  ///< from one block's rows to the next one's
-  int bands = 0;     ///< blocks that cover an image's rows
-  int height = 0;    ///< of the piece of an image that these rows need
-  int width = 0;
-  int slots = 0;            ///< slices in shared memory
-  MaxPooling pooling = {};  ///< of the results
-
-  __host__ __device__ int columns() const { return images * rows * sizes.q; }
-  __host__ __device__ int positions() const { return images * height * width; }
-  __host__ __device__ int slices() const { return (sizes.c + slice - 1) / slice; }
-
-  struct Column {
-    int image, row, q;  ///< inside the block
-  };
-  __device__ Column column(int i) const {
-    const int across = i / sizes.q;
-    return {across / rows, across % rows, i - across * sizes.q};
-  }
-  /// Where the first tap of a column finds its pixel. Columns that do not exist get any place.
-  __device__ int position(int i) const {
-    if (i >= columns()) return 0;
-    const Column c = column(i);
-    return (c.image * height + c.row * sizes.stride) * width + c.q * sizes.stride;
-  }
-  /// Output pixel of a column of a block; -1: none.
-  __device__ int pixel(int block, int i) const {
-    if (i >= columns()) return -1;
-    const Column c = column(i);
-    const int image = block / bands * images + c.image;
-    const int row = block % bands * row_step + c.row;
-    return image < sizes.n && row < sizes.p ? (image * sizes.p + row) * sizes.q + c.q : -1;
-  }
-};
 
 /// Where 16 bytes of a slice lie: neighbouring pixels have their pieces in changing order, so that eight lanes that
 /// read every other piece of two of them meet no bank twice.

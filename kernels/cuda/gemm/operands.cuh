@@ -4,9 +4,9 @@
 
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/im2col.cuh"
+#include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock_scales.cuh"
-#include "kernels/cuda/weights/weight_cuda.h"
 
 // From a weight in device memory to what kernels take by value.
 
@@ -23,13 +23,22 @@ inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& size
   return operand;
 }
 
-/// Calls f(weights, result, factor) for a product whose weights are rounded to halves: `factor` is the power of two
-/// that decoded weights are multiplied by before, and `result` undoes it.
+/// The epilogue of a product whose weights were multiplied by 1 / `factor`. `y`: as BiasResult
+/// stores it.
+template <class Y>
+BiasResult<Y> epilogue_of(Y y, const ForwardProduct& f, float factor) {
+  return {y, f.bias.data(), f.shape.sizes.k, f.shape.sizes.outputs(), factor, f.epilogue == Epilogue::relu};
+}
+inline AnyElements any_elements(Activations y) { return {y.data(), y.precision() == Precision::float16}; }
+
+/// Calls start(weights, result, factor) for a product whose weights are rounded to fp16: `factor`
+/// is the power of two that decoded weights are multiplied by before, and `result` undoes it.
 template <class Y, class F>
-void with_half_operands(Y y, const WeightCuda& w, const float* bias, const ConvolutionSizes& s, bool with_relu, F f) {
-  const FilterSizes sizes = filter_sizes(s);
-  BiasResult<Y> result{y, bias, s.k, s.outputs(), 1.0F / w.normalisation(), with_relu};
-  if (w.form() == WeightCuda::Form::packed) {
+void with_half_operands(Y y, const ForwardProduct& f, F start) {
+  const WeightCuda& w = f.w;
+  const FilterSizes sizes = filter_sizes(f.shape.sizes);
+  BiasResult<Y> result = epilogue_of(y, f, 1.0F / w.normalisation());
+  if (w.form() == WeightForm::packed) {
     PackedWeights operand = packed_operand(w, sizes);
     if (w.step_per_channel()) {
       operand.step_in_result = true;
@@ -37,10 +46,10 @@ void with_half_operands(Y y, const WeightCuda& w, const float* bias, const Convo
       result.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
       result.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
     }
-    f(operand, result, 1.0F / result.factor);
-  } else if (w.form() == WeightCuda::Form::float16) {
-    // Halves in memory were multiplied already.
-    f(Float16Weights{sizes, w.halves(), w.layout() == WeightLayout::superblocks}, result, 1.0F);
+    start(operand, result, 1.0F / result.factor);
+  } else if (w.form() == WeightForm::float16) {
+    // Fp16 values in memory were multiplied already.
+    start(Float16Weights{sizes, w.halves(), w.layout() == WeightLayout::superblocks}, result, 1.0F);
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }
@@ -53,7 +62,7 @@ inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisa
 inline SuperblockWeights superblock_operand(const WeightCuda& w) {
   const SuperblockSteps steps(w);
   // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
-  const float value_factor = factor_of_values(w) * (steps.differ && !w.linear_codes() ? 1.0F / 128.0F : 1.0F);
+  const float value_factor = factor_of_values(w) * (steps.differ && !w.traits().integers ? 1.0F / 128.0F : 1.0F);
   SuperblockWeights operand{.layout = w.superblock_layout(),
                             .codes = w.superblocks(),
                             .stored = w.view().values,
@@ -66,16 +75,14 @@ inline SuperblockWeights superblock_operand(const WeightCuda& w) {
   return operand;
 }
 
-/// y of a product by `operand`, which is made of `w`.
-inline BiasResult<AnyElements> superblock_result(Activations y, const WeightCuda& w, const SuperblockWeights& operand,
-                                                 const float* bias, const ConvolutionSizes& s, bool with_relu) {
-  BiasResult<AnyElements> result{
-      {y.data(), y.precision() == Precision::float16}, bias, s.k, s.outputs(), 1.0F / operand.value_factor, with_relu};
+/// Epilogue of a product by `operand`, which is made of its weight.
+inline BiasResult<AnyElements> superblock_result(const ForwardProduct& f, const SuperblockWeights& operand) {
+  BiasResult<AnyElements> result = epilogue_of(any_elements(f.y), f, 1.0F / operand.value_factor);
   if (operand.steps.differ) {
-    result.factor = 1.0F / factor_of_differing_steps(w);
+    result.factor = 1.0F / factor_of_differing_steps(f.w);
   } else {
     result.steps = operand.steps.steps;
-    result.one_step_for_all = w.view().groups.groups == 1;
+    result.one_step_for_all = f.w.view().groups.groups == 1;
   }
   return result;
 }

@@ -1,15 +1,16 @@
 #pragma once
 
+#include "kernels/cuda/device/workspace.h"
 #include "kernels/cuda/gemm/im2col.cuh"
-#include "kernels/cuda/gemm/launchers.h"
+#include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/half_copies.cuh"
 
 // Gradients of a layer's parameters, stored or applied at once as a step of SGD.
 
 namespace nibblenet {
 
-/// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v. Pruned weights
-/// stay 0.
+/// PyTorch's SGD on one element: g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v.
+/// Pruned weights stay 0.
 __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const SgdParameters& parameters) {
   const float gradient = dw + parameters.weight_decay * w;
   const bool pruned = parameters.keep_zeros && w == 0.0F;
@@ -17,8 +18,8 @@ __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const S
   w -= parameters.learning_rate * v;
 }
 
-/// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by `factor`: they are
-/// stored, or they are a step of SGD at once.
+/// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by
+/// `factor`: they are stored, or they are a step of SGD at once.
 struct ParameterGradients {
   int filters = 0, channels = 0, taps = 1;
   float factor = 1.0F;
@@ -110,15 +111,21 @@ struct ParameterGradients {
   }
 };
 
-/// Those that make a step; sizes are still to be set.
-inline ParameterGradients step_of(const TrainedLayer& layer, float factor, SgdParameters parameters) {
-  return {.factor = factor,
-          .w = layer.weight.values().data(),
-          .w_velocity = layer.weight_velocity.data(),
-          .bias = layer.bias.data(),
-          .bias_velocity = layer.bias_velocity.data(),
-          .sgd = parameters,
-          .halves = half_copies_of(static_cast<WeightCuda&>(layer.weight))};
+/// Of a product: its gradients, or its step of SGD.
+inline ParameterGradients parameter_gradients(const WeightGradientProduct& g) {
+  const ConvolutionSizes& s = g.shape.sizes;
+  ParameterGradients result{.filters = s.k, .channels = s.c, .taps = s.taps(), .factor = g.factor};
+  result.dw = g.dw.data();
+  result.dbias = g.dbias.data();
+  if (g.layer == nullptr) return result;
+  auto& weight = static_cast<WeightCuda&>(g.layer->weight);
+  result.w = weight.values().data();
+  result.w_velocity = g.layer->weight_velocity.data();
+  result.bias = g.layer->bias.data();
+  result.bias_velocity = g.layer->bias_velocity.data();
+  result.sgd = g.sgd;
+  result.halves = half_copies_of(weight);
+  return result;
 }
 
 /// The same of sums that are cut into parts, each a block's, where they are stored first.
@@ -146,17 +153,20 @@ struct WeightGradient {
       partial_bias[part * result.filters + filter] = sum;
   }
 };
+/// Of a product whose reduction is cut into `parts`, whose sums lie in the workspace.
+inline WeightGradient weight_gradient_of(const WeightGradientProduct& g, int parts, Workspace& workspace) {
+  WeightGradient gradient{parameter_gradients(g)};
+  if (parts == 1) return gradient;
+  const auto filters = static_cast<size_t>(gradient.result.filters);
+  const size_t count = filters * static_cast<size_t>(gradient.result.length());
+  gradient.partial = workspace.floats(static_cast<size_t>(parts) * (count + filters));
+  gradient.partial_bias = gradient.partial + static_cast<size_t>(parts) * count;
+  return gradient;
+}
+inline Work weight_gradient_work(const ConvolutionSizes& s) {
+  return work_of(s, static_cast<double>(sizeof(float)) * s.k * s.length(), sizeof(f16));
+}
 /// dw and dbias = sums over parts, the first one first.
 void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream);
-namespace cuda {
-/// Of few channels, float16: false, and nothing was started, unless K is a multiple of 8, windows and images' rows
-/// begin at whole words, windows overlap, and an output row with all that it meets fits into shared memory.
-[[nodiscard]] bool few_channels_weight_gradient(const ParameterGradients& result, ConstActivations dy,
-                                                ConstActivations x, const ConvolutionSizes& sizes, Workspace& workspace,
-                                                Stream& stream);
-/// False, and nothing was started: see warpgroup_linear_forward.
-[[nodiscard]] bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
-                                             const ConvolutionSizes& sizes, Workspace& workspace, Stream& stream);
-}  // namespace cuda
 
 }  // namespace nibblenet

@@ -1,10 +1,10 @@
-// Convolutions as products of matrices that are never stored (implicit GEMM; Chetlur et al. 2014, arXiv 1410.0759,
-// section 3). A linear layer is a convolution of 1 x 1 images.
+// Convolutions as products of matrices that are never stored (implicit GEMM; Chetlur et al. 2014,
+// arXiv 1410.0759, section 3). A linear layer is a convolution of 1 x 1 images.
 
 #include <algorithm>
 
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/gemm/convolution_sizes.cuh"
+#include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/operands.cuh"
@@ -14,53 +14,32 @@
 namespace nibblenet {
 namespace {
 
-int tiles(int64_t size) { return static_cast<int>((size + tile - 1) / tile); }
+int tiles(int size) { return ceil_div(size, tile); }
 
 template <class Weights>
-void float32_forward(TensorView<float> y, TensorView<const float> x, const Weights& weights, const float* bias,
-                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
-  const BiasResult<float*> result{y.data(), bias, s.k, s.outputs(), 1.0F, with_relu};
+void float32_forward(const ForwardProduct& f, const Weights& weights, const Work& work, Stream& stream) {
+  const ConvolutionSizes& s = f.shape.sizes;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 256};
   launch("conv2d_forward", work, grid, stream,
          float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float*>>,
-         FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, x.data()}}, result, s.length(), s.length());
+         FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, f.x.floats().data()}},
+         epilogue_of(f.y.floats().data(), f, 1.0F), s.length(), s.length());
 }
 
 template <class T>
-void float16_forward(TensorView<T> y, TensorView<const f16> x, const WeightCuda& w, const float* bias,
-                     const ConvolutionSizes& s, bool with_relu, const Work& work, Stream& stream) {
-  const bool aligned = s.c % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+void float16_forward(TensorView<T> y, const ForwardProduct& f, const Work& work, Stream& stream) {
+  const ConvolutionSizes& s = f.shape.sizes;
+  const bool aligned = s.c % 8 == 0 && f.shape.x_alignment == 16;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
-  with_half_operands(y.data(), w, bias, s, with_relu,
+  with_half_operands(y.data(), f,
                      [&]<class Weights>(const Weights& weights, const BiasResult<T*>& result, float factor) {
                        launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights,
-                              Windows<f16>{s, x.data()}, result, s.length(), factor, aligned);
+                              Windows<f16>{s, f.x.halves().data()}, result, s.length(), factor, aligned);
                      });
 }
 
-void forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-             const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
-  const bool with_relu = epilogue == Epilogue::relu;
-  const ResidentSize resident = w.resident();
-  const Work work = work_of(s, static_cast<double>(resident.total()), static_cast<double>(bytes_of(x.precision())));
-  if (x.precision() == Precision::float16) {
-    if (y.precision() == Precision::float16)
-      float16_forward(y.halves(), x.halves(), w, bias.data(), s, with_relu, work, stream);
-    else
-      float16_forward(y.floats(), x.halves(), w, bias.data(), s, with_relu, work, stream);
-    return;
-  }
-  const FilterSizes sizes = filter_sizes(s);
-  if (w.form() == WeightCuda::Form::packed)
-    float32_forward(y.floats(), x.floats(), packed_operand(w, sizes), bias.data(), s, with_relu, work, stream);
-  else if (w.form() == WeightCuda::Form::float32)
-    float32_forward(y.floats(), x.floats(), Float32Weights{sizes, w.floats().data()}, bias.data(), s, with_relu, work,
-                    stream);
-  else
-    throw Error("float32 activations need packed or float32 weights, got float16");
-}
-
-/// Operand of the data gradient: filters as [C, R S K], what each output channel's taps do to an input channel.
+/// Operand of the data gradient: filters as [C, R S K], what each output channel's taps do to an
+/// input channel.
 struct TransposedFilters {
   ConvolutionSizes sizes;
   const float* w;  ///< [K, C, taps]
@@ -148,7 +127,8 @@ __global__ void sum_parts_kernel(float* dw, const float* partial, int parts, int
   });
 }
 
-/// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128 columns, one part.
+/// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128
+/// columns, one part.
 template <class T>
 __global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_part) {
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -163,9 +143,9 @@ __global__ void column_sums_kernel(float* sums, const T* dy, int rows, int colum
 template <class T>
 void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, Workspace& workspace, Stream& stream) {
   constexpr unsigned threads = 128;
-  const auto blocks = static_cast<unsigned>((columns + 127) / 128);
+  const auto blocks = static_cast<unsigned>(ceil_div(columns, 128));
   const int parts = std::clamp(rows / 256, 1, 256);
-  const int rows_of_part = (rows + parts - 1) / parts;
+  const int rows_of_part = ceil_div(rows, parts);
   float* sums = parts == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(parts) * columns);
   const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(rows) * columns;
   launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel<T>, sums, dy,
@@ -175,26 +155,13 @@ void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, 
            parts, columns, parts);
 }
 
-void backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, const ConvolutionSizes& s,
-                   Stream& stream) {
-  const int length = s.taps() * s.k;
-  const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
-  with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), sizeof(T)), grid, stream,
-           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainResult<T>>,
-           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}}, PlainResult<T>{to, s.c, s.inputs()},
-           length, length);
-  });
-}
-
 template <class T>
 void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy, const T* x, const ConvolutionSizes& s,
                      Workspace& workspace, Stream& stream) {
-  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed number for a shape.
-  constexpr int blocks_wanted = 512;
+  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed
+  // number for a shape.
   constexpr int pixels_at_least = 512;
-  const int blocks = std::max(tiles(s.length()) * tiles(s.k), 1);
-  const int parts = std::clamp(std::min(blocks_wanted / blocks, s.outputs() / pixels_at_least), 1, 64);
+  const int parts = split_k::plain.parts(tiles(s.length()) * tiles(s.k), s.outputs() / pixels_at_least);
   const int depth = (s.outputs() / parts + tile_depth) / tile_depth * tile_depth;
   const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
   const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), sizeof(T));
@@ -215,45 +182,47 @@ void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy,
   bias_gradient(dbias, dy, s.outputs(), s.k, workspace, stream);
 }
 
-void backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
-                     const ConvolutionSizes& s, Workspace& workspace, Stream& stream) {
-  if (dy.precision() == Precision::float16)
-    backward_weight(dw, dbias, dy.halves().data(), x.halves().data(), s, workspace, stream);
-  else
-    backward_weight(dw, dbias, dy.floats().data(), x.floats().data(), s, workspace, stream);
-}
-
 }  // namespace
 
 namespace cuda {
 
-void conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias, Window window,
-                    Epilogue epilogue, Stream& stream) {
-  forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, stream);
+void plain_forward(const ForwardProduct& f, Workspace&, Stream& stream) {
+  const ConvolutionSizes& s = f.shape.sizes;
+  const Work work =
+      work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(bytes_of(f.x.precision())));
+  if (f.x.precision() == Precision::float16) {
+    if (f.y.precision() == Precision::float16)
+      float16_forward(f.y.halves(), f, work, stream);
+    else
+      float16_forward(f.y.floats(), f, work, stream);
+  } else if (f.w.form() == WeightForm::packed) {
+    float32_forward(f, packed_operand(f.w, filter_sizes(s)), work, stream);
+  } else if (f.w.form() == WeightForm::float32) {
+    float32_forward(f, Float32Weights{filter_sizes(s), f.w.floats().data()}, work, stream);
+  } else {
+    throw Error("float32 activations need packed or float32 weights, got float16");
+  }
 }
 
-void conv2d_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Window window,
-                          Stream& stream) {
-  backward_data(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), stream);
+void plain_data_gradient(const DataGradientProduct& g, Workspace&, Stream& stream) {
+  const ConvolutionSizes& s = g.shape.sizes;
+  const TensorView<const float> w = g.w.values();
+  const int length = s.taps() * s.k;
+  const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
+  with_pointers_of_one(g.dx, g.dy, [&]<class T>(T* to, const T* from) {
+    launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), sizeof(T)), grid, stream,
+           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainResult<T>>,
+           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}}, PlainResult<T>{to, s.c, s.inputs()},
+           length, length);
+  });
 }
 
-void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
-                            Window window, Workspace& workspace, Stream& stream) {
-  backward_weight(dw, dbias, dy, x, sizes_of(x.shape(), dy.shape(), window), workspace, stream);
-}
-
-void linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-                    Epilogue epilogue, Stream& stream) {
-  forward(y, x, w, bias, sizes_of(as_images(x.shape()), as_images(y.shape()), {}), epilogue, stream);
-}
-
-void linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w, Stream& stream) {
-  backward_data(dx, dy, w, sizes_of(as_images(dx.shape()), as_images(dy.shape()), {}), stream);
-}
-
-void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
-                            Workspace& workspace, Stream& stream) {
-  backward_weight(dw, dbias, dy, x, sizes_of(as_images(x.shape()), as_images(dy.shape()), {}), workspace, stream);
+void plain_weight_gradient(const WeightGradientProduct& g, Workspace& workspace, Stream& stream) {
+  const ConvolutionSizes& s = g.shape.sizes;
+  if (g.dy.precision() == Precision::float16)
+    backward_weight(g.dw, g.dbias, g.dy.halves().data(), g.x.halves().data(), s, workspace, stream);
+  else
+    backward_weight(g.dw, g.dbias, g.dy.floats().data(), g.x.floats().data(), s, workspace, stream);
 }
 
 }  // namespace cuda

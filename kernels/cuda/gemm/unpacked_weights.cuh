@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/mma_tile.cuh"
+#include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 
 // Any weight as halves, in rows in device order or in superblocks, for products that unpack nothing themselves.
@@ -138,10 +139,9 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
 
 namespace cuda {
 
-/// Rows of halves from superblocks of whole pieces of 8 columns, and what the product by them, into y, does at its
-/// end.
-BiasResult<AnyElements> superblock_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
-                                        const ConvolutionSizes& s, Epilogue epilogue, Stream& stream);
+/// Rows of fp16 weights from superblocks of whole 16-byte vectors of 8 columns, and the epilogue of the product by
+/// them.
+BiasResult<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet

@@ -1,38 +1,35 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/gemm/convolution_sizes.cuh"
+#include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/gemm/operands.cuh"
 #include "kernels/cuda/gemm/unpacked_weights.cuh"
 #include "kernels/cuda/gemm/wgmma.cuh"
+#include "kernels/cuda/gemm/wgmma_fit.h"
 
 namespace nibblenet {
 namespace {
 
-int tiles(int64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
-
-/// A linear layer is a convolution of one image: its rows are the pixels of one line, so that they are cheap to count.
-ConvolutionSizes as_one_image(ConvolutionSizes s) {
-  if (s.size != 1 || s.p != 1 || s.q != 1) return s;
+/// A linear layer is a convolution of one image: its rows are the pixels of one line, so that they
+/// are cheap to count.
+ConvolutionSizes sizes_in_lines(const ProductCase& c) {
+  ConvolutionSizes s = c.sizes;
+  if (!c.linear) return s;
   s.w = s.q = s.n;
   s.n = 1;
   return s;
 }
 
-/// How many steps a block takes: the reduction is cut into as many parts as bring two blocks to each multiprocessor of
-/// a large GPU, of three steps each at least. A matter of the shapes alone, so that results are.
+/// How the reduction is cut: into parts of three k-tiles each at least.
 struct Parts {
   int count;
   int steps;  ///< of each
 
-  Parts(int64_t blocks, int all_steps) {
-    constexpr int64_t blocks_wanted = 264;
-    constexpr int64_t most = 64;
-    const int64_t wanted = std::min(blocks_wanted / std::max<int64_t>(blocks, 1), int64_t{all_steps} / 3);
-    steps = tiles(all_steps, static_cast<int>(std::clamp<int64_t>(wanted, 1, most)));
-    count = tiles(all_steps, std::max(steps, 1));
+  Parts(int64_t blocks, int all_steps)
+      : count(split_k::wgmma.parts(blocks, all_steps / 3)), steps(ceil_div(all_steps, count)) {
+    count = ceil_div(all_steps, std::max(steps, 1));
   }
 };
 
@@ -50,10 +47,11 @@ struct Scratch {
   }
 };
 
-/// Calls f.operator()<columns>() with the width of blocks that leaves least of them empty, the widest of several.
+/// Calls f.operator()<columns>() with the width of blocks that leaves least of them empty, the
+/// widest of several.
 template <class F>
 void with_columns(int channels, F f) {
-  const auto empty = [&](int columns) { return tiles(channels, columns) * columns - channels; };
+  const auto empty = [&](int columns) { return ceil_div(channels, columns) * columns - channels; };
   if (empty(128) <= empty(96) && empty(128) <= empty(64))
     f.template operator()<128>();
   else if (empty(96) <= empty(64))
@@ -69,7 +67,7 @@ struct PixelPlan {
   size_t partial_floats;
 
   PixelPlan(const PixelTiles& pixels, int channels, int columns)
-      : blocks(int64_t{tiles(pixels.pixels(), warpgroup_rows)} * tiles(channels, columns)),
+      : blocks(int64_t{ceil_div(pixels.pixels(), warpgroup_rows)} * ceil_div(channels, columns)),
         parts(blocks, pixels.steps()),
         partial_floats(parts.count > 1 ? static_cast<size_t>(parts.count) * static_cast<size_t>(pixels.pixels()) *
                                              static_cast<size_t>(channels)
@@ -90,16 +88,16 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelRe
   launch("warpgroup_parts", {}, sums, stream, sum_pixel_parts_kernel<Finish>, result, finish, plan.parts.count);
 }
 
-/// Rows of halves of a weight that has none, and what the product by them does at its end.
-BiasResult<AnyElements> store_rows(f16* rows, Activations y, const WeightCuda& w, TensorView<const float> bias,
-                                   const ConvolutionSizes& s, Epilogue epilogue, Stream& stream) {
-  if (w.layout() == WeightLayout::superblocks) return cuda::superblock_rows(rows, y, w, bias, s, epilogue, stream);
+/// Makes rows of fp16 values of a weight that has none. Returns the epilogue of the product by
+/// them.
+BiasResult<AnyElements> store_rows(f16* rows, const ForwardProduct& f, Stream& stream) {
+  if (f.w.layout() == WeightLayout::superblocks) return cuda::superblock_rows(rows, f, stream);
   BiasResult<AnyElements> of_product;
-  const int64_t pieces = int64_t{s.k} * tiles(s.length(), 8);
-  const Work work{.bytes = static_cast<double>(w.resident().total()) + 2.0 * s.k * s.length()};
-  Grid grid = grid_for(pieces);
+  const ConvolutionSizes& s = f.shape.sizes;
+  const Work work{.bytes = static_cast<double>(f.w.resident().total()) + 2.0 * s.k * s.length()};
+  Grid grid = grid_for(int64_t{s.k} * ceil_div(s.length(), 8));
   grid.early = true;
-  with_half_operands(AnyElements{y.data(), true}, w, bias.data(), s, epilogue == Epilogue::relu,
+  with_half_operands(any_elements(f.y), f,
                      [&]<class Weights>(const Weights& weights, const BiasResult<AnyElements>& result, float factor) {
                        launch("weight_rows", work, grid, stream, weight_rows_kernel<Weights>, rows, weights, factor);
                        of_product = result;
@@ -107,107 +105,60 @@ BiasResult<AnyElements> store_rows(f16* rows, Activations y, const WeightCuda& w
   return of_product;
 }
 
-bool forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-             const ConvolutionSizes& s, Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  if (x.precision() != Precision::float16 || y.precision() != Precision::float16 || s.c % 8 != 0 || s.k % 8 != 0 ||
-      s.outputs() == 0 || w.form() == WeightCuda::Form::float32 || !on_16_bytes(x.data()) || !on_16_bytes(y.data()))
-    return false;
-  const PixelTiles pixels = PixelTiles::windows(x.halves().data(), s);
+}  // namespace
+
+namespace cuda {
+
+void wgmma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
+  expect_fit(wgmma::fits(f.shape), "wgmma", f.shape);
+  const ConvolutionSizes s = sizes_in_lines(f.shape);
+  const PixelTiles pixels = PixelTiles::windows(f.x.halves().data(), s);
   const size_t weights = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
   const Work work = work_of(s, 2.0 * static_cast<double>(weights), sizeof(f16));
   with_columns(s.k, [&]<int columns>() {
     const PixelPlan plan(pixels, s.k, columns);
-    const f16* rows = w.rows_in_halves();
+    const f16* rows = f.w.rows_in_halves();
     const Scratch scratch(workspace, rows == nullptr ? weights : 0, plan.partial_floats);
-    BiasResult<AnyElements> result{{y.data(), true},          bias.data(), s.k, s.outputs(), 1.0F / w.normalisation(),
-                                   epilogue == Epilogue::relu};
+    BiasResult<AnyElements> result = epilogue_of(any_elements(f.y), f, 1.0F / f.w.normalisation());
     if (rows == nullptr) {
-      result = store_rows(scratch.rows, y, w, bias, s, epilogue, stream);
+      result = store_rows(scratch.rows, f, stream);
       rows = scratch.rows;
     }
     start("warpgroup_forward", pixels, FilterRowTiles<columns>{rows, s.k, s.c, s.taps(), s.size},
           {s.outputs(), s.k, nullptr}, ForwardFinish{result}, plan, scratch.partial, work, stream);
   });
-  return true;
 }
 
-bool data_gradient(Activations dx, ConstActivations dy, const WeightCuda& w, const ConvolutionSizes& s,
-                   const GradientStore& store, Workspace& workspace, Stream& stream) {
-  if (dy.precision() != Precision::float16 || w.rows_in_halves() == nullptr || s.stride != 1 || s.c % 8 != 0 ||
-      s.k % 8 != 0 || s.inputs() == 0 || !fits_half_gradient(dx, store) || !on_16_bytes(dy.data()))
-    return false;
-  const PixelTiles pixels = PixelTiles::contributions(dy.halves().data(), s);
+void wgmma_data_gradient(const DataGradientProduct& g, Workspace& workspace, Stream& stream) {
+  expect_fit(wgmma::fits_data_gradient(g.shape), "wgmma", g.shape);
+  const ConvolutionSizes s = sizes_in_lines(g.shape);
+  const PixelTiles pixels = PixelTiles::contributions(g.dy.halves().data(), s);
   const Work work =
-      work_of(s, static_cast<double>(sizeof(f16)) * static_cast<double>(w.shape().elements()), sizeof(f16));
+      work_of(s, static_cast<double>(sizeof(f16)) * static_cast<double>(g.w.shape().elements()), sizeof(f16));
   with_columns(s.c, [&]<int columns>() {
     const PixelPlan plan(pixels, s.c, columns);
     const Scratch scratch(workspace, 0, plan.partial_floats);
-    start("warpgroup_data_gradient", pixels, FilterColumnTiles<columns>{w.rows_in_halves(), s.k, s.c, s.taps(), s.size},
-          {s.inputs(), s.c, nullptr}, GradientFinish{half_gradient(dx, store), 1.0F / w.normalisation()}, plan,
-          scratch.partial, work, stream);
+    start("warpgroup_data_gradient", pixels,
+          FilterColumnTiles<columns>{g.w.rows_in_halves(), s.k, s.c, s.taps(), s.size}, {s.inputs(), s.c, nullptr},
+          GradientFinish{half_gradient(g.dx, g.store), 1.0F / g.w.normalisation()}, plan, scratch.partial, work,
+          stream);
   });
-  return true;
 }
 
-bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActivations x, const ConvolutionSizes& s,
-                     Workspace& workspace, Stream& stream) {
-  if (dy.precision() != Precision::float16 || s.k % 8 != 0 || s.c % 8 != 0 || s.length() == 0 || s.outputs() == 0 ||
-      !on_16_bytes(dy.data()) || !on_16_bytes(x.data()))
-    return false;
-  result.filters = s.k;
-  result.channels = s.c;
-  result.taps = s.taps();
-  WeightGradient gradient{result};
-  const dim3 blocks(static_cast<unsigned>(tiles(s.length(), warpgroup_rows)),
-                    static_cast<unsigned>(tiles(s.k, warpgroup_rows)));
-  const int steps = tiles(s.outputs(), warpgroup_depth);
+void wgmma_weight_gradient(const WeightGradientProduct& g, Workspace& workspace, Stream& stream) {
+  expect_fit(wgmma::fits_weight_gradient(g.shape), "wgmma", g.shape);
+  const ConvolutionSizes s = sizes_in_lines(g.shape);
+  const dim3 blocks(static_cast<unsigned>(ceil_div(s.length(), warpgroup_rows)),
+                    static_cast<unsigned>(ceil_div(s.k, warpgroup_rows)));
+  const int steps = ceil_div(s.outputs(), warpgroup_depth);
   const Parts parts(int64_t{blocks.x} * blocks.y, steps);
-  const auto count = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());
-  if (parts.count > 1) {
-    gradient.partial = workspace.floats(static_cast<size_t>(parts.count) * (count + static_cast<size_t>(s.k)));
-    gradient.partial_bias = gradient.partial + static_cast<size_t>(parts.count) * count;
-  }
-  const Work work = work_of(s, static_cast<double>(sizeof(float)) * static_cast<double>(count), sizeof(f16));
+  const WeightGradient gradient = weight_gradient_of(g, parts.count, workspace);
   const Grid grid{dim3(blocks.x, blocks.y, static_cast<unsigned>(parts.count)), warpgroup_threads,
                   WarpgroupShared<GradientColumnTiles, WindowColumnTiles>::bytes};
-  launch("warpgroup_weight_gradient", work, grid, stream, warpgroup_weight_kernel,
-         GradientColumnTiles{dy.halves().data(), s.k, s.outputs()}, WindowColumnTiles::of(x.halves().data(), s),
+  launch("warpgroup_weight_gradient", weight_gradient_work(s), grid, stream, warpgroup_weight_kernel,
+         GradientColumnTiles{g.dy.halves().data(), s.k, s.outputs()}, WindowColumnTiles::of(g.x.halves().data(), s),
          gradient, steps, parts.steps);
   if (parts.count > 1) add_up_weight_gradient(gradient, parts.count, stream);
-  return true;
-}
-
-ConvolutionSizes linear_sizes(const Shape& x, const Shape& y) {
-  return as_one_image(sizes_of(as_images(x), as_images(y), {}));
-}
-
-}  // namespace
-
-namespace cuda {
-
-bool warpgroup_conv2d_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-                              Window window, Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, sizes_of(x.shape(), y.shape(), window), epilogue, workspace, stream);
-}
-
-bool warpgroup_linear_forward(Activations y, ConstActivations x, const WeightCuda& w, TensorView<const float> bias,
-                              Epilogue epilogue, Workspace& workspace, Stream& stream) {
-  return forward(y, x, w, bias, linear_sizes(x.shape(), y.shape()), epilogue, workspace, stream);
-}
-
-bool warpgroup_conv2d_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w, Window window,
-                                    const GradientStore& store, Workspace& workspace, Stream& stream) {
-  return data_gradient(dx, dy, w, sizes_of(dx.shape(), dy.shape(), window), store, workspace, stream);
-}
-
-bool warpgroup_linear_backward_data(Activations dx, ConstActivations dy, const WeightCuda& w,
-                                    const GradientStore& store, Workspace& workspace, Stream& stream) {
-  return data_gradient(dx, dy, w, linear_sizes(dx.shape(), dy.shape()), store, workspace, stream);
-}
-
-bool warpgroup_weight_gradient(const ParameterGradients& result, ConstActivations dy, ConstActivations x,
-                               const ConvolutionSizes& sizes, Workspace& workspace, Stream& stream) {
-  return weight_gradient(result, dy, x, as_one_image(sizes), workspace, stream);
 }
 
 }  // namespace cuda

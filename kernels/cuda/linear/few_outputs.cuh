@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/gemm/epilogue.cuh"
+#include "kernels/cuda/linear/few_outputs_fit.h"
 #include "kernels/cuda/weights/readers.cuh"
 
 // Linear layers of few outputs, a classifier's last one: too few results for tiles of a product, whose blocks would
@@ -9,7 +10,6 @@
 namespace nibblenet {
 
 inline constexpr int few_outputs_threads = 128;
-inline constexpr int few_outputs_rows = 8;  ///< of x, for a block
 
 /// Sums by warp, then added up in that order.
 struct RowSums {

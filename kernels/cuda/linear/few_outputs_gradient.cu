@@ -1,20 +1,22 @@
-#include <limits>
-
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/dispatch.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
+#include "kernels/cuda/linear/few_outputs_fit.h"
 #include "kernels/cuda/linear/launchers.h"
 
-// Gradients of a linear layer of a few outputs, as a classifier's last one: its 10 columns of dy are no 16 bytes long,
-// and would leave a tensor core's tile empty for the most part. What takes time is to read x, or to write dx.
+// Gradients of a linear layer of a few outputs, as a classifier's last one: its 10 columns of dy
+// are no 16 bytes long, and would leave a tensor core's tile empty for the most part. What takes
+// time is to read x, or to write dx.
 
 namespace nibblenet {
 namespace {
 
-constexpr int most_filters = 16;
+constexpr int most_filters = few_outputs::most_gradient_outputs;
 constexpr int narrow_threads = 256;
 
-/// dx[n, C] = sum over k of dy[n, k] w[k, C], in float32, by its values in float32. One thread eight channels of a row.
+/// dx[n, C] = sum over k of dy[n, k] w[k, C], in float32, by its values in float32. One thread
+/// eight channels of a row.
 __global__ void __launch_bounds__(narrow_threads)
     narrow_data_gradient_kernel(HalfGradient dx, const f16* dy, const float* w, int filters, int pieces, int count) {
   const int thread = static_cast<int>(blockIdx.x) * narrow_threads + static_cast<int>(threadIdx.x);
@@ -42,8 +44,8 @@ struct NarrowSums {
   float dbias[narrow_threads / most_filters][most_filters];
 };
 
-/// dw[K, C] = dy^T x, and by the first block dbias. A warp owns every eighth row, a lane two columns of it; the warps'
-/// sums are added up in their order.
+/// dw[K, C] = dy^T x, and by the first block dbias. A warp owns every eighth row, a lane two
+/// columns of it; the warps' sums are added up in their order.
 __global__ void __launch_bounds__(narrow_threads)
     narrow_weight_gradient_kernel(const f16* dy, const f16* x, ParameterGradients result, int rows) {
   auto& shared_sums = shared<NarrowSums>();
@@ -96,51 +98,25 @@ __global__ void __launch_bounds__(narrow_threads)
   result.store_bias(thread, total);
 }
 
-/// Whether these kernels can do with x, or dx, [N, C] and dy [N, K].
-bool fits_narrow(ConstActivations x, ConstActivations dy) {
-  return x.precision() == Precision::float16 && dy.precision() == Precision::float16 && dy.size(1) <= most_filters &&
-         x.size(1) > 0 && x.size(1) % 8 == 0 && x.elements() <= std::numeric_limits<int32_t>::max() &&
-         on_16_bytes(x.data());
-}
-
-Work work_of(ConstActivations x, ConstActivations dy) {
-  const auto number = [](int64_t value) { return static_cast<double>(value); };
-  return {.bytes = sizeof(f16) * number(x.elements() + dy.elements()) + sizeof(float) * number(dy.size(1) * x.size(1)),
-          .flops = 2 * number(x.elements() * dy.size(1))};
-}
-
-bool weight_gradient(ParameterGradients result, ConstActivations dy, ConstActivations x, Stream& stream) {
-  if (!fits_narrow(x, dy)) return false;
-  result.filters = static_cast<int>(dy.size(1));
-  result.channels = static_cast<int>(x.size(1));
-  const auto blocks = static_cast<unsigned>((x.size(1) + narrow_columns - 1) / narrow_columns);
-  launch("narrow_weight_gradient", work_of(x, dy), {dim3(blocks), narrow_threads}, stream,
-         narrow_weight_gradient_kernel, dy.halves().data(), x.halves().data(), result, static_cast<int>(x.size(0)));
-  return true;
-}
-
 }  // namespace
 
 namespace cuda {
 
-bool narrow_linear_backward_data(Activations dx, ConstActivations dy, TensorView<const float> w,
-                                 const GradientStore& store, Stream& stream) {
-  if (!fits_narrow(dx, dy) || !fits_half_gradient(dx, store)) return false;
-  const int64_t threads = dx.elements() / 8;
-  launch("narrow_data_gradient", work_of(dx, dy), grid_for(threads, narrow_threads), stream,
-         narrow_data_gradient_kernel, half_gradient(dx, store), dy.halves().data(), w.data(),
-         static_cast<int>(dy.size(1)), static_cast<int>(dx.size(1) / 8), static_cast<int>(threads));
-  return true;
+void few_outputs_data_gradient(const DataGradientProduct& g, Workspace&, Stream& stream) {
+  expect_fit(few_outputs::fits_gradients(g.shape), "few_outputs", g.shape);
+  const ConvolutionSizes& s = g.shape.sizes;
+  const int threads = s.n * s.c / 8;
+  launch("narrow_data_gradient", weight_gradient_work(s), grid_for(threads, narrow_threads), stream,
+         narrow_data_gradient_kernel, half_gradient(g.dx, g.store), g.dy.halves().data(), g.w.values().data(), s.k,
+         s.c / 8, threads);
 }
 
-bool narrow_linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
-                                   ConstActivations x, Stream& stream) {
-  return weight_gradient({.dw = dw.data(), .dbias = dbias.data()}, dy, x, stream);
-}
-
-bool narrow_linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
-                                 SgdParameters parameters, Stream& stream) {
-  return weight_gradient(step_of(layer, factor, parameters), dy, x, stream);
+void few_outputs_weight_gradient(const WeightGradientProduct& g, Workspace&, Stream& stream) {
+  expect_fit(few_outputs::fits_gradients(g.shape), "few_outputs", g.shape);
+  const ConvolutionSizes& s = g.shape.sizes;
+  launch("narrow_weight_gradient", weight_gradient_work(s),
+         {dim3(static_cast<unsigned>(ceil_div(s.c, narrow_columns))), narrow_threads}, stream,
+         narrow_weight_gradient_kernel, g.dy.halves().data(), g.x.halves().data(), parameter_gradients(g), s.n);
 }
 
 }  // namespace cuda

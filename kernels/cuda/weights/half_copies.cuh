@@ -14,8 +14,9 @@ __device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, 
   return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
 }
 
-/// The fp16 copies of a weight that trains, in device order: rows for the gradients, and superblocks for the forward
-/// product where it has them. Weights are multiplied by `factor` before they are rounded.
+/// The fp16 copies of a weight that trains, in device order: rows for the gradients, and
+/// superblocks for the forward product where it has them. Weights are multiplied by `factor` before
+/// they are rounded.
 struct HalfCopies {
   f16* rows = nullptr;  ///< [K, R S C]; null: no copies
   unsigned char* superblocks = nullptr;

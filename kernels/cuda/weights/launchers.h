@@ -17,8 +17,8 @@ void round_weights(TensorView<float> values, TensorView<const float> master, con
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                             TensorView<const float> master, const RoundingRule& rule, Workspace& workspace,
                             Stream& stream);
-/// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the complement of its index.
-/// `blocks`: group of each weight, or null where `map` knows it.
+/// keys[3, G]: for every group the bits of -lowest, of highest, and of |largest| above the
+/// complement of its index. `blocks`: group of each weight, or null where `map` knows it.
 void find_extremes(uint64_t* keys, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,
                    Stream& stream);
 /// What the keys mean; `weights` and `keys` lie on the host.

@@ -22,7 +22,7 @@ struct SuperblockSteps {
   explicit SuperblockSteps(const WeightCuda& w)
       : steps{w.view().scales, w.view().scale_type, w.view().scale_to},
         zero_points(w.view().zero_points),
-        run(static_cast<int>(w.step_run())) {
+        run(static_cast<int>(w.traits().scale_run)) {
     const GroupMap& map = w.view().groups;
     const bool tiles = map.kind == Granularity::Kind::tile;
     differ = run != 0 || tiles;
@@ -75,20 +75,20 @@ struct SuperblockWeights {
 
 /// Power of two that values of codes, or halves, were or are multiplied by.
 inline float factor_of_values(const WeightCuda& w) {
-  if (w.form() == WeightCuda::Form::float16) return w.normalisation();
-  return w.linear_codes() ? 1.0F : w.value_normalisation();
+  if (w.form() == WeightForm::float16) return w.normalisation();
+  return w.traits().integers ? 1.0F : w.value_normalisation();
 }
 
 /// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into halves.
 template <class F>
 void with_codes(const WeightCuda& w, F f) {
   const auto of_bits = [&]<int bits>() {
-    if (w.linear_codes())
+    if (w.traits().integers)
       f.template operator()<IntegerCodes<bits>>();
     else
       f.template operator()<CodebookCodes<bits>>();
   };
-  if (w.form() == WeightCuda::Form::float16) return f.template operator()<HalfCodes>();
+  if (w.form() == WeightForm::float16) return f.template operator()<HalfCodes>();
   switch (w.view().bits) {
     case 2:
       return of_bits.template operator()<2>();

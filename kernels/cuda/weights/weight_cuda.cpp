@@ -36,53 +36,14 @@ std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& 
   return result;
 }
 
-/// How many neighbours in a row share a step, in device order and from a multiple of it on: all of them where it is as
-/// long as the row, nothing where steps change more freely.
-std::optional<int64_t> run_of_steps(const PackedTensor& packed) {
-  const bool matrix = packed.shape.rank() == 2;
-  const int64_t columns = packed.shape.inner_elements();
-  const Granularity granularity = packed.scheme.granularity;
-  switch (granularity.kind) {
-    case Granularity::Kind::tensor:
-    case Granularity::Kind::channel:
-      return columns;
-    case Granularity::Kind::row:
-      if (matrix) return columns;
-      break;
-    case Granularity::Kind::block:
-      if (matrix || granularity.rows >= columns) return granularity.rows;
-      break;
-    case Granularity::Kind::tile:
-      if (matrix) return granularity.columns;
-      break;
-    case Granularity::Kind::sorted:
-      break;
-  }
-  return std::nullopt;
-}
-
-/// Matrices, and filters whose taps begin at the superblocks' borders.
-bool suits_superblocks(const Shape& shape) {
-  return shape.rank() == 2 || (shape.rank() == 4 && shape[1] % Superblocks::size == 0);
-}
-
-/// And steps that change along a row do so at these borders only.
-bool suits_superblocks(const PackedTensor& packed) {
-  const auto run = run_of_steps(packed);
-  if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
-  return suits_superblocks(packed.shape);
-}
-
-/// Whether codes are integers themselves, and no stored codebook says otherwise.
-bool is_linear(const PackedTensor& packed) { return packed.scheme.method == Method::linear && packed.codebook.empty(); }
-
 /// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0, as in their
 /// codebook: kernels that take codes for integers must not meet it.
 std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
   const int64_t rows = packed.shape[0];
   const int64_t columns = packed.shape.inner_elements();
   const int bits = packed.scheme.bits;
-  if (!is_linear(packed) || packed.scheme.zero_point) return to_superblocks(codes, rows, columns, bits);
+  if (!traits_of(packed, WeightLayout::superblocks).integers || packed.scheme.zero_point)
+    return to_superblocks(codes, rows, columns, bits);
   const uint32_t unused = (1U << bits) - 1U;  // 0's code with one more bit, the highest
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
@@ -135,25 +96,11 @@ float normalisation_for(float largest) {
   return std::ldexp(1.0F, std::clamp(-exponent, -126, 126));
 }
 
-WeightLayout best_layout(const PackedTensor& packed) {
-  const bool better =
-      suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
-  return better ? WeightLayout::superblocks : WeightLayout::channels;
-}
-
-WeightLayout best_layout(const Shape& shape) {
-  const bool whole =
-      suits_superblocks(shape) && shape[0] % Superblocks::size == 0 && shape.inner_elements() % Superblocks::size == 0;
-  return whole && shape.elements() > 0 ? WeightLayout::superblocks : WeightLayout::channels;
-}
-
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
                        WeightLayout layout, bool normalised)
-    : shape_(values.shape()),
-      form_(precision == Precision::float32 ? Form::float32 : Form::float16),
-      layout_(form_ == Form::float32 ? WeightLayout::channels : layout) {
+    : shape_(values.shape()), traits_(traits_of(precision, layout)) {
   resident_.weights = static_cast<int64_t>(bytes_of(precision)) * shape_.elements();
-  if (form_ == Form::float32) {
+  if (traits_.form == WeightForm::float32) {
     floats_ = Tensor<float>(memory, shape_, MemoryCategory::weights);
     copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
     return;
@@ -169,13 +116,13 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
     for (int64_t k = 0; k < count; ++k)
       halves[static_cast<size_t>(channel * count + k)].bits =
           f32_to_f16(values[channel * count + order(k)] * normalisation_);
-  if (layout_ == WeightLayout::superblocks) halves_to_superblocks(halves, shape_);
+  if (traits_.layout == WeightLayout::superblocks) halves_to_superblocks(halves, shape_);
   halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, WeightLayout layout)
     : shape_(packed.shape),
-      form_(Form::packed),
+      traits_(traits_of(packed, layout)),
       codes_(resident_copy(memory, codes_of(packed, layout), MemoryCategory::codes, stream)),
       scales_(resident_copy(memory, packed.scales, MemoryCategory::scales, stream)),
       zero_points_(resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream)),
@@ -184,14 +131,10 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       stored_codebook_(resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream)),
       codebook_(codebook_of(packed)),
       view_(view_of(packed, codebook_)),
-      layout_(layout),
-      linear_codes_(is_linear(packed)),
       resident_(resident_size(packed)),
       normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
       value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
   resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
-  if (const auto run = run_of_steps(packed); layout == WeightLayout::superblocks && *run < shape_.inner_elements())
-    step_run_ = *run;
   view_.codes = codes_.data();
   view_.scales = scales_.data();
   view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
@@ -202,13 +145,13 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
                        WeightLayout layout)
     : shape_(values.shape()),
-      form_(Form::float16),
+      traits_(traits_of(Precision::float16, layout)),
       floats_(memory, shape_, MemoryCategory::weights),
       halves_(memory, static_cast<size_t>(shape_.elements()), MemoryCategory::weights),
       trained_(&stream),
-      layout_(layout),
       normalisation_(64.0F) {
-  if (layout_ == WeightLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
+  traits_.trains = true;
+  if (layout == WeightLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
   resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + halves_.bytes() + rows_.bytes());
   copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
   changed();
@@ -219,21 +162,20 @@ void WeightCuda::changed() {
 }
 
 const uint8_t* WeightCuda::superblocks() const {
-  return form_ == Form::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
+  return traits_.form == WeightForm::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
 }
 
-Superblocks WeightCuda::superblock_layout() const {
-  return {shape_[0], shape_.inner_elements(), form_ == Form::packed ? view_.bits : 16};
-}
+Superblocks WeightCuda::superblock_layout() const { return {shape_[0], shape_.inner_elements(), traits_.bits}; }
 
 bool WeightCuda::step_per_channel() const {
   const Granularity::Kind kind = view_.groups.kind;
-  return form_ == Form::packed && (kind == Granularity::Kind::channel || kind == Granularity::Kind::tensor);
+  return traits_.form == WeightForm::packed &&
+         (kind == Granularity::Kind::channel || kind == Granularity::Kind::tensor);
 }
 
 TensorView<float> WeightCuda::values() {
-  if (form_ == Form::float32 || trained_ != nullptr) return floats_.view();
-  throw Error(form_ == Form::packed
+  if (traits_.form == WeightForm::float32 || trained_ != nullptr) return floats_.view();
+  throw Error(traits_.form == WeightForm::packed
                   ? "a packed weight has no float values: export it, or train the float model it came from"
                   : "a float16 weight cannot be trained or saved: load the model in float32");
 }

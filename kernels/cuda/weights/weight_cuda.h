@@ -4,86 +4,79 @@
 #include "kernels/activations.h"
 #include "kernels/cuda/device/device.h"
 #include "kernels/cuda/weights/superblock.h"
+#include "kernels/cuda/weights/weight_traits.h"
 #include "kernels/weight.h"
 
 namespace nibblenet {
 
-/// How packed codes, or halves, lie in device memory.
-enum class WeightLayout : uint8_t {
-  channels,    ///< as in files: one output channel after the other, in device order
-  superblocks  ///< kernels/cuda/weights/superblock.h, rows in device order
-};
-/// Superblocks where the tensor cores' products can use them, and they take no more bytes than channels.
-WeightLayout best_layout(const PackedTensor& packed);
-/// The same for weights stored as halves.
-WeightLayout best_layout(const Shape& shape);
-
-/// The power of two that brings `largest` into [0.5, 1), within what float32 can invert; 1 for what is not a number
-/// above 0.
+/// The power of two that brings `largest` into [0.5, 1), within what float32 can invert; 1 for what
+/// is not a number above 0.
 float normalisation_for(float largest);
 
-/// A weight in device memory, in one of the three forms that kernels/cuda/weights/readers.cuh reads.
+/// A weight in device memory, in one of the three forms that kernels/cuda/weights/readers.cuh
+/// reads.
 class WeightCuda : public Weight {
  public:
-  /// Float32 in PyTorch's order, or halves in device order; `normalised`: multiplied by normalisation() before they are
-  /// rounded.
+  /// Float32 in PyTorch's order, or halves in device order; `normalised`: multiplied by
+  /// normalisation() before they are rounded.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
              WeightLayout layout = WeightLayout::channels, bool normalised = true);
-  /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and nothing else.
+  /// Codes, scales and the rest of a packed tensor, codes and block ids in device order, and
+  /// nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              WeightLayout layout = WeightLayout::channels);
-  /// A weight that trains in halves: float32 in PyTorch's order, and beside it halves in `layout` for the forward pass
-  /// and in rows for the backward pass, which changed() renews. Their factor is always the same one, so that they
-  /// depend on the values alone: with 64, weights from 1e-6 to 1,000 are neither too small for halves nor too large.
+  /// A weight that trains in halves: float32 in PyTorch's order, and beside it halves in `layout`
+  /// for the forward pass and in rows for the backward pass, which changed() renews. Their factor
+  /// is always the same one, so that they depend on the values alone: with 64, weights from 1e-6 to
+  /// 1,000 are neither too small for halves nor too large.
   struct TrainsInHalves {};
   WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
              WeightLayout layout);
 
   const Shape& shape() const override { return shape_; }
-  bool packed() const override { return form_ == Form::packed; }
+  bool packed() const override { return form() == WeightForm::packed; }
   TensorView<float> values() override;
   void changed() override;
   ResidentSize resident() const override { return resident_; }
 
-  enum class Form : uint8_t { float32, float16, packed };
-  Form form() const { return form_; }
+  const WeightTraits& traits() const { return traits_; }
+  WeightForm form() const { return traits_.form; }
   TensorView<const float> floats() const { return floats_.view(); }
   const f16* halves() const { return halves_.data(); }
-  /// Of a weight that trains in halves, null for others: [K, R S C], and superblocks where it has them.
+  /// Of a weight that trains in halves, null for others: [K, R S C], and superblocks where it has
+  /// them.
   f16* rows_in_halves() {
     if (trained_ == nullptr) return nullptr;
-    return layout_ == WeightLayout::superblocks ? rows_.data() : halves_.data();
+    return layout() == WeightLayout::superblocks ? rows_.data() : halves_.data();
   }
   const f16* rows_in_halves() const { return const_cast<WeightCuda*>(this)->rows_in_halves(); }
   uint8_t* superblocks_in_halves() {
-    const bool has = trained_ != nullptr && layout_ == WeightLayout::superblocks;
+    const bool has = trained_ != nullptr && layout() == WeightLayout::superblocks;
     return has ? reinterpret_cast<uint8_t*>(halves_.data()) : nullptr;
   }
   const PackedView& view() const { return view_; }
   /// Of packed codes, and of halves.
-  WeightLayout layout() const { return layout_; }
+  WeightLayout layout() const { return traits_.layout; }
   /// Where superblocks lie, and how.
   const uint8_t* superblocks() const;
   Superblocks superblock_layout() const;
-  /// How many neighbours in a row share a step, where superblocks are cut along these runs; 0: all.
-  int64_t step_run() const { return step_run_; }
-  /// Whether packed codes stand for integers, but for a common offset and their step.
-  bool linear_codes() const { return linear_codes_; }
   /// Values by code, for schemes whose values do not lie in device memory.
   const Codebook& codebook() const { return codebook_; }
-  /// Power of two by which the largest weight is brought into [0.5, 1): the fp16 kernel multiplies by it before it
-  /// rounds, so that neither tiny nor huge weights leave fp16's range.
+  /// Power of two by which the largest weight is brought into [0.5, 1): the fp16 kernel multiplies
+  /// by it before it rounds, so that neither tiny nor huge weights leave fp16's range.
   float normalisation() const { return normalisation_; }
-  /// Packed: whether all weights of an output channel share one step, so that a product may be multiplied by it at its
-  /// end. Then few distinct values are rounded to halves, most of them exact; rounded with their steps, the errors of
-  /// asymmetric codebooks would add up where activations have one sign.
+  /// Packed: whether all weights of an output channel share one step, so that a product may be
+  /// multiplied by it at its end. Then few distinct values are rounded to halves, most of them
+  /// exact; rounded with their steps, the errors of asymmetric codebooks would add up where
+  /// activations have one sign.
   bool step_per_channel() const;
-  /// Power of two that brings the largest value of a code into [2^14, 2^15): small ones keep all their bits in halves.
+  /// Power of two that brings the largest value of a code into [2^14, 2^15): small ones keep all
+  /// their bits in halves.
   float value_normalisation() const { return value_normalisation_; }
 
  private:
   Shape shape_;
-  Form form_;
+  WeightTraits traits_;
   Tensor<float> floats_;
   Buffer<f16> halves_;
   Buffer<f16> rows_;           ///< where halves_ are superblocks of a weight that trains
@@ -95,9 +88,6 @@ class WeightCuda : public Weight {
   Buffer<float> stored_codebook_;
   Codebook codebook_;
   PackedView view_;
-  WeightLayout layout_ = WeightLayout::channels;
-  int64_t step_run_ = 0;
-  bool linear_codes_ = false;
   ResidentSize resident_;
   float normalisation_ = 1.0F;
   float value_normalisation_ = 1.0F;

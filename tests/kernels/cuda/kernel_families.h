@@ -29,8 +29,14 @@ inline std::vector<Family> families() {
 }
 
 inline void use(CudaBackend& backend, Family family) {
-  backend.use_plain_kernels(family == Family::plain);
-  backend.use_warpgroups(family == Family::warpgroups ? Warpgroups::wherever_possible : Warpgroups::never);
+  using Mode = KernelChoice::Mode;
+  backend.choose_kernels({family == Family::plain      ? Mode::plain
+                          : family == Family::portable ? Mode::portable
+                                                       : Mode::wgmma});
 }
+
+inline constexpr KernelChoice plain_kernels = {KernelChoice::Mode::plain};
+/// Neither wgmma nor the kernel of few pixels: of the tensor cores' kernels mma and few_rows are left.
+inline constexpr KernelChoice mma_kernels = KernelChoice{KernelChoice::Mode::portable}.without(Product::few_pixels);
 
 }  // namespace nibblenet::testing

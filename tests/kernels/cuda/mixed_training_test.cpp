@@ -114,7 +114,7 @@ TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
   EXPECT_FALSE(cuda_.linear_backward_step(layer, x.view(), x.view(), 1.0F, {}));
   const Buffer<f16> halves = halves_on(cuda_, uniform({3, 8}, 2));
   const TensorView<const f16> dy(halves.data(), {3, 8});
-  cuda_.use_plain_kernels(true);
+  cuda_.choose_kernels({KernelChoice::Mode::plain});
   EXPECT_FALSE(cuda_.linear_backward_step(layer, dy, dy, 1.0F, {}));
   EXPECT_EQ(from(cuda_, weight->values()), w);
 }
@@ -220,11 +220,11 @@ TEST_F(GradientStores, DropoutOfHalvesIsThatOfPlainKernels) {
   for (const Shape& shape : {Shape{3, 40}, Shape{5, 7}, Shape{300, 72}, Shape{0, 8}}) {
     const Buffer<f16> halves = halves_on(cuda_, uniform(shape, 3));
     const auto dropped = [&](bool plain) {
-      cuda_.use_plain_kernels(plain);
+      cuda_.choose_kernels({plain ? KernelChoice::Mode::plain : KernelChoice::Mode::fast});
       Buffer<f16> y = halves_on(cuda_, Values(shape));
       const TensorView<f16> to(y.data(), shape);
       cuda_.dropout(to, TensorView<const f16>(halves.data(), shape), 0.3F, {1, 2, 3});
-      cuda_.use_plain_kernels(false);
+      cuda_.choose_kernels({});
       return output_of(cuda_, shape, [&](TensorView<float> floats) { cuda_.convert(floats, to); });
     };
     EXPECT_TRUE(same_bits(dropped(false), dropped(true)));
@@ -370,7 +370,7 @@ TEST(MixedTraining, GradientsOfAllLayersAreTheCpus) {
   StepByStep cpu(network);
   for (const size_t first : {size_t{0}, network.classifier_begin()})
     for (const bool plain : {false, true}) {
-      cuda.use_plain_kernels(plain);
+      cuda.choose_kernels({plain ? KernelChoice::Mode::plain : KernelChoice::Mode::fast});
       const SeenPass seen = step_of(network, first, loss_scale);
       ASSERT_EQ(seen.layers.size(), first == 0 ? 8U : 3U);
       Values dy = seen.dlogits;

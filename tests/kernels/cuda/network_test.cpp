@@ -7,6 +7,7 @@
 #include "kernels/cuda/backend_cuda.h"
 #include "layers/cross_entropy.h"
 #include "layers/network/pass.h"
+#include "tests/kernels/cuda/kernel_families.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
@@ -89,18 +90,16 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
     const Tensor<float> images = random_tensor({batch, image_size, image_size, 3}, 5);
     const Tensor<float> expected = logits_of(cpu_, network(), images, Precision::float32);
     auto& backend = dynamic_cast<CudaBackend&>(cuda_);
-    const auto launches = [&](bool plain) {
-      backend.use_plain_kernels(plain);
+    const auto launches = [&](KernelChoice choice) {
+      backend.choose_kernels(choice);
       const int64_t before = backend.stream().launches();
       EXPECT_LE(relative_error(logits_of(cuda_, network(), images, Precision::float16).view(), expected.view()), 2e-3);
       return backend.stream().launches() - before;
     };
-    launches(false);  // where there are warpgroups, on them
-    backend.use_warpgroups(Warpgroups::never);
-    backend.use_few_pixels(false);
-    EXPECT_EQ(launches(false), launches(true) - 2);  // the second and the third pooling
-    backend.use_plain_kernels(false);
-    backend.use_few_pixels(true);
+    launches({});  // by wgmma, where there is one
+    // All but the second and the third pooling.
+    EXPECT_EQ(launches(testing::mma_kernels), launches(testing::plain_kernels) - 2);
+    backend.choose_kernels({});
   }
 }
 

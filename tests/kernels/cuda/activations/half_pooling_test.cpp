@@ -65,9 +65,9 @@ class Pooling : public ::testing::Test {
 
   template <class Run>
   auto by_plain_kernels(Run run) {
-    cuda_.use_plain_kernels(true);
+    cuda_.choose_kernels({KernelChoice::Mode::plain});
     auto result = run();
-    cuda_.use_plain_kernels(false);
+    cuda_.choose_kernels({});
     return result;
   }
 

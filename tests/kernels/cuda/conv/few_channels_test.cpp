@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
-#include "kernels/cuda/conv/launchers.h"
+#include "kernels/cuda/gemm/product.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -120,12 +120,14 @@ TEST_F(FirstConvolution, IsOneKernelAndNotThePlainOne) {
     const Tensor<float> offset = on(cuda_, bias);
     Buffer<f16> result(cuda_, static_cast<size_t>(result_shape(c).elements()), MemoryCategory::data);
     const int64_t before = cuda_.stream().launches();
-    EXPECT_EQ(cuda::first_conv2d_forward(TensorView<f16>(result.data(), result_shape(c)),
-                                         TensorView<const f16>(input.data(), x.shape), resident, offset.view(),
-                                         c.window, Epilogue::none, cuda_.stream()),
-              c.x[0] > 0)
+    const Activations y = TensorView<f16>(result.data(), result_shape(c));
+    const ForwardProduct product = forward_product(y, TensorView<const f16>(input.data(), x.shape), resident,
+                                                   offset.view(), c.window, Epilogue::none);
+    const bool fits = c.x[0] > 0;
+    EXPECT_EQ(route_forward(product.shape, cuda_.gpu()).product, fits ? Product::few_channels : Product::plain)
         << to_string(c.x);
-    EXPECT_EQ(cuda_.stream().launches(), before + (c.x[0] > 0 ? 1 : 0));
+    cuda_.conv2d_forward(y, product.x, *halves, offset.view(), c.window, Epilogue::none);
+    EXPECT_EQ(cuda_.stream().launches(), before + (fits ? 1 : 0));
   }
 }
 

@@ -8,7 +8,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
-#include "kernels/cuda/conv/launchers.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/kernels/cuda/convolution_cases.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
@@ -57,6 +57,12 @@ Values rounded(Values values) {
   return values;
 }
 
+/// Whether a product of fp16 activations goes there.
+bool has_few_pixels(const Shape& x, const WeightCuda& w, Window window) {
+  return route_forward(product_case(x, product_shape(x, w.shape(), window), window, w.traits()), {}).product ==
+         Product::few_pixels;
+}
+
 class FewPixels : public ::testing::Test {
  protected:
   /// `y_precision` of the result before it is read back.
@@ -67,7 +73,7 @@ class FewPixels : public ::testing::Test {
     const Tensor<float> offset = on(cuda_, bias);
     const auto& resident = static_cast<WeightCuda&>(w);
     const int64_t kernels = resident.layout() == WeightLayout::superblocks ? 1 : 2;
-    EXPECT_TRUE(cuda::has_few_pixels(halves_of_x, resident, c.window)) << name_of(c);
+    EXPECT_TRUE(has_few_pixels(halves_of_x.shape(), resident, c.window)) << name_of(c);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
       Buffer<f16> halves = halves_on(cuda_, Values(y.shape(), std::numeric_limits<float>::quiet_NaN()));
       const Activations of_halves = TensorView<f16>(halves.data(), y.shape());
@@ -203,10 +209,9 @@ TEST_F(FewPixels, AreFewWhereLargeTilesLeaveMostOfAGpuIdle) {
   for (const auto& [c, largest] : layers) {
     const WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:2:channel"), 1), cuda_.stream(),
                        WeightLayout::superblocks);
-    for (int64_t batch = 1; batch <= 16; ++batch) {
-      const TensorView<const f16> x(nullptr, {batch, c.x[1], c.x[2], c.x[3]});
-      EXPECT_EQ(cuda::has_few_pixels(x, w, c.window), batch <= largest) << name_of(c) << ", batch " << batch;
-    }
+    for (int64_t batch = 1; batch <= 16; ++batch)
+      EXPECT_EQ(has_few_pixels({batch, c.x[1], c.x[2], c.x[3]}, w, c.window), batch <= largest)
+          << name_of(c) << ", batch " << batch;
   }
 }
 
@@ -304,7 +309,7 @@ TEST_F(FewPixels, OthersGoToOtherKernels) {
   const Case c = {{1, 4, 4, 40}, {8, 40, 3, 3}, {3, 1, 1}};
   const auto packed = cuda_.make_weight(quantized(c.w, parse_scheme("linear:4:channel"), 3));
   const auto has = [&](const Shape& x, const Weight& w) {
-    return cuda::has_few_pixels(TensorView<const f16>(nullptr, x), static_cast<const WeightCuda&>(w), c.window);
+    return has_few_pixels(x, static_cast<const WeightCuda&>(w), c.window);
   };
   EXPECT_FALSE(has(c.x, *packed));
   const Values values = uniform({64, 64, 3, 3}, 1);

@@ -8,7 +8,9 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/kernels/cuda/convolution_cases.h"
+#include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -45,10 +47,7 @@ const std::vector<Case> matrices = {
 
 class TensorProduct : public ::testing::Test {
  protected:
-  TensorProduct() {
-    cuda_.use_warpgroups(Warpgroups::never);
-    cuda_.use_few_pixels(false);
-  }
+  TensorProduct() { cuda_.choose_kernels(testing::mma_kernels); }
 
   /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
@@ -159,7 +158,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
     const Values expected =
         c.x.rank() == 2 ? linear(cpu_, x, *float_weight, bias) : conv2d(cpu_, x, *float_weight, bias, c.window);
     for (const bool plain : {false, true}) {
-      cuda_.use_plain_kernels(plain);
+      cuda_.choose_kernels(plain ? testing::plain_kernels : testing::mma_kernels);
       EXPECT_EQ(output_of(cuda_, result_shape(c),
                           [&](TensorView<float> y) {
                             forward(c, y, TensorView<const f16>(input.data(), x.shape), resident, offset.view(),
@@ -168,7 +167,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
                 expected)
           << (plain ? "plain" : "fast");
     }
-    cuda_.use_plain_kernels(false);
+    cuda_.choose_kernels(testing::mma_kernels);
   }
 }
 
@@ -266,9 +265,9 @@ TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
   for (const Case& c : {superblock_convolutions[0], Case{{3, 64}, {64, 64}}, Case{{20, 64}, {64, 64}}}) {
     const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
     const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
-    cuda_.use_plain_kernels(false);
+    cuda_.choose_kernels(testing::mma_kernels);
     const Values fast = product(c, x, packed, bias);
-    cuda_.use_plain_kernels(true);
+    cuda_.choose_kernels(testing::plain_kernels);
     const Values plain = product(c, x, packed, bias);
     EXPECT_LE(relative_error(fast.view(), plain.view()), 1e-5);  // the same products in another order
     EXPECT_FALSE(same_bits(fast, plain)) << to_string(c.w);
@@ -276,9 +275,11 @@ TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
 }
 
 TEST(Kernels, AreChosenByTheEnvironment) {
-  ASSERT_EQ(setenv("NIBBLENET_KERNELS", "slow", 1), 0);
-  EXPECT_THROW(CudaBackend(), UsageError);
-  for (const char* known : {"plain", "portable", "fast", ""}) {
+  for (const char* unknown : {"slow", "fast,-plain", "fast,-slow", "fast,few_rows", "-few_rows"}) {
+    ASSERT_EQ(setenv("NIBBLENET_KERNELS", unknown, 1), 0);
+    EXPECT_THROW(CudaBackend(), UsageError) << unknown;
+  }
+  for (const char* known : {"plain", "portable", "fast", "", "fast,-few_pixels,-wgmma"}) {
     ASSERT_EQ(setenv("NIBBLENET_KERNELS", known, 1), 0);
     EXPECT_NO_THROW(CudaBackend()) << known;
   }

@@ -125,7 +125,7 @@ TEST_F(WarpgroupProduct, GivesTheSameBitsAgain) {
 TEST_F(WarpgroupProduct, TakesOverWherePlainKernelsWouldBeSlow) {
   // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of halves, one or two
   // more.
-  cuda_.use_few_pixels(false);
+  cuda_.choose_kernels(KernelChoice{}.without(Product::few_pixels));
   const Case c{{1, 6, 6, 64}, {64, 64, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), bias = uniform({64}, 3);
   const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme("linear:4:block:64"), "w"));

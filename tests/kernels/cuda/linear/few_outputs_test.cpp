@@ -39,9 +39,10 @@ class FewOutputs : public ::testing::Test {
     return output_of(cuda_, shape, [&](TensorView<float> y) {
       Buffer<f16> halves(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
       const Activations rounded = TensorView<f16>(halves.data(), shape);
-      EXPECT_TRUE(cuda::few_outputs_linear_forward(y_precision == Precision::float32 ? Activations(y) : rounded,
-                                                   TensorView<const f16>(input.data(), x.shape), w, offset.view(),
-                                                   epilogue, cuda_.stream()));
+      const Activations to = y_precision == Precision::float32 ? Activations(y) : rounded;
+      cuda::few_outputs_forward(
+          forward_product(to, TensorView<const f16>(input.data(), x.shape), w, offset.view(), {}, epilogue), scratch_,
+          cuda_.stream());
       if (y_precision == Precision::float16) cuda_.convert(y, rounded);
     });
   }
@@ -54,8 +55,15 @@ class FewOutputs : public ::testing::Test {
     });
   }
 
+  /// The kernel asks for none.
+  class NoScratch final : public Workspace {
+    float* floats(size_t) override { return nullptr; }
+    unsigned* counters(size_t) override { return nullptr; }
+  };
+
   CpuBackend cpu_{2};
   CudaBackend cuda_;
+  NoScratch scratch_;
 };
 
 class FewOutputsOf : public FewOutputs, public ::testing::WithParamInterface<MethodTraits> {};

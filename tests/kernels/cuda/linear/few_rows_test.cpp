@@ -46,10 +46,11 @@ class SkinnyProduct : public ::testing::Test {
     const Tensor<float> offset = on(cuda_, bias);
     const TensorView<const f16> halves(input.data(), x.shape);
     return output_of(cuda_, {x.shape[0], w.shape()[0]}, [&](TensorView<float> y) {
+      const ForwardProduct product = forward_product(y, halves, w, offset.view(), {}, epilogue);
       if (kernel == Kernel::skinny)
-        cuda::skinny_linear_forward(y, halves, w, offset.view(), epilogue, scratch_, cuda_.stream());
+        cuda::few_rows_forward(product, scratch_, cuda_.stream());
       else
-        cuda::linear_forward(y, halves, w, offset.view(), epilogue, cuda_.stream());
+        cuda::plain_forward(product, scratch_, cuda_.stream());
     });
   }
 
@@ -60,7 +61,6 @@ class SkinnyProduct : public ::testing::Test {
   CpuBackend cpu_{2};
   CudaBackend cuda_;
 
- private:
   class Scratch final : public Workspace {
    public:
     explicit Scratch(CudaBackend& backend) : backend_(backend) {}
@@ -125,7 +125,8 @@ TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
       const auto floats = [&](WeightCuda& w) {
         const Tensor<float> input = on(cuda_, x), offset = on(cuda_, bias);
         return output_of(cuda_, {5, shape[0]}, [&](TensorView<float> y) {
-          cuda::linear_forward(y, input.view(), w, offset.view(), Epilogue::none, cuda_.stream());
+          cuda::plain_forward(forward_product(y, input.view(), w, offset.view(), {}, Epilogue::none), scratch_,
+                              cuda_.stream());
         });
       };
       EXPECT_TRUE(same_bits(floats(blocks), floats(channels))) << bits << " bits, " << to_string(shape);
@@ -187,7 +188,8 @@ TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
     const Buffer<f16> input = halves_on(cuda_, x);
     const auto& resident = static_cast<const WeightCuda&>(*weight);
     const ConstActivations halves = TensorView<const f16>(input.data(), x.shape);
-    EXPECT_TRUE(cuda::is_skinny(halves, resident));
+    const ProductCase shape = product_case(x.shape, {batch, 128}, {}, resident.traits());
+    EXPECT_EQ(route_forward(shape, cuda_.gpu()).product, Product::few_rows);
     const Values result = output_of(cuda_, {batch, 128}, [&](TensorView<float> y) {
       cuda_.linear_forward(y, halves, *weight, offset.view(), Epilogue::none);
     });

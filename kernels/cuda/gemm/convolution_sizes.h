@@ -3,11 +3,23 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cuda/device/device.h"
-#include "kernels/cuda/gemm/im2col.cuh"
 #include "kernels/shapes.h"
 
 namespace nibblenet {
+
+/// Sizes of a convolution. A linear layer is one with H = W = R = S = 1.
+struct ConvolutionSizes {
+  int n = 0, h = 0, w = 0, c = 0;  ///< x [N, H, W, C]
+  int p = 0, q = 0, k = 0;         ///< y [N, P, Q, K]
+  int size = 1;                    ///< R = S
+  int stride = 1;
+  int padding = 0;
+
+  constexpr int taps() const { return size * size; }
+  constexpr int length() const { return taps() * c; }
+  constexpr int outputs() const { return n * p * q; }  ///< pixels of y
+  constexpr int inputs() const { return n * h * w; }   ///< pixels of x
+};
 
 /// Sizes as the kernels' 32-bit integers. Throws ShapeError for a batch whose pixels they cannot count.
 inline ConvolutionSizes sizes_of(const Shape& x, const Shape& y, Window window) {
@@ -27,14 +39,5 @@ inline ConvolutionSizes sizes_of(const Shape& x, const Shape& y, Window window) 
           .stride = small(window.stride),
           .padding = small(window.padding)};
 }
-
-inline Work work_of(const ConvolutionSizes& s, double weight_bytes, double element_bytes) {
-  const double outputs = static_cast<double>(s.outputs()) * s.k;
-  return {.bytes = weight_bytes + element_bytes * (outputs + static_cast<double>(s.inputs()) * s.c),
-          .flops = 2.0 * outputs * s.length()};
-}
-
-/// [N, C] as images of one pixel.
-inline Shape as_images(const Shape& matrix) { return {matrix[0], 1, 1, matrix[1]}; }
 
 }  // namespace nibblenet

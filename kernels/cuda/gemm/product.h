@@ -1,0 +1,88 @@
+#pragma once
+
+#include "kernels/cuda/gemm/product_case.h"
+#include "kernels/cuda/weights/weight_cuda.h"
+#include "kernels/training.h"
+
+// What launchers of products take: the product's case, and where its operands lie. Formulas and
+// shapes are kernels/backend.h's.
+
+namespace nibblenet {
+
+/// Bytes that an address is a multiple of, at most 16.
+inline int alignment_of(const void* data) {
+  const auto address = reinterpret_cast<uintptr_t>(data) | 16U;
+  return static_cast<int>(address & (~address + 1));
+}
+
+/// Operands read once, results written once.
+inline Work work_of(const ConvolutionSizes& s, double weight_bytes, double element_bytes) {
+  const double outputs = static_cast<double>(s.outputs()) * s.k;
+  return {.bytes = weight_bytes + element_bytes * (outputs + static_cast<double>(s.inputs()) * s.c),
+          .flops = 2.0 * outputs * s.length()};
+}
+
+/// y = epilogue(x w + bias), pooled where the case says so.
+struct ForwardProduct {
+  ProductCase shape;
+  Activations y;
+  ConstActivations x;
+  const WeightCuda& w;
+  TensorView<const float> bias;
+  Epilogue epilogue;
+};
+/// Of operands whose shapes fit. y is pooled where `pool` has a window.
+inline ForwardProduct forward_product(Activations y, ConstActivations x, const WeightCuda& w,
+                                      TensorView<const float> bias, Window window, Epilogue epilogue,
+                                      PoolingCase pool = {}) {
+  const Shape shape = pool.window.size > 0 ? product_shape(x.shape(), w.shape(), window) : y.shape();
+  ForwardProduct p{product_case(x.shape(), shape, window, w.traits()), y, x, w, bias, epilogue};
+  p.shape.x = x.precision();
+  p.shape.y = y.precision();
+  p.shape.x_alignment = alignment_of(x.data());
+  p.shape.y_alignment = alignment_of(y.data());
+  p.shape.pool = pool;
+  return p;
+}
+
+/// dx = dy w^T, as `store` says.
+struct DataGradientProduct {
+  ProductCase shape;
+  Activations dx;
+  ConstActivations dy;
+  WeightCuda& w;
+  const GradientStore& store;
+};
+/// Of operands whose shapes fit.
+inline DataGradientProduct data_gradient_product(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
+                                                 const GradientStore& store) {
+  DataGradientProduct p{product_case(dx.shape(), dy.shape(), window, w.traits()), dx, dy, w, store};
+  p.shape.x = dx.precision();
+  p.shape.y = dy.precision();
+  p.shape.x_alignment = std::min(alignment_of(dx.data()), alignment_of(store.relu_output.data()));
+  p.shape.y_alignment = alignment_of(dy.data());
+  return p;
+}
+
+/// dw and dbias, or with `layer` the step of SGD that follows from them times `factor`.
+struct WeightGradientProduct {
+  ProductCase shape;
+  ConstActivations dy;
+  ConstActivations x;
+  TensorView<float> dw = {};
+  TensorView<float> dbias = {};
+  const TrainedLayer* layer = nullptr;
+  float factor = 1.0F;
+  SgdParameters sgd = {};
+};
+/// Of operands whose shapes fit. What becomes of the gradient is still to be said.
+inline WeightGradientProduct weight_gradient_product(ConstActivations dy, ConstActivations x, Window window) {
+  WeightGradientProduct p{product_case(x.shape(), dy.shape(), window, {}), dy, x};
+  p.shape.x = x.precision();
+  p.shape.y = dy.precision();
+  p.shape.x_alignment = alignment_of(x.data());
+  p.shape.y_alignment = alignment_of(dy.data());
+  return p;
+}
+
+}  // namespace nibblenet

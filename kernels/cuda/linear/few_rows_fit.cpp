@@ -1,0 +1,11 @@
+#include "kernels/cuda/linear/few_rows_fit.h"
+
+namespace nibblenet::few_rows {
+
+bool fits(const ProductCase& c) {
+  return c.linear && c.weight.layout == WeightLayout::superblocks && c.x == Precision::float16 &&
+         c.sizes.n <= most_rows && c.sizes.c % 8 == 0 && c.x_alignment == 16 &&
+         c.weight.groups <= std::numeric_limits<int>::max();
+}
+
+}  // namespace nibblenet::few_rows

@@ -1,0 +1,149 @@
+#include "kernels/cuda/routes.h"
+
+#include <array>
+
+#include "kernels/cuda/conv/few_channels_fit.h"
+#include "kernels/cuda/conv/few_pixels_fit.h"
+#include "kernels/cuda/gemm/mma_fit.h"
+#include "kernels/cuda/gemm/wgmma_fit.h"
+#include "kernels/cuda/linear/few_outputs_fit.h"
+#include "kernels/cuda/linear/few_rows_fit.h"
+
+namespace nibblenet {
+namespace {
+
+using Mode = KernelChoice::Mode;
+
+constexpr std::array<std::string_view, product_count> names = {"few_pixels",   "few_rows",    "wgmma", "mma",
+                                                               "few_channels", "few_outputs", "plain"};
+
+/// Tiles of few_pixels, two to each multiprocessor at most: with more of them, large tiles fill the
+/// GPU as well.
+bool has_few_pixels(const ProductCase& c, const GpuTraits& gpu) {
+  return gpu.choice.mode != Mode::wgmma && few_pixels::fits(c) &&
+         FewPixelsBlocks(c.sizes).count() <= 2 * nominal_multiprocessors;
+}
+
+/// Wgmma expands weights first: for a linear layer that takes longer than the product, unless there
+/// are many rows.
+bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
+  return gpu.choice.mode == Mode::wgmma || c.sizes.size != 1 || c.sizes.p * c.sizes.q != 1 || c.sizes.n >= 48;
+}
+
+/// A kernel, and when it takes a product that reaches its row.
+struct Row {
+  Product product;
+  bool (*takes)(const ProductCase& c, const GpuTraits& gpu);
+};
+
+// Best first: a product takes the first row that fits.
+constexpr Row forward_rows[] = {
+    {Product::few_pixels, has_few_pixels},
+    {Product::few_rows, [](const ProductCase& c, const GpuTraits&) { return few_rows::fits(c); }},
+    {Product::wgmma, [](const ProductCase& c, const GpuTraits& gpu) { return wgmma_pays(c, gpu) && wgmma::fits(c); }},
+    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits(c); }},
+    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits(c); }},
+    {Product::few_channels, [](const ProductCase& c, const GpuTraits&) { return few_channels::fits(c); }},
+    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits(c); }},
+};
+constexpr Row data_gradient_rows[] = {
+    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits_data_gradient(c); }},
+    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits_data_gradient(c); }},
+    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits_gradients(c); }},
+};
+constexpr Row weight_gradient_rows[] = {
+    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits_weight_gradient(c); }},
+    {Product::few_channels,
+     [](const ProductCase& c, const GpuTraits&) {
+       return c.sizes.c % 8 != 0 && few_channels::fits_weight_gradient(c);
+     }},
+    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits_weight_gradient(c); }},
+    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits_gradients(c); }},
+};
+
+template <size_t count>
+Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits& gpu) {
+  for (const Row& row : rows)
+    if (gpu.may_use(row.product) && row.takes(c, gpu)) return row.product;
+  return Product::plain;
+}
+
+Expansion expansion_for(Product product, const WeightTraits& weight) {
+  if (product == Product::few_pixels && !few_pixels::multiplies_in_place(weight)) return Expansion::weight_superblocks;
+  if (product != Product::wgmma || weight.trains) return Expansion::none;
+  return weight.layout == WeightLayout::superblocks ? Expansion::superblock_rows : Expansion::weight_rows;
+}
+
+}  // namespace
+
+std::string_view to_string(Product product) { return names[static_cast<size_t>(product)]; }
+
+KernelChoice parse_kernels(std::string_view text) {
+  KernelChoice choice;
+  for (bool first = true; first || !text.empty(); first = false) {
+    const size_t comma = std::min(text.find(','), text.size());
+    const std::string_view part = text.substr(0, comma);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+    if (first) {
+      if (part == "portable") choice.mode = Mode::portable;
+      if (part == "plain") choice.mode = Mode::plain;
+      if (part.empty() || part == "fast" || choice.mode != Mode::fast) continue;
+    } else if (part.starts_with('-') && part != "-plain") {
+      const auto found = std::ranges::find(names, part.substr(1));
+      if (found != names.end()) {
+        choice = choice.without(static_cast<Product>(found - names.begin()));
+        continue;
+      }
+    }
+    fail<UsageError>(
+        "NIBBLENET_KERNELS: {} is unknown; it is fast, portable or plain, and then -ROW for kernels to leave out: {}",
+        part, fmt::join(names.begin(), names.end() - 1, ", "));
+  }
+  return choice;
+}
+
+bool GpuTraits::may_use(Product product) const {
+  if (product == Product::plain) return true;
+  if (choice.mode == Mode::plain || (choice.left_out >> static_cast<unsigned>(product) & 1U) != 0) return false;
+  return product != Product::wgmma || (has_wgmma && choice.mode != Mode::portable);
+}
+
+GpuTraits parse_gpu(std::string_view text) {
+  if (text == "sm_80" || text == "sm_89" || text == "sm_90") return {.has_wgmma = text == "sm_90"};
+  fail<UsageError>("--gpu {}: known are sm_80, sm_89 and sm_90", text);
+}
+
+std::string to_string(const Route& route) {
+  constexpr std::array<std::string_view, 4> expansions = {"", "weight_rows ", "superblock_rows ",
+                                                          "weight_superblocks "};
+  return fmt::format("{}{}{}", expansions[static_cast<size_t>(route.expansion)], to_string(route.product),
+                     route.flattens ? " flattens" : "");
+}
+
+Route route_forward(const ProductCase& c, const GpuTraits& gpu) {
+  const Product product = first_of(forward_rows, c, gpu);
+  return {.product = product, .expansion = expansion_for(product, c.weight)};
+}
+
+std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu) {
+  const auto route = [&](Product product) {
+    return Route{product, expansion_for(product, c.weight), true, c.pool.flat};
+  };
+  // Its convolution is faster than a fused one of the others.
+  if (gpu.may_use(Product::few_pixels) && has_few_pixels(c, gpu)) {
+    if (few_pixels::fits_pooling(c)) return route(Product::few_pixels);
+    return std::nullopt;
+  }
+  const bool by_wgmma = gpu.may_use(Product::wgmma) && wgmma_pays(c, gpu);
+  if (gpu.may_use(Product::mma) && !by_wgmma && mma::fits(c)) return route(Product::mma);
+  if (gpu.may_use(Product::few_channels) && few_channels::fits(c)) return route(Product::few_channels);
+  return std::nullopt;
+}
+
+Product route_data_gradient(const ProductCase& c, const GpuTraits& gpu) { return first_of(data_gradient_rows, c, gpu); }
+
+Product route_weight_gradient(const ProductCase& c, const GpuTraits& gpu) {
+  return first_of(weight_gradient_rows, c, gpu);
+}
+
+}  // namespace nibblenet

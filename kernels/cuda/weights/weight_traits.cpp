@@ -1,0 +1,81 @@
+#include "kernels/cuda/weights/weight_traits.h"
+
+#include <optional>
+
+#include "kernels/cuda/weights/superblock.h"
+
+namespace nibblenet {
+namespace {
+
+/// How many neighbours in a row share a scale, in device order and from a multiple of it on: all of
+/// them where it is as long as the row, nothing where scales change more freely.
+std::optional<int64_t> run_of_scales(const PackedTensor& packed) {
+  const bool matrix = packed.shape.rank() == 2;
+  const int64_t columns = packed.shape.inner_elements();
+  const Granularity granularity = packed.scheme.granularity;
+  switch (granularity.kind) {
+    case Granularity::Kind::tensor:
+    case Granularity::Kind::channel:
+      return columns;
+    case Granularity::Kind::row:
+      if (matrix) return columns;
+      break;
+    case Granularity::Kind::block:
+      if (matrix || granularity.rows >= columns) return granularity.rows;
+      break;
+    case Granularity::Kind::tile:
+      if (matrix) return granularity.columns;
+      break;
+    case Granularity::Kind::sorted:
+      break;
+  }
+  return std::nullopt;
+}
+
+/// Matrices, and filters whose taps begin at the superblocks' borders.
+bool suits_superblocks(const Shape& shape) {
+  return shape.rank() == 2 || (shape.rank() == 4 && shape[1] % Superblocks::size == 0);
+}
+
+}  // namespace
+
+bool suits_superblocks(const PackedTensor& packed) {
+  // Scales that change along a row do so at the superblocks' borders only.
+  const auto run = run_of_scales(packed);
+  if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
+  return suits_superblocks(packed.shape);
+}
+
+WeightLayout best_layout(const PackedTensor& packed) {
+  const bool better =
+      suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
+  return better ? WeightLayout::superblocks : WeightLayout::channels;
+}
+
+WeightLayout best_layout(const Shape& shape) {
+  const bool whole =
+      suits_superblocks(shape) && shape[0] % Superblocks::size == 0 && shape.inner_elements() % Superblocks::size == 0;
+  return whole && shape.elements() > 0 ? WeightLayout::superblocks : WeightLayout::channels;
+}
+
+WeightLayout trained_layout(const Shape& shape, bool with_wgmma) {
+  return with_wgmma ? WeightLayout::channels : best_layout(shape);
+}
+
+WeightTraits traits_of(const PackedTensor& packed, WeightLayout layout) {
+  WeightTraits traits{.form = WeightForm::packed,
+                      .layout = layout,
+                      .bits = packed.scheme.bits,
+                      .integers = packed.scheme.method == Method::linear && packed.codebook.empty(),
+                      .groups = packed.groups()};
+  const auto run = run_of_scales(packed);
+  if (layout == WeightLayout::superblocks && run && *run < packed.shape.inner_elements()) traits.scale_run = *run;
+  return traits;
+}
+
+WeightTraits traits_of(Precision precision, WeightLayout layout) {
+  if (precision == Precision::float32) return {};
+  return {.form = WeightForm::float16, .layout = layout};
+}
+
+}  // namespace nibblenet
