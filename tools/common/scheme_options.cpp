@@ -77,7 +77,7 @@ std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::s
 SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network)
     : network_(&network),
       measured_default_(flags.only_bits()),
-      gptq_(compensated),
+      gptq_(gptq),
       overrides_(parse(flags.layers)),
       scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
       bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
