@@ -11,9 +11,9 @@
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/pretrained.h"
-#include "tools/common/quantized_training.h"
 #include "tools/common/report.h"
-#include "tools/common/training_run.h"
+#include "tools/training/quantized_training.h"
+#include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
 
 namespace {

@@ -8,9 +8,9 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
-#include "tools/common/packing.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "tools/training/packing.h"
 
 namespace {
 

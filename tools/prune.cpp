@@ -2,11 +2,11 @@
 
 #include <charconv>
 
-#include "tools/common/calibration_options.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "tools/training/calibration_options.h"
 #include "training/compression/channel_pruning.h"
 
 namespace {

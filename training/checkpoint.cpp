@@ -1,6 +1,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/io/training_state.h"
 #include "training/trainer.h"
 
 namespace nibblenet {
@@ -25,9 +26,6 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_su
 namespace {
 
 constexpr const char* options_key = "training_options";
-constexpr const char* position_key = "training_position";
-constexpr std::string_view momentum_prefix = "momentum.";
-constexpr std::string_view master_prefix = "latent.";
 
 template <class T>
 T from_json(const std::string& text, std::string_view what) {
@@ -44,18 +42,6 @@ void add_under(std::string_view prefix, StateDict& to, StateDict from) {
     parameter.name.insert(0, prefix);
     to.parameters.push_back(std::move(parameter));
   }
-}
-
-/// The inverse: takes what lies under the prefix out of the dict.
-StateDict take_from_under(std::string_view prefix, StateDict& from) {
-  StateDict taken, left;
-  for (Parameter& parameter : from.parameters) {
-    const bool match = parameter.name.starts_with(prefix);
-    if (match) parameter.name.erase(0, prefix.size());
-    (match ? taken : left).parameters.push_back(std::move(parameter));
-  }
-  from.parameters = std::move(left.parameters);
-  return taken;
 }
 
 /// The float network that training in packed form goes on from: weights before rounding where there are any, else
@@ -123,7 +109,7 @@ void Trainer::save_checkpoint(const std::filesystem::path& path) const {
   add_under(momentum_prefix, dict, std::move(momenta));
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
-  dict.metadata[position_key] = nlohmann::json(position_).dump();
+  dict.metadata[training_position_key] = nlohmann::json(position_).dump();
   save_state_dict(path, dict);
 }
 
@@ -139,21 +125,13 @@ void Trainer::restore(const Checkpoint& checkpoint) {
   position_ = position;
 }
 
-bool drop_training_state(StateDict& dict) {
-  if (!dict.metadata.contains(position_key)) return false;
-  take_from_under(momentum_prefix, dict);
-  take_from_under(master_prefix, dict);
-  dict.metadata.erase(position_key);
-  return true;
-}
-
 Checkpoint load_checkpoint(const std::filesystem::path& path) {
   StateDict dict = load_state_dict(path);
-  if (!dict.metadata.contains(options_key) || !dict.metadata.contains(position_key))
+  if (!dict.metadata.contains(options_key) || !dict.metadata.contains(training_position_key))
     fail<FormatError>("{} is not a checkpoint of a training run; to start from its weights use --init", path.string());
   Checkpoint checkpoint;
   checkpoint.options = training_options_from_json(dict.metadata[options_key]);
-  checkpoint.position = from_json<TrainingPosition>(dict.metadata[position_key], "the checkpoint's position");
+  checkpoint.position = from_json<TrainingPosition>(dict.metadata[training_position_key], "the checkpoint's position");
   checkpoint.momenta = take_from_under(momentum_prefix, dict);
   checkpoint.masters = take_from_under(master_prefix, dict);
   if (!dict.packed()) {

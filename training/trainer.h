@@ -84,8 +84,6 @@ struct Checkpoint {
   TrainingOptions options;
   TrainingPosition position;
 };
-/// Makes a plain model of what was read from a checkpoint; false when it was none.
-bool drop_training_state(StateDict& dict);
 /// Throws FormatError when the file is no checkpoint.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 

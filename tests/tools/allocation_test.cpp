@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "tests/tools/run.h"
-#include "tools/common/bit_allocation.h"
+#include "tools/training/bit_allocation.h"
 
 // pack --target-bits, --target-size, --max-loss.
 

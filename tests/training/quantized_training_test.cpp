@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/io/training_state.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"

@@ -5,10 +5,10 @@
 #include <optional>
 
 #include "engine/io/pth.h"
+#include "engine/io/training_state.h"
 #include "layers/network/network_spec.h"
 #include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
-#include "training/trainer.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -28,7 +28,7 @@ bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
     const SafetensorsFile file(path);
     const auto format = file.metadata().find("format");
     const bool packed = format != file.metadata().end() && format->second == "nibblenet-packed";
-    const bool checkpoint = file.metadata().contains("training_position");
+    const bool checkpoint = file.metadata().contains(training_position_key);
     return kind == ModelKind::packed ? packed : !packed && !checkpoint;
   } catch (const Error&) {
     return false;  // a broken file in weights/ is not the newest model

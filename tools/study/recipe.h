@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "tools/common/packing.h"
+#include "tools/training/packing.h"
 
 namespace nibblenet::tools {
 

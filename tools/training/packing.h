@@ -7,9 +7,9 @@
 
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
-#include "tools/common/bit_allocation.h"
-#include "tools/common/calibration_options.h"
-#include "tools/common/scheme_options.h"
+#include "tools/training/bit_allocation.h"
+#include "tools/training/calibration_options.h"
+#include "tools/training/scheme_options.h"
 
 namespace nibblenet::tools {
 

@@ -1,4 +1,4 @@
-#include "tools/common/scheme_options.h"
+#include "tools/training/scheme_options.h"
 
 #include <fmt/ranges.h>
 #include <fnmatch.h>

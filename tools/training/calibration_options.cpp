@@ -1,4 +1,4 @@
-#include "tools/common/calibration_options.h"
+#include "tools/training/calibration_options.h"
 
 #include <fmt/ranges.h>
 
@@ -8,7 +8,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
-#include "tools/common/scheme_options.h"
+#include "tools/training/scheme_options.h"
 
 namespace nibblenet::tools {
 namespace {

@@ -1,4 +1,4 @@
-#include "tools/common/training_run.h"
+#include "tools/training/training_run.h"
 
 #include <fmt/core.h>
 

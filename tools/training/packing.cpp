@@ -1,4 +1,4 @@
-#include "tools/common/packing.h"
+#include "tools/training/packing.h"
 
 #include "tools/common/command_line.h"
 

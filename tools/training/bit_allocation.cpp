@@ -1,4 +1,4 @@
-#include "tools/common/bit_allocation.h"
+#include "tools/training/bit_allocation.h"
 
 #include <fmt/core.h>
 

@@ -1,8 +1,8 @@
-#include "tools/common/quantized_training.h"
+#include "tools/training/quantized_training.h"
 
 #include <charconv>
 
-#include "tools/common/scheme_options.h"
+#include "tools/training/scheme_options.h"
 #include "training/compression/quantized_weight.h"
 
 namespace nibblenet::tools {

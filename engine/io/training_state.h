@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string_view>
+
+#include "engine/io/state_dict.h"
+
+namespace nibblenet {
+
+/// Names of a checkpoint's training state: the key of its position in the metadata, and the prefixes of
+/// momenta and master weights.
+inline constexpr const char* training_position_key = "training_position";
+inline constexpr std::string_view momentum_prefix = "momentum.";
+inline constexpr std::string_view master_prefix = "latent.";
+
+/// Moves the parameters under a prefix out of the dict, and strips the prefix from their names.
+StateDict take_from_under(std::string_view prefix, StateDict& from);
+
+/// Removes the training state of a checkpoint. Returns false if the dict is none.
+bool drop_training_state(StateDict& dict);
+
+}  // namespace nibblenet
