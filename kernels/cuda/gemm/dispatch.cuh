@@ -2,6 +2,7 @@
 
 #include "kernels/activations.h"
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
+#include "kernels/training.h"
 
 namespace nibblenet {
 
