@@ -5,8 +5,8 @@
 
 namespace nibblenet {
 
-/// What activations, and weights that are not packed, are stored as. Sums are float32 either way. Training in
-/// float16 keeps float32 weights beside the halves.
+/// What activations, and weights that are not packed, are stored as. Sums are float32 either way.
+/// Training in float16 keeps float32 weights beside the halves.
 enum class Precision : uint8_t { float32, float16 };
 
 constexpr std::string_view to_string(Precision precision) {
@@ -14,7 +14,8 @@ constexpr std::string_view to_string(Precision precision) {
 }
 constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
 
-/// A view of activations of either precision; a view of floats or halves is one. `Void` is void or const void.
+/// A view of activations of either precision; a view of floats or halves is one. `Void` is void or
+/// const void.
 template <class Void>
 class AnyActivations {
   template <class T>

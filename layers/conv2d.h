@@ -5,27 +5,29 @@
 
 namespace nibblenet {
 
-/// [N, P, Q, K] of a convolution of x[N, H, W, C] with filters w[K, C, R, R]. Throws ShapeError when they do not fit.
+/// Output shape [N, P, Q, K] of a convolution of x[N, H, W, C] with filters w[K, C, R, R]. Throws
+/// ShapeError if they do not fit.
 Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 
-/// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero padding as in
-/// PyTorch.
+/// y[N, P, Q, K] = epilogue(x[N, H, W, C] * w[K, C, R, R] + bias[K]), cross-correlation with zero
+/// padding as in PyTorch.
 void conv2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Window window, Epilogue epilogue);
 
-/// y = max_pool2d(conv2d_forward(x, w), pool) at once, or y[N, K P Q], which is that flattened. False, and nothing was
-/// done, where the backend gains nothing by it: then they follow each other.
+/// y = max_pool2d(conv2d_forward(x, w), pool) at once, or y[N, K P Q], which is that flattened.
+/// False, and nothing was done, where the backend gains nothing by it: then they follow each other.
 [[nodiscard]] bool conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
                                              TensorView<const float> bias, Window window, Epilogue epilogue,
                                              Window pool);
 
-/// dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the epilogue.
+/// Gradients dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the
+/// epilogue.
 void conv2d_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
                           const GradientStore& store = {});
 void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window);
-/// A step of SGD from dw and dbias, which are not stored, times `factor`. False, and nothing was done, where the
-/// backend gains nothing by it.
+/// Fused weight gradient, times `factor`, and SGD: dw and dbias are never stored. Returns false,
+/// with nothing changed, where the backend cannot.
 [[nodiscard]] bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
                                         ConstActivations x, Window window, float factor, SgdParameters parameters);
 

@@ -11,7 +11,7 @@ void relu_forward(Inference& backend, TensorView<float> y, TensorView<const floa
 /// dx = dy where the output y is positive, else 0 (at 0 too, as PyTorch); dx may be dy.
 void relu_backward(Training& backend, Activations dx, ConstActivations dy, ConstActivations y);
 
-/// Throws ShapeError where the ReLU that `store` names is not that of dx.
+/// Throws ShapeError unless the ReLU output of `store` has dx's shape.
 void expect_store(Activations dx, const GradientStore& store);
 
 }  // namespace nibblenet

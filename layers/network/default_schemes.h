@@ -15,12 +15,12 @@ struct DefaultScheme {
 };
 using DefaultSchemes = std::array<DefaultScheme, 7>;  ///< of 2 to 8 bits
 
-/// What measured best in accuracy per byte on AlexNet, without and with a calibration. docs/schemes.md
-/// has the table and how it was made.
+/// The schemes that measured best in accuracy per byte on AlexNet, without and with a calibration.
+/// docs/schemes.md has the measurements.
 extern const DefaultSchemes measured_schemes;
 extern const DefaultSchemes measured_calibrated_schemes;
 
-/// The scheme of a weight of this shape. Throws UsageError for a width that there is none of.
+/// The scheme of a weight of this shape. Throws UsageError for a width without a default.
 Scheme default_scheme_of(const DefaultSchemes& schemes, const Shape& weight, int bits);
 
 }  // namespace nibblenet

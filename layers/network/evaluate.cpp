@@ -14,7 +14,8 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Collects logits and losses batch by batch where the network computes: nothing waits for a batch until finish().
+/// Collects logits and losses batch by batch where the network computes: nothing waits for a batch
+/// until finish().
 class Scorer {
  public:
   Scorer(Network& network, std::vector<int32_t> labels)

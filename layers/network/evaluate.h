@@ -9,45 +9,46 @@
 
 namespace nibblenet {
 
-/// Called as work goes on with the items done and their total; true asks to stop.
+/// Progress callback: items done, and their total. Return true to stop.
 using OnProgress = std::function<bool(int64_t done, int64_t total)>;
 
-/// What a network did on a data set.
+/// Result of a network on a data set.
 struct Evaluation {
   int64_t images = 0;
   int64_t correct = 0;
   double loss = 0;              ///< mean cross-entropy
   Tensor<float> logits;         ///< [images, classes], in data-set order, on the host
   std::vector<int32_t> labels;  ///< in data-set order
-  double seconds = 0;           ///< wall clock, forward passes and waiting for images
-  double prepare_seconds = 0;   ///< work of the preparing thread, most of it hidden behind the forward passes
-  double wait_seconds = 0;      ///< of `seconds`, what the forward passes had to wait for images
+  double seconds = 0;           ///< wall clock of forward passes and of waiting for images
+  double prepare_seconds = 0;   ///< work of the preparing thread; most of it overlaps with forward passes
+  double wait_seconds = 0;      ///< part of `seconds` in which forward passes waited for images
 
   double accuracy() const { return images == 0 ? 0.0 : static_cast<double>(correct) / static_cast<double>(images); }
   double images_per_second() const { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
   int64_t predicted(int64_t image) const;  ///< class of the largest logit, the first one of equals
 };
 
-/// Runs every image through the network. Throws UsageError when labels exceed the network's classes; Interrupted when
-/// `on_progress` asks to stop.
+/// Runs every image through the network. Throws UsageError if a label exceeds the network's
+/// classes, Interrupted if `on_progress` asks to stop.
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
                     const OnProgress& on_progress = {});
 
-/// The same from features computed before: x is [images, features] in the backend's memory.
+/// evaluate() from cached features: x is [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
                              int64_t batch_size);
 
-/// Somebody asked to stop; what was done so far has been saved where the operation saves anything.
+/// The user asked to stop. An operation that saves its work has saved it.
 class Interrupted : public Error {
  public:
   using Error::Error;
 };
 
-/// The features (output of the flatten) of every image of a data set, [images, features] in the backend's memory.
+/// Features (output of the flatten) of every image of a data set: [images, features] in the
+/// backend's memory.
 Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
                                int64_t batch_size, const OnProgress& on_progress = {});
 
-/// Labels as the kernels take them. Throws UsageError when one is not a class of the network.
+/// A data set's labels for the kernels. Throws UsageError if one is not a class of the network.
 std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes);
 
 }  // namespace nibblenet

@@ -8,21 +8,22 @@
 
 namespace nibblenet {
 
-/// How images of this data set's size are prepared. Throws UsageError unless all of them have one size.
+/// Tables that prepare images of this data set's size. Throws UsageError unless all have one size.
 ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preprocess);
 
-/// Batches of prepared images in a backend's memory: a Loader, and whoever prepares its images. Where the backend can
-/// and all images have one size, their bytes travel and it prepares them itself; else the loader's thread does.
+/// Batches of prepared images in a backend's memory. If the backend can prepare images and all have
+/// one size, their bytes are uploaded and the backend prepares them. Otherwise the loader's thread
+/// does.
 class ImageFeed {
  public:
-  /// `precision` is what the images are wanted in; prepared on the host they are float32. With options.raw they are
-  /// not prepared: for next(…, pixels).
+  /// `precision`: wanted precision of the images; images prepared on the host are float32. With
+  /// options.raw they are not prepared: use next(…, pixels).
   ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess& preprocess, LoaderOptions options,
             Precision precision);
 
-  /// As Loader::next; `images` is valid until the next call.
+  /// Loader::next with prepared images, valid until the next call.
   bool next(Batch& batch, ConstActivations& images);
-  /// The same with the images' bytes, [N, height, width, 3].
+  /// Loader::next with the images' bytes, [N, height, width, 3].
   bool next(Batch& batch, TensorView<const uint8_t>& pixels);
   const Loader& loader() const { return *loader_; }
 
@@ -32,7 +33,7 @@ class ImageFeed {
   Precision precision_;
   std::unique_ptr<ImagePreparer> preparer_;  ///< null: the loader prepares
   std::unique_ptr<Loader> loader_;
-  Buffer<uint8_t> pixels_;  ///< with a preparer, or raw: of a batch, as they lie in the data set
+  Buffer<uint8_t> pixels_;  ///< a batch's bytes as in the data set; with a preparer, or raw
   Buffer<Augmentation> augmentations_;
   Buffer<std::byte> prepared_;
 };

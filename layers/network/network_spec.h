@@ -63,13 +63,14 @@ std::vector<std::string> feature_names(const NetworkSpec& network);
 std::vector<std::string> classifier_names(const NetworkSpec& network);
 std::vector<std::string> layer_names(const NetworkSpec& network);
 
-/// The layers of network_of(parameters), with the sizes of the state dict, whatever they are. Throws
-/// FormatError when a parameter is missing or superfluous, or when sizes do not fit each other.
+/// The layers of network_of(parameters), with the sizes of the state dict, whatever they are.
+/// Throws FormatError when a parameter is missing or superfluous, or when sizes do not fit each
+/// other.
 std::vector<LayerSpec> layers_of(const StateDict& parameters);
 
 /// Draws weights uniformly from ±sqrt(6 / fan_in) (He 2015, for ReLU) and sets biases to 0. The
-/// `last` layer takes ±sqrt(1 / fan_in), so that training does not start from confident guesses. The
-/// result is a function of seed, name and shape alone.
+/// `last` layer takes ±sqrt(1 / fan_in), so that training does not start from confident guesses.
+/// The result is a function of seed, name and shape alone.
 void initialise(Parameter& weight, Parameter& bias, uint64_t seed, bool last);
 
 /// A fresh network of its table's sizes.
@@ -84,9 +85,9 @@ void reset_head(StateDict& parameters, Reset reset, int64_t classes, uint64_t se
 /// Classes the network tells apart.
 int64_t class_count(const StateDict& parameters);
 
-/// The side of the input in pixels: `asked` unless that is 0, else what the metadata names, else 224.
-/// Throws UsageError where the network does not take `asked`, FormatError where it does not take the
-/// metadata's.
+/// The side of the input in pixels: `asked` unless that is 0, else what the metadata names, else
+/// 224. Throws UsageError where the network does not take `asked`, FormatError where it does not
+/// take the metadata's.
 int image_size_of(const StateDict& parameters, int asked = 0);
 /// Throws UsageError for a size that the network does not take.
 void expect_image_size(const NetworkSpec& network, int64_t size);

@@ -121,7 +121,8 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
   return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
 }
 
-/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is ours.
+/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is
+/// ours.
 ConstActivations Pass::infer(ConstActivations x, size_t first) {
   const Precision precision = network_->precision();
   const int64_t batch = x.size(0);

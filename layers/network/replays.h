@@ -15,8 +15,8 @@ class Replays {
  public:
   using Work = std::function<ConstActivations(ConstActivations x)>;
 
-  /// work(x). When the same place, shape and precision come a second time the work is recorded, and from then on
-  /// replayed: for them it must always queue the same operations, on the same memory.
+  /// work(x). When the same place, shape and precision come a second time the work is recorded, and
+  /// from then on replayed: for them it must always queue the same operations, on the same memory.
   ConstActivations run(Recorder& backend, ConstActivations x, const Work& work);
   /// Of what was recorded last; nothing where nothing was.
   std::optional<int64_t> operations() const;

@@ -17,7 +17,8 @@ namespace nibblenet {
 /// Why CUDA cannot be used here, in one line; nothing when there is a GPU.
 std::optional<std::string> cuda_problem();
 
-/// What an operation moves and computes at the least: the only statement of its cost. Benches divide by it.
+/// What an operation moves and computes at the least: the only statement of its cost. Benches
+/// divide by it.
 struct Work {
   double bytes = 0;  ///< operands read once and results written once
   double flops = 0;  ///< a multiplication and an addition count two
@@ -71,10 +72,12 @@ class Event {
   CUevent_st* event_ = nullptr;
 };
 
-/// Work captured from a stream, to be replayed by one call: for small batches launching costs more than computing.
+/// Work captured from a stream, to be replayed by one call: for small batches launching costs more
+/// than computing.
 class Graph {
  public:
-  /// Runs `queue_work` with the stream capturing: what it queues is recorded, not run. It must not synchronise.
+  /// Runs `queue_work` with the stream capturing: what it queues is recorded, not run. It must not
+  /// synchronise.
   template <class QueueWork>
   Graph(Stream& stream, QueueWork&& queue_work) {
     begin(stream);
@@ -125,7 +128,8 @@ class Device {
   size_t l2_bytes_ = 0;
 };
 
-/// Queues a copy between device and host or within the device; by the time it returns, host memory may be changed.
+/// Queues a copy between device and host or within the device; by the time it returns, host memory
+/// may be changed.
 void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream);
 /// Waits for everything queued before, and for the copy.
 void copy_from_device(void* host, const void* source, size_t bytes, Stream& stream);

@@ -7,8 +7,8 @@
 
 namespace nibblenet {
 
-/// Copies from the device that are not waited for: its stream brings them to page-locked memory, and finish() from
-/// there to where they belong. Move-only.
+/// Copies from the device that are not waited for: its stream brings them to page-locked memory,
+/// and finish() from there to where they belong. Move-only.
 class Downloads {
  public:
   Downloads() = default;

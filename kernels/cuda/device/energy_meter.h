@@ -10,8 +10,8 @@ class EnergyMeter {
   /// Throws CudaError where the library or the GPU is not there.
   EnergyMeter();
 
-  /// Since the driver was loaded, of everything that ran there; the driver renews it some ten times a second. Nothing
-  /// where the GPU does not count: those before Volta.
+  /// Since the driver was loaded, of everything that ran there; the driver renews it some ten times
+  /// a second. Nothing where the GPU does not count: those before Volta.
   std::optional<double> joules() const;
 
  private:

@@ -1,14 +1,14 @@
 #pragma once
 
-// The one header through which kernels see CUDA. Under nvcc it is CUDA and the few wrappers below; with
-// GPU_HOST_EXECUTION it is a stand-in that runs every thread of a block as a fiber on the CPU, so that tests can watch
-// the kernels' own source with sanitizers: tests/hostexec.
+// The one header through which kernels see CUDA. Under nvcc it is CUDA and the few wrappers below;
+// with GPU_HOST_EXECUTION it is a stand-in that runs every thread of a block as a fiber on the CPU,
+// so that tests can watch the kernels' own source with sanitizers: tests/hostexec.
 //
-// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared(); __syncthreads(),
-// __syncwarp(mask),
-// __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync; atomicMax on unsigned int and unsigned long long,
-// atomicAdd on unsigned int, __threadfence(), __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf,
-// logf and their like; and the wrappers below.
+// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
+// __syncthreads(), __syncwarp(mask), __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync;
+// atomicMax on unsigned int and unsigned long long, atomicAdd on unsigned int, __threadfence(),
+// __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their like; and
+// the wrappers below.
 
 #ifdef GPU_HOST_EXECUTION
 #include "tests/hostexec/gpu_shim.h"
@@ -21,15 +21,16 @@
 
 namespace nibblenet {
 
-/// Shared memory of the block: one object for each pair of types. Contents are undefined until written. `Tag` tells
-/// apart two objects of one type.
+/// Shared memory of the block: one object for each pair of types. Contents are undefined until
+/// written. `Tag` tells apart two objects of one type.
 template <class T, class Tag = T>
 __device__ __forceinline__ T& shared() {
   __shared__ alignas(16) unsigned char storage[sizeof(T)];
   return *reinterpret_cast<T*>(storage);
 }
 
-/// Shared memory of the launch's size (Grid::shared_bytes), beside the objects of shared(): 16-byte aligned.
+/// Shared memory of the launch's size (Grid::shared_bytes), beside the objects of shared(): 16-byte
+/// aligned.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char storage_of_launch[];
   return storage_of_launch;
@@ -40,10 +41,10 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Of kernels that are launched early (Grid::early), from compute capability 9.0 on: waits until the kernel before has
-/// ended and what it wrote is seen. Weights may be read before, nothing written: whatever changes weights is followed
-/// by what brings the next batch, a copy or a kernel that is not launched early and so begins behind all that went
-/// before.
+/// Of kernels that are launched early (Grid::early), from compute capability 9.0 on: waits until
+/// the kernel before has ended and what it wrote is seen. Weights may be read before, nothing
+/// written: whatever changes weights is followed by what brings the next batch, a copy or a kernel
+/// that is not launched early and so begins behind all that went before.
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
@@ -66,8 +67,8 @@ __device__ __forceinline__ uint32_t load_shared(SharedPlace place) {
   return word;
 }
 
-/// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16). With g = lane / 4
-/// and t = lane % 4, two halves a register, the lower one first:
+/// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16).
+/// With g = lane / 4 and t = lane % 4, two halves a register, the lower one first:
 ///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
 ///   d: row g, columns 2t and 2t + 1, then row g + 8
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -77,8 +78,9 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// Four 8x8 matrices of halves from shared memory: lane 8 i + j points at row j of matrix i, 16 aligned bytes; r[i] of
-/// lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i.
+/// Four 8x8 matrices of halves from shared memory: lane 8 i + j points at row j of matrix i, 16
+/// aligned bytes; r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix
+/// i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -86,7 +88,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-/// The same of transposed matrices: r[i] of lane l holds elements l / 4 of rows 2 (l % 4) and 2 (l % 4) + 1.
+/// The same of transposed matrices: r[i] of lane l holds elements l / 4 of rows 2 (l % 4) and 2 (l
+/// % 4) + 1.
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -101,8 +104,9 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
-/// The bits of a where those of `mask` are set, else of b. In one instruction that stays as it is: left alone, the
-/// compiler moves masks of what follows in front of it, and takes each use apart anew.
+/// The bits of a where those of `mask` are set, else of b. In one instruction that stays as it is:
+/// left alone, the compiler moves masks of what follows in front of it, and takes each use apart
+/// anew.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
@@ -144,8 +148,8 @@ __device__ __forceinline__ uint32_t nan_halves(uint32_t a) {
   return d;
 }
 
-/// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave the L1 cache to
-/// others.
+/// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave
+/// the L1 cache to others.
 __device__ __forceinline__ uint4 load_once_16(const void* source) {
   uint4 v;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -154,8 +158,8 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
   return v;
 }
 
-/// Starts copying 16 aligned bytes from global to shared memory; zeros where `valid` is false, and then `source` is
-/// not read. Landed after cp_async_wait, and a barrier for the other threads.
+/// Starts copying 16 aligned bytes from global to shared memory; zeros where `valid` is false, and
+/// then `source` is not read. Landed after cp_async_wait, and a barrier for the other threads.
 __device__ __forceinline__ void cp_async_16(void* target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
                "r"(valid ? 16 : 0)

@@ -7,8 +7,9 @@
 
 namespace nibblenet {
 
-/// Copies to the device that do not wait for it: bytes go through a ring of page-locked buffers, from which the device
-/// fetches them when its stream gets there, while the host fills the next ones. Move-only.
+/// Copies to the device that do not wait for it: bytes go through a ring of page-locked buffers,
+/// from which the device fetches them when its stream gets there, while the host fills the next
+/// ones. Move-only.
 class Uploads {
  public:
   Uploads() = default;
@@ -16,7 +17,8 @@ class Uploads {
   Uploads(const Uploads&) = delete;
   Uploads& operator=(const Uploads&) = delete;
 
-  /// Queues a copy; by the time it returns, host memory may be changed. Waits only while all buffers are under way.
+  /// Queues a copy; by the time it returns, host memory may be changed. Waits only while all
+  /// buffers are under way.
   void copy(void* destination, const void* host, size_t bytes, Stream& stream);
 
  private:

@@ -5,8 +5,8 @@
 #include "kernels/cuda/weights/weight_cuda.h"
 #include "kernels/training.h"
 
-// Launchers of operations on weights: quantizing, rounding, fp16 copies. Each one computes its grid, starts its
-// kernels and does not wait. Views lie in device memory; kernels/inference.h and
+// Launchers of operations on weights: quantizing, rounding, fp16 copies. Each one computes its
+// grid, starts its kernels and does not wait. Views lie in device memory; kernels/inference.h and
 // kernels/training.h have formulas and shapes.
 
 namespace nibblenet::cuda {

@@ -5,9 +5,10 @@
 
 namespace nibblenet {
 
-/// Packed codes in the order in which the tensor cores want them. A matrix [rows, columns] is cut into superblocks of
-/// 64 x 64 weights, each n x 512 bytes: no padding inside, whatever n is. A warp reads one in n loads of 16 bytes a
-/// lane, and every lane finds the weights of its own places in mma.m16n8k16 among them:
+/// Packed codes in the order in which the tensor cores want them. A matrix [rows, columns] is cut
+/// into superblocks of 64 x 64 weights, each n x 512 bytes: no padding inside, whatever n is. A
+/// warp reads one in n loads of 16 bytes a lane, and every lane finds the weights of its own places
+/// in mma.m16n8k16 among them:
 ///
 ///   superblock  load 0: lane 0 (16 bytes), lane 1, … lane 31    load 1: lane 0, …    …    load n - 1
 ///   lane        4 n words of 32 bits, in 4 chunks of n: chunk c holds what the lane brings to the c-th k step
@@ -17,9 +18,9 @@ namespace nibblenet {
 ///   next,
 ///               the code's upper bits stay at the end of the first, its lower ones lie at the start of the second
 ///
-/// Which columns share a k step is free, as long as x agrees: lane 4 g + t takes columns [16 t, 16 t + 16), four a
-/// chunk, so that its part of a row of x lies in 32 neighbouring bytes. Superblocks follow each other along the
-/// columns, then along the rows.
+/// Which columns share a k step is free, as long as x agrees: lane 4 g + t takes columns [16 t, 16
+/// t + 16), four a chunk, so that its part of a row of x lies in 32 neighbouring bytes. Superblocks
+/// follow each other along the columns, then along the rows.
 class Superblocks {
  public:
   static constexpr int size = 64;  ///< rows and columns of one
@@ -79,7 +80,8 @@ constexpr FieldPlace field_place(int value, int bits) {
 /// The same 16 bits in both halves of a word.
 constexpr uint32_t in_both_halves(uint32_t bits) { return bits * 0x10001U; }
 
-/// Whether rows of `columns` codes take as superblocks no more bytes than channel by channel, each padded to 16 bytes.
+/// Whether rows of `columns` codes take as superblocks no more bytes than channel by channel, each
+/// padded to 16 bytes.
 bool superblocks_fit(int64_t rows, int64_t columns, int bits);
 
 /// Codes [rows, channel_stride(columns, bits)] as superblocks; zeros outside the matrix.
