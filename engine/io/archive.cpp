@@ -28,8 +28,8 @@ File open_file(const std::filesystem::path& path) {
   return file;
 }
 
-/// Reads to the end in growing pieces, so that memory follows what is really there. `read_some(data, size)` returns
-/// the bytes it got, 0 at the end.
+/// Reads to the end in growing pieces, so that memory follows what is really there.
+/// `read_some(data, size)` returns the bytes it got, 0 at the end.
 template <class ReadSome>
 std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome read_some) {
   std::vector<uint8_t> content;
@@ -47,7 +47,8 @@ std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome
   }
 }
 
-/// Nothing when the path is empty or a part of it is hidden; "." is no part, and ".." counts as hidden.
+/// Nothing when the path is empty or a part of it is hidden; "." is no part, and ".." counts as
+/// hidden.
 std::optional<std::vector<std::string>> visible_parts(std::string_view path) {
   std::vector<std::string> parts;
   while (!path.empty()) {
@@ -101,7 +102,8 @@ class ArchivedEntry final : public FileEntry {
         fail<FormatError>("{} cannot be read, the archive is truncated or corrupt: {}", location(),
                           reason != nullptr ? reason : "no reason given");
       }
-      // Holes cost an archive nothing and us memory: a kilobyte of archive could ask for all there is.
+      // Holes cost an archive nothing and us memory: a kilobyte of archive could ask for all there
+      // is.
       const bool hole = static_cast<uint64_t>(offset) != content.size();
       if (hole && (size > 0 || status == ARCHIVE_EOF))
         fail<FormatError>("{} is stored as a sparse file, which is not supported; repack it without --sparse",
@@ -161,8 +163,8 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     archive_entry* header = nullptr;
     const int status = archive_read_next_header(source.get(), &header);
     if (status == ARCHIVE_EOF) return;
-    // A warning means a name outside the locale or an odd attribute: the file itself is fine. "Retry" would pass over
-    // a damaged header, and the file with it.
+    // A warning means a name outside the locale or an odd attribute: the file itself is fine.
+    // "Retry" would pass over a damaged header, and the file with it.
     if (status != ARCHIVE_OK && status != ARCHIVE_WARN)
       fail<FormatError>("{} is truncated or corrupt, or no .tar or .tar.gz archive: {}", path.string(), reason());
     const auto type = archive_entry_filetype(header);

@@ -11,7 +11,8 @@
 
 namespace nibblenet {
 
-/// CIFAR-10's binary format: records of a label and three planes of 32 x 32 bytes, red, green, blue.
+/// CIFAR-10's binary format: records of a label and three planes of 32 x 32 bytes, red, green,
+/// blue.
 inline constexpr int cifar_side = 32;
 inline constexpr size_t cifar_plane_bytes = size_t{cifar_side} * cifar_side;
 inline constexpr size_t cifar_record_bytes = 1 + 3 * cifar_plane_bytes;
@@ -21,11 +22,13 @@ inline constexpr int cifar_train_files = 5;
 class Cifar10Reader {
  public:
   Cifar10Reader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
-  /// True when the file belongs to the format. Reads it when it belongs to the split. Throws FormatError.
+  /// True when the file belongs to the format. Reads it when it belongs to the split. Throws
+  /// FormatError.
   bool take(FileEntry& entry);
   /// Whether any batch of either split came by.
   bool found() const { return found_; }
-  /// The data set in the order of its files and records. Throws FormatError or UsageError. Call once, at the end.
+  /// The data set in the order of its files and records. Throws FormatError or UsageError. Call
+  /// once, at the end.
   Dataset finish(int64_t limit);
 
  private:

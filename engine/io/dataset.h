@@ -13,7 +13,8 @@ namespace nibblenet {
 
 enum class Split : uint8_t { train, test };
 
-/// Labelled RGB images in memory as bytes, all of one size or each of its own (image folders may hold photos).
+/// Labelled RGB images in memory as bytes, all of one size or each of its own (image folders may
+/// hold photos).
 struct Dataset {
   std::string description;           ///< "CIFAR-10 (binary)", "image folder", "stand-in", for reports
   std::vector<std::string> classes;  ///< in label order
@@ -36,9 +37,10 @@ struct Dataset {
 ///    (also one level down). When every class is one of CIFAR-10's ten, labels follow CIFAR-10's order, else the
 ///    alphabetical one. Images are in label order, then by file name.
 ///  - a stand-in made by write_standin (the same binary format, class names in batches.meta.txt).
-/// `limit` > 0 keeps the first limit/classes images of every class (in file order), so that it is rounded down to a
-/// multiple of the class count. Throws UsageError (limit below the class count), IoError or FormatError (broken
-/// archive, wrong record length, label out of range, undecodable image, nothing in the split) naming the file.
+/// `limit` > 0 keeps the first limit/classes images of every class (in file order), so that it is
+/// rounded down to a multiple of the class count. Throws UsageError (limit below the class count),
+/// IoError or FormatError (broken archive, wrong record length, label out of range, undecodable
+/// image, nothing in the split) naming the file.
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0);
 
 /// CIFAR-10's class names in label order.
@@ -47,14 +49,16 @@ const std::array<std::string, 10>& cifar10_classes();
 /// The stand-in's class names in label order.
 const std::array<std::string, 10>& standin_classes();
 
-/// How many images of each class a limit leaves. Throws UsageError when it is negative or below the class count.
+/// How many images of each class a limit leaves. Throws UsageError when it is negative or below the
+/// class count.
 int64_t images_per_class(int64_t limit, size_t classes);
 
-/// Draws a 10-class data set of 32x32 images procedurally and writes it in CIFAR-10's binary format into `folder`
-/// (data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt), replacing an older stand-in. Ten shapes and
-/// textures in random colours, positions, sizes and noise, so that a network has to learn form rather than mean colour.
-/// A function of `seed` and the counts alone: the same bytes on every machine. Throws UsageError for counts below 1 or
-/// a folder that holds another data set, IoError when it cannot write.
+/// Draws a 10-class data set of 32x32 images procedurally and writes it in CIFAR-10's binary format
+/// into `folder` (data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt), replacing
+/// an older stand-in. Ten shapes and textures in random colours, positions, sizes and noise, so
+/// that a network has to learn form rather than mean colour. A function of `seed` and the counts
+/// alone: the same bytes on every machine. Throws UsageError for counts below 1 or a folder that
+/// holds another data set, IoError when it cannot write.
 void write_standin(const std::filesystem::path& folder, int64_t train_images, int64_t test_images, uint64_t seed);
 
 }  // namespace nibblenet

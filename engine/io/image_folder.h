@@ -12,17 +12,19 @@
 
 namespace nibblenet {
 
-/// Gathers the pictures of train/<class>/ and test/<class>/ from a walk, one folder further down at most.
+/// Gathers the pictures of train/<class>/ and test/<class>/ from a walk, one folder further down at
+/// most.
 class ImageFolderReader {
  public:
   ImageFolderReader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
-  /// True when the file is a picture of either split. Inside an archive the split's are read, still compressed; in a
-  /// folder only their names are kept. Throws FormatError for kinds of pictures that are not supported.
+  /// True when the file is a picture of either split. Inside an archive the split's are read, still
+  /// compressed; in a folder only their names are kept. Throws FormatError for kinds of pictures
+  /// that are not supported.
   bool take(FileEntry& entry);
   /// Whether any picture of either split came by.
   bool found() const { return !classes_.empty(); }
-  /// Decodes the pictures, on several threads, in label order, then by file name. Call once, at the end. Throws
-  /// FormatError (naming the first picture that is broken), UsageError.
+  /// Decodes the pictures, on several threads, in label order, then by file name. Call once, at the
+  /// end. Throws FormatError (naming the first picture that is broken), UsageError.
   Dataset finish(int64_t limit);
 
  private:

@@ -10,8 +10,8 @@ namespace {
 
 constexpr int32_t half_step = 1 << (resample_precision - 1);
 
-/// Pillow, Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter, in double as there.
-/// Output pixels begin … begin + size of `resized`.
+/// Pillow, Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter, in
+/// double as there. Output pixels begin … begin + size of `resized`.
 ResampleAxis make_axis(int source, int64_t resized, int64_t begin, int size) {
   const double scale = static_cast<double>(source) / static_cast<double>(resized);
   const double filter_scale = std::max(scale, 1.0);  // shrinking widens the filter: antialiasing
@@ -43,7 +43,8 @@ ResampleAxis make_axis(int source, int64_t resized, int64_t begin, int size) {
   return axis;
 }
 
-/// torchvision: int(round((resized - crop) / 2.0)), where Python rounds halves to the even neighbour.
+/// torchvision: int(round((resized - crop) / 2.0)), where Python rounds halves to the even
+/// neighbour.
 int64_t crop_begin(int64_t resized, int crop) {
   const int64_t difference = resized - crop;
   const int64_t half = difference / 2;
@@ -130,8 +131,8 @@ void Preprocessor::State::prepare(int width, int height) {
   tables = std::move(made);
 }
 
-/// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` mirrors here, where it
-/// costs nothing: column x is written to its mirror's place.
+/// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` mirrors
+/// here, where it costs nothing: column x is written to its mirror's place.
 void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
   const auto crop = static_cast<size_t>(parameters.crop);
   const size_t row_count = rows.size() / (crop * 3);
@@ -164,8 +165,9 @@ void Preprocessor::State::write_row(int y, float* out) {
   int32_t* sum = sums.data();
   std::fill_n(sum, row_bytes, half_step);
   for (int t = 0; t < tables.vertical.count[index]; ++t, source += row_bytes) {
-    // A weight of 1 is 2^22: cut into halves of 11 bits, each product is one 16-bit multiplication, which every x86
-    // processor does eight at a time, unlike 32-bit ones. The sum is exactly weight * pixel.
+    // A weight of 1 is 2^22: cut into halves of 11 bits, each product is one 16-bit multiplication,
+    // which every x86 processor does eight at a time, unlike 32-bit ones. The sum is exactly weight
+    // * pixel.
     const auto high = static_cast<int16_t>(weights[t] >> 11);
     const auto low = static_cast<int16_t>(weights[t] & 2047);
     for (size_t i = 0; i < row_bytes; ++i) {

@@ -9,9 +9,10 @@
 
 namespace nibblenet {
 
-/// What happens to an image before the network: resize the shorter side to `resize` (bilinear with antialiasing, each
-/// pass rounded to 8 bits, exactly as PIL does), crop the centre `crop` x `crop`, divide by 255, subtract the mean and
-/// divide by the standard deviation of ImageNet (the values torchvision's models were trained with).
+/// What happens to an image before the network: resize the shorter side to `resize` (bilinear with
+/// antialiasing, each pass rounded to 8 bits, exactly as PIL does), crop the centre `crop` x
+/// `crop`, divide by 255, subtract the mean and divide by the standard deviation of ImageNet (the
+/// values torchvision's models were trained with).
 struct Preprocess {
   int resize = 256;
   int crop = 224;
@@ -23,12 +24,12 @@ struct Preprocess {
   static constexpr int max_size = 1 << 14;
 };
 
-/// What the preprocessing of images of one size comes down to, for whoever runs it elsewhere. Throws UsageError for
-/// parameters that make no sense, ShapeError when width or height is below 1.
+/// What the preprocessing of images of one size comes down to, for whoever runs it elsewhere.
+/// Throws UsageError for parameters that make no sense, ShapeError when width or height is below 1.
 ResampleTables make_resample_tables(const Preprocess& parameters, int width, int height);
 
-/// Writes one image as crop x crop x 3 floats, channels last (HWC). `flip` mirrors it left to right.
-/// `image` is rows of RGB. Reuses tables and scratch between calls; one object per thread.
+/// Writes one image as crop x crop x 3 floats, channels last (HWC). `flip` mirrors it left to
+/// right. `image` is rows of RGB. Reuses tables and scratch between calls; one object per thread.
 class Preprocessor {
  public:
   /// Throws UsageError unless 1 <= crop <= resize <= 2 * max_size and the deviations are positive.
