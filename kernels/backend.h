@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/backend_memory.h"
+#include "kernels/forward_route.h"
 #include "kernels/image_preparation.h"
 #include "kernels/inference.h"
 #include "kernels/quantizer.h"
@@ -30,6 +31,13 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   virtual std::optional<double> joules() { return std::nullopt; }
   /// Bytes to write in the backend's memory so that its caches hold nothing older.
   virtual size_t bytes_that_empty_caches() const { return size_t{256} << 20; }
+
+  /// For reports: what computes a forward product, or one with its pooling. Returns nothing where
+  /// the latter is not fused.
+  virtual std::optional<ForwardRoute> route(const Weight&, const ForwardQuestion& question) const {
+    if (question.pool.size > 0) return std::nullopt;
+    return ForwardRoute{name()};
+  }
 
   /// The operations of training. Throws UsageError where the backend only infers.
   Training& training() {

@@ -47,6 +47,7 @@ struct Options {
   double seconds = 2;
   std::string task = "T224";
   bool fold_first = false;
+  bool verbose = false;
   bool compare = false;
   std::vector<std::string> sides;
   int rounds = 2;
@@ -92,6 +93,7 @@ void bench(const Options& options) {
                         .cold = time_cold(once, sweep, options.seconds, label)};
     print(timing);
     document["results"].push_back(to_json(timing));
+    if (options.verbose) fmt::print("{}", routes_table(layer_routes(network, {batch, image_size, image_size, 3})));
   }
   write_json(options.json, document);
 }
@@ -276,6 +278,7 @@ int main(int argc, char** argv) {
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);
+  app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

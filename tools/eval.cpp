@@ -33,6 +33,7 @@ struct Options {
   std::string repair;
   Checksums checksums = Checksums::warn;
   bool fold_first = false;
+  bool verbose = false;
 };
 
 /// What --simulate and --repair ask for; nothing without them.
@@ -59,6 +60,7 @@ struct Result {
   std::optional<DeviceMemory> device_memory;   ///< while the model was resident
   size_t device_bytes_before = 0;              ///< in use before it was loaded
   std::optional<SimulationReport> simulation;  ///< its weights are simulated: it has no size
+  std::vector<LayerRoute> routes;              ///< of a whole batch
   bool folded = false;                         ///< the first convolution, with the preparation of images
 };
 
@@ -112,6 +114,7 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
                 .device_memory = backend->device_memory(),
                 .device_bytes_before = before ? before->used : 0,
                 .simulation = std::move(simulation),
+                .routes = layer_routes(network, {options.batch, image_size, image_size, 3}),
                 .folded = network.folded()};
   return result;
 }
@@ -250,6 +253,7 @@ void eval(const Options& options) {
              result.folded ? ", first convolution folded with the resize," : "", dataset.size(), options.split,
              dataset.description, result.device_description, to_string(result.precision));
   print(result);
+  if (options.verbose) fmt::print("{}", routes_table(result.routes));
   nlohmann::json json = to_json(result);
   if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
   if (!options.compare.empty())
@@ -301,6 +305,7 @@ int main(int argc, char** argv) {
       ->type_name("LIST");
   app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")
       ->type_name("FILE");
+  app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   add_json_option(app, options.json);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();

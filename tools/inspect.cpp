@@ -9,6 +9,8 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/entropy.h"
 #include "engine/quant/size.h"
+#include "kernels/cuda/routes.h"
+#include "layers/network/layer_routes.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/report.h"
@@ -41,8 +43,8 @@ Range range_of(const Parameter& parameter) {
   return range;
 }
 
-/// How many weights have which decimal exponent: entry e counts codes whose value lies in (10^-(e+1), 10^-e], the last
-/// entry the zeros. Empty for methods that are no dynamic tree.
+/// How many weights have which decimal exponent: entry e counts codes whose value lies in
+/// (10^-(e+1), 10^-e], the last entry the zeros. Empty for methods that are no dynamic tree.
 std::vector<int64_t> exponent_counts(const PackedTensor& packed) {
   if (packed.scheme.method != Method::dynamic_tree && packed.scheme.method != Method::stable_embedding) return {};
   const Codebook codebook = codebook_of(packed);
@@ -105,7 +107,33 @@ void print(const nlohmann::json& tensor) {
   fmt::print(" zero: {}\n", thousands(tensor["zeros"].get<int64_t>()));
 }
 
-void inspect(const std::string& model, bool verify, Checksums checksums, const std::string& json_path) {
+/// What --routes asks for: a batch of inference on a GPU that need not be there.
+struct RouteOptions {
+  bool wanted = false;
+  std::string gpu = "sm_90";
+  int64_t batch = 1;
+  int image_size = 0;  ///< 0: the file's
+  std::string precision = "float16";
+};
+
+nlohmann::json print_routes(const StateDict& dict, const RouteOptions& options) {
+  const GpuTraits gpu = parse_gpu(options.gpu);
+  const Precision precision = options.precision == "float32" ? Precision::float32 : Precision::float16;
+  const int64_t size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
+  const auto route = [&](const LayerSpec& layer, const ForwardQuestion& question) {
+    const Parameter& weight = dict.at(layer.name + ".weight");
+    const WeightTraits traits = weight.packed() ? traits_of(weight.packed_values(), best_layout(weight.packed_values()))
+                                                : traits_of(precision, best_layout(weight.shape()));
+    return route_of(question, weight.shape(), traits, gpu);
+  };
+  const auto routes = layer_routes(layers_of(dict), {options.batch, size, size, 3}, precision, route);
+  fmt::print("kernels on {}, {}, batch {}, images of {} x {}:\n{}", options.gpu, to_string(precision), options.batch,
+             size, size, routes_table(routes));
+  return to_json(routes);
+}
+
+void inspect(const std::string& model, bool verify, Checksums checksums, const RouteOptions& routes,
+             const std::string& json_path) {
   nlohmann::json json;
   if (verify) {
     const int checked = is_pth(model) ? PthFile(model).verify() : SafetensorsFile(model).verify();
@@ -123,6 +151,7 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const s
     print(tensor);
     json["tensors"].push_back(tensor);
   }
+  if (routes.wanted) json["routes"] = print_routes(dict, routes);
   json["file"] = model;
   json["bytes"] = dict.file_bytes;
   json["header"] = dict.header_bytes;
@@ -141,6 +170,23 @@ int main(int argc, char** argv) {
   Checksums checksums = Checksums::warn;
   add_strict_option(app, checksums);
   app.add_flag("--verify", verify, "Recompute every checksum in the file; fails on the first that differs");
+  RouteOptions routes;
+  auto* wanted = app.add_flag("--routes", routes.wanted, "Print which CUDA kernel computes each layer; needs no GPU");
+  app.add_option("--gpu", routes.gpu, "Compute capability that --routes is about")
+      ->check(CLI::IsMember({"sm_80", "sm_89", "sm_90"}))
+      ->capture_default_str()
+      ->needs(wanted);
+  app.add_option("--batch", routes.batch, "Images in a batch, for --routes")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str()
+      ->needs(wanted);
+  app.add_option("--image-size", routes.image_size, "Pixels of images, for --routes; by default what the file says")
+      ->check(CLI::Range(1, 4096))
+      ->needs(wanted);
+  app.add_option("--precision", routes.precision, "Of activations, for --routes: float16 or float32")
+      ->check(CLI::IsMember({"float32", "float16"}))
+      ->capture_default_str()
+      ->needs(wanted);
   add_json_option(app, json);
-  return run_tool(app, argc, argv, [&] { inspect(model, verify, checksums, json); });
+  return run_tool(app, argc, argv, [&] { inspect(model, verify, checksums, routes, json); });
 }

@@ -183,6 +183,10 @@ bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, W
   return route.has_value();
 }
 
+std::optional<ForwardRoute> CudaBackend::route(const Weight& w, const ForwardQuestion& question) const {
+  return route_of(question, w.shape(), static_cast<const WeightCuda&>(w).traits(), gpu_);
+}
+
 void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                        const GradientStore& store) {
   const DataGradientProduct g = data_gradient_product(dx, dy, resident(w), window, store);

@@ -50,6 +50,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
                       Epilogue epilogue) override;
   bool conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue, Window pool) override;
+  std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const override;
   void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                             const GradientStore& store = {}) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,

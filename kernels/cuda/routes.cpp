@@ -78,6 +78,11 @@ Expansion expansion_for(Product product, const WeightTraits& weight) {
 
 std::string_view to_string(Product product) { return names[static_cast<size_t>(product)]; }
 
+std::string_view to_string(Expansion expansion) {
+  constexpr std::array<std::string_view, 4> expansions = {"", "weight_rows", "superblock_rows", "weight_superblocks"};
+  return expansions[static_cast<size_t>(expansion)];
+}
+
 KernelChoice parse_kernels(std::string_view text) {
   KernelChoice choice;
   for (bool first = true; first || !text.empty(); first = false) {
@@ -113,13 +118,6 @@ GpuTraits parse_gpu(std::string_view text) {
   fail<UsageError>("--gpu {}: known are sm_80, sm_89 and sm_90", text);
 }
 
-std::string to_string(const Route& route) {
-  constexpr std::array<std::string_view, 4> expansions = {"", "weight_rows ", "superblock_rows ",
-                                                          "weight_superblocks "};
-  return fmt::format("{}{}{}", expansions[static_cast<size_t>(route.expansion)], to_string(route.product),
-                     route.flattens ? " flattens" : "");
-}
-
 Route route_forward(const ProductCase& c, const GpuTraits& gpu) {
   const Product product = first_of(forward_rows, c, gpu);
   return {.product = product, .expansion = expansion_for(product, c.weight)};
@@ -144,6 +142,18 @@ Product route_data_gradient(const ProductCase& c, const GpuTraits& gpu) { return
 
 Product route_weight_gradient(const ProductCase& c, const GpuTraits& gpu) {
   return first_of(weight_gradient_rows, c, gpu);
+}
+
+std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shape& w, const WeightTraits& weight,
+                                     const GpuTraits& gpu) {
+  ProductCase c = product_case(question.x, product_shape(question.x, w, question.window), question.window, weight);
+  c.x = question.precision;
+  c.y = question.y;
+  c.pool = {question.pool, question.flat};
+  const std::optional<Route> route = c.pools() ? route_pooled(c, gpu) : route_forward(c, gpu);
+  if (!route) return std::nullopt;
+  return ForwardRoute{std::string(to_string(route->product)), std::string(to_string(route->expansion)), route->pools,
+                      route->flattens};
 }
 
 }  // namespace nibblenet

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "kernels/cuda/gemm/product_case.h"
+#include "kernels/forward_route.h"
 
 // The table of routes: which kernel computes which product. Pure functions of shapes, schemes and
 // GPU: no stream, no pointer, no launch. Whether a kernel can compute a product stands beside the
@@ -51,6 +52,8 @@ GpuTraits parse_gpu(std::string_view text);
 /// A kernel that expands weights to fp16 values in the workspace, for one that cannot read them
 /// where they lie.
 enum class Expansion : uint8_t { none, weight_rows, superblock_rows, weight_superblocks };
+/// Empty for none.
+std::string_view to_string(Expansion expansion);
 
 /// The kernels of a forward product.
 struct Route {
@@ -61,9 +64,6 @@ struct Route {
 
   bool expands_weights() const { return expansion != Expansion::none; }
 };
-/// "few_pixels", "weight_superblocks few_pixels flattens"
-std::string to_string(const Route& route);
-
 /// Of a product without pooling.
 Route route_forward(const ProductCase& c, const GpuTraits& gpu);
 /// Of one with its pooling; nothing where pooling is better a kernel of its own.
@@ -71,5 +71,9 @@ std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu);
 Product route_data_gradient(const ProductCase& c, const GpuTraits& gpu);
 /// Of dw, stored or applied at once; plain cannot do the latter.
 Product route_weight_gradient(const ProductCase& c, const GpuTraits& gpu);
+
+/// The route that answers a report's question about a weight of this shape.
+std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shape& w, const WeightTraits& weight,
+                                     const GpuTraits& gpu);
 
 }  // namespace nibblenet

@@ -31,6 +31,9 @@ class CudnnBackend final : public CudaBackend {
   /// Throws UsageError: the libraries have no such convolution.
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) override;
 
+  std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const override {
+    return Backend::route(w, question);  // NOLINT(bugprone-parent-virtual-call): not CudaBackend's
+  }
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
   bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float>, Window, Epilogue,

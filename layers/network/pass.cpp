@@ -5,6 +5,7 @@
 #include "layers/conv2d.h"
 #include "layers/dropout.h"
 #include "layers/linear.h"
+#include "layers/network/fusion.h"
 #include "layers/pooling.h"
 
 namespace nibblenet {
@@ -19,16 +20,6 @@ Shape with_batch(const Shape& shape, int64_t batch) {
 
 Buffer<std::byte> activations(Backend& backend, int64_t elements, Precision precision) {
   return {backend, static_cast<size_t>(elements) * bytes_of(precision), MemoryCategory::activations};
-}
-
-/// An average pool of single pixels.
-bool averages_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
-  return spec.kind == LayerKind::adaptive_average_pool2d && x[1] == y[1] && x[2] == y[2];
-}
-
-/// At inference: dropout, and the average of single pixels.
-bool does_nothing(const LayerSpec& spec, const Shape& x, const Shape& y) {
-  return spec.kind == LayerKind::dropout || averages_nothing(spec, x, y);
 }
 
 }  // namespace
@@ -149,7 +140,10 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
       i = *end;
       return true;
     };
-    if (i + 2 < shapes_.size() && is_pooled(i) && (pooled_until(flattened(i + 1)) || pooled_until(i + 1))) continue;
+    const auto spec_at = [this](size_t index) -> const LayerSpec& { return network_->layers()[begin_ + index].spec; };
+    if (pools_behind(i, shapes_.size(), spec_at) &&
+        (pooled_until(flatten_behind(i + 1, shapes_, spec_at)) || pooled_until(i + 1)))
+      continue;
     const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
     run_layer(i, y, x, {});
     x = y;
@@ -158,21 +152,6 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
   const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
   network_->backend().convert(y, x);
   return y;
-}
-
-bool Pass::is_pooled(size_t index) const {
-  const auto kind = [&](size_t i) { return network_->layers()[begin_ + i].spec.kind; };
-  return kind(index) == LayerKind::conv2d && kind(index + 1) == LayerKind::max_pool2d;
-}
-
-std::optional<size_t> Pass::flattened(size_t index) const {
-  const Shape& shape = shapes_[index];
-  while (++index + 1 < shapes_.size()) {  // the last layer's output is float32
-    const LayerSpec& spec = network_->layers()[begin_ + index].spec;
-    if (spec.kind == LayerKind::flatten) return index;
-    if (!does_nothing(spec, shape, shapes_[index])) break;
-  }
-  return std::nullopt;
 }
 
 bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {

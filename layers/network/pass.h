@@ -92,10 +92,6 @@ class Pass {
   /// stored.
   GradientStore store_of(size_t index);
   bool in_halves() const { return network_->precision() == Precision::float16; }
-  /// Whether max pooling follows a convolution.
-  bool is_pooled(size_t index) const;
-  /// The layer that flattens what layer `index` leaves, if nothing else happens in between.
-  std::optional<size_t> flattened(size_t index) const;
   /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done,
   /// where the backend does not do that at once.
   bool run_pooled(size_t index, Activations y, ConstActivations x);

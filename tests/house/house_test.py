@@ -7,6 +7,7 @@ import unittest
 
 from commands import options_of_tools, wrong_words
 from headers import without_a_comment
+from includes import wrong_includes
 from links import broken_links
 from words import words_of
 from wrap import long_lines
@@ -85,6 +86,21 @@ class House(unittest.TestCase):
         self.assertEqual(lines(broken_links("docs/a.md", document)), [2, 3, 5])
         code = "// see docs/formats.md\n// see docs/nothing.md\nopen(\"docs/nothing.md\");\n"
         self.assertEqual(lines(broken_links("engine/a.h", code)), [2])
+
+    def test_includes(self):
+        def wrong(path, included):
+            return lines(wrong_includes(path, f'#pragma once\n#include "{included}"\n')) == [2]
+        self.assertFalse(wrong("layers/linear.cpp", "kernels/backend.h"))
+        self.assertFalse(wrong("layers/network/pass.h", "layers/linear.h"))
+        self.assertFalse(wrong("kernels/cuda/conv/few_pixels.cu", "kernels/cuda/gemm/mma_fit.h"))
+        self.assertFalse(wrong("kernels/cudnn/backend_cudnn.h", "kernels/cuda/backend_cuda.h"))
+        self.assertFalse(wrong("tests/layers/linear_test.cpp", "tests/support/golden.h"))
+        self.assertTrue(wrong("engine/io/loader.cpp", "layers/linear.h"))
+        self.assertTrue(wrong("kernels/cuda/gemm/plain.cu", "kernels/cuda/conv/launchers.h"))
+        self.assertTrue(wrong("kernels/cuda/conv/few_pixels.cu", "kernels/cuda/linear/launchers.h"))
+        self.assertTrue(wrong("kernels/cuda/gemm/mma.cu", "kernels/cuda/routes.h"))
+        self.assertTrue(wrong("kernels/cuda/routes.cpp", "kernels/cuda/backend_cuda.h"))
+        self.assertTrue(wrong("kernels/backend.cpp", "tests/support/golden.h"))
 
     def test_commands(self):
         tools = options_of_tools("## Common options\n\n| `--json` | `FILE` | x |\n\n## eval\n\n| `--split` | `test\\|train` | x |\n"

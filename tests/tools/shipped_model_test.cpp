@@ -26,6 +26,26 @@ TEST_F(ShippedModelTest, IsWholeAndSmall) {
     EXPECT_EQ(parameter.packed(), parameter.shape().rank() > 1) << parameter.name;
 }
 
+/// Which kernel computes features.6, packed with 4 bits, without a GPU.
+TEST_F(ShippedModelTest, SaysWhichKernelsWouldComputeIt) {
+  const auto features_6 = [&](const std::string& options) {
+    succeed("inspect --routes --json out.json " + options + " packed.safetensors");
+    const nlohmann::json routes = json("out.json").at("routes");
+    EXPECT_EQ(routes.size(), 8U);
+    return routes.at(2);
+  };
+  succeed(std::string("export --output floats.safetensors ") + shipped);
+  succeed("pack --bits 4 floats.safetensors packed.safetensors");
+  const nlohmann::json one = features_6("");
+  EXPECT_EQ(one.at("layer"), "features.6");
+  EXPECT_EQ(one.at("kernel"), "few_pixels");
+  EXPECT_EQ(one.at("expansion"), "weight_superblocks");
+  EXPECT_EQ(features_6("--batch 128").at("kernel"), "wgmma");
+  EXPECT_EQ(features_6("--batch 128 --gpu sm_80").at("kernel"), "plain");
+  EXPECT_EQ(features_6("--precision float32").at("kernel"), "plain");
+  EXPECT_EQ(features_6("--image-size 640").at("kernel"), "wgmma");
+}
+
 TEST_F(ShippedModelTest, ClassifiesAPictureWithoutBeingNamed) {
   write_bytes(at("grey.png"), png(32, 32, Bytes(size_t{32} * 32 * 3, 128)));
   const Outcome outcome = succeed("classify grey.png --json out.json");

@@ -114,4 +114,21 @@ double mcnemar_p(int64_t only_a, int64_t only_b) {
   return std::min(1.0, 2.0 * tail);
 }
 
+std::string routes_table(const std::vector<LayerRoute>& routes) {
+  std::string table;
+  for (const LayerRoute& each : routes) table += fmt::format("  {:<14} {}\n", each.layer, to_string(each.route));
+  return table;
+}
+
+nlohmann::json to_json(const std::vector<LayerRoute>& routes) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const auto& [layer, route] : routes)
+    json.push_back({{"layer", layer},
+                    {"kernel", route.kernel},
+                    {"expansion", route.expansion.empty() ? nlohmann::json() : nlohmann::json(route.expansion)},
+                    {"pools", route.pools},
+                    {"flattens", route.flattens}});
+  return json;
+}
+
 }  // namespace nibblenet::tools

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/quant/size.h"
+#include "layers/network/layer_routes.h"
 #include "layers/network/network.h"
 
 namespace nibblenet::tools {
@@ -31,5 +32,10 @@ Interval wilson_interval(int64_t successes, int64_t trials);
 /// Two-sided exact McNemar test: how likely a split of only-A-right against only-B-right at least as uneven as this is
 /// when both are equally good.
 double mcnemar_p(int64_t only_a, int64_t only_b);
+
+/// One line a layer: which kernel computes it.
+std::string routes_table(const std::vector<LayerRoute>& routes);
+/// [{layer, kernel, expansion, pools, flattens}]; expansion is null where there is none.
+nlohmann::json to_json(const std::vector<LayerRoute>& routes);
 
 }  // namespace nibblenet::tools

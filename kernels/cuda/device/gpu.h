@@ -1,18 +1,14 @@
 #pragma once
 
-// The one header through which kernels see CUDA. Under nvcc it is CUDA and the few wrappers below;
-// with GPU_HOST_EXECUTION it is a stand-in that runs every thread of a block as a fiber on the CPU,
-// so that tests can watch the kernels' own source with sanitizers: tests/hostexec.
+// The one header through which kernels see CUDA: CUDA itself and the few wrappers below. A build of
+// the kernels for the CPU finds another header of this path first, which runs every thread of a block
+// as a fiber, so that tests can watch the kernels' own source with sanitizers.
 //
 // What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
 // __syncthreads(), __syncwarp(mask), __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync;
 // atomicMax on unsigned int and unsigned long long, atomicAdd on unsigned int, __threadfence(),
 // __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their like; and
 // the wrappers below.
-
-#ifdef GPU_HOST_EXECUTION
-#include "tests/hostexec/gpu_shim.h"
-#else
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -188,5 +184,3 @@ __device__ __forceinline__ void cp_async_wait() {
 }  // namespace nibblenet
 
 #include "kernels/cuda/device/wgmma_ptx.cuh"
-
-#endif

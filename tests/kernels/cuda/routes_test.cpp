@@ -11,6 +11,7 @@ namespace nibblenet {
 namespace {
 
 using testing::RouteColumn;
+using testing::RouteLayer;
 using testing::RouteQuestion;
 
 WeightTraits traits_of(const RouteQuestion& q) {
@@ -38,17 +39,21 @@ ProductCase case_of(const RouteQuestion& q) {
   return c;
 }
 
-std::string route_of(const RouteQuestion& q) {
+std::string text_of(const Route& route) {
+  return fmt::format("{}{}{}{}", to_string(route.expansion), route.expands_weights() ? " " : "",
+                     to_string(route.product), route.flattens ? " flattens" : "");
+}
+
+std::string answer_to(const RouteQuestion& q) {
   const GpuTraits gpu = parse_gpu(fmt::format("sm_{}", q.architecture));
   ProductCase c = case_of(q);
   switch (q.column) {
     case RouteColumn::forward:
-      return to_string(route_forward(c, gpu));
+      return text_of(route_forward(c, gpu));
     case RouteColumn::pooled:
       for (const bool flat : {true, false}) {
         c.pool = {testing::route_pool, flat};
-        if (const auto route = flat && !q.layer.flattened ? std::nullopt : route_pooled(c, gpu))
-          return to_string(*route);
+        if (const auto route = flat && !q.layer.flattened ? std::nullopt : route_pooled(c, gpu)) return text_of(*route);
       }
       return "-";
     case RouteColumn::folded:
@@ -65,7 +70,7 @@ std::string route_of(const RouteQuestion& q) {
   return "";
 }
 
-TEST(Routes, AreThoseOfTheTable) { testing::expect_routes_of_the_table(route_of); }
+TEST(Routes, AreThoseOfTheTable) { testing::expect_routes_of_the_table(answer_to); }
 
 /// The third convolution of one image, packed by the default of 4 bits after calibration.
 const RouteQuestion features_6 = {RouteColumn::forward,       Precision::float16, 90,
@@ -76,7 +81,7 @@ TEST(Routes, GoToTheNextRowWhereOneIsLeftOut) {
   GpuTraits gpu = parse_gpu("sm_90");
   const auto route_with = [&](std::string_view kernels) {
     gpu.choice = parse_kernels(kernels);
-    return to_string(route_forward(c, gpu));
+    return text_of(route_forward(c, gpu));
   };
   EXPECT_EQ(route_with(""), "few_pixels");
   EXPECT_EQ(route_with("fast,-few_pixels"), "superblock_rows wgmma");
@@ -90,6 +95,29 @@ TEST(Routes, AreRefusedWhereARowIsUnknown) {
   for (const auto* unknown : {"slow", "fast,-plain", "fast,-slow", "fast,few_rows", "-few_rows", "fast,,"})
     EXPECT_THROW(parse_kernels(unknown), UsageError) << unknown;
   EXPECT_THROW(parse_gpu("sm_70"), UsageError);
+}
+
+TEST(Routes, AnswerReports) {
+  const RouteLayer& last = testing::route_layers()[4];
+  const PackedTensor packed{.scheme = parse_scheme("nf4:4:channel"), .shape = last.weight};
+  const WeightTraits weight = nibblenet::traits_of(packed, WeightLayout::superblocks);
+  ForwardQuestion question{.x = {1, 13, 13, 256},
+                           .precision = Precision::float16,
+                           .y = Precision::float16,
+                           .window = last.window,
+                           .pool = testing::route_pool,
+                           .flat = true};
+  const auto pooled = route_of(question, last.weight, weight, parse_gpu("sm_90"));
+  ASSERT_TRUE(pooled.has_value());
+  EXPECT_EQ(pooled->kernel, "few_pixels");
+  EXPECT_TRUE(pooled->pools && pooled->flattens && pooled->expansion.empty());
+  question.x = {64, 13, 13, 256};
+  EXPECT_FALSE(route_of(question, last.weight, weight, parse_gpu("sm_90")).has_value());
+  question.pool.size = 0;
+  const auto alone = route_of(question, last.weight, weight, parse_gpu("sm_90"));
+  EXPECT_EQ(alone->kernel, "wgmma");
+  EXPECT_EQ(alone->expansion, "superblock_rows");
+  EXPECT_FALSE(alone->pools);
 }
 
 TEST(Routes, DependOnAlignment) {

@@ -1,0 +1,54 @@
+#include "layers/network/layer_routes.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "layers/network/fusion.h"
+
+namespace nibblenet {
+
+std::string to_string(const ForwardRoute& route) {
+  return fmt::format("{}{}{}{}", route.kernel, route.expansion.empty() ? "" : " after " + route.expansion,
+                     route.pools ? ", with max pooling" : "", route.flattens ? " and flatten" : "");
+}
+
+std::vector<LayerRoute> layer_routes(const std::vector<LayerSpec>& layers, const Shape& input, Precision precision,
+                                     const RouteOf& route_of) {
+  std::vector<Shape> outputs;
+  for (const LayerSpec& layer : layers) outputs.push_back(layer.output_shape(outputs.empty() ? input : outputs.back()));
+  const auto spec_at = [&](size_t i) -> const LayerSpec& { return layers[i]; };
+  std::vector<LayerRoute> routes;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!layers[i].has_parameters()) continue;
+    ForwardQuestion question{.x = i == 0 ? input : outputs[i - 1],
+                             .precision = precision,
+                             .y = i + 1 == layers.size() ? Precision::float32 : precision,
+                             .window = layers[i].window};
+    std::optional<ForwardRoute> route;
+    if (pools_behind(i, layers.size(), spec_at)) {
+      question.pool = layers[i + 1].window;
+      question.flat = flatten_behind(i + 1, outputs, spec_at).has_value();
+      route = route_of(layers[i], question);
+      if (!route && std::exchange(question.flat, false)) route = route_of(layers[i], question);
+      question.pool.size = 0;
+    }
+    if (!route) route = route_of(layers[i], question);
+    routes.push_back({layers[i].name, route.value_or(ForwardRoute{})});
+  }
+  return routes;
+}
+
+std::vector<LayerRoute> layer_routes(const Network& network, const Shape& input) {
+  std::vector<LayerSpec> specs;
+  for (const Layer& layer : network.layers()) specs.push_back(layer.spec);
+  return layer_routes(specs, input, network.precision(),
+                      [&](const LayerSpec& spec, const ForwardQuestion& question) -> std::optional<ForwardRoute> {
+                        const auto layer = std::ranges::find(network.layers(), spec.name, [](const Layer& each) {
+                          return std::string_view(each.spec.name);
+                        });
+                        if (layer->folded != nullptr) return ForwardRoute{"folded"};
+                        return network.backend().route(*layer->weight, question);
+                      });
+}
+
+}  // namespace nibblenet
