@@ -119,7 +119,7 @@ struct RouteOptions {
 nlohmann::json print_routes(const StateDict& dict, const RouteOptions& options) {
   const GpuTraits gpu = parse_gpu(options.gpu);
   const Precision precision = options.precision == "float32" ? Precision::float32 : Precision::float16;
-  const int64_t size = options.image_size > 0 ? options.image_size : image_size_of(dict.metadata);
+  const int64_t size = image_size_of(dict, options.image_size);
   const auto route = [&](const LayerSpec& layer, const ForwardQuestion& question) {
     const Parameter& weight = dict.at(layer.name + ".weight");
     const WeightTraits traits = weight.packed() ? traits_of(weight.packed_values(), best_layout(weight.packed_values()))
