@@ -6,7 +6,7 @@
 namespace nibblenet {
 
 /// What activations, and weights that are not packed, are stored as. Sums are float32 either way.
-/// Training in float16 keeps float32 weights beside the halves.
+/// Training in float16 keeps float32 weights beside the fp16 values.
 enum class Precision : uint8_t { float32, float16 };
 
 constexpr std::string_view to_string(Precision precision) {
@@ -14,7 +14,7 @@ constexpr std::string_view to_string(Precision precision) {
 }
 constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
 
-/// A view of activations of either precision; a view of floats or halves is one. `Void` is void or
+/// A view of activations of either precision; a view of floats or fp16 values is one. `Void` is void or
 /// const void.
 template <class Void>
 class AnyActivations {
@@ -43,7 +43,7 @@ class AnyActivations {
 
   /// Throws Error when they are stored as something else.
   TensorView<Element<float>> floats() const { return as<float>(Precision::float32); }
-  TensorView<Element<f16>> halves() const { return as<f16>(Precision::float16); }
+  TensorView<Element<f16>> fp16() const { return as<f16>(Precision::float16); }
 
  private:
   template <class T>

@@ -7,9 +7,9 @@
 
 namespace nibblenet {
 
-/// What the loss is multiplied by while training in float16, so that small gradients stay above what halves round to 0:
-/// as large as gradients bear (Micikevicius 2018, arXiv 1710.03740, section 3.2; NVIDIA, "Mixed precision training",
-/// automatic loss scaling). A power of two, so that dividing by it is exact.
+/// What the loss is multiplied by while training in float16, so that small gradients stay above what fp16 values round
+/// to 0: as large as gradients bear (Micikevicius 2018, arXiv 1710.03740, section 3.2; NVIDIA, "Mixed precision
+/// training", automatic loss scaling). A power of two, so that dividing by it is exact.
 struct LossScale {
   static constexpr double largest = 16777216;  // 2^24
   static constexpr int64_t patience = 2000;    // steps

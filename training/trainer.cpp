@@ -216,10 +216,10 @@ void Trainer::update(TensorView<const float> dlogits) {
   const auto on_weight_gradient = [&](Layer& layer, const WeightGradient& gradient) {
     parameters_.update(layer, gradient, sgd, position_.step + 1);
   };
-  const bool halves = options_.precision == Precision::float16;
-  const double scale = halves ? position_.loss_scale.value : 1.0;
+  const bool fp16 = options_.precision == Precision::float16;
+  const double scale = fp16 ? position_.loss_scale.value : 1.0;
   const bool finite = trained_->backward(dlogits, on_weight_gradient, static_cast<float>(scale));
-  if (halves) position_.loss_scale.update(finite);
+  if (fp16) position_.loss_scale.update(finite);
 }
 
 double Trainer::measure_loss(TensorView<const float> logits, std::span<const int32_t> labels) {

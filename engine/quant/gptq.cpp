@@ -1,7 +1,7 @@
 // GPTQ without an inverse. Let H = R R^T with R upper triangular. The output error of a row is
 // |u|^2 with u = (w - v) R. u_j depends on columns up to j alone: u_j = s_j + (w_j - v_j) R_jj,
 // where s_j comes from the columns before. So the best v_j is the value next to w_j + s_j / R_jj.
-// These sums are GPTQ's compensated weights (Babai's nearest plane, 1986). |u|^2 is the error under
+// These sums are GPTQ's adjusted weights (Babai's nearest plane, 1986). |u|^2 is the error under
 // the damped H.
 //
 // Coordinate descent moves one v_j at a time and keeps all others: the error is then least at v_j +

@@ -74,7 +74,7 @@ void start(const Launchers<Operands>& launchers, Product product, const Operands
 
 }  // namespace
 
-CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_warpgroups(), .choice = parse_kernels(wanted_kernels())} {}
+CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_wgmma(), .choice = parse_kernels(wanted_kernels())} {}
 
 void CudaBackend::choose_kernels(KernelChoice choice) {
   if (choice.mode == KernelChoice::Mode::wgmma && !gpu_.has_wgmma)
@@ -117,7 +117,7 @@ std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Pre
 
 std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float> host_values) {
   const WeightLayout layout = trained_layout(host_values.shape(), gpu_.may_use(Product::wgmma));
-  return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInHalves{}, stream_, layout);
+  return std::make_unique<WeightCuda>(*this, host_values, WeightCuda::TrainsInFp16{}, stream_, layout);
 }
 
 PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {

@@ -117,10 +117,10 @@ void CudnnBackend::reorder(Buffer<float>& filters, TensorView<const float> value
 }
 
 const void* CudnnBackend::filters(const WeightCudnn& weight, Precision precision) {
-  const bool halves = weight.form() == WeightForm::float16;
-  if (halves != (precision == Precision::float16))
+  const bool fp16 = weight.form() == WeightForm::float16;
+  if (fp16 != (precision == Precision::float16))
     fail<Error>("{} activations need weights of their precision", to_string(precision));
-  if (halves) return weight.halves();
+  if (fp16) return weight.fp16();
   return one_tap(weight.shape()) ? weight.floats().data() : weight.filters.data();
 }
 

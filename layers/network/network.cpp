@@ -23,17 +23,17 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
 }
 
 void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision,
-                bool trained_in_halves) {
-  layer.weight = weight.packed()     ? backend.make_weight(weight.packed_values(), precision)
-                 : trained_in_halves ? backend.training().make_trained_weight(weight.values().view())
-                                     : backend.make_weight(weight.values().view(), precision);
+                bool trained_in_fp16) {
+  layer.weight = weight.packed()   ? backend.make_weight(weight.packed_values(), precision)
+                 : trained_in_fp16 ? backend.training().make_trained_weight(weight.values().view())
+                                   : backend.make_weight(weight.values().view(), precision);
   layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
   backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
   layer.size.resident = layer.weight->resident();
   layer.size.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
 }
 
-/// Packed weights are dequantized: what is resident are floats or halves, and is counted as such.
+/// Packed weights are dequantized: what is resident are floats or fp16 values, and is counted as such.
 void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
                        Precision precision, const ResampleTables& tables) {
   Tensor<float> dequantized;

@@ -77,11 +77,11 @@ void Pass::plan_training(const Shape& input, int64_t largest) {
                            : activations(backend, shapes_[i].elements(), last ? Precision::float32 : precision));
     const bool pooling = spec.kind == LayerKind::max_pool2d;
     argmax_.push_back(pooling ? Tensor<uint8_t>(backend, shapes_[i], MemoryCategory::activations) : Tensor<uint8_t>());
-    const bool kept = in_halves() && spec.has_parameters();
+    const bool kept = in_fp16() && spec.has_parameters();
     kept_gradients_.push_back(kept ? activations(backend, shapes_[i].elements(), precision) : Buffer<std::byte>());
   }
   for (auto& gradient : gradients_) gradient = activations(backend, largest, precision);
-  if (!in_halves()) return;
+  if (!in_fp16()) return;
   converted_ = activations(backend, input.elements(), precision);
   overflow_ = Tensor<uint32_t>(backend, {1}, MemoryCategory::activations);
 }

@@ -91,7 +91,7 @@ class Pass {
   /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is
   /// stored.
   GradientStore store_of(size_t index);
-  bool in_halves() const { return network_->precision() == Precision::float16; }
+  bool in_fp16() const { return network_->precision() == Precision::float16; }
   /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done,
   /// where the backend does not do that at once.
   bool run_pooled(size_t index, Activations y, ConstActivations x);

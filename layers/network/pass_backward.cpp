@@ -29,7 +29,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
   size_t lowest = 0;  // below the first layer with parameters no gradient is needed
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
   constexpr uint32_t none = 0;
-  if (in_halves()) network_->backend().copy_from_host(overflow_.data(), &none, sizeof(none));
+  if (in_fp16()) network_->backend().copy_from_host(overflow_.data(), &none, sizeof(none));
   ConstActivations dy = first_gradient(dloss, loss_scale);
   for (size_t i = shapes_.size(); i-- > lowest;) {
     if (passes_through_[i]) continue;
@@ -38,11 +38,11 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
       backward_layer(i, dx, dy);
     } else {
       if (dx.data() != nullptr) data_gradient(i, dx, dy);
-      if (!in_halves()) use_gradient(i, dy, 1.0F, on_weight_gradient);
+      if (!in_fp16()) use_gradient(i, dy, 1.0F, on_weight_gradient);
     }
     dy = dx;
   }
-  if (!in_halves()) return true;
+  if (!in_fp16()) return true;
   uint32_t found = 0;  // of the gradients that were kept: sums of finite fp16 values are finite
   network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
   if (found != 0) return false;
@@ -56,7 +56,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
 ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_scale) {
   const size_t last = shapes_.size() - 1;
   const GradientStore store = store_of(last);
-  if (!in_halves() && store.relu_output.data() == nullptr) return dloss;
+  if (!in_fp16() && store.relu_output.data() == nullptr) return dloss;
   const Activations dy = gradient_of(last, dloss.shape(), dloss);
   network_->backend().convert(dy, dloss, loss_scale);
   training_->finish_gradient(dy, store);

@@ -11,7 +11,7 @@
 namespace nibblenet {
 namespace {
 
-using testing::halves_on;
+using testing::fp16_on;
 using testing::make_baseline;
 using testing::make_test_backend;
 using testing::on;
@@ -43,12 +43,12 @@ class AlexNetShapes : public ::testing::Test {
     const Values x = uniform(shape, 1), w = uniform(layer.weight, 2);
     const auto weight = backend.make_weight(w.view(), precision);
     const Tensor<float> floats = on(backend, x), bias = on(backend, uniform({layer.weight[0]}, 3));
-    Buffer<f16> halves = halves_on(backend, x);
+    Buffer<f16> fp16 = fp16_on(backend, x);
     const Shape output = layer.output_shape(shape);
     Buffer<f16> result(backend, static_cast<size_t>(output.elements()), MemoryCategory::data);
     return output_of(backend, output, [&](TensorView<float> y) {
       const bool half = precision == Precision::float16;
-      const ConstActivations from = half ? ConstActivations(TensorView<f16>(halves.data(), shape)) : floats.view();
+      const ConstActivations from = half ? ConstActivations(TensorView<f16>(fp16.data(), shape)) : floats.view();
       const Activations to = half ? Activations(TensorView<f16>(result.data(), output)) : y;
       if (layer.kind == LayerKind::conv2d)
         backend.conv2d_forward(to, from, *weight, bias.view(), layer.window, layer.epilogue);

@@ -80,8 +80,8 @@ __global__ void copy_words_kernel(float* y, const float* x) {
 /// y[i] = what the wrappers make of the four words x[i].
 __global__ void words_kernel(uint4* y, const uint4* x) {
   const uint4 v = load_once_16(&x[threadIdx.x]);
-  y[threadIdx.x] = {fma_halves(v.x, v.y, v.z), and_or(v.x, v.y, v.w), __byte_perm(v.x, v.w, 0x4341),
-                    max_halves(v.x, v.z)};
+  y[threadIdx.x] = {fma_fp16x2(v.x, v.y, v.z), and_or(v.x, v.y, v.w), __byte_perm(v.x, v.w, 0x4341),
+                    max_fp16x2(v.x, v.z)};
 }
 
 /// y[i] = bits of both words of x[i], through shared memory from the thread opposite, and some of their bytes negated.
@@ -98,7 +98,7 @@ __global__ void bits_kernel(uint32_t* y, const uint2* x) {
 
 /// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are NaN.
 __global__ void compare_kernel(uint2* y, const uint2* x) {
-  y[threadIdx.x] = {greater_halves(x[threadIdx.x].x, x[threadIdx.x].y), nan_halves(x[threadIdx.x].x)};
+  y[threadIdx.x] = {greater_fp16x2(x[threadIdx.x].x, x[threadIdx.x].y), nan_fp16x2(x[threadIdx.x].x)};
 }
 
 template <class T>

@@ -10,8 +10,8 @@
 namespace nibblenet {
 namespace {
 
+using testing::fp16_on;
 using testing::from;
-using testing::halves_on;
 using testing::integers;
 using testing::make_baseline;
 using testing::on;
@@ -99,8 +99,8 @@ TEST_F(BaselineChoice, IsAPlanOfCudnnsGraphsInFloat16WhereThatIsFaster) {
     const Shape shape = {2, 11, 6, 8}, result = {2, 3, 2, 5};
     const Values x = integers(shape, 1, 2), w = integers({5, 8, 3, 3}, 2, 2), bias = integers({5}, 3);
     const auto weight = baseline_->make_weight(w.view(), Precision::float16);
-    const Buffer<f16> input = halves_on(*baseline_, x);
-    Buffer<f16> output = halves_on(*baseline_, Values(result));
+    const Buffer<f16> input = fp16_on(*baseline_, x);
+    Buffer<f16> output = fp16_on(*baseline_, Values(result));
     const Tensor<float> offset = on(*baseline_, bias);
     const auto run = [&] {
       baseline_->conv2d_forward(TensorView<f16>(output.data(), result), TensorView<const f16>(input.data(), shape),

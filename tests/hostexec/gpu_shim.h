@@ -78,7 +78,7 @@ struct LdmatrixSlot {
   const void* row;
 };
 
-/// Halves as floats, by their bits.
+/// fp16 values as floats, by their bits.
 inline const float* half_values() {
   static const std::vector<float> values = [] {
     std::vector<float> table(1 << 16);
@@ -238,8 +238,8 @@ inline unsigned char* dynamic_shared(std::source_location where = std::source_lo
 }
 
 /// Kernels run one after the other here.
-inline void wait_for_kernel_before() {}
-inline void let_next_kernel_begin() {}
+inline void pdl_wait() {}
+inline void pdl_trigger() {}
 
 inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                       std::source_location where = std::source_location::current()) {
@@ -275,7 +275,7 @@ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits,
 
 inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) { return (a & mask) | (b & ~mask); }
 
-inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+inline uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d = 0;
   for (int half = 0; half < 2; ++half) {
     const auto value = [half](uint32_t bits) {
@@ -288,7 +288,7 @@ inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
-inline uint32_t max_halves(uint32_t a, uint32_t b) {
+inline uint32_t max_fp16x2(uint32_t a, uint32_t b) {
   uint32_t d = 0;
   for (int half = 0; half < 2; ++half) {
     const uint32_t one = a >> 16 * half & 0xFFFFU, other = b >> 16 * half & 0xFFFFU;
@@ -299,12 +299,12 @@ inline uint32_t max_halves(uint32_t a, uint32_t b) {
   return d;
 }
 
-inline uint32_t greater_halves(uint32_t a, uint32_t b) {
+inline uint32_t greater_fp16x2(uint32_t a, uint32_t b) {
   const float* value = hostexec::half_values();
   return (value[a & 0xFFFFU] > value[b & 0xFFFFU] ? 0xFFFFU : 0U) |
          (value[a >> 16] > value[b >> 16] ? 0xFFFF0000U : 0U);
 }
-inline uint32_t nan_halves(uint32_t a) {
+inline uint32_t nan_fp16x2(uint32_t a) {
   const float* value = hostexec::half_values();
   return (std::isnan(value[a & 0xFFFFU]) ? 0xFFFFU : 0U) | (std::isnan(value[a >> 16]) ? 0xFFFF0000U : 0U);
 }

@@ -14,8 +14,8 @@
 namespace nibblenet {
 namespace {
 
+using testing::fp16_on;
 using testing::from;
-using testing::halves_on;
 using testing::on;
 using testing::output_of;
 using testing::quantized;
@@ -35,8 +35,8 @@ const Shape image = {1, 9, 8, 8}, filters = {5, 8, 3, 3}, result = {1, 9, 8, 5};
 Values product(CudaBackend& backend, Weight& weight, Precision precision) {
   const Tensor<float> x = on(backend, uniform(image, 1));
   const Tensor<float> bias = on(backend, uniform({5}, 2));
-  Buffer<f16> halves(backend, static_cast<size_t>(image.elements()), MemoryCategory::data);
-  const TensorView<f16> converted(halves.data(), image);
+  Buffer<f16> fp16(backend, static_cast<size_t>(image.elements()), MemoryCategory::data);
+  const TensorView<f16> converted(fp16.data(), image);
   backend.convert(converted, x.view());
   const ConstActivations input =
       precision == Precision::float16 ? ConstActivations(converted) : ConstActivations(x.view());
@@ -48,39 +48,39 @@ Values product(CudaBackend& backend, Weight& weight, Precision precision) {
 /// A linear layer of superblocks: two superblock rows, and several parts of the columns.
 Values superblock_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
   const auto weight = backend.make_weight(quantized({128, 512}, parse_scheme(scheme), 3));
-  const Buffer<f16> x = halves_on(backend, uniform({batch, 512}, 1));
+  const Buffer<f16> x = fp16_on(backend, uniform({batch, 512}, 1));
   const Tensor<float> bias = on(backend, uniform({128}, 2));
   return output_of(backend, {batch, 128}, [&](TensorView<float> y) {
     backend.linear_forward(y, TensorView<const f16>(x.data(), {batch, 512}), *weight, bias.view(), Epilogue::relu);
   });
 }
 
-/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results in halves.
+/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results in fp16.
 Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
   backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
   const Shape x = {1, 4, 5, 128};
   const auto weight = backend.make_weight(quantized({192, 128, 3, 3}, parse_scheme(scheme), 3));
-  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Buffer<f16> fp16 = fp16_on(backend, uniform(x, 1));
   const Tensor<float> bias = on(backend, uniform({192}, 2));
   Buffer<f16> y(backend, 20 * 192, MemoryCategory::data);
   return output_of(backend, {1, 4, 5, 192}, [&](TensorView<float> floats) {
     const TensorView<f16> rounded(y.data(), floats.shape());
-    backend.conv2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight, bias.view(), window,
+    backend.conv2d_forward(rounded, TensorView<const f16>(fp16.data(), x), *weight, bias.view(), window,
                            Epilogue::relu);
     backend.convert(floats, rounded);
   });
 }
 
-/// A convolution of few channels, results in halves.
-Values first_convolution(CudaBackend& backend, const std::string& scheme) {
+/// A convolution of few channels, results in fp16.
+Values few_channels(CudaBackend& backend, const std::string& scheme) {
   const Shape x = {1, 9, 8, 2}, y = {1, 9, 8, 20};
   const auto weight = backend.make_weight(quantized({20, 2, 3, 3}, parse_scheme(scheme), 3));
-  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Buffer<f16> fp16 = fp16_on(backend, uniform(x, 1));
   const Tensor<float> bias = on(backend, uniform({20}, 2));
-  Buffer<f16> y_halves(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
+  Buffer<f16> y_fp16(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
   return output_of(backend, y, [&](TensorView<float> floats) {
-    const TensorView<f16> rounded(y_halves.data(), y);
-    backend.conv2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight, bias.view(), window,
+    const TensorView<f16> rounded(y_fp16.data(), y);
+    backend.conv2d_forward(rounded, TensorView<const f16>(fp16.data(), x), *weight, bias.view(), window,
                            Epilogue::relu);
     backend.convert(floats, rounded);
   });
@@ -89,20 +89,20 @@ Values first_convolution(CudaBackend& backend, const std::string& scheme) {
 /// A convolution of single pixels with max pooling, in one kernel.
 Values pooled_convolution(CudaBackend& backend, const Shape& y, const Shape& x, int64_t channels) {
   const auto weight = backend.make_weight(quantized({channels, x[3], 1, 1}, parse_scheme("linear:4:channel"), 3));
-  const Buffer<f16> halves = halves_on(backend, uniform(x, 1));
+  const Buffer<f16> fp16 = fp16_on(backend, uniform(x, 1));
   const Tensor<float> bias = on(backend, uniform({channels}, 2));
-  Buffer<f16> y_halves(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
+  Buffer<f16> y_fp16(backend, static_cast<size_t>(y.elements()), MemoryCategory::data);
   return output_of(backend, y, [&](TensorView<float> floats) {
-    const TensorView<f16> rounded(y_halves.data(), y);
-    EXPECT_TRUE(backend.conv2d_max_pool2d_forward(rounded, TensorView<const f16>(halves.data(), x), *weight,
-                                                  bias.view(), {1, 1, 0}, Epilogue::relu, {3, 2, 0}));
+    const TensorView<f16> rounded(y_fp16.data(), y);
+    EXPECT_TRUE(backend.conv2d_max_pool2d_forward(rounded, TensorView<const f16>(fp16.data(), x), *weight, bias.view(),
+                                                  {1, 1, 0}, Epilogue::relu, {3, 2, 0}));
     backend.convert(floats, rounded);
   });
 }
 
 Values few_outputs(CudaBackend& backend, const std::string& scheme) {
   const auto weight = backend.make_weight(quantized({10, 1032}, parse_scheme(scheme), 3));
-  const Buffer<f16> x = halves_on(backend, uniform({9, 1032}, 1));
+  const Buffer<f16> x = fp16_on(backend, uniform({9, 1032}, 1));
   const Tensor<float> bias = on(backend, uniform({10}, 2));
   return output_of(backend, {9, 10}, [&](TensorView<float> y) {
     backend.linear_forward(y, TensorView<const f16>(x.data(), {9, 1032}), *weight, bias.view(), Epilogue::relu);
@@ -110,38 +110,38 @@ Values few_outputs(CudaBackend& backend, const std::string& scheme) {
 }
 
 /// Gradients on the tensor cores, of two parts each: dx, or the weight behind a step at once.
-Values gradients_in_halves(CudaBackend& backend, bool of_weight) {
+Values gradients_in_fp16(CudaBackend& backend, bool of_weight) {
   const Shape x = of_weight ? Shape{1, 24, 24, 8} : Shape{1, 4, 5, 8}, y = {1, x[1], x[2], 64};
   const Values start = uniform({64, 8, 3, 3}, 3);
   const auto weight = backend.make_trained_weight(start.view());
-  const Buffer<f16> dy_halves = halves_on(backend, uniform(y, 1)), x_halves = halves_on(backend, uniform(x, 2));
-  const TensorView<const f16> dy(dy_halves.data(), y);
+  const Buffer<f16> dy_fp16 = fp16_on(backend, uniform(y, 1)), x_fp16 = fp16_on(backend, uniform(x, 2));
+  const TensorView<const f16> dy(dy_fp16.data(), y);
   if (of_weight) {
     Tensor<float> bias = on(backend, Values({64})), velocity = on(backend, start), of_bias = on(backend, Values({64}));
     const TrainedLayer layer{*weight, bias.view(), velocity.view(), of_bias.view()};
-    EXPECT_TRUE(backend.conv2d_backward_step(layer, dy, TensorView<const f16>(x_halves.data(), x), window, 0.5F,
+    EXPECT_TRUE(backend.conv2d_backward_step(layer, dy, TensorView<const f16>(x_fp16.data(), x), window, 0.5F,
                                              {0.1F, 0.9F, 0.01F}));
     return from(backend, weight->values());
   }
-  Buffer<f16> dx(backend, x_halves.size(), MemoryCategory::data);
+  Buffer<f16> dx(backend, x_fp16.size(), MemoryCategory::data);
   return output_of(backend, x, [&](TensorView<float> floats) {
-    const TensorView<f16> halves(dx.data(), x);
-    backend.conv2d_backward_data(halves, dy, *weight, window);
-    backend.convert(floats, halves);
+    const TensorView<f16> fp16(dx.data(), x);
+    backend.conv2d_backward_data(fp16, dy, *weight, window);
+    backend.convert(floats, fp16);
   });
 }
 
-/// An operation of one operand and one result in halves, with the store that it is given where it is a gradient.
+/// An operation of one operand and one result in fp16, with the store that it is given where it is a gradient.
 template <class Run>
-Operation map_halves(std::string name, const Shape& y, const Shape& x, Run run) {
+Operation map_fp16(std::string name, const Shape& y, const Shape& x, Run run) {
   return {std::move(name), [=](CudaBackend& backend) {
-            const Buffer<f16> input = halves_on(backend, uniform(x, 1)), mask = halves_on(backend, uniform(y, 2));
-            Buffer<f16> output = halves_on(backend, Values(y));
-            const TensorView<f16> halves(output.data(), y);
+            const Buffer<f16> input = fp16_on(backend, uniform(x, 1)), mask = fp16_on(backend, uniform(y, 2));
+            Buffer<f16> output = fp16_on(backend, Values(y));
+            const TensorView<f16> fp16(output.data(), y);
             Tensor<uint32_t> overflow(backend, {1}, MemoryCategory::data);
-            run(backend, Activations(halves), ConstActivations(TensorView<const f16>(input.data(), x)),
+            run(backend, Activations(fp16), ConstActivations(TensorView<const f16>(input.data(), x)),
                 GradientStore{TensorView<const f16>(mask.data(), y), overflow.view()});
-            return output_of(backend, y, [&](TensorView<float> out) { backend.convert(out, halves); });
+            return output_of(backend, y, [&](TensorView<float> out) { backend.convert(out, fp16); });
           }};
 }
 
@@ -177,7 +177,7 @@ std::vector<Operation> operations() {
                       [=](CudaBackend& b) { return superblock_convolution(b, scheme, few_pixels); }});
   for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:block:7"}) {
     list.push_back(
-        {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return first_convolution(b, scheme); }});
+        {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return few_channels(b, scheme); }});
     list.push_back({fmt::format("few outputs, {}", scheme), [=](CudaBackend& b) { return few_outputs(b, scheme); }});
   }
   list.push_back({"first convolution with pooling", [](CudaBackend& b) {  // filters for several bands of a block
@@ -198,8 +198,8 @@ std::vector<Operation> operations() {
     b.conv2d_backward_weight(dw, dbias.view(), dy, x.view(), {1, 1, 0});
   }));
   for (const bool of_weight : {false, true})
-    list.push_back({of_weight ? "step in halves" : "data gradient in halves",
-                    [=](CudaBackend& b) { return gradients_in_halves(b, of_weight); }});
+    list.push_back({of_weight ? "step in fp16" : "data gradient in fp16",
+                    [=](CudaBackend& b) { return gradients_in_fp16(b, of_weight); }});
   list.push_back(map("find overflow", {7, 91}, {7, 91}, [](CudaBackend& b, Y y, X x) {
     Tensor<uint32_t> found(b, {1}, MemoryCategory::data);
     b.find_overflow(found.view(), x);
@@ -217,30 +217,29 @@ std::vector<Operation> operations() {
     b.copy_from_host(argmax.data(), positions.data(), positions.size());
     b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0});
   }));
-  using Halves = ConstActivations;
-  list.push_back(map_halves("max pool of halves", {2, 4, 5, 8}, {2, 9, 12, 8},
-                            [](CudaBackend& b, Activations y, Halves x, const GradientStore&) {
-                              Tensor<uint8_t> argmax(b, y.shape(), MemoryCategory::data);
-                              b.max_pool2d_forward(y, argmax.view(), x, {3, 2, 0});
-                            }));
-  list.push_back(map_halves("max pool backward of halves", {2, 9, 12, 24}, {2, 4, 5, 24},
-                            [](CudaBackend& b, Activations dx, Halves dy, const GradientStore& store) {
-                              Tensor<uint8_t> argmax(b, dy.shape(), MemoryCategory::data);
-                              const std::vector<uint8_t> positions(static_cast<size_t>(dy.elements()), 4);
-                              b.copy_from_host(argmax.data(), positions.data(), positions.size());
-                              b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0}, store);
-                            }));
-  list.push_back(map_halves("dropout of halves", {7, 336}, {7, 336},
-                            [](CudaBackend& b, Activations y, Halves x, const GradientStore& store) {
-                              b.dropout(y, x, 0.4F, {1, 2, 3}, store);
-                            }));
-  list.push_back(
-      map_halves("data gradient of few outputs", {35, 72}, {35, 10},
-                 [](CudaBackend& b, Activations dx, Halves dy, const GradientStore& store) {
-                   b.linear_backward_data(dx, dy, *b.make_trained_weight(uniform({10, 72}, 3).view()), store);
-                 }));
+  using Fp16 = ConstActivations;
+  list.push_back(map_fp16("max pool of fp16", {2, 4, 5, 8}, {2, 9, 12, 8},
+                          [](CudaBackend& b, Activations y, Fp16 x, const GradientStore&) {
+                            Tensor<uint8_t> argmax(b, y.shape(), MemoryCategory::data);
+                            b.max_pool2d_forward(y, argmax.view(), x, {3, 2, 0});
+                          }));
+  list.push_back(map_fp16("max pool backward of fp16", {2, 9, 12, 24}, {2, 4, 5, 24},
+                          [](CudaBackend& b, Activations dx, Fp16 dy, const GradientStore& store) {
+                            Tensor<uint8_t> argmax(b, dy.shape(), MemoryCategory::data);
+                            const std::vector<uint8_t> positions(static_cast<size_t>(dy.elements()), 4);
+                            b.copy_from_host(argmax.data(), positions.data(), positions.size());
+                            b.max_pool2d_backward(dx, dy, argmax.view(), {3, 2, 0}, store);
+                          }));
+  list.push_back(map_fp16("dropout of fp16", {7, 336}, {7, 336},
+                          [](CudaBackend& b, Activations y, Fp16 x, const GradientStore& store) {
+                            b.dropout(y, x, 0.4F, {1, 2, 3}, store);
+                          }));
+  list.push_back(map_fp16("data gradient of few outputs", {35, 72}, {35, 10},
+                          [](CudaBackend& b, Activations dx, Fp16 dy, const GradientStore& store) {
+                            b.linear_backward_data(dx, dy, *b.make_trained_weight(uniform({10, 72}, 3).view()), store);
+                          }));
   list.push_back({"weight gradient of few outputs", [](CudaBackend& b) {
-                    const Buffer<f16> dy = halves_on(b, uniform({67, 10}, 1)), x = halves_on(b, uniform({67, 72}, 2));
+                    const Buffer<f16> dy = fp16_on(b, uniform({67, 10}, 1)), x = fp16_on(b, uniform({67, 72}, 2));
                     Tensor<float> dbias = on(b, Values({10}));
                     return output_of(b, {10, 72}, [&](TensorView<float> dw) {
                       b.linear_backward_weight(dw, dbias.view(), TensorView<const f16>(dy.data(), {67, 10}),
@@ -249,7 +248,7 @@ std::vector<Operation> operations() {
                   }});
   list.push_back({"weight gradient of few channels", [](CudaBackend& b) {
                     const Shape of_y = {1, 9, 12, 8}, of_x = {1, 9, 12, 2};
-                    const Buffer<f16> dy = halves_on(b, uniform(of_y, 1)), x = halves_on(b, uniform(of_x, 2));
+                    const Buffer<f16> dy = fp16_on(b, uniform(of_y, 1)), x = fp16_on(b, uniform(of_x, 2));
                     Tensor<float> dbias = on(b, Values({8}));
                     return output_of(b, {8, 2, 3, 3}, [&](TensorView<float> dw) {
                       b.conv2d_backward_weight(dw, dbias.view(), TensorView<const f16>(dy.data(), of_y),

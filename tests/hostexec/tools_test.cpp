@@ -52,7 +52,7 @@ TEST_F(CudaTools, ComparesOurKernelsWithTheBaseline) {
     EXPECT_GE(side.at("accuracy"), 0.0);
   }
   EXPECT_EQ(sides[0].at("engine"), "nibblenet, cudnn");
-  EXPECT_LT(sides[1].at("relative_error"), 0.02) << "halves, and the rounding of resized pixels";
+  EXPECT_LT(sides[1].at("relative_error"), 0.02) << "fp16, and the rounding of resized pixels";
 }
 
 TEST_F(CudaTools, TheScriptThatChecksAGpuGoesThroughAllItsSteps) {

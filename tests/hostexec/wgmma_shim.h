@@ -20,10 +20,10 @@ float element_of_tile(const unsigned char* tile, int row, int k) {
 }  // namespace hostexec
 
 template <bool a_along_k, bool b_along_k, int columns>
-void warpgroup_mma(float (&d)[columns][4], const unsigned char* a, const unsigned char* b, int step,
-                   std::source_location where = std::source_location::current()) {
+void wgmma_async(float (&d)[columns][4], const unsigned char* a, const unsigned char* b, int step,
+                 std::source_location where = std::source_location::current()) {
   if (reinterpret_cast<uintptr_t>(a) % 1024 != 0 || reinterpret_cast<uintptr_t>(b) % 1024 != 0)
-    hostexec::fail_here("warpgroup_mma of a tile that is not 1,024-byte aligned", where);
+    hostexec::fail_here("wgmma_async of a tile that is not 1,024-byte aligned", where);
   const int thread = static_cast<int>(threadIdx.x) % 128;
   float of_a[2][16];
   for (int half = 0; half < 2; ++half)
@@ -43,10 +43,10 @@ void warpgroup_mma(float (&d)[columns][4], const unsigned char* a, const unsigne
     }
 }
 template <int columns>
-void warpgroup_begin(float (&)[columns][4]) {}
-inline void warpgroup_commit() {}
+void wgmma_fence(float (&)[columns][4]) {}
+inline void wgmma_commit() {}
 template <int columns>
-void warpgroup_wait(float (&)[columns][4]) {}
-inline void show_to_warpgroups() {}
+void wgmma_wait(float (&)[columns][4]) {}
+inline void show_to_wgmma() {}
 
 }  // namespace nibblenet

@@ -71,11 +71,11 @@ inline Tensor<float> on(Backend& backend, const Values& values) {
 }
 
 /// A float16 copy in the backend's memory.
-inline Buffer<f16> halves_on(Backend& backend, const Values& values) {
-  std::vector<f16> halves(values.data.size());
-  for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = f32_to_f16(values.data[i]);
-  Buffer<f16> buffer(backend, halves.size(), MemoryCategory::data);
-  backend.copy_from_host(buffer.data(), halves.data(), buffer.bytes());
+inline Buffer<f16> fp16_on(Backend& backend, const Values& values) {
+  std::vector<f16> fp16(values.data.size());
+  for (size_t i = 0; i < fp16.size(); ++i) fp16[i].bits = f32_to_f16(values.data[i]);
+  Buffer<f16> buffer(backend, fp16.size(), MemoryCategory::data);
+  backend.copy_from_host(buffer.data(), fp16.data(), buffer.bytes());
   return buffer;
 }
 

@@ -50,8 +50,8 @@ class SquareProduct {
     y_ = Tensor<float>(backend, {n, n}, MemoryCategory::data);
     input_ = std::as_const(x_).view();
     if (precision == Precision::float16) {
-      halves_ = {backend, static_cast<size_t>(n * n), MemoryCategory::data};
-      const TensorView<f16> view(halves_.data(), {n, n});
+      fp16_ = {backend, static_cast<size_t>(n * n), MemoryCategory::data};
+      const TensorView<f16> view(fp16_.data(), {n, n});
       backend.convert(view, input_);
       input_ = view;
     }
@@ -64,7 +64,7 @@ class SquareProduct {
  private:
   Backend& backend_;
   Tensor<float> x_, bias_, y_;
-  Buffer<f16> halves_;
+  Buffer<f16> fp16_;
   ConstActivations input_;
   std::unique_ptr<Weight> weight_;
 };
@@ -98,7 +98,7 @@ std::optional<double> chain_seconds(Backend& backend, int64_t operations, double
                       [&] { recording->replay(); });
 }
 
-bool supports_halves(const Backend& backend) {
+bool supports_fp16(const Backend& backend) {
   try {
     backend.expect_support(Precision::float16);
     return true;
@@ -114,7 +114,7 @@ Ceilings measure_ceilings(Backend& backend, Backend& products, double seconds) {
                     .float32_per_second = operations_per_second(products, Precision::float32, seconds),
                     .float16_per_second = std::nullopt,
                     .products_by = products.description()};
-  if (supports_halves(products))
+  if (supports_fp16(products))
     ceilings.float16_per_second = operations_per_second(products, Precision::float16, seconds);
   for (const int64_t operations : {1, 8, 11, 24})
     if (const auto time = chain_seconds(backend, operations, seconds)) ceilings.chains.emplace_back(operations, *time);

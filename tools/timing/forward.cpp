@@ -66,10 +66,10 @@ TimedForward::TimedForward(Network& network, int image_size, Task task, int64_t 
     backend.copy_from_host(images_.data(), values.data(), sizeof(float) * values.size());
     input_ = std::as_const(images_).view();
     if (network.precision() == Precision::float32) return;
-    halves_ = {backend, static_cast<size_t>(images_.elements()), MemoryCategory::data};
-    const TensorView<f16> halves(halves_.data(), images_.shape());
-    backend.convert(halves, input_);
-    input_ = halves;
+    fp16_ = {backend, static_cast<size_t>(images_.elements()), MemoryCategory::data};
+    const TensorView<f16> fp16(fp16_.data(), images_.shape());
+    backend.convert(fp16, input_);
+    input_ = fp16;
     return;
   }
   host_bytes_ = Tensor<uint8_t>(host_memory(), {batch, small_size, small_size, 3}, MemoryCategory::data);

@@ -62,7 +62,7 @@ class TimedForward {
   Task task_;
   Pass pass_;
   Tensor<float> images_;  ///< T224
-  Buffer<f16> halves_;    ///< the same, for a float16 network
+  Buffer<f16> fp16_;      ///< the same, for a float16 network
   ConstActivations input_;
   Tensor<uint8_t> host_bytes_;  ///< T32
   Tensor<uint8_t> bytes_;

@@ -112,9 +112,9 @@ class LoneLayer {
       backend_.copy_from_host(x.data(), values.data(), x.bytes());
       return;
     }
-    std::vector<f16> halves(values.size());
-    for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = f32_to_f16(values[i]);
-    backend_.copy_from_host(x.data(), halves.data(), x.bytes());
+    std::vector<f16> fp16(values.size());
+    for (size_t i = 0; i < fp16.size(); ++i) fp16[i].bits = f32_to_f16(values[i]);
+    backend_.copy_from_host(x.data(), fp16.data(), x.bytes());
   }
 
   void run(Operands& operands) {

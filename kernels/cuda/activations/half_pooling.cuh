@@ -2,26 +2,26 @@
 
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
 
-// Max pooling of halves, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2 without padding, C a multiple
-// of 8, fewer than 2^31 elements. Everything else is pooling.cu's general kernels', whose bits these have.
+// Max pooling of fp16 values, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2 without padding, C a
+// multiple of 8, fewer than 2^31 elements. Everything else is pooling.cu's general kernels', whose bits these have.
 
 namespace nibblenet {
 
 inline constexpr unsigned half_pooling_threads = 256;
 
-/// Sizes of both sides of a pooling of C = 8 `pieces` channels.
+/// Sizes of both sides of a pooling of C = 8 `vectors` channels.
 struct HalfPooling {
-  unsigned h, w;    ///< x [N, H, W, C]
-  unsigned p, q;    ///< y [N, P, Q, C]
-  unsigned pieces;  ///< of eight channels
+  unsigned h, w;     ///< x [N, H, W, C]
+  unsigned p, q;     ///< y [N, P, Q, C]
+  unsigned vectors;  ///< of eight channels
 
-  /// A place for each thread among [N, rows, columns, pieces].
+  /// A place for each thread among [N, rows, columns, vectors].
   struct Place {
-    unsigned n, row, column, piece;
+    unsigned n, row, column, vector;
   };
   __device__ Place place(unsigned thread, unsigned rows, unsigned columns) const {
-    const unsigned pixel = thread / pieces, line = pixel / columns, n = line / rows;
-    return {n, line - n * rows, pixel - line * columns, thread - pixel * pieces};
+    const unsigned pixel = thread / vectors, line = pixel / columns, n = line / rows;
+    return {n, line - n * rows, pixel - line * columns, thread - pixel * vectors};
   }
 };
 
@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(half_pooling_threads)
   if (thread >= count) return;
   const HalfPooling::Place place = sizes.place(thread, sizes.p, sizes.q);
   const uint4* corner =
-      x + ((place.n * sizes.h + 2 * place.row) * sizes.w + 2 * place.column) * sizes.pieces + place.piece;
+      x + ((place.n * sizes.h + 2 * place.row) * sizes.w + 2 * place.column) * sizes.vectors + place.vector;
   uint4 window[9];
 #pragma unroll
   for (unsigned r = 0; r < 3; ++r)
 #pragma unroll
-    for (unsigned s = 0; s < 3; ++s) window[3 * r + s] = corner[(r * sizes.w + s) * sizes.pieces];
+    for (unsigned s = 0; s < 3; ++s) window[3 * r + s] = corner[(r * sizes.w + s) * sizes.vectors];
   uint32_t best[4] = {window[0].x, window[0].y, window[0].z, window[0].w};
   uint32_t where[4] = {};  // two positions of 16 bits a word
 #pragma unroll
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
     const uint32_t candidate[4] = {window[i].x, window[i].y, window[i].z, window[i].w};
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
-      const uint32_t better = greater_halves(candidate[pair], best[pair]) | nan_halves(candidate[pair]);
+      const uint32_t better = greater_fp16x2(candidate[pair], best[pair]) | nan_fp16x2(candidate[pair]);
       best[pair] = (candidate[pair] & better) | (best[pair] & ~better);
       where[pair] = (i * 0x00010001U & better) | (where[pair] & ~better);
     }
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
       // Below 0 wraps around, and is then too large as well.
       const unsigned row = place.row - up, column = place.column - back;
       if (row >= sizes.p || column >= sizes.q) continue;
-      const unsigned at = ((place.n * sizes.p + row) * sizes.q + column) * sizes.pieces + place.piece;
+      const unsigned at = ((place.n * sizes.p + row) * sizes.q + column) * sizes.vectors + place.vector;
       from[up][back] = {dy[at], argmax[at]};
     }
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
       for (unsigned up = 0; up < 2 - r; ++up)
 #pragma unroll
         for (unsigned back = 0; back < 2 - s; ++back) from[up][back].add_to(sum, 3 * (r + 2 * up) + s + 2 * back);
-      dx.store(((place.n * sizes.h + row) * sizes.w + column) * sizes.pieces + place.piece, eight_halves(sum));
+      dx.store(((place.n * sizes.h + row) * sizes.w + column) * sizes.vectors + place.vector, eight_fp16(sum));
     }
 }
 

@@ -39,7 +39,7 @@ __global__ void dropout_kernel(T* y, const T* x, float probability, float scale,
   });
 }
 
-/// The same for halves: one thread eight of them.
+/// The same for fp16 values: one thread eight of them.
 __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probability, float scale, DropoutKey key,
                                     int64_t count) {
   for_each_index(count, [&](int64_t i) {
@@ -53,7 +53,7 @@ __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probab
       const float draw = uniform_from_bits(random_bits(key.seed, key.stream, first + static_cast<uint64_t>(e)));
       values[e] = draw >= probability ? load_element(&half, 0) * scale : 0.0F;
     }
-    y.store(i, eight_halves(values));
+    y.store(i, eight_fp16(values));
   });
 }
 
@@ -139,7 +139,7 @@ void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& strea
            find_overflow_kernel<T>, found.data(), from, x.elements());
   };
   if (x.precision() == Precision::float16)
-    start(x.halves().data());
+    start(x.fp16().data());
   else
     start(x.floats().data());
 }

@@ -201,7 +201,7 @@ bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<co
                               const GradientStore& store, Stream& stream) {
   if (!fit_half_pooling(dy, argmax.data(), dx, window) || !fits_half_gradient(dx, store)) return false;
   const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
-  const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.pieces;
+  const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.vectors;
   launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
          half_max_pool2d_backward_kernel, half_gradient(dx, store), static_cast<const uint4*>(dy.data()),
          reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));

@@ -91,7 +91,7 @@ class ImagePreparerCuda final : public ImagePreparer {
              pixels);
     };
     if (x.precision() == Precision::float16)
-      start(x.halves().data());
+      start(x.fp16().data());
     else
       start(x.floats().data());
   }

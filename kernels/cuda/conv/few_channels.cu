@@ -54,11 +54,12 @@ void start(const OutputBands& bands, const ForwardProduct& f, Stream& stream) {
                   static_cast<size_t>(bands.shared_bytes()), true};
   const PairSlots order = order_of_pairs(bands);
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
-  with_half_operands(
-      f.y.halves().data(), f, [&]<class Weights>(const Weights& weights, const BiasResult<f16*>& result, float factor) {
-        launch("first_convolution", work, grid, stream, first_convolution_kernel<Weights, tiles, fragments, pooling>,
-               FirstConvolution{bands, f.x.halves().data(), result, factor, order, whole_vectors}, weights);
-      });
+  with_half_operands(f.y.fp16().data(), f,
+                     [&]<class Weights>(const Weights& weights, const BiasEpilogue<f16*>& epilogue, float factor) {
+                       launch("few_channels", work, grid, stream,
+                              few_channels_kernel<Weights, tiles, fragments, pooling>,
+                              FewChannels{bands, f.x.fp16().data(), epilogue, factor, order, whole_vectors}, weights);
+                     });
 }
 
 }  // namespace

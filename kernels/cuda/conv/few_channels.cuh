@@ -4,17 +4,17 @@
 #include "kernels/cuda/conv/few_channels_filters.cuh"
 
 // Convolutions of few channels on the tensor cores, AlexNet's first one above all: implicit GEMM without a matrix of
-// windows. In a channels-last image a window is `size` runs of size x C neighbouring halves. Where they begin at whole
-// words, a lane finds each pair that mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
+// windows. In a channels-last image a window is `size` runs of size x C neighbouring fp16 values. Where they begin at
+// whole words, a lane finds each pair that mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
 //
 // k is therefore counted in pairs, in any order that both operands share: the host puts pairs together that eight
-// neighbouring pixels read from different banks. A run of an odd number of halves has one more, whose weight is 0; what
-// it meets there is finite unless the next pixel is not.
+// neighbouring pixels read from different banks. A run of an odd number of fp16 values has one more, whose weight is 0;
+// what it meets there is finite unless the next pixel is not.
 
 namespace nibblenet {
 
 /// Starts copying a band's input, in one group; zeros in the padding and outside of x. A warp a row at a time.
-__device__ __forceinline__ void copy_band(const FirstConvolution& p, const FirstShared& shared,
+__device__ __forceinline__ void copy_band(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band) {
   const OutputBands& b = p.bands;
   const ConvolutionSizes& s = b.sizes;
@@ -29,13 +29,13 @@ __device__ __forceinline__ void copy_band(const FirstConvolution& p, const First
     const f16* from = image + (inside ? h : 0) * row_elements;
     unsigned char* to = shared.input() + row * b.pitch * 4;
     if (b.aligned) {
-      for (int piece = lane; piece < b.pieces; piece += 32) {
-        const int element = first + piece * 8;
+      for (int vector = lane; vector < b.vectors; vector += 32) {
+        const int element = first + vector * 8;
         const bool exists = inside && element >= 0 && element < row_elements;
-        cp_async_16(to + piece * 16, exists ? from + element : p.x, exists);
+        cp_async_16(to + vector * 16, exists ? from + element : p.x, exists);
       }
     } else {
-      for (int i = lane; i < b.pieces * 8; i += 32) {
+      for (int i = lane; i < b.vectors * 8; i += 32) {
         const bool exists = inside && first + i >= 0 && first + i < row_elements;
         reinterpret_cast<f16*>(to)[i] = exists ? from[first + i] : f16{};
       }
@@ -44,7 +44,7 @@ __device__ __forceinline__ void copy_band(const FirstConvolution& p, const First
   cp_async_commit();
 }
 
-/// What a warp multiplies in one step.
+/// What a warp multiplies in one k-tile.
 template <int tiles, int fragments>
 struct StepOperands {
   uint32_t a[fragments][4];
@@ -52,19 +52,19 @@ struct StepOperands {
 };
 
 /// sums = filters x the windows that begin at `window`, of the lane's column of each tile: bytes from the input's
-/// beginning. The next step's operands are read while one is multiplied.
+/// beginning. The next k-tile's operands are read while one is multiplied.
 template <int tiles, int fragments>
-__device__ __forceinline__ void multiply_band(const FirstShared& shared, const int (&window)[tiles], int shift,
-                                              FirstSums<tiles, fragments>& sums) {
+__device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, const int (&window)[tiles], int shift,
+                                              FewChannelsTileSums<tiles, fragments>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned char* input = shared.input() + shift;
-  const FirstShared::Pairs* pairs = shared.pairs() + lane % 4;
+  const FewChannelsShared::Pairs* pairs = shared.pairs() + lane % 4;
   const unsigned char* filters = shared.filters() + lane % 16 * 32 + ((lane / 16 ^ (lane >> 2 & 1)) << 4);
   using Operands = StepOperands<tiles, fragments>;
-  const auto load = [&](int step, Operands& to) {
-    const FirstShared::Pairs pair = pairs[step * 4];
+  const auto load = [&](int k_tile, Operands& to) {
+    const FewChannelsShared::Pairs pair = pairs[k_tile * 4];
 #pragma unroll
-    for (int u = 0; u < fragments; ++u) ldmatrix_x4(to.a[u], filters + (step * fragments + u) * fragment_bytes);
+    for (int u = 0; u < fragments; ++u) ldmatrix_x4(to.a[u], filters + (k_tile * fragments + u) * fragment_bytes);
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
       to.b[tile][0] = *reinterpret_cast<const uint32_t*>(input + window[tile] + pair.low);
@@ -77,15 +77,15 @@ __device__ __forceinline__ void multiply_band(const FirstShared& shared, const i
 #pragma unroll
       for (int u = 0; u < fragments; ++u) mma_16816(sums.d[tile][u], from.a[u], from.b[tile]);
   };
-  const int steps = shared.bands.steps;
+  const int k_tiles = shared.bands.k_tiles;
   Operands even, odd;
   load(0, even);
 #pragma unroll 1
-  for (int step = 0; step < steps; step += 2) {
-    if (step + 1 < steps) load(step + 1, odd);
+  for (int k_tile = 0; k_tile < k_tiles; k_tile += 2) {
+    if (k_tile + 1 < k_tiles) load(k_tile + 1, odd);
     multiply(even);
-    if (step + 1 >= steps) break;
-    if (step + 2 < steps) load(step + 2, even);
+    if (k_tile + 1 >= k_tiles) break;
+    if (k_tile + 2 < k_tiles) load(k_tile + 2, even);
     multiply(odd);
   }
 }
@@ -96,8 +96,8 @@ template <int tiles>
 __device__ __forceinline__ void find_windows(const OutputBands& b, int first_tile, int (&window)[tiles]) {
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
-    const int row = (first_tile + tile) / b.tiles_across;
-    const int column = (first_tile + tile - row * b.tiles_across) * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+    const int row = (first_tile + tile) / b.tiles_per_row;
+    const int column = (first_tile + tile - row * b.tiles_per_row) * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
     const int read = column < b.columns ? column : b.columns - 1;
     window[tile] = row < b.rows ? row * b.sizes.stride * b.pitch * 4 + read * b.sizes.stride * b.sizes.c * 2 : 0;
   }
@@ -108,18 +108,17 @@ __device__ __forceinline__ void find_windows(const OutputBands& b, int first_til
 /// `tiles` times eight pixels, and where there is pooling these are a row. The input of the next band arrives while
 /// results are written; two blocks on a multiprocessor fill what gaps are left.
 template <class Weights, int tiles, int fragments, bool pooling>
-__global__ void __launch_bounds__(32 * few_channels_warps, 2)
-    first_convolution_kernel(FirstConvolution p, Weights weights) {
-  const FirstShared memory{dynamic_shared(), p.bands};
+__global__ void __launch_bounds__(32 * few_channels_warps, 2) few_channels_kernel(FewChannels p, Weights weights) {
+  const FewChannelsShared memory{dynamic_shared(), p.bands};
   const OutputBands& b = p.bands;
   const int first_filter = static_cast<int>(blockIdx.y) * b.filters;
-  let_next_kernel_begin();
+  pdl_trigger();
   auto& table = shared<CodeValues>();
   weights.prepare(table);
-  prepare_first_convolution(p, memory, first_filter);
+  prepare_few_channels(p, memory, first_filter);
   __syncthreads();
   load_filters<fragments>(p, memory, weights, first_filter, table);
-  wait_for_kernel_before();
+  pdl_wait();
   OutputBands::Place place{static_cast<int>(blockIdx.x), 0};
   copy_band(p, memory, b.band(place));
 
@@ -130,13 +129,13 @@ __global__ void __launch_bounds__(32 * few_channels_warps, 2)
     const OutputBands::Band band = b.band(place);
     cp_async_wait<0>();
     __syncthreads();  // the band, and before the first one the filters, have arrived
-    FirstSums<tiles, fragments> sums = {};
+    FewChannelsTileSums<tiles, fragments> sums = {};
     if (first_tile < b.tiles())
       multiply_band<tiles, fragments>(memory, window, (b.first_element(band) - b.first_copied(band)) * 2, sums);
     __syncthreads();  // nobody reads this band any more
     const OutputBands::Place next = next_place(b, place);
     if (next.walk < b.walks()) copy_band(p, memory, b.band(next));
-    FirstShared::Finish finish[2 * fragments];
+    FewChannelsShared::Finish finish[2 * fragments];
 #pragma unroll
     for (int i = 0; i < 2 * fragments; ++i)
       finish[i] = memory.finish()[static_cast<int>(threadIdx.x) % 32 / 4 * 2 * fragments + i];

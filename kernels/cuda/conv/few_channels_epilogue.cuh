@@ -6,7 +6,7 @@
 
 namespace nibblenet {
 
-/// A lane's neighbouring filters of one pixel, two halves a word.
+/// A lane's neighbouring filters of one pixel, two fp16 values a word.
 template <int fragments>
 struct alignas(4 * fragments) FilterWords {
   uint32_t w[fragments];
@@ -14,20 +14,20 @@ struct alignas(4 * fragments) FilterWords {
 
 /// Results from sums: finish[i] is of the lane's filter i.
 template <int fragments>
-__device__ __forceinline__ FilterWords<fragments> finish_pixel(const BiasResult<f16*>& result,
-                                                               const FirstShared::Finish (&finish)[2 * fragments],
+__device__ __forceinline__ FilterWords<fragments> finish_pixel(const BiasEpilogue<f16*>& epilogue,
+                                                               const FewChannelsShared::Finish (&finish)[2 * fragments],
                                                                const float (&sums)[fragments][4], int e) {
   FilterWords<fragments> words;
 #pragma unroll
   for (int u = 0; u < fragments; ++u) {
-    f16 halves[2];
+    f16 fp16[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const FirstShared::Finish& of_filter = finish[2 * u + h];
-      const BiasResult<f16*>::Row row{result.factor, of_filter.step, of_filter.bias, result.with_relu};
-      store_element(&halves[h], 0, row(sums[u][2 * h + e]));
+      const FewChannelsShared::Finish& of_filter = finish[2 * u + h];
+      const BiasEpilogue<f16*>::Row row{epilogue.factor, of_filter.step, of_filter.bias, epilogue.with_relu};
+      store_element(&fp16[h], 0, row(sums[u][2 * h + e]));
     }
-    words.w[u] = halves[0].bits | static_cast<uint32_t>(halves[1].bits) << 16;
+    words.w[u] = fp16[0].bits | static_cast<uint32_t>(fp16[1].bits) << 16;
   }
   return words;
 }
@@ -44,63 +44,63 @@ __device__ __forceinline__ void copy_words(void* to, const FilterWords<fragments
 
 /// Neighbouring filters of a pixel of y.
 template <int fragments>
-__device__ __forceinline__ void store_filters(const FirstConvolution& p, int pixel, int filter,
+__device__ __forceinline__ void store_filters(const FewChannels& p, int pixel, int filter,
                                               const FilterWords<fragments>& words) {
-  f16* to = p.result.y + static_cast<int64_t>(pixel) * p.result.rows + filter;
-  if (p.whole_pieces) {
-    if (filter < p.result.rows) copy_words<fragments>(to, words);
+  f16* to = p.epilogue.y + static_cast<int64_t>(pixel) * p.epilogue.rows + filter;
+  if (p.whole_vectors) {
+    if (filter < p.epilogue.rows) copy_words<fragments>(to, words);
     return;
   }
 #pragma unroll
   for (int i = 0; i < 2 * fragments; ++i)
-    if (filter + i < p.result.rows) to[i].bits = static_cast<uint16_t>(words.w[i / 2] >> i % 2 * 16);
+    if (filter + i < p.epilogue.rows) to[i].bits = static_cast<uint16_t>(words.w[i / 2] >> i % 2 * 16);
 }
 
 /// y from a warp's sums: the lanes of one t write all filters of a pixel.
 template <int tiles, int fragments>
-__device__ __forceinline__ void store_band(const FirstConvolution& p, const OutputBands::Band& band, int first_filter,
-                                           const FirstShared::Finish (&finish)[2 * fragments],
-                                           const FirstSums<tiles, fragments>& sums) {
+__device__ __forceinline__ void store_band(const FewChannels& p, const OutputBands::Band& band, int first_filter,
+                                           const FewChannelsShared::Finish (&finish)[2 * fragments],
+                                           const FewChannelsTileSums<tiles, fragments>& sums) {
   const OutputBands& b = p.bands;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first_tile = static_cast<int>(threadIdx.x) / 32 * tiles;
   const int filter = first_filter + lane / 4 * 2 * fragments;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
-    const int row = (first_tile + tile) / b.tiles_across;
-    const int column = (first_tile + tile - row * b.tiles_across) * 8 + lane % 4 * 2;
+    const int row = (first_tile + tile) / b.tiles_per_row;
+    const int column = (first_tile + tile - row * b.tiles_per_row) * 8 + lane % 4 * 2;
     if (row >= b.rows || band.row + row >= b.sizes.p) continue;
     const int pixel = (band.image * b.sizes.p + band.row + row) * b.sizes.q + band.column + column;
 #pragma unroll
     for (int e = 0; e < 2; ++e)
       if (column + e < b.columns && band.column + column + e < b.sizes.q)
-        store_filters<fragments>(p, pixel + e, filter, finish_pixel<fragments>(p.result, finish, sums.d[tile], e));
+        store_filters<fragments>(p, pixel + e, filter, finish_pixel<fragments>(p.epilogue, finish, sums.d[tile], e));
   }
 }
 
 /// A warp's row of results as maxima of three neighbours, every other one, to shared memory: a lane has the first two
 /// of them, and the lane of the next two pixels the third. All lanes.
 template <int tiles, int fragments>
-__device__ __forceinline__ void pool_along_row(const FirstConvolution& p, const FirstShared& shared,
-                                               const FirstShared::Finish (&finish)[2 * fragments],
-                                               const FirstSums<tiles, fragments>& sums) {
+__device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewChannelsShared& shared,
+                                               const FewChannelsShared::Finish (&finish)[2 * fragments],
+                                               const FewChannelsTileSums<tiles, fragments>& sums) {
   using Words = FilterWords<fragments>;
   const OutputBands& b = p.bands;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(threadIdx.x) / 32;
   const int after = lane % 4 == 3 ? lane - 3 : lane + 1;
   unsigned char* to = shared.results() + row * b.result_row() + (lane % 4 * b.filters + lane / 4 * 2 * fragments) * 2;
-  Words even = finish_pixel<fragments>(p.result, finish, sums.d[0], 0);
+  Words even = finish_pixel<fragments>(p.epilogue, finish, sums.d[0], 0);
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
-    const Words odd = finish_pixel<fragments>(p.result, finish, sums.d[tile], 1);
+    const Words odd = finish_pixel<fragments>(p.epilogue, finish, sums.d[tile], 1);
     // No window begins with the last tile's last two pixels.
-    const Words next = finish_pixel<fragments>(p.result, finish, sums.d[tile + 1 < tiles ? tile + 1 : tile], 0);
+    const Words next = finish_pixel<fragments>(p.epilogue, finish, sums.d[tile + 1 < tiles ? tile + 1 : tile], 0);
     Words largest;
 #pragma unroll
     for (int u = 0; u < fragments; ++u) {
       const uint32_t third = __shfl_sync(0xFFFFFFFFU, lane % 4 == 0 ? next.w[u] : even.w[u], after);
-      largest.w[u] = max_halves(max_halves(even.w[u], odd.w[u]), third);
+      largest.w[u] = max_fp16x2(max_fp16x2(even.w[u], odd.w[u]), third);
     }
     if (tile * 4 + lane % 4 < b.pooled_q) copy_words<fragments>(to + tile * 4 * b.filters * 2, largest);
     even = next;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void pool_along_row(const FirstConvolution& p, const 
 
 /// y from a band's maxima along rows: those of its first three rows, and those of the two before and its first.
 template <int fragments>
-__device__ __forceinline__ void pool_down(const FirstConvolution& p, const FirstShared& shared,
+__device__ __forceinline__ void pool_down(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band, bool first_of_walk, int first_filter) {
   using Words = FilterWords<fragments>;
   const OutputBands& b = p.bands;
@@ -118,7 +118,7 @@ __device__ __forceinline__ void pool_down(const FirstConvolution& p, const First
   const auto larger = [](const Words& one, const Words& other) {
     Words words;
 #pragma unroll
-    for (int u = 0; u < fragments; ++u) words.w[u] = max_halves(one.w[u], other.w[u]);
+    for (int u = 0; u < fragments; ++u) words.w[u] = max_fp16x2(one.w[u], other.w[u]);
     return words;
   };
   for (int i = static_cast<int>(threadIdx.x); i < b.pooled_q * 8; i += static_cast<int>(blockDim.x)) {

@@ -7,9 +7,9 @@
 
 namespace nibblenet {
 
-/// Filters lie step by step, in rows of 32 bytes whose two halves change places every four rows, so that ldmatrix meets
-/// no bank twice. With U fragments of 16 rows, row 16 u + g + 8 h is filter 2 U g + 2 u + h: the sums of a lane are
-/// then 2 U neighbouring filters. `place`: where the weight lies in row 0.
+/// Filters lie k-tile by k-tile, in rows of 32 bytes whose two halves change places every four rows, so that ldmatrix
+/// meets no bank twice. With U fragments of 16 rows, row 16 u + g + 8 h is filter 2 U g + 2 u + h: the sums of a lane
+/// are then 2 U neighbouring filters. `place`: where the weight lies in row 0.
 template <int fragments>
 __device__ __forceinline__ int place_in_filters(int filter, int place) {
   constexpr int of_lane = 2 * fragments;
@@ -18,49 +18,49 @@ __device__ __forceinline__ int place_in_filters(int filter, int place) {
 }
 
 /// All but the weights: tables, and zeros where no weight will be.
-__device__ __forceinline__ void prepare_first_convolution(const FirstConvolution& p, const FirstShared& shared,
-                                                          int first_filter) {
+__device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const FewChannelsShared& shared,
+                                                     int first_filter) {
   const auto thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const OutputBands& b = p.bands;
   auto* filters = reinterpret_cast<uint4*>(shared.filters());
-  for (int i = thread; i < b.steps * b.step_bytes() / 16; i += threads) filters[i] = {0, 0, 0, 0};
+  for (int i = thread; i < b.k_tiles * b.k_tile_bytes() / 16; i += threads) filters[i] = {0, 0, 0, 0};
   // A slot without a pair reads the window's first one, times 0.
   auto* offsets = reinterpret_cast<int*>(shared.pairs());
-  for (int i = thread; i < b.steps * pairs_of_step; i += threads) offsets[i] = 0;
+  for (int i = thread; i < b.k_tiles * pairs_of_k_tile; i += threads) offsets[i] = 0;
   __syncthreads();
   for (int i = thread; i < b.pairs(); i += threads) {
     const int slot = p.order.slot[i];
-    const int step = slot / pairs_of_step;
-    const int t = slot % 4, high = slot % pairs_of_step / 4;
+    const int k_tile = slot / pairs_of_k_tile;
+    const int t = slot % 4, high = slot % pairs_of_k_tile / 4;
     const int row = i / b.words;
     const int word = i - row * b.words;
-    offsets[(step * 4 + t) * 2 + high] = (row * b.pitch + word) * 4;
-    const int place = step * b.step_bytes() + high * 16 + t * 4;
+    offsets[(k_tile * 4 + t) * 2 + high] = (row * b.pitch + word) * 4;
+    const int place = k_tile * b.k_tile_bytes() + high * 16 + t * 4;
     const int k = row * b.run() + 2 * word;
     shared.places()[k] = static_cast<uint16_t>(place);
     if (2 * word + 1 < b.run()) shared.places()[k + 1] = static_cast<uint16_t>(place + 2);
   }
   for (int i = thread; i < b.filters; i += threads) {
-    FirstShared::Finish finish{1.0F, 0.0F};
-    if (first_filter + i < p.result.rows) {
-      const auto row = p.result.of_row(first_filter + i);
+    FewChannelsShared::Finish finish{1.0F, 0.0F};
+    if (first_filter + i < p.epilogue.rows) {
+      const auto row = p.epilogue.of_row(first_filter + i);
       finish = {row.step, row.bias};
     }
     shared.finish()[i] = finish;
   }
 }
 
-/// Halves need no arithmetic. A warp has eight pairs of all filters at a time: lane l pair l % 8 of the filters whose g
-/// is l / 8 or l / 8 + 4, so that its words go to different banks. Many loads are under way at once.
+/// fp16 values need no arithmetic. A warp has eight pairs of all filters at a time: lane l pair l % 8 of the filters
+/// whose g is l / 8 or l / 8 + 4, so that its words go to different banks. Many loads are under way at once.
 template <int fragments>
-__device__ __forceinline__ void load_filters(const FirstConvolution& p, const FirstShared& shared,
+__device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const Float16Weights& weights, int first_filter, const CodeValues&) {
   constexpr int of_lane = 2 * fragments;
   constexpr int filters_at_once = 2 * of_lane;
   constexpr int pairs_at_once = 16 / filters_at_once;
   const OutputBands& b = p.bands;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int filters = p.result.rows - first_filter;
+  const int filters = p.epilogue.rows - first_filter;
   const int length = weights.sizes.length;
   const f16* from = weights.values + static_cast<int64_t>(first_filter) * length;
   const auto filter_of = [&](int i) { return (lane / 8 + i / of_lane * 4) * of_lane + i % of_lane; };
@@ -100,7 +100,7 @@ __device__ __forceinline__ void load_filters(const FirstConvolution& p, const Fi
 /// Codes, eight at a time, rounded as the plain kernel rounds them. A warp has eight times eight weights of four
 /// filters at a time, again for the banks' sake.
 template <int fragments>
-__device__ __forceinline__ void load_filters(const FirstConvolution& p, const FirstShared& shared,
+__device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const PackedWeights& weights, int first_filter, const CodeValues& table) {
   constexpr int of_lane = 2 * fragments;
   constexpr int filters_at_once = 2 * of_lane;

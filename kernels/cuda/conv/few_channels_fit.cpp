@@ -20,11 +20,11 @@ OutputBands with_input(OutputBands b) {
   const ConvolutionSizes& s = b.sizes;
   b.height = (b.rows - 1) * s.stride + s.size;
   b.words = (b.run() + 1) / 2;
-  b.steps = ceil_div(b.pairs(), pairs_of_step);
-  const int before = !b.aligned ? 0 : b.across == 1 ? (-s.padding * s.c) & 7 : 7;
-  b.pieces = ceil_div(before + (b.columns - 1) * s.stride * s.c + b.words * 2, 8);
+  b.k_tiles = ceil_div(b.pairs(), pairs_of_k_tile);
+  const int before = !b.aligned ? 0 : b.walks_w == 1 ? (-s.padding * s.c) & 7 : 7;
+  b.vectors = ceil_div(before + (b.columns - 1) * s.stride * s.c + b.words * 2, 8);
   // Neighbouring rows begin in other banks.
-  for (b.pitch = b.pieces * 4; b.pitch % banks < 8 || b.pitch % banks > 24;) b.pitch += 4;
+  for (b.pitch = b.vectors * 4; b.pitch % banks < 8 || b.pitch % banks > 24;) b.pitch += 4;
   return b;
 }
 
@@ -33,30 +33,30 @@ OutputBands bands_of(const ConvolutionSizes& s, bool aligned, Tiling tiling, int
   const int tiles = few_channels_warps * tiling.tiles;
   OutputBands b{.sizes = s, .filters = 16 * tiling.fragments, .aligned = aligned};
   b.columns = std::min(s.q, tiles * 8);
-  b.tiles_across = ceil_div(b.columns, 8);
-  b.rows = std::min({s.p, tiles / b.tiles_across, most_rows});
+  b.tiles_per_row = ceil_div(b.columns, 8);
+  b.rows = std::min({s.p, tiles / b.tiles_per_row, most_rows});
   b.walk_rows = b.rows;
-  b.down = ceil_div(s.p, b.rows);
-  b.across = ceil_div(s.q, b.columns);
+  b.walks_h = ceil_div(s.p, b.rows);
+  b.walks_w = ceil_div(s.q, b.columns);
   return with_input(b);
 }
 
 /// Bands of four rows, one a warp. A walk of w of them has all that 2 w - 1 pooled rows need.
 OutputBands pooled_bands_of(const ConvolutionSizes& s, bool aligned, Tiling tiling, int walk) {
   OutputBands b{.sizes = s, .filters = 16 * tiling.fragments, .rows = few_channels_warps, .columns = s.q, .walk = walk};
-  b.tiles_across = tiling.tiles;
+  b.tiles_per_row = tiling.tiles;
   b.walk_rows = 2 * (2 * walk - 1);
   b.pooled_p = (s.p - 3) / 2 + 1;
   b.pooled_q = (s.q - 3) / 2 + 1;
-  b.down = ceil_div(b.pooled_p, 2 * walk - 1);
-  b.across = 1;
+  b.walks_h = ceil_div(b.pooled_p, 2 * walk - 1);
+  b.walks_w = 1;
   b.aligned = aligned;
   return with_input(b);
 }
 
 bool fits_memory(const OutputBands& b) { return b.shared_bytes() <= most_shared_bytes; }
 
-/// Few images are cut into smaller pieces, so that all multiprocessors have something to do.
+/// Few images are cut into smaller vectors, so that all multiprocessors have something to do.
 bool enough(const OutputBands& b) {
   constexpr int enough_blocks = 128;
   return b.walks() >= ceil_div(enough_blocks, filter_blocks(b));

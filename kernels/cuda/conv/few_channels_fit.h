@@ -11,8 +11,8 @@
 namespace nibblenet {
 
 inline constexpr int most_pairs = 256;      ///< of a filter
-inline constexpr int pairs_of_step = 8;     ///< one m16n8k16
-inline constexpr int fragment_bytes = 512;  ///< of 16 filters in a step
+inline constexpr int pairs_of_k_tile = 8;   ///< one m16n8k16
+inline constexpr int fragment_bytes = 512;  ///< of 16 filters in a k-tile
 inline constexpr int few_channels_warps = 4;
 /// Blocks that the nominal GPU runs at once, nearly: two on each of its multiprocessors.
 inline constexpr int few_channels_most_blocks = 2 * static_cast<int>(nominal_multiprocessors);
@@ -24,23 +24,23 @@ struct OutputBands {
   int filters = 0;  ///< of a block: 16 a fragment
   int rows = 0, columns = 0;
   int walk = 1;
-  int walk_rows = 0;         ///< from the first row of a walk to that of the next one
-  int down = 0, across = 0;  ///< walks of an image
-  int tiles_across = 0;      ///< of a band's row
-  int height = 0;            ///< rows of input
-  int pieces = 0;            ///< 16-byte vectors that a row of input takes
-  int pitch = 0;             ///< words from one row to the next one
-  int words = 0;             ///< of a run
-  int steps = 0;             ///< along k
-  int pooled_p = 0;          ///< rows of y where results are pooled; 0: they are not
-  int pooled_q = 0;          ///< and columns
-  bool aligned = false;      ///< rows of x begin at 16 bytes, windows at words of them
+  int walk_rows = 0;             ///< from the first row of a walk to that of the next one
+  int walks_h = 0, walks_w = 0;  ///< walks of an image
+  int tiles_per_row = 0;         ///< of a band's row
+  int height = 0;                ///< rows of input
+  int vectors = 0;               ///< 16-byte vectors that a row of input takes
+  int pitch = 0;                 ///< words from one row to the next one
+  int words = 0;                 ///< of a run
+  int k_tiles = 0;               ///< along k
+  int pooled_p = 0;              ///< rows of y where results are pooled; 0: they are not
+  int pooled_q = 0;              ///< and columns
+  bool aligned = false;          ///< rows of x begin at 16 bytes, windows at words of them
 
-  constexpr int walks() const { return sizes.n * down * across; }
-  constexpr int tiles() const { return rows * tiles_across; }
+  constexpr int walks() const { return sizes.n * walks_h * walks_w; }
+  constexpr int tiles() const { return rows * tiles_per_row; }
   constexpr int run() const { return sizes.size * sizes.c; }  ///< fp16 values
   constexpr int pairs() const { return sizes.size * words; }
-  constexpr int step_bytes() const { return filters / 16 * fragment_bytes; }
+  constexpr int k_tile_bytes() const { return filters / 16 * fragment_bytes; }
 
   /// A walk, and the band that it has come to.
   struct Place {
@@ -52,9 +52,9 @@ struct OutputBands {
   };
   /// The band at a place.
   constexpr Band band(Place place) const {
-    const int strip = place.walk / across;
-    const int image = strip / down;
-    return {image, (strip - image * down) * walk_rows + place.band * rows, (place.walk - strip * across) * columns};
+    const int strip = place.walk / walks_w;
+    const int image = strip / walks_h;
+    return {image, (strip - image * walks_h) * walk_rows + place.band * rows, (place.walk - strip * walks_w) * columns};
   }
   /// Element of an image's row that a band's windows begin with; negative in the padding.
   constexpr int first_element(const Band& at) const { return (at.column * sizes.stride - sizes.padding) * sizes.c; }
@@ -63,9 +63,9 @@ struct OutputBands {
 
   // Where operands lie in a block's dynamic shared memory, in bytes: filters, then input, then
   // these.
-  constexpr int input_at() const { return steps * step_bytes(); }
+  constexpr int input_at() const { return k_tiles * k_tile_bytes(); }
   constexpr int pairs_at() const { return input_at() + height * pitch * 4; }
-  constexpr int finish_at() const { return pairs_at() + steps * 4 * 8; }
+  constexpr int finish_at() const { return pairs_at() + k_tiles * 4 * 8; }
   /// Needed until the filters are there; results to be pooled take the same memory afterwards.
   constexpr int places_at() const { return finish_at() + filters * 8; }
   constexpr int result_row() const { return pooled_q * filters * 2; }
@@ -88,7 +88,7 @@ struct FewChannelsRuns {
   constexpr int tiles() const { return sizes.size * tiles_of_run(); }
   /// An odd number of 16-byte vectors: eight neighbouring columns' lie in eight groups of banks.
   constexpr int run_bytes() const { return (tiles_of_run() | 1) * 16; }
-  /// Output columns, with those that pad a product's step.
+  /// Output columns, with those that pad a product's k-tile.
   constexpr int columns() const { return (sizes.q + depth - 1) / depth * depth; }
   constexpr int row_bytes() const { return columns() * run_bytes(); }
   /// Rows of the image in shared memory: those that one output row meets, and what is new of the

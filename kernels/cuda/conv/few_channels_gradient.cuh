@@ -6,10 +6,11 @@
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 
 // The gradient of a first convolution's weights, whose images have too few channels for tiles of 16 bytes. A window is
-// `size` runs of size x C neighbouring halves, each of which begins at a whole word of the image. So shared memory has
-// the image's rows as matrices of runs: [output columns][run], every element once for each window that meets it along
-// the row, but only once down the image; a row is used by all output rows that meet it. ldmatrix turns both operands
-// around: dw[filter][r, run] = sum over output pixels of dy[pixel][filter] runs[row of pixel + r][column][run].
+// `size` runs of size x C neighbouring fp16 values, each of which begins at a whole word of the image. So shared memory
+// has the image's rows as matrices of runs: [output columns][run], every element once for each window that meets it
+// along the row, but only once down the image; a row is used by all output rows that meet it. ldmatrix turns both
+// operands around: dw[filter][r, run] = sum over output pixels of dy[pixel][filter] runs[row of pixel +
+// r][column][run].
 
 namespace nibblenet {
 
@@ -68,10 +69,10 @@ __device__ __forceinline__ void copy_dy(const FewChannelsGradient& g, const Outp
   using Tile = FewChannelsGradient::DyTile;
   const f16* from = g.dy + (static_cast<int64_t>(of.image) * s.p + row) * s.q * s.k;
   unsigned char* tile = of.dy(g, row);
-  const int filter = static_cast<int>(threadIdx.x) % Tile::pieces * 8;
+  const int filter = static_cast<int>(threadIdx.x) % Tile::vectors * 8;
   const bool exists = first_filter + filter < s.k;
-  for (int column = static_cast<int>(threadIdx.x) / Tile::pieces; column < s.q;
-       column += gradient_threads / Tile::pieces) {
+  for (int column = static_cast<int>(threadIdx.x) / Tile::vectors; column < s.q;
+       column += gradient_threads / Tile::vectors) {
     const f16* source = exists ? from + static_cast<int64_t>(column) * s.k + first_filter + filter : g.dy;
     cp_async_16(tile + Tile::offset(filter, column), source, exists);
   }
@@ -144,24 +145,24 @@ __device__ __forceinline__ void sum_band(const FewChannelsGradient& g, const Out
   cp_async_wait<0>();
 }
 
-/// dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and every gridDim.y-th band, which is a part of
+/// dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and every gridDim.y-th band, which is a split of
 /// the sums.
 __global__ void __launch_bounds__(gradient_threads) few_channels_gradient_kernel(FewChannelsGradient g) {
   unsigned char* memory = dynamic_shared();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int first_filter = static_cast<int>(blockIdx.x) * FewChannelsGradient::DyTile::rows;
-  const auto part = static_cast<int>(blockIdx.y);
-  // Columns that pad a step, and pieces that pad a run, are never written again.
+  const auto split = static_cast<int>(blockIdx.y);
+  // Columns that pad a k-tile, and vectors that pad a run, are never written again.
   for (int i = thread * 16; i < g.shared_bytes(); i += gradient_threads * 16)
     *reinterpret_cast<uint4*>(memory + i) = {};
   __syncthreads();
 
   FewChannelsSums sums = {};
   FewChannelsColumnSums column_sums;
-  for (int unit = part; unit < g.units(); unit += static_cast<int>(gridDim.y))
+  for (int unit = split; unit < g.units(); unit += static_cast<int>(gridDim.y))
     sum_band(g, OutputRows(g, unit, memory), first_filter, sums, column_sums);
 
-  column_sums.finish(memory, [&](int i, float sum) { g.gradient.store_bias(part, first_filter + i, sum); });
+  column_sums.finish(memory, [&](int i, float sum) { g.gradient.store_bias(split, first_filter + i, sum); });
 #pragma unroll
   for (int i = 0; i < few_channels_tiles; ++i) {
     const int tile = thread / 32 + i * (gradient_threads / 32), r = tile / g.tiles_of_run();
@@ -172,7 +173,8 @@ __global__ void __launch_bounds__(gradient_threads) few_channels_gradient_kernel
       for (int e = 0; e < 4; ++e) {
         const int filter = first_filter + 16 * f + e / 2 * 8 + lane / 4;
         const int along = (tile - r * g.tiles_of_run()) * 8 + lane % 4 * 2 + e % 2;
-        if (filter < g.sizes.k && along < g.run()) g.gradient.store(part, filter, r * g.run() + along, sums.d[i][f][e]);
+        if (filter < g.sizes.k && along < g.run())
+          g.gradient.store(split, filter, r * g.run() + along, sums.d[i][f][e]);
       }
   }
 }

@@ -19,17 +19,17 @@ __device__ __forceinline__ OutputBands::Place next_place(const OutputBands& b, O
   return {place.walk + static_cast<int>(gridDim.x), 0};
 }
 
-struct FirstConvolution {
+struct FewChannels {
   OutputBands bands;
   const f16* x;
-  BiasResult<f16*> result;
+  BiasEpilogue<f16*> epilogue;
   float factor;  ///< of weights
   PairSlots order;
-  bool whole_pieces;  ///< 8 filters of y are 16 aligned bytes
+  bool whole_vectors;  ///< 8 filters of y are 16 aligned bytes
 };
 
 /// Dynamic shared memory of a block, of OutputBands::shared_bytes().
-struct FirstShared {
+struct FewChannelsShared {
   struct Pairs {
     int low, high;  ///< bytes from a window's beginning
   };
@@ -43,7 +43,7 @@ struct FirstShared {
 
   __device__ unsigned char* filters() const { return memory; }
   __device__ unsigned char* input() const { return memory + bands.input_at(); }
-  /// [steps][4]: what lanes t of a step read.
+  /// [k_tiles][4]: what lanes t of a k-tile read.
   __device__ Pairs* pairs() const { return reinterpret_cast<Pairs*>(memory + bands.pairs_at()); }
   __device__ Finish* finish() const { return reinterpret_cast<Finish*>(memory + bands.finish_at()); }
   /// By weight, in device order: where it lies in row 0 of the filters.
@@ -55,7 +55,7 @@ struct FirstShared {
 
 /// sums[tile][u][2 h + e]: filter 2 U g + 2 u + h of pixel 2 t + e of a tile.
 template <int tiles, int fragments>
-struct FirstSums {
+struct FewChannelsTileSums {
   float d[tiles][fragments][4];
 };
 

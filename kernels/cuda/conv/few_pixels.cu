@@ -13,29 +13,30 @@ void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& 
   p.weights = {.layout = {s.k, s.length(), HalfCodes::bits}, .codes = superblocks, .rows = s.k};
   p.weights_from_before = true;
   const Work work{.bytes = static_cast<double>(f.w.resident().total()) + static_cast<double>(p.weights.layout.bytes())};
-  Grid grid = grid_for(p.weights.layout.down() * p.weights.layout.across() * weight_superblock_threads);
-  grid.early = true;
-  with_half_operands(any_elements(f.y), f,
-                     [&]<class Weights>(const Weights& weights, const BiasResult<AnyElements>& result, float factor) {
-                       launch("weight_superblocks", work, grid, stream, weight_superblocks_kernel<Weights>, superblocks,
-                              weights, factor);
-                       p.result = result;
-                     });
+  Grid grid = grid_for(p.weights.layout.tile_rows() * p.weights.layout.tile_columns() * weight_superblock_threads);
+  grid.pdl = true;
+  with_half_operands(
+      any_elements(f.y), f,
+      [&]<class Weights>(const Weights& weights, const BiasEpilogue<AnyElements>& epilogue, float factor) {
+        launch("weight_superblocks", work, grid, stream, weight_superblocks_kernel<Weights>, superblocks, weights,
+               factor);
+        p.epilogue = epilogue;
+      });
 }
 
 template <class Codes>
 void start(const FewPixels& p, const FewPixelsBlocks& blocks, const Work& work, Stream& stream) {
   const Grid grid{dim3(static_cast<unsigned>(blocks.columns), static_cast<unsigned>(blocks.rows),
-                       static_cast<unsigned>(blocks.parts)),
+                       static_cast<unsigned>(blocks.splits)),
                   few_pixels_threads, sizeof(FewPixelsShared<Codes>), true};
   launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes>, p);
 }
 
 /// Where the scratch of a product lies in the workspace, in floats.
 struct Scratch {
-  size_t weights = 0;  ///< superblocks of halves
+  size_t weights = 0;  ///< superblocks of fp16 values
   size_t partial = 0;
-  size_t results = 0;  ///< halves that are pooled
+  size_t results = 0;  ///< fp16 values that are pooled
 
   size_t total() const { return weights + partial + results; }
 };
@@ -58,23 +59,23 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
   if (shape.pools()) scratch.results = static_cast<size_t>(s.outputs()) * static_cast<size_t>(s.k) / 2;
   float* memory = scratch.total() > 0 ? workspace.floats(scratch.total()) : nullptr;
   const size_t rows = shape.pools() ? static_cast<size_t>(s.n * pool.p * blocks.rows) : 0;
-  const size_t arrivals = blocks.parts > 1 ? static_cast<size_t>(blocks.count()) : 0;
-  unsigned* counters = arrivals + rows > 0 ? workspace.counters(arrivals + rows) : nullptr;
+  const size_t semaphores = blocks.splits > 1 ? static_cast<size_t>(blocks.count()) : 0;
+  unsigned* counters = semaphores + rows > 0 ? workspace.counters(semaphores + rows) : nullptr;
   ForwardProduct f = product;
   if (shape.pools()) {
     auto* results = reinterpret_cast<f16*>(memory + scratch.weights + scratch.partial);
     f.y = TensorView<f16>(results, {s.n, s.p, s.q, s.k});
   }
   const bool stores_fp16 = f.y.precision() == Precision::float16;
-  FewPixels p{.windows = {s, f.x.halves().data()},
+  FewPixels p{.windows = {s, f.x.fp16().data()},
               .by_fours = stores_fp16 && s.k % 4 == 0 && reinterpret_cast<uintptr_t>(f.y.data()) % sizeof(uint2) == 0};
-  p.parts = blocks.parts;
-  if (p.parts > 1) {
+  p.splits = blocks.splits;
+  if (p.splits > 1) {
     p.partial = memory + scratch.weights;
-    p.arrivals = counters;
+    p.semaphores = counters;
   }
   if (shape.pools())
-    p.pooling = {pool, f.y.halves().data(), product.y.halves().data(), shape.pool.flat, counters + arrivals};
+    p.pooling = {pool, f.y.fp16().data(), product.y.fp16().data(), shape.pool.flat, counters + semaphores};
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
   if (!in_place) {
     make_superblocks(p, reinterpret_cast<uint8_t*>(memory), f, stream);
@@ -82,7 +83,7 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
     return;
   }
   p.weights = superblock_operand(f.w);
-  p.result = superblock_result(f, p.weights);
+  p.epilogue = superblock_epilogue(f, p.weights);
   with_codes(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
 }
 

@@ -13,7 +13,7 @@ namespace nibblenet {
 
 inline constexpr int few_pixels_threads = 32 * few_pixels_warps;
 inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: some are multiplied, others are on their way
-/// The same of its superblocks. Registers do not hold two of halves.
+/// The same of its superblocks. Registers do not hold two of fp16 values.
 template <class Codes>
 inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stages;
 /// A thread's registers, at most. Where nothing is spilled for it, they leave room on a multiprocessor for a block of
@@ -31,11 +31,11 @@ struct FewPixels {
   SuperblockWeights weights = {};    ///< whose steps do not change along k
   bool weights_from_before = false;  ///< the kernel before made them
   Windows<f16> windows;
-  BiasResult<AnyElements> result = {};
-  bool by_fours;                 ///< halves of y lie so that four rows can be stored at once
-  int parts = 1;                 ///< of the superblocks along k, each a block's
-  float* partial = nullptr;      ///< [parts, blocks, fours, threads, 4]
-  unsigned* arrivals = nullptr;  ///< by block: how many parts are done
+  BiasEpilogue<AnyElements> epilogue = {};
+  bool by_fours;                   ///< fp16 values of y lie so that four rows can be stored at once
+  int splits = 1;                  ///< of the superblocks along k, each a block's
+  float* partial = nullptr;        ///< [splits, blocks, fours, threads, 4]
+  unsigned* semaphores = nullptr;  ///< by block: how many splits are done
   RowPooling pooling = {};
 };
 
@@ -49,7 +49,7 @@ struct FewPixelsShared {
     alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][warp_columns * slice_bytes];
   };
   alignas(16) Windows<f16>::Row windows[warp_columns];
-  alignas(16) BiasResult<AnyElements>::Row rows[few_pixels_rows];
+  alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
   union {
     Operands operands;
     alignas(16) float sums[few_pixels_warps][warp_columns][few_pixels_rows + 4];
@@ -60,28 +60,28 @@ struct FewPixelsShared {
 template <class Codes>
 using FewPixelsWords = uint32_t[few_pixels_depth<Codes>][Superblocks::chunks][Codes::bits];
 
-/// Starts reading the codes of the `across`-th superblock of a row.
+/// Starts reading the codes of the `tile_column`-th superblock of a row.
 template <int bits>
-__device__ __forceinline__ void load_codes(const SuperblockWeights& w, int down, int across,
+__device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_row, int tile_column,
                                            uint32_t (&words)[Superblocks::chunks][bits]) {
-  load_superblock<bits>(w.codes + (down * w.layout.across() + across) * w.layout.bytes_each(), words);
+  load_superblock<bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(), words);
 }
 
-/// Starts copying what the block's pixels meet in the `across`-th superblock of a row: 64 channels at one tap, zeros in
-/// the padding and of pixels that do not exist. A warp.
+/// Starts copying what the block's pixels meet in the `tile_column`-th superblock of a row: 64 channels at one tap,
+/// zeros in the padding and of pixels that do not exist. A warp.
 __device__ __forceinline__ void copy_windows(const Windows<f16>& windows, const Windows<f16>::Row (&rows)[warp_columns],
-                                             int across, unsigned char* to) {
-  constexpr int pieces = slice_bytes / 16;
+                                             int tile_column, unsigned char* to) {
+  constexpr int vectors = slice_bytes / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int slices = windows.sizes.c / slice;
-  const int tap = across / slices;
-  const int channel = (across - tap * slices) * slice + lane % pieces * 8;
+  const int tap = tile_column / slices;
+  const int channel = (tile_column - tap * slices) * slice + lane % vectors * 8;
 #pragma unroll
-  for (int i = 0; i < warp_columns * pieces / 32; ++i) {
-    const int column = lane / pieces + i * (32 / pieces);
+  for (int i = 0; i < warp_columns * vectors / 32; ++i) {
+    const int column = lane / vectors + i * (32 / vectors);
     const Windows<f16>::Row row = rows[column];
     const f16* from = row.image != nullptr ? windows.at(row, tap, channel) : nullptr;
-    cp_async_16_cached(to + slice_offset(column, lane % pieces), from != nullptr ? from : windows.x, from != nullptr);
+    cp_async_16_cached(to + slice_offset(column, lane % vectors), from != nullptr ? from : windows.x, from != nullptr);
   }
 }
 
@@ -102,37 +102,37 @@ __device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superbl
   multiply_chunk<Codes>(words[3], x, false, table, steps, with_steps, sums);
 }
 
-/// Sums of a warp's share: superblocks across, across + 8, … before `end` of a row. The codes of the first ones are in
-/// `words`, or on their way there.
+/// Sums of a warp's share: superblocks tile_column, tile_column + 8, … before `end` of a row. The codes of the first
+/// ones are in `words`, or on their way there.
 template <class Codes>
-__device__ __forceinline__ void sum_superblocks(const FewPixels& p, int down, int across, int end,
+__device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row, int tile_column, int end,
                                                 FewPixelsShared<Codes>& memory, FewPixelsWords<Codes>& words,
                                                 TileSums& sums) {
   auto& ring = memory.operands.pixels[threadIdx.x / 32];
   FragmentSteps steps = {};
-  if (p.weights.inside) load_steps<Codes>(p.weights, down, 0, steps);
-  wait_for_kernel_before();  // which made x
+  if (p.weights.inside) load_steps<Codes>(p.weights, tile_row, 0, steps);
+  pdl_wait();  // which made x
 #pragma unroll
   for (int stage = 0; stage < few_pixels_stages; ++stage) {
-    const int first = across + stage * few_pixels_warps;
+    const int first = tile_column + stage * few_pixels_warps;
     if (first < end) copy_windows(p.windows, memory.windows, first, ring[stage]);
     cp_async_commit();
   }
-  while (across < end) {
+  while (tile_column < end) {
 #pragma unroll
     for (int stage = 0; stage < few_pixels_stages; ++stage) {
-      if (across >= end) break;
+      if (tile_column >= end) break;
       cp_async_wait<few_pixels_stages - 1>();
       __syncwarp();  // the other lanes' copies have arrived, too
       auto& own = words[stage % few_pixels_depth<Codes>];
       multiply_windows<Codes>(own, ring[stage], memory.operands.table, steps, p.weights.inside, sums);
       __syncwarp();  // nobody reads these pixels any more
-      const int next_codes = across + few_pixels_depth<Codes> * few_pixels_warps;
-      if (next_codes < end) load_codes(p.weights, down, next_codes, own);
-      const int next = across + few_pixels_stages * few_pixels_warps;
+      const int next_codes = tile_column + few_pixels_depth<Codes> * few_pixels_warps;
+      if (next_codes < end) load_codes(p.weights, tile_row, next_codes, own);
+      const int next = tile_column + few_pixels_stages * few_pixels_warps;
       if (next < end) copy_windows(p.windows, memory.windows, next, ring[stage]);
       cp_async_commit();
-      across += few_pixels_warps;
+      tile_column += few_pixels_warps;
     }
   }
   cp_async_wait<0>();
@@ -170,86 +170,87 @@ __device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes>& memory, Til
   }
 }
 
-/// Leaves a thread's sums of a part in memory. The block that arrives last gets the sums of all parts, added up in
+/// Leaves a thread's sums of a split in memory. The block that arrives last gets the sums of all splits, added up in
 /// their order, and true. All threads.
-__device__ __forceinline__ bool add_up_parts(const FewPixels& p, int part, float4 (&total)[few_pixels_fours]) {
+__device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split, float4 (&total)[few_pixels_fours]) {
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  const auto sums_of = [&](int of_part) {
-    return reinterpret_cast<float4*>(p.partial) + (of_part * blocks + block) * few_pixels_fours * few_pixels_threads +
+  const auto sums_of = [&](int of_split) {
+    return reinterpret_cast<float4*>(p.partial) + (of_split * blocks + block) * few_pixels_fours * few_pixels_threads +
            threadIdx.x;
   };
 #pragma unroll
-  for (int i = 0; i < few_pixels_fours; ++i) sums_of(part)[i * few_pixels_threads] = total[i];
-  if (!arrives_last(p.arrivals[block], p.parts)) return false;
+  for (int i = 0; i < few_pixels_fours; ++i) sums_of(split)[i * few_pixels_threads] = total[i];
+  if (!arrives_last(p.semaphores[block], p.splits)) return false;
 #pragma unroll
   for (float4& sum : total) sum = {};
 #pragma unroll 4
-  for (int of_part = 0; of_part < p.parts; ++of_part)
+  for (int of_split = 0; of_split < p.splits; ++of_split)
 #pragma unroll
-    for (int i = 0; i < few_pixels_fours; ++i) add_to(total[i], __ldcg(sums_of(of_part) + i * few_pixels_threads));
+    for (int i = 0; i < few_pixels_fours; ++i) add_to(total[i], __ldcg(sums_of(of_split) + i * few_pixels_threads));
   return true;
 }
 
 /// Four neighbouring rows of a pixel of y. `finish`: what becomes of their sums.
 __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixel,
-                                           const BiasResult<AnyElements>::Row* finish, const float4& sum) {
-  if (pixel >= p.result.columns) return;
+                                           const BiasEpilogue<AnyElements>::Row* finish, const float4& sum) {
+  if (pixel >= p.epilogue.columns) return;
   const float value[4] = {finish[0](sum.x), finish[1](sum.y), finish[2](sum.z), finish[3](sum.w)};
-  const int64_t first = static_cast<int64_t>(pixel) * p.result.rows + row;
+  const int64_t first = static_cast<int64_t>(pixel) * p.epilogue.rows + row;
   if (p.by_fours) {
-    if (row < p.result.rows)
-      *reinterpret_cast<uint2*>(static_cast<f16*>(p.result.y.data) + first) = {pair_of_halves(value[0], value[1]),
-                                                                               pair_of_halves(value[2], value[3])};
+    if (row < p.epilogue.rows)
+      *reinterpret_cast<uint2*>(static_cast<f16*>(p.epilogue.y.data) + first) = {pair_of_fp16(value[0], value[1]),
+                                                                                 pair_of_fp16(value[2], value[3])};
     return;
   }
 #pragma unroll
   for (int e = 0; e < 4; ++e)
-    if (row + e < p.result.rows) store_element(p.result.y, first + e, value[e]);
+    if (row + e < p.epilogue.rows) store_element(p.epilogue.y, first + e, value[e]);
 }
 
 /// y = epilogue(x * w + bias). 256 threads; block (x, y, z) owns pixels [32 x, 32 x + 32) of all images', rows
-/// [64 y, 64 y + 64) and part z of the superblocks along k. A warp multiplies every eighth of these by all pixels of
-/// the block, with sums of its own. They are added up through shared memory, the parts through device memory, always in
-/// their order. Whichever block stores the last result that a row of the pooling needs pools it.
+/// [64 y, 64 y + 64) and split z of the superblocks along k. A warp multiplies every eighth of these by all pixels of
+/// the block, with sums of its own. They are added up through shared memory, the splits through device memory, always
+/// in their order. Whichever block stores the last result that a row of the pooling needs pools it.
 template <class Codes>
 __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
   const int first_pixel = static_cast<int>(blockIdx.x) * warp_columns;
-  const int down = static_cast<int>(blockIdx.y);
-  const int part = static_cast<int>(blockIdx.z);
-  const auto superblocks = static_cast<int>(p.weights.layout.across());
-  const int across = superblocks * part / p.parts + thread / 32;
-  const int end = superblocks * (part + 1) / p.parts;
+  const int tile_row = static_cast<int>(blockIdx.y);
+  const int split = static_cast<int>(blockIdx.z);
+  const auto superblocks = static_cast<int>(p.weights.layout.tile_columns());
+  const int tile_column = superblocks * split / p.splits + thread / 32;
+  const int end = superblocks * (split + 1) / p.splits;
 
-  let_next_kernel_begin();
-  if (p.weights_from_before) wait_for_kernel_before();
+  pdl_trigger();
+  if (p.weights_from_before) pdl_wait();
   FewPixelsWords<Codes> words;
 #pragma unroll
   for (int stage = 0; stage < few_pixels_depth<Codes>; ++stage)
-    if (const int first = across + stage * few_pixels_warps; first < end)
-      load_codes(p.weights, down, first, words[stage]);
+    if (const int first = tile_column + stage * few_pixels_warps; first < end)
+      load_codes(p.weights, tile_row, first, words[stage]);
   p.weights.prepare<Codes>(memory.operands.table);
   if (thread < warp_columns) memory.windows[thread] = p.windows.row(first_pixel + thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
     const int of_block = thread - (few_pixels_threads - few_pixels_rows);
-    const int row = down * few_pixels_rows + of_block;
-    memory.rows[of_block] = p.result.of_row(row < p.result.rows ? row : 0);
+    const int row = tile_row * few_pixels_rows + of_block;
+    memory.rows[of_block] = p.epilogue.of_row(row < p.epilogue.rows ? row : 0);
   }
   __syncthreads();
 
   TileSums sums = {};
-  sum_superblocks<Codes>(p, down, across, end, memory, words, sums);
+  sum_superblocks<Codes>(p, tile_row, tile_column, end, memory, words, sums);
   float4 total[few_pixels_fours];
   add_up_warps(memory, sums, total);
-  if (p.parts > 1 && !add_up_parts(p, part, total)) return;
+  if (p.splits > 1 && !add_up_splits(p, split, total)) return;
 #pragma unroll
   for (int i = 0; i < few_pixels_fours; ++i) {
     const FewPixelsPlace place(i);
-    store_four(p, down * few_pixels_rows + place.row, first_pixel + place.column, memory.rows + place.row, total[i]);
+    store_four(p, tile_row * few_pixels_rows + place.row, first_pixel + place.column, memory.rows + place.row,
+               total[i]);
   }
-  if (p.pooling.pool.size > 0) pool_completed_rows(p.pooling, p.windows.sizes, first_pixel, down);
+  if (p.pooling.pool.size > 0) pool_completed_rows(p.pooling, p.windows.sizes, first_pixel, tile_row);
 }
 
 }  // namespace nibblenet

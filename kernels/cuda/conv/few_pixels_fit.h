@@ -12,22 +12,22 @@ inline constexpr int few_pixels_warps = 8;  ///< of a block, which take superblo
 inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for `warp_columns` pixels
 inline constexpr int few_pixels_largest_pool = 15;         ///< window of fused max pooling
 
-/// The blocks of a product: tiles of y, times the parts along k, of which each brings a superblock
+/// The blocks of a product: tiles of y, times the splits along k, of which each brings a superblock
 /// to each warp.
 struct FewPixelsBlocks {
   int64_t columns;
   int64_t rows;
-  int parts;
+  int splits;
 
   explicit FewPixelsBlocks(const ConvolutionSizes& s)
       : columns(ceil_div(int64_t{s.outputs()}, warp_columns)),
         rows(ceil_div(s.k, few_pixels_rows)),
-        parts(split_k::few_pixels.parts(
+        splits(split_k::few_pixels.splits(
             count(), ceil_div(ceil_div(int64_t{s.length()}, Superblocks::size), few_pixels_warps))) {}
 
   int64_t count() const { return columns * rows; }
   size_t partial_floats() const {
-    return parts == 1 ? 0 : static_cast<size_t>(parts * count()) * warp_columns * few_pixels_rows;
+    return splits == 1 ? 0 : static_cast<size_t>(splits * count()) * warp_columns * few_pixels_rows;
   }
 };
 

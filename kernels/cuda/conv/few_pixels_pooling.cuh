@@ -14,11 +14,11 @@ inline constexpr int row_pooling_rows = warp_columns + 2 * few_pixels_largest_po
 
 /// Of results [N, P, Q, K], K a multiple of 8, in tiles of `warp_columns` pixels.
 struct RowPooling {
-  MaxPooling pool = {};          ///< without padding; a size of 0: none
-  const f16* results = nullptr;  ///< on 16 bytes
-  f16* y = nullptr;              ///< [N, pool.p, pool.q, K], on 16 bytes
-  bool flat = false;             ///< [N, K, pool.p, pool.q] it is, as PyTorch flattens it
-  unsigned* arrivals = nullptr;  ///< by superblock row, image and row of y: how many tiles are done
+  MaxPooling pool = {};            ///< without padding; a size of 0: none
+  const f16* results = nullptr;    ///< on 16 bytes
+  f16* y = nullptr;                ///< [N, pool.p, pool.q, K], on 16 bytes
+  bool flat = false;               ///< [N, K, pool.p, pool.q] it is, as PyTorch flattens it
+  unsigned* semaphores = nullptr;  ///< by superblock row, image and row of y: how many tiles are done
 
   /// A row of y, all images' counted on.
   struct Row {
@@ -52,7 +52,7 @@ struct CompletedRows {
 };
 
 __device__ __forceinline__ void max_of_eight(uint4& of, const uint4& other) {
-  of = {max_halves(of.x, other.x), max_halves(of.y, other.y), max_halves(of.z, other.z), max_halves(of.w, other.w)};
+  of = {max_fp16x2(of.x, other.x), max_fp16x2(of.y, other.y), max_fp16x2(of.z, other.z), max_fp16x2(of.w, other.w)};
 }
 
 /// Stores eight channels, from `channel` on, of a pixel of y.
@@ -74,11 +74,11 @@ __device__ __forceinline__ void store_pooled(const RowPooling& pooling, int chan
 
 /// A row of y, 64 channels from `channel` on: eight of them of one pixel a thread. All threads.
 __device__ __forceinline__ void pool_row(const RowPooling& pooling, const ConvolutionSizes& s, int row, int channel) {
-  constexpr int pieces = Superblocks::size / 8;
+  constexpr int vectors = Superblocks::size / 8;
   const f16* results = pooling.results + static_cast<int64_t>(pooling.row(s, row).first_pixel) * s.k;
-  for (int i = static_cast<int>(threadIdx.x); i < pooling.pool.q * pieces; i += static_cast<int>(blockDim.x)) {
-    const int column = i / pieces;
-    const int eight = channel + i % pieces * 8;
+  for (int i = static_cast<int>(threadIdx.x); i < pooling.pool.q * vectors; i += static_cast<int>(blockDim.x)) {
+    const int column = i / vectors;
+    const int eight = channel + i % vectors * 8;
     if (eight >= s.k) continue;
     const auto at = [&](int r, int c) {
       return reinterpret_cast<const uint4*>(results + (r * s.q + column * pooling.pool.stride + c) * s.k + eight);
@@ -92,25 +92,25 @@ __device__ __forceinline__ void pool_row(const RowPooling& pooling, const Convol
 }
 
 /// By all threads, behind what they have stored of the tile of 32 pixels from `first_pixel` on and 64 channels from
-/// 64 `down` on: pools the rows that need nothing any more.
+/// 64 `tile_row` on: pools the rows that need nothing any more.
 __device__ __forceinline__ void pool_completed_rows(const RowPooling& pooling, const ConvolutionSizes& s,
-                                                    int first_pixel, int down) {
+                                                    int first_pixel, int tile_row) {
   const int end_pixel = first_pixel + warp_columns < s.outputs() ? first_pixel + warp_columns : s.outputs();
   const int first = pooling.first_row(s, first_pixel);
   const int rows = pooling.last_row(s, end_pixel - 1) - first + 1;
   auto& completed = shared<CompletedRows>();
-  __threadfence();  // what was stored is seen by whoever sees the arrival
+  __threadfence();  // what was stored is seen by whoever sees the count
   __syncthreads();
   if (const auto thread = static_cast<int>(threadIdx.x); thread < rows) {
-    unsigned& arrivals = pooling.arrivals[down * s.n * pooling.pool.p + first + thread];
+    unsigned& semaphores = pooling.semaphores[tile_row * s.n * pooling.pool.p + first + thread];
     const auto tiles = static_cast<unsigned>(pooling.row(s, first + thread).tiles);
-    completed.here[thread] = atomicAdd(&arrivals, 1U) == tiles - 1U;
-    if (completed.here[thread]) arrivals = 0;  // for the next product
+    completed.here[thread] = atomicAdd(&semaphores, 1U) == tiles - 1U;
+    if (completed.here[thread]) semaphores = 0;  // for the next product
   }
   __syncthreads();
   __threadfence();
   for (int i = 0; i < rows; ++i)
-    if (completed.here[i]) pool_row(pooling, s, first + i, down * Superblocks::size);
+    if (completed.here[i]) pool_row(pooling, s, first + i, tile_row * Superblocks::size);
 }
 
 }  // namespace nibblenet

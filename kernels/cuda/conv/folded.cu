@@ -33,22 +33,22 @@ FoldedAxisView view_of(const FoldedAxis& axis, const int32_t* tables) {
 
 /// Filters in the order of folded_conv2d_half_kernel.
 std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisation) {
-  const int64_t steps = (folded.length() + 15) / 16;
+  const int64_t k_tiles = (folded.length() + 15) / 16;
   const int64_t blocks = (folded.channels_out + channel_block - 1) / channel_block;
-  std::vector<f16> halves;
-  halves.reserve(static_cast<size_t>(folded.patterns() * blocks * steps * 1024));
+  std::vector<f16> fp16;
+  fp16.reserve(static_cast<size_t>(folded.patterns() * blocks * k_tiles * 1024));
   for (int64_t s = 0; s < folded.patterns(); ++s)
     for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t step = 0; step < steps; ++step)
+      for (int64_t k_tile = 0; k_tile < k_tiles; ++k_tile)
         for (int64_t i = 0; i < 1024; ++i) {
           const int64_t lane = i / 32, g = lane / 4, t = lane % 4, tile = i / 4 % 8, half = i % 4;
-          const int64_t k = step * 16 + 2 * t + half / 2 * 8 + half % 2;
+          const int64_t k = k_tile * 16 + 2 * t + half / 2 * 8 + half % 2;
           const int64_t channel = block * channel_block + 16 * (g / 2) + 2 * tile + g % 2;
           const bool inside = k < folded.length() && channel < folded.channels_out;
           const auto at = static_cast<size_t>((s * folded.length() + k) * folded.channels_out + channel);
-          halves.push_back({f32_to_f16(inside ? folded.filters[at] * normalisation : 0.0F)});
+          fp16.push_back({f32_to_f16(inside ? folded.filters[at] * normalisation : 0.0F)});
         }
-  return halves;
+  return fp16;
 }
 
 float largest_magnitude(const std::vector<float>& values) {
@@ -77,7 +77,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
           folded.length(), 2 * most_pairs);
     const float normalisation = normalisation_for(largest_magnitude(folded.filters));
     factor_ = 1.0F / normalisation;
-    halves_ = resident_copy(memory, half_filters(folded, normalisation), MemoryCategory::weights, stream);
+    fp16_ = resident_copy(memory, half_filters(folded, normalisation), MemoryCategory::weights, stream);
   }
 
   void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) override {
@@ -103,16 +103,16 @@ class FoldedConv2dCuda final : public FoldedConv2d {
              view, floats_.data(), with_relu, y.elements());
       return;
     }
-    f16* to = y.halves().data();
+    f16* to = y.fp16().data();
     const bool aligned = channels % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
     const Grid grid{dim3(blocks(batch), static_cast<unsigned>((channels + channel_block - 1) / channel_block)), 128};
     launch("folded_conv2d", work, grid, stream_, folded_conv2d_half_kernel, to, input, view,
-           reinterpret_cast<const uint4*>(halves_.data()), factor_, with_relu, aligned);
+           reinterpret_cast<const uint4*>(fp16_.data()), factor_, with_relu, aligned);
   }
 
   ResidentSize resident() const override {
     ResidentSize size;
-    size.weights = static_cast<int64_t>(vertical_.bytes() + horizontal_.bytes() + floats_.bytes() + halves_.bytes());
+    size.weights = static_cast<int64_t>(vertical_.bytes() + horizontal_.bytes() + floats_.bytes() + fp16_.bytes());
     size.biases = static_cast<int64_t>(biases_.bytes());
     return size;
   }
@@ -135,7 +135,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
   Buffer<int32_t> vertical_;
   Buffer<int32_t> horizontal_;
   Buffer<float> floats_;  ///< [patterns, taps, taps, 3, K]
-  Buffer<f16> halves_;
+  Buffer<f16> fp16_;
   Buffer<float> biases_;
   float factor_ = 1.0F;
   Stream& stream_;

@@ -127,13 +127,13 @@ __device__ PixelPlace place_of(const FoldedView& folded, const FoldedImages& ima
 }
 
 /// 1024 + byte is a half whose low bits are the byte: no conversion. The difference is exact.
-__device__ __forceinline__ uint32_t halves_at(const uint8_t* window, const PairPlace& place) {
+__device__ __forceinline__ uint32_t fp16_at(const uint8_t* window, const PairPlace& place) {
   constexpr uint32_t ones = 0x3C003C00U, thousands = 0x64006400U;
   const uint32_t bytes = static_cast<uint32_t>(window[place.first]) | static_cast<uint32_t>(window[place.second]) << 16;
-  return fma_halves(bytes | thousands, ones, place.minus);
+  return fma_fp16x2(bytes | thousands, ones, place.minus);
 }
 
-/// Halves of a lane's 16 neighbouring channels, from `k` on, of one pixel.
+/// fp16 values of a lane's 16 neighbouring channels, from `k` on, of one pixel.
 __device__ __forceinline__ void store_channels(f16* y, int k, int channels, const uint32_t (&pairs)[8], bool aligned) {
   if (aligned) {
     if (k < channels) {
@@ -151,17 +151,17 @@ __device__ __forceinline__ void store_channels(f16* y, int k, int channels, cons
 }
 
 /// The same on the tensor cores: pixels of one pattern x 64 channels. A warp takes 32 pixels twice; their bytes become
-/// halves, exactly, in the registers that the product wants them in. Weights lie as the product wants them, too:
-/// filters[s, channel block, step of 16 weights, lane, 8 tiles of 8 channels, 2] pairs of halves, times 1 / factor;
-/// column c of tile j is channel 16 (c / 2) + 2 j + c % 2 of the block, so that a lane ends with 16 neighbours.
+/// fp16 values, exactly, in the registers that the product wants them in. Weights lie as the product wants them, too:
+/// filters[s, channel block, k-tile of 16 weights, lane, 8 tiles of 8 channels, 2] pairs of fp16 values, times 1 /
+/// factor; column c of tile j is channel 16 (c / 2) + 2 j + c % 2 of the block, so that a lane ends with 16 neighbours.
 /// Three blocks a multiprocessor: with four, 128 registers would not do.
 __global__ void __launch_bounds__(128, 3)
     folded_conv2d_half_kernel(f16* y, FoldedImages images, FoldedView folded, const uint4* filters, float factor,
                               bool with_relu, bool aligned) {
   auto& places = shared<PairPlaces>().places;
-  const int steps = (folded.length() + 15) / 16;
+  const int k_tiles = (folded.length() + 15) / 16;
   const int run = folded.horizontal.taps * 3;
-  for (int i = static_cast<int>(threadIdx.x); i < steps * 8; i += static_cast<int>(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < k_tiles * 8; i += static_cast<int>(blockDim.x)) {
     int at[2];
     uint32_t minus[2];
 #pragma unroll
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(128, 3)
   const int g = lane / 4, t = lane % 4;
   const int channel_blocks = (folded.channels + channel_block - 1) / channel_block;
   const uint4* of_pattern =
-      filters + (static_cast<int64_t>(pixels.s) * channel_blocks + static_cast<int>(blockIdx.y)) * steps * 128;
+      filters + (static_cast<int64_t>(pixels.s) * channel_blocks + static_cast<int>(blockIdx.y)) * k_tiles * 128;
   const int k = static_cast<int>(blockIdx.y) * channel_block + 16 * t;
 
   for (int turn = 0; turn < 2; ++turn) {
@@ -190,17 +190,17 @@ __global__ void __launch_bounds__(128, 3)
     for (int i = 0; i < 4; ++i) place[i] = place_of(folded, images, pixels, first + 8 * i + g);
     float sum[2][8][4] = {};
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const PairPlace low = places[step * 8 + t], high = places[step * 8 + 4 + t];
+    for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
+      const PairPlace low = places[k_tile * 8 + t], high = places[k_tile * 8 + 4 + t];
       uint32_t a[2][4];
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        a[u][0] = halves_at(place[2 * u].window, low);
-        a[u][1] = halves_at(place[2 * u + 1].window, low);
-        a[u][2] = halves_at(place[2 * u].window, high);
-        a[u][3] = halves_at(place[2 * u + 1].window, high);
+        a[u][0] = fp16_at(place[2 * u].window, low);
+        a[u][1] = fp16_at(place[2 * u + 1].window, low);
+        a[u][2] = fp16_at(place[2 * u].window, high);
+        a[u][3] = fp16_at(place[2 * u + 1].window, high);
       }
-      const uint4* b = of_pattern + (step * 32 + lane) * 4;
+      const uint4* b = of_pattern + (k_tile * 32 + lane) * 4;
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         const uint4 two = b[j / 2];
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(128, 3)
           value[e] = sum[i / 2][j][i % 2 * 2 + e] * factor + (channel < folded.channels ? bias[channel] : 0.0F);
           if (with_relu) value[e] = relu(value[e]);
         }
-        pairs[j] = pair_of_halves(value[0], value[1]);
+        pairs[j] = pair_of_fp16(value[0], value[1]);
       }
       store_channels(y + place[i].pixel * folded.channels, k, folded.channels, pairs, aligned);
     }

@@ -69,8 +69,8 @@ Device::Device() {
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   multiprocessors_ = properties.multiProcessorCount;
-#ifdef NIBBLENET_WARPGROUPS
-  has_warpgroups_ = properties.major == 9;
+#ifdef NIBBLENET_WGMMA
+  has_wgmma_ = properties.major == 9;
 #endif
   l2_bytes_ = static_cast<size_t>(properties.l2CacheSize);
   description_ = fmt::format("{}, compute capability {}.{}, {} SMs, CUDA {}.{}, driver for CUDA {}.{}", properties.name,

@@ -114,7 +114,7 @@ class Device {
   DeviceMemory memory() const;
   int multiprocessors() const { return multiprocessors_; }
   /// Whether it multiplies by warpgroups (wgmma), and our kernels were compiled for that.
-  bool has_warpgroups() const { return has_warpgroups_; }
+  bool has_wgmma() const { return has_wgmma_; }
   size_t l2_bytes() const { return l2_bytes_; }
 
   /// At least 256-byte aligned. Throws CudaError with the sizes when there is not enough.
@@ -124,7 +124,7 @@ class Device {
  private:
   std::string description_;
   int multiprocessors_ = 0;
-  bool has_warpgroups_ = false;
+  bool has_wgmma_ = false;
   size_t l2_bytes_ = 0;
 };
 

@@ -17,8 +17,8 @@ __device__ __forceinline__ void store_element(f16* data, int64_t index, float va
   data[index].bits = static_cast<__half_raw>(__float2half_rn(value)).x;
 }
 
-/// Two halves as one word, the first one in its lower half.
-__device__ __forceinline__ uint32_t pair_of_halves(float first, float second) {
+/// Two fp16 values as one word, the first one in its lower half.
+__device__ __forceinline__ uint32_t pair_of_fp16(float first, float second) {
   f16 pair[2];
   store_element(pair, 0, first);
   store_element(pair, 1, second);

@@ -37,17 +37,17 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Of kernels that are launched early (Grid::early), from compute capability 9.0 on: waits until
-/// the kernel before has ended and what it wrote is seen. Weights may be read before, nothing
-/// written: whatever changes weights is followed by what brings the next batch, a copy or a kernel
-/// that is not launched early and so begins behind all that went before.
-__device__ __forceinline__ void wait_for_kernel_before() {
+/// Of kernels that are launched by PDL (programmatic dependent launch) (Grid::pdl), from compute capability 9.0 on:
+/// waits until the kernel before has ended and what it wrote is seen. Weights may be read before, nothing written:
+/// whatever changes weights is followed by what brings the next batch, a copy or a kernel that is not launched by PDL
+/// and so begins behind all that went before.
+__device__ __forceinline__ void pdl_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
 }
-/// This block no longer keeps the next kernel, if launched early, from being given multiprocessors.
-__device__ __forceinline__ void let_next_kernel_begin() {
+/// This block no longer keeps the next kernel, if launched by PDL, from being given multiprocessors.
+__device__ __forceinline__ void pdl_trigger() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 #endif
@@ -64,7 +64,7 @@ __device__ __forceinline__ uint32_t load_shared(SharedPlace place) {
 }
 
 /// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16).
-/// With g = lane / 4 and t = lane % 4, two halves a register, the lower one first:
+/// With g = lane / 4 and t = lane % 4, two fp16 values a register, the lower one first:
 ///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
 ///   d: row g, columns 2t and 2t + 1, then row g + 8
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// Four 8x8 matrices of halves from shared memory: lane 8 i + j points at row j of matrix i, 16
+/// Four 8x8 matrices of fp16 values from shared memory: lane 8 i + j points at row j of matrix i, 16
 /// aligned bytes; r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix
 /// i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
@@ -116,29 +116,29 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32
   return d;
 }
 
-/// a b + c of two halves each, rounded once.
-__device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+/// a b + c of two fp16 values each, rounded once.
+__device__ __forceinline__ uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
 
-/// The larger ones of two halves each; NaN where either is.
-__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
+/// The larger ones of two fp16 values each; NaN where either is.
+__device__ __forceinline__ uint32_t max_fp16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 
 /// All ones in each half of two where a > b, else zeros: of a NaN as well.
-__device__ __forceinline__ uint32_t greater_halves(uint32_t a, uint32_t b) {
+__device__ __forceinline__ uint32_t greater_fp16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 
 /// All ones in each half of two that is NaN, else zeros.
-__device__ __forceinline__ uint32_t nan_halves(uint32_t a) {
+__device__ __forceinline__ uint32_t nan_fp16x2(uint32_t a) {
   uint32_t d;
   asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(d) : "r"(a));
   return d;

@@ -14,7 +14,7 @@ struct Grid {
   dim3 blocks;
   unsigned threads;
   size_t shared_bytes = 0;  ///< of dynamic_shared()
-  bool early = false;       ///< the kernel itself waits for the one before: wait_for_kernel_before()
+  bool pdl = false;         ///< the kernel itself waits for the one before: pdl_wait()
 };
 
 /// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
@@ -25,9 +25,9 @@ inline Grid grid_for(int64_t items, unsigned threads = 256) {
 }
 
 #ifndef GPU_HOST_EXECUTION
-/// Whether a kernel was compiled for GPUs that can launch it early: code for older ones does not wait.
+/// Whether a kernel was compiled for GPUs that know PDL: code for older ones does not wait.
 template <class Kernel>
-bool knows_how_to_wait(Kernel* kernel) {
+bool knows_pdl(Kernel* kernel) {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
   return attributes.ptxVersion >= 90;
@@ -57,14 +57,14 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
         name);
   // A multiprocessor has to be empty before it divides its memory into caches and shared memory anew: kernels that
   // follow each other closely all want the same.
-  if (grid.early)
+  if (grid.pdl)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
           name);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = grid.early && knows_how_to_wait(kernel) ? 1 : 0;
+  config.numAttrs = grid.pdl && knows_pdl(kernel) ? 1 : 0;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);

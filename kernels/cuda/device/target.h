@@ -19,13 +19,13 @@ constexpr auto ceil_div(A a, B b) {
   return (a + b - 1) / b;
 }
 
-/// Into how many parts a reduction is cut, so that a small product fills the GPU.
+/// Into how many splits a reduction is cut, so that a small product fills the GPU.
 struct SplitK {
   int64_t blocks_wanted;
   int64_t most = std::numeric_limits<int>::max();
 
-  /// `blocks` of the whole product; `longest`: how many parts are still long enough.
-  constexpr int parts(int64_t blocks, int64_t longest) const {
+  /// `blocks` of the whole product; `longest`: how many splits are still long enough.
+  constexpr int splits(int64_t blocks, int64_t longest) const {
     return static_cast<int>(
         std::clamp<int64_t>(std::min(blocks_wanted / std::max<int64_t>(blocks, 1), longest), 1, most));
   }
@@ -35,7 +35,7 @@ namespace split_k {
 
 inline constexpr SplitK few_pixels{nominal_multiprocessors};    ///< one block to each multiprocessor
 inline constexpr SplitK few_rows{128};                          ///< about one block to each
-inline constexpr SplitK mma{.blocks_wanted = 1024, .most = 8};  ///< counted in warps; the last part adds up all
+inline constexpr SplitK mma{.blocks_wanted = 1024, .most = 8};  ///< counted in warps; the last split adds up all
 inline constexpr SplitK mma_gradient{2 * nominal_multiprocessors, 256};
 inline constexpr SplitK wgmma{2 * nominal_multiprocessors, 64};
 inline constexpr SplitK plain{.blocks_wanted = 512, .most = 64};

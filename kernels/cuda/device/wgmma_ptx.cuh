@@ -75,16 +75,16 @@ __device__ __forceinline__ uint64_t describe(const void* tile) {
 }  // namespace warpgroup
 #endif
 
-/// d[64, 8 columns] += a[64, 16] b[columns, 16] by a warpgroup of 128 threads: halves in shared memory, float32 sums.
-/// `a`, `b`: tiles of 64 of k, on 1,024 bytes, step `step` of 16 of them is multiplied; either
+/// d[64, 8 columns] += a[64, 16] b[columns, 16] by a warpgroup of 128 threads: fp16 values in shared memory, float32
+/// sums. `a`, `b`: tiles of 64 of k, on 1,024 bytes, step `step` of 16 of them is multiplied; either
 ///   along k: [rows][64 of k], the rows eight at least, or
 ///   along rows: [blocks of 64 rows][64 of k][64 rows], a block 8,192 bytes.
-/// Of each line of 128 bytes the pieces of 16 bytes change places: piece p of line l lies at p ^ (l % 8). Thread t has
-/// d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4 * 2 + e. The product is under way until
-/// warpgroup_wait; until then neither d nor the tiles may be touched.
+/// Of each line of 128 bytes the vectors of 16 bytes change places: vector p of line l lies at p ^ (l % 8). Thread t
+/// has d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4 * 2 + e. The product is under way
+/// until wgmma_wait; until then neither d nor the tiles may be touched.
 template <bool a_along_k, bool b_along_k, int columns>
-__device__ __forceinline__ void warpgroup_mma(float (&d)[columns][4], const unsigned char* a, const unsigned char* b,
-                                              int step) {
+__device__ __forceinline__ void wgmma_async(float (&d)[columns][4], const unsigned char* a, const unsigned char* b,
+                                            int step) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   warpgroup::multiply<a_along_k, b_along_k>(d, warpgroup::describe(a + step * (a_along_k ? 32 : 2048)),
                                             warpgroup::describe(b + step * (b_along_k ? 32 : 2048)));
@@ -95,7 +95,7 @@ __device__ __forceinline__ void warpgroup_mma(float (&d)[columns][4], const unsi
 
 /// Before the first product of a group: what threads wrote to d is seen.
 template <int columns>
-__device__ __forceinline__ void warpgroup_begin(float (&d)[columns][4]) {
+__device__ __forceinline__ void wgmma_fence(float (&d)[columns][4]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #pragma unroll
   for (int i = 0; i < columns; ++i)
@@ -106,7 +106,7 @@ __device__ __forceinline__ void warpgroup_begin(float (&d)[columns][4]) {
 }
 
 /// Closes a group of products.
-__device__ __forceinline__ void warpgroup_commit() {
+__device__ __forceinline__ void wgmma_commit() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 #endif
@@ -114,7 +114,7 @@ __device__ __forceinline__ void warpgroup_commit() {
 
 /// Waits for all groups of products.
 template <int columns>
-__device__ __forceinline__ void warpgroup_wait(float (&d)[columns][4]) {
+__device__ __forceinline__ void wgmma_wait(float (&d)[columns][4]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
 #pragma unroll
@@ -126,7 +126,7 @@ __device__ __forceinline__ void warpgroup_wait(float (&d)[columns][4]) {
 
 /// What this thread wrote to shared memory, by copies that have landed too, is seen by products that begin behind the
 /// next barrier.
-__device__ __forceinline__ void show_to_warpgroups() {
+__device__ __forceinline__ void show_to_wgmma() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 #endif

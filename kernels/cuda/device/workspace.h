@@ -4,7 +4,7 @@
 
 namespace nibblenet {
 
-/// Where kernels that cut long reductions into parts leave what they have summed so far.
+/// Where kernels that cut long reductions into splits leave what they have summed so far.
 class Workspace {
  public:
   virtual ~Workspace() = default;

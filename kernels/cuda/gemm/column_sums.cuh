@@ -5,7 +5,7 @@
 namespace nibblenet {
 
 /// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters and some of the
-/// depth. At the end the first threads add up the rest, in their order. `Tile`: of halves, `rows` filters, element
+/// depth. At the end the first threads add up the rest, in their order. `Tile`: of fp16 values, `rows` filters, element
 /// (filter, k) at byte offset(filter, k), an odd filter's behind the even one's.
 template <class Tile, int threads, int tile_depth>
 struct ColumnSums {

@@ -10,14 +10,14 @@ namespace nibblenet {
 /// type.
 template <class F>
 void with_pointers(Activations y, ConstActivations x, F f) {
-  const bool to_halves = y.precision() == Precision::float16;
+  const bool to_fp16 = y.precision() == Precision::float16;
   if (x.precision() == Precision::float16) {
-    if (to_halves)
-      f(y.halves().data(), x.halves().data());
+    if (to_fp16)
+      f(y.fp16().data(), x.fp16().data());
     else
-      f(y.floats().data(), x.halves().data());
-  } else if (to_halves) {
-    f(y.halves().data(), x.floats().data());
+      f(y.floats().data(), x.fp16().data());
+  } else if (to_fp16) {
+    f(y.fp16().data(), x.floats().data());
   } else {
     f(y.floats().data(), x.floats().data());
   }
@@ -27,7 +27,7 @@ void with_pointers(Activations y, ConstActivations x, F f) {
 template <class T>
 const T* elements_of(ConstActivations x) {
   if constexpr (std::is_same_v<T, f16>)
-    return x.halves().data();
+    return x.fp16().data();
   else
     return x.floats().data();
 }
@@ -36,7 +36,7 @@ const T* elements_of(ConstActivations x) {
 template <class F>
 void with_pointers_of_one(Activations y, ConstActivations x, F f) {
   if (y.precision() == Precision::float16)
-    f(y.halves().data(), x.halves().data());
+    f(y.fp16().data(), x.fp16().data());
   else
     f(y.floats().data(), x.floats().data());
 }
@@ -48,7 +48,7 @@ inline bool fits_half_gradient(ConstActivations dx, const GradientStore& store) 
   return dx.precision() == Precision::float16 && on_16_bytes(dx.data()) && on_16_bytes(store.relu_output.data());
 }
 inline HalfGradient half_gradient(Activations dx, const GradientStore& store) {
-  return {static_cast<uint4*>(dx.data()), reinterpret_cast<const uint4*>(store.relu_output.halves().data()),
+  return {static_cast<uint4*>(dx.data()), reinterpret_cast<const uint4*>(store.relu_output.fp16().data()),
           store.overflow.data()};
 }
 

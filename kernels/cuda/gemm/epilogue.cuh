@@ -8,10 +8,10 @@ namespace nibblenet {
 /// Activations whose precision the kernel is told, for kernels that are not compiled once for each.
 struct AnyElements {
   void* data;
-  bool halves;
+  bool fp16;
 };
 __device__ __forceinline__ void store_element(const AnyElements& to, int64_t index, float value) {
-  if (to.halves)
+  if (to.fp16)
     store_element(static_cast<f16*>(to.data), index, value);
   else
     store_element(static_cast<float*>(to.data), index, value);
@@ -19,14 +19,14 @@ __device__ __forceinline__ void store_element(const AnyElements& to, int64_t ind
 
 /// y [pixels, K] = epilogue(sum * factor + bias). `Y`: float*, f16* or AnyElements.
 template <class Y>
-struct BiasResult {
+struct BiasEpilogue {
   Y y;
   const float* bias;  ///< [K]
   int rows;           ///< K
   int columns;        ///< output pixels
   float factor;       ///< undoes what the weights, or their steps, were multiplied by
   bool with_relu;
-  GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the result
+  GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the epilogue
   bool one_step_for_all = false;
 
   /// What becomes of the sums of one row.

@@ -4,12 +4,12 @@
 
 namespace nibblenet {
 
-__device__ __forceinline__ uint4 eight_halves(const float (&values)[8]) {
-  return {pair_of_halves(values[0], values[1]), pair_of_halves(values[2], values[3]),
-          pair_of_halves(values[4], values[5]), pair_of_halves(values[6], values[7])};
+__device__ __forceinline__ uint4 eight_fp16(const float (&values)[8]) {
+  return {pair_of_fp16(values[0], values[1]), pair_of_fp16(values[2], values[3]), pair_of_fp16(values[4], values[5]),
+          pair_of_fp16(values[6], values[7])};
 }
 
-/// GradientStore for halves, eight at a time: dx and the ReLU's output lie on 16 bytes.
+/// GradientStore for fp16 values, eight at a time: dx and the ReLU's output lie on 16 bytes.
 struct HalfGradient {
   uint4* dx;
   const uint4* relu_output;  ///< null: no ReLU
@@ -19,8 +19,8 @@ struct HalfGradient {
   __device__ __forceinline__ void store(int64_t i, uint4 v) const {
     if (relu_output != nullptr) {
       const uint4 y = relu_output[i];
-      v = {v.x & greater_halves(y.x, 0), v.y & greater_halves(y.y, 0), v.z & greater_halves(y.z, 0),
-           v.w & greater_halves(y.w, 0)};
+      v = {v.x & greater_fp16x2(y.x, 0), v.y & greater_fp16x2(y.y, 0), v.z & greater_fp16x2(y.z, 0),
+           v.w & greater_fp16x2(y.w, 0)};
     }
     dx[i] = v;
     // Of many threads that see one, it does not matter which writes.

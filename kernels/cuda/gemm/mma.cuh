@@ -11,19 +11,19 @@
 namespace nibblenet {
 
 /// One product: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
-struct TensorProduct {
+struct MmaProduct {
   SuperblockWeights weights;
   const f16* x;
   PixelBlocks pixels = {};
-  BiasResult<AnyElements> result;
-  int parts = 0;                 ///< of the superblocks along k, each a block's
-  float* partial = nullptr;      ///< [parts, blocks, columns of a block, rows of a block]
-  unsigned* arrivals = nullptr;  ///< by block: how many parts are done
+  BiasEpilogue<AnyElements> epilogue;
+  int splits = 0;                  ///< of the superblocks along k, each a block's
+  float* partial = nullptr;        ///< [splits, blocks, columns of a block, rows of a block]
+  unsigned* semaphores = nullptr;  ///< by block: how many splits are done
 };
 
 /// MmaShared of one kind of codes.
 template <class Codes>
-struct TensorShared {
+struct MmaMemory {
   static constexpr MmaShared layout{Codes::bits, Codes::integers};
   static constexpr int superblocks = layout.superblocks;
   static constexpr int ring_at = layout.ring_at;
@@ -36,53 +36,55 @@ struct TensorShared {
 /// once. Copies run `tile_stages` - 1 ahead.
 template <class Codes>
 struct OperandRing {
-  using Shared = TensorShared<Codes>;
-  const TensorProduct& p;
+  using Shared = MmaMemory<Codes>;
+  const MmaProduct& p;
   unsigned char* memory;
-  int block;       ///< of pixels
-  int first_down;  ///< superblock row
-  int begin, end;  ///< steps
+  int block;           ///< of pixels
+  int first_tile_row;  ///< superblock row
+  int begin, end;      ///< k-tiles
 
-  __device__ unsigned char* superblocks(int step) const {
-    return memory + Shared::ring_at + step % tile_stages * Shared::superblocks;
+  __device__ unsigned char* superblocks(int k_tile) const {
+    return memory + Shared::ring_at + k_tile % tile_stages * Shared::superblocks;
   }
-  __device__ unsigned char* pixels(int step) const {
-    const int slot = step / p.pixels.sizes.taps() % p.pixels.slots;
+  __device__ unsigned char* pixels(int k_tile) const {
+    const int slot = k_tile / p.pixels.sizes.taps() % p.pixels.slots;
     return memory + Shared::slices_at + slot * p.pixels.positions() * slice_bytes;
   }
   /// Superblocks lie tap by tap, and inside a tap slice by slice.
-  __device__ int across(int step) const {
+  __device__ int tile_column(int k_tile) const {
     const int taps = p.pixels.sizes.taps();
-    return step % taps * p.pixels.slices() + step / taps;
+    return k_tile % taps * p.pixels.slices() + k_tile / taps;
   }
 
-  __device__ void copy_weights(int step) const {
-    if (step < end)
-      copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_down, across(step), superblocks(step));
+  __device__ void copy_weights(int k_tile) const {
+    if (k_tile < end)
+      copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_tile_row, tile_column(k_tile),
+                                    superblocks(k_tile));
   }
-  /// And closes the group of copies that the step needs.
-  __device__ void copy_pixels(int step) const {
+  /// And closes the group of copies that the k-tile needs.
+  __device__ void copy_pixels(int k_tile) const {
     const int taps = p.pixels.sizes.taps();
-    if (step < end && (step == begin || step % taps == 0)) copy_slice(p.pixels, p.x, block, step / taps, pixels(step));
+    if (k_tile < end && (k_tile == begin || k_tile % taps == 0))
+      copy_slice(p.pixels, p.x, block, k_tile / taps, pixels(k_tile));
     cp_async_commit();
   }
-  /// The first steps' operands; x has to wait for the kernel before.
+  /// The first k-tiles' operands; x has to wait for the kernel before.
   __device__ void begin_copies() const {
 #pragma unroll 1
     for (int i = 0; i < tile_stages - 1; ++i) copy_weights(begin + i);
-    wait_for_kernel_before();
+    pdl_wait();
 #pragma unroll 1
     for (int i = 0; i < tile_stages - 1; ++i) copy_pixels(begin + i);
   }
 };
 
-/// A warp's sums over a block's part of the superblocks.
+/// A warp's sums over a block's split of the superblocks.
 template <class Codes>
-__device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRing<Codes>& ring, TileSums& sums) {
+__device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing<Codes>& ring, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int half = warp % warps_down_tile;
-  const int first_column = warp / warps_down_tile * warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
-  const bool has_rows = ring.first_down + half < p.weights.layout.down();
+  const int half = warp % tile_row_warps;
+  const int first_column = warp / tile_row_warps * warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
+  const bool has_rows = ring.first_tile_row + half < p.weights.layout.tile_rows();
   const auto& table = *reinterpret_cast<const typename Codes::Table*>(ring.memory);
   int first[warp_tiles];
 #pragma unroll
@@ -90,165 +92,168 @@ __device__ __forceinline__ void sum_part(const TensorProduct& p, const OperandRi
 
   ring.begin_copies();
   FragmentSteps steps = {};
-  for (int step = ring.begin; step < ring.end; ++step) {
-    if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_down + half, ring.across(step), steps);
+  for (int k_tile = ring.begin; k_tile < ring.end; ++k_tile) {
+    if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_tile_row + half, ring.tile_column(k_tile), steps);
     cp_async_wait<tile_stages - 2>();
-    __syncthreads();  // this step's operands have arrived, and nobody reads the last one's any more
-    ring.copy_weights(step + tile_stages - 1);
-    ring.copy_pixels(step + tile_stages - 1);
+    __syncthreads();  // this k-tile's operands have arrived, and nobody reads the last one's any more
+    ring.copy_weights(k_tile + tile_stages - 1);
+    ring.copy_pixels(k_tile + tile_stages - 1);
     if (!has_rows) continue;
-    const int tap = step % p.pixels.sizes.taps();
+    const int tap = k_tile % p.pixels.sizes.taps();
     const int down = tap / p.pixels.sizes.size;
     const int offset = down * p.pixels.width + tap - down * p.pixels.sizes.size;
     int position[warp_tiles];
 #pragma unroll
     for (int tile = 0; tile < warp_tiles; ++tile) position[tile] = first[tile] + offset;
-    multiply_superblock<Codes>(ring.superblocks(step) + half * Codes::bits * Superblocks::row_bytes, ring.pixels(step),
-                               position, table, steps, p.weights.inside, sums);
+    multiply_superblock<Codes>(ring.superblocks(k_tile) + half * Codes::bits * Superblocks::row_bytes,
+                               ring.pixels(k_tile), position, table, steps, p.weights.inside, sums);
   }
   cp_async_wait<0>();
   __syncthreads();  // shared memory may be used for something else
 }
 
-/// Leaves the sums of a part in memory. The block that arrives last gets the sums of all parts, added up in their
+/// Leaves the sums of a split in memory. The block that arrives last gets the sums of all splits, added up in their
 /// order, and true.
-__device__ __forceinline__ bool add_up_parts(const TensorProduct& p, int part, TileSums& sums) {
+__device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int columns = static_cast<int>(blockDim.x) / 32 / warps_down_tile * warp_columns;
+  const int columns = static_cast<int>(blockDim.x) / 32 / tile_row_warps * warp_columns;
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  const auto column_of = [&](int of_part, int row) {
-    const int64_t first = ((of_part * blocks + block) * columns + warp / warps_down_tile * warp_columns) * tile_rows;
-    return p.partial + first + warp % warps_down_tile * Superblocks::size + row;
+  const auto column_of = [&](int of_split, int row) {
+    const int64_t first = ((of_split * blocks + block) * columns + warp / tile_row_warps * warp_columns) * tile_rows;
+    return p.partial + first + warp % tile_row_warps * Superblocks::size + row;
   };
   for_each_sum(sums, [&](int row) {
-    return [to = column_of(part, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * tile_rows] = sum; };
+    return [to = column_of(split, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * tile_rows] = sum; };
   });
-  if (!arrives_last(p.arrivals[block], p.parts)) return false;
+  if (!arrives_last(p.semaphores[block], p.splits)) return false;
   sums = {};
 #pragma unroll 1
-  for (int of_part = 0; of_part < p.parts; ++of_part)
+  for (int of_split = 0; of_split < p.splits; ++of_split)
     for_each_sum(sums, [&](int row) {
-      return [from = column_of(of_part, row)](int tile, int e, float& sum) {
+      return [from = column_of(of_split, row)](int tile, int e, float& sum) {
         sum += __ldcg(from + column_of_sum(tile, e) * tile_rows);
       };
     });
   return true;
 }
 
-/// Sums as results in shared memory, halves column by column. All threads; a barrier follows.
+/// Sums as results in shared memory, fp16 values column by column. All threads; a barrier follows.
 template <class Codes>
-__device__ __forceinline__ void store_results(const TensorProduct& p, int first_row, unsigned char* memory,
+__device__ __forceinline__ void store_results(const MmaProduct& p, int first_row, unsigned char* memory,
                                               TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int half = warp % warps_down_tile * Superblocks::size;
+  const int half = warp % tile_row_warps * Superblocks::size;
   f16* results = reinterpret_cast<f16*>(memory) +
-                 static_cast<int64_t>(warp / warps_down_tile) * warp_columns * TensorShared<Codes>::column + half;
+                 static_cast<int64_t>(warp / tile_row_warps) * warp_columns * MmaMemory<Codes>::column + half;
   for_each_sum(sums, [&](int row) {
     const int of_all = first_row + half + row;  // rows outside are not read
-    return [=, finish = p.result.of_row(of_all < p.result.rows ? of_all : 0)](int tile, int e, float sum) {
-      store_element(results, column_of_sum(tile, e) * TensorShared<Codes>::column + row, finish(sum));
+    return [=, finish = p.epilogue.of_row(of_all < p.epilogue.rows ? of_all : 0)](int tile, int e, float sum) {
+      store_element(results, column_of_sum(tile, e) * MmaMemory<Codes>::column + row, finish(sum));
     };
   });
   __syncthreads();
 }
 
 /// Eight rows from shared memory to `pixel` of y, 16 bytes at a time where K allows it.
-__device__ __forceinline__ void copy_rows(const BiasResult<AnyElements>& result, int pixel, int row, const uint4& v) {
-  f16* to = static_cast<f16*>(result.y.data) + static_cast<int64_t>(pixel) * result.rows + row;
-  if (result.rows % 8 == 0) {
+__device__ __forceinline__ void copy_rows(const BiasEpilogue<AnyElements>& epilogue, int pixel, int row,
+                                          const uint4& v) {
+  f16* to = static_cast<f16*>(epilogue.y.data) + static_cast<int64_t>(pixel) * epilogue.rows + row;
+  if (epilogue.rows % 8 == 0) {
     *reinterpret_cast<uint4*>(to) = v;
     return;
   }
   const auto* from = reinterpret_cast<const f16*>(&v);
-  for (int e = 0; e < 8 && row + e < result.rows; ++e) to[e] = from[e];
+  for (int e = 0; e < 8 && row + e < epilogue.rows; ++e) to[e] = from[e];
 }
 
 /// y from results in shared memory.
 template <class Codes>
-__device__ __forceinline__ void copy_results(const TensorProduct& p, int block, int first_row,
+__device__ __forceinline__ void copy_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
-  constexpr int pieces = tile_rows / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < p.pixels.columns() * pieces; i += static_cast<int>(blockDim.x)) {
-    const int pixel = p.pixels.pixel(block, i / pieces);
-    const int row = i % pieces * 8;
-    if (pixel < 0 || first_row + row >= p.result.rows) continue;
-    const unsigned char* from = memory + (i / pieces * TensorShared<Codes>::column + row) * sizeof(f16);
-    copy_rows(p.result, pixel, first_row + row, *reinterpret_cast<const uint4*>(from));
+  constexpr int vectors = tile_rows / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < p.pixels.columns() * vectors; i += static_cast<int>(blockDim.x)) {
+    const int pixel = p.pixels.pixel(block, i / vectors);
+    const int row = i % vectors * 8;
+    if (pixel < 0 || first_row + row >= p.epilogue.rows) continue;
+    const unsigned char* from = memory + (i / vectors * MmaMemory<Codes>::column + row) * sizeof(f16);
+    copy_rows(p.epilogue, pixel, first_row + row, *reinterpret_cast<const uint4*>(from));
   }
 }
 
 /// y from the largest results of each window, a NaN winning.
 template <class Codes>
-__device__ __forceinline__ void pool_results(const TensorProduct& p, int block, int first_row,
+__device__ __forceinline__ void pool_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
-  constexpr int pieces = tile_rows / 8;
+  constexpr int vectors = tile_rows / 8;
   const MaxPooling& pool = p.pixels.pooling;
-  const int count = p.pixels.images * pool.rows * pool.q * pieces;
+  const int count = p.pixels.images * pool.rows * pool.q * vectors;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    const int row = i % pieces * 8;
-    const int across = i / pieces / pool.q;
-    const int q = i / pieces - across * pool.q;
+    const int row = i % vectors * 8;
+    const int across = i / vectors / pool.q;
+    const int q = i / vectors - across * pool.q;
     const int image = across / pool.rows;
     const int down = across - image * pool.rows;
     const int n = block / p.pixels.bands * p.pixels.images + image;
     const int pooled = block % p.pixels.bands * pool.rows + down;
-    if (n >= p.pixels.sizes.n || pooled >= pool.p || first_row + row >= p.result.rows) continue;
+    if (n >= p.pixels.sizes.n || pooled >= pool.p || first_row + row >= p.epilogue.rows) continue;
     const int first = (image * p.pixels.rows + down * pool.stride) * p.pixels.sizes.q + q * pool.stride;
     uint4 largest = {0xFC00FC00U, 0xFC00FC00U, 0xFC00FC00U, 0xFC00FC00U};  // -infinity
     for (int r = 0; r < pool.size; ++r)
       for (int s = 0; s < pool.size; ++s) {
         const int column = first + r * p.pixels.sizes.q + s;
-        const unsigned char* from = memory + (column * TensorShared<Codes>::column + row) * sizeof(f16);
+        const unsigned char* from = memory + (column * MmaMemory<Codes>::column + row) * sizeof(f16);
         const uint4 v = *reinterpret_cast<const uint4*>(from);
-        largest = {max_halves(largest.x, v.x), max_halves(largest.y, v.y), max_halves(largest.z, v.z),
-                   max_halves(largest.w, v.w)};
+        largest = {max_fp16x2(largest.x, v.x), max_fp16x2(largest.y, v.y), max_fp16x2(largest.z, v.z),
+                   max_fp16x2(largest.w, v.w)};
       }
-    copy_rows(p.result, (n * pool.p + pooled) * pool.q + q, first_row + row, largest);
+    copy_rows(p.epilogue, (n * pool.p + pooled) * pool.q + q, first_row + row, largest);
   }
 }
 
 /// Sums straight into y.
-__device__ __forceinline__ void store_floats(const TensorProduct& p, int block, int first_row, TileSums& sums) {
+__device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int first_row, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int first_column = warp / warps_down_tile * warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
-  auto* y = static_cast<float*>(p.result.y.data);
+  const int first_column = warp / tile_row_warps * warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
+  auto* y = static_cast<float*>(p.epilogue.y.data);
   int pixel[warp_tiles][2];
 #pragma unroll
   for (int tile = 0; tile < warp_tiles; ++tile)
 #pragma unroll
     for (int e = 0; e < 2; ++e) pixel[tile][e] = p.pixels.pixel(block, first_column + 8 * tile + e);
   for_each_sum(sums, [&](int row_of_half) {
-    const int row = first_row + warp % warps_down_tile * Superblocks::size + row_of_half;
-    const bool exists = row < p.result.rows;
-    return [=, &pixel, finish = p.result.of_row(exists ? row : 0), rows = p.result.rows](int tile, int e, float sum) {
-      const int at = pixel[tile][e];
-      if (exists && at >= 0) y[static_cast<int64_t>(at) * rows + row] = finish(sum);
-    };
+    const int row = first_row + warp % tile_row_warps * Superblocks::size + row_of_half;
+    const bool exists = row < p.epilogue.rows;
+    return
+        [=, &pixel, finish = p.epilogue.of_row(exists ? row : 0), rows = p.epilogue.rows](int tile, int e, float sum) {
+          const int at = pixel[tile][e];
+          if (exists && at >= 0) y[static_cast<int64_t>(at) * rows + row] = finish(sum);
+        };
   });
 }
 
 /// y = epilogue(x * w + bias), or the maxima of its windows. Two warps below each other own 64 rows each, up to six
-/// across 32 columns; block (x, y, z) owns pixel block x, 128 rows and part z of the superblocks along k. A barrier a
+/// across 32 columns; block (x, y, z) owns pixel block x, 128 rows and split z of the superblocks along k. A barrier a
 /// superblock: while it is multiplied, the next ones arrive.
 template <class Codes>
-__global__ void __launch_bounds__(32 * warps_down_tile * most_warps_across(Codes::bits, Codes::integers))
-    tensor_product_kernel(TensorProduct p) {
+__global__ void __launch_bounds__(32 * tile_row_warps * most_column_warps(Codes::bits, Codes::integers))
+    mma_kernel(MmaProduct p) {
   unsigned char* memory = dynamic_shared();
   const int block = static_cast<int>(blockIdx.x);
-  const int first_down = static_cast<int>(blockIdx.y) * warps_down_tile;
-  const int part = static_cast<int>(blockIdx.z);
-  const int steps = p.pixels.slices() * p.pixels.sizes.taps();
-  const OperandRing<Codes> ring{p, memory, block, first_down, steps * part / p.parts, steps * (part + 1) / p.parts};
+  const int first_tile_row = static_cast<int>(blockIdx.y) * tile_row_warps;
+  const int split = static_cast<int>(blockIdx.z);
+  const int k_tiles = p.pixels.slices() * p.pixels.sizes.taps();
+  const OperandRing<Codes> ring{
+      p, memory, block, first_tile_row, k_tiles * split / p.splits, k_tiles * (split + 1) / p.splits};
 
-  let_next_kernel_begin();
+  pdl_trigger();
   p.weights.prepare<Codes>(*reinterpret_cast<typename Codes::Table*>(memory));
   TileSums sums = {};
-  sum_part<Codes>(p, ring, sums);
-  if (p.parts > 1 && !add_up_parts(p, part, sums)) return;
+  sum_split<Codes>(p, ring, sums);
+  if (p.splits > 1 && !add_up_splits(p, split, sums)) return;
 
-  const int first_row = first_down * Superblocks::size;
-  if (p.result.y.halves) {
+  const int first_row = first_tile_row * Superblocks::size;
+  if (p.epilogue.y.fp16) {
     store_results<Codes>(p, first_row, memory, sums);
     if (p.pixels.pooling.size > 0)
       pool_results<Codes>(p, block, first_row, memory);

@@ -41,7 +41,7 @@ namespace mma {
 std::optional<PixelBlocks> blocks_of(const ProductCase& c) {
   const ConvolutionSizes& s = c.sizes;
   const MmaShared shared(c.weight.bits, c.weight.integers);
-  const int most_columns = warp_columns * most_warps_across(c.weight.bits, c.weight.integers);
+  const int most_columns = warp_columns * most_column_warps(c.weight.bits, c.weight.integers);
   const auto fit = [&](const PixelBlocks& b) {
     return b.columns() <= most_columns && shared.bytes(b) <= block_shared_bytes;
   };

@@ -9,8 +9,8 @@
 
 namespace nibblenet {
 
-inline constexpr int warps_down_tile = 2;  ///< warps below each other, each on superblocks of its own rows
-inline constexpr int tile_rows = warps_down_tile * Superblocks::size;
+inline constexpr int tile_row_warps = 2;  ///< warps below each other, each on superblocks of its own rows
+inline constexpr int tile_rows = tile_row_warps * Superblocks::size;
 inline constexpr int warp_tiles = 4;  ///< 8 output pixels each, that a warp multiplies its superblock by
 inline constexpr int warp_columns = 8 * warp_tiles;
 inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is multiplied, the others are on their way
@@ -19,7 +19,7 @@ inline constexpr int slice_bytes = 128;  ///< of a pixel
 
 /// Warps of a block next to each other at most; fewer, with more registers each, where a code takes
 /// two look-ups.
-constexpr int most_warps_across(int bits, bool integers) { return integers || bits <= 4 || bits == 16 ? 6 : 4; }
+constexpr int most_column_warps(int bits, bool integers) { return integers || bits <= 4 || bits == 16 ? 6 : 4; }
 /// Shared memory of the table that codes of a codebook are looked up in (weights/unpack.cuh).
 constexpr int code_table_bytes(int bits, bool integers) {
   if (integers || bits == 16) return 0;
@@ -85,10 +85,10 @@ struct MmaShared {
   int superblocks;  ///< bytes of a stage
   int ring_at;
   int slices_at;
-  static constexpr int column = tile_rows + 8;  ///< halves
+  static constexpr int column = tile_rows + 8;  ///< fp16 values
 
   constexpr MmaShared(int bits, bool integers)
-      : superblocks(warps_down_tile * bits * Superblocks::row_bytes),
+      : superblocks(tile_row_warps * bits * Superblocks::row_bytes),
         ring_at(code_table_bytes(bits, integers)),
         slices_at(ring_at + tile_stages * superblocks) {}
   /// All of it.

@@ -5,15 +5,15 @@
 // What a block of the gradients' products (kernels/cuda/gemm/mma_gradient.cuh) keeps in shared memory: tiles of its two
 // operands, 32 elements of k deep, in a ring. An operand's neighbours in memory share a row of the product or they
 // share k; tiles keep that order, so that 16 bytes at a time are copied, and ldmatrix turns the others around. In both,
-// the pieces of 16 bytes change places from row to row so that eight of a matrix lie in eight groups of banks.
+// the vectors of 16 bytes change places from row to row so that eight of a matrix lie in eight groups of banks.
 
 namespace nibblenet {
 
 inline constexpr int gradient_depth = 32;     ///< of k, between two barriers
 inline constexpr int gradient_stages = 4;     ///< of the ring: one is multiplied, the others are on their way
-inline constexpr int gradient_threads = 256;  ///< 2 warps down, 4 across
+inline constexpr int gradient_threads = 256;  ///< 2 rows of 4 warps
 
-/// Neighbours share a row: [rows][32] halves.
+/// Neighbours share a row: [rows][32] fp16 values.
 template <int size>
 struct TileAlongK {
   static constexpr int rows = size;
@@ -32,16 +32,16 @@ struct TileAlongK {
   }
 };
 
-/// Neighbours share k: [32][rows] halves.
+/// Neighbours share k: [32][rows] fp16 values.
 template <int size>
 struct TileAlongRows {
   static constexpr int rows = size;
   static constexpr int bytes = rows * gradient_depth * 2;
   static constexpr int copies = bytes / 16 / gradient_threads;
-  static constexpr int pieces = rows / 8;  ///< of one k
+  static constexpr int vectors = rows / 8;  ///< of one k
 
-  static __device__ int row(int) { return static_cast<int>(threadIdx.x) % pieces * 8; }
-  static __device__ int k(int copy) { return (static_cast<int>(threadIdx.x) + copy * gradient_threads) / pieces; }
+  static __device__ int row(int) { return static_cast<int>(threadIdx.x) % vectors * 8; }
+  static __device__ int k(int copy) { return (static_cast<int>(threadIdx.x) + copy * gradient_threads) / vectors; }
   static __device__ int offset(int row, int k) { return k * rows * 2 + ((row / 8 ^ k % 8) << 4) + row % 8 * 2; }
 
   static __device__ __forceinline__ void load_a(const unsigned char* tile, int row, int k, uint32_t (&a)[4]) {
@@ -140,8 +140,8 @@ struct OutputTiles {
   }
 };
 
-/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8; if not, halves are loaded one by one,
-/// which is for the first convolution's three channels.
+/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8; if not, fp16 values are loaded one by
+/// one, which is for the first convolution's three channels.
 template <int size, bool aligned>
 struct WindowTiles {
   using Tile = TileAlongRows<size>;
@@ -164,7 +164,7 @@ struct WindowTiles {
       const Windows<f16>::Row window = windows.row(first_k + Tile::k(i));
       unsigned char* to = tile + Tile::offset(Tile::row(0), Tile::k(i));
       if constexpr (aligned)
-        copy_piece(window, place, to);
+        copy_vector(window, place, to);
       else
         copy_elements(window, place, to);
     }
@@ -179,7 +179,7 @@ struct WindowTiles {
                         element < windows.sizes.w * windows.sizes.c;
     return inside ? window.image + static_cast<int64_t>(h) * windows.sizes.w * windows.sizes.c + element : nullptr;
   }
-  __device__ void copy_piece(const Windows<f16>::Row& window, const Place& place, unsigned char* to) const {
+  __device__ void copy_vector(const Windows<f16>::Row& window, const Place& place, unsigned char* to) const {
     const f16* source = place.exists ? at(window, place.row, place.along) : nullptr;
     cp_async_16(to, source != nullptr ? source : windows.x, source != nullptr);
   }

@@ -13,59 +13,60 @@
 
 namespace nibblenet {
 
-/// Where 16 bytes of a slice lie: neighbouring pixels have their pieces in changing order, so that eight lanes that
-/// read every other piece of two of them meet no bank twice.
-__device__ __forceinline__ int slice_offset(int position, int piece) {
-  return position * slice_bytes + ((piece ^ (position & 1)) << 4);
+/// Where 16 bytes of a slice lie: neighbouring pixels have their vectors in changing order, so that eight lanes that
+/// read every other vector of two of them meet no bank twice.
+__device__ __forceinline__ int slice_offset(int position, int vector) {
+  return position * slice_bytes + ((vector ^ (position & 1)) << 4);
 }
 
 /// Starts copying slice `index` of a block's piece of x; zeros in the padding and outside of x. All threads.
 __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, int block, int index,
                                            unsigned char* to) {
-  constexpr int pieces = slice_bytes / 16;
+  constexpr int vectors = slice_bytes / 16;
   const ConvolutionSizes& s = b.sizes;
   const int first_h = block % b.bands * b.row_step * s.stride - s.padding;
-  for (int i = static_cast<int>(threadIdx.x); i < b.positions() * pieces; i += static_cast<int>(blockDim.x)) {
-    const int position = i / pieces;
-    const int piece = i % pieces;
+  for (int i = static_cast<int>(threadIdx.x); i < b.positions() * vectors; i += static_cast<int>(blockDim.x)) {
+    const int position = i / vectors;
+    const int vector = i % vectors;
     const int down = position / b.width;
     const int image = down / b.height;
     const int n = block / b.bands * b.images + image;
     const int h = first_h + down - image * b.height;
     const int w = position - down * b.width - s.padding;
-    const int channel = index * slice + piece * 8;
+    const int channel = index * slice + vector * 8;
     const bool inside = n < s.n && h >= 0 && h < s.h && w >= 0 && w < s.w && channel < s.c;
     const f16* from = inside ? x + ((static_cast<int64_t>(n) * s.h + h) * s.w + w) * s.c + channel : x;
-    cp_async_16(to + slice_offset(position, piece), from, inside);
+    cp_async_16(to + slice_offset(position, vector), from, inside);
   }
 }
 
-/// Starts copying the `across`-th superblocks of a block's rows; zeros where there are no rows. All threads.
+/// Starts copying the `tile_column`-th superblocks of a block's rows; zeros where there are no rows. All threads.
 template <int bits>
-__device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_down,
-                                                 int across, unsigned char* to) {
-  constexpr int pieces = bits * Superblocks::row_bytes / 16;
-  for (int i = static_cast<int>(threadIdx.x); i < warps_down_tile * pieces; i += static_cast<int>(blockDim.x)) {
-    const int down = first_down + i / pieces;
-    const bool inside = down < layout.down();
-    const int64_t superblock = down * layout.across() + across;
-    const uint8_t* from = inside ? codes + (superblock * pieces + i % pieces) * 16 : codes;
+__device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_tile_row,
+                                                 int tile_column, unsigned char* to) {
+  constexpr int vectors = bits * Superblocks::row_bytes / 16;
+  for (int i = static_cast<int>(threadIdx.x); i < tile_row_warps * vectors; i += static_cast<int>(blockDim.x)) {
+    const int tile_row = first_tile_row + i / vectors;
+    const bool inside = tile_row < layout.tile_rows();
+    const int64_t superblock = tile_row * layout.tile_columns() + tile_column;
+    const uint8_t* from = inside ? codes + (superblock * vectors + i % vectors) * 16 : codes;
     cp_async_16(to + i * 16, from, inside);
   }
 }
 
-/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in halves.
+/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in fp16.
 struct FragmentSteps {
   uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
 };
 
-/// Of the `across`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
+/// Of the `tile_column`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
 /// differ they are 1.
 template <class Codes>
-__device__ __forceinline__ void load_steps(const SuperblockWeights& w, int down, int across, FragmentSteps& to) {
+__device__ __forceinline__ void load_steps(const SuperblockWeights& w, int tile_row, int tile_column,
+                                           FragmentSteps& to) {
   const SuperblockSteps& steps = w.steps;
-  const RowGroups groups(steps, w.rows, down);
-  const int before = steps.groups_before(across);
+  const RowGroups groups(steps, w.rows, tile_row);
+  const int before = steps.groups_before(tile_column);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int group = groups.first[i] + before;
@@ -85,7 +86,7 @@ __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t
     const uint32_t zero = __byte_perm(steps.of_row[row], 0, 0x3232);
 #pragma unroll
     for (int r = row % 2; r < 4; r += 2)
-      a[row / 2][r] = fma_halves(fma_halves(a[row / 2][r], one, zero), step, minus_zero);
+      a[row / 2][r] = fma_fp16x2(fma_fp16x2(a[row / 2][r], one, zero), step, minus_zero);
   }
 }
 
@@ -134,8 +135,8 @@ __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const i
                                             uint4 (&x)[warp_tiles]) {
 #pragma unroll
   for (int tile = 0; tile < warp_tiles; ++tile) {
-    const int piece = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
-    x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], piece));
+    const int vector = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
+    x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], vector));
   }
 }
 

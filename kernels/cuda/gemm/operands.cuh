@@ -23,10 +23,10 @@ inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& size
   return operand;
 }
 
-/// The epilogue of a product whose weights were multiplied by 1 / `factor`. `y`: as BiasResult
+/// The epilogue of a product whose weights were multiplied by 1 / `factor`. `y`: as BiasEpilogue
 /// stores it.
 template <class Y>
-BiasResult<Y> epilogue_of(Y y, const ForwardProduct& f, float factor) {
+BiasEpilogue<Y> epilogue_of(Y y, const ForwardProduct& f, float factor) {
   return {y, f.bias.data(), f.shape.sizes.k, f.shape.sizes.outputs(), factor, f.epilogue == Epilogue::relu};
 }
 inline AnyElements any_elements(Activations y) { return {y.data(), y.precision() == Precision::float16}; }
@@ -37,25 +37,25 @@ template <class Y, class F>
 void with_half_operands(Y y, const ForwardProduct& f, F start) {
   const WeightCuda& w = f.w;
   const FilterSizes sizes = filter_sizes(f.shape.sizes);
-  BiasResult<Y> result = epilogue_of(y, f, 1.0F / w.normalisation());
+  BiasEpilogue<Y> epilogue = epilogue_of(y, f, 1.0F / w.normalisation());
   if (w.form() == WeightForm::packed) {
     PackedWeights operand = packed_operand(w, sizes);
     if (w.step_per_channel()) {
-      operand.step_in_result = true;
-      result.factor = 1.0F / w.value_normalisation();
-      result.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
-      result.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
+      operand.step_in_epilogue = true;
+      epilogue.factor = 1.0F / w.value_normalisation();
+      epilogue.steps = {w.view().scales, w.view().scale_type, w.view().scale_to};
+      epilogue.one_step_for_all = w.view().groups.kind == Granularity::Kind::tensor;
     }
-    start(operand, result, 1.0F / result.factor);
+    start(operand, epilogue, 1.0F / epilogue.factor);
   } else if (w.form() == WeightForm::float16) {
     // Fp16 values in memory were multiplied already.
-    start(Float16Weights{sizes, w.halves(), w.layout() == WeightLayout::superblocks}, result, 1.0F);
+    start(Float16Weights{sizes, w.fp16(), w.layout() == WeightLayout::superblocks}, epilogue, 1.0F);
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }
 }
 
-/// What steps that differ, times the values of their codes, are multiplied by in halves.
+/// What steps that differ, times the values of their codes, are multiplied by in fp16.
 inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisation() * 8192.0F; }
 
 /// Of weights in superblocks.
@@ -76,15 +76,15 @@ inline SuperblockWeights superblock_operand(const WeightCuda& w) {
 }
 
 /// Epilogue of a product by `operand`, which is made of its weight.
-inline BiasResult<AnyElements> superblock_result(const ForwardProduct& f, const SuperblockWeights& operand) {
-  BiasResult<AnyElements> result = epilogue_of(any_elements(f.y), f, 1.0F / operand.value_factor);
+inline BiasEpilogue<AnyElements> superblock_epilogue(const ForwardProduct& f, const SuperblockWeights& operand) {
+  BiasEpilogue<AnyElements> epilogue = epilogue_of(any_elements(f.y), f, 1.0F / operand.value_factor);
   if (operand.steps.differ) {
-    result.factor = 1.0F / factor_of_differing_steps(f.w);
+    epilogue.factor = 1.0F / factor_of_differing_steps(f.w);
   } else {
-    result.steps = operand.steps.steps;
-    result.one_step_for_all = f.w.view().groups.groups == 1;
+    epilogue.steps = operand.steps.steps;
+    epilogue.one_step_for_all = f.w.view().groups.groups == 1;
   }
-  return result;
+  return epilogue;
 }
 
 }  // namespace nibblenet

@@ -27,7 +27,7 @@ struct ParameterGradients {
   float* dbias = nullptr;
   float *w = nullptr, *w_velocity = nullptr, *bias = nullptr, *bias_velocity = nullptr;
   SgdParameters sgd = {};
-  HalfCopies halves = {};
+  HalfCopies fp16 = {};
 
   __host__ __device__ int length() const { return channels * taps; }
   /// Of the weight at `column` of the filter in device order.
@@ -40,7 +40,7 @@ struct ParameterGradients {
     float weight = w[i];
     sgd_update(weight, w_velocity[i], sum * factor, sgd);
     w[i] = weight;
-    halves.store(filter, column, weight);
+    fp16.store(filter, column, weight);
   }
   /// Of an even column and the next one, which may not exist.
   __device__ void store_pair(int filter, int column, float first, float second) const {
@@ -61,7 +61,7 @@ struct ParameterGradients {
     sgd_update(weight.y, velocity.y, gradient.y, sgd);
     *reinterpret_cast<float2*>(w + i) = weight;
     *reinterpret_cast<float2*>(w_velocity + i) = velocity;
-    halves.store_pair(filter, column, weight);
+    fp16.store_pair(filter, column, weight);
   }
   /// Whether store_fours() can be used: neighbours in device order are neighbours in PyTorch's.
   __device__ bool has_fours() const { return taps == 1 && channels % 4 == 0; }
@@ -96,8 +96,8 @@ struct ParameterGradients {
       sgd_update(weight[e].w, velocity[e].w, gradient.w, sgd);
       *reinterpret_cast<float4*>(w + i) = weight[e];
       *reinterpret_cast<float4*>(w_velocity + i) = velocity[e];
-      halves.store_pair(filter[e], column[e], {weight[e].x, weight[e].y});
-      halves.store_pair(filter[e], column[e] + 2, {weight[e].z, weight[e].w});
+      fp16.store_pair(filter[e], column[e], {weight[e].x, weight[e].y});
+      fp16.store_pair(filter[e], column[e] + 2, {weight[e].z, weight[e].w});
     }
   }
   __device__ void store_bias(int filter, float sum) const {
@@ -114,59 +114,59 @@ struct ParameterGradients {
 /// Of a product: its gradients, or its step of SGD.
 inline ParameterGradients parameter_gradients(const WeightGradientProduct& g) {
   const ConvolutionSizes& s = g.shape.sizes;
-  ParameterGradients result{.filters = s.k, .channels = s.c, .taps = s.taps(), .factor = g.factor};
-  result.dw = g.dw.data();
-  result.dbias = g.dbias.data();
-  if (g.layer == nullptr) return result;
+  ParameterGradients epilogue{.filters = s.k, .channels = s.c, .taps = s.taps(), .factor = g.factor};
+  epilogue.dw = g.dw.data();
+  epilogue.dbias = g.dbias.data();
+  if (g.layer == nullptr) return epilogue;
   auto& weight = static_cast<WeightCuda&>(g.layer->weight);
-  result.w = weight.values().data();
-  result.w_velocity = g.layer->weight_velocity.data();
-  result.bias = g.layer->bias.data();
-  result.bias_velocity = g.layer->bias_velocity.data();
-  result.sgd = g.sgd;
-  result.halves = half_copies_of(weight);
-  return result;
+  epilogue.w = weight.values().data();
+  epilogue.w_velocity = g.layer->weight_velocity.data();
+  epilogue.bias = g.layer->bias.data();
+  epilogue.bias_velocity = g.layer->bias_velocity.data();
+  epilogue.sgd = g.sgd;
+  epilogue.fp16 = half_copies_of(weight);
+  return epilogue;
 }
 
-/// The same of sums that are cut into parts, each a block's, where they are stored first.
+/// The same of sums that are cut into splits, each a block's, where they are stored first.
 struct WeightGradient {
-  ParameterGradients result;
-  float* partial = nullptr;       ///< [parts, K, R S C]; null: the sums are whole
-  float* partial_bias = nullptr;  ///< [parts, K]
+  ParameterGradients epilogue;
+  float* partial = nullptr;       ///< [splits, K, R S C]; null: the sums are whole
+  float* partial_bias = nullptr;  ///< [splits, K]
 
-  __device__ void store(int part, int filter, int column, float sum) const {
-    if (partial == nullptr) return result.store(filter, column, sum);
-    partial[(static_cast<int64_t>(part) * result.filters + filter) * result.length() + column] = sum;
+  __device__ void store(int split, int filter, int column, float sum) const {
+    if (partial == nullptr) return epilogue.store(filter, column, sum);
+    partial[(static_cast<int64_t>(split) * epilogue.filters + filter) * epilogue.length() + column] = sum;
   }
-  __device__ void store_pair(int part, int filter, int column, float first, float second) const {
-    if (partial == nullptr) return result.store_pair(filter, column, first, second);
-    float* to = partial + (static_cast<int64_t>(part) * result.filters + filter) * result.length();
+  __device__ void store_pair(int split, int filter, int column, float first, float second) const {
+    if (partial == nullptr) return epilogue.store_pair(filter, column, first, second);
+    float* to = partial + (static_cast<int64_t>(split) * epilogue.filters + filter) * epilogue.length();
     to[column] = first;
-    if (column + 1 < result.length()) to[column + 1] = second;
+    if (column + 1 < epilogue.length()) to[column + 1] = second;
   }
   /// Of a filter that may not exist.
-  __device__ void store_bias(int part, int filter, float sum) const {
-    if (filter >= result.filters) return;
+  __device__ void store_bias(int split, int filter, float sum) const {
+    if (filter >= epilogue.filters) return;
     if (partial == nullptr)
-      result.store_bias(filter, sum);
+      epilogue.store_bias(filter, sum);
     else
-      partial_bias[part * result.filters + filter] = sum;
+      partial_bias[split * epilogue.filters + filter] = sum;
   }
 };
-/// Of a product whose reduction is cut into `parts`, whose sums lie in the workspace.
-inline WeightGradient weight_gradient_of(const WeightGradientProduct& g, int parts, Workspace& workspace) {
+/// Of a product whose reduction is cut into `splits`, whose sums lie in the workspace.
+inline WeightGradient weight_gradient_of(const WeightGradientProduct& g, int splits, Workspace& workspace) {
   WeightGradient gradient{parameter_gradients(g)};
-  if (parts == 1) return gradient;
-  const auto filters = static_cast<size_t>(gradient.result.filters);
-  const size_t count = filters * static_cast<size_t>(gradient.result.length());
-  gradient.partial = workspace.floats(static_cast<size_t>(parts) * (count + filters));
-  gradient.partial_bias = gradient.partial + static_cast<size_t>(parts) * count;
+  if (splits == 1) return gradient;
+  const auto filters = static_cast<size_t>(gradient.epilogue.filters);
+  const size_t count = filters * static_cast<size_t>(gradient.epilogue.length());
+  gradient.partial = workspace.floats(static_cast<size_t>(splits) * (count + filters));
+  gradient.partial_bias = gradient.partial + static_cast<size_t>(splits) * count;
   return gradient;
 }
 inline Work weight_gradient_work(const ConvolutionSizes& s) {
   return work_of(s, static_cast<double>(sizeof(float)) * s.k * s.length(), sizeof(f16));
 }
-/// dw and dbias = sums over parts, the first one first.
-void add_up_weight_gradient(const WeightGradient& gradient, int parts, Stream& stream);
+/// dw and dbias = sums over splits, the first one first.
+void add_up_weight_gradient(const WeightGradient& gradient, int splits, Stream& stream);
 
 }  // namespace nibblenet

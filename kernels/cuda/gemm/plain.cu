@@ -21,7 +21,7 @@ void float32_forward(const ForwardProduct& f, const Weights& weights, const Work
   const ConvolutionSizes& s = f.shape.sizes;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 256};
   launch("conv2d_forward", work, grid, stream,
-         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasResult<float*>>,
+         float32_product_kernel<FilterOperand<Weights>, RowOperand<Windows<float>>, BiasEpilogue<float*>>,
          FilterOperand<Weights>{weights}, RowOperand<Windows<float>>{{s, f.x.floats().data()}},
          epilogue_of(f.y.floats().data(), f, 1.0F), s.length(), s.length());
 }
@@ -32,9 +32,9 @@ void float16_forward(TensorView<T> y, const ForwardProduct& f, const Work& work,
   const bool aligned = s.c % 8 == 0 && f.shape.x_alignment == 16;
   const Grid grid{dim3(tiles(s.outputs()), tiles(s.k)), 128};
   with_half_operands(y.data(), f,
-                     [&]<class Weights>(const Weights& weights, const BiasResult<T*>& result, float factor) {
+                     [&]<class Weights>(const Weights& weights, const BiasEpilogue<T*>& epilogue, float factor) {
                        launch("conv2d_forward", work, grid, stream, half_product_kernel<Weights, T*>, weights,
-                              Windows<f16>{s, f.x.halves().data()}, result, s.length(), factor, aligned);
+                              Windows<f16>{s, f.x.fp16().data()}, epilogue, s.length(), factor, aligned);
                      });
 }
 
@@ -60,7 +60,7 @@ struct TransposedFilters {
 
 /// dx [input pixels, C].
 template <class T>
-struct PlainResult {
+struct PlainEpilogue {
   T* y;
   int rows;
   int columns;
@@ -95,18 +95,18 @@ struct TransposedOutputs {
   }
 };
 
-/// Sums over parts of the pixels, [parts, K, R S C]: i is the weight, j the filter.
-struct PartialResult {
+/// Sums over splits of the pixels, [splits, K, R S C]: i is the weight, j the filter.
+struct PartialEpilogue {
   float* partial;
   int length;
   int filters;
-  __device__ void store(int i, int j, int part, float sum) const {
-    if (i < length && j < filters) partial[(static_cast<int64_t>(part) * filters + j) * length + i] = sum;
+  __device__ void store(int i, int j, int split, float sum) const {
+    if (i < length && j < filters) partial[(static_cast<int64_t>(split) * filters + j) * length + i] = sum;
   }
 };
 
 /// The whole sum straight into dw [K, C, taps].
-struct GradientResult {
+struct GradientEpilogue {
   float* dw;
   int channels;
   int taps;
@@ -116,25 +116,25 @@ struct GradientResult {
   }
 };
 
-/// dw[filter, c, tap] = sum over parts, the first one first. One thread a weight.
-__global__ void sum_parts_kernel(float* dw, const float* partial, int parts, int filters, int channels, int taps) {
+/// dw[filter, c, tap] = sum over splits, the first one first. One thread a weight.
+__global__ void sum_splits_kernel(float* dw, const float* partial, int splits, int filters, int channels, int taps) {
   const int64_t length = static_cast<int64_t>(channels) * taps;
   const int64_t count = filters * length;
   for_each_index(count, [&](int64_t i) {
     float sum = 0.0F;
-    for (int part = 0; part < parts; ++part) sum += partial[part * count + i];
+    for (int split = 0; split < splits; ++split) sum += partial[split * count + i];
     dw[torch_index(static_cast<int>(i / length), static_cast<int>(i % length), channels, taps)] = sum;
   });
 }
 
-/// sums[part, k] = sum of column k of dy [rows, K] over the rows of a part. Blocks (x, y) own 128
-/// columns, one part.
+/// sums[split, k] = sum of column k of dy [rows, K] over the rows of a split. Blocks (x, y) own 128
+/// columns, one split.
 template <class T>
-__global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_part) {
+__global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_split) {
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (column >= columns) return;
-  const int begin = static_cast<int>(blockIdx.y) * rows_of_part;
-  const int end = begin + rows_of_part < rows ? begin + rows_of_part : rows;
+  const int begin = static_cast<int>(blockIdx.y) * rows_of_split;
+  const int end = begin + rows_of_split < rows ? begin + rows_of_split : rows;
   float sum = 0.0F;
   for (int row = begin; row < end; ++row) sum += load_element(dy, static_cast<int64_t>(row) * columns + column);
   sums[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
@@ -144,40 +144,40 @@ template <class T>
 void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, Workspace& workspace, Stream& stream) {
   constexpr unsigned threads = 128;
   const auto blocks = static_cast<unsigned>(ceil_div(columns, 128));
-  const int parts = std::clamp(rows / 256, 1, 256);
-  const int rows_of_part = ceil_div(rows, parts);
-  float* sums = parts == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(parts) * columns);
+  const int splits = std::clamp(rows / 256, 1, 256);
+  const int rows_of_split = ceil_div(rows, splits);
+  float* sums = splits == 1 ? dbias.data() : workspace.floats(static_cast<size_t>(splits) * columns);
   const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(rows) * columns;
-  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, parts), threads}, stream, column_sums_kernel<T>, sums, dy,
-         rows, columns, rows_of_part);
-  if (parts > 1)
-    launch("bias_gradient_parts", {}, {dim3(blocks), threads}, stream, column_sums_kernel<float>, dbias.data(), sums,
-           parts, columns, parts);
+  launch("bias_gradient", {.bytes = bytes}, {dim3(blocks, splits), threads}, stream, column_sums_kernel<T>, sums, dy,
+         rows, columns, rows_of_split);
+  if (splits > 1)
+    launch("bias_gradient_splits", {}, {dim3(blocks), threads}, stream, column_sums_kernel<float>, dbias.data(), sums,
+           splits, columns, splits);
 }
 
 template <class T>
 void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy, const T* x, const ConvolutionSizes& s,
                      Workspace& workspace, Stream& stream) {
-  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into parts, a fixed
+  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into splits, a fixed
   // number for a shape.
   constexpr int pixels_at_least = 512;
-  const int parts = split_k::plain.parts(tiles(s.length()) * tiles(s.k), s.outputs() / pixels_at_least);
-  const int depth = (s.outputs() / parts + tile_depth) / tile_depth * tile_depth;
+  const int splits = split_k::plain.splits(tiles(s.length()) * tiles(s.k), s.outputs() / pixels_at_least);
+  const int depth = (s.outputs() / splits + tile_depth) / tile_depth * tile_depth;
   const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
   const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), sizeof(T));
   const TransposedWindows<T> left{{s, x}};
   const TransposedOutputs<T> right{dy, s.k, s.outputs()};
-  if (parts == 1) {
+  if (splits == 1) {
     launch("conv2d_backward_weight", work, grid(1), stream,
-           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, GradientResult>, left, right,
-           GradientResult{dw.data(), s.c, s.taps(), s.k}, s.outputs(), std::max(s.outputs(), 1));
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, GradientEpilogue>, left, right,
+           GradientEpilogue{dw.data(), s.c, s.taps(), s.k}, s.outputs(), std::max(s.outputs(), 1));
   } else {
-    float* partial = workspace.floats(static_cast<size_t>(parts) * static_cast<size_t>(dw.elements()));
-    launch("conv2d_backward_weight", work, grid(parts), stream,
-           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, PartialResult>, left, right,
-           PartialResult{partial, s.length(), s.k}, s.outputs(), depth);
-    launch("conv2d_backward_weight_parts", {}, grid_for(dw.elements()), stream, sum_parts_kernel, dw.data(), partial,
-           parts, s.k, s.c, s.taps());
+    float* partial = workspace.floats(static_cast<size_t>(splits) * static_cast<size_t>(dw.elements()));
+    launch("conv2d_backward_weight", work, grid(splits), stream,
+           float32_product_kernel<TransposedWindows<T>, TransposedOutputs<T>, PartialEpilogue>, left, right,
+           PartialEpilogue{partial, s.length(), s.k}, s.outputs(), depth);
+    launch("conv2d_backward_weight_splits", {}, grid_for(dw.elements()), stream, sum_splits_kernel, dw.data(), partial,
+           splits, s.k, s.c, s.taps());
   }
   bias_gradient(dbias, dy, s.outputs(), s.k, workspace, stream);
 }
@@ -192,7 +192,7 @@ void plain_forward(const ForwardProduct& f, Workspace&, Stream& stream) {
       work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(bytes_of(f.x.precision())));
   if (f.x.precision() == Precision::float16) {
     if (f.y.precision() == Precision::float16)
-      float16_forward(f.y.halves(), f, work, stream);
+      float16_forward(f.y.fp16(), f, work, stream);
     else
       float16_forward(f.y.floats(), f, work, stream);
   } else if (f.w.form() == WeightForm::packed) {
@@ -211,16 +211,16 @@ void plain_data_gradient(const DataGradientProduct& g, Workspace&, Stream& strea
   const Grid grid{dim3(tiles(s.inputs()), tiles(s.c)), 256};
   with_pointers_of_one(g.dx, g.dy, [&]<class T>(T* to, const T* from) {
     launch("conv2d_backward_data", work_of(s, static_cast<double>(w.span().size_bytes()), sizeof(T)), grid, stream,
-           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainResult<T>>,
-           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}}, PlainResult<T>{to, s.c, s.inputs()},
-           length, length);
+           float32_product_kernel<TransposedFilters, RowOperand<Contributions<T>>, PlainEpilogue<T>>,
+           TransposedFilters{s, w.data()}, RowOperand<Contributions<T>>{{s, from}},
+           PlainEpilogue<T>{to, s.c, s.inputs()}, length, length);
   });
 }
 
 void plain_weight_gradient(const WeightGradientProduct& g, Workspace& workspace, Stream& stream) {
   const ConvolutionSizes& s = g.shape.sizes;
   if (g.dy.precision() == Precision::float16)
-    backward_weight(g.dw, g.dbias, g.dy.halves().data(), g.x.halves().data(), s, workspace, stream);
+    backward_weight(g.dw, g.dbias, g.dy.fp16().data(), g.x.fp16().data(), s, workspace, stream);
   else
     backward_weight(g.dw, g.dbias, g.dy.floats().data(), g.x.floats().data(), s, workspace, stream);
 }

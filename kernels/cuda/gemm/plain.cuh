@@ -19,12 +19,12 @@ struct Float32Tiles {
 };
 
 /// Float32 throughout: training, and checking the faster kernel. 256 threads; thread (t % 16, t / 16) owns the 4 x 4
-/// results i = t % 16 + 16 u, j = t / 16 + 16 v. Blocks (x, y, z) own columns j, rows i and the part
+/// results i = t % 16 + 16 u, j = t / 16 + 16 v. Blocks (x, y, z) own columns j, rows i and the split
 /// [z depth, (z + 1) depth) of k. Both operands fill one row of 8 elements a thread and step.
 ///   operand: void prepare(CodeValues&); fill(first, k, const CodeValues&, float (&tile)[32][65]), zeros outside
 ///   result:  void store(i, j, z, sum)
-template <class A, class B, class Result>
-__global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Result result, int length, int depth) {
+template <class A, class B, class Store>
+__global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store epilogue, int length, int depth) {
   auto& tiles = shared<Float32Tiles>();
   auto& table = shared<CodeValues>();
   const int thread = static_cast<int>(threadIdx.x);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Result r
   for (int v = 0; v < 4; ++v)
 #pragma unroll
     for (int u = 0; u < 4; ++u)
-      result.store(first_i + i + 16 * u, first_j + j + 16 * v, static_cast<int>(blockIdx.z), sum[u][v]);
+      epilogue.store(first_i + i + 16 * u, first_j + j + 16 * v, static_cast<int>(blockIdx.z), sum[u][v]);
 }
 
 /// Fills a tile from an operand whose neighbours in memory share a row: thread t brings elements
@@ -127,8 +127,8 @@ struct ResultTile {
 /// weights into the middle of fp16's range; `aligned`: C is a multiple of 8, so that x arrives in 16-byte copies that
 /// run while the tile before is multiplied.
 template <class Weights, class Y>
-__global__ void __launch_bounds__(128, 4)
-    half_product_kernel(Weights weights, Windows<f16> x, BiasResult<Y> result, int length, float factor, bool aligned) {
+__global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, Windows<f16> x, BiasEpilogue<Y> epilogue,
+                                                              int length, float factor, bool aligned) {
   auto& tiles = shared<HalfTiles>();
   auto& table = shared<CodeValues>();
   const int thread = static_cast<int>(threadIdx.x);
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(128, 4)
         results.c[warp_j + 8 * v + lane % 4 * 2 + e % 2][warp_i + 16 * u + lane / 4 + e / 2 * 8] = sum[u][v][e];
   __syncthreads();
   for (int e = thread; e < tile * tile; e += 128)
-    result.store(first_i + e % tile, first_j + e / tile, 0, results.c[e / tile][e % tile]);
+    epilogue.store(first_i + e % tile, first_j + e / tile, 0, results.c[e / tile][e % tile]);
 }
 
 }  // namespace nibblenet

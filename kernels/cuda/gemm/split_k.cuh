@@ -4,23 +4,23 @@
 
 namespace nibblenet {
 
-struct Arrival {
+struct SplitSemaphore {
   bool last;
 };
 
-/// Of sums that are cut into parts, each a block's: whether this block is the last of `parts` to arrive. It sees then
-/// what the others wrote before, and `arrivals` is 0 again. All threads.
-__device__ __forceinline__ bool arrives_last(unsigned& arrivals, int parts) {
-  __threadfence();  // what was written is seen by whoever sees the arrival
+/// Of sums that are cut into splits, each a block's: whether this block is the last of `splits` to arrive. It sees then
+/// what the others wrote before, and `semaphores` is 0 again. All threads.
+__device__ __forceinline__ bool arrives_last(unsigned& semaphores, int splits) {
+  __threadfence();  // what was written is seen by whoever sees the count
   __syncthreads();
-  auto& arrival = shared<Arrival>();
+  auto& semaphore = shared<SplitSemaphore>();
   if (threadIdx.x == 0) {
-    arrival.last = atomicAdd(&arrivals, 1U) == static_cast<unsigned>(parts) - 1U;
-    if (arrival.last) arrivals = 0;  // for the next product
+    semaphore.last = atomicAdd(&semaphores, 1U) == static_cast<unsigned>(splits) - 1U;
+    if (semaphore.last) semaphores = 0;  // for the next product
   }
   __syncthreads();
-  if (arrival.last) __threadfence();
-  return arrival.last;
+  if (semaphore.last) __threadfence();
+  return semaphore.last;
 }
 
 }  // namespace nibblenet

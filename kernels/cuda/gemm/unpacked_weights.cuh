@@ -5,7 +5,7 @@
 #include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 
-// Any weight as halves, in rows in device order or in superblocks, for products that unpack nothing themselves.
+// Any weight as fp16, in rows in device order or in superblocks, for products that unpack nothing themselves.
 
 namespace nibblenet {
 
@@ -16,14 +16,14 @@ inline constexpr int weight_superblock_threads = 256;  ///< for each superblock
 template <class Weights>
 __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
-  let_next_kernel_begin();
+  pdl_trigger();
   weights.prepare(table);
   __syncthreads();
-  wait_for_kernel_before();  // it may still read other rows there
-  const int pieces = (weights.sizes.length + 7) / 8;
-  for_each_index(static_cast<int64_t>(weights.sizes.rows) * pieces, [&](int64_t i) {
-    const auto row = static_cast<int>(i / pieces);
-    const int k = static_cast<int>(i - static_cast<int64_t>(row) * pieces) * 8;
+  pdl_wait();  // it may still read other rows there
+  const int vectors = (weights.sizes.length + 7) / 8;
+  for_each_index(static_cast<int64_t>(weights.sizes.rows) * vectors, [&](int64_t i) {
+    const auto row = static_cast<int>(i / vectors);
+    const int k = static_cast<int>(i - static_cast<int64_t>(row) * vectors) * 8;
     float w[8];
     weights.load8(row, k, table, w);
     f16* to = rows + static_cast<int64_t>(row) * weights.sizes.length + k;
@@ -33,25 +33,25 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   });
 }
 
-/// Superblocks of the same halves, of whole 64 columns; zeros where there are no rows. One thread eight neighbours of
-/// two rows: what a lane brings to a fragment in two chunks.
+/// Superblocks of the same fp16 values, of whole 64 columns; zeros where there are no rows. One thread eight neighbours
+/// of two rows: what a lane brings to a fragment in two chunks.
 template <class Weights>
 __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
-  let_next_kernel_begin();
+  pdl_trigger();
   weights.prepare(table);
   __syncthreads();
-  wait_for_kernel_before();  // it may still read others there
+  pdl_wait();  // it may still read others there
   const Superblocks layout(weights.sizes.rows, weights.sizes.length, HalfCodes::bits);
-  const auto across = static_cast<int>(layout.across());
-  for_each_index(layout.down() * across * weight_superblock_threads, [&](int64_t i) {
+  const auto tile_column = static_cast<int>(layout.tile_columns());
+  for_each_index(layout.tile_rows() * tile_column * weight_superblock_threads, [&](int64_t i) {
     const auto superblock = static_cast<int>(i / weight_superblock_threads);
     const int lane = static_cast<int>(i % 32);
     const int fragment = static_cast<int>(i / 32 % 4);
     const int eight = static_cast<int>(i / 128 % 2);
-    const int down = superblock / across;
-    const int row = down * Superblocks::size + 16 * fragment + lane / 4;
-    const int column = (superblock - down * across) * Superblocks::size + lane % 4 * 16 + 8 * eight;
+    const int tile_row = superblock / tile_column;
+    const int row = tile_row * Superblocks::size + 16 * fragment + lane / 4;
+    const int column = (superblock - tile_row * tile_column) * Superblocks::size + lane % 4 * 16 + 8 * eight;
     float w[2][8];
     weights.load8(row, column, table, w[0]);
     weights.load8(row + 8, column, table, w[1]);
@@ -59,7 +59,7 @@ __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights,
     for (int chunk = 0; chunk < 2; ++chunk) {
       const auto pair = [&](int r) {  // register r of the fragment
         const float* of_row = w[r % 2] + 4 * chunk + r / 2 * 2;
-        return pair_of_halves(of_row[0] * factor, of_row[1] * factor);
+        return pair_of_fp16(of_row[0] * factor, of_row[1] * factor);
       };
       const int load = (2 * eight + chunk) * 4 + fragment;
       *reinterpret_cast<uint4*>(superblocks + superblock * layout.bytes_each() + load * Superblocks::row_bytes +
@@ -70,15 +70,15 @@ __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights,
 
 inline constexpr int superblock_rows_warps = 4;
 
-/// Dynamic shared memory of a block: the look-up table, and halves of each warp's superblock; the odd end spreads rows
-/// over the banks.
+/// Dynamic shared memory of a block: the look-up table, and fp16 values of each warp's superblock; the odd end spreads
+/// rows over the banks.
 template <class Codes>
 struct SuperblockRowsShared {
   alignas(16) typename Codes::Table table;
-  alignas(16) f16 halves[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
+  alignas(16) f16 fp16[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
 };
 
-/// Halves of half `pair` of a superblock's chunks, row by row. `with_steps`: they are multiplied by `steps`.
+/// fp16 values of half `pair` of a superblock's chunks, row by row. `with_steps`: they are multiplied by `steps`.
 template <class Codes, int pair>
 __device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typename Codes::Table& table,
                                               const FragmentSteps& steps, bool with_steps,
@@ -108,29 +108,29 @@ template <class Codes>
 __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
     superblock_rows_kernel(f16* rows, SuperblockWeights w, int length) {
   auto& memory = *reinterpret_cast<SuperblockRowsShared<Codes>*>(dynamic_shared());
-  auto& own = memory.halves[threadIdx.x / 32];
+  auto& own = memory.fp16[threadIdx.x / 32];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int superblock = static_cast<int>(blockIdx.x) * superblock_rows_warps + static_cast<int>(threadIdx.x) / 32;
-  const auto columns = static_cast<int>(w.layout.across());
-  const int down = superblock / columns;
-  const int across = superblock - down * columns;
-  let_next_kernel_begin();
+  const auto columns = static_cast<int>(w.layout.tile_columns());
+  const int tile_row = superblock / columns;
+  const int tile_column = superblock - tile_row * columns;
+  pdl_trigger();
   w.prepare<Codes>(memory.table);
   __syncthreads();
-  if (down < w.layout.down()) {
+  if (tile_row < w.layout.tile_rows()) {
     const uint8_t* codes = w.codes + static_cast<int64_t>(superblock) * Codes::bits * Superblocks::row_bytes;
     FragmentSteps steps = {};
-    if (w.inside) load_steps<Codes>(w, down, across, steps);
+    if (w.inside) load_steps<Codes>(w, tile_row, tile_column, steps);
     unpack_chunks<Codes, 0>(codes, memory.table, steps, w.inside, own);
     unpack_chunks<Codes, 1>(codes, memory.table, steps, w.inside, own);
   }
   __syncwarp();
-  wait_for_kernel_before();  // it may still read other rows there
-  if (down >= w.layout.down()) return;
+  pdl_wait();  // it may still read other rows there
+  if (tile_row >= w.layout.tile_rows()) return;
 #pragma unroll 4
   for (int i = lane; i < Superblocks::size * 8; i += 32) {
-    const int row = down * Superblocks::size + i / 8;
-    const int column = across * Superblocks::size + i % 8 * 8;
+    const int row = tile_row * Superblocks::size + i / 8;
+    const int column = tile_column * Superblocks::size + i % 8 * 8;
     if (row < w.rows && column < length)
       *reinterpret_cast<uint4*>(rows + static_cast<int64_t>(row) * length + column) =
           *reinterpret_cast<const uint4*>(&own[i / 8][i % 8 * 8]);
@@ -141,7 +141,7 @@ namespace cuda {
 
 /// Rows of fp16 weights from superblocks of whole 16-byte vectors of 8 columns, and the epilogue of the product by
 /// them.
-BiasResult<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream);
+BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet

@@ -2,29 +2,29 @@
 
 #include "kernels/cuda/gemm/im2col.cuh"
 
-// What a block of the warpgroups' products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of its
-// two operands, 64 elements of k deep, as warpgroup_mma reads them, in a ring. An operand's neighbours in memory share
+// What a block of the wgmma products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of its
+// two operands, 64 elements of k deep, as wgmma_async reads them, in a ring. An operand's neighbours in memory share
 // a row of the product, or they share k: 16 bytes of them are copied at a time, and the tiles keep that order.
 
 namespace nibblenet {
 
-inline constexpr int warpgroup_depth = 64;     ///< of k, between two barriers
-inline constexpr int warpgroup_stages = 3;     ///< of the ring: one is multiplied, the others are on their way
-inline constexpr int warpgroup_threads = 256;  ///< two warpgroups below each other
-inline constexpr int warpgroup_rows = 128;     ///< of a block's sums
+inline constexpr int wgmma_depth = 64;     ///< of k, between two barriers
+inline constexpr int wgmma_stages = 3;     ///< of the ring: one is multiplied, the others are on their way
+inline constexpr int wgmma_threads = 256;  ///< two warpgroups below each other
+inline constexpr int wgmma_rows = 128;     ///< of a block's sums
 
 /// How a thread copies a tile: its piece of 16 bytes of every 32nd line, a line being what shares a row, or a k.
 struct TileCopies {
-  static constexpr int lines = warpgroup_threads / 8;  ///< at once
+  static constexpr int lines = wgmma_threads / 8;  ///< at once
   static __device__ int line(int copy) { return static_cast<int>(threadIdx.x) / 8 + copy * lines; }
-  static __device__ int piece() { return static_cast<int>(threadIdx.x) % 8; }
-  /// Lines of all copies differ by multiples of eight: so does the place of the piece.
-  static __device__ int offset(int copy) { return line(copy) * 128 + ((piece() ^ line(0) % 8) << 4); }
+  static __device__ int vector() { return static_cast<int>(threadIdx.x) % 8; }
+  /// Lines of all copies differ by multiples of eight: so does the place of the vector.
+  static __device__ int offset(int copy) { return line(copy) * 128 + ((vector() ^ line(0) % 8) << 4); }
 };
 
-/// Neighbours share a row: [rows][64 of k] halves.
+/// Neighbours share a row: [rows][64 of k] fp16 values.
 template <int size>
-struct WarpgroupTileAlongK {
+struct WgmmaTileAlongK {
   static constexpr bool along_k = true;
   static constexpr int rows = size;
   static constexpr int bytes = rows * 128;
@@ -32,28 +32,28 @@ struct WarpgroupTileAlongK {
   static_assert(rows % TileCopies::lines == 0);
 };
 
-/// Neighbours share k: [blocks of 64 rows][64 of k][64 rows] halves.
+/// Neighbours share k: [blocks of 64 rows][64 of k][64 rows] fp16 values.
 template <int size>
-struct WarpgroupTileAlongRows {
+struct WgmmaTileAlongRows {
   static constexpr bool along_k = false;
   static constexpr int rows = size;
   static constexpr int blocks = (rows + 63) / 64;
   static constexpr int block_bytes = 8192;
   static constexpr int bytes = blocks * block_bytes;
-  static constexpr int copies = warpgroup_depth / TileCopies::lines;  ///< of each block
+  static constexpr int copies = wgmma_depth / TileCopies::lines;  ///< of each block
 
   static __device__ int offset(int block, int copy) { return block * block_bytes + TileCopies::offset(copy); }
-  /// Of the piece that a thread copies.
-  static __device__ int row(int block) { return 64 * block + TileCopies::piece() * 8; }
+  /// Of the vector that a thread copies.
+  static __device__ int row(int block) { return 64 * block + TileCopies::vector() * 8; }
 };
 
 /// Where a walk along k of a convolution stands: 64 channels at one tap, taps changing first, so that neighbouring
-/// steps read the same pixels again while a cache has them.
+/// k-tiles read the same pixels again while a cache has them.
 struct TapWalk {
   int slice, r, s;
-  __device__ TapWalk(int step, int size) {
-    slice = step / (size * size);
-    const int tap = step - slice * size * size;
+  __device__ TapWalk(int k_tile, int size) {
+    slice = k_tile / (size * size);
+    const int tap = k_tile - slice * size * size;
     r = tap / size;
     s = tap - r * size;
   }
@@ -66,13 +66,13 @@ struct TapWalk {
   }
 };
 
-// Operands. A Place is what a thread has to know of its copies, from the tile at step `begin` on; copy() starts its
+// Operands. A Place is what a thread has to know of its copies, from the tile at k-tile `begin` on; copy() starts its
 // part of the copies of the next tile, with zeros outside of the operand.
 
 /// Pixels and what lies around them, as [pixels, C taps]: windows of x for the forward product, and what dy sends to
 /// input pixels for the gradient of x, whose taps lead the other way. C is a multiple of 8.
 struct PixelTiles {
-  using Tile = WarpgroupTileAlongK<warpgroup_rows>;
+  using Tile = WgmmaTileAlongK<wgmma_rows>;
   const f16* data;    ///< [N, H, W, C]
   int n, h, w, c;     ///< of data
   int p, q;           ///< pixels of an image, as the product has them
@@ -88,7 +88,7 @@ struct PixelTiles {
     return {dy, s.n, s.p, s.q, s.k, s.h, s.w, s.size, 1, s.padding, -1};
   }
   int pixels() const { return n * p * q; }
-  int steps() const { return (c + warpgroup_depth - 1) / warpgroup_depth * size * size; }
+  int k_tiles() const { return (c + wgmma_depth - 1) / wgmma_depth * size * size; }
 
   struct Place {
     TapWalk walk;
@@ -107,16 +107,16 @@ struct PixelTiles {
       place.w[i] = (pixel - across * q) * stride + first;
       place.at[i] = data +
                     ((static_cast<int64_t>(exists ? image : 0) * h + (exists ? place.h[i] : 0)) * w + place.w[i]) * c +
-                    TileCopies::piece() * 8;
+                    TileCopies::vector() * 8;
     }
     return place;
   }
   __device__ __forceinline__ void copy(Place& place, unsigned char* tile) const {
     const int r = direction * place.walk.r;
     const int s = direction * place.walk.s;
-    const int channel = place.walk.slice * warpgroup_depth;
+    const int channel = place.walk.slice * wgmma_depth;
     const int offset = (r * w + s) * c + channel;
-    const bool in_channels = channel + TileCopies::piece() * 8 < c;
+    const bool in_channels = channel + TileCopies::vector() * 8 < c;
 #pragma unroll
     for (int i = 0; i < Tile::copies; ++i) {
       const bool inside = in_channels && static_cast<unsigned>(place.h[i] + r) < static_cast<unsigned>(h) &&
@@ -130,7 +130,7 @@ struct PixelTiles {
 /// Filters [K, R S, C] as [K, C taps], C a multiple of 8.
 template <int size>
 struct FilterRowTiles {
-  using Tile = WarpgroupTileAlongK<size>;
+  using Tile = WgmmaTileAlongK<size>;
   const f16* w;
   int filters, c, taps, filter_size;
 
@@ -143,13 +143,13 @@ struct FilterRowTiles {
     const int filter = first_filter + TileCopies::line(0);
     int existing = 0;
     while (existing < Tile::copies && filter + existing * TileCopies::lines < filters) ++existing;
-    return {TapWalk(begin, filter_size), w + static_cast<int64_t>(filter) * taps * c + TileCopies::piece() * 8,
+    return {TapWalk(begin, filter_size), w + static_cast<int64_t>(filter) * taps * c + TileCopies::vector() * 8,
             existing};
   }
   __device__ __forceinline__ void copy(Place& place, unsigned char* tile) const {
-    const int channel = place.walk.slice * warpgroup_depth;
+    const int channel = place.walk.slice * wgmma_depth;
     const f16* at = place.at + (place.walk.r * filter_size + place.walk.s) * c + channel;
-    const int exists = channel + TileCopies::piece() * 8 < c ? place.existing : 0;
+    const int exists = channel + TileCopies::vector() * 8 < c ? place.existing : 0;
 #pragma unroll
     for (int i = 0; i < Tile::copies; ++i)
       cp_async_16_cached(tile + TileCopies::offset(i),
@@ -161,7 +161,7 @@ struct FilterRowTiles {
 /// Filters [K, R S, C] as [C, K taps], C a multiple of 8.
 template <int size>
 struct FilterColumnTiles {
-  using Tile = WarpgroupTileAlongRows<size>;
+  using Tile = WgmmaTileAlongRows<size>;
   const f16* w;
   int filters, c, taps, filter_size;
 
@@ -176,7 +176,7 @@ struct FilterColumnTiles {
     const int tap = place.walk.r * filter_size + place.walk.s;
 #pragma unroll
     for (int i = 0; i < Tile::copies; ++i) {
-      const int filter = place.walk.slice * warpgroup_depth + TileCopies::line(i);
+      const int filter = place.walk.slice * wgmma_depth + TileCopies::line(i);
       const f16* at = w + (static_cast<int64_t>(filter) * taps + tap) * c + place.channel;
 #pragma unroll
       for (int block = 0; block < Tile::blocks; ++block) {
@@ -190,7 +190,7 @@ struct FilterColumnTiles {
 
 /// dy [output pixels, K] as [K, output pixels], K a multiple of 8.
 struct GradientColumnTiles {
-  using Tile = WarpgroupTileAlongRows<warpgroup_rows>;
+  using Tile = WgmmaTileAlongRows<wgmma_rows>;
   const f16* dy;
   int filters, pixels;
 
@@ -198,7 +198,7 @@ struct GradientColumnTiles {
     int filter, pixel;
   };
   __device__ Place place(int first_filter, int begin) const {
-    return {first_filter + Tile::row(0), begin * warpgroup_depth + TileCopies::line(0)};
+    return {first_filter + Tile::row(0), begin * wgmma_depth + TileCopies::line(0)};
   }
   __device__ __forceinline__ void copy(Place& place, unsigned char* tile) const {
 #pragma unroll
@@ -211,20 +211,20 @@ struct GradientColumnTiles {
         cp_async_16_cached(tile + Tile::offset(block, i), inside ? at + 64 * block : dy, inside);
       }
     }
-    place.pixel += warpgroup_depth;
+    place.pixel += wgmma_depth;
   }
 };
 
 /// x [N, H, W, C] as [R S C, output pixels], C a multiple of 8.
 struct WindowColumnTiles {
-  using Tile = WarpgroupTileAlongRows<warpgroup_rows>;
+  using Tile = WgmmaTileAlongRows<wgmma_rows>;
   const f16* x;
   ConvolutionSizes sizes;
   int images_a_step, rows_a_step, columns_a_step;  ///< 64 pixels further on
 
   static WindowColumnTiles of(const f16* x, const ConvolutionSizes& s) {
-    const int rows = warpgroup_depth / s.q;
-    return {x, s, rows / s.p, rows % s.p, warpgroup_depth % s.q};
+    const int rows = wgmma_depth / s.q;
+    return {x, s, rows / s.p, rows % s.p, wgmma_depth % s.q};
   }
 
   struct Pixel {
@@ -239,7 +239,7 @@ struct WindowColumnTiles {
     Place place;
 #pragma unroll
     for (int i = 0; i < Tile::copies; ++i) {
-      const int pixel = begin * warpgroup_depth + TileCopies::line(i);
+      const int pixel = begin * wgmma_depth + TileCopies::line(i);
       const int across = pixel / sizes.q;
       place.pixel[i] = {across / sizes.p, across % sizes.p, pixel - across * sizes.q};
     }

@@ -12,11 +12,12 @@ void few_outputs_forward(const ForwardProduct& f, Workspace&, Stream& stream) {
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
   const auto groups = static_cast<unsigned>(ceil_div(s.n, few_outputs_rows));
   const Grid grid{dim3(groups * static_cast<unsigned>(s.k)), few_outputs_threads, 0, true};
-  with_half_operands(any_elements(f.y), f,
-                     [&]<class Weights>(const Weights& weights, const BiasResult<AnyElements>& result, float factor) {
-                       launch("few_outputs", work, grid, stream, few_outputs_kernel<Weights>, result,
-                              f.x.halves().data(), weights, factor);
-                     });
+  with_half_operands(
+      any_elements(f.y), f,
+      [&]<class Weights>(const Weights& weights, const BiasEpilogue<AnyElements>& epilogue, float factor) {
+        launch("few_outputs", work, grid, stream, few_outputs_kernel<Weights>, epilogue, f.x.fp16().data(), weights,
+               factor);
+      });
 }
 
 }  // namespace nibblenet::cuda

@@ -16,7 +16,7 @@ struct RowSums {
   float of_warp[few_outputs_threads / 32][few_outputs_rows];
 };
 
-/// Eight neighbouring weights, rounded to halves as the plain kernel rounds them.
+/// Eight neighbouring weights, rounded to fp16 values as the plain kernel rounds them.
 __device__ __forceinline__ void load_rounded(const Float16Weights& weights, int row, int k, const CodeValues&, float,
                                              f16 (&w)[8]) {
   *reinterpret_cast<uint4*>(w) =
@@ -30,19 +30,20 @@ __device__ __forceinline__ void load_rounded(const PackedWeights& weights, int r
   for (int e = 0; e < 8; ++e) store_element(w, e, decoded[e] * factor);
 }
 
-/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and halves of w on 16 bytes. A block owns
-/// one output of eight rows: each thread brings eight neighbouring weights at a time and multiplies all rows by them.
+/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and fp16 values of w on 16 bytes. A block
+/// owns one output of eight rows: each thread brings eight neighbouring weights at a time and multiplies all rows by
+/// them.
 template <class Weights>
 __global__ void __launch_bounds__(few_outputs_threads)
-    few_outputs_kernel(BiasResult<AnyElements> result, const f16* x, Weights weights, float factor) {
+    few_outputs_kernel(BiasEpilogue<AnyElements> epilogue, const f16* x, Weights weights, float factor) {
   const auto thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32, warp = thread / 32;
   const int length = weights.sizes.length;
-  const int group = static_cast<int>(blockIdx.x) / result.rows;
-  const int output = static_cast<int>(blockIdx.x) - group * result.rows;
+  const int group = static_cast<int>(blockIdx.x) / epilogue.rows;
+  const int output = static_cast<int>(blockIdx.x) - group * epilogue.rows;
   const int first = group * few_outputs_rows;
   const f16* rows = x + static_cast<int64_t>(first) * length;
-  let_next_kernel_begin();
+  pdl_trigger();
   auto& table = shared<CodeValues>();
   weights.prepare(table);
   __syncthreads();
@@ -52,15 +53,15 @@ __global__ void __launch_bounds__(few_outputs_threads)
   for (int k = 8 * thread; k < length; k += 8 * few_outputs_threads) {
     alignas(16) f16 w[8];
     load_rounded(weights, output, k, table, factor, w);
-    wait_for_kernel_before();
-    uint4 pieces[few_outputs_rows];
+    pdl_wait();
+    uint4 vectors[few_outputs_rows];
 #pragma unroll
     for (int n = 0; n < few_outputs_rows; ++n)
-      if (first + n < result.columns) pieces[n] = *reinterpret_cast<const uint4*>(rows + n * length + k);
+      if (first + n < epilogue.columns) vectors[n] = *reinterpret_cast<const uint4*>(rows + n * length + k);
 #pragma unroll
     for (int n = 0; n < few_outputs_rows; ++n) {
-      if (first + n >= result.columns) break;
-      const uint32_t words[4] = {pieces[n].x, pieces[n].y, pieces[n].z, pieces[n].w};
+      if (first + n >= epilogue.columns) break;
+      const uint32_t words[4] = {vectors[n].x, vectors[n].y, vectors[n].z, vectors[n].w};
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const f16 element{static_cast<uint16_t>(words[e / 2] >> e % 2 * 16)};
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(few_outputs_threads)
       }
     }
   }
-  wait_for_kernel_before();
+  pdl_wait();
 
   auto& sums = shared<RowSums>();
 #pragma unroll
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(few_outputs_threads)
   float total = 0.0F;
 #pragma unroll
   for (int of_warp = 0; of_warp < few_outputs_threads / 32; ++of_warp) total += sums.of_warp[of_warp][thread];
-  result.store(output, first + thread, 0, total);
+  epilogue.store(output, first + thread, 0, total);
 }
 
 }  // namespace nibblenet

@@ -9,33 +9,33 @@ namespace nibblenet {
 namespace {
 
 template <class Codes, int tiles, bool inside>
-void start(const SkinnyProduct& p, const Work& work, Stream& stream) {
-  const Grid grid{dim3(static_cast<unsigned>(ceil_div(p.layout.down(), warps_down)), p.parts), block_threads,
-                  sizeof(SkinnyShared<Codes, tiles>), true};
-  launch("skinny_linear_forward", work, grid, stream, skinny_product_kernel<Codes, tiles, inside>, p);
+void start(const FewRows& p, const Work& work, Stream& stream) {
+  const Grid grid{dim3(static_cast<unsigned>(ceil_div(p.layout.tile_rows(), row_warps)), p.splits), block_threads,
+                  sizeof(FewRowsShared<Codes, tiles>), true};
+  launch("few_rows_linear_forward", work, grid, stream, few_rows_kernel<Codes, tiles, inside>, p);
 }
 
-/// All of a product but where its parts are added up.
-SkinnyProduct product_of(const ForwardProduct& f) {
+/// All of a product but where its splits are added up.
+FewRows product_of(const ForwardProduct& f) {
   const WeightCuda& w = f.w;
   const PackedView& view = w.view();
   const SuperblockSteps steps(w);
   const float value_factor = factor_of_values(w);
-  SkinnyProduct p{.layout = w.superblock_layout(),
-                  .codes = w.superblocks(),
-                  .stored = view.values,
-                  .value_factor = value_factor,
-                  .x = f.x.halves().data(),
-                  .batch = f.shape.sizes.n,
-                  .columns = f.shape.sizes.c,
-                  .steps = steps,
-                  .result = epilogue_of(any_elements(f.y), f, 1.0F / value_factor)};
+  FewRows p{.layout = w.superblock_layout(),
+            .codes = w.superblocks(),
+            .stored = view.values,
+            .value_factor = value_factor,
+            .x = f.x.fp16().data(),
+            .batch = f.shape.sizes.n,
+            .columns = f.shape.sizes.c,
+            .steps = steps,
+            .epilogue = epilogue_of(any_elements(f.y), f, 1.0F / value_factor)};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), p.fixed.values);
   if (steps.inside()) {
-    p.result.factor /= view.scale_to;
+    p.epilogue.factor /= view.scale_to;
   } else {
-    p.result.steps = p.steps.steps;
-    p.result.one_step_for_all = view.groups.groups == 1;
+    p.epilogue.steps = p.steps.steps;
+    p.epilogue.one_step_for_all = view.groups.groups == 1;
   }
   return p;
 }
@@ -48,12 +48,13 @@ void few_rows_forward(const ForwardProduct& f, Workspace& workspace, Stream& str
   expect_fit(few_rows::fits(f.shape), "few_rows", f.shape);
   const ConvolutionSizes& s = f.shape.sizes;
   if (s.n == 0) return;
-  SkinnyProduct p = product_of(f);
-  // Parts of at least two superblocks a warp.
-  p.parts = split_k::few_rows.parts(ceil_div(p.layout.down(), warps_down), p.layout.across() / (2 * warps_across));
-  if (p.parts > 1) {
-    p.partial = workspace.floats(static_cast<size_t>(p.parts) * static_cast<size_t>(f.y.elements()));
-    p.arrivals = workspace.counters(static_cast<size_t>(p.layout.down()));
+  FewRows p = product_of(f);
+  // Splits of at least two superblocks a warp.
+  p.splits =
+      split_k::few_rows.splits(ceil_div(p.layout.tile_rows(), row_warps), p.layout.tile_columns() / (2 * column_warps));
+  if (p.splits > 1) {
+    p.partial = workspace.floats(static_cast<size_t>(p.splits) * static_cast<size_t>(f.y.elements()));
+    p.semaphores = workspace.counters(static_cast<size_t>(p.layout.tile_rows()));
   }
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), sizeof(f16));
   const auto start_with = [&]<class Codes, bool inside>() {

@@ -11,29 +11,29 @@
 
 namespace nibblenet {
 
-inline constexpr int warps_down = 4;    ///< of a block, each on superblocks of its own rows
-inline constexpr int warps_across = 2;  ///< that share these rows and take superblocks in turn
-inline constexpr int block_threads = 32 * warps_down * warps_across;
-inline constexpr int block_rows = warps_down * Superblocks::size;
+inline constexpr int row_warps = 4;     ///< of a block, each on superblocks of its own rows
+inline constexpr int column_warps = 2;  ///< that share these rows and take superblocks in turn
+inline constexpr int block_threads = 32 * row_warps * column_warps;
+inline constexpr int block_rows = row_warps * Superblocks::size;
 
 /// One product: y [batch, rows] from x [batch, columns] and packed weights [rows, columns].
-struct SkinnyProduct {
+struct FewRows {
   Superblocks layout;
   const uint8_t* codes;
   CodeValues fixed = {};  ///< values by code, used where `stored` is null
   const float* stored;
-  float value_factor;  ///< power of two, for values in halves
+  float value_factor;  ///< power of two, for values in fp16
   const f16* x;
   int batch;
   int columns;  ///< a multiple of 8
   SuperblockSteps steps;
-  BiasResult<AnyElements> result;
-  int parts = 0;                 ///< of the columns, each a block's
-  float* partial = nullptr;      ///< [parts, batch, rows]
-  unsigned* arrivals = nullptr;  ///< by block row: how many parts are done
+  BiasEpilogue<AnyElements> epilogue;
+  int splits = 0;                  ///< of the columns, each a block's
+  float* partial = nullptr;        ///< [splits, batch, rows]
+  unsigned* semaphores = nullptr;  ///< by block row: how many splits are done
 };
 
-/// Pieces in which a superblock travels: one, or its four chunks where those are halves.
+/// Pieces in which a superblock travels: one, or its four chunks where those are fp16 values.
 template <int bits>
 inline constexpr int pieces_of_superblock = bits == 16 ? Superblocks::chunks : 1;
 /// Loads of 16 bytes a lane that bring a piece, and chunks in it.
@@ -43,38 +43,38 @@ template <int bits>
 inline constexpr int piece_chunks = Superblocks::chunks / pieces_of_superblock<bits>;
 
 /// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
-inline constexpr int skinny_shared_bytes = 98 << 10;
+inline constexpr int few_rows_shared_bytes = 98 << 10;
 
 /// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for anybody.
 template <int bits, int stages>
-struct SkinnyRing {
-  uint4 pieces[warps_down * warps_across][stages][piece_loads<bits>][32];
+struct FewRowsRing {
+  uint4 pieces[row_warps * column_warps][stages][piece_loads<bits>][32];
 };
 /// Pieces of a warp that are on their way or in use, as many as there is room for.
 template <class Codes>
-inline constexpr int skinny_stages = (skinny_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
-                                     static_cast<int>(sizeof(SkinnyRing<Codes::bits, 1>));
+inline constexpr int few_rows_stages = (few_rows_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
+                                       static_cast<int>(sizeof(FewRowsRing<Codes::bits, 1>));
 
 /// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then the sums of the
 /// block's rows. The odd end spreads the columns of a fragment over the banks.
 template <class Codes, int tiles>
-union SkinnyShared {
+union FewRowsShared {
   struct {
     alignas(16) typename Codes::Table table;
-    alignas(16) SkinnyRing<Codes::bits, skinny_stages<Codes>> ring;
+    alignas(16) FewRowsRing<Codes::bits, few_rows_stages<Codes>> ring;
   } operands;
   float sums[8 * tiles][block_rows + 4];
 };
 
-/// A warp's share: superblocks across, across + warps_across, … before `end` of superblock row `down`.
-struct SkinnyShare {
-  int down;
-  int across;
+/// A warp's share: superblocks tile_column, tile_column + column_warps, … before `end` of superblock row `tile_row`.
+struct FewRowsShare {
+  int tile_row;
+  int tile_column;
   int end;
 };
 
-/// Halves [column, column + 16) of row `n` of x, zeros outside.
-__device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column, uint32_t (&to)[8]) {
+/// fp16 values [column, column + 16) of row `n` of x, zeros outside.
+__device__ __forceinline__ void load_x(const FewRows& p, int n, int column, uint32_t (&to)[8]) {
   const f16* row = p.x + static_cast<int64_t>(n) * p.columns;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -88,24 +88,25 @@ __device__ __forceinline__ void load_x(const SkinnyProduct& p, int n, int column
   }
 }
 
-/// What a lane brings to the product of the `across`-th superblock of a row: of each of its columns of x 16 neighbours.
+/// What a lane brings to the product of the `tile_column`-th superblock of a row: of each of its columns of x 16
+/// neighbours.
 template <int tiles>
-__device__ __forceinline__ void load_x(const SkinnyProduct& p, int across, uint32_t (&to)[tiles][8]) {
+__device__ __forceinline__ void load_x(const FewRows& p, int tile_column, uint32_t (&to)[tiles][8]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
-    load_x(p, 8 * tile + lane / 4, across * Superblocks::size + lane % 4 * 16, to[tile]);
+    load_x(p, 8 * tile + lane / 4, tile_column * Superblocks::size + lane % 4 * 16, to[tile]);
 }
 
 /// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of its copies.
 template <int bits>
-__device__ __forceinline__ void copy_piece(const SkinnyProduct& p, const SkinnyShare& share, int piece,
+__device__ __forceinline__ void copy_piece(const FewRows& p, const FewRowsShare& share, int piece,
                                            uint4 (&to)[piece_loads<bits>][32]) {
   constexpr int pieces = pieces_of_superblock<bits>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int across = share.across + piece / pieces * warps_across;
-  if (across < share.end) {
-    const uint8_t* from = p.codes + (share.down * p.layout.across() + across) * p.layout.bytes_each() +
+  const int tile_column = share.tile_column + piece / pieces * column_warps;
+  if (tile_column < share.end) {
+    const uint8_t* from = p.codes + (share.tile_row * p.layout.tile_columns() + tile_column) * p.layout.bytes_each() +
                           piece % pieces * piece_loads<bits> * Superblocks::row_bytes + lane * 16;
 #pragma unroll
     for (int i = 0; i < piece_loads<bits>; ++i) cp_async_16(&to[i][lane], from + i * Superblocks::row_bytes, true);
@@ -156,8 +157,8 @@ struct LaneSteps {
   uint8_t zero_point[8];
 
   __device__ LaneSteps() {}
-  __device__ LaneSteps(const SuperblockSteps& steps, const RowGroups& groups, int across) {
-    const int before = steps.groups_before(across);
+  __device__ LaneSteps(const SuperblockSteps& steps, const RowGroups& groups, int tile_column) {
+    const int before = steps.groups_before(tile_column);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       step[i] = steps.steps.scale(groups.first[i] + before);
@@ -194,35 +195,35 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
 /// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps are read a
 /// superblock ahead. `inside`: steps, or zero points, are applied superblock by superblock.
 template <class Codes, int tiles, bool inside>
-__device__ __forceinline__ void sum_superblocks(const SkinnyProduct& p, const SkinnyShare& share,
-                                                SkinnyShared<Codes, tiles>& memory, Sums<tiles>& total) {
+__device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
+                                                FewRowsShared<Codes, tiles>& memory, Sums<tiles>& total) {
   constexpr int bits = Codes::bits;
-  constexpr int stages = skinny_stages<Codes>;
+  constexpr int stages = few_rows_stages<Codes>;
   auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
-  wait_for_kernel_before();  // which made x
+  pdl_wait();  // which made x
   const bool with_zero_points = inside && p.steps.zero_points != nullptr;
-  const RowGroups groups(p.steps, p.result.rows, share.down);
+  const RowGroups groups(p.steps, p.epilogue.rows, share.tile_row);
   uint32_t next_x[tiles][8] = {};
   LaneSteps next_steps;
-  const auto read_ahead = [&](int across) {
-    if (across >= share.end) return;
-    load_x(p, across, next_x);
-    if constexpr (inside) next_steps = LaneSteps(p.steps, groups, across);
+  const auto read_ahead = [&](int tile_column) {
+    if (tile_column >= share.end) return;
+    load_x(p, tile_column, next_x);
+    if constexpr (inside) next_steps = LaneSteps(p.steps, groups, tile_column);
   };
-  read_ahead(share.across);
+  read_ahead(share.tile_column);
   Sums<tiles> sums = {};
   float x_sums[tiles][4] = {};
   int piece = 0;
   int stage = 0;
 #pragma unroll 1
-  for (int across = share.across; across < share.end; across += warps_across) {
+  for (int tile_column = share.tile_column; tile_column < share.end; tile_column += column_warps) {
     uint32_t x[tiles][8];
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[tile][i] = next_x[tile][i];
     const LaneSteps steps = next_steps;
-    read_ahead(across + warps_across);
+    read_ahead(tile_column + column_warps);
 #pragma unroll
     for (int chunk = 0; chunk < Superblocks::chunks; chunk += piece_chunks<bits>) {
       cp_async_wait<stages - 1>();
@@ -246,7 +247,7 @@ template <int tiles, class Use>
 __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][block_rows + 4], Sums<tiles>& sums,
                                              Use use) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = static_cast<int>(threadIdx.x) / 32 % warps_down * Superblocks::size + lane / 4;
+  const int first = static_cast<int>(threadIdx.x) / 32 % row_warps * Superblocks::size + lane / 4;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
@@ -256,67 +257,67 @@ __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][blo
         use(shared_sums[8 * tile + lane % 4 * 2 + e % 2][first + 16 * f + e / 2 * 8], sums.d[tile][f][e]);
 }
 
-/// y = epilogue(sum of the parts, the first one first), by the block that arrives last, whichever that is.
-__device__ __forceinline__ void add_parts(const SkinnyProduct& p, int row) {
-  const int64_t stride = static_cast<int64_t>(p.batch) * p.result.rows;
-  for (int n = 0; n < p.batch && row < p.result.rows; ++n) {
-    const float* partial = p.partial + static_cast<int64_t>(n) * p.result.rows + row;
+/// y = epilogue(sum of the splits, the first one first), by the block that arrives last, whichever that is.
+__device__ __forceinline__ void add_splits(const FewRows& p, int row) {
+  const int64_t stride = static_cast<int64_t>(p.batch) * p.epilogue.rows;
+  for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n) {
+    const float* partial = p.partial + static_cast<int64_t>(n) * p.epilogue.rows + row;
     float sum = 0.0F;
 #pragma unroll 8
-    for (int part = 0; part < p.parts; ++part) sum += __ldcg(partial + part * stride);
-    p.result.store(row, n, 0, sum);
+    for (int split = 0; split < p.splits; ++split) sum += __ldcg(partial + split * stride);
+    p.epilogue.store(row, n, 0, sum);
   }
 }
 
-/// Stores the sums of a block's part of the columns; where there are several parts, the block that arrives last adds
+/// Stores the sums of a block's split of the columns; where there are several splits, the block that arrives last adds
 /// them up. All threads; each has a row.
 template <int columns>
-__device__ __forceinline__ void finish_part(const SkinnyProduct& p, const float (&sums)[columns][block_rows + 4],
-                                            int part) {
+__device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][block_rows + 4],
+                                             int split) {
   const int thread = static_cast<int>(threadIdx.x);
   const int row = static_cast<int>(blockIdx.x) * block_rows + thread;
-  if (p.parts == 1) {
-    for (int n = 0; n < p.batch; ++n) p.result.store(row, n, 0, sums[n][thread]);
+  if (p.splits == 1) {
+    for (int n = 0; n < p.batch; ++n) p.epilogue.store(row, n, 0, sums[n][thread]);
     return;
   }
-  for (int n = 0; n < p.batch && row < p.result.rows; ++n)
-    p.partial[(static_cast<int64_t>(part) * p.batch + n) * p.result.rows + row] = sums[n][thread];
-  if (arrives_last(p.arrivals[blockIdx.x], p.parts)) add_parts(p, row);
+  for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n)
+    p.partial[(static_cast<int64_t>(split) * p.batch + n) * p.epilogue.rows + row] = sums[n][thread];
+  if (arrives_last(p.semaphores[blockIdx.x], p.splits)) add_splits(p, row);
 }
 
 /// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before this one's end.
 template <int tiles, bool inside>
-inline constexpr int skinny_blocks = tiles == 1 && !inside ? 2 : 1;
+inline constexpr int few_rows_blocks = tiles == 1 && !inside ? 2 : 1;
 
-/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and part y of
-/// the columns. Warp w owns superblock row w % 4 of them and every other superblock of the part, from the (w / 4)-th
-/// on: warps that read the same columns of x do so at about the same time. Parts go through memory, and the last block
+/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and split y of
+/// the columns. Warp w owns superblock row w % 4 of them and every other superblock of the split, from the (w / 4)-th
+/// on: warps that read the same columns of x do so at about the same time. Splits go through memory, and the last block
 /// of a row to arrive adds them up in their order: the same bits on every run.
 template <class Codes, int tiles, bool inside>
-__global__ void __launch_bounds__(block_threads, skinny_blocks<tiles, inside>) skinny_product_kernel(SkinnyProduct p) {
-  auto& memory = *reinterpret_cast<SkinnyShared<Codes, tiles>*>(dynamic_shared());
+__global__ void __launch_bounds__(block_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
+  auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles>*>(dynamic_shared());
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int phase = warp / warps_down;
-  const int part = static_cast<int>(blockIdx.y);
-  const int across = static_cast<int>(p.layout.across());
-  SkinnyShare share{static_cast<int>(blockIdx.x) * warps_down + warp % warps_down, across * part / p.parts + phase,
-                    across * (part + 1) / p.parts};
-  if (share.down >= p.layout.down()) share.end = 0;  // no such rows
+  const int phase = warp / row_warps;
+  const int split = static_cast<int>(blockIdx.y);
+  const int tile_column = static_cast<int>(p.layout.tile_columns());
+  FewRowsShare share{static_cast<int>(blockIdx.x) * row_warps + warp % row_warps,
+                     tile_column * split / p.splits + phase, tile_column * (split + 1) / p.splits};
+  if (share.tile_row >= p.layout.tile_rows()) share.end = 0;  // no such rows
 
-  let_next_kernel_begin();
+  pdl_trigger();
 #pragma unroll
-  for (int piece = 0; piece < skinny_stages<Codes>; ++piece)
+  for (int piece = 0; piece < few_rows_stages<Codes>; ++piece)
     copy_piece<Codes::bits>(p, share, piece, memory.operands.ring.pieces[warp][piece]);
   Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
   Sums<tiles> sums = {};
   sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
   __syncthreads();  // nobody reads the table any more
-  for (int turn = 0; turn < warps_across; ++turn) {
+  for (int turn = 0; turn < column_warps; ++turn) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();
   }
-  finish_part(p, memory.sums, part);
+  finish_split(p, memory.sums, split);
 }
 
 }  // namespace nibblenet

@@ -6,11 +6,11 @@ namespace nibblenet {
 namespace {
 
 /// One thread a weight, in device order.
-__global__ void renew_halves_kernel(HalfCopies halves, const float* w, int channels, int taps, int64_t count) {
+__global__ void renew_fp16_kernel(HalfCopies fp16, const float* w, int channels, int taps, int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const auto filter = static_cast<int>(i / halves.length);
-    const auto column = static_cast<int>(i % halves.length);
-    halves.store(filter, column, w[torch_index(filter, column, channels, taps)]);
+    const auto filter = static_cast<int>(i / fp16.length);
+    const auto column = static_cast<int>(i % fp16.length);
+    fp16.store(filter, column, w[torch_index(filter, column, channels, taps)]);
   });
 }
 
@@ -18,11 +18,11 @@ __global__ void renew_halves_kernel(HalfCopies halves, const float* w, int chann
 
 namespace cuda {
 
-void renew_halves(WeightCuda& w, Stream& stream) {
+void renew_fp16(WeightCuda& w, Stream& stream) {
   const Shape& shape = w.shape();
   const int taps = shape.rank() == 4 ? static_cast<int>(shape[2] * shape[3]) : 1;
-  launch("renew_halves", {.bytes = 2.0 * sizeof(float) * static_cast<double>(shape.elements())},
-         grid_for(shape.elements()), stream, renew_halves_kernel, half_copies_of(w), w.values().data(),
+  launch("renew_fp16", {.bytes = 2.0 * sizeof(float) * static_cast<double>(shape.elements())},
+         grid_for(shape.elements()), stream, renew_fp16_kernel, half_copies_of(w), w.values().data(),
          static_cast<int>(shape[1]), taps, shape.elements());
 }
 

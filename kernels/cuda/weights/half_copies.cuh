@@ -32,13 +32,13 @@ struct HalfCopies {
   /// Of an even column and the next one; rows are of even length.
   __device__ void store_pair(int filter, int column, const float2& w) const {
     if (rows == nullptr) return;
-    const uint32_t word = pair_of_halves(w.x * factor, w.y * factor);
+    const uint32_t word = pair_of_fp16(w.x * factor, w.y * factor);
     *reinterpret_cast<uint32_t*>(rows + static_cast<int64_t>(filter) * length + column) = word;
     if (superblocks != nullptr) *reinterpret_cast<uint32_t*>(superblock_pair(filter, column)) = word;
   }
 
  private:
-  /// Where the halves of an even column and the next one lie.
+  /// Where the fp16 values of an even column and the next one lie.
   __device__ f16* superblock_pair(int filter, int column) const {
     const Superblocks::Place place = Superblocks::place(filter, column);
     return reinterpret_cast<f16*>(superblocks + layout.offset(filter, column) +
@@ -46,7 +46,7 @@ struct HalfCopies {
   }
 };
 inline HalfCopies half_copies_of(WeightCuda& w) {
-  return {w.rows_in_halves(), w.superblocks_in_halves(), w.superblock_layout(),
+  return {w.rows_in_fp16(), w.superblocks_in_fp16(), w.superblock_layout(),
           static_cast<int>(w.shape().inner_elements()), w.normalisation()};
 }
 

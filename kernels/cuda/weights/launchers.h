@@ -11,8 +11,8 @@
 
 namespace nibblenet::cuda {
 
-/// The copies in halves of a weight that trains, from its values.
-void renew_halves(WeightCuda& w, Stream& stream);
+/// The copies in fp16 of a weight that trains, from its values.
+void renew_fp16(WeightCuda& w, Stream& stream);
 void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule, Stream& stream);
 void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                             TensorView<const float> master, const RoundingRule& rule, Workspace& workspace,

@@ -6,11 +6,11 @@
 #include "kernels/cuda/weights/superblock.h"
 
 // The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight neighbours of it at
-// a time; whether they lie there as floats, halves or packed codes is the business of the three readers below, and a
-// kernel is compiled for each of them.
+// a time; whether they lie there as floats, fp16 values or packed codes is the business of the three readers below, and
+// a kernel is compiled for each of them.
 //
 // Order inside a row: tap by tap, and inside a tap channel by channel ("device order"), so that the eight activations
-// they meet are neighbours in a channels-last image. Packed codes and halves lie in this order in device memory;
+// they meet are neighbours in a channels-last image. Packed codes and fp16 values lie in this order in device memory;
 // float32 weights, which training changes and files hold, keep PyTorch's (channel by channel, inside it tap by tap).
 // Behind a flatten there is one tap, and the two orders are the same.
 
@@ -96,7 +96,7 @@ struct PackedWeights {
   CodeValues fixed;          ///< the method's values, used where packed.values is null
   bool superblocks = false;  ///< how the codes lie; block ids lie row by row
   /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value of the code alone.
-  bool step_in_result = false;
+  bool step_in_epilogue = false;
 
   /// Copies the codebook to shared memory; the caller's next barrier makes it visible.
   __device__ void prepare(CodeValues& table) const {
@@ -151,7 +151,7 @@ struct PackedWeights {
   }
 
   __device__ float step(int64_t group) const {
-    if (step_in_result) return 1.0F;
+    if (step_in_epilogue) return 1.0F;
     return GroupSteps{packed.scales, packed.scale_type, packed.scale_to}(group);
   }
 

@@ -55,8 +55,8 @@ std::vector<uint8_t> to_superblocks(const std::vector<uint8_t>& codes, int64_t r
   const Superblocks blocks(rows, columns, bits);
   std::vector<uint8_t> result(static_cast<size_t>(blocks.bytes()));
 #pragma omp parallel for schedule(static)
-  for (int64_t down = 0; down < blocks.down(); ++down)  // its rows share bytes with no others
-    for (int64_t row = down * Superblocks::size; row < std::min(rows, (down + 1) * Superblocks::size); ++row)
+  for (int64_t tile_row = 0; tile_row < blocks.tile_rows(); ++tile_row)  // its rows share bytes with no others
+    for (int64_t row = tile_row * Superblocks::size; row < std::min(rows, (tile_row + 1) * Superblocks::size); ++row)
       for (int64_t column = 0; column < columns; ++column)
         write_code(result.data() + blocks.offset(row, column), bytes_of(blocks, row, column, bits),
                    read_field(codes.data() + row * channel_stride(columns, bits), column, bits));

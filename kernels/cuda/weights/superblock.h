@@ -30,15 +30,15 @@ class Superblocks {
 
   constexpr Superblocks() = default;
   constexpr Superblocks(int64_t rows, int64_t columns, int bits)
-      : down_((rows + size - 1) / size), across_((columns + size - 1) / size), bits_(bits) {}
+      : tile_rows_((rows + size - 1) / size), tile_columns_((columns + size - 1) / size), bits_(bits) {}
 
-  constexpr int64_t down() const { return down_; }
-  constexpr int64_t across() const { return across_; }
-  constexpr int64_t bytes() const { return down_ * across_ * bytes_each(); }
+  constexpr int64_t tile_rows() const { return tile_rows_; }
+  constexpr int64_t tile_columns() const { return tile_columns_; }
+  constexpr int64_t bytes() const { return tile_rows_ * tile_columns_ * bytes_each(); }
   constexpr int64_t bytes_each() const { return int64_t{row_bytes} * bits_; }
   /// First byte of the superblock that holds (row, column).
   constexpr int64_t offset(int64_t row, int64_t column) const {
-    return (row / size * across_ + column / size) * bytes_each();
+    return (row / size * tile_columns_ + column / size) * bytes_each();
   }
 
   /// Where the two codes of columns `column` (even) and `column` + 1 lie.
@@ -60,8 +60,8 @@ class Superblocks {
   }
 
  private:
-  int64_t down_ = 0;
-  int64_t across_ = 0;
+  int64_t tile_rows_ = 0;
+  int64_t tile_columns_ = 0;
   int bits_ = 0;
 };
 

@@ -14,9 +14,9 @@ struct SuperblockSteps {
   GroupSteps steps;
   const uint8_t* zero_points = nullptr;  ///< null: symmetric
   int rows_of_group = 1;                 ///< how many rows share one
-  int groups_across = 0;                 ///< of a row
+  int groups_per_row = 0;                ///< of a row
   int run = 0;                           ///< columns, a multiple of 64; 0: whole rows
-  /// They cannot be left to the result: they differ along a row, or are shared between some rows.
+  /// They cannot be left to the epilogue: they differ along a row, or are shared between some rows.
   bool differ = false;
 
   explicit SuperblockSteps(const WeightCuda& w)
@@ -28,16 +28,16 @@ struct SuperblockSteps {
     differ = run != 0 || tiles;
     if (tiles) rows_of_group = static_cast<int>(std::min<int64_t>(map.block, std::numeric_limits<int>::max()));
     if (map.groups > 1)
-      groups_across = static_cast<int>(tiles                                    ? map.tiles_across
-                                       : map.kind == Granularity::Kind::channel ? 1
-                                                                                : map.groups_per_channel);
+      groups_per_row = static_cast<int>(tiles                                    ? map.tiles_across
+                                        : map.kind == Granularity::Kind::channel ? 1
+                                                                                 : map.groups_per_channel);
   }
   SuperblockSteps() = default;
 
   /// Whether they, or zero points, are applied superblock by superblock.
   bool inside() const { return differ || zero_points != nullptr; }
-  /// Groups of the `across`-th superblock of a row lie so far behind those of the first one.
-  __device__ int groups_before(int across) const { return run == 0 ? 0 : across * Superblocks::size / run; }
+  /// Groups of the `tile_column`-th superblock of a row lie so far behind those of the first one.
+  __device__ int groups_before(int tile_column) const { return run == 0 ? 0 : tile_column * Superblocks::size / run; }
 };
 
 /// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows outside have the last
@@ -45,25 +45,25 @@ struct SuperblockSteps {
 struct RowGroups {
   int first[8];
 
-  __device__ RowGroups(const SuperblockSteps& steps, int rows, int down) {
+  __device__ RowGroups(const SuperblockSteps& steps, int rows, int tile_row) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int row = down * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
-      first[i] = (row < rows ? row : rows - 1) / steps.rows_of_group * steps.groups_across;
+      const int row = tile_row * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
+      first[i] = (row < rows ? row : rows - 1) / steps.rows_of_group * steps.groups_per_row;
     }
   }
 };
 
-/// Superblocks, and what makes halves of them.
+/// Superblocks, and what makes fp16 values of them.
 struct SuperblockWeights {
   Superblocks layout;
   const uint8_t* codes = nullptr;
   CodeValues fixed = {};  ///< values by code, used where `stored` is null
   const float* stored = nullptr;
-  float value_factor = 1.0F;  ///< power of two, for values in halves
+  float value_factor = 1.0F;  ///< power of two, for values in fp16
   SuperblockSteps steps = {};
   bool inside = false;       ///< steps.inside()
-  float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for halves
+  float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for fp16 values
   int rows = 0;
 
   /// By all threads; the caller's next barrier makes the table visible.
@@ -73,13 +73,13 @@ struct SuperblockWeights {
   }
 };
 
-/// Power of two that values of codes, or halves, were or are multiplied by.
+/// Power of two that values of codes, or fp16 values, were or are multiplied by.
 inline float factor_of_values(const WeightCuda& w) {
   if (w.form() == WeightForm::float16) return w.normalisation();
   return w.traits().integers ? 1.0F : w.value_normalisation();
 }
 
-/// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into halves.
+/// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into fp16 values.
 template <class F>
 void with_codes(const WeightCuda& w, F f) {
   const auto of_bits = [&]<int bits>() {

@@ -4,9 +4,10 @@
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock.h"
 
-// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the halves that mma.m16n8k16 multiplies: 16
-// registers of two halves, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers without
-// leaving the registers, the codes of every other method are looked up, of 2 bits in two words, else in shared memory.
+// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the fp16 values that mma.m16n8k16 multiplies:
+// 16 registers of two fp16 values, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers
+// without leaving the registers, the codes of every other method are looked up, of 2 bits in two words, else in shared
+// memory.
 
 namespace nibblenet {
 
@@ -78,8 +79,8 @@ struct IntegerCodes {
   }
 
   /// code - zero from 1024 + code 2^p.
-  static __device__ __forceinline__ uint32_t without_bias(uint32_t halves, int p) {
-    return fma_halves(halves, in_both_halves(half_of_power(p)), in_both_halves(half_of_offset(p, zero)));
+  static __device__ __forceinline__ uint32_t without_bias(uint32_t fp16, int p) {
+    return fma_fp16x2(fp16, in_both_halves(half_of_power(p)), in_both_halves(half_of_offset(p, zero)));
   }
 };
 
@@ -89,7 +90,7 @@ inline __device__ uint32_t half_bits(float value) {
   return half.bits;
 }
 
-/// Codes of n bits as halves from a table in shared memory, of which every lane has a copy in a bank of its own: no two
+/// Codes of n bits as fp16 from a table in shared memory, of which every lane has a copy in a bank of its own: no two
 /// lanes ever wait for each other, whatever they look up. Up to 4 bits an entry is both values of a pair.
 template <int n>
 struct CodebookCodes {
@@ -98,7 +99,7 @@ struct CodebookCodes {
   static constexpr bool by_pair = n <= 4;
   static constexpr int entries = 1 << (by_pair ? 2 * n : n);
   struct Table {
-    uint32_t halves[entries][32];
+    uint32_t fp16[entries][32];
   };
 
   /// By all threads; the caller's next barrier makes the table visible. Values are multiplied by `factor`.
@@ -108,12 +109,12 @@ struct CodebookCodes {
       const int entry = i / 32;
       const uint32_t even = half_bits(values[entry % (1 << n)] * factor);
       const uint32_t odd = by_pair ? half_bits(values[entry >> n] * factor) : even;
-      table.halves[entry][i % 32] = even | odd << 16;
+      table.fp16[entry][i % 32] = even | odd << 16;
     }
   }
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table& table, uint32_t (&a)[4][4]) const {
-    const SharedPlace of_lane = shared_place(&table.halves[0][threadIdx.x % 32]);
+    const SharedPlace of_lane = shared_place(&table.fp16[0][threadIdx.x % 32]);
 #pragma unroll
     for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
       const FieldPlace at = field_place(value, n);
@@ -161,25 +162,24 @@ struct CodebookCodes {
   }
 };
 
-/// Codes of two bits: the four halves that they stand for are two words, from which a permutation of bytes takes those
-/// of a pair.
+/// Codes of two bits: the four fp16 values that they stand for are two words, from which a permutation of bytes takes
+/// those of a pair.
 template <>
 struct CodebookCodes<2> {
   static constexpr int bits = 2;
   static constexpr bool integers = false;
   struct alignas(16) Table {  // others lie behind it
-    uint32_t halves[2];
+    uint32_t fp16[2];
   };
 
   __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
     const float* values = stored != nullptr ? stored : fixed.values;
     if (const unsigned i = threadIdx.x; i < 2)
-      table.halves[i] = half_bits(values[2 * i] * factor) | half_bits(values[2 * i + 1] * factor) << 16;
+      table.fp16[i] = half_bits(values[2 * i] * factor) | half_bits(values[2 * i + 1] * factor) << 16;
   }
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[2], const Table& table, uint32_t (&a)[4][4]) const {
-    const uint32_t low = load_shared(shared_place(&table.halves[0])),
-                   high = load_shared(shared_place(&table.halves[1]));
+    const uint32_t low = load_shared(shared_place(&table.fp16[0])), high = load_shared(shared_place(&table.fp16[1]));
 #pragma unroll
     for (int word = 0; word < 2; ++word) {
       // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the upper half.
@@ -196,7 +196,7 @@ struct CodebookCodes<2> {
   }
 };
 
-/// No codes at all: weights that are halves, in the same order.
+/// No codes at all: weights that are fp16 values, in the same order.
 struct HalfCodes {
   static constexpr int bits = 16;
   static constexpr bool integers = false;

@@ -65,14 +65,14 @@ std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
   return superblocks_of(std::move(codes), packed);
 }
 
-/// Rows of halves in place, as superblocks.
-void halves_to_superblocks(std::vector<f16>& halves, const Shape& shape) {
+/// Rows of fp16 values in place, as superblocks.
+void fp16_to_superblocks(std::vector<f16>& fp16, const Shape& shape) {
   constexpr int bits = 16;
-  if (best_layout(shape) != WeightLayout::superblocks) fail<Error>("superblocks of halves, {}", to_string(shape));
-  std::vector<uint8_t> bytes(halves.size() * sizeof(f16));
-  std::memcpy(bytes.data(), halves.data(), bytes.size());
+  if (best_layout(shape) != WeightLayout::superblocks) fail<Error>("superblocks of fp16, {}", to_string(shape));
+  std::vector<uint8_t> bytes(fp16.size() * sizeof(f16));
+  std::memcpy(bytes.data(), fp16.data(), bytes.size());
   bytes = to_superblocks(bytes, shape[0], shape.inner_elements(), bits);
-  std::memcpy(halves.data(), bytes.data(), bytes.size());
+  std::memcpy(fp16.data(), bytes.data(), bytes.size());
 }
 
 float largest_value(const Codebook& codebook) {
@@ -110,14 +110,14 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
   if (normalised) normalisation_ = normalisation_for(largest);
   const DeviceOrder order(shape_);
   const int64_t count = shape_.inner_elements();
-  std::vector<f16> halves(static_cast<size_t>(shape_.elements()));
+  std::vector<f16> fp16(static_cast<size_t>(shape_.elements()));
 #pragma omp parallel for schedule(static)
   for (int64_t channel = 0; channel < shape_[0]; ++channel)
     for (int64_t k = 0; k < count; ++k)
-      halves[static_cast<size_t>(channel * count + k)].bits =
+      fp16[static_cast<size_t>(channel * count + k)].bits =
           f32_to_f16(values[channel * count + order(k)] * normalisation_);
-  if (traits_.layout == WeightLayout::superblocks) halves_to_superblocks(halves, shape_);
-  halves_ = resident_copy(memory, halves, MemoryCategory::weights, stream);
+  if (traits_.layout == WeightLayout::superblocks) fp16_to_superblocks(fp16, shape_);
+  fp16_ = resident_copy(memory, fp16, MemoryCategory::weights, stream);
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, WeightLayout layout)
@@ -142,27 +142,27 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
   view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
 }
 
-WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
+WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInFp16, Stream& stream,
                        WeightLayout layout)
     : shape_(values.shape()),
       traits_(traits_of(Precision::float16, layout)),
       floats_(memory, shape_, MemoryCategory::weights),
-      halves_(memory, static_cast<size_t>(shape_.elements()), MemoryCategory::weights),
+      fp16_(memory, static_cast<size_t>(shape_.elements()), MemoryCategory::weights),
       trained_(&stream),
       normalisation_(64.0F) {
   traits_.trains = true;
-  if (layout == WeightLayout::superblocks) rows_ = Buffer<f16>(memory, halves_.size(), MemoryCategory::weights);
-  resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + halves_.bytes() + rows_.bytes());
+  if (layout == WeightLayout::superblocks) rows_ = Buffer<f16>(memory, fp16_.size(), MemoryCategory::weights);
+  resident_.weights = static_cast<int64_t>(floats_.view().span().size_bytes() + fp16_.bytes() + rows_.bytes());
   copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
   changed();
 }
 
 void WeightCuda::changed() {
-  if (trained_ != nullptr) cuda::renew_halves(*this, *trained_);
+  if (trained_ != nullptr) cuda::renew_fp16(*this, *trained_);
 }
 
 const uint8_t* WeightCuda::superblocks() const {
-  return traits_.form == WeightForm::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(halves_.data());
+  return traits_.form == WeightForm::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(fp16_.data());
 }
 
 Superblocks WeightCuda::superblock_layout() const { return {shape_[0], shape_.inner_elements(), traits_.bits}; }

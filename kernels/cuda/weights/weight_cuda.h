@@ -17,7 +17,7 @@ float normalisation_for(float largest);
 /// reads.
 class WeightCuda : public Weight {
  public:
-  /// Float32 in PyTorch's order, or halves in device order; `normalised`: multiplied by
+  /// Float32 in PyTorch's order, or fp16 values in device order; `normalised`: multiplied by
   /// normalisation() before they are rounded.
   WeightCuda(MemoryResource& memory, TensorView<const float> values, Precision precision, Stream& stream,
              WeightLayout layout = WeightLayout::channels, bool normalised = true);
@@ -25,13 +25,12 @@ class WeightCuda : public Weight {
   /// nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              WeightLayout layout = WeightLayout::channels);
-  /// A weight that trains in halves: float32 in PyTorch's order, and beside it halves in `layout`
+  /// A weight that trains in fp16: float32 in PyTorch's order, and beside it fp16 values in `layout`
   /// for the forward pass and in rows for the backward pass, which changed() renews. Their factor
   /// is always the same one, so that they depend on the values alone: with 64, weights from 1e-6 to
-  /// 1,000 are neither too small for halves nor too large.
-  struct TrainsInHalves {};
-  WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInHalves, Stream& stream,
-             WeightLayout layout);
+  /// 1,000 are neither too small for fp16 values nor too large.
+  struct TrainsInFp16 {};
+  WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInFp16, Stream& stream, WeightLayout layout);
 
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return form() == WeightForm::packed; }
@@ -42,20 +41,20 @@ class WeightCuda : public Weight {
   const WeightTraits& traits() const { return traits_; }
   WeightForm form() const { return traits_.form; }
   TensorView<const float> floats() const { return floats_.view(); }
-  const f16* halves() const { return halves_.data(); }
-  /// Of a weight that trains in halves, null for others: [K, R S C], and superblocks where it has
+  const f16* fp16() const { return fp16_.data(); }
+  /// Of a weight that trains in fp16, null for others: [K, R S C], and superblocks where it has
   /// them.
-  f16* rows_in_halves() {
+  f16* rows_in_fp16() {
     if (trained_ == nullptr) return nullptr;
-    return layout() == WeightLayout::superblocks ? rows_.data() : halves_.data();
+    return layout() == WeightLayout::superblocks ? rows_.data() : fp16_.data();
   }
-  const f16* rows_in_halves() const { return const_cast<WeightCuda*>(this)->rows_in_halves(); }
-  uint8_t* superblocks_in_halves() {
+  const f16* rows_in_fp16() const { return const_cast<WeightCuda*>(this)->rows_in_fp16(); }
+  uint8_t* superblocks_in_fp16() {
     const bool has = trained_ != nullptr && layout() == WeightLayout::superblocks;
-    return has ? reinterpret_cast<uint8_t*>(halves_.data()) : nullptr;
+    return has ? reinterpret_cast<uint8_t*>(fp16_.data()) : nullptr;
   }
   const PackedView& view() const { return view_; }
-  /// Of packed codes, and of halves.
+  /// Of packed codes, and of fp16 values.
   WeightLayout layout() const { return traits_.layout; }
   /// Where superblocks lie, and how.
   const uint8_t* superblocks() const;
@@ -66,21 +65,21 @@ class WeightCuda : public Weight {
   /// by it before it rounds, so that neither tiny nor huge weights leave fp16's range.
   float normalisation() const { return normalisation_; }
   /// Packed: whether all weights of an output channel share one step, so that a product may be
-  /// multiplied by it at its end. Then few distinct values are rounded to halves, most of them
+  /// multiplied by it at its end. Then few distinct values are rounded to fp16 values, most of them
   /// exact; rounded with their steps, the errors of asymmetric codebooks would add up where
   /// activations have one sign.
   bool step_per_channel() const;
   /// Power of two that brings the largest value of a code into [2^14, 2^15): small ones keep all
-  /// their bits in halves.
+  /// their bits in fp16.
   float value_normalisation() const { return value_normalisation_; }
 
  private:
   Shape shape_;
   WeightTraits traits_;
   Tensor<float> floats_;
-  Buffer<f16> halves_;
+  Buffer<f16> fp16_;
   Buffer<f16> rows_;           ///< where halves_ are superblocks of a weight that trains
-  Stream* trained_ = nullptr;  ///< where its halves are renewed
+  Stream* trained_ = nullptr;  ///< where its fp16 values are renewed
   Buffer<uint8_t> codes_;
   Buffer<uint8_t> scales_;
   Buffer<uint8_t> zero_points_;

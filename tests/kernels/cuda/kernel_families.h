@@ -7,8 +7,8 @@
 
 namespace nibblenet::testing {
 
-/// The kernels that can compute a product of halves here: plain ones, those of all GPUs, and Hopper's.
-enum class Family : uint8_t { plain, portable, warpgroups };
+/// The kernels that can compute a product of fp16 values here: plain ones, those of all GPUs, and Hopper's.
+enum class Family : uint8_t { plain, portable, wgmma };
 
 inline std::string name_of(Family family) {
   switch (family) {
@@ -16,15 +16,15 @@ inline std::string name_of(Family family) {
       return "plain";
     case Family::portable:
       return "portable";
-    case Family::warpgroups:
-      return "warpgroups";
+    case Family::wgmma:
+      return "wgmma";
   }
   return "?";
 }
 
 inline std::vector<Family> families() {
   std::vector<Family> all = {Family::plain, Family::portable};
-  if (Device().has_warpgroups()) all.push_back(Family::warpgroups);
+  if (Device().has_wgmma()) all.push_back(Family::wgmma);
   return all;
 }
 

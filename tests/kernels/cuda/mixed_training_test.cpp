@@ -18,8 +18,8 @@ namespace nibblenet {
 namespace {
 
 using testing::even_alexnet;
+using testing::fp16_on;
 using testing::from;
-using testing::halves_on;
 using testing::on;
 using testing::output_of;
 using testing::relative_error;
@@ -40,7 +40,7 @@ class StepAtOnce : public ::testing::Test {
     Values w, w_velocity, bias, bias_velocity, forward;
   };
 
-  /// A step from gradients, or at once; and what the weight's halves make of x then.
+  /// A step from gradients, or at once; and what the weight's fp16 values make of x then.
   Result step(const Case& c, const SgdParameters& sgd, bool at_once) {
     const Shape y = {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
     Values start = uniform(c.w, 1);
@@ -48,8 +48,8 @@ class StepAtOnce : public ::testing::Test {
     const auto weight = cuda_.make_trained_weight(start.view());
     Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2)), bias_velocity = on(cuda_, uniform({c.w[0]}, 3));
     Tensor<float> velocity = on(cuda_, uniform(c.w, 4));
-    const Buffer<f16> dy_halves = halves_on(cuda_, uniform(y, 5)), x_halves = halves_on(cuda_, uniform(c.x, 6));
-    const TensorView<const f16> dy(dy_halves.data(), y), x(x_halves.data(), c.x);
+    const Buffer<f16> dy_fp16 = fp16_on(cuda_, uniform(y, 5)), x_fp16 = fp16_on(cuda_, uniform(c.x, 6));
+    const TensorView<const f16> dy(dy_fp16.data(), y), x(x_fp16.data(), c.x);
     constexpr float factor = 1.0F / 128.0F;
     if (at_once) {
       const TrainedLayer layer{*weight, bias.view(), velocity.view(), bias_velocity.view()};
@@ -112,8 +112,8 @@ TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
   const Tensor<float> x = on(cuda_, uniform({3, 8}, 2));
   const TrainedLayer layer{*weight, bias.view(), velocity.view(), bias_velocity.view()};
   EXPECT_FALSE(cuda_.linear_backward_step(layer, x.view(), x.view(), 1.0F, {}));
-  const Buffer<f16> halves = halves_on(cuda_, uniform({3, 8}, 2));
-  const TensorView<const f16> dy(halves.data(), {3, 8});
+  const Buffer<f16> fp16 = fp16_on(cuda_, uniform({3, 8}, 2));
+  const TensorView<const f16> dy(fp16.data(), {3, 8});
   cuda_.choose_kernels({KernelChoice::Mode::plain});
   EXPECT_FALSE(cuda_.linear_backward_step(layer, dy, dy, 1.0F, {}));
   EXPECT_EQ(from(cuda_, weight->values()), w);
@@ -129,7 +129,7 @@ class GradientStores : public ::testing::Test {
   };
 
   Stored stored(const Shape& shape, const Values& relu_output, bool at_once, const Run& run) {
-    const Buffer<f16> y = halves_on(cuda_, relu_output), dx = halves_on(cuda_, Values(shape));
+    const Buffer<f16> y = fp16_on(cuda_, relu_output), dx = fp16_on(cuda_, Values(shape));
     Tensor<uint32_t> overflow(cuda_, {1}, MemoryCategory::data);
     Stored result{Values(shape), 0};
     cuda_.copy_from_host(overflow.data(), &result.overflow, sizeof(uint32_t));
@@ -178,7 +178,7 @@ TEST_F(GradientStores, OfProductsHaveTheBitsOfSeparateKernels) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
       Values dy = uniform({c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]}, 1);
       dy.data.back() *= largest;
-      const Buffer<f16> gradient = halves_on(cuda_, dy);
+      const Buffer<f16> gradient = fp16_on(cuda_, dy);
       const auto weight = cuda_.make_trained_weight(uniform(c.w, 2).view());
       const TensorView<const f16> from(gradient.data(), dy.shape);
       expect_same(c.x, largest > 1, [&](Activations dx, const GradientStore& store) {
@@ -198,7 +198,7 @@ TEST_F(GradientStores, OfPoolingAndDropoutHaveTheBitsOfSeparateKernels) {
       SCOPED_TRACE(to_string(shape));
       Values dy = uniform({shape[0], window.output(shape[1]), window.output(shape[2]), shape[3]}, 1);
       for (float& value : dy.data) value *= largest;
-      const Buffer<f16> gradient = halves_on(cuda_, dy);
+      const Buffer<f16> gradient = fp16_on(cuda_, dy);
       Tensor<uint8_t> argmax(cuda_, dy.shape, MemoryCategory::data);
       std::vector<uint8_t> positions(dy.data.size());
       for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<uint8_t>(i % 9);
@@ -209,21 +209,21 @@ TEST_F(GradientStores, OfPoolingAndDropoutHaveTheBitsOfSeparateKernels) {
 
       Values dropped = uniform(shape, 3);
       for (float& value : dropped.data) value *= largest;
-      const Buffer<f16> halves = halves_on(cuda_, dropped);
+      const Buffer<f16> fp16 = fp16_on(cuda_, dropped);
       expect_same(shape, largest > 1, [&](Activations dx, const GradientStore& store) {
-        cuda_.dropout(dx, TensorView<const f16>(halves.data(), shape), 0.3F, {1, 2, 3}, store);
+        cuda_.dropout(dx, TensorView<const f16>(fp16.data(), shape), 0.3F, {1, 2, 3}, store);
       });
     }
 }
 
 TEST_F(GradientStores, DropoutOfHalvesIsThatOfPlainKernels) {
   for (const Shape& shape : {Shape{3, 40}, Shape{5, 7}, Shape{300, 72}, Shape{0, 8}}) {
-    const Buffer<f16> halves = halves_on(cuda_, uniform(shape, 3));
+    const Buffer<f16> fp16 = fp16_on(cuda_, uniform(shape, 3));
     const auto dropped = [&](bool plain) {
       cuda_.choose_kernels({plain ? KernelChoice::Mode::plain : KernelChoice::Mode::fast});
-      Buffer<f16> y = halves_on(cuda_, Values(shape));
+      Buffer<f16> y = fp16_on(cuda_, Values(shape));
       const TensorView<f16> to(y.data(), shape);
-      cuda_.dropout(to, TensorView<const f16>(halves.data(), shape), 0.3F, {1, 2, 3});
+      cuda_.dropout(to, TensorView<const f16>(fp16.data(), shape), 0.3F, {1, 2, 3});
       cuda_.choose_kernels({});
       return output_of(cuda_, shape, [&](TensorView<float> floats) { cuda_.convert(floats, to); });
     };
@@ -327,7 +327,7 @@ class StepByStep {
   }
 
  private:
-  /// dx of a layer, by its weights as halves.
+  /// dx of a layer, by its weights as fp16.
   Values data_gradient(const SeenLayer& seen) {
     Layer& layer = network_.layers()[seen.index];
     const Values weights = rounded_to_halves(from(network_.backend(), layer.weight->values()));

@@ -108,8 +108,8 @@ TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
   const Shape shape = {1, 224, 224, 3};
   const Tensor<float> image = random_tensor(shape, 5);
   const Tensor<float> floats = on(cuda_, image);
-  Buffer<f16> halves(cuda_, static_cast<size_t>(shape.elements()), MemoryCategory::data);
-  cuda_.convert(TensorView<f16>(halves.data(), shape), floats.view());
+  Buffer<f16> fp16(cuda_, static_cast<size_t>(shape.elements()), MemoryCategory::data);
+  cuda_.convert(TensorView<f16>(fp16.data(), shape), floats.view());
   for (const std::string scheme : {"", "linear:4:channel", "kmeans:4:channel"}) {
     SCOPED_TRACE(scheme);
     const auto network_of_scheme = [&] {
@@ -119,7 +119,7 @@ TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
     };
     Network network(cuda_, network_of_scheme(), Precision::float16);
     Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
-    const auto forward = [&] { return pass.forward(TensorView<const f16>(halves.data(), shape)); };
+    const auto forward = [&] { return pass.forward(TensorView<const f16>(fp16.data(), shape)); };
     forward();
     const auto logits = forward();  // recorded, and replayed
     EXPECT_EQ(pass.replayed_operations(), 8);

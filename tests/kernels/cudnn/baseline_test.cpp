@@ -18,7 +18,7 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::integers;
 using testing::linear;
 using testing::make_baseline;
@@ -61,9 +61,9 @@ class Baseline : public ::testing::Test {
     if (baseline_ == nullptr) GTEST_SKIP() << "cuDNN or cuBLASLt is not installed";
   }
 
-  Values conv2d_halves(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias,
-                       Epilogue epilogue) {
-    Buffer<f16> input = halves_on(backend, x);
+  Values conv2d_fp16(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias,
+                     Epilogue epilogue) {
+    Buffer<f16> input = fp16_on(backend, x);
     Buffer<f16> output(backend, static_cast<size_t>(c.output().elements()), MemoryCategory::data);
     const Tensor<float> offset = on(backend, bias);
     const TensorView<f16> y(output.data(), c.output());
@@ -89,14 +89,14 @@ TEST_F(Baseline, ConvolutionsInBothPrecisions) {
       const auto in_floats = [&](Backend& backend) {
         return conv2d(backend, x, *backend.make_weight(w.view()), bias, c.window, epilogue);
       };
-      const auto in_halves = [&](Backend& backend) {
+      const auto in_fp16 = [&](Backend& backend) {
         const auto weight = backend.make_weight(w.view(), Precision::float16);
-        return conv2d_halves(backend, c, x, *weight, bias, epilogue);
+        return conv2d_fp16(backend, c, x, *weight, bias, epilogue);
       };
       EXPECT_LE(relative_error(in_floats(*baseline_).view(), in_floats(cpu_).view()), float32_tolerance);
       EXPECT_LE(relative_error(in_floats(*ours_).view(), in_floats(*baseline_).view()), float32_tolerance);
-      EXPECT_LE(relative_error(in_halves(*baseline_).view(), in_floats(cpu_).view()), float16_tolerance);
-      EXPECT_LE(relative_error(in_halves(*ours_).view(), in_halves(*baseline_).view()), float16_tolerance);
+      EXPECT_LE(relative_error(in_fp16(*baseline_).view(), in_floats(cpu_).view()), float16_tolerance);
+      EXPECT_LE(relative_error(in_fp16(*ours_).view(), in_fp16(*baseline_).view()), float16_tolerance);
     }
   }
 }
@@ -112,13 +112,12 @@ TEST_F(Baseline, LinearLayersOfPackedWeights) {
       EXPECT_LE(relative_error(linear(*baseline_, x, *baseline_->make_weight(packed), bias, Epilogue::relu).view(),
                                expected.view()),
                 float32_tolerance);
-      const auto halves = baseline_->make_weight(packed, Precision::float16);
-      EXPECT_EQ(halves->resident().weights, 2 * packed.shape.elements()) << "dequantized, and said so";
-      Buffer<f16> input = halves_on(*baseline_, x);
+      const auto fp16 = baseline_->make_weight(packed, Precision::float16);
+      EXPECT_EQ(fp16->resident().weights, 2 * packed.shape.elements()) << "dequantized, and said so";
+      Buffer<f16> input = fp16_on(*baseline_, x);
       const Tensor<float> offset = on(*baseline_, bias);
       const Values y = output_of(*baseline_, expected.shape, [&](TensorView<float> result) {
-        baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(),
-                                  Epilogue::relu);
+        baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *fp16, offset.view(), Epilogue::relu);
       });
       EXPECT_LE(relative_error(y.view(), expected.view()), float16_tolerance);
     }
@@ -129,11 +128,11 @@ TEST_F(Baseline, TinyWeightsKeepTheirPrecisionInHalves) {
   Values w = uniform({8, 40}, 2);
   for (float& value : w.data) value *= 1e-12F;
   const Values x = uniform({3, 40}, 1), bias(Shape{8});
-  const auto halves = baseline_->make_weight(w.view(), Precision::float16);
-  Buffer<f16> input = halves_on(*baseline_, x);
+  const auto fp16 = baseline_->make_weight(w.view(), Precision::float16);
+  Buffer<f16> input = fp16_on(*baseline_, x);
   const Tensor<float> offset = on(*baseline_, bias);
   const Values y = output_of(*baseline_, {3, 8}, [&](TensorView<float> result) {
-    baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *halves, offset.view(), Epilogue::none);
+    baseline_->linear_forward(result, TensorView<f16>(input.data(), x.shape), *fp16, offset.view(), Epilogue::none);
   });
   EXPECT_LE(relative_error(y.view(), linear(cpu_, x, *cpu_.make_weight(w.view()), bias).view()), float16_tolerance);
 }
@@ -193,7 +192,7 @@ TEST_F(Baseline, MaxPoolsInBothPrecisions) {
   const Shape shape = {2, window.output(13), window.output(11), 8};
   const auto pooled = [&](Backend& backend, Precision precision) {
     const Tensor<float> floats = on(backend, x);
-    Buffer<f16> halves = halves_on(backend, x);
+    Buffer<f16> fp16 = fp16_on(backend, x);
     return output_of(backend, shape, [&](TensorView<float> y) {
       if (precision == Precision::float32) {
         backend.max_pool2d_forward(y, {}, floats.view(), window);
@@ -201,7 +200,7 @@ TEST_F(Baseline, MaxPoolsInBothPrecisions) {
       }
       Buffer<f16> result(backend, static_cast<size_t>(shape.elements()), MemoryCategory::data);
       const TensorView<f16> to(result.data(), shape);
-      backend.max_pool2d_forward(to, {}, TensorView<f16>(halves.data(), x.shape), window);
+      backend.max_pool2d_forward(to, {}, TensorView<f16>(fp16.data(), x.shape), window);
       backend.convert(y, to);
     });
   };

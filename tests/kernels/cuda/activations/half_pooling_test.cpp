@@ -7,12 +7,12 @@
 #include "kernels/cuda/backend_cuda.h"
 #include "tests/kernels/values.h"
 
-// Max pooling of halves, eight channels a thread, against the plain kernels and the CPU.
+// Max pooling of fp16 values, eight channels a thread, against the plain kernels and the CPU.
 
 namespace nibblenet {
 namespace {
 
-using testing::halves_on;
+using testing::fp16_on;
 using testing::integers;
 using testing::output_of;
 using testing::same_bits;
@@ -34,10 +34,10 @@ struct Pooled {
 class Pooling : public ::testing::Test {
  protected:
   Pooled forward(const Values& x, Window w = window) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     Tensor<uint8_t> argmax(cuda_, pooled(x.shape, w), MemoryCategory::data);
     Pooled result;
-    result.y = in_halves(argmax.shape(), [&](TensorView<f16> y) {
+    result.y = in_fp16(argmax.shape(), [&](TensorView<f16> y) {
       cuda_.max_pool2d_forward(y, argmax.view(), TensorView<const f16>(input.data(), x.shape), w);
     });
     result.argmax.resize(static_cast<size_t>(argmax.elements()));
@@ -46,19 +46,19 @@ class Pooling : public ::testing::Test {
   }
 
   Values backward(const Shape& x, const Values& dy, const std::vector<uint8_t>& positions, Window w = window) {
-    const Buffer<f16> gradient = halves_on(cuda_, dy);
+    const Buffer<f16> gradient = fp16_on(cuda_, dy);
     Tensor<uint8_t> argmax(cuda_, dy.shape, MemoryCategory::data);
     cuda_.copy_from_host(argmax.data(), positions.data(), positions.size());
-    return in_halves(x, [&](TensorView<f16> dx) {
+    return in_fp16(x, [&](TensorView<f16> dx) {
       cuda_.max_pool2d_backward(dx, TensorView<const f16>(gradient.data(), dy.shape), argmax.view(), w);
     });
   }
 
   /// What `operation` writes, as floats.
   template <class Operation>
-  Values in_halves(const Shape& shape, Operation operation) {
-    Buffer<f16> halves = halves_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
-    const TensorView<f16> y(halves.data(), shape);
+  Values in_fp16(const Shape& shape, Operation operation) {
+    Buffer<f16> fp16 = fp16_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
+    const TensorView<f16> y(fp16.data(), shape);
     operation(y);
     return output_of(cuda_, shape, [&](TensorView<float> floats) { cuda_.convert(floats, y); });
   }

@@ -17,7 +17,7 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::identifier;
 using testing::integers;
 using testing::on;
@@ -51,16 +51,16 @@ const std::vector<Case> convolutions = {
 /// What the plain kernel has to do: windows that begin at odd elements each, filters of too many pairs.
 const std::vector<Case> others = {{{1, 5, 7, 3}, {5, 3, 3, 3}, {3, 1, 1}}, {{1, 6, 6, 24}, {4, 24, 5, 5}, {5, 1, 2}}};
 
-class FirstConvolution : public ::testing::Test {
+class FewChannels : public ::testing::Test {
  protected:
   static Shape result_shape(const Case& c) {
     return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
   }
-  /// In halves, before it is read back.
+  /// In fp16 values, before it is read back.
   Values product(const Case& c, const Values& x, Weight& w, const Values& bias, Epilogue epilogue = Epilogue::none) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
-    Buffer<f16> result = halves_on(cuda_, Values(result_shape(c), 77.0F));
+    Buffer<f16> result = fp16_on(cuda_, Values(result_shape(c), 77.0F));
     const Activations y = TensorView<f16>(result.data(), result_shape(c));
     cuda_.conv2d_forward(y, TensorView<const f16>(input.data(), x.shape), w, offset.view(), c.window, epilogue);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
@@ -70,9 +70,9 @@ class FirstConvolution : public ::testing::Test {
   CudaBackend cuda_;
 };
 
-class FirstConvolutionOf : public FirstConvolution, public ::testing::WithParamInterface<MethodTraits> {};
+class FewChannelsOf : public FewChannels, public ::testing::WithParamInterface<MethodTraits> {};
 
-TEST_P(FirstConvolutionOf, EveryScheme) {
+TEST_P(FewChannelsOf, EveryScheme) {
   const std::vector<Case> cases = {{{1, 9, 8, 3}, {5, 3, 3, 3}, {3, 2, 0}}, {{2, 5, 7, 2}, {9, 2, 3, 3}, {3, 1, 1}}};
   for (const Case& c : cases) {
     const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
@@ -87,36 +87,36 @@ TEST_P(FirstConvolutionOf, EveryScheme) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, FirstConvolutionOf, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, FewChannelsOf, ::testing::ValuesIn(method_table().begin(), method_table().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
-TEST_F(FirstConvolution, IsExactForIntegersOfAwkwardShapes) {
-  // Up to 1 times up to 3: results below 2,048 are exact in halves, too.
+TEST_F(FewChannels, IsExactForIntegersOfAwkwardShapes) {
+  // Up to 1 times up to 3: results below 2,048 are exact in fp16, too.
   for (const auto* cases : {&convolutions, &others})
     for (const Case& c : *cases) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
       const Values x = integers(c.x, 1, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
       for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
-        const auto halves = cuda_.make_weight(w.view(), Precision::float16);
-        EXPECT_EQ(product(c, x, *halves, bias, epilogue),
+        const auto fp16 = cuda_.make_weight(w.view(), Precision::float16);
+        EXPECT_EQ(product(c, x, *fp16, bias, epilogue),
                   conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window, epilogue));
       }
     }
 }
 
-TEST_F(FirstConvolution, AlexNetsOwn) {
+TEST_F(FewChannels, AlexNetsOwn) {
   const Case c{{1, 224, 224, 3}, {64, 3, 11, 11}, {11, 4, 2}};
   const Values x = integers(c.x, 1, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
   EXPECT_EQ(product(c, x, *cuda_.make_weight(w.view(), Precision::float16), bias),
             conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window));
 }
 
-TEST_F(FirstConvolution, IsOneKernelAndNotThePlainOne) {
+TEST_F(FewChannels, IsOneKernelAndNotThePlainOne) {
   for (const Case& c : convolutions) {
     const Values x = uniform(c.x, 1), w = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
-    const auto halves = cuda_.make_weight(w.view(), Precision::float16);
-    auto& resident = static_cast<WeightCuda&>(*halves);
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const auto fp16 = cuda_.make_weight(w.view(), Precision::float16);
+    auto& resident = static_cast<WeightCuda&>(*fp16);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     Buffer<f16> result(cuda_, static_cast<size_t>(result_shape(c).elements()), MemoryCategory::data);
     const int64_t before = cuda_.stream().launches();
@@ -126,12 +126,12 @@ TEST_F(FirstConvolution, IsOneKernelAndNotThePlainOne) {
     const bool fits = c.x[0] > 0;
     EXPECT_EQ(route_forward(product.shape, cuda_.gpu()).product, fits ? Product::few_channels : Product::plain)
         << to_string(c.x);
-    cuda_.conv2d_forward(y, product.x, *halves, offset.view(), c.window, Epilogue::none);
+    cuda_.conv2d_forward(y, product.x, *fp16, offset.view(), c.window, Epilogue::none);
     EXPECT_EQ(cuda_.stream().launches(), before + (fits ? 1 : 0));
   }
 }
 
-TEST_F(FirstConvolution, PoolsAtOnceWhatItWouldPoolAfterwards) {
+TEST_F(FewChannels, PoolsAtOnceWhatItWouldPoolAfterwards) {
   // Walks of one band and of more, of one block and of several; rows and columns that no window reaches; filters that
   // are no whole pieces; batches with all filters in a block, and a quarter of them.
   const std::vector<Case> cases = {
@@ -145,13 +145,13 @@ TEST_F(FirstConvolution, PoolsAtOnceWhatItWouldPoolAfterwards) {
   for (const Case& c : cases) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream());
-    const Buffer<f16> halves = halves_on(cuda_, uniform(c.x, 1));
-    const TensorView<const f16> x(halves.data(), c.x);
+    const Buffer<f16> fp16 = fp16_on(cuda_, uniform(c.x, 1));
+    const TensorView<const f16> x(fp16.data(), c.x);
     const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
     const Shape convolved = result_shape(c);
     const Shape pooled = {convolved[0], pool.output(convolved[1]), pool.output(convolved[2]), convolved[3]};
     Buffer<f16> between(cuda_, static_cast<size_t>(convolved.elements()), MemoryCategory::data);
-    Buffer<f16> result = halves_on(cuda_, Values(pooled, 77.0F));
+    Buffer<f16> result = fp16_on(cuda_, Values(pooled, 77.0F));
     const TensorView<f16> y(result.data(), pooled);
     const Values expected = output_of(cuda_, pooled, [&](TensorView<float> floats) {
       cuda_.conv2d_forward(TensorView<f16>(between.data(), convolved), x, w, bias.view(), c.window, Epilogue::relu);
@@ -167,28 +167,28 @@ TEST_F(FirstConvolution, PoolsAtOnceWhatItWouldPoolAfterwards) {
   }
 }
 
-TEST_F(FirstConvolution, PoolingKeepsNaN) {
+TEST_F(FewChannels, PoolingKeepsNaN) {
   const Case c{{1, 3, 32, 2}, {8, 2, 1, 1}, {1, 1, 0}};
   Values input = uniform(c.x, 1);
   input.data[2 * 16] = std::numeric_limits<float>::quiet_NaN();  // pixel 16 of the first row
   WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream());
-  const Buffer<f16> halves = halves_on(cuda_, input);
+  const Buffer<f16> fp16 = fp16_on(cuda_, input);
   const Tensor<float> bias = on(cuda_, Values({8}));
   Buffer<f16> result(cuda_, 15 * 8, MemoryCategory::data);
   const TensorView<f16> y(result.data(), {1, 1, 15, 8});
-  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(halves.data(), c.x), w, bias.view(), c.window,
+  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window,
                                               Epilogue::relu, {3, 2, 0}));
   const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
   for (size_t i = 0; i < pooled.data.size(); ++i) EXPECT_EQ(std::isnan(pooled.data[i]), i / 8 == 7 || i / 8 == 8) << i;
 }
 
-TEST_F(FirstConvolution, HugeWeightsKeepTheirPrecision) {
+TEST_F(FewChannels, HugeWeightsKeepTheirPrecision) {
   const Case c = {{1, 8, 8, 2}, {9, 2, 3, 3}, {3, 1, 1}};
   const Values bias(Shape{9});
   constexpr float unit = 1 << 18;
   Values x = uniform(c.x, 1), w = uniform(c.w, 2);
   for (float& value : w.data) value *= unit;
-  for (float& value : x.data) value /= 1 << 8;  // results are halves
+  for (float& value : x.data) value /= 1 << 8;  // results are fp16 values
   const PackedTensor packed = quantize(w.view(), parse_scheme("linear:8"), "w");
   for (const bool pack : {false, true}) {
     const auto on_cpu = pack ? cpu_.make_weight(packed) : cpu_.make_weight(w.view());

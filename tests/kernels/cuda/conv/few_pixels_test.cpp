@@ -19,7 +19,7 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::identifier;
 using testing::integers;
 using testing::on;
@@ -68,20 +68,20 @@ class FewPixels : public ::testing::Test {
   /// `y_precision` of the result before it is read back.
   Values product(const Case& c, const Values& x, Weight& w, const Values& bias, Epilogue epilogue = Epilogue::none,
                  Precision y_precision = Precision::float32) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const TensorView<const f16> halves_of_x(input.data(), c.x);
     const Tensor<float> offset = on(cuda_, bias);
     const auto& resident = static_cast<WeightCuda&>(w);
     const int64_t kernels = resident.layout() == WeightLayout::superblocks ? 1 : 2;
     EXPECT_TRUE(has_few_pixels(halves_of_x.shape(), resident, c.window)) << name_of(c);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
-      Buffer<f16> halves = halves_on(cuda_, Values(y.shape(), std::numeric_limits<float>::quiet_NaN()));
-      const Activations of_halves = TensorView<f16>(halves.data(), y.shape());
+      Buffer<f16> fp16 = fp16_on(cuda_, Values(y.shape(), std::numeric_limits<float>::quiet_NaN()));
+      const Activations of_fp16 = TensorView<f16>(fp16.data(), y.shape());
       const int64_t launches = cuda_.stream().launches();
-      cuda_.conv2d_forward(y_precision == Precision::float32 ? Activations(y) : of_halves, halves_of_x, w,
-                           offset.view(), c.window, epilogue);
+      cuda_.conv2d_forward(y_precision == Precision::float32 ? Activations(y) : of_fp16, halves_of_x, w, offset.view(),
+                           c.window, epilogue);
       EXPECT_EQ(cuda_.stream().launches(), launches + kernels);
-      if (y_precision == Precision::float16) cuda_.convert(y, of_halves);
+      if (y_precision == Precision::float16) cuda_.convert(y, of_fp16);
     });
   }
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
@@ -180,16 +180,16 @@ TEST_F(FewPixels, GivesTheSameBitsAgain) {
 }
 
 TEST_F(FewPixels, ResultsAnywhereInMemory) {
-  // Halves of y that do not lie on 8 bytes.
+  // fp16 values of y that do not lie on 8 bytes.
   const Case c = cases[1];
   const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
   const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
   WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
-  const Buffer<f16> input = halves_on(cuda_, x);
+  const Buffer<f16> input = fp16_on(cuda_, x);
   const Tensor<float> offset = on(cuda_, bias);
-  Buffer<f16> halves(cuda_, static_cast<size_t>(result_shape(c).elements()) + 1, MemoryCategory::data);
+  Buffer<f16> fp16(cuda_, static_cast<size_t>(result_shape(c).elements()) + 1, MemoryCategory::data);
   const Values actual = output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
-    const TensorView<f16> odd(halves.data() + 1, y.shape());
+    const TensorView<f16> odd(fp16.data() + 1, y.shape());
     cuda_.conv2d_forward(odd, TensorView<const f16>(input.data(), c.x), w, offset.view(), c.window, Epilogue::none);
     cuda_.convert(y, odd);
   });
@@ -228,14 +228,14 @@ class PooledFewPixels : public FewPixels {
 
   /// By one kernel, or by a convolution and a pooling. `flat`: and flattened.
   Values pooled(const Pooled& p, const Values& x, Weight& w, bool at_once, bool flat = false) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const TensorView<const f16> halves_of_x(input.data(), p.c.x);
     const Tensor<float> bias = on(cuda_, uniform({p.c.w[0]}, 2));
     const Shape between = result_shape(p.c), shape = pooled_shape(p);
     Buffer<f16> results(cuda_, static_cast<size_t>(between.elements()), MemoryCategory::data);
-    Buffer<f16> halves = halves_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
-    Buffer<f16> unflattened(cuda_, halves.size(), MemoryCategory::data);
-    const TensorView<f16> y(halves.data(), flat ? Shape{shape[0], shape.inner_elements()} : shape);
+    Buffer<f16> fp16 = fp16_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
+    Buffer<f16> unflattened(cuda_, fp16.size(), MemoryCategory::data);
+    const TensorView<f16> y(fp16.data(), flat ? Shape{shape[0], shape.inner_elements()} : shape);
     return output_of(cuda_, y.shape(), [&](TensorView<float> floats) {
       const int64_t launches = cuda_.stream().launches();
       if (at_once) {
@@ -246,7 +246,7 @@ class PooledFewPixels : public FewPixels {
       } else {
         const TensorView<f16> of_conv(results.data(), between);
         cuda_.conv2d_forward(of_conv, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu);
-        const TensorView<f16> of_pool(flat ? unflattened.data() : halves.data(), shape);
+        const TensorView<f16> of_pool(flat ? unflattened.data() : fp16.data(), shape);
         cuda_.max_pool2d_forward(of_pool, {}, TensorView<const f16>(results.data(), between), p.pool);
         if (flat) cuda_.flatten_forward(y, TensorView<const f16>(unflattened.data(), shape));
       }
@@ -287,7 +287,7 @@ TEST_F(PooledFewPixels, KeepsNaN) {
 }
 
 TEST_F(PooledFewPixels, LeavesOtherPoolingToAKernelOfItsOwn) {
-  const Buffer<f16> x = halves_on(cuda_, uniform({1, 20, 20, 64}, 1));
+  const Buffer<f16> x = fp16_on(cuda_, uniform({1, 20, 20, 64}, 1));
   const Tensor<float> bias = on(cuda_, uniform({64}, 2));
   Buffer<f16> y(cuda_, 20 * 20 * 64 + 1, MemoryCategory::data);
   const auto has = [&](int64_t filters, Window pool, int64_t first = 0) {
@@ -305,7 +305,7 @@ TEST_F(PooledFewPixels, LeavesOtherPoolingToAKernelOfItsOwn) {
 }
 
 TEST_F(FewPixels, OthersGoToOtherKernels) {
-  // Channels that are no whole slice, weights in float32, and those that train in rows of halves.
+  // Channels that are no whole slice, weights in float32, and those that train in rows of fp16 values.
   const Case c = {{1, 4, 4, 40}, {8, 40, 3, 3}, {3, 1, 1}};
   const auto packed = cuda_.make_weight(quantized(c.w, parse_scheme("linear:4:channel"), 3));
   const auto has = [&](const Shape& x, const Weight& w) {
@@ -314,7 +314,7 @@ TEST_F(FewPixels, OthersGoToOtherKernels) {
   EXPECT_FALSE(has(c.x, *packed));
   const Values values = uniform({64, 64, 3, 3}, 1);
   EXPECT_FALSE(has({1, 4, 4, 64}, *cuda_.make_weight(values.view())));
-  const WeightCuda trains(cuda_, values.view(), WeightCuda::TrainsInHalves{}, cuda_.stream(), WeightLayout::channels);
+  const WeightCuda trains(cuda_, values.view(), WeightCuda::TrainsInFp16{}, cuda_.stream(), WeightLayout::channels);
   EXPECT_FALSE(has({1, 4, 4, 64}, trains));
 }
 

@@ -37,9 +37,9 @@ Values run(Backend& backend, const FoldedConvolution& folded, const std::vector<
     backend.copy_to_host(values.data.data(), output.data(), output.bytes());
     return values;
   }
-  std::vector<f16> halves(values.data.size());
-  backend.copy_to_host(halves.data(), output.data(), output.bytes());
-  for (size_t i = 0; i < halves.size(); ++i) values.data[i] = f16_to_f32(halves[i].bits);
+  std::vector<f16> fp16(values.data.size());
+  backend.copy_to_host(fp16.data(), output.data(), output.bytes());
+  for (size_t i = 0; i < fp16.size(); ++i) values.data[i] = f16_to_f32(fp16[i].bits);
   return values;
 }
 

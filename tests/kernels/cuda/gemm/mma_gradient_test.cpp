@@ -13,8 +13,8 @@
 namespace nibblenet {
 namespace {
 
+using testing::fp16_on;
 using testing::from;
-using testing::halves_on;
 using testing::integers;
 using testing::on;
 using testing::output_of;
@@ -23,7 +23,7 @@ using testing::same_bits;
 using testing::uniform;
 using testing::Values;
 
-/// Operands that are halves already: only float32 sums in another order, and dx rounded to 11 bits.
+/// Operands that are fp16 values already: only float32 sums in another order, and dx rounded to 11 bits.
 constexpr double sum_tolerance = 1e-5;
 constexpr double half_tolerance = 5e-4;
 
@@ -111,12 +111,12 @@ class GradientProduct : public ::testing::Test {
   /// By the linear layer's operations where the case is one.
   Gradients gradients(const Case& c, const Values& dy, const Values& x, const Values& w) {
     const auto weight = cuda_.make_trained_weight(w.view());
-    const Buffer<f16> gradient = halves_on(cuda_, dy), input = halves_on(cuda_, x);
+    const Buffer<f16> gradient = fp16_on(cuda_, dy), input = fp16_on(cuda_, x);
     const TensorView<const f16> of_y(gradient.data(), dy.shape), of_x(input.data(), x.shape);
     Gradients result;
     result.dx = output_of(cuda_, c.x, [&](TensorView<float> floats) {
-      Buffer<f16> halves = halves_on(cuda_, Values(c.x, std::numeric_limits<float>::quiet_NaN()));
-      const TensorView<f16> dx(halves.data(), c.x);
+      Buffer<f16> fp16 = fp16_on(cuda_, Values(c.x, std::numeric_limits<float>::quiet_NaN()));
+      const TensorView<f16> dx(fp16.data(), c.x);
       if (is_linear(c))
         cuda_.linear_backward_data(Activations(dx).reshaped(matrix(c.x)),
                                    ConstActivations(of_y).reshaped(matrix(dy.shape)), *weight);
@@ -188,7 +188,7 @@ TEST_F(GradientProduct, OneKernelUnlessTheReductionIsCut) {
     const Values dy = uniform(output_shape(c), 1), x = uniform(c.x, 2), w = uniform(c.w, 3);
     const int64_t before = cuda_.stream().launches();
     gradients(c, dy, x, w);
-    // Beside the products: halves of the weight, halves of dx read back.
+    // Beside the products: fp16 values of the weight, fp16 values of dx read back.
     EXPECT_EQ(cuda_.stream().launches() - before, of_data + of_weight + 2);
   }
 }
@@ -200,7 +200,7 @@ TEST_F(GradientProduct, HalvesOfATrainedWeightFollowItsValues) {
   const Case c{{1, 4, 4, 64}, shape, window};
   const Values x = as_halves(uniform(c.x, 1)), first = as_halves(uniform(shape, 2)),
                second = as_halves(uniform(shape, 3));
-  const Buffer<f16> input = halves_on(cuda_, x);
+  const Buffer<f16> input = fp16_on(cuda_, x);
   const Tensor<float> bias = on(cuda_, Values({64}));
   const auto weight = cuda_.make_trained_weight(first.view());
   EXPECT_EQ(weight->resident().weights, 8 * shape.elements());

@@ -20,7 +20,7 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -45,19 +45,19 @@ const std::vector<Case> matrices = {
     {{17, 64}, {64, 64}}, {{33, 8}, {1, 8}}, {{129, 136}, {65, 136}}, {{40, 56}, {257, 56}}, {{20, 1032}, {72, 1032}},
 };
 
-class TensorProduct : public ::testing::Test {
+class MmaProduct : public ::testing::Test {
  protected:
-  TensorProduct() { cuda_.choose_kernels(testing::mma_kernels); }
+  MmaProduct() { cuda_.choose_kernels(testing::mma_kernels); }
 
   /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
                  Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
     return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
-      Buffer<f16> halves(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
-      const Activations rounded = TensorView<f16>(halves.data(), y.shape());
+      Buffer<f16> fp16(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
+      const Activations rounded = TensorView<f16>(fp16.data(), y.shape());
       forward(c, y_precision == Precision::float32 ? Activations(y) : rounded,
               TensorView<const f16>(input.data(), x.shape), w, offset.view(), epilogue);
       if (y_precision == Precision::float16) cuda_.convert(y, rounded);
@@ -89,9 +89,9 @@ class TensorProduct : public ::testing::Test {
   CudaBackend cuda_;
 };
 
-class TensorProductOf : public TensorProduct, public ::testing::WithParamInterface<MethodTraits> {};
+class MmaProductOf : public MmaProduct, public ::testing::WithParamInterface<MethodTraits> {};
 
-TEST_P(TensorProductOf, EverySchemeOfMatrices) {
+TEST_P(MmaProductOf, EverySchemeOfMatrices) {
   const Case c{{19, 192}, {128, 192}};
   const Values x = uniform(c.x, 1), bias = uniform({128}, 2);
   for (const Scheme& scheme : superblock_schemes(GetParam())) {
@@ -103,7 +103,7 @@ TEST_P(TensorProductOf, EverySchemeOfMatrices) {
   }
 }
 
-TEST_P(TensorProductOf, EveryWidthOfFilters) {
+TEST_P(MmaProductOf, EveryWidthOfFilters) {
   const Case c = superblock_convolutions[0];
   const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
   for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
@@ -116,10 +116,10 @@ TEST_P(TensorProductOf, EveryWidthOfFilters) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, TensorProductOf, ::testing::ValuesIn(superblock_methods()),
+INSTANTIATE_TEST_SUITE_P(Methods, MmaProductOf, ::testing::ValuesIn(superblock_methods()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
-TEST_F(TensorProduct, IsExactForIntegersOfAwkwardShapes) {
+TEST_F(MmaProduct, IsExactForIntegersOfAwkwardShapes) {
   // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
   int bits = 2;
   for (const auto* cases : {&superblock_convolutions, &matrices})
@@ -135,7 +135,7 @@ TEST_F(TensorProduct, IsExactForIntegersOfAwkwardShapes) {
     }
 }
 
-TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
+TEST_F(MmaProduct, WeightsInHalvesAreSuperblocksToo) {
   // Those of whole superblocks; integers are exact in every kernel, so that results are equal.
   const std::vector<Case> cases = {{{3, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{1, 9, 7, 128}, {192, 128, 3, 3}, {3, 2, 1}},
@@ -147,7 +147,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
   for (const Case& c : cases) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     const Values weights = integers(c.w, 3), x = integers(c.x, 5), bias = integers({c.w[0]}, 4);
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     const auto w = cuda_.make_weight(weights.view(), Precision::float16);
     auto& resident = static_cast<WeightCuda&>(*w);
@@ -171,7 +171,7 @@ TEST_F(TensorProduct, WeightsInHalvesAreSuperblocksToo) {
   }
 }
 
-TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
+TEST_F(MmaProduct, ResultsInHalvesAreTheRoundedOnes) {
   for (const auto* cases : {&superblock_convolutions, &matrices})
     for (const Case& c : *cases) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
@@ -183,7 +183,7 @@ TEST_F(TensorProduct, ResultsInHalvesAreTheRoundedOnes) {
     }
 }
 
-TEST_F(TensorProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
+TEST_F(MmaProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
   struct Pooled {
     Case c;
     Window pool;
@@ -196,8 +196,8 @@ TEST_F(TensorProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
   for (const auto& [c, pool] : cases) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), WeightLayout::superblocks);
-    const Buffer<f16> halves = halves_on(cuda_, uniform(c.x, 1));
-    const TensorView<const f16> x(halves.data(), c.x);
+    const Buffer<f16> fp16 = fp16_on(cuda_, uniform(c.x, 1));
+    const TensorView<const f16> x(fp16.data(), c.x);
     const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
     const Shape convolved = result_shape(c);
     const Shape pooled = {convolved[0], pool.output(convolved[1]), pool.output(convolved[2]), convolved[3]};
@@ -217,22 +217,22 @@ TEST_F(TensorProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
   }
 }
 
-TEST_F(TensorProduct, PoolingKeepsNaN) {
+TEST_F(MmaProduct, PoolingKeepsNaN) {
   const Case c{{1, 3, 3, 64}, {64, 64, 1, 1}, {1, 1, 0}};
   Values input = uniform(c.x, 1);
   input.data[5] = std::numeric_limits<float>::quiet_NaN();
   WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel"), 3), cuda_.stream(), WeightLayout::superblocks);
-  const Buffer<f16> halves = halves_on(cuda_, input);
+  const Buffer<f16> fp16 = fp16_on(cuda_, input);
   const Tensor<float> bias = on(cuda_, Values({64}));
   Buffer<f16> result(cuda_, 64, MemoryCategory::data);
   const TensorView<f16> y(result.data(), {1, 1, 1, 64});
-  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(halves.data(), c.x), w, bias.view(), c.window,
+  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window,
                                               Epilogue::relu, {3, 2, 0}));
   const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
   for (const float value : pooled.data) EXPECT_TRUE(std::isnan(value));
 }
 
-TEST_F(TensorProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
+TEST_F(MmaProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
   const Case c{{20, 128}, {64, 128}};
   const Values x = uniform(c.x, 1), bias(Shape{64});
   for (const float unit : {1e-12F, 1e12F})
@@ -246,7 +246,7 @@ TEST_F(TensorProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
     }
 }
 
-TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
+TEST_F(MmaProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
   for (const Case& c : {superblock_convolutions[0], superblock_convolutions[2]})
     for (int bits = 2; bits <= 8; ++bits) {
       const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("linear:{}:channel", bits)), 3);
@@ -261,7 +261,7 @@ TEST_F(TensorProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
     }
 }
 
-TEST_F(TensorProduct, PlainKernelsCanBeAskedFor) {
+TEST_F(MmaProduct, PlainKernelsCanBeAskedFor) {
   for (const Case& c : {superblock_convolutions[0], Case{{3, 64}, {64, 64}}, Case{{20, 64}, {64, 64}}}) {
     const PackedTensor packed = quantized(c.w, parse_scheme("linear:4:channel"), 3);
     const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);

@@ -17,7 +17,7 @@ namespace {
 
 using testing::conv2d;
 using testing::dequantized;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -46,9 +46,8 @@ struct Case {
 
 Shape output_shape(const Case& c) { return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]}; }
 
-Values conv2d_halves(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias,
-                     Epilogue epilogue) {
-  Buffer<f16> input = halves_on(backend, x);
+Values conv2d_fp16(Backend& backend, const Case& c, const Values& x, Weight& w, const Values& bias, Epilogue epilogue) {
+  Buffer<f16> input = fp16_on(backend, x);
   const Tensor<float> offset = on(backend, bias);
   return output_of(backend, output_shape(c), [&](TensorView<float> y) {
     backend.conv2d_forward(y, TensorView<f16>(input.data(), x.shape), w, offset.view(), c.window, epilogue);
@@ -85,7 +84,7 @@ TEST_P(CudaProduct, ConvolutionsOfEveryScheme) {
       const auto weight = cuda_.make_weight(packed);
       EXPECT_LE(relative_error(conv2d(cuda_, x, *weight, bias, c.window, Epilogue::relu).view(), expected.view()),
                 float32_tolerance);
-      EXPECT_LE(relative_error(conv2d_halves(cuda_, c, x, *weight, bias, Epilogue::relu).view(), expected.view()),
+      EXPECT_LE(relative_error(conv2d_fp16(cuda_, c, x, *weight, bias, Epilogue::relu).view(), expected.view()),
                 float16_tolerance);
     }
   }
@@ -162,23 +161,23 @@ TEST_F(CudaConvolution, AwkwardShapesInBothPrecisions) {
       EXPECT_LE(relative_error(conv2d(cuda_, x, *cuda_.make_weight(w.view()), bias, c.window, epilogue).view(),
                                expected.view()),
                 float32_tolerance);
-      const auto halves = cuda_.make_weight(w.view(), Precision::float16);
-      EXPECT_EQ(halves->resident().total(), 2 * c.w.elements());
-      EXPECT_LE(relative_error(conv2d_halves(cuda_, c, x, *halves, bias, epilogue).view(), expected.view()),
+      const auto fp16 = cuda_.make_weight(w.view(), Precision::float16);
+      EXPECT_EQ(fp16->resident().total(), 2 * c.w.elements());
+      EXPECT_LE(relative_error(conv2d_fp16(cuda_, c, x, *fp16, bias, epilogue).view(), expected.view()),
                 float16_tolerance);
     }
   }
 }
 
 TEST_F(CudaConvolution, ExactForIntegers) {
-  // Small integers are exact in halves and in sums of any order: nothing but a wrong index or a race can differ.
+  // Small integers are exact in fp16 and in sums of any order: nothing but a wrong index or a race can differ.
   for (const Case& c : convolutions()) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     const Values x = integers(c.x, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);
     const Values expected = conv2d(cpu_, x, *cpu_.make_weight(w.view()), bias, c.window);
-    const auto halves = cuda_.make_weight(w.view(), Precision::float16);
+    const auto fp16 = cuda_.make_weight(w.view(), Precision::float16);
     EXPECT_EQ(conv2d(cuda_, x, *cuda_.make_weight(w.view()), bias, c.window), expected);
-    EXPECT_EQ(conv2d_halves(cuda_, c, x, *halves, bias, Epilogue::none), expected);
+    EXPECT_EQ(conv2d_fp16(cuda_, c, x, *fp16, bias, Epilogue::none), expected);
   }
 }
 
@@ -193,7 +192,7 @@ TEST_F(CudaConvolution, TinyAndHugeWeightsKeepTheirPrecisionInHalves) {
       const Values expected =
           conv2d(cpu_, x, pack ? *cpu_.make_weight(packed) : *cpu_.make_weight(w.view()), bias, c.window);
       const auto weight = pack ? cuda_.make_weight(packed) : cuda_.make_weight(w.view(), Precision::float16);
-      EXPECT_LE(relative_error(conv2d_halves(cuda_, c, x, *weight, bias, Epilogue::none).view(), expected.view()),
+      EXPECT_LE(relative_error(conv2d_fp16(cuda_, c, x, *weight, bias, Epilogue::none).view(), expected.view()),
                 float16_tolerance)
           << unit;
     }
@@ -203,7 +202,7 @@ TEST_F(CudaConvolution, TinyAndHugeWeightsKeepTheirPrecisionInHalves) {
 TEST_F(CudaConvolution, RefusesWeightsOfTheOtherPrecision) {
   const Case c = {{1, 4, 4, 8}, {9, 8, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), w = uniform(c.w, 2), bias(Shape{9});
-  EXPECT_THROW(conv2d_halves(cuda_, c, x, *cuda_.make_weight(w.view()), bias, Epilogue::none), Error);
+  EXPECT_THROW(conv2d_fp16(cuda_, c, x, *cuda_.make_weight(w.view()), bias, Epilogue::none), Error);
   EXPECT_THROW(conv2d(cuda_, x, *cuda_.make_weight(w.view(), Precision::float16), bias, c.window), Error);
   EXPECT_THROW(cuda_.make_weight(w.view(), Precision::float16)->values(), Error);
 }
@@ -233,7 +232,7 @@ TEST(CudaLinear, NeverHoldsTheMatrixInFloats) {
   const auto weight = backend.make_weight(quantized(shape, parse_scheme("linear:4:channel"), 3));
   const Values bias = uniform({shape[0]}, 4);
   for (const int64_t n : {1, 3, 70}) linear(backend, uniform({n, shape[1]}, 5), *weight, bias);
-  // Halves would be half as large, so that is the bound.
+  // fp16 values would be half as large, so that is the bound.
   const size_t half_bytes = static_cast<size_t>(shape.elements()) * sizeof(f16);
   for (size_t i = 0; i < memory_category_count; ++i) {
     const auto category = static_cast<MemoryCategory>(i);

@@ -8,13 +8,13 @@
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
 
-// Forward products by warpgroups against the plain kernels; their gradients are in mma_gradient_test.cpp.
+// wgmma forward products against the plain kernels; their gradients are in mma_gradient_test.cpp.
 
 namespace nibblenet {
 namespace {
 
 using testing::Family;
-using testing::halves_on;
+using testing::fp16_on;
 using testing::integers;
 using testing::on;
 using testing::output_of;
@@ -50,20 +50,20 @@ Shape output_shape(const Case& c) {
   return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
 }
 
-class WarpgroupProduct : public ::testing::Test {
+class WgmmaProduct : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!Device().has_warpgroups()) GTEST_SKIP() << "no products by warpgroups on this GPU";
+    if (!Device().has_wgmma()) GTEST_SKIP() << "no wgmma on this GPU";
   }
-  /// In halves, as kernels of the family give them.
+  /// In fp16 values, as kernels of the family give them.
   Values product(Family family, const Case& c, const Values& x, Weight& w, const Values& bias,
                  Epilogue epilogue = Epilogue::none) {
     use(cuda_, family);
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     return output_of(cuda_, output_shape(c), [&](TensorView<float> floats) {
-      Buffer<f16> halves = halves_on(cuda_, Values(floats.shape(), std::numeric_limits<float>::quiet_NaN()));
-      const TensorView<f16> y(halves.data(), floats.shape());
+      Buffer<f16> fp16 = fp16_on(cuda_, Values(floats.shape(), std::numeric_limits<float>::quiet_NaN()));
+      const TensorView<f16> y(fp16.data(), floats.shape());
       if (c.x.rank() == 2)
         cuda_.linear_forward(y, TensorView<const f16>(input.data(), c.x), w, offset.view(), epilogue);
       else
@@ -75,7 +75,7 @@ class WarpgroupProduct : public ::testing::Test {
   CudaBackend cuda_;
 };
 
-TEST_F(WarpgroupProduct, IsExactForIntegers) {
+TEST_F(WgmmaProduct, IsExactForIntegers) {
   for (const Case& c : cases)
     for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
       SCOPED_TRACE(name_of(c));
@@ -84,24 +84,23 @@ TEST_F(WarpgroupProduct, IsExactForIntegers) {
       for (const bool trains : {false, true}) {
         const auto w =
             trains ? cuda_.make_trained_weight(weights.view()) : cuda_.make_weight(weights.view(), Precision::float16);
-        EXPECT_EQ(product(Family::warpgroups, c, x, *w, bias, epilogue),
-                  product(Family::plain, c, x, *w, bias, epilogue));
+        EXPECT_EQ(product(Family::wgmma, c, x, *w, bias, epilogue), product(Family::plain, c, x, *w, bias, epilogue));
       }
     }
 }
 
-TEST_F(WarpgroupProduct, SumsInFloat32) {
+TEST_F(WgmmaProduct, SumsInFloat32) {
   for (const Case& c : {cases[1], cases[2], cases[7]}) {
     SCOPED_TRACE(name_of(c));
     const Values x = uniform(c.x, 1), weights = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
     const auto w = cuda_.make_weight(weights.view(), Precision::float16);
-    const Values actual = product(Family::warpgroups, c, x, *w, bias);
+    const Values actual = product(Family::wgmma, c, x, *w, bias);
     const Values expected = product(Family::plain, c, x, *w, bias);
     EXPECT_LE(relative_error(actual.view(), expected.view()), 3e-4);  // a few results round to another half
   }
 }
 
-TEST_F(WarpgroupProduct, EveryWayToStoreWeights) {
+TEST_F(WgmmaProduct, EveryWayToStoreWeights) {
   for (const Case& c : {cases[1], Case{{40, 128}, {64, 128}}})
     for (const char* scheme :
          {"linear:4:tensor", "linear:2:channel", "linear:8:block:64:zero-point", "dynamic-tree:4:block:64", "kmeans:3",
@@ -109,27 +108,27 @@ TEST_F(WarpgroupProduct, EveryWayToStoreWeights) {
       SCOPED_TRACE(name_of(c) + ", " + scheme);
       const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 3);
       const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme(scheme), "w"));
-      EXPECT_LE(relative_error(product(Family::warpgroups, c, x, *w, bias).view(),
-                               product(Family::plain, c, x, *w, bias).view()),
-                1e-3);  // steps are halves in one, floats in the other
+      EXPECT_LE(
+          relative_error(product(Family::wgmma, c, x, *w, bias).view(), product(Family::plain, c, x, *w, bias).view()),
+          1e-3);  // steps are fp16 values in one, floats in the other
     }
 }
 
-TEST_F(WarpgroupProduct, GivesTheSameBitsAgain) {
+TEST_F(WgmmaProduct, GivesTheSameBitsAgain) {
   const Case c = cases[7];
   const Values x = uniform(c.x, 1), weights = uniform(c.w, 2), bias = uniform({c.w[0]}, 3);
   const auto w = cuda_.make_weight(weights.view(), Precision::float16);
-  EXPECT_TRUE(same_bits(product(Family::warpgroups, c, x, *w, bias), product(Family::warpgroups, c, x, *w, bias)));
+  EXPECT_TRUE(same_bits(product(Family::wgmma, c, x, *w, bias), product(Family::wgmma, c, x, *w, bias)));
 }
 
-TEST_F(WarpgroupProduct, TakesOverWherePlainKernelsWouldBeSlow) {
-  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of halves, one or two
+TEST_F(WgmmaProduct, TakesOverWherePlainKernelsWouldBeSlow) {
+  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of fp16 values, one or two
   // more.
   cuda_.choose_kernels(KernelChoice{}.without(Product::few_pixels));
   const Case c{{1, 6, 6, 64}, {64, 64, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), bias = uniform({64}, 3);
   const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme("linear:4:block:64"), "w"));
-  const Buffer<f16> input = halves_on(cuda_, x);
+  const Buffer<f16> input = fp16_on(cuda_, x);
   const Tensor<float> offset = on(cuda_, bias);
   Buffer<f16> y(cuda_, 36 * 64, MemoryCategory::data);
   const int64_t before = cuda_.stream().launches();

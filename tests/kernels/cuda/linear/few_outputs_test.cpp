@@ -13,7 +13,7 @@
 namespace nibblenet {
 namespace {
 
-using testing::halves_on;
+using testing::fp16_on;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -34,11 +34,11 @@ class FewOutputs : public ::testing::Test {
   Values product(const Values& x, const WeightCuda& w, const Values& bias, Epilogue epilogue = Epilogue::none,
                  Precision y_precision = Precision::float32) {
     const Shape shape{x.shape[0], w.shape()[0]};
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     return output_of(cuda_, shape, [&](TensorView<float> y) {
-      Buffer<f16> halves(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
-      const Activations rounded = TensorView<f16>(halves.data(), shape);
+      Buffer<f16> fp16(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
+      const Activations rounded = TensorView<f16>(fp16.data(), shape);
       const Activations to = y_precision == Precision::float32 ? Activations(y) : rounded;
       cuda::few_outputs_forward(
           forward_product(to, TensorView<const f16>(input.data(), x.shape), w, offset.view(), {}, epilogue), scratch_,
@@ -48,7 +48,7 @@ class FewOutputs : public ::testing::Test {
   }
   /// Through the backend: whichever kernel it takes.
   Values forward(const Values& x, Weight& w, const Values& bias) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     return output_of(cuda_, {x.shape[0], w.shape()[0]}, [&](TensorView<float> y) {
       cuda_.linear_forward(y, TensorView<const f16>(input.data(), x.shape), w, offset.view(), Epilogue::none);

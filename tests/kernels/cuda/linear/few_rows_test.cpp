@@ -15,8 +15,8 @@
 namespace nibblenet {
 namespace {
 
+using testing::fp16_on;
 using testing::from;
-using testing::halves_on;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -36,18 +36,18 @@ constexpr double float16_tolerance = 2e-3;
 /// Around a superblock, around the four that a block owns below each other, and enough columns for several parts.
 const std::vector<Shape> shapes = {{64, 64}, {1, 8}, {65, 136}, {257, 56}, {70, 520}};
 
-enum class Kernel : uint8_t { plain, skinny };
+enum class Kernel : uint8_t { plain, few_rows };
 
-class SkinnyProduct : public ::testing::Test {
+class FewRows : public ::testing::Test {
  protected:
-  Values product(const Values& x, const WeightCuda& w, const Values& bias, Kernel kernel = Kernel::skinny,
+  Values product(const Values& x, const WeightCuda& w, const Values& bias, Kernel kernel = Kernel::few_rows,
                  Epilogue epilogue = Epilogue::none) {
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
-    const TensorView<const f16> halves(input.data(), x.shape);
+    const TensorView<const f16> fp16(input.data(), x.shape);
     return output_of(cuda_, {x.shape[0], w.shape()[0]}, [&](TensorView<float> y) {
-      const ForwardProduct product = forward_product(y, halves, w, offset.view(), {}, epilogue);
-      if (kernel == Kernel::skinny)
+      const ForwardProduct product = forward_product(y, fp16, w, offset.view(), {}, epilogue);
+      if (kernel == Kernel::few_rows)
         cuda::few_rows_forward(product, scratch_, cuda_.stream());
       else
         cuda::plain_forward(product, scratch_, cuda_.stream());
@@ -82,22 +82,22 @@ class SkinnyProduct : public ::testing::Test {
   Scratch scratch_{cuda_};
 };
 
-class SkinnyProductOf : public SkinnyProduct, public ::testing::WithParamInterface<MethodTraits> {};
+class FewRowsOf : public FewRows, public ::testing::WithParamInterface<MethodTraits> {};
 
-TEST_P(SkinnyProductOf, EveryScheme) {
+TEST_P(FewRowsOf, EveryScheme) {
   const Values x = uniform({3, 192}, 1), bias = uniform({128}, 2);
   for (const Scheme& scheme : superblock_schemes(GetParam())) {
     const PackedTensor packed = quantized({128, 192}, scheme, 3);
     EXPECT_EQ(best_layout(packed), WeightLayout::superblocks);
     const Values expected = linear(cpu_, x, *cpu_.make_weight(packed), bias, Epilogue::relu);
     EXPECT_LE(
-        relative_error(product(x, superblocks(packed), bias, Kernel::skinny, Epilogue::relu).view(), expected.view()),
+        relative_error(product(x, superblocks(packed), bias, Kernel::few_rows, Epilogue::relu).view(), expected.view()),
         float16_tolerance)
         << to_string(scheme);
   }
 }
 
-TEST_P(SkinnyProductOf, EveryWidthOfOddShapesAndBatches) {
+TEST_P(FewRowsOf, EveryWidthOfOddShapesAndBatches) {
   for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
     for (const Shape& shape : shapes) {
       const PackedTensor packed =
@@ -113,7 +113,7 @@ TEST_P(SkinnyProductOf, EveryWidthOfOddShapesAndBatches) {
     }
 }
 
-TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
+TEST_P(FewRowsOf, ThePlainKernelsReadSuperblocksToo) {
   for (int bits = GetParam().min_bits; bits <= GetParam().max_bits; ++bits)
     for (const Shape& shape : {Shape{65, 131}, Shape{64, 64}}) {
       const PackedTensor packed =
@@ -133,10 +133,10 @@ TEST_P(SkinnyProductOf, ThePlainKernelsReadSuperblocksToo) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, SkinnyProductOf, ::testing::ValuesIn(superblock_methods()),
+INSTANTIATE_TEST_SUITE_P(Methods, FewRowsOf, ::testing::ValuesIn(superblock_methods()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
-TEST_F(SkinnyProduct, IsExactForIntegers) {
+TEST_F(FewRows, IsExactForIntegers) {
   // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
   for (int bits = 2; bits <= 8; ++bits) {
     const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
@@ -151,7 +151,7 @@ TEST_F(SkinnyProduct, IsExactForIntegers) {
   }
 }
 
-TEST_F(SkinnyProduct, TheUnusedCodeOfLinearSchemesStandsForZero) {
+TEST_F(FewRows, TheUnusedCodeOfLinearSchemesStandsForZero) {
   // Only a file can hold it: nearest rounding never chooses it.
   for (int bits = 2; bits <= 8; ++bits) {
     PackedTensor packed = quantized({64, 64}, default_scheme(Method::linear, bits), 3);
@@ -163,7 +163,7 @@ TEST_F(SkinnyProduct, TheUnusedCodeOfLinearSchemesStandsForZero) {
   }
 }
 
-TEST_F(SkinnyProduct, AStoredCodebookIsDataOfItsTensor) {
+TEST_F(FewRows, AStoredCodebookIsDataOfItsTensor) {
   for (int bits = 2; bits <= 8; ++bits) {
     PackedTensor packed = quantized({64, 128}, default_scheme(Method::linear, bits), 3);
     packed.codebook.resize(size_t{1} << bits);
@@ -177,7 +177,7 @@ TEST_F(SkinnyProduct, AStoredCodebookIsDataOfItsTensor) {
   }
 }
 
-TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
+TEST_F(FewRows, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
   const PackedTensor packed = quantized({128, 512}, parse_scheme("linear:4:channel"), 3);
   const auto weight = cuda_.make_weight(packed);
   EXPECT_EQ(weight->resident().total(), resident_size(packed).total());
@@ -185,26 +185,26 @@ TEST_F(SkinnyProduct, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
   const Tensor<float> offset = on(cuda_, bias);
   for (const int64_t batch : {1, 16}) {
     const Values x = uniform({batch, 512}, 1);
-    const Buffer<f16> input = halves_on(cuda_, x);
+    const Buffer<f16> input = fp16_on(cuda_, x);
     const auto& resident = static_cast<const WeightCuda&>(*weight);
-    const ConstActivations halves = TensorView<const f16>(input.data(), x.shape);
+    const ConstActivations fp16 = TensorView<const f16>(input.data(), x.shape);
     const ProductCase shape = product_case(x.shape, {batch, 128}, {}, resident.traits());
     EXPECT_EQ(route_forward(shape, cuda_.gpu()).product, Product::few_rows);
     const Values result = output_of(cuda_, {batch, 128}, [&](TensorView<float> y) {
-      cuda_.linear_forward(y, halves, *weight, offset.view(), Epilogue::none);
+      cuda_.linear_forward(y, fp16, *weight, offset.view(), Epilogue::none);
     });
     EXPECT_TRUE(same_bits(result, product(x, resident, bias))) << batch;
   }
 }
 
-TEST_F(SkinnyProduct, ARecordingKnowsWhenItsScratchHasMoved) {
+TEST_F(FewRows, ARecordingKnowsWhenItsScratchHasMoved) {
   const auto weight = cuda_.make_weight(quantized({128, 512}, parse_scheme("linear:4:channel"), 3));
   const Tensor<float> offset = on(cuda_, uniform({128}, 2));
   const auto forward = [&](Tensor<float>& y, const Buffer<f16>& x) {
     cuda_.linear_forward(y.view(), TensorView<const f16>(x.data(), {y.shape()[0], 512}), *weight, offset.view(),
                          Epilogue::none);
   };
-  const Buffer<f16> one = halves_on(cuda_, uniform({1, 512}, 1)), many = halves_on(cuda_, uniform({16, 512}, 1));
+  const Buffer<f16> one = fp16_on(cuda_, uniform({1, 512}, 1)), many = fp16_on(cuda_, uniform({16, 512}, 1));
   Tensor<float> y = on(cuda_, Values({1, 128})), more = on(cuda_, Values({16, 128}));
   forward(y, one);
   const Values expected = from(cuda_, std::as_const(y).view());
@@ -218,7 +218,7 @@ TEST_F(SkinnyProduct, ARecordingKnowsWhenItsScratchHasMoved) {
   EXPECT_TRUE(same_bits(from(cuda_, std::as_const(y).view()), expected));
 }
 
-TEST_F(SkinnyProduct, OnlyWeightsThatDoNotGrowBecomeSuperblocks) {
+TEST_F(FewRows, OnlyWeightsThatDoNotGrowBecomeSuperblocks) {
   const auto layout = [](const Shape& shape, const char* scheme) {
     return best_layout(quantized(shape, parse_scheme(scheme), 3));
   };
