@@ -7,6 +7,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/report.h"
 #include "tools/timing/comparison.h"
 
 namespace {
