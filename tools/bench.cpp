@@ -200,7 +200,14 @@ void compare(const Options& options) {
                          .image_size = image_size_of(floats),
                          .images = images ? &*images : nullptr},
                         floats);
-  for (const SideSpec& spec : specs) comparison.add(spec, backends.at(spec.device));
+  for (const SideSpec& spec : specs) {
+    try {
+      comparison.add(spec, backends.at(spec.device));
+    } catch (const UsageError& error) {
+      if (!spec.folded || !options.sides.empty()) throw;  // nobody asked for it
+      fmt::print("left out: {}\n", error.what());
+    }
+  }
   nlohmann::json document = setting_json(options, model, floats, own, ceilings, missing, images);
   const auto write = [&] {
     document["sides"] = comparison.to_json();

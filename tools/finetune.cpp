@@ -50,10 +50,15 @@ struct InitialModel {
   bool published = false;
 };
 
-InitialModel find_initial_model(const std::string& init) {
-  if (const auto published = find_published(init)) return {obtain(*published), true};
-  check_hash_in_name(init);
-  return {init, false};
+InitialModel find_initial_model(const Options& options) {
+  if (const auto published = find_published(options.init)) {
+    if (!options.network.empty() && network_named(options.network).published != options.init)
+      fail<UsageError>("--init {}: there are no such weights of {}; name a file, or take --init random", options.init,
+                       options.network);
+    return {obtain(*published), true};
+  }
+  check_hash_in_name(options.init);
+  return {options.init, false};
 }
 
 /// The name the original notebooks give; packed models say that they are trained as such.
@@ -106,6 +111,8 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
     return random_network(network, classes, options.training.seed);
   }
   StateDict parameters = load_model(initial.file, options.checksums);
+  if (const NetworkSpec& network = network_of(parameters); !options.network.empty() && options.network != network.name)
+    fail<UsageError>("--network {}: {} holds {}", options.network, initial.file.string(), network.title);
   if (!image_size_given) options.training.image_size = image_size_of(parameters);
   if (parameters.packed() && !options.quantize.given()) {
     fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
@@ -150,7 +157,7 @@ struct Given {
 
 void finetune(Options& options, Given given) {
   const bool from_model = options.resume.empty() && options.init != "random";
-  const InitialModel initial = from_model ? find_initial_model(options.init) : InitialModel{};
+  const InitialModel initial = from_model ? find_initial_model(options) : InitialModel{};
   if (options.fetch) return;
   const std::filesystem::path data = find_data(options.data);
   std::optional<Checkpoint> checkpoint;

@@ -10,6 +10,7 @@
 #include "engine/quant/entropy.h"
 #include "engine/quant/size.h"
 #include "kernels/cuda/routes.h"
+#include "layers/network/batch_norm.h"
 #include "layers/network/layer_routes.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
@@ -116,7 +117,8 @@ struct RouteOptions {
   std::string precision = "float16";
 };
 
-nlohmann::json print_routes(const StateDict& dict, const RouteOptions& options) {
+nlohmann::json print_routes(StateDict& dict, const RouteOptions& options) {
+  fold_batch_norms(dict);
   const GpuTraits gpu = parse_gpu(options.gpu);
   const Precision precision = options.precision == "float32" ? Precision::float32 : Precision::float16;
   const int64_t size = image_size_of(dict, options.image_size);
@@ -140,7 +142,7 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const R
     fmt::print("{}: {} checksums verified{}\n", model, checked, checked == 0 ? " (the file has none)" : "");
     json["verified"] = checked;
   }
-  const StateDict dict = load_state_dict(model, checksums);
+  StateDict dict = load_state_dict(model, checksums);
   print_warnings(dict);
   fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)),
              thousands(dict.header_bytes));

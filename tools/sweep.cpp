@@ -32,11 +32,11 @@ struct Options {
   std::string json;
 };
 
-std::vector<SweepScheme> chosen_schemes(const Options& options) {
+std::vector<SweepScheme> chosen_schemes(const Options& options, const NetworkSpec& network) {
   const bool others = !options.schemes.empty() || !options.models.empty();
   std::vector<SweepScheme> schemes;
   if (!options.preset.empty() || !others)
-    schemes = preset_schemes(options.preset.empty() ? "notebooks" : options.preset);
+    schemes = preset_schemes(options.preset.empty() ? "notebooks" : options.preset, network);
   for (const SweepScheme& scheme : parse_scheme_lists(options.schemes))
     if (std::ranges::find(schemes, scheme) == schemes.end()) schemes.push_back(scheme);
   for (const std::string& path : options.models) {
@@ -114,12 +114,13 @@ std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_sc
 }
 
 void sweep(const Options& options) {
-  const std::vector<SweepScheme> schemes = chosen_schemes(options);
+  chosen_schemes(options, networks().front());  // what cannot be read is said before a model is
   const std::filesystem::path path = find_model(options.model, ModelKind::fine_tuned);
   const StateDict model = load_model(path, options.checksums);
   if (model.packed())
     fail<UsageError>("{} is packed already: name the float model it came from, or tools/export it first",
                      path.string());
+  const std::vector<SweepScheme> schemes = chosen_schemes(options, network_of(model));
   check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "engine/io/cifar10.h"
+
 namespace nibblenet {
 namespace {
 
@@ -69,7 +71,7 @@ Preprocess Preprocess::for_image_size(int size) {
   if (size < 1 || size > max_size)
     fail<UsageError>("an image size of {} is not supported; use 1 to {}", size, max_size);
   Preprocess parameters;
-  parameters.resize = static_cast<int>(std::lround(size * 256.0 / 224.0));
+  parameters.resize = size == cifar_side ? size : static_cast<int>(std::lround(size * 256.0 / 224.0));
   parameters.crop = size;
   return parameters;
 }

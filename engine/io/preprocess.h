@@ -19,6 +19,7 @@ struct Preprocess {
   std::array<float, 3> mean = {0.485F, 0.456F, 0.406F};
   std::array<float, 3> deviation = {0.229F, 0.224F, 0.225F};
   /// The proportions of the default for another input size: resize = round(size * 256 / 224).
+  /// CIFAR-10's own size, 32, is taken as it is: resize = 32.
   /// Throws UsageError unless 1 <= size <= max_size.
   static Preprocess for_image_size(int size);
   static constexpr int max_size = 1 << 14;

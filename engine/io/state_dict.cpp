@@ -117,6 +117,9 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
   return parameter;
 }
 
+/// PyTorch's counter beside a batch norm: no parameter, and nothing that inference reads.
+bool counts_batches(std::string_view name) { return name.ends_with(".num_batches_tracked"); }
+
 /// "features.3.weight" before "features.10.weight": numbers between dots are compared as numbers.
 bool in_network_order(const Parameter& a, const Parameter& b) {
   const auto key = [](std::string_view name) {
@@ -162,6 +165,10 @@ StateDict load_safetensors(const std::filesystem::path& path) {
   }
   for (const TensorEntry& entry : file.tensors()) {
     if (consumed.contains(entry.name)) continue;
+    if (counts_batches(entry.name)) {
+      dict.header_bytes += static_cast<int64_t>(entry.bytes.size());
+      continue;
+    }
     Parameter parameter;
     parameter.name = entry.name;
     parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
@@ -183,6 +190,7 @@ StateDict load_pth(const std::filesystem::path& path, Checksums checksums) {
   }
   dict.file_bytes = dict.header_bytes = file.file_bytes();
   for (const PthTensor& tensor : file.tensors()) {
+    if (counts_batches(tensor.name)) continue;
     Parameter parameter;
     parameter.name = tensor.name;
     parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);

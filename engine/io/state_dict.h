@@ -17,7 +17,8 @@ struct Parameter {
   std::string name;  ///< "features.0.weight"
   std::variant<Tensor<float>, PackedTensor> value;
   int64_t file_bytes = 0;  ///< of all its tensors in the file it was read from; 0 when it was not
-  /// Of these, the streams that codes and block ids were decompressed from; 0 when both are stored as they are.
+  /// Of these, the streams that codes and block ids were decompressed from; 0 when both are stored
+  /// as they are.
   int64_t compressed_bytes = 0;
 
   bool packed() const { return std::holds_alternative<PackedTensor>(value); }
@@ -33,7 +34,7 @@ struct StateDict {
   std::vector<Parameter> parameters;
   std::map<std::string, std::string> metadata;
   int64_t file_bytes = 0;             ///< the size of the file; 0 when not read from a file
-  int64_t header_bytes = 0;           ///< of these, what is not tensor data
+  int64_t header_bytes = 0;           ///< of these, what is no parameter's data
   std::vector<std::string> warnings;  ///< what reading found wrong and let pass, one line each, naming the file
 
   Parameter* find(std::string_view name);
@@ -49,12 +50,15 @@ inline constexpr const char* image_size_key = "image_size";
 /// Metadata key of the names of a model's classes: a JSON list in label order.
 inline constexpr const char* class_names_key = "classes";
 
-/// What becomes of a checksum that does not fit: a warning, as PyTorch itself reads on, or an error.
+/// What becomes of a checksum that does not fit: a warning, as PyTorch itself reads on, or an
+/// error.
 enum class Checksums : uint8_t { warn, strict };
 
-/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model, compressed or not, or a
-/// state dict that PyTorch saved (PthFile): the content tells, not the name. Of the checksums, only those of compressed
-/// codes and those inside PyTorch's zip archives are computed. Throws IoError or FormatError.
+/// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model,
+/// compressed or not, or a state dict that PyTorch saved (PthFile): the content tells, not the
+/// name. Counters of batches (num_batches_tracked) are left out. Of the checksums, only those of
+/// compressed codes and those inside PyTorch's zip archives are computed. Throws IoError or
+/// FormatError.
 StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
@@ -70,8 +74,8 @@ using OnEncoding = std::function<void(int64_t done, int64_t total, const std::st
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict,
                      Compression compression = Compression::none, const OnEncoding& on_encoding = {});
 
-/// Writes a float dict as torch.save would (write_pth), without the metadata, for which a .pth has no place. Throws
-/// FormatError when a parameter is packed.
+/// Writes a float dict as torch.save would (write_pth), without the metadata, for which a .pth has
+/// no place. Throws FormatError when a parameter is packed.
 void save_pth(const std::filesystem::path& path, const StateDict& dict);
 
 /// A copy with every packed parameter dequantized to float32.

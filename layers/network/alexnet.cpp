@@ -25,6 +25,8 @@ NetworkSpec alexnet() {
                      {linear, "classifier.4", 1024},
                      {linear, "classifier.6"}},
           .tail = 2,
+          .large = "classifier.[14]",
+          .published = "imagenet",
           .smallest_image = 63};
 }
 

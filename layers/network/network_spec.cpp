@@ -51,9 +51,30 @@ Shape weight_shape(const NetworkSpec& network, const StateDict& parameters, cons
   return weight;
 }
 
+/// Where a filter sees half of the channels that the layer in front of it gives, the network is cut
+/// in two.
+void refuse_two_towers(std::string_view weight, const Shape& shape, int64_t channels) {
+  if (shape.rank() == 4 && 2 * shape[1] == channels)
+    fail<FormatError>(
+        "{} has shape {} behind {} channels: a grouped convolution, as in the AlexNet of two towers of 2012, which "
+        "is not supported; use torchvision's AlexNet, of one tower",
+        weight, to_string(shape), channels);
+}
+
+/// The same of a state dict whose names are of no network: its filters in their order.
+void refuse_two_towers(const StateDict& parameters) {
+  int64_t channels = 0;
+  for (const Parameter& parameter : parameters.parameters) {
+    if (parameter.shape().rank() != 4) continue;
+    refuse_two_towers(parameter.name, parameter.shape(), channels);
+    channels = parameter.shape()[0];
+  }
+}
+
 void expect_inputs(const LayerRow& row, const Shape& weight, int64_t inputs) {
   if (row.kind == LayerKind::linear && weight[1] != inputs)
     fail<FormatError>("{}.weight has shape {}, expected {} inputs", row.name, to_string(weight), inputs);
+  if (row.kind == LayerKind::conv2d) refuse_two_towers(weight_of(row), weight, inputs);
   if (row.kind == LayerKind::conv2d && (weight[1] != inputs || weight[2] != weight[3]))
     fail<FormatError>("{}.weight has shape {}, expected {} input channels and a square window", row.name,
                       to_string(weight), inputs);
@@ -96,6 +117,7 @@ const NetworkSpec& network_of(const StateDict& parameters) {
     });
   };
   const auto nearest = std::ranges::min_element(networks(), {}, missing);
+  if (missing(*nearest) > 0) refuse_two_towers(parameters);
   if (missing(*nearest) == static_cast<int64_t>(layer_names(*nearest).size()))
     fail<FormatError>("the model has no layer of a network that this program knows: {}", all_of(&NetworkSpec::title));
   return *nearest;

@@ -30,13 +30,21 @@ struct LayerSpec {
   Shape output_shape(const Shape& input) const;
 };
 
+/// What a convolution and the batch norm behind it are called in the variant of a network that has
+/// batch norms.
+struct NormalisedNames {
+  std::string_view layer;
+  std::string_view norm;
+};
+
 /// A row of a network's table: what a state dict does not say about a layer, and what a fresh
 /// network has.
 struct LayerRow {
   LayerKind kind = LayerKind::conv2d;
-  std::string_view name;  ///< PyTorch's, of layers with parameters
-  int64_t outputs = 0;    ///< K of a fresh network, 0: its classes; P = Q of adaptive pooling
-  Window window;          ///< convolution, whose size is a fresh network's, and max pooling
+  std::string_view name;       ///< PyTorch's, of layers with parameters
+  int64_t outputs = 0;         ///< K of a fresh network, 0: its classes; P = Q of adaptive pooling
+  Window window;               ///< convolution, whose size is a fresh network's, and max pooling
+  NormalisedNames normalised;  ///< empty: no variant has a batch norm here
 };
 
 /// A network as data. Behind every layer with parameters but the last one there is a ReLU.
@@ -45,6 +53,8 @@ struct NetworkSpec {
   std::string_view title;        ///< for people
   std::vector<LayerRow> layers;  ///< from [N, S, S, 3] to the logits; a flatten ends the features
   int64_t tail = 1;              ///< how many of the last linear layers --reset tail makes anew
+  std::string_view large;        ///< pattern of the layers that hold most of the weights
+  std::string_view published;    ///< what --init calls the published weights of it; empty: there are none
   int64_t smallest_image = 1;    ///< side of the smallest square input that leaves every pooling a pixel
   const DefaultSchemes* schemes = &measured_schemes;
   const DefaultSchemes* calibrated_schemes = &measured_calibrated_schemes;

@@ -8,6 +8,7 @@
 namespace nibblenet::testing {
 
 inline const NetworkSpec& alexnet = network_named("alexnet");
+inline const NetworkSpec& vgg16 = network_named("vgg16");
 
 /// A network of given weights, and of random biases.
 inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape>>& weights, uint64_t seed) {
@@ -24,7 +25,8 @@ inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape
   return dict;
 }
 
-/// An AlexNet of odd little sizes, 60,000 weights or so: the same table, in a thousandth of the time.
+/// An AlexNet of odd little sizes, 60,000 weights or so: the same table, in a thousandth of the
+/// time.
 inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
   return network_of_sizes({{"features.0", {9, 3, 11, 11}},
                            {"features.3", {13, 9, 5, 5}},
@@ -48,6 +50,29 @@ inline StateDict even_alexnet(uint64_t seed) {
                            {"classifier.4", {64, 64}},
                            {"classifier.6", {10, 64}}},
                           seed);
+}
+
+/// A VGG-16 whose convolutions have so many channels.
+inline StateDict vgg16_of(const std::array<int64_t, 13>& outputs, uint64_t seed, int64_t classes = 10) {
+  std::vector<int64_t> channels = {3};
+  channels.insert(channels.end(), outputs.begin(), outputs.end());
+  std::vector<std::pair<std::string, Shape>> weights;
+  const std::vector<std::string> features = feature_names(vgg16);
+  for (size_t i = 0; i < features.size(); ++i) weights.push_back({features[i], {channels[i + 1], channels[i], 3, 3}});
+  weights.push_back({"classifier.0", {17, channels.back() * 7 * 7}});
+  weights.push_back({"classifier.3", {13, 17}});
+  weights.push_back({"classifier.6", {classes, 13}});
+  return network_of_sizes(weights, seed);
+}
+
+/// One of odd little sizes, 9,000 weights or so.
+inline StateDict small_vgg16(uint64_t seed, int64_t classes = 10) {
+  return vgg16_of({5, 7, 4, 9, 6, 11, 8, 5, 10, 7, 12, 9, 6}, seed, classes);
+}
+
+/// One whose channels are multiples of 8, in the end whole superblocks.
+inline StateDict even_vgg16(uint64_t seed) {
+  return vgg16_of({8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64}, seed);
 }
 
 /// Uniform in [-1, 1).

@@ -6,6 +6,7 @@
 
 #include "engine/io/pth.h"
 #include "engine/io/training_state.h"
+#include "layers/network/batch_norm.h"
 #include "layers/network/network_spec.h"
 #include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
@@ -60,6 +61,8 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   print_warnings(dict);
   if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
+    if (const int folded = fold_batch_norms(dict); folded > 0)
+      fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", path.string(), folded);
     layers_of(dict);
   } catch (const Error& error) {
     fail<FormatError>("{}: {}", path.string(), error.what());

@@ -46,7 +46,8 @@ std::vector<SweepScheme> notebook_schemes() {
   return schemes;
 }
 
-/// Scales of asymmetric codebooks are signed; the notebooks' absolute maxima are there for comparison, by row only.
+/// Scales of asymmetric codebooks are signed; the notebooks' absolute maxima are there for
+/// comparison, by row only.
 std::vector<SweepScheme> full_schemes() {
   std::vector<SweepScheme> schemes = notebook_schemes();
   constexpr std::array<std::string_view, 5> granularities = {"tensor", "channel", "row", "block:64", "tile:8x8"};
@@ -71,9 +72,10 @@ std::vector<SweepScheme> full_schemes() {
   return schemes;
 }
 
-/// pack's own defaults at every width, with a calibration where it pays, and widths that layers do not share: the two
-/// large layers hold 95 % of the weights and bear the narrowest codes. Then steps in deviations, which entropy coding
-/// does best with: shorter ones for convolutions, without and with a weight on the bits that codes take.
+/// pack's own defaults at every width, with a calibration where it pays, and widths that layers do
+/// not share: the large layers hold most of the weights and bear the narrowest codes. Then steps in
+/// deviations, which entropy coding does best with: shorter ones for convolutions, without and with
+/// a weight on the bits that codes take.
 constexpr std::array<std::string_view, 20> frontier_recipes = {
     "pack --bits 8",
     "pack --bits 7",
@@ -88,7 +90,7 @@ constexpr std::array<std::string_view, 20> frontier_recipes = {
     "pack --bits 5 --calibrated",
     "pack --bits 4 --calibrated",
     "pack --bits 3 --calibrated",
-    "pack --bits 4 --calibrated --layer classifier.[14]=kmeans:2",
+    "pack --bits 4 --calibrated --layer LARGE=kmeans:2",
     "pack --bits 2 --calibrated",
     "pack --method linear --bits 6 --calibrated --range step:1 --range features.*=step:0.5",
     "pack --method linear --bits 6 --calibrated --range step:2 --range features.*=step:1",
@@ -97,9 +99,14 @@ constexpr std::array<std::string_view, 20> frontier_recipes = {
     "pack --method linear --bits 5 --calibrated --range step:4 --range features.*=step:0.7 --rate-weight 1.4",
 };
 
-std::vector<SweepScheme> frontier_schemes() {
+std::vector<SweepScheme> frontier_schemes(const NetworkSpec& network) {
+  constexpr std::string_view large = "LARGE";
   std::vector<SweepScheme> schemes;
-  for (const std::string_view recipe : frontier_recipes) schemes.emplace_back(parse_recipe(recipe));
+  for (const std::string_view recipe : frontier_recipes) {
+    std::string text(recipe);
+    if (const size_t at = text.find(large); at != std::string::npos) text.replace(at, large.size(), network.large);
+    schemes.emplace_back(parse_recipe(text));
+  }
   return schemes;
 }
 
@@ -127,10 +134,10 @@ std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) 
   return schemes;
 }
 
-std::vector<SweepScheme> preset_schemes(std::string_view name) {
+std::vector<SweepScheme> preset_schemes(std::string_view name, const NetworkSpec& network) {
   if (name == "notebooks") return notebook_schemes();
   if (name == "full") return full_schemes();
-  if (name == "frontier") return frontier_schemes();
+  if (name == "frontier") return frontier_schemes(network);
   fail<UsageError>("unknown preset '{}'; supported: notebooks, full, frontier", name);
 }
 

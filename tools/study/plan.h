@@ -9,34 +9,38 @@
 #include "engine/quant/scheme.h"
 #include "engine/quant/simulate.h"
 #include "engine/quant/size.h"
+#include "layers/network/network_spec.h"
 #include "tools/study/recipe.h"
 
 namespace nibblenet::tools {
 
-/// What a sweep does to the weights: store them all in one way as n-bit codes, put them through what the notebooks do,
-/// pack them by a recipe, or take what somebody else made of them.
+/// What a sweep does to the weights: store them all in one way as n-bit codes, put them through
+/// what the notebooks do, pack them by a recipe, or take what somebody else made of them.
 using SweepScheme = std::variant<Scheme, SimulatedScheme, Recipe, ModelFile>;
 
 std::string to_string(const SweepScheme& scheme);
-/// "dynamic-tree:4:row:absolute", "simulated-dynamic-tree:4", "pack --bits 3 --calibrated" or "model NAME". Throws
-/// UsageError.
+/// "dynamic-tree:4:row:absolute", "simulated-dynamic-tree:4", "pack --bits 3 --calibrated" or
+/// "model NAME". Throws UsageError.
 SweepScheme parse_sweep_scheme(std::string_view text);
-/// Every scheme of lists separated by commas, each once, in their order. Throws UsageError, for empty names too.
+/// Every scheme of lists separated by commas, each once, in their order. Throws UsageError, for
+/// empty names too.
 std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists);
 
-/// "notebooks": the original notebooks' set, each simulation followed by codes that really have its bits.
-/// "full": every method, width and granularity, and the simulations.
-/// "frontier": what pack does best, with and without a calibration. Throws UsageError for other names.
-std::vector<SweepScheme> preset_schemes(std::string_view name);
+/// "notebooks": the original notebooks' set, each simulation followed by codes that really have its
+/// bits. "full": every method, width and granularity, and the simulations. "frontier": what pack
+/// does best with this network, with and without a calibration. Throws UsageError for other names.
+std::vector<SweepScheme> preset_schemes(std::string_view name, const NetworkSpec& network);
 
 /// The schemes that do with n-bit codes what a simulation claims, the notebooks' own scales first.
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme);
 
-/// What the notebooks say they need for a weight of this shape: codes of the claimed bits and float32 maxima.
+/// What the notebooks say they need for a weight of this shape: codes of the claimed bits and
+/// float32 maxima.
 EstimatedSize claimed_size(const SimulatedScheme& scheme, const Shape& shape);
 
-/// File of a packed model: "linear_8_channel.safetensors"; the notebooks' own dynamic tree (rows, absolute maxima)
-/// bears their name for it, "dt_quantized_model_bl_4.safetensors". Of a recipe: "pack_bits_3_calibrated.safetensors".
+/// File of a packed model: "linear_8_channel.safetensors"; the notebooks' own dynamic tree (rows,
+/// absolute maxima) bears their name for it, "dt_quantized_model_bl_4.safetensors". Of a recipe:
+/// "pack_bits_3_calibrated.safetensors".
 std::string model_file_name(const Scheme& scheme);
 std::string model_file_name(const Recipe& recipe);
 /// "dt_counts_bl_4.json", the notebooks' name of exponent counts.

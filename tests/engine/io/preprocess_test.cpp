@@ -135,6 +135,9 @@ TEST(Preprocess, ScalesWithTheImageSize) {
   EXPECT_EQ(resize(63), 72);
   EXPECT_EQ(resize(64), 73);
   EXPECT_EQ(resize(1), 1);
+  EXPECT_EQ(resize(31), 35);
+  EXPECT_EQ(resize(32), 32) << "CIFAR-10's own size is taken as it is";
+  EXPECT_EQ(resize(33), 38);
   EXPECT_EQ(Preprocess::for_image_size(63).crop, 63);
   EXPECT_EQ(resize(Preprocess::max_size), 18725);
   EXPECT_THROW(resize(0), UsageError);

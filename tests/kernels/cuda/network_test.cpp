@@ -18,11 +18,13 @@ namespace nibblenet {
 namespace {
 
 using testing::even_alexnet;
+using testing::even_vgg16;
 using testing::make_test_backend;
 using testing::pack_all;
 using testing::random_tensor;
 using testing::relative_error;
 using testing::small_alexnet;
+using testing::small_vgg16;
 
 constexpr int64_t image_size = 67;
 
@@ -127,6 +129,31 @@ TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
     cuda_.copy_to_host(actual.data(), logits.data(), logits.span().size_bytes());
     EXPECT_LE(relative_error(actual.view(), logits_of(cpu_, network_of_scheme(), image, Precision::float32).view()),
               2e-3);
+  }
+}
+
+/// Poolings of 2 by 2, and an average of one pixel at 32 pixels, of several at 96.
+TEST_F(CudaNetwork, Vgg16sForwardInBothPrecisions) {
+  struct Case {
+    StateDict (*make)(uint64_t seed);
+    std::string scheme;
+    int64_t batch, size;
+  };
+  const auto small = [](uint64_t seed) { return small_vgg16(seed); };
+  const std::vector<Case> cases = {
+      {small, "", 2, 32},      {small, "linear:3:block:16:f16", 1, 32}, {small, "kmeans:4:channel", 1, 96},
+      {even_vgg16, "", 2, 32}, {even_vgg16, "linear:4:channel", 1, 32}, {even_vgg16, "nf4:4:block:16:f16", 9, 32}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(fmt::format("{}, batch {}, {} pixels", c.scheme, c.batch, c.size));
+    const auto network = [&] {
+      StateDict dict = c.make(6);
+      if (!c.scheme.empty()) pack_all(dict, parse_scheme(c.scheme));
+      return dict;
+    };
+    const Tensor<float> images = random_tensor({c.batch, c.size, c.size, 3}, 5);
+    const Tensor<float> expected = logits_of(cpu_, network(), images, Precision::float32);
+    EXPECT_LE(relative_error(logits_of(cuda_, network(), images, Precision::float32).view(), expected.view()), 1e-5);
+    EXPECT_LE(relative_error(logits_of(cuda_, network(), images, Precision::float16).view(), expected.view()), 4e-3);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "layers/network/network_spec.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <filesystem>
@@ -30,9 +31,24 @@ TEST(NetworkSpec, IsFoundByItsNameAndByAStateDicts) {
   for (const NetworkSpec& network : networks()) EXPECT_EQ(&network_named(network.name), &network);
   EXPECT_THAT([] { network_named("resnet"); }, ThrowsMessage<UsageError>(HasSubstr("alexnet")));
   EXPECT_EQ(&network_of(small_alexnet(1)), &alexnet);
+  EXPECT_EQ(&network_of(testing::small_vgg16(1)), &testing::vgg16);
   StateDict foreign;
   foreign.parameters.push_back({.name = "layer.weight", .value = testing::random_tensor({3, 4}, 1)});
   EXPECT_THAT([&] { network_of(foreign); }, ThrowsMessage<FormatError>(HasSubstr("AlexNet")));
+}
+
+/// The AlexNet of 2012, whose second, fourth and fifth convolutions see half of the channels, under
+/// torchvision's names and under others.
+TEST(NetworkSpec, TwoTowersAreRefused) {
+  const std::vector<std::pair<std::string, Shape>> towers = {
+      {"features.0", {12, 3, 11, 11}}, {"features.3", {16, 6, 5, 5}},   {"features.6", {24, 16, 3, 3}},
+      {"features.8", {24, 12, 3, 3}},  {"features.10", {16, 12, 3, 3}}, {"classifier.1", {20, 576}},
+      {"classifier.4", {20, 20}},      {"classifier.6", {10, 20}}};
+  std::vector<std::pair<std::string, Shape>> others = towers;
+  for (size_t i = 0; i < others.size(); ++i) others[i].first = fmt::format("layer{}", i + 1);
+  for (const auto& weights : {towers, others})
+    EXPECT_THAT([&] { layers_of(testing::network_of_sizes(weights, 1)); },
+                ThrowsMessage<FormatError>(HasSubstr("two towers")));
 }
 
 TEST(NetworkSpec, AFreshAlexNetIsTheNotebooks) {
@@ -82,7 +98,8 @@ std::string code_of(const fs::path& file) {
   return std::regex_replace(text, std::regex("//[^\n]*"), "");
 }
 
-/// What knows the layers of a network: its own table, and the recipes of the original notebooks' study.
+/// What knows the layers of a network: its own table. "features.*" in the recipes of a sweep is a
+/// pattern.
 TEST(NetworkSpec, NoOtherFileKnowsALayersName) {
   const std::regex name("(features|classifier)\\.[0-9\\[*]");
   int files = 0;

@@ -15,6 +15,7 @@ using testing::random_tensor;
 using testing::relative_error;
 using testing::same_bits;
 using testing::small_alexnet;
+using testing::small_vgg16;
 using testing::TemporaryFolder;
 
 constexpr int image_size = 67;
@@ -110,10 +111,20 @@ TEST(Network, StateIsWhatItWasMadeFrom) {
   EXPECT_TRUE(same_bits(Network(*backend, small_alexnet(9)).state(), small_alexnet(9)));
 }
 
-TEST(Network, TrainingGradientsEqualFiniteDifferences) {
+/// A network, and images that suit it.
+struct TrainedCase {
+  const char* name;
+  StateDict (*make)(uint64_t seed, int64_t classes);
+  int64_t image_size;
+};
+void PrintTo(const TrainedCase& c, std::ostream* stream) { *stream << c.name; }
+
+class NetworkGradients : public ::testing::TestWithParam<TrainedCase> {};
+
+TEST_P(NetworkGradients, EqualFiniteDifferences) {
   const auto backend = make_backend("cpu", 0);
-  Network network(*backend, small_alexnet(10));
-  const Tensor<float> images = random_tensor({2, image_size, image_size, 3}, 10);
+  Network network(*backend, GetParam().make(10, 10));
+  const Tensor<float> images = random_tensor({2, GetParam().image_size, GetParam().image_size, 3}, 10);
   const Tensor<float> dy = random_tensor({2, network.classes()}, 11);
   Pass pass(network, 0, network.layers().size(), images.shape(), Pass::Mode::training);
   const DropoutPlan dropout{.probability = 0.3F, .seed = 1, .step = 4};
@@ -130,7 +141,7 @@ TEST(Network, TrainingGradientsEqualFiniteDifferences) {
     const TensorView<float> dw = gradient.store().dw;
     gradients.emplace_back(&layer, std::vector<float>(dw.begin(), dw.end()));
   });
-  ASSERT_EQ(gradients.size(), 8U);
+  ASSERT_EQ(gradients.size(), layer_names(network.spec()).size());
   for (auto& [layer, dw] : gradients) {
     // Along the gradient itself the loss rises by |dw| per unit: one large, well-conditioned difference per layer.
     double norm = 0;
@@ -151,6 +162,11 @@ TEST(Network, TrainingGradientsEqualFiniteDifferences) {
     EXPECT_NEAR(slope, norm, 0.02 * norm) << layer->spec.name;  // ReLU and pooling switch a few branches on the way
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Networks, NetworkGradients,
+                         ::testing::Values(TrainedCase{"AlexNet", small_alexnet, image_size},
+                                           TrainedCase{"Vgg16", small_vgg16, 32}),
+                         [](const auto& test) { return test.param.name; });
 
 TEST(AlexNet, ShapesThatDoNotFitAreNamed) {
   const auto message = [](auto&& change) {

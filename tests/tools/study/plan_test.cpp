@@ -30,7 +30,7 @@ TEST(Plan, ListsThatMakeNoSenseAreRefused) {
   for (const std::string list : {"", ",", "linear:4,", "linear:9", "simulated-linear:3", "simulated-magic", "lin:4",
                                  "dynamic-tree:3:sorted", "linear:4 ,linear:3"})
     EXPECT_THROW(parse_scheme_lists(std::vector{list}), UsageError) << list;
-  EXPECT_THROW(preset_schemes("most"), UsageError);
+  EXPECT_THROW(preset_schemes("most", networks().front()), UsageError);
 }
 
 TEST(Plan, TheNotebooksPresetIsTheNotebooksSet) {
@@ -43,12 +43,12 @@ TEST(Plan, TheNotebooksPresetIsTheNotebooksSet) {
   for (int bits = 3; bits <= 8; ++bits)
     for (const char* form : {"simulated-dynamic-tree:{}", "dynamic-tree:{}:row:absolute", "dynamic-tree:{}:row"})
       expected.push_back(fmt::format(fmt::runtime(form), bits));
-  EXPECT_THAT(names(preset_schemes("notebooks")), ::testing::UnorderedElementsAreArray(expected));
+  EXPECT_THAT(names(preset_schemes("notebooks", networks().front())), ::testing::UnorderedElementsAreArray(expected));
 }
 
 TEST(Plan, TheFullPresetHasEveryMethodAtEveryWidthOnce) {
-  const std::vector<std::string> full = names(preset_schemes("full"));
-  EXPECT_THAT(full, IsSupersetOf(names(preset_schemes("notebooks"))));
+  const std::vector<std::string> full = names(preset_schemes("full", networks().front()));
+  EXPECT_THAT(full, IsSupersetOf(names(preset_schemes("notebooks", networks().front()))));
   EXPECT_EQ(std::set(full.begin(), full.end()).size(), full.size());
   for (const MethodTraits& traits : method_table())
     for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
@@ -56,7 +56,7 @@ TEST(Plan, TheFullPresetHasEveryMethodAtEveryWidthOnce) {
 }
 
 TEST(Plan, TheFrontierPresetIsPacksDefaultsAndMixedWidths) {
-  const std::vector<std::string> frontier = names(preset_schemes("frontier"));
+  const std::vector<std::string> frontier = names(preset_schemes("frontier", networks().front()));
   for (int bits = 2; bits <= 8; ++bits) {
     EXPECT_THAT(frontier, IsSupersetOf({fmt::format("pack --bits {}", bits)}));
     if (bits > 6) continue;  // nothing is left for a calibration to gain
@@ -69,12 +69,12 @@ TEST(Plan, TheFrontierPresetIsPacksDefaultsAndMixedWidths) {
 TEST(Plan, EverySchemeReadsAsItIsWrittenAndHasAFileOfItsOwn) {
   std::set<std::string> files;
   size_t packed = 0;
-  for (const SweepScheme& scheme : preset_schemes("frontier")) {
+  for (const SweepScheme& scheme : preset_schemes("frontier", networks().front())) {
     EXPECT_EQ(parse_sweep_scheme(to_string(scheme)), scheme);
     files.insert(model_file_name(std::get<Recipe>(scheme)));
     ++packed;
   }
-  for (const SweepScheme& scheme : preset_schemes("full")) {
+  for (const SweepScheme& scheme : preset_schemes("full", networks().front())) {
     EXPECT_EQ(parse_sweep_scheme(to_string(scheme)), scheme);
     if (!std::holds_alternative<Scheme>(scheme)) continue;
     files.insert(model_file_name(std::get<Scheme>(scheme)));
