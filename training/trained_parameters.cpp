@@ -66,7 +66,7 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
   }
 }
 
-void TrainedParameters::update(Layer& layer, const WeightGradient& gradient, const SgdParameters& parameters,
+void TrainedParameters::update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters,
                                int64_t number) {
   Trained& trained = trained_of(layer);
   if (!trained.quantized && learned_ == Learned::everything &&

@@ -38,7 +38,7 @@ class TrainedParameters {
 
   /// The `number`-th step (from 1) on a layer from its gradient: of SGD or, with Learned::scales, of
   /// Adam at SGD's learning rate. Float weights take the fused step where the backend has one.
-  void update(Layer& layer, const WeightGradient& gradient, const SgdParameters& parameters, int64_t number);
+  void update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters, int64_t number);
 
   /// The part of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;

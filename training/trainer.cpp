@@ -213,7 +213,7 @@ void Trainer::update(TensorView<const float> dlogits) {
                           .momentum = static_cast<float>(options_.momentum),
                           .weight_decay = static_cast<float>(options_.weight_decay),
                           .keep_zeros = options_.pruning.enabled};
-  const auto on_weight_gradient = [&](Layer& layer, const WeightGradient& gradient) {
+  const auto on_weight_gradient = [&](Layer& layer, const GradientSource& gradient) {
     parameters_.update(layer, gradient, sgd, position_.step + 1);
   };
   const bool fp16 = options_.precision == Precision::float16;

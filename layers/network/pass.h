@@ -19,23 +19,23 @@ struct DropoutPlan {
 };
 
 /// The gradient of one layer's weight, and that of its bias.
-struct ParameterGradients {
+struct StoredGradients {
   TensorView<float> dw;
   TensorView<float> dbias;
 };
 
 /// Source of one layer's parameter gradients: those of the operands dy and x, times `factor`, which
 /// store() or apply() computes.
-struct WeightGradient {
+struct GradientSource {
   ConstActivations dy;  ///< in front of the layer's epilogue
   ConstActivations x;   ///< the layer's input
   float factor = 1.0F;
   const LayerSpec& spec;
   Backend& backend;
-  ParameterGradients scratch;
+  StoredGradients scratch;
 
   /// Computes dw and dbias into the scratch, which the next layer overwrites.
-  ParameterGradients store() const;
+  StoredGradients store() const;
   /// Fused weight gradient and SGD: dw is never stored. Returns false, with nothing changed, where
   /// the layer or backend cannot.
   [[nodiscard]] bool apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
@@ -66,7 +66,7 @@ class Pass {
 
   /// Takes the gradient of one layer's parameters, and may change them: the data gradient has been
   /// computed already.
-  using OnWeightGradient = std::function<void(Layer& layer, const WeightGradient& gradient)>;
+  using OnWeightGradient = std::function<void(Layer& layer, const GradientSource& gradient)>;
   /// Backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls
   /// on_weight_gradient layer by layer, last layer first.
   ///

@@ -6,7 +6,7 @@
 
 namespace nibblenet {
 
-ParameterGradients WeightGradient::store() const {
+StoredGradients GradientSource::store() const {
   if (spec.kind == LayerKind::conv2d)
     conv2d_backward_weight(backend.training(), scratch.dw, scratch.dbias, dy, x, spec.window);
   else
@@ -18,7 +18,7 @@ ParameterGradients WeightGradient::store() const {
   return scratch;
 }
 
-bool WeightGradient::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
+bool GradientSource::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
   if (spec.kind == LayerKind::conv2d)
     return conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
   return linear_backward_step(backend.training(), layer, dy, x, factor, parameters);

@@ -45,7 +45,7 @@ void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
     for (size_t k = 0; k < classes; ++k) row[k] = static_cast<float>(sign * (p[k] - (k == label ? 1.0 : 0.0)));
   }
   backend.copy_from_host(dlogits_.data(), values.data(), values.size() * sizeof(float));
-  pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)), [&](Layer& layer, const WeightGradient& gradient) {
+  pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)), [&](Layer& layer, const GradientSource& gradient) {
     const std::vector<float> gradients = backend.to_host(gradient.store().dbias);
     std::vector<double>& squares = squares_[layer.spec.name + ".weight"];
     squares.resize(gradients.size());

@@ -276,7 +276,7 @@ SeenPass step_of(Network& network, size_t first, float loss_scale) {
   pass.forward(x.view(), {.probability = dropout_probability, .seed = 1});
   const bool finite = pass.backward(
       dy.view(),
-      [&](Layer& layer, const WeightGradient& gradient) {
+      [&](Layer& layer, const GradientSource& gradient) {
         const auto [dw, dbias] = gradient.store();
         seen.layers.push_back({static_cast<size_t>(&layer - network.layers().data()), as_floats(backend, gradient.x),
                                forward_again(backend, layer, gradient.x), as_floats(backend, gradient.dy),

@@ -250,7 +250,7 @@ TrainingRun train(Backend& backend, size_t begin, int steps) {
         pass.forward(images.view(), {.probability = 0.3F, .seed = 1, .step = static_cast<uint64_t>(step)});
     cross_entropy(backend, losses.view(), dlogits.view(), logits, std::as_const(labels).view());
     size_t layers = 0;
-    pass.backward(dlogits.view(), [&](Layer& layer, const WeightGradient& gradient) {
+    pass.backward(dlogits.view(), [&](Layer& layer, const GradientSource& gradient) {
       const TensorView<float> dw = gradient.store().dw;
       if (step == 0) {
         result.gradients.emplace_back(host_memory(), dw.shape(), MemoryCategory::data);

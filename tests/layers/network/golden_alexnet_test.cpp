@@ -88,7 +88,7 @@ TEST(GoldenAlexNet, ForwardAndBackwardEqualPyTorch) {
 
   const Tensor<float> norms = golden(file, "grad_norms");
   auto expected = norms.view().end();  // the callbacks come last layer first; weight, bias in the file
-  pass.backward(dlogits.view(), [&](Layer& layer, const WeightGradient& source) {
+  pass.backward(dlogits.view(), [&](Layer& layer, const GradientSource& source) {
     const auto [dw, dbias] = source.store();
     for (const auto& [gradient, name] : {std::pair{dbias, ".bias"}, std::pair{dw, ".weight"}}) {
       double squares = 0;

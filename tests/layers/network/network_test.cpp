@@ -137,7 +137,7 @@ TEST_P(NetworkGradients, EqualFiniteDifferences) {
   };
   loss();
   std::vector<std::pair<Layer*, std::vector<float>>> gradients;
-  pass.backward(dy.view(), [&](Layer& layer, const WeightGradient& gradient) {
+  pass.backward(dy.view(), [&](Layer& layer, const GradientSource& gradient) {
     const TensorView<float> dw = gradient.store().dw;
     gradients.emplace_back(&layer, std::vector<float>(dw.begin(), dw.end()));
   });
