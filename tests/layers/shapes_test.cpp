@@ -74,19 +74,21 @@ TEST(Shapes, Conv2dRefusesWhatDoesNotFit) {
     refusals.push_back({what, [s](Backend& b) {
                           conv2d_forward(b, of(s.y), of(s.x), *weight(b, s.w), of(s.bias), s.window, Epilogue::none);
                         }});
-    refusals.push_back({what + ", backward", [s](Backend& b) {
-                          conv2d_backward(b.training(), of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w),
-                                          s.window);
+    refusals.push_back({what + ", weight gradient", [s](Backend& b) {
+                          conv2d_backward_weight(b.training(), of(s.w), of(s.bias), of(s.y), of(s.x), s.window);
+                        }});
+    if (s.bias != ConvShapes().bias) continue;  // the data gradient has none
+    refusals.push_back({what + ", data gradient", [s](Backend& b) {
+                          conv2d_backward_data(b.training(), of(s.x), of(s.y), *weight(b, s.w), s.window);
                         }});
   }
-  const auto backward = [](const Shape& dx, const Shape& dw) {
-    return [=](Backend& b) {
-      const ConvShapes s;
-      conv2d_backward(b.training(), of(dx), of(dw), of(s.bias), of(s.y), of(s.x), *weight(b, s.w), s.window);
-    };
-  };
-  refusals.push_back({"dx of another shape", backward({2, 4, 5, 3}, {6, 3, 3, 3})});
-  refusals.push_back({"dw of another shape", backward({2, 5, 4, 3}, {3, 6, 3, 3})});
+  const ConvShapes s;
+  refusals.push_back({"dx of another shape", [s](Backend& b) {
+                        conv2d_backward_data(b.training(), of({2, 4, 5, 3}), of(s.y), *weight(b, s.w), s.window);
+                      }});
+  refusals.push_back({"dw of another shape", [s](Backend& b) {
+                        conv2d_backward_weight(b.training(), of({3, 6, 3, 3}), of(s.bias), of(s.y), of(s.x), s.window);
+                      }});
   expect_refused(refusals);
 }
 
@@ -106,21 +108,20 @@ TEST(Shapes, LinearRefusesWhatDoesNotFit) {
   for (const auto& [what, s] : cases) {
     refusals.push_back(
         {what, [s](Backend& b) { linear_forward(b, of(s.y), of(s.x), *weight(b, s.w), of(s.bias), Epilogue::none); }});
-    refusals.push_back({what + ", backward", [s](Backend& b) {
-                          linear_backward(b.training(), of(s.x), of(s.w), of(s.bias), of(s.y), of(s.x),
-                                          *weight(b, s.w));
+    refusals.push_back({what + ", weight gradient", [s](Backend& b) {
+                          linear_backward_weight(b.training(), of(s.w), of(s.bias), of(s.y), of(s.x));
                         }});
+    if (s.bias != LinearShapes().bias) continue;  // the data gradient has none
+    refusals.push_back({what + ", data gradient",
+                        [s](Backend& b) { linear_backward_data(b.training(), of(s.x), of(s.y), *weight(b, s.w)); }});
   }
-  refusals.push_back(
-      {"dx of another shape", [](Backend& b) {
-         const LinearShapes s;
-         linear_backward(b.training(), of({5, 2}), of(s.w), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
-       }});
-  refusals.push_back(
-      {"dw of another shape", [](Backend& b) {
-         const LinearShapes s;
-         linear_backward(b.training(), of(s.x), of({5, 3}), of(s.bias), of(s.y), of(s.x), *weight(b, s.w));
-       }});
+  const LinearShapes s;
+  refusals.push_back({"dx of another shape", [s](Backend& b) {
+                        linear_backward_data(b.training(), of({5, 2}), of(s.y), *weight(b, s.w));
+                      }});
+  refusals.push_back({"dw of another shape", [s](Backend& b) {
+                        linear_backward_weight(b.training(), of({5, 3}), of(s.bias), of(s.y), of(s.x));
+                      }});
   expect_refused(refusals);
 }
 

@@ -82,7 +82,7 @@ TEST_F(InferenceOnlyTools, EvalAndClassifyGiveWhatTheCpuGives) {
 
 TEST_F(InferenceOnlyTools, WhatItLacksIsAnErrorInOneLine) {
   tools_ = NIBBLENET_INFERENCE_ONLY_TOOLS;
-  refuse("finetune --data standin --init small.safetensors --image-size 64 --epochs 1 -o tuned.safetensors",
+  refuse("finetune --data standin --init small.safetensors --image-size 64 --epochs 1 --out tuned.safetensors",
          "has no gradients", 2);
   EXPECT_FALSE(std::filesystem::exists(at("tuned.safetensors")));
   refuse("eval small.safetensors --data standin --fold-first", "does not fold", 2);

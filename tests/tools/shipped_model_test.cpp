@@ -35,7 +35,7 @@ TEST_F(ShippedModelTest, SaysWhichKernelsWouldComputeIt) {
     return routes.at(2);
   };
   succeed(std::string("export --output floats.safetensors ") + shipped);
-  succeed("pack --bits 4 floats.safetensors packed.safetensors");
+  succeed("pack --bits 4 floats.safetensors -o packed.safetensors");
   const nlohmann::json one = features_6("");
   EXPECT_EQ(one.at("layer"), "features.6");
   EXPECT_EQ(one.at("kernel"), "few_pixels");
