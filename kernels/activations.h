@@ -9,13 +9,14 @@ namespace nibblenet {
 /// Training in float16 keeps float32 weights beside the fp16 values.
 enum class Precision : uint8_t { float32, float16 };
 
+/// Name of a precision, and bytes of an element.
 constexpr std::string_view to_string(Precision precision) {
   return precision == Precision::float32 ? "float32" : "float16";
 }
 constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
 
-/// A view of activations of either precision; a view of floats or fp16 values is one. `Void` is void or
-/// const void.
+/// A view of activations of either precision; a view of floats or fp16 values is one. `Void` is
+/// void or const void.
 template <class Void>
 class AnyActivations {
   template <class T>
@@ -57,6 +58,7 @@ class AnyActivations {
   Shape shape_;
   Precision precision_ = Precision::float32;
 };
+/// Mutable and read-only activations.
 using Activations = AnyActivations<void>;
 using ConstActivations = AnyActivations<const void>;
 

@@ -7,8 +7,8 @@
 namespace nibblenet {
 
 // One letter, one meaning, everywhere in kernels/ and layers/:
-//   N batch   C channels in   H W input height and width   K channels out   R S filter height and width
-//   P Q output height and width   G group of a quantization scheme
+//   N batch   C channels in   H W input height and width   K channels out
+//   R S filter height and width   P Q output height and width   G group of a quantization scheme
 // Activations are dense, float32 or float16 (kernels/activations.h), channels last: [N, H, W, C],
 // or [N, C] after the flatten. Filters keep PyTorch's order [K, C, R, S], matrices [K, C]. A
 // gradient dx is dLoss/dx and has the shape and order of x.

@@ -71,8 +71,8 @@ std::vector<Picture> find_pictures(const std::vector<std::string>& arguments) {
   return pictures;
 }
 
-/// Softmax of one row of logits, and the `top` likeliest classes, the first one of equals in front. Throws Error when
-/// the logits are no numbers.
+/// Softmax of one row of logits, and the `top` likeliest classes, the first one of equals in front.
+/// Throws Error when the logits are no numbers.
 std::vector<Guess> best_guesses(std::span<const float> logits, int64_t top) {
   if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); }))
     throw Error("the network's output is not finite");
@@ -145,7 +145,8 @@ class Classifier {
     return static_cast<size_t>(shape(batch_).elements()) * bytes_of(network_.precision());
   }
 
-  /// Reads one picture as the data set's are: resized, cropped, normalised. What is wrong with it is kept.
+  /// Reads one picture as the data set's are: resized, cropped, normalised. What is wrong with it
+  /// is kept.
   void prepare(Picture& picture, std::span<float> out) const {
     try {
       std::error_code error;

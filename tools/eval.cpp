@@ -144,7 +144,8 @@ void print(const Result& result) {
 nlohmann::json to_json(const Result& result) {
   const Evaluation& e = result.evaluation;
   const Interval interval = wilson_interval(e.correct, e.images);
-  // Null where the device's memory is the process's, and all three where weights are simulated: nothing was measured.
+  // Null where the device's memory is the process's, and all three where weights are simulated:
+  // nothing was measured.
   nlohmann::json memory, peak, size;
   if (!result.simulation) {
     peak = result.peak_bytes;

@@ -133,7 +133,8 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
   return options.quantize.start_from(std::move(parameters), training.freeze_features, backend);
 }
 
-/// The network that --distill names, or that a checkpoint goes on with; none where there is no teacher.
+/// The network that --distill names, or that a checkpoint goes on with; none where there is no
+/// teacher.
 std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
                                     const Network& student) {
   if (options.teacher.empty()) return std::nullopt;

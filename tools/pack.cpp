@@ -71,7 +71,8 @@ nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
   return layers;
 }
 
-/// The tables of what was written, read back as any tool would. `json` holds what else there is to report.
+/// The tables of what was written, read back as any tool would. `json` holds what else there is to
+/// report.
 void show_result(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
                  double seconds, Backend& backend, nlohmann::json json = nlohmann::json::object()) {
   const Network packed(backend, load_state_dict(output));
@@ -135,8 +136,8 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
   write_json(options.json, {{"input", input.string()}, {"dry_run", true}, {"estimated", bytes}, {"layers", layers}});
 }
 
-/// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go: the largest takes 340
-/// MB.
+/// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go:
+/// the largest takes 340 MB.
 std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
                                   std::optional<Calibration>& calibration) {
   Progress progress("packing", "weights");

@@ -44,8 +44,8 @@ void add_under(std::string_view prefix, StateDict& to, StateDict from) {
   }
 }
 
-/// The float network that training in packed form goes on from: weights before rounding where there are any, else
-/// dequantized. Leaves the rest in `masters`.
+/// The float network that training in packed form goes on from: weights before rounding where there
+/// are any, else dequantized. Leaves the rest in `masters`.
 StateDict unrounded(const StateDict& packed, StateDict& masters) {
   StateDict parameters = dequantized(packed);
   for (Parameter& parameter : parameters.parameters) {

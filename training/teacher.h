@@ -9,8 +9,8 @@
 
 namespace nibblenet {
 
-/// Knowledge distillation (Hinton 2015, arXiv 1503.02531, at temperature 1): the network learns another one's
-/// distribution over the classes beside the labels.
+/// Knowledge distillation (Hinton 2015, arXiv 1503.02531, at temperature 1): the network learns
+/// another one's distribution over the classes beside the labels.
 struct DistillationOptions {
   double weight = 0;        ///< of the teacher's distribution; the label has the rest. 0: there is no teacher
   std::string teacher;      ///< its file
@@ -23,9 +23,11 @@ struct SoftTargets {
   double entropy = 0;                     ///< mean of the rows: the cross-entropy that is left when they are met
 };
 
-/// A network whose predictions another one learns. First look_at() a batch, then ask for its targets().
+/// A network whose predictions another one learns. First look_at() a batch, then ask for its
+/// targets().
 class Teacher {
  public:
+  /// Distils from `network` with this weight.
   Teacher(Network& network, double weight, const Preprocess& preprocess, int64_t batch_size);
 
   /// Predicts all images of a data set, for look_at() by their position.

@@ -23,21 +23,22 @@ enum class Learned : uint8_t {
   scales,      ///< in packed form, by Adam: scales, codebooks and biases; the codes stay
 };
 
-/// The parameters of a network that training moves, and what SGD keeps for each of them: its momentum and, where a
-/// layer trains in packed form, the weights before rounding.
+/// The parameters of a network that training moves, and what SGD keeps for each of them: its
+/// momentum and, where a layer trains in packed form, the weights before rounding.
 class TrainedParameters {
  public:
-  /// Those of the layers from `first` on. With Learned::scales, weights that are not packed do not move.
+  /// Those of the layers from `first` on. With Learned::scales, weights that are not packed do not
+  /// move.
   TrainedParameters(Network& network, size_t first, Learned learned);
 
-  /// From here on, the weights that `packed` holds in packed form are what it says: frozen ones to the bit; trained
-  /// ones start from its scales and codebook, with the network's float weights before rounding. Throws as
-  /// QuantizedWeight.
+  /// From here on, the weights that `packed` holds in packed form are what it says: frozen ones to
+  /// the bit; trained ones start from its scales and codebook, with the network's float weights
+  /// before rounding. Throws as QuantizedWeight.
   void quantize(StateDict packed, bool keep_zeros);
   bool quantized() const { return quantized_; }
 
-  /// The `number`-th step (from 1) on a layer from its gradient: of SGD or, with Learned::scales, of
-  /// Adam at SGD's learning rate. Float weights take the fused step where the backend has one.
+  /// The `number`-th step (from 1) on a layer from its gradient: of SGD or, with Learned::scales,
+  /// of Adam at SGD's learning rate. Float weights take the fused step where the backend has one.
   void update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters, int64_t number);
 
   /// The part of each trained layer's weights, before rounding, that is 0.

@@ -17,8 +17,8 @@
 
 namespace nibblenet {
 
-/// Everything a training run's result depends on, besides the data, the first parameters and the thread count. Stored
-/// in checkpoints, so that a resumed run is the same run.
+/// Everything a training run's result depends on, besides the data, the first parameters and the
+/// thread count. Stored in checkpoints, so that a resumed run is the same run.
 struct TrainingOptions {
   bool freeze_features = true;
   int64_t epochs = 10;
@@ -90,23 +90,27 @@ Checkpoint load_checkpoint(const std::filesystem::path& path);
 /// Fine-tunes a network by SGD. Frozen features without augmentation are computed once and kept.
 class Trainer {
  public:
+  /// Trains `network` on `train`, and evaluates it on `test`.
   Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options);
 
+  /// Functions that hear of a run's events.
   struct Callbacks {
     OnProgress on_features;  ///< while features are computed, in images
     /// After every step; true asks to stop behind it.
     std::function<bool(const TrainingPosition&, int64_t batches, double images_per_second)> on_step;
     std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its test
   };
-  /// Trains from the current position to the last epoch. False when on_step asked to stop: save a checkpoint then.
+  /// Trains from the current position to the last epoch. False when on_step asked to stop: save a
+  /// checkpoint then.
   bool run(const Callbacks& callbacks);
 
   const TrainingPosition& position() const { return position_; }
 
-  /// Trains in packed form what `packed` holds in packed form, before anything else: see TrainedParameters. Then every
-  /// epoch's test is of the packed model.
+  /// Trains in packed form what `packed` holds in packed form, before anything else: see
+  /// TrainedParameters. Then every epoch's test is of the packed model.
   void quantize(StateDict packed);
-  /// Learns this network's predictions too, by options.distillation; before anything else. It stays where it is.
+  /// Learns this network's predictions too, by options.distillation; before anything else. It stays
+  /// where it is.
   void learn_from(Network& teacher);
   /// The network as it is to be saved: packed where it trains in packed form.
   StateDict model() const { return parameters_.model(); }
@@ -114,14 +118,17 @@ class Trainer {
 
   /// model(), momenta, options and position in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
-  /// Continues from a checkpoint whose parameters the network was made from, and whose packed ones it was quantized to.
+  /// Continues from a checkpoint whose parameters the network was made from, and whose packed ones
+  /// it was quantized to.
   void restore(const Checkpoint& checkpoint);
 
  private:
   void prepare(const Callbacks& callbacks);
-  /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's memory.
+  /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's
+  /// memory.
   void step(ConstActivations x, std::span<const int32_t> labels);
-  /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss cannot be avoided.
+  /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss
+  /// cannot be avoided.
   double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
   /// Gradients, and a step against them; no step where gradients in float16 are not finite.
   void update(TensorView<const float> dlogits);

@@ -26,7 +26,8 @@ struct FoldedAxis {
 /// That takes 9.3 million multiplications instead of 70.3 million.
 ///
 ///   y[n, p, q, k] = biases[s, k] + sum over a, b, c of
-///                   filters[s, a, b, c, k] (image[n, vertical.first[p] + a, horizontal.first[q] + b, c] - center[c])
+///                   filters[s, a, b, c, k] *
+///                   (image[n, vertical.first[p] + a, horizontal.first[q] + b, c] - center[c])
 ///   with s = vertical.pattern[p] * horizontal.patterns + horizontal.pattern[q]
 ///
 /// Padding is exact: filters and biases leave out the taps that lie in it. PIL rounds the enlarged

@@ -27,17 +27,21 @@ enum class MemoryCategory : uint8_t {
   count
 };
 
+/// Number of categories.
 inline constexpr size_t memory_category_count = static_cast<size_t>(MemoryCategory::count);
 
+/// The category's name in reports and JSON.
 std::string_view to_string(MemoryCategory category);
 
 /// Counts live and peak bytes by category. It is thread-safe. It counts requested bytes: sizes are
 /// those of the data, not of an allocator.
 class MemoryMeter {
  public:
+  /// Counts an allocation, and its end.
   void add(MemoryCategory category, size_t bytes) noexcept;
   void remove(MemoryCategory category, size_t bytes) noexcept;
 
+  /// Bytes of a category: now, and at most so far.
   size_t live(MemoryCategory category) const noexcept;
   size_t peak(MemoryCategory category) const noexcept;
   size_t live_total() const noexcept { return total_.live.load(); }

@@ -12,7 +12,8 @@
 namespace nibblenet {
 namespace {
 
-/// Where the file really goes. Renaming over /dev/null would succeed for root, and cost the machine its /dev/null.
+/// Where the file really goes. Renaming over /dev/null would succeed for root, and cost the machine
+/// its /dev/null.
 std::filesystem::path resolve(const std::filesystem::path& path) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
@@ -26,7 +27,8 @@ std::filesystem::path resolve(const std::filesystem::path& path) {
 }  // namespace
 
 AtomicFile::AtomicFile(const std::filesystem::path& target) : target_(resolve(target)) {
-  // The name is new even with several threads, processes, or machines that share the folder: O_EXCL decides.
+  // The name is new even with several threads, processes, or machines that share the folder: O_EXCL
+  // decides.
   static std::atomic<unsigned> counter{0};
   do {
     temporary_ = folder() / fmt::format(".nibblenet-{}-{}.tmp", getpid(), counter++);
@@ -52,7 +54,8 @@ void AtomicFile::commit() {
   if (fsync(file_.get()) != 0 || !file_.close()) fail_io("write", target_);
   if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_io("replace", target_);
   committed_ = true;
-  // The new name is on the disk only once its folder is. Some file systems cannot flush a folder: no reason to fail.
+  // The new name is on the disk only once its folder is. Some file systems cannot flush a folder:
+  // no reason to fail.
   const FileDescriptor directory(open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.is_open() && fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io("flush the folder of", target_);

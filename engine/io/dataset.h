@@ -11,6 +11,7 @@
 
 namespace nibblenet {
 
+/// The part of a data set to read.
 enum class Split : uint8_t { train, test };
 
 /// Labelled RGB images in memory as bytes, all of one size or each of its own (image folders may
@@ -31,10 +32,11 @@ struct Dataset {
 };
 
 /// Reads one split of whatever lies at `path`:
-///  - CIFAR-10 binary version: a folder with data_batch_1..5.bin and test_batch.bin (also one level down, in
-///    cifar-10-batches-bin/), or its .tar.gz / .tar;
-///  - an image folder with train/<class>/*.jpg|jpeg|png and test/<class>/…, plain or inside a .tar / .tar.gz
-///    (also one level down). When every class is one of CIFAR-10's ten, labels follow CIFAR-10's order, else the
+///  - CIFAR-10 binary version: a folder with data_batch_1..5.bin and test_batch.bin (also one level
+///    down, in cifar-10-batches-bin/), or its .tar.gz / .tar;
+///  - an image folder with train/<class>/*.jpg|jpeg|png and test/<class>/…, plain or inside a .tar
+///    / .tar.gz (also one level down). When every class is one of CIFAR-10's ten, labels follow
+///    CIFAR-10's order, else the
 ///    alphabetical one. Images are in label order, then by file name.
 ///  - a stand-in made by write_standin (the same binary format, class names in batches.meta.txt).
 /// `limit` > 0 keeps the first limit/classes images of every class (in file order), so that it is

@@ -51,7 +51,8 @@ void remove_file(const fs::path& path) {
   if (error) fail<IoError>("cannot remove {}: {}", path.string(), error.message());
 }
 
-/// Where arriving bytes go. Nothing may be thrown through libcurl, so errors wait here until it returns.
+/// Where arriving bytes go. Nothing may be thrown through libcurl, so errors wait here until it
+/// returns.
 struct Sink {
   const fs::path& path;
   FILE* file;
@@ -171,8 +172,8 @@ void download(const std::string& url, const fs::path& to, const Checksum& expect
 
   fs::path part = to;
   part += ".part";
-  // A part that is too long, that the server cannot continue, or that leads to a wrong checksum was of another file
-  // or version: that is worth one new start, but only one.
+  // A part that is too long, that the server cannot continue, or that leads to a wrong checksum was
+  // of another file or version: that is worth one new start, but only one.
   bool resumed = length_of(part) > 0;
   for (;;) {
     if (length_of(part) > expected_bytes) remove_file(part);

@@ -17,7 +17,8 @@
 namespace nibblenet {
 namespace {
 
-// Streams of random bits of the loader's own, far from the small numbers that layers and tensors use.
+// Streams of random bits of the loader's own, far from the small numbers that layers and tensors
+// use.
 constexpr uint64_t shuffle_stream = 0x73687566'00000000ULL;  // "shuf"
 constexpr uint64_t flip_stream = 0x666C6970'00000000ULL;     // "flip"
 constexpr uint64_t shift_stream = 0x73686966'00000000ULL;    // "shif"
@@ -30,7 +31,8 @@ size_t pixel_bytes(const Dataset::Image& image) {
   return static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
 }
 
-/// Processor time of the calling thread: unlike a clock on the wall, it does not grow while others compute.
+/// Processor time of the calling thread: unlike a clock on the wall, it does not grow while others
+/// compute.
 double thread_seconds() {
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
@@ -46,7 +48,8 @@ void hide_square(uint8_t* image, int width, int height, int x, int y) {
       std::ranges::copy(hidden_colour, image + (static_cast<size_t>(row) * static_cast<size_t>(width) + column) * 3);
 }
 
-/// target = image moved right by dx pixels and down by dy, with black where nothing came from. |dx| < width.
+/// target = image moved right by dx pixels and down by dy, with black where nothing came from. |dx|
+/// < width.
 void write_shifted(uint8_t* target, const uint8_t* image, int width, int height, int dx, int dy) {
   const auto row_bytes = static_cast<size_t>(width) * 3;
   const auto kept = static_cast<size_t>(width - std::abs(dx)) * 3;
@@ -68,8 +71,8 @@ std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int6
   return order;
 }
 
-/// Batch b lives in slot b % 2. The thread fills it once batch b - 2 has been given back, which is when next() asks
-/// for batch b - 1: so one batch is computed on while the next one is prepared.
+/// Batch b lives in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
+/// when next() asks for batch b - 1: so one batch is computed on while the next one is prepared.
 struct Loader::State {
   struct Slot {
     Buffer<float> images;
@@ -249,7 +252,8 @@ bool Loader::next(Batch& batch) {
     state.given_back = state.upcoming;
     state.changed.notify_all();
     state.changed.wait(lock, [&state] { return state.filled > state.upcoming || state.error != nullptr; });
-    // Batches from before the error are given out first, so that what a caller sees does not depend on timing.
+    // Batches from before the error are given out first, so that what a caller sees does not depend
+    // on timing.
     if (state.filled <= state.upcoming) std::rethrow_exception(state.error);
   }
   state.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();

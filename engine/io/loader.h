@@ -12,7 +12,8 @@
 
 namespace nibblenet {
 
-/// A batch ready for the network. Views stay valid until the next call of Loader::next, or the loader's end.
+/// A batch ready for the network. Views stay valid until the next call of Loader::next, or the
+/// loader's end.
 struct Batch {
   TensorView<const float> images;               ///< [N, crop, crop, 3]; empty when raw
   TensorView<const uint8_t> pixels;             ///< raw: [N, height, width, 3], as they lie in the data set
@@ -22,6 +23,7 @@ struct Batch {
   int64_t size() const { return static_cast<int64_t>(indices.size()); }
 };
 
+/// How a loader goes through a data set.
 struct LoaderOptions {
   int64_t batch_size = 128;
   bool flip = false;   ///< mirror each image with probability 1/2, a function of (seed, epoch, index)
@@ -37,12 +39,13 @@ struct LoaderOptions {
 /// The order of an epoch: 0…size-1, shuffled (Fisher-Yates) when asked for.
 std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int64_t epoch);
 
-/// Prepares the next batch on a thread of its own while the caller computes on the current one. The last batch may be
-/// smaller. What it yields depends only on its options, never on timing. An exception in the thread is rethrown by
-/// next.
+/// Prepares the next batch on a thread of its own while the caller computes on the current one. The
+/// last batch may be smaller. What it yields depends only on its options, never on timing. An
+/// exception in the thread is rethrown by next.
 class Loader {
  public:
-  /// `dataset` must outlive the loader. Throws UsageError for a batch size below 1 or a first batch outside the epoch.
+  /// `dataset` must outlive the loader. Throws UsageError for a batch size below 1 or a first batch
+  /// outside the epoch.
   Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -51,7 +54,8 @@ class Loader {
   int64_t batches() const;  ///< in the whole epoch
   /// False when the epoch is over. After an exception every further call throws it again.
   bool next(Batch& batch);
-  /// Seconds of processor time the preparing thread has used so far, and seconds next() has waited for it.
+  /// Seconds of processor time the preparing thread has used so far, and seconds next() has waited
+  /// for it.
   double prepare_seconds() const;
   double wait_seconds() const;
 

@@ -6,7 +6,8 @@
 namespace nibblenet {
 namespace {
 
-// A network of 1,000 layers with the state of its optimizer has 100,000 values; a hostile file gets no further.
+// A network of 1,000 layers with the state of its optimizer has 100,000 values; a hostile file gets
+// no further.
 constexpr size_t most_values = size_t{1} << 20;
 constexpr size_t most_references = size_t{1} << 22;
 

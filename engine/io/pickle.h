@@ -11,10 +11,11 @@
 
 namespace nibblenet {
 
-/// Names a value on a PickleHeap. Values refer to each other by these, so that a pickle may share them and build
-/// cycles.
+/// Names a value on a PickleHeap. Values refer to each other by these, so that a pickle may share
+/// them and build cycles.
 using PickleId = uint32_t;
 
+/// The kind of a value in a pickle.
 enum class PickleKind : uint8_t {
   none,
   boolean,
@@ -32,6 +33,7 @@ enum class PickleKind : uint8_t {
   parameter,  ///< an old Parameter object: `items` is its tensor, or empty
 };
 
+/// A value in a pickle: its kind, and the fields of that kind.
 struct PickleValue {
   PickleKind kind = PickleKind::none;
   int64_t integer = 0;          ///< boolean, integer, storage, tensor
@@ -39,13 +41,15 @@ struct PickleValue {
   std::vector<PickleId> items;  ///< of a tuple, list or set; of a dict: key, value, key, value, …
 };
 
-/// The values of a file's pickles. Their number and the number of their references are limited, so that no input,
-/// however it repeats itself through the memo, takes more than some 100 MB. Going beyond throws FormatError.
+/// The values of a file's pickles. Their number and the number of their references are limited, so
+/// that no input, however it repeats itself through the memo, takes more than some 100 MB. Going
+/// beyond throws FormatError.
 class PickleHeap {
  public:
   /// `name` is what messages call the file.
   explicit PickleHeap(std::string name) : name_(std::move(name)) {}
 
+  /// Adds a value, and appends an item to a container. Throws FormatError for too many.
   PickleId add(PickleValue value);
   void append(PickleId container, PickleId item);
   const PickleValue& operator[](PickleId id) const { return values_[id]; }
@@ -76,8 +80,9 @@ struct PickleSource {
   std::string name;  ///< for messages: file, or file and entry
 };
 
-/// Runs one pickle up to its STOP and returns the value it leaves. Understands the opcodes of protocol 2 that PyTorch
-/// writes, the texts of Python 2 and of protocol 4, and nothing else. Throws FormatError with the byte where it stands.
+/// Runs one pickle up to its STOP and returns the value it leaves. Understands the opcodes of
+/// protocol 2 that PyTorch writes, the texts of Python 2 and of protocol 4, and nothing else.
+/// Throws FormatError with the byte where it stands.
 PickleId run_pickle(PickleSource& source, PickleHeap& heap, PickleActions& actions);
 
 }  // namespace nibblenet

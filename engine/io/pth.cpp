@@ -13,15 +13,16 @@
 namespace nibblenet {
 namespace {
 
-/// Keys under which training scripts put a state dict beside an optimizer's, and prefixes that DataParallel and
-/// torch.compile put before every name.
+/// Keys under which training scripts put a state dict beside an optimizer's, and prefixes that
+/// DataParallel and torch.compile put before every name.
 constexpr std::array<std::string_view, 4> wrappers = {"state_dict", "model_state_dict", "model", "net"};
 constexpr std::array<std::string_view, 2> prefixes = {"module.", "_orig_mod."};
 
 constexpr int most_wrappers = 8;  // around each other; a cycle ends here
 
-// Tensors that share storages, or repeat their elements (a stride of 0), take up more than the file does. A real
-// network shares a few weights; what takes up many times its file has been made to fill the memory.
+// Tensors that share storages, or repeat their elements (a stride of 0), take up more than the file
+// does. A real network shares a few weights; what takes up many times its file has been made to
+// fill the memory.
 constexpr uint64_t most_growth = 8;
 constexpr uint64_t growth_allowance = 1 << 20;
 
@@ -103,7 +104,8 @@ class StateDictFinder {
   const std::string& file_;
 };
 
-/// Copies the elements of a strided tensor, whose first one `from` begins with, one behind the other.
+/// Copies the elements of a strided tensor, whose first one `from` begins with, one behind the
+/// other.
 void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<uint8_t> to) {
   const size_t element_bytes = tensor.element->bytes;
   std::vector<int64_t> index(tensor.sizes.size());

@@ -17,35 +17,41 @@ struct PthTensor {
   std::span<const uint8_t> storage;  ///< what element (i0, i1, …) lies in, at offset + Σ i_k · strides[k]
   int64_t file_bytes = 0;            ///< of its storage; 0 when an earlier tensor of the file has the same one
 
+  /// Whether elements lie in row-major order without gaps.
   bool contiguous() const;
 };
 
-/// A state dict that PyTorch saved (torch.save), read-only and memory-mapped: the zip archive of 1.6 and later, or the
-/// stream of earlier versions. Fully validated on opening: the archive, the pickle (of which nothing is run), every
-/// storage and every tensor's bounds; what the tensors take up together is bound by what the file holds. Tensors are
-/// looked for in the file's dict or, where there are wrappers, in its "state_dict", "model_state_dict", "model" or
-/// "net"; the prefix "module." or "_orig_mod." of all names is taken off; what is no tensor is left out. What is
-/// understood: docs/formats.md. Throws IoError (cannot open) or FormatError (anything wrong inside), naming the file.
+/// A state dict that PyTorch saved (torch.save), read-only and memory-mapped: the zip archive of
+/// 1.6 and later, or the stream of earlier versions. Fully validated on opening: the archive, the
+/// pickle (of which nothing is run), every storage and every tensor's bounds; what the tensors take
+/// up together is bound by what the file holds. Tensors are looked for in the file's dict or, where
+/// there are wrappers, in its "state_dict", "model_state_dict", "model" or "net"; the prefix
+/// "module." or "_orig_mod." of all names is taken off; what is no tensor is left out. What is
+/// understood: docs/formats.md. Throws IoError (cannot open) or FormatError (anything wrong
+/// inside), naming the file.
 class PthFile {
  public:
+  /// Opens a file that torch.save wrote. Throws IoError or FormatError.
   explicit PthFile(const std::filesystem::path& path);
   ~PthFile();
   PthFile(PthFile&&) noexcept;
   PthFile& operator=(PthFile&&) noexcept;
 
   const std::filesystem::path& path() const;
+  /// Size of the file in bytes.
   int64_t file_bytes() const;
   const std::vector<PthTensor>& tensors() const;  ///< in the order of the dict
   const PthTensor* find(std::string_view name) const;
   /// Throws FormatError when there is no such tensor.
   const PthTensor& at(std::string_view name) const;
 
-  /// The tensor's elements, row-major, in this machine's byte order: in the mapping where they lie there like that,
-  /// else gathered in `scratch`.
+  /// The tensor's elements, row-major, in this machine's byte order: in the mapping where they lie
+  /// there like that, else gathered in `scratch`.
   std::span<const uint8_t> bytes_of(const PthTensor& tensor, std::vector<uint8_t>& scratch) const;
 
-  /// Recomputes the CRC-32 of every entry that has one and throws FormatError naming the first that differs. Returns
-  /// how many were checked: none in the old format, nor where PyTorch was told to compute none.
+  /// Recomputes the CRC-32 of every entry that has one and throws FormatError naming the first that
+  /// differs. Returns how many were checked: none in the old format, nor where PyTorch was told to
+  /// compute none.
   int verify() const;
 
  private:
@@ -56,8 +62,9 @@ class PthFile {
 /// Whether a file's content, not its name, says that PyTorch wrote it, or tar in its stead.
 bool is_pth(const std::filesystem::path& path);
 
-/// Any tensor of real numbers and up to 4 dimensions as float32: rounded from float64, exact from all others. Throws
-/// FormatError for complex, quantized and untyped ones and for integers that float32 cannot hold.
+/// Any tensor of real numbers and up to 4 dimensions as float32: rounded from float64, exact from
+/// all others. Throws FormatError for complex, quantized and untyped ones and for integers that
+/// float32 cannot hold.
 Tensor<float> read_float(const PthFile& file, const PthTensor& tensor, MemoryResource& memory, MemoryCategory category);
 
 /// What is to be written: views of somebody's memory, valid until write_pth returns.
@@ -66,10 +73,11 @@ struct PthTensorToWrite {
   TensorView<const float> values;
 };
 
-/// Writes an OrderedDict of contiguous float32 tensors as torch.save does, so that torch.load(weights_only=True) takes
-/// it: a zip archive, stored, with every content on a multiple of 64 bytes and a right CRC-32, pickle protocol 2. The
-/// same tensors give the same bytes. Atomic. Throws IoError with the reason of the operating system, FormatError for
-/// names that are taken or not UTF-8 and for more than 4 GB, which this format holds with zip64 only.
+/// Writes an OrderedDict of contiguous float32 tensors as torch.save does, so that
+/// torch.load(weights_only=True) takes it: a zip archive, stored, with every content on a multiple
+/// of 64 bytes and a right CRC-32, pickle protocol 2. The same tensors give the same bytes. Atomic.
+/// Throws IoError with the reason of the operating system, FormatError for names that are taken or
+/// not UTF-8 and for more than 4 GB, which this format holds with zip64 only.
 void write_pth(const std::filesystem::path& path, const std::vector<PthTensorToWrite>& tensors);
 
 }  // namespace nibblenet

@@ -14,7 +14,8 @@ namespace {
 
 using namespace std::string_view_literals;
 
-/// PROTO 2, LONG1 of 10 bytes, STOP: the number 0x1950a86a20f9469cfc6c, by which the old format begins.
+/// PROTO 2, LONG1 of 10 bytes, STOP: the number 0x1950a86a20f9469cfc6c, by which the old format
+/// begins.
 constexpr std::string_view legacy_magic = "\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19."sv;
 constexpr int64_t legacy_version = 1001;
 constexpr uint8_t pickle_protocol = 0x80;  // the opcode that every pickle begins with
@@ -89,7 +90,8 @@ void read_zip(std::span<const uint8_t> bytes, const std::string& file, PthConten
   }
 }
 
-/// The storages of the old format: for each key, in the order of the list, the number of elements and the elements.
+/// The storages of the old format: for each key, in the order of the list, the number of elements
+/// and the elements.
 void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& contents) {
   const auto cut_off = [&](uint64_t expected) {
     fail<FormatError>(
@@ -124,8 +126,9 @@ void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& cont
     fail<FormatError>("{}: {} bytes follow the last tensor", source.name, source.bytes.size() - source.position);
 }
 
-/// The format before PyTorch 1.6. Its elements are always little-endian: writers on big-endian machines swap them, and
-/// PyTorch does not look at the flag in the system information when it reads.
+/// The format before PyTorch 1.6. Its elements are always little-endian: writers on big-endian
+/// machines swap them, and PyTorch does not look at the flag in the system information when it
+/// reads.
 void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
   if (!text_of(bytes).substr(std::min<size_t>(2, bytes.size())).starts_with(legacy_magic))
     fail<FormatError>("{}: a pickle that torch.save did not write, or a file cut off; {}", file, pth_advice);
@@ -146,7 +149,8 @@ bool is_safetensors(std::span<const uint8_t> bytes) { return bytes.size() > 8 &&
 PthContents::PthContents(const std::string& file) : heap(file), objects(heap, file) {}
 
 bool looks_like_pth(std::span<const uint8_t> bytes) {
-  // The first bytes of a safetensors file are a length, which may look like anything; then comes JSON.
+  // The first bytes of a safetensors file are a length, which may look like anything; then comes
+  // JSON.
   if (bytes.empty() || is_safetensors(bytes)) return false;
   return looks_like_zip(bytes) || bytes[0] == pickle_protocol || looks_like_tar(bytes);
 }

@@ -19,11 +19,13 @@ struct PthContents {
   std::vector<ZipEntry> entries;  ///< none in the old format
 };
 
-/// Whether bytes begin as a zip archive, a pickle or a tar archive does, and not as a safetensors file.
+/// Whether bytes begin as a zip archive, a pickle or a tar archive does, and not as a safetensors
+/// file.
 bool looks_like_pth(std::span<const uint8_t> bytes);
 
-/// Reads either format (torch/serialization.py): the zip archive, or the old stream of pickles and raw storages. Throws
-/// FormatError, also for TorchScript, whole modules and tar archives, with the advice to save a state dict.
+/// Reads either format (torch/serialization.py): the zip archive, or the old stream of pickles and
+/// raw storages. Throws FormatError, also for TorchScript, whole modules and tar archives, with the
+/// advice to save a state dict.
 void read_pth(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents);
 
 }  // namespace nibblenet

@@ -20,14 +20,14 @@ struct PthElement {
   bool untyped() const { return name.empty(); }
 };
 
-/// The element type of torch.<name>, of the symbol "torch\nFloatStorage" or "torch.storage\nUntypedStorage"; nullptr
-/// when there is none.
+/// The element type of torch.<name>, of the symbol "torch\nFloatStorage" or
+/// "torch.storage\nUntypedStorage"; nullptr when there is none.
 const PthElement* find_pth_dtype(std::string_view symbol);
 const PthElement* find_pth_storage(std::string_view symbol);
 
-/// Elements that lie one behind the other as float32: rounded to nearest from float64, exact from every other type.
-/// Integers that float32 cannot hold make it return false, and so do types that are no real numbers (complex,
-/// quantized, packed, untyped).
+/// Elements that lie one behind the other as float32: rounded to nearest from float64, exact from
+/// every other type. Integers that float32 cannot hold make it return false, and so do types that
+/// are no real numbers (complex, quantized, packed, untyped).
 bool floats_from(const PthElement& element, std::span<const uint8_t> bytes, std::span<float> out);
 
 /// Reverses the bytes of every word in place.

@@ -54,8 +54,9 @@ void PthObjects::build(PickleId object, PickleId state) {
   const PickleKind kind = heap_[object].kind;
   if (kind == PickleKind::dict) return;  // attributes such as _metadata, the versions of a network's modules
   if (kind != PickleKind::parameter) refuse("it gives a state to something that has none");
-  // Parameters of PyTorch before 0.4: (data, gradient, hooks, requires_grad, volatile), or as a tensor (storage,
-  // offset, size, stride); a later one (requires_grad, volatile, hooks) adds no values.
+  // Parameters of PyTorch before 0.4: (data, gradient, hooks, requires_grad, volatile), or as a
+  // tensor (storage, offset, size, stride); a later one (requires_grad, volatile, hooks) adds no
+  // values.
   const std::vector<PickleId> values = items(state, 3, "the state of a parameter");
   if (values.size() == 3) return;
   const PickleId data = values.size() == 4 ? make_tensor(values, nullptr) : expect_tensor(values[0]);
@@ -156,7 +157,8 @@ PickleId PthObjects::make_dict(PickleId arguments) {
   return dict;
 }
 
-/// Arguments: storage, offset, sizes, strides, and what does not matter here: requires_grad, hooks, metadata.
+/// Arguments: storage, offset, sizes, strides, and what does not matter here: requires_grad, hooks,
+/// metadata.
 PickleId PthObjects::make_tensor(std::span<const PickleId> arguments, const PthElement* dtype) {
   if (heap_[arguments[0]].kind != PickleKind::storage) refuse("a tensor without a storage");
   if (tensors_.size() >= most_tensors) refuse("more than {} tensors, no network has as many", most_tensors);

@@ -22,8 +22,8 @@ struct PthStorageView {
   uint64_t bytes = 0;
 };
 
-/// A tensor as its pickle describes it; element (i0, i1, …) lies at offset + Σ i_k · strides[k] in its view. Checked:
-/// sizes and strides are not negative, and every element lies inside.
+/// A tensor as its pickle describes it; element (i0, i1, …) lies at offset + Σ i_k · strides[k] in
+/// its view. Checked: sizes and strides are not negative, and every element lies inside.
 struct PthTensorRecord {
   PthStorageView view;
   std::vector<int64_t> sizes;    ///< at most 8
@@ -32,8 +32,9 @@ struct PthTensorRecord {
   uint64_t elements = 0;
 };
 
-/// What the pickles of torch.save may call, and nothing else: ordered dicts, tensors and parameters, over storages that
-/// persistent ids name. Anything else is refused with the advice to save a state dict. Nothing is ever run.
+/// What the pickles of torch.save may call, and nothing else: ordered dicts, tensors and
+/// parameters, over storages that persistent ids name. Anything else is refused with the advice to
+/// save a state dict. Nothing is ever run.
 class PthObjects final : public PickleActions {
  public:
   PthObjects(PickleHeap& heap, std::string file) : heap_(heap), file_(std::move(file)) {}
@@ -48,7 +49,8 @@ class PthObjects final : public PickleActions {
   size_t storage_of(std::string_view key) const;
   /// The tensor that a value stands for, itself or as a parameter; nullptr for any other value.
   const PthTensorRecord* tensor(PickleId id) const;
-  /// Of one element of a storage: what the pickle says of the views of it, the first one where they differ.
+  /// Of one element of a storage: what the pickle says of the views of it, the first one where they
+  /// differ.
   const PthElement& element_of(size_t storage) const { return *elements_[storage]; }
 
  private:

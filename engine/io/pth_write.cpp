@@ -70,7 +70,8 @@ std::vector<int64_t> strides_of(const Shape& shape) {
   return strides;
 }
 
-/// OrderedDict([(name, torch._utils._rebuild_tensor_v2(storage i, 0, size, stride, False, OrderedDict())), …])
+/// OrderedDict([(name, torch._utils._rebuild_tensor_v2(storage i, 0, size, stride, False,
+/// OrderedDict())), …])
 std::string pickle_of(const std::vector<PthTensorToWrite>& tensors) {
   PickleWriter pickle;
   pickle.empty_ordered_dict();
@@ -103,7 +104,8 @@ class ZipWriter {
   explicit ZipWriter(AtomicFile& file) : file_(file) {}
 
   void add(const std::string& name, std::span<const uint8_t> content) {
-    // What both headers say alike: flags (UTF-8 names), method (stored), time, date, CRC-32, sizes, length of the name.
+    // What both headers say alike: flags (UTF-8 names), method (stored), time, date, CRC-32, sizes,
+    // length of the name.
     std::string common;
     append<uint16_t>(common, 0x0800);
     append<uint16_t>(common, 0);

@@ -26,20 +26,23 @@ struct TensorEntry {
   std::span<const uint8_t> bytes;
 };
 
-/// A safetensors file, read-only and memory-mapped, fully validated on opening: header length against file size,
-/// JSON shape, known types, every size and offset, no overlap, no gap, no duplicate names; and, where the file
-/// has them, nothing is trusted but the layout: checksums are checked by verify().
-/// The data is used in place: another process that cuts the open file short makes its lost pages raise SIGBUS.
-/// write_safetensors never does that, a file it replaces stays whole for those who have it open.
-/// Throws IoError (cannot open) or FormatError (anything wrong inside), naming the file.
+/// A safetensors file, read-only and memory-mapped, fully validated on opening: header length
+/// against file size, JSON shape, known types, every size and offset, no overlap, no gap, no
+/// duplicate names; and, where the file has them, nothing is trusted but the layout: checksums are
+/// checked by verify(). The data is used in place: another process that cuts the open file short
+/// makes its lost pages raise SIGBUS. write_safetensors never does that, a file it replaces stays
+/// whole for those who have it open. Throws IoError (cannot open) or FormatError (anything wrong
+/// inside), naming the file.
 class SafetensorsFile {
  public:
+  /// Maps the file and checks its header. Throws IoError or FormatError.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
 
   const std::filesystem::path& path() const;
+  /// Size of the file in bytes.
   int64_t file_bytes() const;
   int64_t header_bytes() const;  ///< the 8-byte length and the JSON: everything that is not tensor data
   const std::map<std::string, std::string>& metadata() const;
@@ -48,8 +51,8 @@ class SafetensorsFile {
   /// Throws FormatError when there is no such tensor.
   const TensorEntry& at(std::string_view name) const;
 
-  /// Recomputes the xxh3 checksum of every tensor that has one (metadata "xxh3:<tensor>") and throws FormatError
-  /// naming the first that differs. Returns how many were checked.
+  /// Recomputes the xxh3 checksum of every tensor that has one (metadata "xxh3:<tensor>") and
+  /// throws FormatError naming the first that differs. Returns how many were checked.
   int verify() const;
 
  private:
@@ -57,7 +60,8 @@ class SafetensorsFile {
   std::unique_ptr<Impl> impl_;
 };
 
-/// An F32, F16, BF16 or F64 tensor as float32, whatever its rank up to 4. Throws FormatError for other types.
+/// An F32, F16, BF16 or F64 tensor as float32, whatever its rank up to 4. Throws FormatError for
+/// other types.
 Tensor<float> read_float(const SafetensorsFile& file, const TensorEntry& entry, MemoryResource& memory,
                          MemoryCategory category);
 
@@ -68,17 +72,20 @@ struct TensorToWrite {
   std::vector<int64_t> sizes;
   std::span<const uint8_t> bytes;
 };
+/// A span's values as bytes.
 template <class T>
 std::span<const uint8_t> bytes_of(std::span<const T> values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size_bytes()};
 }
 
-/// Writes a file atomically: a temporary file in the same folder, flushed to the disk, then renamed over `path`, so
-/// that a killed run or a full disk leaves the old file or the new one, never half of one. Adds an xxh3 checksum of
-/// every tensor to the metadata ("xxh3:…" keys handed in are dropped: they belong to another file). Tensor data starts
-/// on a multiple of 8 bytes (the header is padded with spaces), tensors of wide elements come first, else the order is
-/// kept: so each starts on a multiple of its element. Throws IoError with the reason of the operating system,
-/// ShapeError when bytes and sizes disagree, FormatError for names that are taken, reserved or not UTF-8.
+/// Writes a file atomically: a temporary file in the same folder, flushed to the disk, then renamed
+/// over `path`, so that a killed run or a full disk leaves the old file or the new one, never half
+/// of one. Adds an xxh3 checksum of every tensor to the metadata ("xxh3:…" keys handed in are
+/// dropped: they belong to another file). Tensor data starts on a multiple of 8 bytes (the header
+/// is padded with spaces), tensors of wide elements come first, else the order is kept: so each
+/// starts on a multiple of its element. Throws IoError with the reason of the operating system,
+/// ShapeError when bytes and sizes disagree, FormatError for names that are taken, reserved or not
+/// UTF-8.
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

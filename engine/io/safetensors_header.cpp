@@ -44,8 +44,8 @@ std::string supported_dtypes() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-/// Walks the JSON as it is read and keeps only what the format knows. Building a document first would lose duplicate
-/// names and would let a small file ask for a lot of memory.
+/// Walks the JSON as it is read and keeps only what the format knows. Building a document first
+/// would lose duplicate names and would let a small file ask for a lot of memory.
 class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderReader(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
@@ -225,7 +225,8 @@ std::string json_text(const std::string& text, const std::filesystem::path& path
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes, const std::string& file) {
   SafetensorsHeader header;
   HeaderReader reader(file, header);
-  // The parser would skip a byte order mark and take a NUL for the end of the text; the format knows neither.
+  // The parser would skip a byte order mark and take a NUL for the end of the text; the format
+  // knows neither.
   if (!json.starts_with('{')) reader.refuse("it does not begin with '{{'");
   if (const size_t nul = json.find('\0'); nul != std::string_view::npos) reader.refuse("no valid JSON at byte {}", nul);
   nlohmann::json::sax_parse(json.begin(), json.end(), &reader);

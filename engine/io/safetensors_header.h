@@ -25,10 +25,12 @@ std::string checksum_of(std::span<const uint8_t> bytes);
 /// Bytes of a tensor; false when there are more than 2^62 or a size is negative.
 bool tensor_bytes(DType dtype, std::span<const int64_t> sizes, uint64_t& bytes);
 
-/// `text` for a one-line error message: in quotes, control characters escaped, cut when long. Names come from files.
+/// `text` for a one-line error message: in quotes, control characters escaped, cut when long. Names
+/// come from files.
 std::string in_quotes(std::string_view text);
 
-/// `text` as a JSON string. Throws FormatError, naming the file that is to be written, when it is not UTF-8.
+/// `text` as a JSON string. Throws FormatError, naming the file that is to be written, when it is
+/// not UTF-8.
 std::string json_text(const std::string& text, const std::filesystem::path& path);
 
 /// What the JSON in front of the data says, checked.
@@ -44,8 +46,9 @@ struct SafetensorsHeader {
   std::vector<Tensor> tensors;  ///< in the order of the data, which they cover without gap or overlap
 };
 
-/// Reads the JSON of a file whose data is `data_bytes` long. Throws FormatError naming `file` for anything but the
-/// format's own structure: the parser accepts three levels and nothing else, so hostile nesting costs nothing.
+/// Reads the JSON of a file whose data is `data_bytes` long. Throws FormatError naming `file` for
+/// anything but the format's own structure: the parser accepts three levels and nothing else, so
+/// hostile nesting costs nothing.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes, const std::string& file);
 
 }  // namespace nibblenet

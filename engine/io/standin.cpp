@@ -14,8 +14,8 @@ constexpr float side = static_cast<float>(cifar_side);
 
 using Colour = std::array<float, 3>;
 
-/// What one picture is made of. Only +, -, *, / and square roots lead from the random bits to the bytes, so that every
-/// machine draws the same ones.
+/// What one picture is made of. Only +, -, *, / and square roots lead from the random bits to the
+/// bytes, so that every machine draws the same ones.
 struct Scene {
   Colour figure{};
   Colour ground{};
@@ -30,7 +30,8 @@ float between(Random& random, float low, float high) { return low + (high - low)
 
 Scene draw_scene(Random& random) {
   Scene scene;
-  // Two colours that differ enough to be told apart, which of them is the brighter one being chance.
+  // Two colours that differ enough to be told apart, which of them is the brighter one being
+  // chance.
   float contrast = 0;
   while (contrast < 120) {
     contrast = 0;
@@ -51,14 +52,15 @@ Scene draw_scene(Random& random) {
   return scene;
 }
 
-/// Distance from the middle of a stripe's band of `period`: -period/4 in the middle of one, +period/4 between two.
+/// Distance from the middle of a stripe's band of `period`: -period/4 in the middle of one,
+/// +period/4 between two.
 float wave(float position, float period) {
   const float phase = position / period - std::floor(position / period);
   return (std::abs(phase - 0.5F) - 0.25F) * period;
 }
 
-/// Signed distance in pixels to the class's figure at (u, v) from its centre: negative inside. Classes as in
-/// standin_classes().
+/// Signed distance in pixels to the class's figure at (u, v) from its centre: negative inside.
+/// Classes as in standin_classes().
 float distance_to_figure(size_t label, float u, float v, float radius) {
   const float from_centre = std::sqrt(u * u + v * v);
   const float across = std::max(std::abs(u), std::abs(v));
@@ -136,7 +138,8 @@ std::string names_text() {
   return text;
 }
 
-/// Images [begin, end) of a split. Each has a stream of its own, so that any part can be drawn alone.
+/// Images [begin, end) of a split. Each has a stream of its own, so that any part can be drawn
+/// alone.
 void write_batch(const std::filesystem::path& path, Split split, int64_t begin, int64_t end, uint64_t seed) {
   const uint64_t split_stream = split == Split::train ? 0 : uint64_t{1} << 40;
   const uint64_t label_stream = (uint64_t{1} << 41) + split_stream;
@@ -192,7 +195,8 @@ void write_standin(const std::filesystem::path& folder, int64_t train_images, in
   prepare_folder(folder);
   for (int64_t part = 0; part < cifar_train_files; ++part) {
     const auto path = folder / fmt::format("data_batch_{}.bin", part + 1);
-    // Rounded up, so that with fewer than five images the first files have them: empty files are not valid.
+    // Rounded up, so that with fewer than five images the first files have them: empty files are
+    // not valid.
     const int64_t share = (train_images + cifar_train_files - 1) / cifar_train_files;
     const int64_t begin = std::min(train_images, part * share);
     const int64_t end = std::min(train_images, begin + share);

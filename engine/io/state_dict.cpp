@@ -59,8 +59,8 @@ std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::strin
   return {bytes.begin(), bytes.end()};
 }
 
-/// A tensor of codes, from its stream where the file holds that instead. `decoded_before` is what streams of this file
-/// have already been decoded to: the limit of one holds for all.
+/// A tensor of codes, from its stream where the file holds that instead. `decoded_before` is what
+/// streams of this file have already been decoded to: the limit of one holds for all.
 std::vector<uint8_t> read_codes(const SafetensorsFile& file, const std::string& name, const CodeLayout& layout,
                                 int64_t& decoded_before) {
   const std::string stream_name = name + std::string(stream_suffix);
@@ -133,7 +133,8 @@ bool in_network_order(const Parameter& a, const Parameter& b) {
     }
     return parts;
   };
-  // "features" comes before "classifier": the other way round than the alphabet has it, as have "weight" and "bias".
+  // "features" comes before "classifier": the other way round than the alphabet has it, as have
+  // "weight" and "bias".
   return std::ranges::lexicographical_compare(key(a.name), key(b.name), [](const auto& x, const auto& y) {
     return x.first != y.first ? x.first < y.first : x.second > y.second;
   });
@@ -259,8 +260,8 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
   std::deque<std::vector<uint8_t>> streams;  // a deque: what is written views them
   int64_t decoded = 0;                       // what the streams decode to: readers have a limit
   const auto add_codes = [&](const std::string& name, const CodeLayout& layout, const std::vector<uint8_t>& codes) {
-    // Block ids of more than 8 bits stay as they are: all blocks are equally large, so there is next to nothing to
-    // gain.
+    // Block ids of more than 8 bits stay as they are: all blocks are equally large, so there is
+    // next to nothing to gain.
     const bool fits = layout.bits <= 8 && layout.bytes() <= max_decoded_bytes - decoded;
     auto stream = compression == Compression::rans && fits ? compressed_if_smaller(codes, layout) : std::nullopt;
     if (!stream) return add(name, DType::u8, {layout.channels, layout.stride()}, codes);

@@ -37,6 +37,7 @@ struct StateDict {
   int64_t header_bytes = 0;           ///< of these, what is no parameter's data
   std::vector<std::string> warnings;  ///< what reading found wrong and let pass, one line each, naming the file
 
+  /// The parameter of this name, or null.
   Parameter* find(std::string_view name);
   const Parameter* find(std::string_view name) const;
   /// Throws FormatError naming what is missing.
@@ -62,13 +63,13 @@ enum class Checksums : uint8_t { warn, strict };
 StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
-///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]   W.block_ids U8 [K, stride]
-///   W.codebook F32 [2^bits]
-/// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except for the format's keys.
-/// With `compression`, codes and block ids that become smaller by it are written as T.rans U8 [bytes] in place of T,
-/// with "compression:T" in the metadata: see encode_codes and docs/formats.md.
-/// `on_encoding` hears how many of the weights have been encoded and may throw to stop: nothing is written until all
-/// are.
+///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]
+///   W.block_ids U8 [K, stride]   W.codebook F32 [2^bits]
+/// with "scheme:W" and "shape:W" in the metadata. Atomic. The dict's own metadata is kept except
+/// for the format's keys. With `compression`, codes and block ids that become smaller by it are
+/// written as T.rans U8 [bytes] in place of T, with "compression:T" in the metadata: see
+/// encode_codes and docs/formats.md. `on_encoding` hears how many of the weights have been encoded
+/// and may throw to stop: nothing is written until all are.
 enum class Compression : uint8_t { none, rans };
 using OnEncoding = std::function<void(int64_t done, int64_t total, const std::string& weight)>;
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict,

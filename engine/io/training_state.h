@@ -6,8 +6,8 @@
 
 namespace nibblenet {
 
-/// Names of a checkpoint's training state: the key of its position in the metadata, and the prefixes of
-/// momenta and master weights.
+/// Names of a checkpoint's training state: the key of its position in the metadata, and the
+/// prefixes of momenta and master weights.
 inline constexpr const char* training_position_key = "training_position";
 inline constexpr std::string_view momentum_prefix = "momentum.";
 inline constexpr std::string_view master_prefix = "latent.";

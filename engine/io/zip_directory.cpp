@@ -112,8 +112,8 @@ class ZipReader {
     return directory;
   }
 
-  /// Replaces what the plain end record says by what the zip64 one says; they must agree where the plain one is not
-  /// full. Returns the place of that record.
+  /// Replaces what the plain end record says by what the zip64 one says; they must agree where the
+  /// plain one is not full. Returns the place of that record.
   size_t read_zip64_end(size_t locator, Directory& directory) const {
     const auto at = number<uint64_t>(archive_, locator + 8);
     if (locator < zip64_end_bytes || at > locator - zip64_end_bytes ||
@@ -168,7 +168,8 @@ class ZipReader {
     return entry;
   }
 
-  /// Numbers that are full in the entry itself stand in an extra field, in this order and only those.
+  /// Numbers that are full in the entry itself stand in an extra field, in this order and only
+  /// those.
   void read_zip64(DirectoryEntry& entry, std::span<const uint8_t> extra) const {
     std::vector<uint64_t*> full;
     for (uint64_t* value : {&entry.size, &entry.stored, &entry.header})
@@ -201,7 +202,8 @@ class ZipReader {
     const auto local = archive_.subspan(static_cast<size_t>(entry.header), static_cast<size_t>(limit - entry.header));
     if (number<uint32_t>(local, 0) != local_signature) refuse("there is no entry {}", in_quotes(entry.name));
     const size_t name_bytes = number<uint16_t>(local, 26);
-    // The local extra field pads the content to a multiple of 64 bytes; it differs from the directory's.
+    // The local extra field pads the content to a multiple of 64 bytes; it differs from the
+    // directory's.
     const size_t begin = local_bytes + name_bytes + number<uint16_t>(local, 28);
     if (begin > local.size() || entry.stored > local.size() - begin) lies_outside();
     if (text(local.subspan(local_bytes, name_bytes)) != entry.name || number<uint16_t>(local, 8) != entry.method)

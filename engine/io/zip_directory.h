@@ -19,10 +19,11 @@ struct ZipEntry {
 /// Whether bytes begin as a zip archive with an entry does.
 bool looks_like_zip(std::span<const uint8_t> bytes);
 
-/// The entries of a zip archive, in the order of their contents, from its central directory alone, as local headers may
-/// leave sizes and checksums to a descriptor behind the data. Zip64 is understood; encrypted entries and archives over
-/// several disks are not. Throws FormatError, naming `file`, unless every name is new, relative and free of "..", every
-/// content lies between its local header and the directory, no two overlap, and each local header agrees with the
+/// The entries of a zip archive, in the order of their contents, from its central directory alone,
+/// as local headers may leave sizes and checksums to a descriptor behind the data. Zip64 is
+/// understood; encrypted entries and archives over several disks are not. Throws FormatError,
+/// naming `file`, unless every name is new, relative and free of "..", every content lies between
+/// its local header and the directory, no two overlap, and each local header agrees with the
 /// directory. Layout: PKWARE's APPNOTE, sections 4.3.6 to 4.3.16 and 4.5.3.
 std::vector<ZipEntry> read_zip_directory(std::span<const uint8_t> archive, const std::string& file);
 

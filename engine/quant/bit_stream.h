@@ -11,6 +11,7 @@ namespace nibblenet {
 class BitWriter {
  public:
   explicit BitWriter(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
+  /// Appends the lowest `bits` bits of a value.
   void put(uint32_t value, int bits) {
     for (int i = 0; i < bits; ++i, ++used_) {
       if (used_ % 8 == 0) bytes_.push_back(0);

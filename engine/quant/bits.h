@@ -46,6 +46,7 @@ inline void write_field(uint8_t* channel, int64_t index, int bits, uint32_t valu
 class FieldWriter {
  public:
   explicit FieldWriter(uint8_t* channel) : next_(channel) {}
+  /// Appends a field.
   void put(uint32_t value, int bits) {
     pending_ |= static_cast<uint64_t>(value) << pending_bits_;
     for (pending_bits_ += bits; pending_bits_ >= 8; pending_bits_ -= 8, pending_ >>= 8)

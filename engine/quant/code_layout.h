@@ -21,6 +21,7 @@ struct CodeLayout {
   CodeLayout transposed() const { return {elements, channels, bits}; }
 };
 
+/// The layouts of a tensor's codes and of its block ids.
 CodeLayout code_layout(const PackedTensor& packed);
 CodeLayout block_id_layout(const PackedTensor& packed);
 

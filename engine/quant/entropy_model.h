@@ -8,6 +8,7 @@
 
 namespace nibblenet {
 
+/// Most classes of one tensor's model.
 inline constexpr int max_channel_classes = 16;
 
 /// Symbols of a run. Channels are cut into runs so that no chunk of a stream has to hold a long

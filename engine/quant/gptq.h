@@ -12,6 +12,7 @@ namespace nibblenet {
 /// Progress of GPTQ: inputs done, and all inputs, over all passes. It may throw to stop.
 using OnColumns = std::function<void(int64_t done, int64_t total)>;
 
+/// Options of gptq().
 struct GptqOptions {
   RateCost rate;
   int passes = 0;  ///< coordinate-descent passes: each chooses every code again

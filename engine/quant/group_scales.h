@@ -15,6 +15,7 @@ struct GroupScale {
   float scale = 0;
   Step step;
 };
+/// The scale and step of a group with these extremes.
 GroupScale scale_of(const Extremes& group, const Scheme& scheme, float scale_to);
 
 /// The code of a weight. A group of zeros, or one whose step underflows, gets exact zeros: its step

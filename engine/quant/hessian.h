@@ -15,6 +15,7 @@ struct Hessian {
   std::vector<float> values;  ///< [D, D], symmetric
 
   float at(int64_t i, int64_t j) const { return values[static_cast<size_t>(i * inputs + j)]; }
+  /// Mean square of each input, [D].
   std::vector<float> diagonal() const;
 };
 

@@ -66,6 +66,7 @@ struct PackedView {
   float scale_to = 1.0F;
   GroupMap groups;
 
+  /// Scale of a group in float32.
   float scale(int64_t group) const {
     if (scale_type == ScaleType::f32) return static_cast<const float*>(scales)[group];
     return f16_to_f32(static_cast<const uint16_t*>(scales)[group]);

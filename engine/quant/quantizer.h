@@ -29,13 +29,15 @@ struct Step {
 ///   max     from its extremes
 ///   search  by a search for the least error
 ///   step    fixed step size: `deviations` x RMS of the group, over the square root of the Fisher
-///           diagonal if there is one. Use it with entropy coding, where unused codes are free. `linear`
-///           without a zero point only. The step grows until the largest weight fits: nothing clips.
+///           diagonal if there is one. Use it with entropy coding, where unused codes are free.
+///           `linear` without a zero point only. The step grows until the largest weight fits:
+///           nothing clips.
 enum class Range : uint8_t { max, search, step };
 
 /// How a weight's code is chosen: nearest value, or GPTQ (error feedback).
 enum class Rounding : uint8_t { nearest, gptq };
 
+/// Options of quantize().
 struct QuantizeOptions {
   Range range = Range::max;
   float deviations = 0;  ///< of Range::step: root mean squares from one value to the next

@@ -51,6 +51,7 @@ class RansEncoderModel {
 /// Frequencies cumulated for decoding, with the symbol of each slot: 2^precision + 2,048 bytes.
 class RansDecoderModel {
  public:
+  /// Cumulates frequencies that sum to 2^precision.
   RansDecoderModel(std::span<const uint32_t> frequencies, int precision)
       : precision_(precision), symbols_(size_t{1} << precision) {
     uint32_t start = 0;
@@ -81,6 +82,7 @@ class RansEncoder {
  public:
   RansEncoder() { states_.fill(rans_low); }
 
+  /// Encodes a symbol in a lane's state.
   void put(int lane, uint32_t symbol, const RansEncoderModel& model) {
     uint64_t& x = states_[static_cast<size_t>(lane)];
     const RansSlots at = model[symbol];

@@ -43,11 +43,13 @@ std::string to_string(const Granularity& granularity);
 /// Inverse of to_string. Throws UsageError with the list of forms.
 Granularity parse_granularity(std::string_view text);
 
+/// The type of stored scales, and the sign that they take.
 enum class ScaleType : uint8_t { f32, f16 };
 enum class ScaleSign : uint8_t {
   absolute,   ///< scale = the group's absolute maximum
   signed_max  ///< scale = the signed element of largest magnitude (written "signed")
 };
+/// Names in flags and files, and their inverse. Parsing throws UsageError.
 std::string_view to_string(ScaleType type);
 std::string_view to_string(ScaleSign sign);
 ScaleType parse_scale_type(std::string_view text);
@@ -66,6 +68,7 @@ struct MethodTraits {
   bool trained;              ///< the values come from the weights; a group's scale is its root mean square
   std::string_view summary;  ///< one line for --help
 };
+/// The list of methods: files, flags, kernels and tests walk it.
 std::span<const MethodTraits> method_table();
 const MethodTraits& traits_of(Method method);
 /// Throws UsageError with the list of names.

@@ -15,6 +15,7 @@ namespace nibblenet {
 /// that really have n bits. Simulated weights are float32 weights: they have no size of their own.
 enum class Simulation : uint8_t { linear, linear_row, fp8, dynamic_tree, stable_embedding };
 
+/// A row of the simulations' table.
 struct SimulationTraits {
   Simulation simulation;
   std::string_view name;  ///< "simulated-linear"
@@ -37,14 +38,17 @@ struct LinearRepairs {
   friend bool operator==(const LinearRepairs&, const LinearRepairs&) = default;
 };
 
+/// A row of the repairs' table.
 struct LinearRepairTraits {
   bool LinearRepairs::*flag;
   std::string_view name;  ///< "zero-point"
 };
+/// The list of repairs.
 std::span<const LinearRepairTraits> linear_repair_table();
 /// "overflow,zero-point", or "all". Throws UsageError that lists what is supported.
 LinearRepairs parse_linear_repairs(std::string_view text);
 
+/// A simulation at a claimed width.
 struct SimulatedScheme {
   Simulation simulation;
   int bits;  ///< as the notebooks claim them; bits_needed() tells what they are
@@ -67,13 +71,15 @@ void validate(const SimulatedScheme& scheme);
 /// The notebooks' numbers for one weight tensor (OI or OIHW; biases are never touched), bit for
 /// bit:
 ///
-///   linear            S = (1/(max - min)) * 255 of the tensor; w S cut to an integer and wrapped to int8, over S
+///   linear            S = (1/(max - min)) * 255 of the tensor; w S cut to an integer and wrapped
+///                     to int8, over S
 ///   linear-row        the same, each row by itself
-///   fp8               x = w / row's maximum; three mantissa bits, the rest cut; exponent clamped to -14…15
-///   dynamic-tree      x as before; e = steps of x10 until |x| >= 0.1; of the mantissa 7 bits for e = 0, n-2-e else,
-///                     the rest cut; 0 for e >= n-2
-///   stable-embedding  a matrix (a kernel's slice) sorted by |w|, blocks of its row count, dynamic tree of 8 bits in
-///   each
+///   fp8               x = w / row's maximum; three mantissa bits, the rest cut; exponent clamped to
+///                     -14…15
+///   dynamic-tree      x as before; e = steps of x10 until |x| >= 0.1; of the mantissa 7 bits for
+///                     e = 0, n-2-e else, the rest cut; 0 for e >= n-2
+///   stable-embedding  a matrix (a kernel's slice) sorted by |w|, blocks of its row count, dynamic
+///                     tree of 8 bits in each
 ///
 /// A row is a run of the last dimension. Three inputs break the notebooks and are defined here: a
 /// zero among other weights (their tree never ends) is 0 in the tree; a row or block of zeros (0 /
@@ -88,6 +94,7 @@ void simulate(TensorView<float> out, TensorView<const float> weights, const Simu
 struct ExponentCounts {
   std::array<int64_t, 8> counts{};
 };
+/// Counts weights by the decimal exponent of their dynamic-tree code.
 ExponentCounts exponent_counts(TensorView<const float> weights, int bits, std::string_view name = "weights");
 
 /// What it would take to store values that share a scale: the largest number of distinct values in
@@ -97,6 +104,7 @@ struct ValueNeed {
   int64_t distinct = 0;
   int bits = 0;  ///< ceil(log2(distinct))
 };
+/// Bits that storing these simulated values needs.
 ValueNeed bits_needed(TensorView<const float> simulated);
 
 }  // namespace nibblenet

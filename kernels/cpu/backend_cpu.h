@@ -8,12 +8,14 @@ namespace nibblenet {
 /// loops; all of them on OpenMP threads. Not for use from several threads at once.
 class CpuBackend final : public Backend, public Training {
  public:
+  /// `threads` 0: all cores.
   explicit CpuBackend(int threads = 0);
   ~CpuBackend() override;
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   size_t bytes_that_empty_caches() const override;
+  /// Appends a remark to description().
   void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 
   void copy_from_host(void* destination, const void* source, size_t bytes) override;

@@ -11,6 +11,7 @@ namespace nibblenet {
 /// prefers, and renew it after changed().
 class FloatWeightCpu final : public Weight {
  public:
+  /// Copies values from the host.
   FloatWeightCpu(MemoryResource& memory, TensorView<const float> values);
   const Shape& shape() const override { return values_.shape(); }
   bool packed() const override { return false; }
@@ -32,6 +33,7 @@ class FloatWeightCpu final : public Weight {
 /// Packed weights: exactly what the file holds (codes, scales, …).
 class PackedWeightCpu final : public Weight {
  public:
+  /// Copies codes, scales and the rest from the host.
   PackedWeightCpu(MemoryResource& memory, const PackedTensor& packed);
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return true; }
@@ -52,6 +54,7 @@ class PackedWeightCpu final : public Weight {
   ResidentSize resident_;
 };
 
+/// oneDNN's descriptor of a filter in PyTorch's order.
 dnnl::memory::desc plain_filter_desc(const Shape& shape);
 
 }  // namespace nibblenet

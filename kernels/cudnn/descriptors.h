@@ -13,6 +13,7 @@ namespace nibblenet {
 template <class Handle, class Status>
 using Descriptor = std::unique_ptr<std::remove_pointer_t<Handle>, Status (*)(Handle)>;
 
+/// Makes a descriptor by the library's function. Throws CudaError.
 template <class Handle, class Status>
 Descriptor<Handle, Status> make_descriptor(Status (*create)(Handle*), Status (*destroy)(Handle)) {
   Handle handle = nullptr;
@@ -20,12 +21,14 @@ Descriptor<Handle, Status> make_descriptor(Status (*create)(Handle*), Status (*d
   return {handle, destroy};
 }
 
+/// Descriptors of cuDNN's kinds.
 using TensorDescriptor = Descriptor<cudnnTensorDescriptor_t, cudnnStatus_t>;
 using FilterDescriptor = Descriptor<cudnnFilterDescriptor_t, cudnnStatus_t>;
 using ConvolutionDescriptor = Descriptor<cudnnConvolutionDescriptor_t, cudnnStatus_t>;
 using ActivationDescriptor = Descriptor<cudnnActivationDescriptor_t, cudnnStatus_t>;
 using PoolingDescriptor = Descriptor<cudnnPoolingDescriptor_t, cudnnStatus_t>;
 
+/// The libraries' names of a precision.
 constexpr cudnnDataType_t cudnn_type(Precision precision) {
   return precision == Precision::float32 ? CUDNN_DATA_FLOAT : CUDNN_DATA_HALF;
 }

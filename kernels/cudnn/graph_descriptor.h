@@ -39,12 +39,14 @@ inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnBackendHeurMode
 /// then finalize it. Every function throws CudaError.
 class GraphDescriptor {
  public:
+  /// Creates a descriptor of this kind.
   explicit GraphDescriptor(cudnnBackendDescriptorType_t type) : descriptor_(nullptr, cudnn().destroy_descriptor) {
     cudnnBackendDescriptor_t descriptor = nullptr;
     check(cudnn().create_descriptor(type, &descriptor), "describing a graph");
     descriptor_.reset(descriptor);
   }
 
+  /// Sets an attribute: values, or another descriptor.
   template <class T>
   GraphDescriptor set(cudnnBackendAttributeName_t name, std::span<const T> values) && {
     return std::move(*this).set(name, attribute_type<T>, values.size(), values.data());
@@ -61,11 +63,13 @@ class GraphDescriptor {
   }
 
   cudnnStatus_t try_finalize() { return cudnn().finalize(get()); }
+  /// Finalizes the descriptor.
   GraphDescriptor finalize() && {
     check(try_finalize(), "describing a graph");
     return std::move(*this);
   }
 
+  /// Reads an integer attribute.
   int64_t integer(cudnnBackendAttributeName_t name) const {
     int64_t value = 0, count = 0;
     check(cudnn().get_attribute(get(), name, CUDNN_TYPE_INT64, 1, &count, &value), "asking a graph");

@@ -19,6 +19,7 @@ struct MatrixOperand {
 /// algorithm.
 class MatmulCublasLt {
  public:
+  /// Products on this stream, with workspace of `workspace`.
   MatmulCublasLt(Stream& stream, WorkspaceOf workspace);
 
   /// c[m, n] = epilogue(factor a[m, k] b[k, n] + bias[n]). a and b have precision `in`, c and the

@@ -33,7 +33,8 @@ void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const P
   layer.size.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
 }
 
-/// Packed weights are dequantized: what is resident are floats or fp16 values, and is counted as such.
+/// Packed weights are dequantized: what is resident are floats or fp16 values, and is counted as
+/// such.
 void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
                        Precision precision, const ResampleTables& tables) {
   Tensor<float> dequantized;

@@ -47,6 +47,7 @@ struct GradientSource {
 /// gradients at all layers with parameters besides.
 class Pass {
  public:
+  /// Whether a pass infers or trains.
   enum class Mode : uint8_t { inference, training };
   /// `input` is the shape of the largest batch: [N, S, S, 3], or [N, features] when the range
   /// starts behind the flatten.

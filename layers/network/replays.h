@@ -13,6 +13,7 @@ namespace nibblenet {
 /// Work on batches that a backend can record (Recorder::record), by where its operand lies.
 class Replays {
  public:
+  /// What is recorded: it returns its result for a batch.
   using Work = std::function<ConstActivations(ConstActivations x)>;
 
   /// work(x). When the same place, shape and precision come a second time the work is recorded, and

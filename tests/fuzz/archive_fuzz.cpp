@@ -1,4 +1,5 @@
-// Feeds arbitrary bytes to the reader of data sets, as a tar or tar.gz. Driven like safetensors_fuzz.cpp.
+// Feeds arbitrary bytes to the reader of data sets, as a tar or tar.gz. Driven like
+// safetensors_fuzz.cpp.
 
 #include <algorithm>
 #include <cstring>
@@ -15,8 +16,8 @@ namespace {
 using namespace nibblenet;
 using fuzz::require;
 
-/// Makes the checksums of all blocks that look like headers right: a tar with a wrong one is refused before anything
-/// else in it is looked at.
+/// Makes the checksums of all blocks that look like headers right: a tar with a wrong one is
+/// refused before anything else in it is looked at.
 std::vector<uint8_t> with_checksums(std::span<const uint8_t> input) {
   constexpr size_t block = 512, checksum = 148, checksum_bytes = 8, magic = 257;
   std::vector<uint8_t> tar(input.begin(), input.end());
@@ -41,7 +42,8 @@ void expect_sound(const Dataset& dataset) {
   for (const uint8_t label : dataset.labels) require(label < dataset.classes.size());
 }
 
-/// Every file of an archive is read: no name leads out of it, and no file is larger than the archive can make it.
+/// Every file of an archive is read: no name leads out of it, and no file is larger than the
+/// archive can make it.
 void walk(const std::string& path, size_t most) {
   walk_files(path, [&](FileEntry& entry) {
     for (const std::string& part : entry.parts())

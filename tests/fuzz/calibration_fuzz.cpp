@@ -1,4 +1,5 @@
-// Feeds arbitrary bytes to the reader of calibrations, as a file that is said to belong to a small model.
+// Feeds arbitrary bytes to the reader of calibrations, as a file that is said to belong to a small
+// model.
 
 #include <cmath>
 

@@ -1,5 +1,5 @@
-// Feeds arbitrary bytes to the decoder of compressed codes. The first three bytes choose what the file's shape and
-// scheme would say (bits, channels, codes in a channel), the rest is the stream.
+// Feeds arbitrary bytes to the decoder of compressed codes. The first three bytes choose what the
+// file's shape and scheme would say (bits, channels, codes in a channel), the rest is the stream.
 
 #include <cstdint>
 #include <cstdlib>

@@ -1,4 +1,5 @@
-// A main for fuzz entries that needs no libFuzzer: a fixed sequence of mutations, the same on every machine.
+// A main for fuzz entries that needs no libFuzzer: a fixed sequence of mutations, the same on every
+// machine.
 //   safetensors_fuzz ITERATIONS FILE...
 
 #include <algorithm>
@@ -136,7 +137,8 @@ int main(int argc, char** argv) {
   const long iterations = std::strtol(argv[1], nullptr, 10);
   for (long i = 0; i < iterations; ++i) {
     const std::string input = Mutator(static_cast<uint64_t>(i))(seeds[static_cast<size_t>(i) % seeds.size()]);
-    // Copied to the heap at its exact length, so that a read past its end is seen by AddressSanitizer.
+    // Copied to the heap at its exact length, so that a read past its end is seen by
+    // AddressSanitizer.
     const std::vector<uint8_t> bytes(input.begin(), input.end());
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
   }

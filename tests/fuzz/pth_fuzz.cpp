@@ -1,5 +1,6 @@
-// Feeds arbitrary bytes to the reader of PyTorch's state dicts, as a file, in both of its formats. With clang,
-// libFuzzer drives the entry below; with any compiler, mutate.cpp drives it through mutations of valid files.
+// Feeds arbitrary bytes to the reader of PyTorch's state dicts, as a file, in both of its formats.
+// With clang, libFuzzer drives the entry below; with any compiler, mutate.cpp drives it through
+// mutations of valid files.
 
 #include <fmt/format.h>
 #include <sys/mman.h>

@@ -1,5 +1,6 @@
-// Feeds arbitrary bytes to the safetensors reader, as a file. With clang, libFuzzer drives the entry below; with any
-// compiler, mutate.cpp drives it through a fixed number of mutations of valid files.
+// Feeds arbitrary bytes to the safetensors reader, as a file. With clang, libFuzzer drives the
+// entry below; with any compiler, mutate.cpp drives it through a fixed number of mutations of valid
+// files.
 
 #include "engine/io/safetensors.h"
 #include "tests/fuzz/fuzz_file.h"

@@ -6,7 +6,8 @@
 #include "tests/support/golden.h"
 #include "tests/support/test_backend.h"
 
-// Every layer of the network at its own size, ours against cuDNN and cuBLASLt: too much for the host.
+// Every layer of the network at its own size, ours against cuDNN and cuBLASLt: too much for the
+// host.
 
 namespace nibblenet {
 namespace {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed: DIR/run.sh and one
-# archive of programs, their libraries, golden data, a few hundred images and an 8-bit model. MODEL, packed at 8 bits,
-# and IMAGES, a data set's folder or archive, may be empty: what needs them is then left out.
+# bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed:
+# DIR/run.sh and one archive of programs, their libraries, golden data, a few hundred images and an
+# 8-bit model. MODEL, packed at 8 bits, and IMAGES, a data set's folder or archive, may be empty:
+# what needs them is then left out.
 set -euo pipefail
 
 build=$1 target=$2 model=$3 images=$4
@@ -22,8 +23,8 @@ ldd "$payload"/bin/* | awk '$2 == "=>" { print $3 }' | sort -u |
   grep -vE '/(libc|libm|libdl|libpthread|librt|libresolv|ld-linux[^/]*)\.so' | while read -r library; do
   strip -o "$payload/lib/$(basename "$library")" "$library"
 done
-# What no check here calls: OpenBLAS serves calibration only. Functions that abort take its place, and its Fortran
-# libraries stay behind.
+# What no check here calls: OpenBLAS serves calibration only. Functions that abort take its place,
+# and its Fortran libraries stay behind.
 for library in "$payload"/lib/libopenblas.so.*; do
   [[ -e $library ]] || continue
   nm -D --defined-only "$library" | awk '{ print $3 }' | sort >"$payload/provided"
@@ -33,7 +34,8 @@ for library in "$payload"/lib/libopenblas.so.*; do
   mv "$library.stub" "$library"
   rm -f "$payload/provided" "$payload"/lib/libgfortran.so.* "$payload"/lib/libquadmath.so.*
 done
-# ICU's tables are half of the whole, and only an archive reader's XML format asks for them: an empty one will do.
+# ICU's tables are half of the whole, and only an archive reader's XML format asks for them: an
+# empty one will do.
 for library in "$payload"/lib/libicudata.so.*; do
   [[ -e $library ]] || continue
   symbol=$(nm -D "$library" | awk '$3 ~ /^icudt[0-9]+_dat$/ { print $3 }')
@@ -64,7 +66,8 @@ if [[ -z $(ls "$payload/images") ]]; then
 fi
 
 cp "$root/tests/gpu/run.sh" "$target/run.sh"
-# Programs hold the same kernels: one after the other, inside one window of the compressor, they cost the room of one.
+# Programs hold the same kernels: one after the other, inside one window of the compressor, they
+# cost the room of one.
 tar -C "$payload" -c bin lib $(ls -A "$payload" | grep -vxE "bin|lib") | xz -9e >"$target/payload.tar.xz"
 bytes=$(du -sb "$target" | cut -f1)
 echo "$target: $bytes bytes; on the GPU machine: $(basename "$target")/run.sh"

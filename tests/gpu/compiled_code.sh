@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks (80 and 90a, or those
-# given). Fails when unpacking linear codes takes more instructions than it should, when a kernel touches local memory,
-# or when its inner loop does not read codes 16 bytes at a time. Needs nvdisasm, of the environment's NVDISASM or PATH;
-# without one it says so and exits with 77.
+# compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks
+# (80 and 90a, or those given). Fails when unpacking linear codes takes more instructions than it
+# should, when a kernel touches local memory, or when its inner loop does not read codes 16 bytes at
+# a time. Needs nvdisasm, of the environment's NVDISASM or PATH; without one it says so and exits
+# with 77.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../tools/kernels/compile.sh"
@@ -14,7 +15,8 @@ fi
 (($# > 0)) || set -- 80 90a
 export nvdisasm
 
-# Instructions for each linear weight of 2 to 8 bits that the layout was designed for, and how much more may be taken.
+# Instructions for each linear weight of 2 to 8 bits that the layout was designed for, and how much
+# more may be taken.
 designed='1.06 1.16 1.13 1.28 1.44 1.53 1.00'
 tolerance=1.15
 
@@ -58,9 +60,9 @@ for architecture in "$@"; do
     }' "$code/unpack_probe.cu.$architecture.sass" || failed=1
 done
 
-# Codes are read as data that nothing writes (LDG ... CONSTANT), n times a superblock, or copied to shared memory in a
-# loop of their own (LDGSTS). A loop is what lies between a label and the last branch back to it; the inner one is the
-# shortest that multiplies.
+# Codes are read as data that nothing writes (LDG ... CONSTANT), n times a superblock, or copied to
+# shared memory in a loop of their own (LDGSTS). A loop is what lies between a label and the last
+# branch back to it; the inner one is the shortest that multiplies.
 echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
   [[ $sass != *unpack_probe* ]] || continue

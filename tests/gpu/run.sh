@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The GPU checks, most important first, inside GPU_SECONDS (520, below nine minutes): run.sh [RESULTS]
-# Lies in a bundle made by `tools/dev gpu --bundle`, or is called by `tools/dev gpu` with GPU_BIN, GPU_DATA, GPU_GOLDEN
-# and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log, and RESULTS/compare*.json, of which
-# tests/peers/performance_tables.py makes tables and plots. Fails when a test does. GPU_SIDES and GPU_BATCHES make the
-# comparison a shorter one, GPU_SANITIZER names another compute-sanitizer, or none.
+# The GPU checks, most important first, inside GPU_SECONDS (520, below nine minutes): run.sh
+# [RESULTS] Lies in a bundle made by `tools/dev gpu --bundle`, or is called by `tools/dev gpu` with
+# GPU_BIN, GPU_DATA, GPU_GOLDEN and GPU_MODEL set. Writes RESULTS/gpu.json and RESULTS/gpu.log, and
+# RESULTS/compare*.json, of which tests/peers/performance_tables.py makes tables and plots. Fails
+# when a test does. GPU_SIDES and GPU_BATCHES make the comparison a shorter one, GPU_SANITIZER names
+# another compute-sanitizer, or none.
 set -uo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")

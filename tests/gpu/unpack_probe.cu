@@ -1,4 +1,5 @@
-// What compiled_code.sh takes apart: kernels that unpack one chunk of codes and four, and do nothing else.
+// What compiled_code.sh takes apart: kernels that unpack one chunk of codes and four, and do
+// nothing else.
 
 #include "kernels/cuda/weights/unpack.cuh"
 

@@ -7,7 +7,8 @@
 #include "kernels/cuda/device/gpu.h"
 #include "kernels/cuda/device/launch.cuh"
 
-// Each wrapper around PTX alone: what host execution cannot prove, since there the wrappers are other code.
+// Each wrapper around PTX alone: what host execution cannot prove, since there the wrappers are
+// other code.
 
 namespace nibblenet {
 namespace {
@@ -17,7 +18,8 @@ struct Tiles {
   f16 b[8][24];
 };
 
-/// d[16, 8] = a[16, 16] b[8, 16]^T by one warp: cp.async brings the operands, ldmatrix the fragments.
+/// d[16, 8] = a[16, 16] b[8, 16]^T by one warp: cp.async brings the operands, ldmatrix the
+/// fragments.
 __global__ void tile_kernel(float* d, const f16* a, const f16* b) {
   auto& tiles = shared<Tiles>();
   const int lane = static_cast<int>(threadIdx.x);
@@ -84,7 +86,8 @@ __global__ void words_kernel(uint4* y, const uint4* x) {
                     max_fp16x2(v.x, v.z)};
 }
 
-/// y[i] = bits of both words of x[i], through shared memory from the thread opposite, and some of their bytes negated.
+/// y[i] = bits of both words of x[i], through shared memory from the thread opposite, and some of
+/// their bytes negated.
 __global__ void bits_kernel(uint32_t* y, const uint2* x) {
   struct Words {
     uint32_t of[32];
@@ -96,7 +99,8 @@ __global__ void bits_kernel(uint32_t* y, const uint2* x) {
   y[31 - threadIdx.x] = permute_bytes(opposite, ~opposite, 0xFFFF2714U);
 }
 
-/// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are NaN.
+/// y[i] = which halves of x[i]'s first word are greater than those of the second, and which are
+/// NaN.
 __global__ void compare_kernel(uint2* y, const uint2* x) {
   y[threadIdx.x] = {greater_fp16x2(x[threadIdx.x].x, x[threadIdx.x].y), nan_fp16x2(x[threadIdx.x].x)};
 }

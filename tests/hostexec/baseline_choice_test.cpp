@@ -5,7 +5,8 @@
 #include "tests/kernels/values.h"
 #include "tests/support/baseline.h"
 
-// What the baseline takes of the algorithms that the stand-in offers: fake_cudnn.cpp says how each behaves.
+// What the baseline takes of the algorithms that the stand-in offers: fake_cudnn.cpp says how each
+// behaves.
 
 namespace nibblenet {
 namespace {

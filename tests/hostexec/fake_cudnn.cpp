@@ -1,7 +1,7 @@
-// Stands in for cuDNN and cuBLASLt: the functions that the baseline calls, by plain loops over host memory. What it
-// checks is ours: descriptors, orders, transpositions, that an algorithm which cannot run gives way to the next, and
-// that the fastest of those that a graph can hold is taken. Not part of cuDNN or cuBLASLt; written after their
-// documentation.
+// Stands in for cuDNN and cuBLASLt: the functions that the baseline calls, by plain loops over host
+// memory. What it checks is ours: descriptors, orders, transpositions, that an algorithm which
+// cannot run gives way to the next, and that the fastest of those that a graph can hold is taken.
+// Not part of cuDNN or cuBLASLt; written after their documentation.
 
 #include "tests/hostexec/fake_cudnn.h"
 

@@ -1,5 +1,6 @@
-// The graph interface of the stand-in for cuDNN: convolutions with a bias and perhaps a ReLU. What it checks is that
-// our descriptors are whole and refer to each other as they should, and that plans which cannot run give way to others.
+// The graph interface of the stand-in for cuDNN: convolutions with a bias and perhaps a ReLU. What
+// it checks is that our descriptors are whole and refer to each other as they should, and that
+// plans which cannot run give way to others.
 
 #include <algorithm>
 #include <array>

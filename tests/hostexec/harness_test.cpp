@@ -9,7 +9,8 @@
 #include "kernels/cuda/device/gpu.h"
 #include "tests/hostexec/scheduler.h"
 
-// The harness itself: correct kernels give the same bits in every schedule, and each planted bug is caught.
+// The harness itself: correct kernels give the same bits in every schedule, and each planted bug is
+// caught.
 
 #if defined(__SANITIZE_THREAD__)
 /// A race has to end a death test's program.
@@ -167,7 +168,8 @@ TEST_F(Harness, WarpsMultiplyMatrices) {
   }
 }
 
-/// y = x through a double-buffered shared tile; `wait` says how many groups may still be under way when one is read.
+/// y = x through a double-buffered shared tile; `wait` says how many groups may still be under way
+/// when one is read.
 template <int Pending>
 void copy_kernel(float* y, const float* x, int tiles) {
   struct Tiles {

@@ -8,8 +8,8 @@
 #include "tests/hostexec/scheduler.h"
 #include "tests/kernels/schemes.h"
 
-// Every kernel once, on shapes small enough for ThreadSanitizer and large enough for several blocks: the same bits in
-// every schedule, and no race.
+// Every kernel once, on shapes small enough for ThreadSanitizer and large enough for several
+// blocks: the same bits in every schedule, and no race.
 
 namespace nibblenet {
 namespace {
@@ -55,7 +55,8 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
   });
 }
 
-/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results in fp16.
+/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results
+/// in fp16.
 Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
   backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
   const Shape x = {1, 4, 5, 128};
@@ -131,7 +132,8 @@ Values gradients_in_fp16(CudaBackend& backend, bool of_weight) {
   });
 }
 
-/// An operation of one operand and one result in fp16, with the store that it is given where it is a gradient.
+/// An operation of one operand and one result in fp16, with the store that it is given where it is
+/// a gradient.
 template <class Run>
 Operation map_fp16(std::string name, const Shape& y, const Shape& x, Run run) {
   return {std::move(name), [=](CudaBackend& backend) {

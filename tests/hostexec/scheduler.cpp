@@ -91,11 +91,12 @@ struct Fiber {
 struct Block {
   std::vector<Fiber*> fibers;
   unsigned at_barrier = 0;
-  /// Shared objects by key; an array, since ThreadSanitizer would take allocations for writes of whoever asks first.
+  /// Shared objects by key; an array, since ThreadSanitizer would take allocations for writes of
+  /// whoever asks first.
   std::array<std::pair<const void*, void*>, 32> shared{};
   size_t shared_count = 0;
-  // Addresses for order_before and order_after. Barriers take turns: whoever goes on late must not be ordered behind
-  // those who have come to the next one already.
+  // Addresses for order_before and order_after. Barriers take turns: whoever goes on late must not
+  // be ordered behind those who have come to the next one already.
   char barrier_point[2] = {};
   size_t barrier_turn = 0;
   std::vector<char> warp_posted;  // one a warp

@@ -42,7 +42,8 @@ bool supported(DecodePath path) {
   }
 }
 
-/// Every byte pattern decodes: codes that quantization leaves out, and the padding that decoders must not look at.
+/// Every byte pattern decodes: codes that quantization leaves out, and the padding that decoders
+/// must not look at.
 PackedTensor with_random_codes(PackedTensor packed, uint64_t seed) {
   Random random(seed);
   for (uint8_t& byte : packed.codes) byte = static_cast<uint8_t>(random.below(256));

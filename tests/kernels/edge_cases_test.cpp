@@ -157,8 +157,9 @@ TEST(MaxPool, KeepsNaNAndTakesTheFirstMaximum) {
 }
 
 TEST(MaxPool, NeverChoosesPadding) {
-  // Every window of a 3x3 one with padding 1 over a 2x2 image; position 4 is the window's centre. The first element
-  // that lies in the image wins, even where none is above -infinity: its gradient must not fall into the padding.
+  // Every window of a 3x3 one with padding 1 over a 2x2 image; position 4 is the window's centre.
+  // The first element that lies in the image wins, even where none is above -infinity: its gradient
+  // must not fall into the padding.
   const Pooled pooled = max_pool({1, 2, 2, 1}, std::vector<float>(4, -infinity), {3, 1, 1}, true);
   EXPECT_EQ(pooled.y, std::vector<float>(4, -infinity));
   EXPECT_EQ(pooled.argmax, (std::vector<uint8_t>{4, 3, 1, 0}));

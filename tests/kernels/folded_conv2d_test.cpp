@@ -7,8 +7,8 @@
 #include "tests/support/golden.h"
 #include "tests/support/test_backend.h"
 
-// A backend's folded convolution against its definition (engine/core/fold.h); that one against the convolution of the
-// enlarged image in tests/engine/core/fold_test.cpp.
+// A backend's folded convolution against its definition (engine/core/fold.h); that one against the
+// convolution of the enlarged image in tests/engine/core/fold_test.cpp.
 
 namespace nibblenet {
 namespace {
@@ -72,7 +72,8 @@ class FoldedConv2dTest : public ::testing::Test {
   std::unique_ptr<Backend> backend_ = make_test_backend();
 };
 
-/// AlexNet's with 64 channels, tiles and remainders of every width; the patterns of other sizes of images; no image.
+/// AlexNet's with 64 channels, tiles and remainders of every width; the patterns of other sizes of
+/// images; no image.
 const Case cases[] = {{32, 32, 224, 64, 11, 4, 2, 1}, {32, 32, 112, 80, 11, 4, 2},    {16, 16, 112, 7, 11, 4, 2},
                       {18, 16, 56, 129, 7, 3, 1, 3},  {32, 32, 112, 15, 11, 4, 2, 0}, {2, 2, 21, 1, 5, 2, 4, 5}};
 

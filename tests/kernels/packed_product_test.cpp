@@ -26,13 +26,15 @@ using testing::Values;
 
 constexpr std::array epilogues = {Epilogue::none, Epilogue::relu};
 
-/// Both sides of the largest batch that takes the dot products (8), and one that the blocked product likes.
+/// Both sides of the largest batch that takes the dot products (8), and one that the blocked
+/// product likes.
 constexpr std::array<int64_t, 5> batches = {1, 2, 8, 9, 40};
 
-/// How far two sums of the same C products may lie apart, relative to the norm of the results. Addition j rounds a
-/// partial sum of random signs, of size sqrt(j) s, by a uniform error of RMS 2^-24 sqrt(j) s / sqrt(3) at most; over C
-/// additions that is 2^-24 C s / sqrt(6) against a result of sqrt(C) s. Two sums, each rounded once more with the bias:
-/// twice (sqrt(C / 6) + 1). Vector lanes and blocks, which sum shorter chains, stay well below; 1e-6 is the promise.
+/// How far two sums of the same C products may lie apart, relative to the norm of the results.
+/// Addition j rounds a partial sum of random signs, of size sqrt(j) s, by a uniform error of RMS
+/// 2^-24 sqrt(j) s / sqrt(3) at most; over C additions that is 2^-24 C s / sqrt(6) against a result
+/// of sqrt(C) s. Two sums, each rounded once more with the bias: twice (sqrt(C / 6) + 1). Vector
+/// lanes and blocks, which sum shorter chains, stay well below; 1e-6 is the promise.
 double rounding(int64_t terms) { return std::min(1e-6, 2 * (std::sqrt(static_cast<double>(terms) / 6) + 1) * 0x1p-24); }
 
 void expect_linear_like_float(Backend& backend, const PackedTensor& packed) {
@@ -123,7 +125,8 @@ INSTANTIATE_TEST_SUITE_P(Methods, PackedProduct, ::testing::ValuesIn(method_tabl
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST(PackedLinear, IsExactForIntegers) {
-  // A scale of 2^(n-1) - 1 makes linear's steps 1: the weights are integers, and so is every partial sum.
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: the weights are integers, and so is every
+  // partial sum.
   CpuBackend backend(2);
   for (int bits = 2; bits <= 8; ++bits) {
     const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
@@ -161,7 +164,8 @@ TEST(PackedLinear, NeverHoldsTheMatrixInFloats) {
 }
 
 TEST(PackedLinear, WorksBesideABackendOfMoreThreads) {
-  // The number of OpenMP threads is the process's: a later backend must not make an earlier one outgrow its workspace.
+  // The number of OpenMP threads is the process's: a later backend must not make an earlier one
+  // outgrow its workspace.
   CpuBackend one(1);
   const PackedTensor packed = quantized({1100, 40}, parse_scheme("linear:4:channel"), 3);
   const auto weight = one.make_weight(packed);

@@ -6,7 +6,8 @@
 #include "tests/kernels/schemes.h"
 #include "tests/support/test_backend.h"
 
-// Rounding in training: the bits that packing and decoding give, and gradients that follow their definition.
+// Rounding in training: the bits that packing and decoding give, and gradients that follow their
+// definition.
 
 namespace nibblenet {
 namespace {
@@ -103,7 +104,8 @@ void expect_near(const Values& actual, const std::vector<double>& expected, int6
 
 class RoundWeights : public ::testing::TestWithParam<MethodTraits> {
  protected:
-  /// Every granularity at the narrowest and the widest width and at 4 bits; what steps are rounded to does not matter.
+  /// Every granularity at the narrowest and the widest width and at 4 bits; what steps are rounded
+  /// to does not matter.
   static std::vector<Scheme> schemes() {
     std::vector<Scheme> result = schemes_of(GetParam());
     std::erase_if(result, [](const Scheme& scheme) {
@@ -229,7 +231,8 @@ std::vector<MethodTraits> unsorted_methods() {
 INSTANTIATE_TEST_SUITE_P(Methods, RoundWeights, ::testing::ValuesIn(unsorted_methods()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
-/// dL/dstep and dL/dvalue are what differences of L say, with the codes as they are: L = sum of dvalues * values.
+/// dL/dstep and dL/dvalue are what differences of L say, with the codes as they are: L = sum of
+/// dvalues * values.
 TEST(RoundWeightsGradient, AgreesWithDifferences) {
   const auto backend = make_test_backend();
   const Shape shape{6, 50};
@@ -251,8 +254,9 @@ TEST(RoundWeightsGradient, AgreesWithDifferences) {
   }
 }
 
-/// L = sum of dvalues * round(x) * step with x = master / step taken for linear inside of the range, as LSQ does: there
-/// the derivative of round(x) * step by step is round(x) - x, and outside of it the outermost value.
+/// L = sum of dvalues * round(x) * step with x = master / step taken for linear inside of the
+/// range, as LSQ does: there the derivative of round(x) * step by step is round(x) - x, and outside
+/// of it the outermost value.
 TEST(RoundWeightsGradient, OfAStepIsTheRoundingErrorInsideAndTheExtremeOutside) {
   const auto backend = make_test_backend();
   PackedTensor packed = quantized({1, 4}, parse_scheme("linear:3:channel"), 3);

@@ -17,8 +17,8 @@ inline void PrintTo(const MethodTraits& traits, std::ostream* out) { *out << tra
 
 namespace nibblenet::testing {
 
-/// Every scheme of a method that a decoder can tell apart: width x granularity x scale type x zero point. Blocks are
-/// shorter and longer than a vector and no divisor of anything; so are tiles.
+/// Every scheme of a method that a decoder can tell apart: width x granularity x scale type x zero
+/// point. Blocks are shorter and longer than a vector and no divisor of anything; so are tiles.
 inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
   const std::vector<std::string> granularities =
       traits.sorted

@@ -12,7 +12,8 @@
 
 namespace nibblenet::testing {
 
-/// A tensor on the host: copyable, comparable, and in a vector that is exactly as long as the shape says.
+/// A tensor on the host: copyable, comparable, and in a vector that is exactly as long as the shape
+/// says.
 struct Values {
   Shape shape;
   std::vector<float> data;
@@ -40,8 +41,8 @@ inline Values uniform(const Shape& shape, uint64_t seed) {
   return values;
 }
 
-/// Whole multiples of `unit`, at most `largest` of them either way: sums of their products are exact in float32 in any
-/// order, so that tests may ask for equality.
+/// Whole multiples of `unit`, at most `largest` of them either way: sums of their products are
+/// exact in float32 in any order, so that tests may ask for equality.
 inline Values integers(const Shape& shape, uint64_t seed, int64_t largest = 3, int64_t unit = 1) {
   Random random(seed);
   Values values(shape);
@@ -86,7 +87,8 @@ inline Values from(Backend& backend, TensorView<const float> tensor) {
   return values;
 }
 
-/// What `operation(view)` writes into an output of this shape. It is full of NaN before: whatever is left out shows.
+/// What `operation(view)` writes into an output of this shape. It is full of NaN before: whatever
+/// is left out shows.
 template <class Operation>
 Values output_of(Backend& backend, const Shape& shape, Operation&& operation) {
   Tensor<float> output = on(backend, Values(shape, std::numeric_limits<float>::quiet_NaN()));

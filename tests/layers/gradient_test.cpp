@@ -6,9 +6,10 @@
 
 #include "tests/layers/host_layers.h"
 
-// Gradients against central differences of the loss sum(y * r), r fixed. Operands are small integers (or multiples of
-// what the layer divides by) and the layers linear in each of them as far as the step reaches, so that losses,
-// differences and gradients are all exact in float32: the tests ask for equality, whatever the order of summation.
+// Gradients against central differences of the loss sum(y * r), r fixed. Operands are small
+// integers (or multiples of what the layer divides by) and the layers linear in each of them as far
+// as the step reaches, so that losses, differences and gradients are all exact in float32: the
+// tests ask for equality, whatever the order of summation.
 
 namespace nibblenet {
 namespace {
@@ -232,9 +233,10 @@ TEST_F(Gradient, AClassThatIsNoTargetMayBeImpossible) {
 }
 
 TEST_F(Gradient, CrossEntropy) {
-  // Not linear, so against differences of a reference in double, to which the layer's own losses are held too. Both
-  // results are one float32 rounding of a value computed in double from float32 differences of logits: a few 2^-24, of
-  // the loss or of the whole gradient's size 1 / N. The differences themselves err by h^2 / 6 and 2^-52 / h times that.
+  // Not linear, so against differences of a reference in double, to which the layer's own losses
+  // are held too. Both results are one float32 rounding of a value computed in double from float32
+  // differences of logits: a few 2^-24, of the loss or of the whole gradient's size 1 / N. The
+  // differences themselves err by h^2 / 6 and 2^-52 / h times that.
   constexpr double rounding = 4 * 0x1p-24;
   constexpr double h = 1e-5;
   struct Case {

@@ -17,7 +17,8 @@ using testing::linear_backward;
 using testing::uniform;
 using testing::Values;
 
-/// Operands of which only the shape matters: the checks come before any access, so all may share one element.
+/// Operands of which only the shape matters: the checks come before any access, so all may share
+/// one element.
 template <class T = float>
 TensorView<T> of(const Shape& shape) {
   static T element{};

@@ -8,7 +8,8 @@
 
 namespace nibblenet::testing {
 
-/// The folder of golden data: NIBBLENET_GOLDEN when set (other seeds of the same cases must pass too), else tests/data.
+/// The folder of golden data: NIBBLENET_GOLDEN when set (other seeds of the same cases must pass
+/// too), else tests/data.
 std::filesystem::path golden_folder();
 
 /// tests/data, whatever the golden data's folder is.

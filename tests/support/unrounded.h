@@ -7,8 +7,8 @@
 
 namespace nibblenet::testing {
 
-/// images [N, height, width, 3] resized, cropped and normalised as `tables` say, but without rounding the resized ones
-/// to bytes: [N, crop, crop, 3].
+/// images [N, height, width, 3] resized, cropped and normalised as `tables` say, but without
+/// rounding the resized ones to bytes: [N, crop, crop, 3].
 inline std::vector<double> unrounded(const ResampleTables& tables, const std::vector<uint8_t>& images) {
   const auto weight = [](const ResampleAxis& axis, int i, int t) {
     return static_cast<double>(axis.weights[static_cast<size_t>(i * axis.taps + t)]) / (1 << resample_precision);

@@ -57,7 +57,8 @@ struct Weighed {
   int64_t bytes;
 };
 
-/// The least sum of divergences of layers [layer, end) in what is left of the bytes; infinite if none is below `bound`.
+/// The least sum of divergences of layers [layer, end) in what is left of the bytes; infinite if
+/// none is below `bound`.
 double least_divergence(const std::vector<std::vector<Weighed>>& layers, size_t layer, int64_t bytes,
                         double bound = INFINITY) {
   if (bytes < 0 || bound <= 0) return INFINITY;

@@ -29,8 +29,8 @@ class ClassifyTest : public ToolsTest {
   }
 };
 
-/// Pictures of one size, and of many, give what `eval` gives for them as a data set: the same classes, and the softmax
-/// of its logits.
+/// Pictures of one size, and of many, give what `eval` gives for them as a data set: the same
+/// classes, and the softmax of its logits.
 TEST_F(ClassifyTest, AgreesWithEval) {
   int number = 0;
   const std::vector<std::pair<int, int>> sizes = {{32, 32}, {1, 1}, {300, 40}, {31, 217}, {64, 64}, {150, 140}};

@@ -222,7 +222,8 @@ TEST_F(FinetuneTest, LearnsFromAnotherModelAndGoesOnFromIt) {
   EXPECT_EQ(json("report.json").at("options").at("distillation").at("teacher"), "float/teacher.safetensors");
   const nlohmann::json told = nlohmann::json::parse(model("whole.safetensors").metadata.at("training_options"));
   EXPECT_EQ(told.at("distillation").at("teacher"), "teacher.safetensors") << "a model travels, folders do not";
-  // A divergence from what the float network predicts, not the labels' cross-entropy of log 10 and so.
+  // A divergence from what the float network predicts, not the labels' cross-entropy of log 10 and
+  // so.
   EXPECT_LT(json("report.json").at("epochs").back().at("loss"), 0.5);
 
   succeed(line + "cut.safetensors --epochs 1");

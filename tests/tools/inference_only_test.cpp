@@ -36,7 +36,8 @@ TEST(InferenceOnlyBackend, RefusesToTrainInOneLine) {
     backend.training();
     FAIL() << "it has gradients";
   } catch (const UsageError& error) {
-    EXPECT_STREQ(error.what(), "--device inference-only runs forward passes only and has no gradients; use --device cpu");
+    EXPECT_STREQ(error.what(),
+                 "--device inference-only runs forward passes only and has no gradients; use --device cpu");
   }
   CpuBackend cpu(1);
   Backend& trains = cpu;

@@ -25,14 +25,16 @@ std::ostream& operator<<(std::ostream& stream, const Outcome& outcome);
 /// A running program. Its output goes to files beside `scratch`, so that no pipe can fill up.
 class Child {
  public:
-  /// `arguments[0]` is the program's path; `environment` are "NAME=value" that replace or follow our own.
+  /// `arguments[0]` is the program's path; `environment` are "NAME=value" that replace or follow
+  /// our own.
   Child(const std::vector<std::string>& arguments, const std::filesystem::path& folder,
         const std::vector<std::string>& environment, const std::string& scratch, const std::string& output = "");
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
-  /// Until the standard output holds `text`; false when the program ended (or five minutes passed) without it.
+  /// Until the standard output holds `text`; false when the program ended (or five minutes passed)
+  /// without it.
   bool wait_for(const std::string& text);
   void send(int signal) const;
   Outcome wait();
@@ -59,7 +61,8 @@ class ToolsTest : public ::testing::Test {
   StateDict model(const std::string& name) const { return load_state_dict(at(name)); }
   nlohmann::json json(const std::string& name) const;
 
-  /// "pack small.safetensors --bits 4": the built tool of that name, its arguments split at spaces outside of "".
+  /// "pack small.safetensors --bits 4": the built tool of that name, its arguments split at spaces
+  /// outside of "".
   std::vector<std::string> command(const std::string& line) const;
   Outcome run(const std::string& line, const std::string& output = "") const;
   /// run() that has to end well.

@@ -61,7 +61,8 @@ class SweepTest : public ToolsTest {
     return {};
   }
 
-  /// All of the report but the times: they stand in the last section, and in columns and keys of their own.
+  /// All of the report but the times: they stand in the last section, and in columns and keys of
+  /// their own.
   std::string report(const std::string& folder) const {
     const std::string markdown = read_text(at(folder) / "report.md"), page = read_text(at(folder) / "report.html");
     const size_t end = markdown.find("## Speed"), page_end = page.find("<h2>Speed");

@@ -21,7 +21,8 @@ void add_options(const std::string& text, Options& options) {
     options.insert(match->str());
 }
 
-/// What a program's --help lists: lines like "  -o,--output FILE REQUIRED" and "  --compress,--no-compress{false}".
+/// What a program's --help lists: lines like "  -o,--output FILE REQUIRED" and "
+/// --compress,--no-compress{false}".
 Options options_of_help(const std::string& help) {
   Options options;
   std::istringstream lines(help);
@@ -30,8 +31,8 @@ Options options_of_help(const std::string& help) {
   return options;
 }
 
-/// What docs/tools.md lists for a tool: the first cells of the tables in the section "## TOOL", and the sentence that
-/// begins with "Common options:".
+/// What docs/tools.md lists for a tool: the first cells of the tables in the section "## TOOL", and
+/// the sentence that begins with "Common options:".
 Options options_of_document(const std::string& document, const std::string& tool) {
   Options options;
   std::istringstream lines(document);

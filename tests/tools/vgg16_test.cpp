@@ -88,7 +88,7 @@ TEST_F(Vgg16Tools, EveryToolTakesIt) {
   write_bytes(at("grey.png"), plain_png(50, 40, {90, 90, 90}));
   EXPECT_NE(succeed("classify grey.png --model packed.safetensors").out.find("50 x 40"), std::string::npos);
   succeed(
-      "prune tuned.safetensors --units features.0=3 --units classifier.0=9 --calibrate standin "
+      "prune tuned.safetensors --channels features.0=3 --channels classifier.0=9 --calibrate standin "
       "--calibration-images 20 -o narrow.safetensors");
   EXPECT_EQ(model("narrow.safetensors").at("features.2.weight").shape(), (Shape{7, 3, 3, 3}));
 }

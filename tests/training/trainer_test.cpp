@@ -50,7 +50,8 @@ class TrainerTest : public ::testing::Test {
   static inline Dataset test_;
 };
 
-/// Whether a run that was stopped in the middle of its second epoch ends in the bits of one that was not.
+/// Whether a run that was stopped in the middle of its second epoch ends in the bits of one that
+/// was not.
 void TrainerTest::expect_resumable(const TrainingOptions& options) {
   const auto backend = make_test_backend(0);
   Network teacher(*backend, small_alexnet(9));

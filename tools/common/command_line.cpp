@@ -26,7 +26,8 @@ void on_signal(int signal) {
   }
 }
 
-/// Where JSON goes with --json -: the standard output, while text for people moves to the standard error.
+/// Where JSON goes with --json -: the standard output, while text for people moves to the standard
+/// error.
 FILE* json_output = stdout;
 
 void keep_standard_output_for_json() {

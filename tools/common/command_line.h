@@ -11,8 +11,8 @@
 
 namespace nibblenet::tools {
 
-/// Parses the arguments, runs the tool, and is the one place where errors are caught: prints one line and returns the
-/// exit code. 0 done, 1 an error, 2 bad arguments, 130 interrupted by Ctrl-C.
+/// Parses the arguments, runs the tool, and is the one place where errors are caught: prints one
+/// line and returns the exit code. 0 done, 1 an error, 2 bad arguments, 130 interrupted by Ctrl-C.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
 /// Ctrl-C (SIGINT) and SIGTERM ask to stop; the second one ends the program at once.
@@ -25,7 +25,8 @@ class Stopped : public Error {
   using Error::Error;
 };
 
-/// --device and --threads, as every computing tool has them, and --precision for those that do not train.
+/// --device and --threads, as every computing tool has them, and --precision for those that do not
+/// train.
 struct DeviceOptions {
   std::string device = "auto";
   int threads = 0;
@@ -36,7 +37,8 @@ struct DeviceOptions {
   Precision precision_on(const Backend& backend) const;
 };
 
-/// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the standard error).
+/// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the
+/// standard error).
 void add_json_option(CLI::App& app, std::string& path);
 /// Writes the document when a path was given. Throws IoError.
 void write_json(const std::string& path, nlohmann::json document);

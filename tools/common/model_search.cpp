@@ -14,7 +14,8 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Names that models go by: ours, PyTorch's, and those of the original notebooks, which have no ending.
+/// Names that models go by: ours, PyTorch's, and those of the original notebooks, which have no
+/// ending.
 bool has_model_name(const std::filesystem::path& path) {
   const std::string ending = path.extension().string();
   return ending == ".safetensors" || ending == ".pth" || ending == ".pt" || ending.empty();

@@ -8,18 +8,20 @@
 
 namespace nibblenet::tools {
 
+/// The kind of model that a tool looks for.
 enum class ModelKind { fine_tuned, packed };
 
-/// `given` when not empty; else the newest model of that kind in weights/ at the project's root, whose name is printed.
-/// Throws UsageError when there is none.
+/// `given` when not empty; else the newest model of that kind in weights/ at the project's root,
+/// whose name is printed. Throws UsageError when there is none.
 std::filesystem::path find_model(const std::string& given, ModelKind kind);
 
-/// Reads a float or packed model; of a checkpoint, its parameters. What is wrong but not fatal is printed as a warning.
-/// Errors name the file. Throws FormatError when it holds no network that networks() lists.
+/// Reads a float or packed model; of a checkpoint, its parameters. What is wrong but not fatal is
+/// printed as a warning. Errors name the file. Throws FormatError when it holds no network that
+/// networks() lists.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
-/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws IoError or
-/// FormatError.
+/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws
+/// IoError or FormatError.
 void check_model_file(const std::filesystem::path& path);
 
 /// Prints what reading a model found wrong and let pass to the standard error.

@@ -6,15 +6,17 @@
 
 namespace nibblenet::tools {
 
-/// One line on the standard error that shows how far long work has come: done, total, rate and time left. Redrawn in
-/// place on a terminal, printed every ten seconds elsewhere.
+/// One line on the standard error that shows how far long work has come: done, total, rate and time
+/// left. Redrawn in place on a terminal, printed every ten seconds elsewhere.
 class Progress {
  public:
+  /// Progress of `label`, counted in `unit`.
   Progress(std::string label, std::string unit);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
+  /// Prints the state, at most a few times a second.
   void update(int64_t done, int64_t total, const std::string& note = "");
   /// Removes or completes the line; what is printed next starts on a fresh one.
   void finish();

@@ -15,8 +15,8 @@ std::string thousands(int64_t value);
 /// "22.211 MB (21.182 MiB)"
 std::string megabytes(double bytes);
 
-/// The ledger as a table: estimated | file | resident per layer and in all, bits per weight, differences in percent.
-/// `file_bytes` and `header_bytes` may be 0 when there is no file yet.
+/// The ledger as a table: estimated | file | resident per layer and in all, bits per weight,
+/// differences in percent. `file_bytes` and `header_bytes` may be 0 when there is no file yet.
 std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int64_t header_bytes);
 
 /// The "size" object of eval's and pack's JSON, in bytes: the sums, and the rows under "layers".
@@ -27,10 +27,11 @@ struct Interval {
   double low;
   double high;
 };
+/// 95 % interval of a proportion (Wilson 1927).
 Interval wilson_interval(int64_t successes, int64_t trials);
 
-/// Two-sided exact McNemar test: how likely a split of only-A-right against only-B-right at least as uneven as this is
-/// when both are equally good.
+/// Two-sided exact McNemar test: how likely a split of only-A-right against only-B-right at least
+/// as uneven as this is when both are equally good.
 double mcnemar_p(int64_t only_a, int64_t only_b);
 
 /// One line a layer: which kernel computes it.

@@ -19,6 +19,7 @@ struct SimulatedLayer {
   QuantizationError error;
 };
 
+/// What a simulation did to a layer.
 struct SimulationReport {
   SimulatedScheme scheme;
   std::vector<SimulatedLayer> layers;
@@ -26,12 +27,13 @@ struct SimulationReport {
   ExponentCounts exponents;  ///< dynamic tree only: the notebooks' "exponent counts" of the whole network
 };
 
-/// Replaces every weight of a float model by what the notebooks make of it; biases stay. Calls back with the weights
-/// done and their total. Throws UsageError for a model that is packed.
+/// Replaces every weight of a float model by what the notebooks make of it; biases stay. Calls back
+/// with the weights done and their total. Throws UsageError for a model that is packed.
 SimulationReport simulate_weights(StateDict& model, const SimulatedScheme& scheme,
                                   const std::function<void(int64_t done, int64_t total)>& on_progress = {});
 
-/// Claimed bits beside the bits that the values need, errors per layer and in all, and exponent counts.
+/// Claimed bits beside the bits that the values need, errors per layer and in all, and exponent
+/// counts.
 std::string simulation_table(const SimulationReport& report);
 /// The "simulation" object of eval's JSON.
 nlohmann::json simulation_json(const SimulationReport& report);

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# report.sh [ARCHITECTURE...]: registers, spills and shared memory of every CUDA kernel as the compiler reports them,
-# for the architectures of CUDAARCHS or those given, like 90a. Fails when a kernel spills registers to memory.
+# report.sh [ARCHITECTURE...]: registers, spills and shared memory of every CUDA kernel as the
+# compiler reports them, for the architectures of CUDAARCHS or those given, like 90a. Fails when a
+# kernel spills registers to memory.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/compile.sh"

@@ -12,7 +12,8 @@
 namespace nibblenet::tools {
 namespace {
 
-/// What the original notebooks print for their model, which was fine-tuned from ImageNet's (docs/study.md).
+/// What the original notebooks print for their model, which was fine-tuned from ImageNet's
+/// (docs/study.md).
 struct NotebookClaim {
   std::string_view scheme;
   double accuracy;  ///< percent

@@ -17,6 +17,7 @@ struct Table {
   std::vector<std::vector<std::string>> rows;
 };
 
+/// A section of the report.
 struct Section {
   std::string heading;
   std::vector<std::string> paragraphs;
@@ -24,8 +25,9 @@ struct Section {
   std::vector<Table> tables;
 };
 
-/// Everything a report says. A function of the rows and the setup alone, so that a sweep that was killed and continued
-/// says the same; what differs from run to run (time) stands in the last section.
+/// Everything a report says. A function of the rows and the setup alone, so that a sweep that was
+/// killed and continued says the same; what differs from run to run (time) stands in the last
+/// section.
 struct Document {
   std::string title;
   std::vector<Section> sections;

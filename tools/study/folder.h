@@ -34,29 +34,36 @@ struct SweepSetup {
   int64_t row_groups = 0;      ///< scales that `row` takes for it
   int64_t channel_groups = 0;  ///< and `channel`
 };
+/// The setup as the folder's file holds it.
 nlohmann::json to_json(const SweepSetup& setup);
 
+/// Checksums by which a resumed sweep knows its model and images.
 std::string checksum_of(const StateDict& model);
 std::string checksum_of(const Dataset& dataset);
-/// Of the program that runs: rows by another build of it may have been rounded, or computed, in another way.
+/// Of the program that runs: rows by another build of it may have been rounded, or computed, in
+/// another way.
 std::string checksum_of_program();
 
-/// A sweep's folder: sweep.json (the setup), results.jsonl (one row a scheme, appended as they come) and
-/// float_right.safetensors (for every image, whether the float model had it right). Whatever moment a run is killed at,
-/// the next one finds the rows that were finished; a line cut short is dropped and measured again.
+/// A sweep's folder: sweep.json (the setup), results.jsonl (one row a scheme, appended as they
+/// come) and float_right.safetensors (for every image, whether the float model had it right).
+/// Whatever moment a run is killed at, the next one finds the rows that were finished; a line cut
+/// short is dropped and measured again.
 class SweepFolder {
  public:
-  /// Name of a packed model that is measured and deleted; what a killed run left of it is deleted by the next one.
+  /// Name of a packed model that is measured and deleted; what a killed run left of it is deleted
+  /// by the next one.
   static constexpr const char* passing_model = ".passing.safetensors";
 
-  /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a sweep with another setup
-  /// or another process is at work in it, FormatError when sweep.json is broken, IoError.
+  /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a
+  /// sweep with another setup or another process is at work in it, FormatError when sweep.json is
+  /// broken, IoError.
   SweepFolder(std::filesystem::path path, const SweepSetup& setup);
 
   const std::filesystem::path& path() const { return path_; }
   /// The setup that the folder's first run wrote: paths are as it was called.
   const nlohmann::json& setup() const { return setup_; }
-  /// Finished rows in the order of the file, and numbers of its lines that were no rows: they are gone.
+  /// Finished rows in the order of the file, and numbers of its lines that were no rows: they are
+  /// gone.
   const std::vector<Row>& rows() const { return rows_; }
   const std::vector<size_t>& damaged_lines() const { return damaged_lines_; }
   const Row* find(std::string_view scheme) const;

@@ -18,6 +18,7 @@ namespace nibblenet::tools {
 /// what the notebooks do, pack them by a recipe, or take what somebody else made of them.
 using SweepScheme = std::variant<Scheme, SimulatedScheme, Recipe, ModelFile>;
 
+/// The scheme as --schemes takes it.
 std::string to_string(const SweepScheme& scheme);
 /// "dynamic-tree:4:row:absolute", "simulated-dynamic-tree:4", "pack --bits 3 --calibrated" or
 /// "model NAME". Throws UsageError.

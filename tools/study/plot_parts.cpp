@@ -11,8 +11,8 @@ bool is_variant(const Row& row) {
   return scheme != nullptr && (scheme->sign != traits_of(scheme->method).default_sign || scheme->zero_point);
 }
 
-/// Colours that stay apart for every kind of colour vision (after Okabe and Ito), on white and on black. A simulation
-/// has its method's; a variant of a method has a shade of its own.
+/// Colours that stay apart for every kind of colour vision (after Okabe and Ito), on white and on
+/// black. A simulation has its method's; a variant of a method has a shade of its own.
 std::string_view colour_of(const Row& row) {
   struct Colours {
     std::string_view method;

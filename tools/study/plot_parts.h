@@ -24,18 +24,21 @@ struct Style {
   std::string marks() const { return fmt::format("lc rgb '{}' pt {} ps 1", colour, point); }
 };
 
-/// Hollow and dashed: simulated. Filled and dotted: a variant of a method (the other sign, zero points).
+/// Hollow and dashed: simulated. Filled and dotted: a variant of a method (the other sign, zero
+/// points).
 Style style_of(const Row& row);
 /// Everything of a scheme but its width: what one line of a plot has in common.
 std::string label_of(const Row& row);
 
+/// A series of points with its style.
 struct Series {
   std::string label;
   Style style;
   std::vector<std::pair<double, double>> points;
 };
 
-/// One series for everything but the width, in the order of the rows; `point` gives x and y of a row.
+/// One series for everything but the width, in the order of the rows; `point` gives x and y of a
+/// row.
 template <class Point>
 std::vector<Series> series_of(const std::vector<const Row*>& rows, Point point) {
   std::vector<Series> all;
@@ -60,6 +63,7 @@ std::vector<Series> series_by_bits(const std::vector<const Row*>& rows, Value va
   return all;
 }
 
+/// Rows that meet a condition.
 template <class Condition>
 std::vector<const Row*> those(const std::vector<Row>& rows, Condition condition) {
   std::vector<const Row*> result;
@@ -75,7 +79,8 @@ std::string data_of(const std::vector<Series>& all);
 /// What draws them, behind a first curve: each starts with a comma.
 std::string curves_of(const std::vector<Series>& all, bool with_lines = true);
 
-/// A key below the panels, in two columns: as many lines as it takes, so that nothing covers anything.
+/// A key below the panels, in two columns: as many lines as it takes, so that nothing covers
+/// anything.
 struct Key {
   std::vector<std::pair<std::string, Style>> entries;
   int columns = 2;
@@ -87,6 +92,7 @@ struct Key {
   std::string commands(int page_height) const;
 };
 
+/// The key of a plot's series.
 Key key_of(const std::vector<Series>& all, bool with_lines = true);
 
 /// Margins of a panel between two heights of the page, in pixels from its bottom.

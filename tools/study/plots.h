@@ -16,8 +16,8 @@ struct Plot {
   std::string commands;  ///< between "set output" and the end
 };
 
-/// accuracy_bits, accuracy_size (resident), bytes_bits and error_bits, and for rows with compressed files
-/// accuracy_file, loss_resident and loss_file; those that the rows have something for.
+/// accuracy_bits, accuracy_size (resident), bytes_bits and error_bits, and for rows with compressed
+/// files accuracy_file, loss_resident and loss_file; those that the rows have something for.
 std::vector<Plot> make_plots(const std::vector<Row>& rows);
 
 }  // namespace nibblenet::tools

@@ -19,7 +19,8 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
 
-/// Weights behind one scale, then, lie in whole rows: how many values a row needs says how many bits a code does.
+/// Weights behind one scale, then, lie in whole rows: how many values a row needs says how many
+/// bits a code does.
 bool rows_share_scales(const Scheme& scheme) {
   const Granularity::Kind kind = scheme.granularity.kind;
   return kind == Granularity::Kind::tensor || kind == Granularity::Kind::channel || kind == Granularity::Kind::row;
@@ -188,7 +189,8 @@ const Calibration* Preparer::calibration_for(const PackingFlags& flags) const {
 
 /// Written and read back: errors, sizes and accuracy are those of the file.
 StateDict Preparer::read_back(const StateDict& packed, const std::string& name) const {
-  // What does not stay has a name of its own: a model that lies there already is nobody's to delete.
+  // What does not stay has a name of its own: a model that lies there already is nobody's to
+  // delete.
   const fs::path file = folder_.path() / (inputs_.keep_models ? name : SweepFolder::passing_model);
   save_state_dict(file, packed);
   StateDict dict = load_state_dict(file);

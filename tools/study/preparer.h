@@ -8,19 +8,20 @@
 
 namespace nibblenet::tools {
 
-/// Makes the weights that a row is about, and notes of them what evaluating does not tell: errors, claims, bytes of the
-/// compressed file.
+/// Makes the weights that a row is about, and notes of them what evaluating does not tell: errors,
+/// claims, bytes of the compressed file.
 class Preparer {
  public:
   /// `say` hears what is being done, and throws to stop.
   Preparer(const SweepFolder& folder, const SweepInputs& inputs, std::function<void(const std::string&)> say);
 
+  /// The model by this scheme, and a float copy of the model.
   StateDict operator()(const SweepScheme& scheme, Measurement& result);
   StateDict copy_of_model() const;
   /// The float model, compared with itself.
   void note_no_errors(Measurement& result) const;
-  /// Writes the packed model that an earlier run measured and did not keep, and the notebooks' counts of a dynamic
-  /// tree's exponents.
+  /// Writes the packed model that an earlier run measured and did not keep, and the notebooks'
+  /// counts of a dynamic tree's exponents.
   void write_files(const SweepScheme& scheme) const;
 
  private:

@@ -15,6 +15,7 @@ struct Figure {
   std::string caption;
   std::string svg;
 };
+/// Plots by their file name.
 using Figures = std::map<std::string, Figure>;
 
 /// Markdown; plots are links to plots/<name>.svg.
@@ -23,7 +24,8 @@ std::string markdown(const Document& document, const Figures& figures);
 std::string html(const Document& document, const Figures& figures);
 /// A line a scheme, the same figures as in JSON; empty where there is none.
 std::string csv(const std::vector<Row>& rows);
-/// {"setup": sweep.json's, "results": the lines of results.jsonl, float first, "fronts": schemes of pareto_front()}
+/// {"setup": sweep.json's, "results": the lines of results.jsonl, float first, "fronts": schemes of
+/// pareto_front()}
 nlohmann::json report_json(const std::vector<Row>& rows, const nlohmann::json& setup);
 
 /// report.md, report.html, report.csv and report.json in a folder. Throws IoError.

@@ -89,7 +89,8 @@ json packed_json(const Scheme& scheme) {
   return {{"scale_type", to_string(scheme.scale)}, {"zero_point", scheme.zero_point}};
 }
 
-// Reading: every figure is checked for its type and range, so that a report never shows what nobody measured.
+// Reading: every figure is checked for its type and range, so that a report never shows what nobody
+// measured.
 
 [[noreturn]] void refuse(const std::string& what) { fail<FormatError>("not a result of a sweep: {}", what); }
 

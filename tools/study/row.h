@@ -51,6 +51,7 @@ struct ErrorFigures {
   std::optional<double> snr_db;
 };
 
+/// Sizes of a row, in bytes.
 struct SizeFigures {
   EstimatedSize estimated;
   int64_t groups = 0;
@@ -59,8 +60,8 @@ struct SizeFigures {
   double bits_per_weight = 0;
 };
 
-/// A line of results.jsonl, checked. Everything a reader could be led astray by (scheme, method, bits, …) is derived
-/// from the scheme's parsed text.
+/// A line of results.jsonl, checked. Everything a reader could be led astray by (scheme, method,
+/// bits, …) is derived from the scheme's parsed text.
 struct Row {
   nlohmann::json document;  ///< the line as it is
   std::string scheme;

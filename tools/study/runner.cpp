@@ -118,7 +118,8 @@ class Sweep {
   std::vector<uint8_t> float_right_;
 };
 
-/// Bytes of a packed model by the formula, with what the formula forgets for magnitude-sorted blocks: their numbers.
+/// Bytes of a packed model by the formula, with what the formula forgets for magnitude-sorted
+/// blocks: their numbers.
 double expected_bytes(const Scheme& scheme, const StateDict& model) {
   double bytes = 1e5;  // header, biases, padding
   for (const Parameter& parameter : model.parameters) {

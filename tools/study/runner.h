@@ -21,6 +21,7 @@ struct SweepPosition {
   int64_t images_done = 0;
   int64_t images = 0;  ///< of the whole sweep
 };
+/// Hears of the position. Return true to stop.
 using OnPosition = std::function<bool(const SweepPosition&)>;
 
 /// What a sweep measures with.
@@ -36,17 +37,19 @@ struct SweepInputs {
   std::filesystem::path data = {};                       ///< whose training images choose widths for recipes
 };
 
-/// Throws UsageError for a recipe that asks for a calibration where there is none or for layers that the model does not
-/// have, IoError or FormatError for a model that cannot be read.
+/// Throws UsageError for a recipe that asks for a calibration where there is none or for layers
+/// that the model does not have, IoError or FormatError for a model that cannot be read.
 void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model, bool calibrated);
 
-/// Measures the float model and every scheme that the folder has no row of, and appends the rows. Calls `on_row` with
-/// each. Throws Interrupted when `on_position` asks to stop: the folder then holds what was finished. Throws UsageError
-/// for a model file that changed since it was measured, and when rows of another calibration are there.
+/// Measures the float model and every scheme that the folder has no row of, and appends the rows.
+/// Calls `on_row` with each. Throws Interrupted when `on_position` asks to stop: the folder then
+/// holds what was finished. Throws UsageError for a model file that changed since it was measured,
+/// and when rows of another calibration are there.
 void run_sweep(SweepFolder& folder, const SweepInputs& inputs, std::span<const SweepScheme> schemes,
                const OnPosition& on_position, const std::function<void(const Row&)>& on_row);
 
-/// Throws IoError when the folder's disk has not the room for the packed models that run_sweep() would write.
+/// Throws IoError when the folder's disk has not the room for the packed models that run_sweep()
+/// would write.
 void check_disk(const SweepFolder& folder, const StateDict& model, std::span<const SweepScheme> schemes,
                 bool keep_models);
 

@@ -26,7 +26,8 @@ double best_seconds(Backend& backend, double seconds, const std::string& label, 
   return time_warm([&] { return milliseconds_of(backend, work); }, seconds, label).p10 / 1000;
 }
 
-/// The faster of ReLU, which writes what it reads, and max pooling of 4 x 4 pixels, which hardly writes.
+/// The faster of ReLU, which writes what it reads, and max pooling of 4 x 4 pixels, which hardly
+/// writes.
 double bytes_per_second(Backend& backend, double seconds) {
   constexpr int64_t side = 64, channels = 64, side_after = side / 4;
   const auto wanted = static_cast<int64_t>(backend.bytes_that_empty_caches() / sizeof(float));
@@ -84,8 +85,8 @@ double operations_per_second(Backend& backend, Precision precision, double secon
   }
 }
 
-/// A recording of so many of the smallest operations, each of which waits for the one before; nothing where the backend
-/// makes none.
+/// A recording of so many of the smallest operations, each of which waits for the one before;
+/// nothing where the backend makes none.
 std::optional<double> chain_seconds(Backend& backend, int64_t operations, double seconds) {
   Tensor<float> x = random_on(backend, {1});
   const auto work = [&] {

@@ -14,6 +14,7 @@
 
 namespace nibblenet::tools {
 
+/// Options of bench --compare.
 struct ComparisonOptions {
   std::vector<int64_t> batches;
   double seconds = 1;         ///< each measurement samples for so long
@@ -23,18 +24,21 @@ struct ComparisonOptions {
   const Dataset* images = nullptr;  ///< 32 x 32, what every side's accuracy is measured on; may be null
 };
 
-/// The same network on several sides, which take turns: every task, batch size and state of the caches; layers alone;
-/// and how far each side's logits are from the first side's.
+/// The same network on several sides, which take turns: every task, batch size and state of the
+/// caches; layers alone; and how far each side's logits are from the first side's.
 class Comparison {
  public:
-  /// The backends outlive it. `floats` is the model that all sides are made from; the first side is what the others'
-  /// logits are compared with. Throws UsageError without a side.
+  /// The backends outlive it. `floats` is the model that all sides are made from; the first side is
+  /// what the others' logits are compared with. Throws UsageError without a side.
   Comparison(const ComparisonOptions& options, const StateDict& floats);
 
+  /// Adds a side to the comparison.
   void add(const SideSpec& spec, Backend& backend);
-  /// `on_batch` is called when a batch size is done: to_json() then holds all of its results. Throws Stopped on Ctrl-C.
+  /// `on_batch` is called when a batch size is done: to_json() then holds all of its results.
+  /// Throws Stopped on Ctrl-C.
   void run(const std::function<void()>& on_batch = {});
-  /// "sides": what a script for another framework writes in the same form; see tests/peers/README.md.
+  /// "sides": what a script for another framework writes in the same form; see
+  /// tests/peers/README.md.
   nlohmann::json to_json() const;
 
  private:

@@ -11,8 +11,9 @@
 
 namespace nibblenet::tools {
 
-/// Where a timed forward pass starts: with prepared images in the network's precision, or with the 32 x 32 bytes of
-/// CIFAR-10's, which it has to enlarge first. It ends with logits in the host's memory.
+/// Where a timed forward pass starts: with prepared images in the network's precision, or with the
+/// 32 x 32 bytes of CIFAR-10's, which it has to enlarge first. It ends with logits in the host's
+/// memory.
 enum class Task : uint8_t { t224, t32 };
 constexpr std::string_view to_string(Task task) { return task == Task::t224 ? "T224" : "T32"; }
 /// Of the images that T32 starts from.
@@ -24,8 +25,10 @@ ResampleTables small_image_tables(int image_size);
 /// Prepares batches of small images: on the device where it can, else on the host's threads.
 class BatchPreparer {
  public:
+  /// Prepares batches of one size on the backend.
   BatchPreparer(Backend& backend, int image_size, int64_t batch, Precision precision);
-  /// `images`: [batch, 32, 32, 3] in the backend's memory, the same as `host` has. Valid until the next call.
+  /// `images`: [batch, 32, 32, 3] in the backend's memory, the same as `host` has. Valid until the
+  /// next call.
   ConstActivations run(TensorView<const uint8_t> images, TensorView<const uint8_t> host);
 
  private:
@@ -41,8 +44,8 @@ class BatchPreparer {
   Tensor<float> staging_;              ///< where the device's memory is not the host's
 };
 
-/// Forward passes of one batch of random images, the same ones for every network. Not of zeros: processors are faster,
-/// and use less power, on those.
+/// Forward passes of one batch of random images, the same ones for every network. Not of zeros:
+/// processors are faster, and use less power, on those.
 class TimedForward {
  public:
   /// A folded network does T32 only.
@@ -50,7 +53,8 @@ class TimedForward {
 
   /// Milliseconds of one pass.
   double once();
-  /// Operations of the recorded pass, without the preparation of images; nothing where none was recorded.
+  /// Operations of the recorded pass, without the preparation of images; nothing where none was
+  /// recorded.
   std::optional<int64_t> operations() const { return pass_.replayed_operations(); }
   /// Of the last pass, [batch, classes].
   const std::vector<float>& logits() const { return logits_; }

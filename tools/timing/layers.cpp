@@ -44,7 +44,8 @@ class LoneLayer {
     return true;
   }
 
-  /// Milliseconds of one run, as the mean of some in a row, replayed where the backend records them.
+  /// Milliseconds of one run, as the mean of some in a row, replayed where the backend records
+  /// them.
   double once() {
     if (!prepared_ || (recording_ && !recording_->current())) prepare();
     const Stopwatch watch;
@@ -69,7 +70,8 @@ class LoneLayer {
   }
 
  private:
-  /// Runs everything once before it is recorded, which also says how long it takes. All operands come equally often.
+  /// Runs everything once before it is recorded, which also says how long it takes. All operands
+  /// come equally often.
   void prepare() {
     const auto copies = static_cast<int64_t>(operands_.size());
     run(operands_.front());

@@ -11,8 +11,8 @@
 namespace nibblenet::tools {
 namespace {
 
-/// How often to do something: until `seconds` are over and it was done `often` times; where that would take more than
-/// `most_times` the seconds, less often, but `at_least` times.
+/// How often to do something: until `seconds` are over and it was done `often` times; where that
+/// would take more than `most_times` the seconds, less often, but `at_least` times.
 struct Budget {
   double seconds;
   int often;

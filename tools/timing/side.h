@@ -18,11 +18,12 @@ struct SideSpec {
   bool folded = false;                 ///< the first convolution, with the resize
 };
 
-/// "float32", "float16" or a scheme, "cudnn:" in front of it for the baseline instead of `device`, "+fold" behind it.
-/// Throws UsageError.
+/// "float32", "float16" or a scheme, "cudnn:" in front of it for the baseline instead of `device`,
+/// "+fold" behind it. Throws UsageError.
 SideSpec parse_side(const std::string& text, const std::string& device);
 
-/// What --compare sets side by side when nobody says otherwise: on the CPU, or on a GPU with or without the baseline.
+/// What --compare sets side by side when nobody says otherwise: on the CPU, or on a GPU with or
+/// without the baseline.
 std::vector<std::string> default_sides(bool on_gpu, bool with_baseline);
 
 /// A model's parameters once more.
@@ -33,6 +34,7 @@ StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& sche
 /// A side that is ready to run.
 class Side {
  public:
+  /// A side on a backend, made from float parameters.
   Side(const SideSpec& spec, Backend& backend, const StateDict& floats, const ResampleTables& tables);
 
   const std::string& name() const { return spec_.name; }

@@ -117,7 +117,8 @@ class Verifier {
   Evaluation expected_;
 };
 
-/// A row a layer, a column a width or step, and what `value` makes of each; the chosen one in brackets.
+/// A row a layer, a column a width or step, and what `value` makes of each; the chosen one in
+/// brackets.
 template <class Value>
 void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation, Value value) {
   for (size_t i = 0; i < measured.size(); ++i) {
@@ -171,8 +172,8 @@ nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const All
   return json;
 }
 
-/// The smallest allocation that loses no more than `points` on the verifier's images: a search by halves, since what is
-/// larger is expected to lose less.
+/// The smallest allocation that loses no more than `points` on the verifier's images: a search by
+/// halves, since what is larger is expected to lose less.
 Allocation smallest_within(double points, const std::vector<Allocation>& front,
                            const std::vector<WeightSensitivity>& measured, Verifier& verify) {
   size_t low = 0, high = front.size() - 1;
@@ -197,7 +198,8 @@ Allocation within(int64_t budget, const std::vector<Allocation>& front, const st
   return *best;
 }
 
-/// The allocation that meets the target, and what it cannot be met by: the smallest file or number of bits.
+/// The allocation that meets the target, and what it cannot be met by: the smallest file or number
+/// of bits.
 Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured, int64_t other_bytes,
                   Verifier& verify) {
   int64_t weights = 0;

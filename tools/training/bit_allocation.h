@@ -10,7 +10,8 @@
 
 namespace nibblenet::tools {
 
-/// --target-bits, --target-size, --target-file, --max-loss: pack chooses how to store each layer itself.
+/// --target-bits, --target-size, --target-file, --max-loss: pack chooses how to store each layer
+/// itself.
 struct AllocationOptions {
   double target_bits = 0;   ///< 0: no such target
   double target_size = 0;   ///< MB of the file; 0: no such target
@@ -19,14 +20,16 @@ struct AllocationOptions {
   int64_t images = 500;     ///< to measure on; as many others verify the choice
   bool compressed = false;  ///< of the file that will be written: what its targets are compared with
 
+  /// Adds the flags to a program.
   void add_to(CLI::App& app);
   bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
   bool chooses_steps() const { return target_file > 0; }
   /// Bytes are those of the compressed file.
   bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
   double file_target() const { return std::max(target_size, target_file); }
-  /// Training images to measure and to verify on: behind the `calibrated` ones that codes were chosen by, as far as
-  /// there are so many. On images that rounding made up for its errors on, those look smaller than they are.
+  /// Training images to measure and to verify on: behind the `calibrated` ones that codes were
+  /// chosen by, as far as there are so many. On images that rounding made up for its errors on,
+  /// those look smaller than they are.
   Dataset load_images(const std::filesystem::path& data, int64_t calibrated) const;
 };
 
@@ -36,9 +39,10 @@ struct AllocatedWeights {
   nlohmann::json json;
 };
 
-/// Measures what every candidate costs on one half of the given training images, chooses exactly, verifies the choice
-/// on the other half, and prints the table of what it weighed. `other_bytes` is what the file holds beside packed
-/// weights. Throws UsageError that names the nearest target when the given one cannot be met.
+/// Measures what every candidate costs on one half of the given training images, chooses exactly,
+/// verifies the choice on the other half, and prints the table of what it weighed. `other_bytes` is
+/// what the file holds beside packed weights. Throws UsageError that names the nearest target when
+/// the given one cannot be met.
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, int64_t other_bytes, const Candidates& candidates,
                           const QuantizeWeight& quantize);

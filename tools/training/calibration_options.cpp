@@ -18,8 +18,8 @@ struct CalibrationImages {
   Split split = Split::train;
 };
 
-/// Training images; of data that has none, test images, with a warning. A folder test/ is taken for the data set's
-/// half.
+/// Training images; of data that has none, test images, with a warning. A folder test/ is taken for
+/// the data set's half.
 CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());

@@ -37,23 +37,25 @@ struct CalibrationFlags {
   void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
   bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "gptq"; }
-  /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it adds to their bits.
+  /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it
+  /// adds to their bits.
   int passes_of(const QuantizeOptions& options) const {
     return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
   }
-  /// For one weight; without `hessian` and reports. Throws UsageError for options that need a calibration where none is
-  /// asked for.
+  /// For one weight; without `hessian` and reports. Throws UsageError for options that need a
+  /// calibration where none is asked for.
   QuantizeOptions quantize_options(const std::string& weight) const;
   /// Throws UsageError when a --range names none of the model's weights.
   void expect_ranges_used(const StateDict& model) const;
-  /// Measures the Hessians of the model's layers on training images, or reads them; nothing when neither is asked for.
-  /// Warns on the standard error when the data has no training images and test images have to do.
+  /// Measures the Hessians of the model's layers on training images, or reads them; nothing when
+  /// neither is asked for. Warns on the standard error when the data has no training images and
+  /// test images have to do.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,
                                     Backend& backend) const;
 };
 
-/// What a packed file says about how its codes were chosen: nothing where that was the plain way. Without a calibration
-/// it is null.
+/// What a packed file says about how its codes were chosen: nothing where that was the plain way.
+/// Without a calibration it is null.
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
               const Calibration* calibration);
 

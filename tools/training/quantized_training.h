@@ -10,8 +10,8 @@
 
 namespace nibblenet::tools {
 
-/// What training starts from: the network's float weights and, for training in packed form, the packed model whose
-/// scales, codebooks and frozen layers it takes (else empty).
+/// What training starts from: the network's float weights and, for training in packed form, the
+/// packed model whose scales, codebooks and frozen layers it takes (else empty).
 struct TrainingStart {
   StateDict parameters;
   StateDict packed;
@@ -22,13 +22,15 @@ struct QuantizedTrainingFlags {
   std::string scheme;               ///< --quantize: a scheme, or "packed"; empty: training in float32
   std::vector<std::string> layers;  ///< --layer, each PATTERN=SCHEME
 
+  /// Adds the flags to a program.
   void add_to(CLI::App& app);
   bool given() const { return !scheme.empty(); }
   /// Before any work. Throws UsageError for schemes that cannot be read.
   void validate() const;
-  /// `initial` may be packed, whole or in part. A packed weight stays as it is when its layer is frozen or when its
-  /// scheme is what was asked for; every other weight is packed anew from its values. Throws UsageError for schemes
-  /// that cannot be trained, and for `packed` where a weight is not.
+  /// `initial` may be packed, whole or in part. A packed weight stays as it is when its layer is
+  /// frozen or when its scheme is what was asked for; every other weight is packed anew from its
+  /// values. Throws UsageError for schemes that cannot be trained, and for `packed` where a weight
+  /// is not.
   TrainingStart start_from(StateDict initial, bool freeze_features, Backend& backend) const;
 };
 
@@ -39,11 +41,12 @@ struct PruningFlags {
   std::vector<std::string> layers;  ///< --prune-layer, each PATTERN=FRACTION
   double until = 0.6;
 
+  /// Adds the flags to a program.
   void add_to(CLI::App& app);
   /// All but the layers that differ. Throws UsageError for those without --prune.
   PruningOptions options(bool enabled) const;
-  /// PruningOptions::layers, of a run that trains the features too, or the classifier alone. Throws UsageError for
-  /// patterns that name no trained layer.
+  /// PruningOptions::layers, of a run that trains the features too, or the classifier alone. Throws
+  /// UsageError for patterns that name no trained layer.
   std::map<std::string, double> fractions(const NetworkSpec& network, bool freeze_features) const;
 };
 

@@ -19,6 +19,7 @@ struct SchemeFlags {
   bool zero_point = false;
   std::vector<std::string> layers;  ///< --layer, each PATTERN=SCHEME
 
+  /// Adds the flags to a program.
   void add_to(CLI::App& app);
   /// Nothing but --bits and --layer: the measured defaults.
   bool only_bits() const;
@@ -39,6 +40,7 @@ class SchemeChoice {
   static void check(const SchemeFlags& flags);
 
   int bits() const { return bits_; }
+  /// The scheme of a weight. Throws UsageError where none fits.
   Scheme operator()(const Parameter& weight);
   /// What --layer says of a weight; nothing where none names it.
   std::optional<Scheme> overridden(const std::string& weight);

@@ -8,8 +8,8 @@
 
 namespace nibblenet::tools {
 
-/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on Ctrl-C, which
-/// throws Stopped.
+/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on
+/// Ctrl-C, which throws Stopped.
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint);
 
 /// The epochs, for --json.

@@ -58,7 +58,8 @@ class LayerInputs {
     return positions;
   }
 
-  /// The window in front of one output position, channel by channel as the weights lie; zeros outside of the image.
+  /// The window in front of one output position, channel by channel as the weights lie; zeros
+  /// outside of the image.
   void gather(float* row, TensorView<const float> x, int64_t image, int64_t position) const {
     const Window& window = spec_.window;
     const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
@@ -80,7 +81,8 @@ class LayerInputs {
   std::vector<float> rows_;  ///< im2col, of a batch
 };
 
-/// The stretch of the network from one layer with parameters up to the next, and what the first of them is given.
+/// The stretch of the network from one layer with parameters up to the next, and what the first of
+/// them is given.
 struct Stage {
   std::string weight;
   size_t begin;

@@ -9,8 +9,8 @@
 
 namespace nibblenet {
 
-/// The Hessian XᵀX of the inputs of every layer with parameters, the Fisher diagonal of the outputs of the linear ones,
-/// and what both were measured on.
+/// The Hessian XᵀX of the inputs of every layer with parameters, the Fisher diagonal of the outputs
+/// of the linear ones, and what both were measured on.
 struct Calibration {
   std::map<std::string, Hessian> hessians;           ///< by weight: "features.0.weight"
   std::map<std::string, std::vector<float>> fisher;  ///< of outputs (FisherDiagonal), by weight, linear only
@@ -23,22 +23,25 @@ struct Calibration {
   std::string model_fingerprint;
 };
 
+/// Options of a calibration.
 struct CalibrationOptions {
   int64_t batch_size = 32;  ///< large ones estimate the Fisher diagonal less well
   int64_t positions = 0;    ///< of a convolution, an image; 0: positions_for() the images
   uint64_t seed = 1;
 };
 
-/// Output positions of a convolution to look at in each of `images` images: neighbouring windows say much the same, so
-/// that beyond some 40 rows for each input of the widest convolution, further images are worth more than positions.
+/// Output positions of a convolution to look at in each of `images` images: neighbouring windows
+/// say much the same, so that beyond some 40 rows for each input of the widest convolution, further
+/// images are worth more than positions.
 int64_t positions_for(int64_t images);
 
-/// Runs all images through the float network, layer by layer, and sums x^T x of what every layer with parameters gets:
-/// rows of a matrix product, im2col rows of a convolution (in the order of its OIHW weights) at output positions drawn
-/// without repetition by seed, layer and image. Behind the features it also runs backward, for the Fisher diagonal.
-/// Memory: D^2 floats a layer, the activations of a batch, and a gradient of the largest linear weight, whatever the
-/// number of images. `data` and the fingerprints are left empty. Throws UsageError without images, Interrupted when
-/// `on_progress` asks to stop.
+/// Runs all images through the float network, layer by layer, and sums x^T x of what every layer
+/// with parameters gets: rows of a matrix product, im2col rows of a convolution (in the order of
+/// its OIHW weights) at output positions drawn without repetition by seed, layer and image. Behind
+/// the features it also runs backward, for the Fisher diagonal. Memory: D^2 floats a layer, the
+/// activations of a batch, and a gradient of the largest linear weight, whatever the number of
+/// images. `data` and the fingerprints are left empty. Throws UsageError without images,
+/// Interrupted when `on_progress` asks to stop.
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
                       CalibrationOptions options, const OnProgress& on_progress = {});
 
@@ -51,8 +54,8 @@ std::span<const float> fisher_of(const Calibration& calibration, const std::stri
 
 /// Writes the upper triangles and the rest as safetensors, atomically.
 void save_calibration(const std::filesystem::path& path, const Calibration& calibration);
-/// Throws IoError or FormatError naming the file; UsageError when it was measured on another model than `model`.
-/// Nothing larger than the model asks for is allocated.
+/// Throws IoError or FormatError naming the file; UsageError when it was measured on another model
+/// than `model`. Nothing larger than the model asks for is allocated.
 Calibration load_calibration(const std::filesystem::path& path, const StateDict& model);
 
 }  // namespace nibblenet

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t parts_at_once = 64;
 
-/// Inputs that are left, in rows: the inverse of their Hessian, and behind it the weights from each of them to
-/// all outputs. Both change in the same way when inputs are removed.
+/// Inputs that are left, in rows: the inverse of their Hessian, and behind it the weights from each
+/// of them to all outputs. Both change in the same way when inputs are removed.
 class Inputs {
  public:
   Inputs(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> fisher,
@@ -70,8 +70,8 @@ class Inputs {
   float* row(int64_t i) { return rows_.data() + i * width(); }
   const float* row(int64_t i) const { return rows_.data() + i * width(); }
 
-  /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse Hessian holds of these inputs.
-  /// False when rounding has left no positive definite inverse.
+  /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse Hessian
+  /// holds of these inputs. False when rounding has left no positive definite inverse.
   bool solve(std::span<const int64_t> inputs, float* b, int64_t n) const {
     const auto size = static_cast<int64_t>(inputs.size());
     std::vector<float> square(static_cast<size_t>(size * size));
@@ -161,7 +161,8 @@ std::vector<int64_t> cheapest(std::vector<Inputs::Channel> channels, int64_t few
   return inputs;
 }
 
-/// The channels of the inputs that are left; where there are fewer than `count`, those of dead inputs fill up.
+/// The channels of the inputs that are left; where there are fewer than `count`, those of dead
+/// inputs fill up.
 std::vector<int64_t> channels_left(const Inputs& inputs, int64_t channel_size, int64_t channels, int64_t count) {
   std::vector<bool> left(static_cast<size_t>(channels));
   for (int64_t i = 0; i < inputs.count(); ++i) left[static_cast<size_t>(inputs.column(i) / channel_size)] = true;
@@ -172,8 +173,8 @@ std::vector<int64_t> channels_left(const Inputs& inputs, int64_t channel_size, i
   return kept;
 }
 
-/// weights[K, C inputs] of some channels only: those of inputs that are left as they have become, and of dead ones as
-/// they were.
+/// weights[K, C inputs] of some channels only: those of inputs that are left as they have become,
+/// and of dead ones as they were.
 Tensor<float> weights_left(TensorView<const float> weights, const Inputs& inputs, std::span<const int64_t> channels,
                            int64_t channel_size) {
   const int64_t outputs = weights.size(0), all = weights.shape().inner_elements();

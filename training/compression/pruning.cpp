@@ -22,7 +22,8 @@ struct Rank {
   int64_t before;
 };
 
-/// How often each value of the magnitudes' upper halves occurs; of the lower ones, where the upper one is `upper`.
+/// How often each value of the magnitudes' upper halves occurs; of the lower ones, where the upper
+/// one is `upper`.
 std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std::optional<uint32_t> upper) {
   std::vector<int64_t> counts(half_values);
   for (const auto& weights : layers) {
@@ -51,7 +52,8 @@ uint32_t take_rank(std::span<const int64_t> counts, int64_t& rank) {
   return value;
 }
 
-/// The magnitude of a rank, 0 for the smallest, by two passes over the weights instead of a copy to sort.
+/// The magnitude of a rank, 0 for the smallest, by two passes over the weights instead of a copy to
+/// sort.
 Rank find_rank(std::span<const std::span<float>> layers, int64_t rank) {
   const uint32_t upper = take_rank(count_halves(layers, {}), rank);
   const uint32_t lower = take_rank(count_halves(layers, upper), rank);

@@ -7,8 +7,8 @@
 
 namespace nibblenet {
 
-/// Gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878): on a cubic ramp, the smallest weights become 0 and
-/// stay 0.
+/// Gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878): on a cubic ramp, the smallest
+/// weights become 0 and stay 0.
 struct PruningOptions {
   bool enabled = false;
   double fraction = 0;                   ///< of the weights to be 0, of each layer, or of all of them together
@@ -20,9 +20,11 @@ struct PruningOptions {
 /// Where the ramp stands: `from` at its start, `to` at its end, never below `from`.
 double ramped_fraction(double from, double to, double progress);
 
-/// The batches in front of which weights are pruned: about 60 of them, the last one at the end of the ramp.
+/// The batches in front of which weights are pruned: about 60 of them, the last one at the end of
+/// the ramp.
 class PruningSchedule {
  public:
+  /// Reaches its fraction at `until` of `steps`.
   PruningSchedule(double until, int64_t steps);
   bool due(int64_t step) const { return step <= last_ && (step % interval_ == 0 || step == last_); }
   /// In [0, 1].
@@ -36,8 +38,8 @@ class PruningSchedule {
 /// Weights that are exactly 0.
 int64_t count_zeros(std::span<const float> weights);
 
-/// Sets the smallest weights of all the layers together to 0, as many as make up `fraction` of them with those that are
-/// 0 already; of equal magnitudes the first ones.
+/// Sets the smallest weights of all the layers together to 0, as many as make up `fraction` of them
+/// with those that are 0 already; of equal magnitudes the first ones.
 void prune_smallest(std::span<const std::span<float>> layers, double fraction);
 
 }  // namespace nibblenet

@@ -13,8 +13,8 @@ namespace {
 
 constexpr float largest_f16 = 65504.0F;
 
-/// Distance between neighbours of a codebook with evenly spread values, and its largest value in that unit: what LSQ
-/// calls 1 and Q for integers.
+/// Distance between neighbours of a codebook with evenly spread values, and its largest value in
+/// that unit: what LSQ calls 1 and Q for integers.
 struct Spacing {
   double unit;
   double levels;
@@ -144,9 +144,10 @@ void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_ra
   upload_steps();
 }
 
-/// LSQ's gradient scale 1 / sqrt(N Q), and the change of variable from its step, in which neighbouring values lie 1
-/// apart, to what is stored: scale = step scale_to / unit, so the same step down the gradient is (scale_to / unit)^2 as
-/// long. A scale stays on its side of 0: what would cross it is halved.
+/// LSQ's gradient scale 1 / sqrt(N Q), and the change of variable from its step, in which
+/// neighbouring values lie 1 apart, to what is stored: scale = step scale_to / unit, so the same
+/// step down the gradient is (scale_to / unit)^2 as long. A scale stays on its side of 0: what
+/// would cross it is halved.
 void QuantizedWeight::update_scales(std::span<const float> dsteps, const SgdParameters& parameters) {
   const Spacing spacing(codebook_);
   const auto scale_to = static_cast<double>(codebook_.scale_to);
@@ -166,10 +167,10 @@ void QuantizedWeight::update_scales(std::span<const float> dsteps, const SgdPara
   }
 }
 
-/// In units of weights a value is value x step, whose gradient is dcodebook / step. It moves by the mean of what its
-/// weights would, not their sum (Han 2016) nor LSQ's sum over the square root of their number: behind a ReLU the
-/// gradients of a layer's weights agree so well that both drive all values of a codebook to one side. Values stay in
-/// ascending order.
+/// In units of weights a value is value x step, whose gradient is dcodebook / step. It moves by the
+/// mean of what its weights would, not their sum (Han 2016) nor LSQ's sum over the square root of
+/// their number: behind a ReLU the gradients of a layer's weights agree so well that both drive all
+/// values of a codebook to one side. Values stay in ascending order.
 void QuantizedWeight::update_values(std::span<const float> dcodebook, const SgdParameters& parameters) {
   const double square = mean_square_step();
   if (!(square > 0)) return;

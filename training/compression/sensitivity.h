@@ -8,7 +8,8 @@
 
 namespace nibblenet {
 
-/// One way to store one weight: its scheme and, above 0, the step of its groups in root mean squares (Range::step).
+/// One way to store one weight: its scheme and, above 0, the step of its groups in root mean
+/// squares (Range::step).
 struct Candidate {
   Scheme scheme;
   float step = 0;
@@ -26,30 +27,34 @@ struct MeasuredChoice {
   double divergence = 0;  ///< mean Kullback-Leibler divergence of the predictions from the float network's, in nats
 };
 
+/// Measured loss of one weight's candidates.
 struct WeightSensitivity {
   std::string name;     ///< "features.0.weight"
   int64_t weights = 0;  ///< how many
   std::vector<MeasuredChoice> choices;
 };
 
+/// The candidates of a weight, and how one is made.
 using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)>;
 using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
 
 /// Which bytes of a choice are to be known: compressing each takes time.
 enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
 
-/// Stores one weight after the other in every candidate way and looks what the predictions for `images` become. The
-/// divergence needs no labels and, unlike the loss, is no difference of two noisy numbers: it is never negative, and 0
-/// only where nothing changed. `network` holds the weights of `floats` and holds them again afterwards. Inputs of the
-/// layer at hand are kept for all images, so that the layers before it run once. Progress counts choices; throws
-/// Interrupted when it asks to stop.
+/// Stores one weight after the other in every candidate way and looks what the predictions for
+/// `images` become. The divergence needs no labels and, unlike the loss, is no difference of two
+/// noisy numbers: it is never negative, and 0 only where nothing changed. `network` holds the
+/// weights of `floats` and holds them again afterwards. Inputs of the layer at hand are kept for
+/// all images, so that the layers before it run once. Progress counts choices; throws Interrupted
+/// when it asks to stop.
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
                                                    const Candidates& candidates, const QuantizeWeight& quantize,
                                                    MeasuredBytes bytes = MeasuredBytes::stored,
                                                    const OnProgress& on_progress = {});
 
-/// mean over rows of sum p log(p / q), p and q being the softmax of logits [rows, classes] on the host; in double.
+/// mean over rows of sum p log(p / q), p and q being the softmax of logits [rows, classes] on the
+/// host; in double.
 double mean_divergence(TensorView<const float> p_logits, TensorView<const float> q_logits);
 
 /// Bytes of a tensor without padding: what SizeRow::bits_per_weight() counts.

@@ -31,8 +31,9 @@ struct SoftTarget {
   __device__ double operator()(int64_t row, int k) const { return targets[row * classes + k]; }
 };
 
-/// losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)); dlogits = (softmax - target) scale
-/// unless null. One warp a row of K logits; in double, as the work is nothing beside the products before it.
+/// losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)); dlogits = (softmax
+/// - target) scale unless null. One warp a row of K logits; in double, as the work is nothing
+/// beside the products before it.
 template <class Target>
 __global__ void cross_entropy_kernel(float* losses, float* dlogits, const float* logits, Target target, int64_t rows,
                                      int classes, float scale) {

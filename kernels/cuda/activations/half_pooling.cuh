@@ -2,8 +2,9 @@
 
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
 
-// Max pooling of fp16 values, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2 without padding, C a
-// multiple of 8, fewer than 2^31 elements. Everything else is pooling.cu's general kernels', whose bits these have.
+// Max pooling of fp16 values, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2
+// without padding, C a multiple of 8, fewer than 2^31 elements. Everything else is pooling.cu's
+// general kernels', whose bits these have.
 
 namespace nibblenet {
 
@@ -25,8 +26,8 @@ struct HalfPooling {
   }
 };
 
-/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one of several. One
-/// thread eight channels of an output pixel.
+/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one
+/// of several. One thread eight channels of an output pixel.
 __global__ void __launch_bounds__(half_pooling_threads)
     half_max_pool2d_forward_kernel(uint4* y, uint2* argmax, const uint4* x, HalfPooling sizes, unsigned count) {
   const unsigned thread = blockIdx.x * half_pooling_threads + threadIdx.x;
@@ -74,8 +75,9 @@ struct PooledGradient {
   }
 };
 
-/// dx = sum of dy over the windows that chose this element. One thread eight channels of the 2 x 2 input pixels from
-/// (2p, 2q) on, which lie in the windows (p, q), (p, q - 1), (p - 1, q) and (p - 1, q - 1) alone.
+/// dx = sum of dy over the windows that chose this element. One thread eight channels of the 2 x 2
+/// input pixels from (2p, 2q) on, which lie in the windows (p, q), (p, q - 1), (p - 1, q) and (p -
+/// 1, q - 1) alone.
 __global__ void __launch_bounds__(half_pooling_threads)
     half_max_pool2d_backward_kernel(HalfGradient dx, const uint4* dy, const uint2* argmax, HalfPooling sizes,
                                     unsigned count) {

@@ -29,8 +29,8 @@ __global__ void relu_backward_kernel(T* dx, const T* dy, const T* y, int64_t cou
                  [&](int64_t i) { store_element(dx, i, load_element(y, i) > 0.0F ? load_element(dy, i) : 0.0F); });
 }
 
-/// y = x scale where the element's draw is >= probability, else 0. Counter-based: element i's draw depends on the key
-/// and i alone, so the backward pass draws the same mask and nothing is stored.
+/// y = x scale where the element's draw is >= probability, else 0. Counter-based: element i's draw
+/// depends on the key and i alone, so the backward pass draws the same mask and nothing is stored.
 template <class T>
 __global__ void dropout_kernel(T* y, const T* x, float probability, float scale, DropoutKey key, int64_t count) {
   for_each_index(count, [&](int64_t i) {

@@ -9,8 +9,8 @@
 namespace nibblenet {
 namespace {
 
-// One thread an element of the result in every kernel here, channels innermost: neighbouring threads touch
-// neighbouring memory. Backward passes gather, so no two threads write one place.
+// One thread an element of the result in every kernel here, channels innermost: neighbouring
+// threads touch neighbouring memory. Backward passes gather, so no two threads write one place.
 
 /// An image batch's sizes, and where element i of it lies.
 struct ImageSizes {
@@ -34,8 +34,8 @@ struct Place {
         c(i % sizes.c) {}
 };
 
-/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one of several. Where
-/// nothing exceeds -infinity that is the first element which is not padding.
+/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one
+/// of several. Where nothing exceeds -infinity that is the first element which is not padding.
 template <class Y, class X>
 __global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, ImageSizes output, ImageSizes input,
                                           Window window, int64_t count) {
@@ -125,8 +125,8 @@ __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, Imag
   });
 }
 
-/// y[n, c, pixel] = x[n, pixel, c]. Blocks (x, y) own elements of an image, images y and every gridDim.y-th one behind
-/// it; within an image 32 bits are enough.
+/// y[n, c, pixel] = x[n, pixel, c]. Blocks (x, y) own elements of an image, images y and every
+/// gridDim.y-th one behind it; within an image 32 bits are enough.
 template <class Y, class X>
 __global__ void flatten_forward_kernel(Y* y, const X* x, int pixels, int channels, int64_t images) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);

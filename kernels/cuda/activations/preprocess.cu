@@ -14,9 +14,10 @@ struct AxisView {
   const int32_t* weights;
 };
 
-/// x[n, i, j, c] = normalized[c][byte], where the byte is what PIL's resize gives: rows first, rounded to bytes, then
-/// columns of those bytes (Pillow, Resample.c). One thread a pixel: for images that are enlarged it meets 2 x 2 source
-/// pixels. Integers until the table: the host's bits. Black, where an image was moved away, adds nothing.
+/// x[n, i, j, c] = normalized[c][byte], where the byte is what PIL's resize gives: rows first,
+/// rounded to bytes, then columns of those bytes (Pillow, Resample.c). One thread a pixel: for
+/// images that are enlarged it meets 2 x 2 source pixels. Integers until the table: the host's
+/// bits. Black, where an image was moved away, adds nothing.
 template <class T>
 __global__ void prepare_images_kernel(T* x, const uint8_t* images, const Augmentation* augmentations,
                                       AxisView horizontal, AxisView vertical, const float* normalized, int width,

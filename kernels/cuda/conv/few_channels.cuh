@@ -3,17 +3,20 @@
 #include "kernels/cuda/conv/few_channels_epilogue.cuh"
 #include "kernels/cuda/conv/few_channels_filters.cuh"
 
-// Convolutions of few channels on the tensor cores, AlexNet's first one above all: implicit GEMM without a matrix of
-// windows. In a channels-last image a window is `size` runs of size x C neighbouring fp16 values. Where they begin at
-// whole words, a lane finds each pair that mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
+// Convolutions of few channels on the tensor cores, AlexNet's first one above all: implicit GEMM
+// without a matrix of windows. In a channels-last image a window is `size` runs of size x C
+// neighbouring fp16 values. Where they begin at whole words, a lane finds each pair that
+// mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
 //
-// k is therefore counted in pairs, in any order that both operands share: the host puts pairs together that eight
-// neighbouring pixels read from different banks. A run of an odd number of fp16 values has one more, whose weight is 0;
-// what it meets there is finite unless the next pixel is not.
+// k is therefore counted in pairs, in any order that both operands share: the host puts pairs
+// together that eight neighbouring pixels read from different banks. A run of an odd number of fp16
+// values has one more, whose weight is 0; what it meets there is finite unless the next pixel is
+// not.
 
 namespace nibblenet {
 
-/// Starts copying a band's input, in one group; zeros in the padding and outside of x. A warp a row at a time.
+/// Starts copying a band's input, in one group; zeros in the padding and outside of x. A warp a row
+/// at a time.
 __device__ __forceinline__ void copy_band(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band) {
   const OutputBands& b = p.bands;
@@ -51,8 +54,8 @@ struct StepOperands {
   uint32_t b[tiles][2];
 };
 
-/// sums = filters x the windows that begin at `window`, of the lane's column of each tile: bytes from the input's
-/// beginning. The next k-tile's operands are read while one is multiplied.
+/// sums = filters x the windows that begin at `window`, of the lane's column of each tile: bytes
+/// from the input's beginning. The next k-tile's operands are read while one is multiplied.
 template <int tiles, int fragments>
 __device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, const int (&window)[tiles], int shift,
                                               FewChannelsTileSums<tiles, fragments>& sums) {
@@ -90,8 +93,8 @@ __device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, c
   }
 }
 
-/// Where the lane's column of each of its warp's tiles finds its window: bytes from the input's beginning. Tiles behind
-/// the last one read anything that is there.
+/// Where the lane's column of each of its warp's tiles finds its window: bytes from the input's
+/// beginning. Tiles behind the last one read anything that is there.
 template <int tiles>
 __device__ __forceinline__ void find_windows(const OutputBands& b, int first_tile, int (&window)[tiles]) {
 #pragma unroll
@@ -103,10 +106,11 @@ __device__ __forceinline__ void find_windows(const OutputBands& b, int first_til
   }
 }
 
-/// y[pixel, k] = epilogue(sum over pairs), or the maxima of windows of 3 x 3 at every other pixel. Block (x, y) owns
-/// 16 filters a fragment, which it decodes once, and every gridDim.x-th walk; a warp has all of these filters for
-/// `tiles` times eight pixels, and where there is pooling these are a row. The input of the next band arrives while
-/// results are written; two blocks on a multiprocessor fill what gaps are left.
+/// y[pixel, k] = epilogue(sum over pairs), or the maxima of windows of 3 x 3 at every other pixel.
+/// Block (x, y) owns 16 filters a fragment, which it decodes once, and every gridDim.x-th walk; a
+/// warp has all of these filters for `tiles` times eight pixels, and where there is pooling these
+/// are a row. The input of the next band arrives while results are written; two blocks on a
+/// multiprocessor fill what gaps are left.
 template <class Weights, int tiles, int fragments, bool pooling>
 __global__ void __launch_bounds__(32 * few_channels_warps, 2) few_channels_kernel(FewChannels p, Weights weights) {
   const FewChannelsShared memory{dynamic_shared(), p.bands};

@@ -78,8 +78,8 @@ __device__ __forceinline__ void store_band(const FewChannels& p, const OutputBan
   }
 }
 
-/// A warp's row of results as maxima of three neighbours, every other one, to shared memory: a lane has the first two
-/// of them, and the lane of the next two pixels the third. All lanes.
+/// A warp's row of results as maxima of three neighbours, every other one, to shared memory: a lane
+/// has the first two of them, and the lane of the next two pixels the third. All lanes.
 template <int tiles, int fragments>
 __device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewChannelsShared& shared,
                                                const FewChannelsShared::Finish (&finish)[2 * fragments],
@@ -107,7 +107,8 @@ __device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewCh
   }
 }
 
-/// y from a band's maxima along rows: those of its first three rows, and those of the two before and its first.
+/// y from a band's maxima along rows: those of its first three rows, and those of the two before
+/// and its first.
 template <int fragments>
 __device__ __forceinline__ void pool_down(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band, bool first_of_walk, int first_filter) {

@@ -7,9 +7,10 @@
 
 namespace nibblenet {
 
-/// Filters lie k-tile by k-tile, in rows of 32 bytes whose two halves change places every four rows, so that ldmatrix
-/// meets no bank twice. With U fragments of 16 rows, row 16 u + g + 8 h is filter 2 U g + 2 u + h: the sums of a lane
-/// are then 2 U neighbouring filters. `place`: where the weight lies in row 0.
+/// Filters lie k-tile by k-tile, in rows of 32 bytes whose two halves change places every four
+/// rows, so that ldmatrix meets no bank twice. With U fragments of 16 rows, row 16 u + g + 8 h is
+/// filter 2 U g + 2 u + h: the sums of a lane are then 2 U neighbouring filters. `place`: where the
+/// weight lies in row 0.
 template <int fragments>
 __device__ __forceinline__ int place_in_filters(int filter, int place) {
   constexpr int of_lane = 2 * fragments;
@@ -50,8 +51,9 @@ __device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const
   }
 }
 
-/// fp16 values need no arithmetic. A warp has eight pairs of all filters at a time: lane l pair l % 8 of the filters
-/// whose g is l / 8 or l / 8 + 4, so that its words go to different banks. Many loads are under way at once.
+/// fp16 values need no arithmetic. A warp has eight pairs of all filters at a time: lane l pair l %
+/// 8 of the filters whose g is l / 8 or l / 8 + 4, so that its words go to different banks. Many
+/// loads are under way at once.
 template <int fragments>
 __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const Float16Weights& weights, int first_filter, const CodeValues&) {
@@ -97,8 +99,8 @@ __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChan
   }
 }
 
-/// Codes, eight at a time, rounded as the plain kernel rounds them. A warp has eight times eight weights of four
-/// filters at a time, again for the banks' sake.
+/// Codes, eight at a time, rounded as the plain kernel rounds them. A warp has eight times eight
+/// weights of four filters at a time, again for the banks' sake.
 template <int fragments>
 __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const PackedWeights& weights, int first_filter, const CodeValues& table) {

@@ -5,11 +5,12 @@
 #include "kernels/cuda/gemm/mma_gradient_tile.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 
-// The gradient of a first convolution's weights, whose images have too few channels for tiles of 16 bytes. A window is
-// `size` runs of size x C neighbouring fp16 values, each of which begins at a whole word of the image. So shared memory
-// has the image's rows as matrices of runs: [output columns][run], every element once for each window that meets it
-// along the row, but only once down the image; a row is used by all output rows that meet it. ldmatrix turns both
-// operands around: dw[filter][r, run] = sum over output pixels of dy[pixel][filter] runs[row of pixel +
+// The gradient of a first convolution's weights, whose images have too few channels for tiles of 16
+// bytes. A window is `size` runs of size x C neighbouring fp16 values, each of which begins at a
+// whole word of the image. So shared memory has the image's rows as matrices of runs: [output
+// columns][run], every element once for each window that meets it along the row, but only once down
+// the image; a row is used by all output rows that meet it. ldmatrix turns both operands around:
+// dw[filter][r, run] = sum over output pixels of dy[pixel][filter] runs[row of pixel +
 // r][column][run].
 
 namespace nibblenet {
@@ -44,8 +45,8 @@ struct OutputRows {
   }
 };
 
-/// Starts copying rows [h, end) of the image, counted from the padding's. A warp takes every eighth output column, its
-/// lanes the words of the run.
+/// Starts copying rows [h, end) of the image, counted from the padding's. A warp takes every eighth
+/// output column, its lanes the words of the run.
 __device__ __forceinline__ void copy_runs(const FewChannelsGradient& g, const OutputRows& of, int h, int end) {
   const ConvolutionSizes& s = g.sizes;
   const int row_length = s.w * s.c;
@@ -145,8 +146,8 @@ __device__ __forceinline__ void sum_band(const FewChannelsGradient& g, const Out
   cp_async_wait<0>();
 }
 
-/// dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and every gridDim.y-th band, which is a split of
-/// the sums.
+/// dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and every gridDim.y-th band,
+/// which is a split of the sums.
 __global__ void __launch_bounds__(gradient_threads) few_channels_gradient_kernel(FewChannelsGradient g) {
   unsigned char* memory = dynamic_shared();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;

@@ -48,8 +48,8 @@ struct FewChannelsShared {
   __device__ Finish* finish() const { return reinterpret_cast<Finish*>(memory + bands.finish_at()); }
   /// By weight, in device order: where it lies in row 0 of the filters.
   __device__ uint16_t* places() const { return reinterpret_cast<uint16_t*>(memory + bands.places_at()); }
-  /// [row of a band][pooled column][filter]: maxima along rows. Behind them what a band's last two rows leave to the
-  /// next one's first.
+  /// [row of a band][pooled column][filter]: maxima along rows. Behind them what a band's last two
+  /// rows leave to the next one's first.
   __device__ unsigned char* results() const { return memory + bands.places_at(); }
 };
 

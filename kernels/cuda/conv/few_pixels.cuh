@@ -4,10 +4,11 @@
 #include "kernels/cuda/conv/few_pixels_pooling.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
-// Convolutions of few output pixels: large tiles would be a handful of blocks, each of them long. Here tiles are small,
-// and k is cut twice: between the warps of a block, which need no barrier while they multiply, and between blocks.
-// After Marlin (Frantar 2024, arXiv 2408.11743), as kernels/cuda/linear/few_rows.cuh: packed codes go from memory to
-// registers in the order of the tensor cores' fragments and are unpacked there.
+// Convolutions of few output pixels: large tiles would be a handful of blocks, each of them long.
+// Here tiles are small, and k is cut twice: between the warps of a block, which need no barrier
+// while they multiply, and between blocks. After Marlin (Frantar 2024, arXiv 2408.11743), as
+// kernels/cuda/linear/few_rows.cuh: packed codes go from memory to registers in the order of the
+// tensor cores' fragments and are unpacked there.
 
 namespace nibblenet {
 
@@ -16,17 +17,18 @@ inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: some are m
 /// The same of its superblocks. Registers do not hold two of fp16 values.
 template <class Codes>
 inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stages;
-/// A thread's registers, at most. Where nothing is spilled for it, they leave room on a multiprocessor for a block of
-/// the linear layer behind (kernels/cuda/linear/few_rows.cuh: 256 threads of 72 registers with linear codes), whose
-/// weights are on their way then before this kernel has ended.
+/// A thread's registers, at most. Where nothing is spilled for it, they leave room on a
+/// multiprocessor for a block of the linear layer behind (kernels/cuda/linear/few_rows.cuh: 256
+/// threads of 72 registers with linear codes), whose weights are on their way then before this
+/// kernel has ended.
 template <class Codes>
 inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5) ? 65536 / few_pixels_threads - 72
                                                                                   : 255;
 /// Of four neighbouring rows of a pixel, that a thread has of a block's results.
 inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few_pixels_threads;
 
-/// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S C]; and, where it is
-/// asked for, max pooling of y.
+/// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S
+/// C]; and, where it is asked for, max pooling of y.
 struct FewPixels {
   SuperblockWeights weights = {};    ///< whose steps do not change along k
   bool weights_from_before = false;  ///< the kernel before made them
@@ -39,9 +41,9 @@ struct FewPixels {
   RowPooling pooling = {};
 };
 
-/// Dynamic shared memory of a block: its pixels' windows and what its rows' results become; while superblocks are
-/// multiplied the look-up table and each warp's pixels, 64 channels at a time, then each warp's sums. The odd end
-/// spreads the columns of a fragment over the banks.
+/// Dynamic shared memory of a block: its pixels' windows and what its rows' results become; while
+/// superblocks are multiplied the look-up table and each warp's pixels, 64 channels at a time, then
+/// each warp's sums. The odd end spreads the columns of a fragment over the banks.
 template <class Codes>
 struct FewPixelsShared {
   struct Operands {
@@ -67,8 +69,8 @@ __device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_
   load_superblock<bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(), words);
 }
 
-/// Starts copying what the block's pixels meet in the `tile_column`-th superblock of a row: 64 channels at one tap,
-/// zeros in the padding and of pixels that do not exist. A warp.
+/// Starts copying what the block's pixels meet in the `tile_column`-th superblock of a row: 64
+/// channels at one tap, zeros in the padding and of pixels that do not exist. A warp.
 __device__ __forceinline__ void copy_windows(const Windows<f16>& windows, const Windows<f16>::Row (&rows)[warp_columns],
                                              int tile_column, unsigned char* to) {
   constexpr int vectors = slice_bytes / 16;
@@ -102,8 +104,8 @@ __device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superbl
   multiply_chunk<Codes>(words[3], x, false, table, steps, with_steps, sums);
 }
 
-/// Sums of a warp's share: superblocks tile_column, tile_column + 8, … before `end` of a row. The codes of the first
-/// ones are in `words`, or on their way there.
+/// Sums of a warp's share: superblocks tile_column, tile_column + 8, … before `end` of a row. The
+/// codes of the first ones are in `words`, or on their way there.
 template <class Codes>
 __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row, int tile_column, int end,
                                                 FewPixelsShared<Codes>& memory, FewPixelsWords<Codes>& words,
@@ -170,8 +172,8 @@ __device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes>& memory, Til
   }
 }
 
-/// Leaves a thread's sums of a split in memory. The block that arrives last gets the sums of all splits, added up in
-/// their order, and true. All threads.
+/// Leaves a thread's sums of a split in memory. The block that arrives last gets the sums of all
+/// splits, added up in their order, and true. All threads.
 __device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split, float4 (&total)[few_pixels_fours]) {
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
@@ -208,10 +210,11 @@ __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixe
     if (row + e < p.epilogue.rows) store_element(p.epilogue.y, first + e, value[e]);
 }
 
-/// y = epilogue(x * w + bias). 256 threads; block (x, y, z) owns pixels [32 x, 32 x + 32) of all images', rows
-/// [64 y, 64 y + 64) and split z of the superblocks along k. A warp multiplies every eighth of these by all pixels of
-/// the block, with sums of its own. They are added up through shared memory, the splits through device memory, always
-/// in their order. Whichever block stores the last result that a row of the pooling needs pools it.
+/// y = epilogue(x * w + bias). 256 threads; block (x, y, z) owns pixels [32 x, 32 x + 32) of all
+/// images', rows [64 y, 64 y + 64) and split z of the superblocks along k. A warp multiplies every
+/// eighth of these by all pixels of the block, with sums of its own. They are added up through
+/// shared memory, the splits through device memory, always in their order. Whichever block stores
+/// the last result that a row of the pooling needs pools it.
 template <class Codes>
 __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());

@@ -3,9 +3,10 @@
 #include "kernels/cuda/conv/few_pixels_fit.h"
 #include "kernels/cuda/gemm/mma_tile.cuh"
 
-// Max pooling of a product's results by the kernel that makes them, where its tiles are smaller than windows' rows:
-// results go to memory, and the block that completes what a row of windows needs pools it, out of the L2 cache. A
-// maximum does not depend on the order, and so the bits are the same whichever block that is.
+// Max pooling of a product's results by the kernel that makes them, where its tiles are smaller
+// than windows' rows: results go to memory, and the block that completes what a row of windows
+// needs pools it, out of the L2 cache. A maximum does not depend on the order, and so the bits are
+// the same whichever block that is.
 
 namespace nibblenet {
 
@@ -32,7 +33,8 @@ struct RowPooling {
     const int end = first + pool.size * s.q;
     return {first, end, (end - 1) / warp_columns - first / warp_columns + 1};
   }
-  /// The first row of y that needs a pixel, or what comes behind it; and the last one that does, or what came before.
+  /// The first row of y that needs a pixel, or what comes behind it; and the last one that does, or
+  /// what came before.
   __device__ int first_row(const ConvolutionSizes& s, int pixel) const {
     const int image = pixel / (s.p * s.q);
     const int h = pixel / s.q - image * s.p;
@@ -46,7 +48,8 @@ struct RowPooling {
   }
 };
 
-/// Of the rows that a tile's pixels meet, those which this block is the last one to bring results for.
+/// Of the rows that a tile's pixels meet, those which this block is the last one to bring results
+/// for.
 struct CompletedRows {
   bool here[row_pooling_rows];
 };
@@ -91,8 +94,8 @@ __device__ __forceinline__ void pool_row(const RowPooling& pooling, const Convol
   }
 }
 
-/// By all threads, behind what they have stored of the tile of 32 pixels from `first_pixel` on and 64 channels from
-/// 64 `tile_row` on: pools the rows that need nothing any more.
+/// By all threads, behind what they have stored of the tile of 32 pixels from `first_pixel` on and
+/// 64 channels from 64 `tile_row` on: pools the rows that need nothing any more.
 __device__ __forceinline__ void pool_completed_rows(const RowPooling& pooling, const ConvolutionSizes& s,
                                                     int first_pixel, int tile_row) {
   const int end_pixel = first_pixel + warp_columns < s.outputs() ? first_pixel + warp_columns : s.outputs();

@@ -1,5 +1,5 @@
-// The first convolution folded with the preparation of its images (engine/core/fold.h): a plain kernel for float32,
-// and one on the tensor cores for float16.
+// The first convolution folded with the preparation of its images (engine/core/fold.h): a plain
+// kernel for float32, and one on the tensor cores for float16.
 
 #include <algorithm>
 #include <cmath>

@@ -44,8 +44,8 @@ struct FoldedView {
   __device__ int length() const { return vertical.taps * horizontal.taps * 3; }
 };
 
-/// y[n, p, q, k] by the definition in engine/core/fold.h. One thread an output, neighbours in k: they read neighbouring
-/// weights and the same pixels.
+/// y[n, p, q, k] by the definition in engine/core/fold.h. One thread an output, neighbours in k:
+/// they read neighbouring weights and the same pixels.
 __global__ void folded_conv2d_kernel(float* y, FoldedImages images, FoldedView folded, const float* filters,
                                      bool with_relu, int64_t outputs) {
   for_each_index(outputs, [&](int64_t index) {
@@ -70,7 +70,8 @@ __global__ void folded_conv2d_kernel(float* y, FoldedImages images, FoldedView f
   });
 }
 
-/// Where two neighbouring weights find their bytes in a window, and what turns 1024 + byte into byte - center.
+/// Where two neighbouring weights find their bytes in a window, and what turns 1024 + byte into
+/// byte - center.
 struct PairPlace {
   int first;
   int second;
@@ -150,11 +151,12 @@ __device__ __forceinline__ void store_channels(f16* y, int k, int channels, cons
   }
 }
 
-/// The same on the tensor cores: pixels of one pattern x 64 channels. A warp takes 32 pixels twice; their bytes become
-/// fp16 values, exactly, in the registers that the product wants them in. Weights lie as the product wants them, too:
-/// filters[s, channel block, k-tile of 16 weights, lane, 8 tiles of 8 channels, 2] pairs of fp16 values, times 1 /
-/// factor; column c of tile j is channel 16 (c / 2) + 2 j + c % 2 of the block, so that a lane ends with 16 neighbours.
-/// Three blocks a multiprocessor: with four, 128 registers would not do.
+/// The same on the tensor cores: pixels of one pattern x 64 channels. A warp takes 32 pixels twice;
+/// their bytes become fp16 values, exactly, in the registers that the product wants them in.
+/// Weights lie as the product wants them, too: filters[s, channel block, k-tile of 16 weights,
+/// lane, 8 tiles of 8 channels, 2] pairs of fp16 values, times 1 / factor; column c of tile j is
+/// channel 16 (c / 2) + 2 j + c % 2 of the block, so that a lane ends with 16 neighbours. Three
+/// blocks a multiprocessor: with four, 128 registers would not do.
 __global__ void __launch_bounds__(128, 3)
     folded_conv2d_half_kernel(f16* y, FoldedImages images, FoldedView folded, const uint4* filters, float factor,
                               bool with_relu, bool aligned) {

@@ -63,6 +63,7 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
+  /// Records the stream's position, and waits for it. Throw CudaError.
   void record(Stream& stream);
   void synchronize();
   /// Milliseconds from `start` to this one; both have been recorded and reached.
@@ -93,6 +94,7 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
+  /// Queues the graph on the stream. Throws CudaError.
   void launch(Stream& stream);
   /// Kernels, copies and the like.
   int64_t nodes() const { return nodes_; }

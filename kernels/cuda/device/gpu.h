@@ -1,8 +1,8 @@
 #pragma once
 
 // The one header through which kernels see CUDA: CUDA itself and the few wrappers below. A build of
-// the kernels for the CPU finds another header of this path first, which runs every thread of a block
-// as a fiber, so that tests can watch the kernels' own source with sanitizers.
+// the kernels for the CPU finds another header of this path first, which runs every thread of a
+// block as a fiber, so that tests can watch the kernels' own source with sanitizers.
 //
 // What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
 // __syncthreads(), __syncwarp(mask), __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync;
@@ -37,16 +37,18 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Of kernels that are launched by PDL (programmatic dependent launch) (Grid::pdl), from compute capability 9.0 on:
-/// waits until the kernel before has ended and what it wrote is seen. Weights may be read before, nothing written:
-/// whatever changes weights is followed by what brings the next batch, a copy or a kernel that is not launched by PDL
-/// and so begins behind all that went before.
+/// Of kernels that are launched by PDL (programmatic dependent launch) (Grid::pdl), from compute
+/// capability 9.0 on: waits until the kernel before has ended and what it wrote is seen. Weights
+/// may be read before, nothing written: whatever changes weights is followed by what brings the
+/// next batch, a copy or a kernel that is not launched by PDL and so begins behind all that went
+/// before.
 __device__ __forceinline__ void pdl_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
 }
-/// This block no longer keeps the next kernel, if launched by PDL, from being given multiprocessors.
+/// This block no longer keeps the next kernel, if launched by PDL, from being given
+/// multiprocessors.
 __device__ __forceinline__ void pdl_trigger() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
@@ -65,7 +67,8 @@ __device__ __forceinline__ uint32_t load_shared(SharedPlace place) {
 
 /// d[16, 8] += a[16, 16] b[16, 8] by one warp: fp16 operands, float32 sums (PTX ISA, mma.m16n8k16).
 /// With g = lane / 4 and t = lane % 4, two fp16 values a register, the lower one first:
-///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8     b: column g of rows 2t, 2t + 8
+///   a: rows g, g + 8, g, g + 8 of columns 2t, 2t, 2t + 8, 2t + 8
+///   b: column g of rows 2t, 2t + 8
 ///   d: row g, columns 2t and 2t + 1, then row g + 8
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
@@ -74,9 +77,9 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// Four 8x8 matrices of fp16 values from shared memory: lane 8 i + j points at row j of matrix i, 16
-/// aligned bytes; r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix
-/// i.
+/// Four 8x8 matrices of fp16 values from shared memory: lane 8 i + j points at row j of matrix i,
+/// 16 aligned bytes; r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of
+/// matrix i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

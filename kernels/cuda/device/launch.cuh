@@ -34,8 +34,8 @@ bool knows_pdl(Kernel* kernel) {
 }
 #endif
 
-/// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the work. A grid without
-/// blocks is nothing to do.
+/// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the
+/// work. A grid without blocks is nothing to do.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, const Work& work, const Grid& grid, Stream& stream, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
@@ -55,8 +55,8 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);
-  // A multiprocessor has to be empty before it divides its memory into caches and shared memory anew: kernels that
-  // follow each other closely all want the same.
+  // A multiprocessor has to be empty before it divides its memory into caches and shared memory
+  // anew: kernels that follow each other closely all want the same.
   if (grid.pdl)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
           name);

@@ -27,6 +27,7 @@ class SharedLibrary {
     fail<CudaError>("cannot load {}; install it, or name its file in {} ({})", name_, variable, dlerror());
   }
 
+  /// Sets `function` to the library's `symbol`. Throws CudaError if there is none.
   template <class Function>
   void find(Function& function, const char* symbol) const {
     function = reinterpret_cast<Function>(dlsym(handle_, symbol));

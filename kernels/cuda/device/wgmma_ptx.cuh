@@ -1,7 +1,7 @@
 #pragma once
 
-// What kernels/cuda/device/gpu.h offers of a warpgroup's asynchronous matrix products (PTX ISA, wgmma), on GPUs of
-// compute capability 9.0. Part of gpu.h; do not include it elsewhere.
+// What kernels/cuda/device/gpu.h offers of a warpgroup's asynchronous matrix products (PTX ISA,
+// wgmma), on GPUs of compute capability 9.0. Part of gpu.h; do not include it elsewhere.
 
 namespace nibblenet {
 
@@ -63,8 +63,8 @@ __device__ __forceinline__ void multiply(float (&d)[16][4], uint64_t a, uint64_t
       : "l"(a), "l"(b), "n"(a_along_k ? 0 : 1), "n"(b_along_k ? 0 : 1));
 }
 
-/// A tile in shared memory as wgmma wants it described: its address, the distances between blocks of 64 rows and
-/// between groups of eight, all in 16 bytes, and the swizzle of 128 bytes.
+/// A tile in shared memory as wgmma wants it described: its address, the distances between blocks
+/// of 64 rows and between groups of eight, all in 16 bytes, and the swizzle of 128 bytes.
 __device__ __forceinline__ uint64_t describe(const void* tile) {
   constexpr uint64_t blocks = uint64_t{8192 / 16} << 16;
   constexpr uint64_t groups = uint64_t{1024 / 16} << 32;
@@ -75,13 +75,15 @@ __device__ __forceinline__ uint64_t describe(const void* tile) {
 }  // namespace warpgroup
 #endif
 
-/// d[64, 8 columns] += a[64, 16] b[columns, 16] by a warpgroup of 128 threads: fp16 values in shared memory, float32
-/// sums. `a`, `b`: tiles of 64 of k, on 1,024 bytes, step `step` of 16 of them is multiplied; either
+/// d[64, 8 columns] += a[64, 16] b[columns, 16] by a warpgroup of 128 threads: fp16 values in
+/// shared memory, float32 sums. `a`, `b`: tiles of 64 of k, on 1,024 bytes, step `step` of 16 of
+/// them is multiplied; either
 ///   along k: [rows][64 of k], the rows eight at least, or
 ///   along rows: [blocks of 64 rows][64 of k][64 rows], a block 8,192 bytes.
-/// Of each line of 128 bytes the vectors of 16 bytes change places: vector p of line l lies at p ^ (l % 8). Thread t
-/// has d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4 * 2 + e. The product is under way
-/// until wgmma_wait; until then neither d nor the tiles may be touched.
+/// Of each line of 128 bytes the vectors of 16 bytes change places: vector p of line l lies at p ^
+/// (l % 8). Thread t has d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4
+/// * 2 + e. The product is under way until wgmma_wait; until then neither d nor the tiles may be
+/// touched.
 template <bool a_along_k, bool b_along_k, int columns>
 __device__ __forceinline__ void wgmma_async(float (&d)[columns][4], const unsigned char* a, const unsigned char* b,
                                             int step) {
@@ -124,8 +126,8 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[columns][4]) {
 #endif
 }
 
-/// What this thread wrote to shared memory, by copies that have landed too, is seen by products that begin behind the
-/// next barrier.
+/// What this thread wrote to shared memory, by copies that have landed too, is seen by products
+/// that begin behind the next barrier.
 __device__ __forceinline__ void show_to_wgmma() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

@@ -4,9 +4,10 @@
 
 namespace nibblenet {
 
-/// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters and some of the
-/// depth. At the end the first threads add up the rest, in their order. `Tile`: of fp16 values, `rows` filters, element
-/// (filter, k) at byte offset(filter, k), an odd filter's behind the even one's.
+/// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters
+/// and some of the depth. At the end the first threads add up the rest, in their order. `Tile`: of
+/// fp16 values, `rows` filters, element (filter, k) at byte offset(filter, k), an odd filter's
+/// behind the even one's.
 template <class Tile, int threads, int tile_depth>
 struct ColumnSums {
   static constexpr int pairs = Tile::rows / 2;

@@ -6,8 +6,8 @@
 
 namespace nibblenet {
 
-/// Calls f(Y* y, const X* x) with the types that the views hold: the one place where activations' precision becomes a
-/// type.
+/// Calls f(Y* y, const X* x) with the types that the views hold: the one place where activations'
+/// precision becomes a type.
 template <class F>
 void with_pointers(Activations y, ConstActivations x, F f) {
   const bool to_fp16 = y.precision() == Precision::float16;

@@ -29,7 +29,8 @@ struct HalfGradient {
   }
 
  private:
-  /// Not 0 where either half is not finite: adding to an exponent of ones, and to no other, carries into the sign.
+  /// Not 0 where either half is not finite: adding to an exponent of ones, and to no other, carries
+  /// into the sign.
   static __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
     return ((pair & 0x7C007C00U) + 0x04000400U) & 0x80008000U;
   }

@@ -3,9 +3,9 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.h"
 
-// Images as matrices: the operands of convolutions written as products ("implicit GEMM"), computed from the index and
-// never stored. A row of x's matrix holds the R S C elements that one output pixel meets, tap by tap, channels
-// innermost; elements in the padding are 0.
+// Images as matrices: the operands of convolutions written as products ("implicit GEMM"), computed
+// from the index and never stored. A row of x's matrix holds the R S C elements that one output
+// pixel meets, tap by tap, channels innermost; elements in the padding are 0.
 
 namespace nibblenet {
 

@@ -5,8 +5,9 @@
 #include "kernels/cuda/gemm/mma_tile.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
-// Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
-// with weights that go from superblocks to fragments in registers (after Marlin, Frantar 2024, arXiv 2408.11743).
+// Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al.
+// 2014, arXiv 1410.0759) with weights that go from superblocks to fragments in registers (after
+// Marlin, Frantar 2024, arXiv 2408.11743).
 
 namespace nibblenet {
 
@@ -32,8 +33,8 @@ struct MmaMemory {
   static_assert(ring_at == (std::is_empty_v<typename Codes::Table> ? 0 : sizeof(typename Codes::Table)));
 };
 
-/// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap, so that x is copied
-/// once. Copies run `tile_stages` - 1 ahead.
+/// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap,
+/// so that x is copied once. Copies run `tile_stages` - 1 ahead.
 template <class Codes>
 struct OperandRing {
   using Shared = MmaMemory<Codes>;
@@ -112,8 +113,8 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
   __syncthreads();  // shared memory may be used for something else
 }
 
-/// Leaves the sums of a split in memory. The block that arrives last gets the sums of all splits, added up in their
-/// order, and true.
+/// Leaves the sums of a split in memory. The block that arrives last gets the sums of all splits,
+/// added up in their order, and true.
 __device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int columns = static_cast<int>(blockDim.x) / 32 / tile_row_warps * warp_columns;
@@ -232,9 +233,9 @@ __device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int
   });
 }
 
-/// y = epilogue(x * w + bias), or the maxima of its windows. Two warps below each other own 64 rows each, up to six
-/// across 32 columns; block (x, y, z) owns pixel block x, 128 rows and split z of the superblocks along k. A barrier a
-/// superblock: while it is multiplied, the next ones arrive.
+/// y = epilogue(x * w + bias), or the maxima of its windows. Two warps below each other own 64 rows
+/// each, up to six across 32 columns; block (x, y, z) owns pixel block x, 128 rows and split z of
+/// the superblocks along k. A barrier a superblock: while it is multiplied, the next ones arrive.
 template <class Codes>
 __global__ void __launch_bounds__(32 * tile_row_warps * most_column_warps(Codes::bits, Codes::integers))
     mma_kernel(MmaProduct p) {

@@ -5,12 +5,14 @@
 #include "kernels/cuda/gemm/mma_gradient_tile.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 
-// Gradients of convolutions and linear layers on the tensor cores: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759)
-// of float16 operands with float32 sums. d(i, j) = sum over k of a(i, k) b(j, k), where
+// Gradients of convolutions and linear layers on the tensor cores: implicit GEMM (Chetlur et al.
+// 2014, arXiv 1410.0759) of float16 operands with float32 sums. d(i, j) = sum over k of a(i, k)
+// b(j, k), where
 //   of x:       i input pixels,  j channels,     k taps and filters    a = dy, b = w
 //   of weights: i filters,       j taps and channels,  k output pixels    a = dy, b = x
-// A block owns 128 x 128, 128 x 64 or 64 x 128 sums; its eight warps, in 2 rows of 4, share them evenly. Long
-// reductions of few sums are cut into splits, which a second kernel adds up in their order: the same bits on every run.
+// A block owns 128 x 128, 128 x 64 or 64 x 128 sums; its eight warps, in 2 rows of 4, share them
+// evenly. Long reductions of few sums are cut into splits, which a second kernel adds up in their
+// order: the same bits on every run.
 
 namespace nibblenet {
 
@@ -21,7 +23,8 @@ struct GradientSums {
   static constexpr int column_tiles = B::Tile::rows / 32;
   float d[row_tiles][column_tiles][4];
 
-  /// Calls use(i, j, first, second) for each of a lane's pairs of neighbours; i and j count from the block's first.
+  /// Calls use(i, j, first, second) for each of a lane's pairs of neighbours; i and j count from
+  /// the block's first.
   template <class Use>
   __device__ __forceinline__ void for_each_pair(Use use) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -67,7 +70,8 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* a_tile, cons
   }
 }
 
-/// Sums over k in [begin, end), both multiples of the depth or k's end. Calls look_at(tile of a) for every tile.
+/// Sums over k in [begin, end), both multiples of the depth or k's end. Calls look_at(tile of a)
+/// for every tile.
 template <class A, class B, class LookAt>
 __device__ __forceinline__ void sum_products(const A& a, const B& b, int first_i, int first_j, int begin, int end,
                                              unsigned char* memory, GradientSums<A, B>& sums, LookAt look_at) {
@@ -128,7 +132,8 @@ __device__ __forceinline__ void store_fp16(const DataGradient& epilogue, int fir
   }
 }
 
-/// dx = dy * w. Block (x, y, z) owns 128 pixels, `channels` channels and split z of k, `depth` long.
+/// dx = dy * w. Block (x, y, z) owns 128 pixels, `channels` channels and split z of k, `depth`
+/// long.
 template <int channels>
 __global__ void __launch_bounds__(gradient_threads, 2)
     data_gradient_kernel(ContributionTiles<128> dy, FilterTiles<channels> w, DataGradient epilogue, int length,
@@ -168,8 +173,8 @@ __global__ void sum_data_gradient_kernel(DataGradient epilogue, int splits) {
   });
 }
 
-/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of dw in device order,
-/// `filters` filters and split z of the pixels, `depth` of them.
+/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of
+/// dw in device order, `filters` filters and split z of the pixels, `depth` of them.
 template <int filters, bool aligned>
 __global__ void __launch_bounds__(gradient_threads, 2)
     weight_gradient_kernel(OutputTiles<filters> dy, WindowTiles<128, aligned> x, WeightGradient gradient, int pixels,

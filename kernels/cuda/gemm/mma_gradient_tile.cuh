@@ -2,10 +2,11 @@
 
 #include "kernels/cuda/gemm/im2col.cuh"
 
-// What a block of the gradients' products (kernels/cuda/gemm/mma_gradient.cuh) keeps in shared memory: tiles of its two
-// operands, 32 elements of k deep, in a ring. An operand's neighbours in memory share a row of the product or they
-// share k; tiles keep that order, so that 16 bytes at a time are copied, and ldmatrix turns the others around. In both,
-// the vectors of 16 bytes change places from row to row so that eight of a matrix lie in eight groups of banks.
+// What a block of the gradients' products (kernels/cuda/gemm/mma_gradient.cuh) keeps in shared
+// memory: tiles of its two operands, 32 elements of k deep, in a ring. An operand's neighbours in
+// memory share a row of the product or they share k; tiles keep that order, so that 16 bytes at a
+// time are copied, and ldmatrix turns the others around. In both, the vectors of 16 bytes change
+// places from row to row so that eight of a matrix lie in eight groups of banks.
 
 namespace nibblenet {
 
@@ -60,8 +61,8 @@ struct TileAlongRows {
   }
 };
 
-// Operands. place(first) is what a thread has to know of its rows, copy() starts its part of the copies of the tile at
-// k, with zeros outside of the operand.
+// Operands. place(first) is what a thread has to know of its rows, copy() starts its part of the
+// copies of the tile at k, with zeros outside of the operand.
 
 /// dy [N, P, Q, K] as [input pixels, R S K], K a multiple of 8.
 template <int size>
@@ -140,8 +141,8 @@ struct OutputTiles {
   }
 };
 
-/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8; if not, fp16 values are loaded one by
-/// one, which is for the first convolution's three channels.
+/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8; if not, fp16 values
+/// are loaded one by one, which is for the first convolution's three channels.
 template <int size, bool aligned>
 struct WindowTiles {
   using Tile = TileAlongRows<size>;

@@ -6,20 +6,22 @@
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
-// What a block of the tensor-core product (kernels/cuda/gemm/mma.cuh) keeps in shared memory, and what a warp
-// does with it: a ring of superblocks, and the piece of the input that the block's output pixels look at, 64 channels
-// ("a slice") at a time. Unlike a matrix of windows, this piece holds each input pixel once, whatever the filter's size
-// (performance of direct convolution; Chetlur et al. 2014 re-read it for every tap).
+// What a block of the tensor-core product (kernels/cuda/gemm/mma.cuh) keeps in shared memory, and
+// what a warp does with it: a ring of superblocks, and the piece of the input that the block's
+// output pixels look at, 64 channels ("a slice") at a time. Unlike a matrix of windows, this piece
+// holds each input pixel once, whatever the filter's size (performance of direct convolution;
+// Chetlur et al. 2014 re-read it for every tap).
 
 namespace nibblenet {
 
-/// Where 16 bytes of a slice lie: neighbouring pixels have their vectors in changing order, so that eight lanes that
-/// read every other vector of two of them meet no bank twice.
+/// Where 16 bytes of a slice lie: neighbouring pixels have their vectors in changing order, so that
+/// eight lanes that read every other vector of two of them meet no bank twice.
 __device__ __forceinline__ int slice_offset(int position, int vector) {
   return position * slice_bytes + ((vector ^ (position & 1)) << 4);
 }
 
-/// Starts copying slice `index` of a block's piece of x; zeros in the padding and outside of x. All threads.
+/// Starts copying slice `index` of a block's piece of x; zeros in the padding and outside of x. All
+/// threads.
 __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, int block, int index,
                                            unsigned char* to) {
   constexpr int vectors = slice_bytes / 16;
@@ -40,7 +42,8 @@ __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, i
   }
 }
 
-/// Starts copying the `tile_column`-th superblocks of a block's rows; zeros where there are no rows. All threads.
+/// Starts copying the `tile_column`-th superblocks of a block's rows; zeros where there are no
+/// rows. All threads.
 template <int bits>
 __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_tile_row,
                                                  int tile_column, unsigned char* to) {
@@ -54,13 +57,14 @@ __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, cons
   }
 }
 
-/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in fp16.
+/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in
+/// fp16.
 struct FragmentSteps {
   uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
 };
 
-/// Of the `tile_column`-th superblock of a row. A factor keeps steps in the middle of fp16's range; without steps that
-/// differ they are 1.
+/// Of the `tile_column`-th superblock of a row. A factor keeps steps in the middle of fp16's range;
+/// without steps that differ they are 1.
 template <class Codes>
 __device__ __forceinline__ void load_steps(const SuperblockWeights& w, int tile_row, int tile_column,
                                            FragmentSteps& to) {
@@ -90,7 +94,8 @@ __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t
   }
 }
 
-/// Sums of a warp: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile + 8).
+/// Sums of a warp: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile +
+/// 8).
 struct TileSums {
   float d[warp_tiles][4][4];
 };
@@ -99,8 +104,8 @@ struct TileSums {
 __device__ __forceinline__ int column_of_sum(int tile, int e) {
   return 8 * tile + static_cast<int>(threadIdx.x) % 4 * 2 + e;
 }
-/// Calls begin(row) for each of a lane's rows of the superblock, and what it returns with (tile, e, sum) for each of
-/// the row's sums.
+/// Calls begin(row) for each of a lane's rows of the superblock, and what it returns with (tile, e,
+/// sum) for each of the row's sums.
 template <class Begin>
 __device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
 #pragma unroll
@@ -128,8 +133,8 @@ __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t 
   }
 }
 
-/// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold it for two.
-/// `position`: of the lane's column of each tile, at the tap.
+/// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold
+/// it for two. `position`: of the lane's column of each tile, at the tap.
 template <int pair>
 __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[warp_tiles],
                                             uint4 (&x)[warp_tiles]) {
@@ -174,8 +179,8 @@ __device__ __forceinline__ void multiply_chunks(const unsigned char* codes, cons
   }
 }
 
-/// sums += superblock * x. `codes`: the warp's superblock, `pixels`: the slice, `position`: of the lane's column of
-/// each tile, at the tap. `with_steps`: fragments are multiplied by `steps`.
+/// sums += superblock * x. `codes`: the warp's superblock, `pixels`: the slice, `position`: of the
+/// lane's column of each tile, at the tap. `with_steps`: fragments are multiplied by `steps`.
 template <class Codes>
 __device__ __forceinline__ void multiply_superblock(const unsigned char* codes, const unsigned char* pixels,
                                                     const int (&position)[warp_tiles],

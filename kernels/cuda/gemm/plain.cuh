@@ -4,24 +4,28 @@
 #include "kernels/cuda/gemm/im2col.cuh"
 #include "kernels/cuda/weights/readers.cuh"
 
-// The two kernels behind every convolution and linear layer: c(i, j) = sum over k of a(i, k) b(j, k). What a, b and c
-// are is the operands' business. A block owns 64 x 64 results and walks along k in steps of 32.
+// The two kernels behind every convolution and linear layer: c(i, j) = sum over k of a(i, k) b(j,
+// k). What a, b and c are is the operands' business. A block owns 64 x 64 results and walks along k
+// in steps of 32.
 
 namespace nibblenet {
 
 inline constexpr int tile = 64;        ///< results of a block, each way
 inline constexpr int tile_depth = 32;  ///< of k, between two barriers
 
-/// Both operand tiles of the float32 kernel, k by k; the odd row length spreads columns over the banks.
+/// Both operand tiles of the float32 kernel, k by k; the odd row length spreads columns over the
+/// banks.
 struct Float32Tiles {
   float a[tile_depth][tile + 1];
   float b[tile_depth][tile + 1];
 };
 
-/// Float32 throughout: training, and checking the faster kernel. 256 threads; thread (t % 16, t / 16) owns the 4 x 4
-/// results i = t % 16 + 16 u, j = t / 16 + 16 v. Blocks (x, y, z) own columns j, rows i and the split
-/// [z depth, (z + 1) depth) of k. Both operands fill one row of 8 elements a thread and step.
-///   operand: void prepare(CodeValues&); fill(first, k, const CodeValues&, float (&tile)[32][65]), zeros outside
+/// Float32 throughout: training, and checking the faster kernel. 256 threads; thread (t % 16, t /
+/// 16) owns the 4 x 4 results i = t % 16 + 16 u, j = t / 16 + 16 v. Blocks (x, y, z) own columns j,
+/// rows i and the split [z depth, (z + 1) depth) of k. Both operands fill one row of 8 elements a
+/// thread and step.
+///   operand: void prepare(CodeValues&);
+///            fill(first, k, const CodeValues&, float (&tile)[32][65]), zeros outside
 ///   result:  void store(i, j, z, sum)
 template <class A, class B, class Store>
 __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store epilogue, int length, int depth) {
@@ -110,22 +114,24 @@ struct RowOperand {
   }
 };
 
-/// Tiles of the fp16 kernel, two of each: while one pair is multiplied the next one arrives. A row is 80 bytes long:
-/// ldmatrix reads eight of them without a bank conflict.
+/// Tiles of the fp16 kernel, two of each: while one pair is multiplied the next one arrives. A row
+/// is 80 bytes long: ldmatrix reads eight of them without a bank conflict.
 struct HalfTiles {
   f16 a[2][tile][tile_depth + 8];
   f16 b[2][tile][tile_depth + 8];
 };
-/// Results on their way to memory, pixel by pixel, so that neighbouring threads write neighbouring channels.
+/// Results on their way to memory, pixel by pixel, so that neighbouring threads write neighbouring
+/// channels.
 struct ResultTile {
   float c[tile][tile + 1];
 };
 
-/// fp16 activations and weights rounded to fp16 as they are decoded, float32 sums on the tensor cores.
-/// y[j, i] = epilogue(sum over k of w[i, k] x[j, k] + bias[i]): i filters, j output pixels. 128 threads: warp (u, v) of
-/// 2 x 2 owns 32 filters x 32 pixels, two by four tiles of mma.m16n8k16. `factor` is a power of two that brings the
-/// weights into the middle of fp16's range; `aligned`: C is a multiple of 8, so that x arrives in 16-byte copies that
-/// run while the tile before is multiplied.
+/// fp16 activations and weights rounded to fp16 as they are decoded, float32 sums on the tensor
+/// cores. y[j, i] = epilogue(sum over k of w[i, k] x[j, k] + bias[i]): i filters, j output pixels.
+/// 128 threads: warp (u, v) of 2 x 2 owns 32 filters x 32 pixels, two by four tiles of
+/// mma.m16n8k16. `factor` is a power of two that brings the weights into the middle of fp16's
+/// range; `aligned`: C is a multiple of 8, so that x arrives in 16-byte copies that run while the
+/// tile before is multiplied.
 template <class Weights, class Y>
 __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, Windows<f16> x, BiasEpilogue<Y> epilogue,
                                                               int length, float factor, bool aligned) {
@@ -138,7 +144,8 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
   const int first_i = static_cast<int>(blockIdx.y) * tile;
   const int first_j = static_cast<int>(blockIdx.x) * tile;
 
-  // Thread t brings elements [8 (t % 4), 8 (t % 4) + 8) of rows t / 4 and t / 4 + 32 of either tile.
+  // Thread t brings elements [8 (t % 4), 8 (t % 4) + 8) of rows t / 4 and t / 4 + 32 of either
+  // tile.
   const int step = thread % 4 * 8;
   const Windows<f16>::Row rows[2] = {x.row(first_j + thread / 4), x.row(first_j + thread / 4 + 32)};
   const auto fill = [&](int buffer, int k) {

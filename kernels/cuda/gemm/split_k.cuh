@@ -8,8 +8,8 @@ struct SplitSemaphore {
   bool last;
 };
 
-/// Of sums that are cut into splits, each a block's: whether this block is the last of `splits` to arrive. It sees then
-/// what the others wrote before, and `semaphores` is 0 again. All threads.
+/// Of sums that are cut into splits, each a block's: whether this block is the last of `splits` to
+/// arrive. It sees then what the others wrote before, and `semaphores` is 0 again. All threads.
 __device__ __forceinline__ bool arrives_last(unsigned& semaphores, int splits) {
   __threadfence();  // what was written is seen by whoever sees the count
   __syncthreads();

@@ -5,14 +5,15 @@
 #include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 
-// Any weight as fp16, in rows in device order or in superblocks, for products that unpack nothing themselves.
+// Any weight as fp16, in rows in device order or in superblocks, for products that unpack nothing
+// themselves.
 
 namespace nibblenet {
 
 inline constexpr int weight_superblock_threads = 256;  ///< for each superblock
 
-/// rows [K, R S C] = weights times `factor`, rounded, by any of the readers of weights/readers.cuh. One thread eight
-/// neighbours.
+/// rows [K, R S C] = weights times `factor`, rounded, by any of the readers of weights/readers.cuh.
+/// One thread eight neighbours.
 template <class Weights>
 __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
@@ -33,8 +34,8 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   });
 }
 
-/// Superblocks of the same fp16 values, of whole 64 columns; zeros where there are no rows. One thread eight neighbours
-/// of two rows: what a lane brings to a fragment in two chunks.
+/// Superblocks of the same fp16 values, of whole 64 columns; zeros where there are no rows. One
+/// thread eight neighbours of two rows: what a lane brings to a fragment in two chunks.
 template <class Weights>
 __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
@@ -70,15 +71,16 @@ __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights,
 
 inline constexpr int superblock_rows_warps = 4;
 
-/// Dynamic shared memory of a block: the look-up table, and fp16 values of each warp's superblock; the odd end spreads
-/// rows over the banks.
+/// Dynamic shared memory of a block: the look-up table, and fp16 values of each warp's superblock;
+/// the odd end spreads rows over the banks.
 template <class Codes>
 struct SuperblockRowsShared {
   alignas(16) typename Codes::Table table;
   alignas(16) f16 fp16[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
 };
 
-/// fp16 values of half `pair` of a superblock's chunks, row by row. `with_steps`: they are multiplied by `steps`.
+/// fp16 values of half `pair` of a superblock's chunks, row by row. `with_steps`: they are
+/// multiplied by `steps`.
 template <class Codes, int pair>
 __device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typename Codes::Table& table,
                                               const FragmentSteps& steps, bool with_steps,
@@ -139,8 +141,8 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
 
 namespace cuda {
 
-/// Rows of fp16 weights from superblocks of whole 16-byte vectors of 8 columns, and the epilogue of the product by
-/// them.
+/// Rows of fp16 weights from superblocks of whole 16-byte vectors of 8 columns, and the epilogue of
+/// the product by them.
 BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream);
 
 }  // namespace cuda

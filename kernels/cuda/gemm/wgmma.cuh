@@ -6,14 +6,15 @@
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 #include "kernels/cuda/gemm/wgmma_tile.cuh"
 
-// Convolutions and linear layers of many rows, and their gradients, by the asynchronous products of Hopper's
-// warpgroups: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759) of float16 operands with float32 sums. d(i, j) = sum
-// over k of a(i, k) b(j, k), where
+// Convolutions and linear layers of many rows, and their gradients, by the asynchronous products of
+// Hopper's warpgroups: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759) of float16 operands
+// with float32 sums. d(i, j) = sum over k of a(i, k) b(j, k), where
 //   forward:     i output pixels,  j filters,            k taps and channels   a = x, b = w
 //   of x:        i input pixels,   j channels,           k taps and filters    a = dy, b = w
 //   of weights:  i filters,        j taps and channels,  k output pixels       a = dy, b = x
-// A block owns 128 rows and up to 128 columns of sums; each of its two warpgroups 64 rows. Both operands are multiplied
-// from shared memory. Long reductions of few sums are cut into splits, added up in their order by a second kernel.
+// A block owns 128 rows and up to 128 columns of sums; each of its two warpgroups 64 rows. Both
+// operands are multiplied from shared memory. Long reductions of few sums are cut into splits,
+// added up in their order by a second kernel.
 
 namespace nibblenet {
 
@@ -22,8 +23,8 @@ template <int columns>
 struct WgmmaSums {
   float d[columns / 8][4];
 
-  /// Calls begin(j) for each of a thread's pairs of columns (j, j + 1), and what it returns with (i, first, second) for
-  /// its rows; i and j count from the block's first.
+  /// Calls begin(j) for each of a thread's pairs of columns (j, j + 1), and what it returns with
+  /// (i, first, second) for its rows; i and j count from the block's first.
   template <class Begin>
   __device__ __forceinline__ void for_each_pair(Begin begin) const {
     const int thread = static_cast<int>(threadIdx.x);
@@ -97,7 +98,8 @@ struct PixelEpilogue {
   float* partial;  ///< [splits, pixels, channels]; null: the sums are whole
 };
 
-/// What becomes of the sums of an output channel, bias and ReLU, and of eight fp16 values, counted in eights.
+/// What becomes of the sums of an output channel, bias and ReLU, and of eight fp16 values, counted
+/// in eights.
 struct ForwardFinish {
   BiasEpilogue<AnyElements> epilogue;
   __device__ auto of_channel(int channel) const { return epilogue.of_row(channel); }
@@ -137,8 +139,8 @@ __device__ __forceinline__ void store_pixels(const PixelEpilogue& epilogue, cons
   }
 }
 
-/// y = finish(pixels * w). Blocks count channels first, so that neighbours share their pixels; block (x, y) has split y
-/// of the k-tiles.
+/// y = finish(pixels * w). Blocks count channels first, so that neighbours share their pixels;
+/// block (x, y) has split y of the k-tiles.
 template <class Filters, class Finish>
 __global__ void __launch_bounds__(wgmma_threads, 2)
     wgmma_pixel_kernel(PixelTiles pixels, Filters w, PixelEpilogue epilogue, Finish finish, int k_tiles, int of_split) {
@@ -195,7 +197,8 @@ struct GradientColumns {
   }
 };
 
-/// Sums of a linear layer's weights through shared memory, so that whole lines are read and written.
+/// Sums of a linear layer's weights through shared memory, so that whole lines are read and
+/// written.
 __device__ __forceinline__ void store_weights_of_linear(const ParameterGradients& epilogue, int first_filter,
                                                         int first_column, const WgmmaSums<wgmma_rows>& sums,
                                                         unsigned char* memory) {
@@ -224,8 +227,8 @@ __device__ __forceinline__ void store_weights_of_linear(const ParameterGradients
   }
 }
 
-/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of dw in device order,
-/// 128 filters and split z of the k-tiles over the pixels.
+/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of
+/// dw in device order, 128 filters and split z of the k-tiles over the pixels.
 __global__ void __launch_bounds__(wgmma_threads, 2)
     wgmma_weight_kernel(GradientColumnTiles dy, WindowColumnTiles x, WeightGradient gradient, int k_tiles,
                         int of_split) {

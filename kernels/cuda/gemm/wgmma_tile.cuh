@@ -2,9 +2,10 @@
 
 #include "kernels/cuda/gemm/im2col.cuh"
 
-// What a block of the wgmma products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of its
-// two operands, 64 elements of k deep, as wgmma_async reads them, in a ring. An operand's neighbours in memory share
-// a row of the product, or they share k: 16 bytes of them are copied at a time, and the tiles keep that order.
+// What a block of the wgmma products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of
+// its two operands, 64 elements of k deep, as wgmma_async reads them, in a ring. An operand's
+// neighbours in memory share a row of the product, or they share k: 16 bytes of them are copied at
+// a time, and the tiles keep that order.
 
 namespace nibblenet {
 
@@ -13,7 +14,8 @@ inline constexpr int wgmma_stages = 3;     ///< of the ring: one is multiplied, 
 inline constexpr int wgmma_threads = 256;  ///< two warpgroups below each other
 inline constexpr int wgmma_rows = 128;     ///< of a block's sums
 
-/// How a thread copies a tile: its piece of 16 bytes of every 32nd line, a line being what shares a row, or a k.
+/// How a thread copies a tile: its piece of 16 bytes of every 32nd line, a line being what shares a
+/// row, or a k.
 struct TileCopies {
   static constexpr int lines = wgmma_threads / 8;  ///< at once
   static __device__ int line(int copy) { return static_cast<int>(threadIdx.x) / 8 + copy * lines; }
@@ -47,8 +49,8 @@ struct WgmmaTileAlongRows {
   static __device__ int row(int block) { return 64 * block + TileCopies::vector() * 8; }
 };
 
-/// Where a walk along k of a convolution stands: 64 channels at one tap, taps changing first, so that neighbouring
-/// k-tiles read the same pixels again while a cache has them.
+/// Where a walk along k of a convolution stands: 64 channels at one tap, taps changing first, so
+/// that neighbouring k-tiles read the same pixels again while a cache has them.
 struct TapWalk {
   int slice, r, s;
   __device__ TapWalk(int k_tile, int size) {
@@ -66,11 +68,12 @@ struct TapWalk {
   }
 };
 
-// Operands. A Place is what a thread has to know of its copies, from the tile at k-tile `begin` on; copy() starts its
-// part of the copies of the next tile, with zeros outside of the operand.
+// Operands. A Place is what a thread has to know of its copies, from the tile at k-tile `begin` on;
+// copy() starts its part of the copies of the next tile, with zeros outside of the operand.
 
-/// Pixels and what lies around them, as [pixels, C taps]: windows of x for the forward product, and what dy sends to
-/// input pixels for the gradient of x, whose taps lead the other way. C is a multiple of 8.
+/// Pixels and what lies around them, as [pixels, C taps]: windows of x for the forward product, and
+/// what dy sends to input pixels for the gradient of x, whose taps lead the other way. C is a
+/// multiple of 8.
 struct PixelTiles {
   using Tile = WgmmaTileAlongK<wgmma_rows>;
   const f16* data;    ///< [N, H, W, C]

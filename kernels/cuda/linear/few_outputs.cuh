@@ -4,8 +4,8 @@
 #include "kernels/cuda/linear/few_outputs_fit.h"
 #include "kernels/cuda/weights/readers.cuh"
 
-// Linear layers of few outputs, a classifier's last one: too few results for tiles of a product, whose blocks would
-// each walk along all of k.
+// Linear layers of few outputs, a classifier's last one: too few results for tiles of a product,
+// whose blocks would each walk along all of k.
 
 namespace nibblenet {
 
@@ -30,9 +30,9 @@ __device__ __forceinline__ void load_rounded(const PackedWeights& weights, int r
   for (int e = 0; e < 8; ++e) store_element(w, e, decoded[e] * factor);
 }
 
-/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and fp16 values of w on 16 bytes. A block
-/// owns one output of eight rows: each thread brings eight neighbouring weights at a time and multiplies all rows by
-/// them.
+/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and fp16 values of w on
+/// 16 bytes. A block owns one output of eight rows: each thread brings eight neighbouring weights
+/// at a time and multiplies all rows by them.
 template <class Weights>
 __global__ void __launch_bounds__(few_outputs_threads)
     few_outputs_kernel(BiasEpilogue<AnyElements> epilogue, const f16* x, Weights weights, float factor) {

@@ -5,9 +5,9 @@
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
-// Linear layers of few rows: the weights are nearly all there is to read, and what counts is how many bytes of them are
-// on their way at any time. After Marlin (Frantar 2024, arXiv 2408.11743): packed codes lie in the order of the tensor
-// cores' fragments and are unpacked in registers.
+// Linear layers of few rows: the weights are nearly all there is to read, and what counts is how
+// many bytes of them are on their way at any time. After Marlin (Frantar 2024, arXiv 2408.11743):
+// packed codes lie in the order of the tensor cores' fragments and are unpacked in registers.
 
 namespace nibblenet {
 
@@ -45,7 +45,8 @@ inline constexpr int piece_chunks = Superblocks::chunks / pieces_of_superblock<b
 /// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
 inline constexpr int few_rows_shared_bytes = 98 << 10;
 
-/// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for anybody.
+/// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for
+/// anybody.
 template <int bits, int stages>
 struct FewRowsRing {
   uint4 pieces[row_warps * column_warps][stages][piece_loads<bits>][32];
@@ -55,8 +56,8 @@ template <class Codes>
 inline constexpr int few_rows_stages = (few_rows_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
                                        static_cast<int>(sizeof(FewRowsRing<Codes::bits, 1>));
 
-/// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then the sums of the
-/// block's rows. The odd end spreads the columns of a fragment over the banks.
+/// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then
+/// the sums of the block's rows. The odd end spreads the columns of a fragment over the banks.
 template <class Codes, int tiles>
 union FewRowsShared {
   struct {
@@ -66,7 +67,8 @@ union FewRowsShared {
   float sums[8 * tiles][block_rows + 4];
 };
 
-/// A warp's share: superblocks tile_column, tile_column + column_warps, … before `end` of superblock row `tile_row`.
+/// A warp's share: superblocks tile_column, tile_column + column_warps, … before `end` of
+/// superblock row `tile_row`.
 struct FewRowsShare {
   int tile_row;
   int tile_column;
@@ -88,8 +90,8 @@ __device__ __forceinline__ void load_x(const FewRows& p, int n, int column, uint
   }
 }
 
-/// What a lane brings to the product of the `tile_column`-th superblock of a row: of each of its columns of x 16
-/// neighbours.
+/// What a lane brings to the product of the `tile_column`-th superblock of a row: of each of its
+/// columns of x 16 neighbours.
 template <int tiles>
 __device__ __forceinline__ void load_x(const FewRows& p, int tile_column, uint32_t (&to)[tiles][8]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -98,7 +100,8 @@ __device__ __forceinline__ void load_x(const FewRows& p, int tile_column, uint32
     load_x(p, 8 * tile + lane / 4, tile_column * Superblocks::size + lane % 4 * 16, to[tile]);
 }
 
-/// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of its copies.
+/// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of
+/// its copies.
 template <int bits>
 __device__ __forceinline__ void copy_piece(const FewRows& p, const FewRowsShare& share, int piece,
                                            uint4 (&to)[piece_loads<bits>][32]) {
@@ -128,7 +131,8 @@ __device__ __forceinline__ void read_piece(const uint4 (&piece)[piece_loads<bits
   }
 }
 
-/// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of the result.
+/// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of
+/// the result.
 template <int tiles>
 struct Sums {
   float d[tiles][4][4];
@@ -192,8 +196,9 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
     for (int e = 0; e < 4; ++e) x_sums[tile][e] = 0.0F;
 }
 
-/// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps are read a
-/// superblock ahead. `inside`: steps, or zero points, are applied superblock by superblock.
+/// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps
+/// are read a superblock ahead. `inside`: steps, or zero points, are applied superblock by
+/// superblock.
 template <class Codes, int tiles, bool inside>
 __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
                                                 FewRowsShared<Codes, tiles>& memory, Sums<tiles>& total) {
@@ -257,7 +262,8 @@ __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][blo
         use(shared_sums[8 * tile + lane % 4 * 2 + e % 2][first + 16 * f + e / 2 * 8], sums.d[tile][f][e]);
 }
 
-/// y = epilogue(sum of the splits, the first one first), by the block that arrives last, whichever that is.
+/// y = epilogue(sum of the splits, the first one first), by the block that arrives last, whichever
+/// that is.
 __device__ __forceinline__ void add_splits(const FewRows& p, int row) {
   const int64_t stride = static_cast<int64_t>(p.batch) * p.epilogue.rows;
   for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n) {
@@ -269,8 +275,8 @@ __device__ __forceinline__ void add_splits(const FewRows& p, int row) {
   }
 }
 
-/// Stores the sums of a block's split of the columns; where there are several splits, the block that arrives last adds
-/// them up. All threads; each has a row.
+/// Stores the sums of a block's split of the columns; where there are several splits, the block
+/// that arrives last adds them up. All threads; each has a row.
 template <int columns>
 __device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][block_rows + 4],
                                              int split) {
@@ -285,14 +291,16 @@ __device__ __forceinline__ void finish_split(const FewRows& p, const float (&sum
   if (arrives_last(p.semaphores[blockIdx.x], p.splits)) add_splits(p, row);
 }
 
-/// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before this one's end.
+/// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before
+/// this one's end.
 template <int tiles, bool inside>
 inline constexpr int few_rows_blocks = tiles == 1 && !inside ? 2 : 1;
 
-/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256 rows and split y of
-/// the columns. Warp w owns superblock row w % 4 of them and every other superblock of the split, from the (w / 4)-th
-/// on: warps that read the same columns of x do so at about the same time. Splits go through memory, and the last block
-/// of a row to arrive adds them up in their order: the same bits on every run.
+/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256
+/// rows and split y of the columns. Warp w owns superblock row w % 4 of them and every other
+/// superblock of the split, from the (w / 4)-th on: warps that read the same columns of x do so at
+/// about the same time. Splits go through memory, and the last block of a row to arrive adds them
+/// up in their order: the same bits on every run.
 template <class Codes, int tiles, bool inside>
 __global__ void __launch_bounds__(block_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
   auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles>*>(dynamic_shared());

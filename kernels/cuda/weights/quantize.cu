@@ -6,8 +6,8 @@
 namespace nibblenet {
 namespace {
 
-// A maximum does not depend on the order in which it is taken, and non-negative floats are ordered as their bits: the
-// atomics below give the same bits on every run.
+// A maximum does not depend on the order in which it is taken, and non-negative floats are ordered
+// as their bits: the atomics below give the same bits on every run.
 
 /// The bits of |largest| over the complement of its index: of equal magnitudes the first one wins.
 __device__ __forceinline__ unsigned long long magnitude_key(float weight, int64_t index) {
@@ -38,8 +38,8 @@ struct RunExtremes {
 
 constexpr int64_t run_length = 64;
 
-/// keys[3, G] = maxima over each group, zeros before. A thread owns `run_length` neighbours of one channel and writes
-/// whenever the group changes.
+/// keys[3, G] = maxima over each group, zeros before. A thread owns `run_length` neighbours of one
+/// channel and writes whenever the group changes.
 __global__ void find_extremes_kernel(unsigned long long* keys, const float* weights, GroupMap map,
                                      const uint32_t* blocks, int64_t runs_of_channel, int64_t runs) {
   for_each_index(runs, [&](int64_t run) {
@@ -70,7 +70,8 @@ __device__ __forceinline__ uint32_t code_of(float weight, const Step& group, con
   return static_cast<uint32_t>(fminf(fmaxf(rintf(x) + group.zero_point, 0.0F), codebook.scale_to));
 }
 
-/// codes of [K, channel_elements] weights. A thread owns eight neighbours of one channel: `bits` whole bytes.
+/// codes of [K, channel_elements] weights. A thread owns eight neighbours of one channel: `bits`
+/// whole bytes.
 __global__ void encode_kernel(uint8_t* codes, int64_t stride, const float* weights, GroupMap map,
                               const uint32_t* blocks, const Step* steps, Codebook codebook, bool affine,
                               int64_t eights_of_channel, int64_t eights) {

@@ -5,14 +5,15 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/weights/superblock.h"
 
-// The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight neighbours of it at
-// a time; whether they lie there as floats, fp16 values or packed codes is the business of the three readers below, and
-// a kernel is compiled for each of them.
+// The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight
+// neighbours of it at a time; whether they lie there as floats, fp16 values or packed codes is the
+// business of the three readers below, and a kernel is compiled for each of them.
 //
-// Order inside a row: tap by tap, and inside a tap channel by channel ("device order"), so that the eight activations
-// they meet are neighbours in a channels-last image. Packed codes and fp16 values lie in this order in device memory;
-// float32 weights, which training changes and files hold, keep PyTorch's (channel by channel, inside it tap by tap).
-// Behind a flatten there is one tap, and the two orders are the same.
+// Order inside a row: tap by tap, and inside a tap channel by channel ("device order"), so that the
+// eight activations they meet are neighbours in a channels-last image. Packed codes and fp16 values
+// lie in this order in device memory; float32 weights, which training changes and files hold, keep
+// PyTorch's (channel by channel, inside it tap by tap). Behind a flatten there is one tap, and the
+// two orders are the same.
 
 namespace nibblenet {
 
@@ -88,14 +89,15 @@ struct Float16Weights {
   }
 };
 
-/// Codes of any scheme: linear, FP8 and the codebooks differ in their values alone, block ids in where the group of a
-/// weight is read.
+/// Codes of any scheme: linear, FP8 and the codebooks differ in their values alone, block ids in
+/// where the group of a weight is read.
 struct PackedWeights {
   FilterSizes sizes;
   PackedView packed;         ///< codes and block ids in device order; `values` null unless the tensor brought its own
   CodeValues fixed;          ///< the method's values, used where packed.values is null
   bool superblocks = false;  ///< how the codes lie; block ids lie row by row
-  /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value of the code alone.
+  /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value
+  /// of the code alone.
   bool step_in_epilogue = false;
 
   /// Copies the codebook to shared memory; the caller's next barrier makes it visible.
@@ -110,8 +112,8 @@ struct PackedWeights {
     return superblocks ? load_from_superblock(row, k) : load_from_row(row, k);
   }
 
-  /// Eight neighbours are one lane's: two pairs in each of two chunks. A call of its own: inlined, it would take
-  /// registers that the float32 kernel does not have.
+  /// Eight neighbours are one lane's: two pairs in each of two chunks. A call of its own: inlined,
+  /// it would take registers that the float32 kernel does not have.
   __device__ __noinline__ uint64_t load_from_superblock(int row, int k) const {
     const int bits = packed.bits;
     const Superblocks layout(sizes.rows, sizes.length, bits);

@@ -38,7 +38,8 @@ __global__ void round_weights_kernel(float* values, const float* master, const f
   });
 }
 
-/// Weights [begin, end) of a channel hold every weight of its group number `local`, and perhaps others.
+/// Weights [begin, end) of a channel hold every weight of its group number `local`, and perhaps
+/// others.
 struct Stretch {
   int64_t begin;
   int64_t end;
@@ -69,8 +70,9 @@ __device__ __forceinline__ Stretch stretch_of(const GroupMap& map, int64_t local
   return {first, first + length < map.channel_elements ? first + length : map.channel_elements};
 }
 
-/// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its L groups: see
-/// kernels/training.h. One warp owns one part, its lanes take turns; the sum is the same on every run.
+/// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its
+/// L groups: see kernels/training.h. One warp owns one part, its lanes take turns; the sum is the
+/// same on every run.
 __global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* master, const float* steps,
                                               GroupMap map, Codebook codebook, bool by_code, Ends ends,
                                               int64_t local_groups, int64_t count) {
@@ -105,8 +107,8 @@ __global__ void round_weights_backward_kernel(float* dweights, float* parts, con
   }
 }
 
-/// dsteps[G] from parts[K, L]: group g of a matrix of tiles, or the only one, spans the `channels` output channels from
-/// g / L times as many on. One warp a group.
+/// dsteps[G] from parts[K, L]: group g of a matrix of tiles, or the only one, spans the `channels`
+/// output channels from g / L times as many on. One warp a group.
 __global__ void add_parts_kernel(float* dsteps, const float* parts, int64_t local_groups, int64_t channels,
                                  int64_t all_channels, int64_t groups) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
@@ -132,8 +134,9 @@ struct WarpSums {
   float of[value_threads / 32][codes_at_once];
 };
 
-/// parts[blocks, 256] = sums of dweights step over a block's share of the weights, for the 16 codes from
-/// 16 blockIdx.y on: a thread keeps 16 sums of its own, warps add theirs up, and the block adds up its warps.
+/// parts[blocks, 256] = sums of dweights step over a block's share of the weights, for the 16 codes
+/// from 16 blockIdx.y on: a thread keeps 16 sums of its own, warps add theirs up, and the block
+/// adds up its warps.
 __global__ void value_gradients_kernel(float* parts, const float* dweights, const float* master, const float* steps,
                                        GroupMap map, Codebook codebook, bool by_code, int64_t count) {
   WarpSums& warp_sums = shared<WarpSums>();
@@ -159,7 +162,8 @@ __global__ void value_gradients_kernel(float* parts, const float* dweights, cons
   parts[static_cast<int64_t>(blockIdx.x) * 256 + first_code + static_cast<int>(threadIdx.x)] = total;
 }
 
-/// dcodebook[256] = sums of parts[blocks, 256] over the blocks; 0 for codes beyond `codes`. One thread a code.
+/// dcodebook[256] = sums of parts[blocks, 256] over the blocks; 0 for codes beyond `codes`. One
+/// thread a code.
 __global__ void add_value_parts_kernel(float* dcodebook, const float* parts, int64_t blocks, int64_t codes) {
   for_each_index(256, [&](int64_t code) {
     float sum = 0.0F;

@@ -5,22 +5,23 @@
 
 namespace nibblenet {
 
-/// Packed codes in the order in which the tensor cores want them. A matrix [rows, columns] is cut
-/// into superblocks of 64 x 64 weights, each n x 512 bytes: no padding inside, whatever n is. A
-/// warp reads one in n loads of 16 bytes a lane, and every lane finds the weights of its own places
-/// in mma.m16n8k16 among them:
+/// Superblocks: packed n-bit codes in mma fragment order. A superblock is a 64 x 64 tile of codes
+/// of exactly n x 512 bytes, without padding (Marlin's idea; not ggml's super-block). A warp reads
+/// one in n loads of 16 bytes a lane. Each lane gets the weights of its own places in
+/// mma.m16n8k16:
 ///
-///   superblock  load 0: lane 0 (16 bytes), lane 1, … lane 31    load 1: lane 0, …    …    load n - 1
-///   lane        4 n words of 32 bits, in 4 chunks of n: chunk c holds what the lane brings to the c-th k step
+///   superblock  load 0: lane 0 (16 bytes), lane 1, … lane 31;  load 1: lane 0, …;  …;  load n - 1
+///   lane        4 n words of 32 bits, in 4 chunks of n words; chunk c belongs to k-tile c
 ///   chunk       16 values j = 4 f + r: register r of the 16 x 16 fragment of rows [16 f, 16 f + 16)
-///   value       two codes, of neighbouring columns: the even one in the lower halves of words, the odd one in the
-///   upper half words  n of 16 bits in a chunk: value j takes bits [j n, j n + n). Where that crosses from one into the
-///   next,
-///               the code's upper bits stay at the end of the first, its lower ones lie at the start of the second
+///   value       two codes of neighbouring columns: the even one in the lower half words, the odd
+///               one in the upper half words
+///   half words  a chunk has n of 16 bits; value j takes bits [j n, j n + n). Where these cross
+///               into the next half word, the code's upper bits end the first, and its lower bits
+///               start the second
 ///
-/// Which columns share a k step is free, as long as x agrees: lane 4 g + t takes columns [16 t, 16
-/// t + 16), four a chunk, so that its part of a row of x lies in 32 neighbouring bytes. Superblocks
-/// follow each other along the columns, then along the rows.
+/// Columns may share a k-tile in any way that x shares. Lane 4 g + t takes columns
+/// [16 t, 16 t + 16), four a chunk, so that its part of a row of x is 32 contiguous bytes.
+/// Superblocks are stored along the columns, then along the rows.
 class Superblocks {
  public:
   static constexpr int size = 64;  ///< rows and columns of one
@@ -47,6 +48,7 @@ class Superblocks {
     int chunk;
     int value;
   };
+  /// Place of a weight in its superblock.
   static constexpr Place place(int row, int column) {
     row %= size;
     column %= size;
@@ -71,6 +73,7 @@ struct FieldPlace {
   int shift;  ///< from the half word's lowest bit
   int rest;   ///< bits that lie in the next word; 0: none
 };
+/// Place of a value's field in a lane's words.
 constexpr FieldPlace field_place(int value, int bits) {
   const int first = value * bits;
   const int beyond = first % 16 + bits - 16;

@@ -40,8 +40,8 @@ struct SuperblockSteps {
   __device__ int groups_before(int tile_column) const { return run == 0 ? 0 : tile_column * Superblocks::size / run; }
 };
 
-/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows outside have the last
-/// one's.
+/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows
+/// outside have the last one's.
 struct RowGroups {
   int first[8];
 

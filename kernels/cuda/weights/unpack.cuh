@@ -4,10 +4,10 @@
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock.h"
 
-// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the fp16 values that mma.m16n8k16 multiplies:
-// 16 registers of two fp16 values, a[f][r] the r-th one of fragment f. Two ways: linear codes are turned into integers
-// without leaving the registers, the codes of every other method are looked up, of 2 bits in two words, else in shared
-// memory.
+// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the fp16 values that
+// mma.m16n8k16 multiplies: 16 registers of two fp16 values, a[f][r] the r-th one of fragment f. Two
+// ways: linear codes are turned into integers without leaving the registers, the codes of every
+// other method are looked up, of 2 bits in two words, else in shared memory.
 
 namespace nibblenet {
 
@@ -43,9 +43,10 @@ constexpr uint32_t half_of_offset(int p, int zero) {
   return 0x8000U | static_cast<uint32_t>(25 - p) << 10 | static_cast<uint32_t>(magnitude - 1024);
 }
 
-/// Codes of n bits as the integers code - (2^(n-1) - 1): what linear codes stand for, and affine ones up to a constant.
-/// A field at bit p of the mantissa of 1024 is the half 1024 + code 2^p, and one multiplication and addition makes the
-/// integer of it, without rounding (the trick of FasterTransformer, also in Marlin, Frantar 2024, arXiv 2408.11743).
+/// Codes of n bits as the integers code - (2^(n-1) - 1): what linear codes stand for, and affine
+/// ones up to a constant. A field at bit p of the mantissa of 1024 is the half 1024 + code 2^p, and
+/// one multiplication and addition makes the integer of it, without rounding (the trick of
+/// FasterTransformer, also in Marlin, Frantar 2024, arXiv 2408.11743).
 template <int n>
 struct IntegerCodes {
   static constexpr int bits = n;
@@ -90,8 +91,9 @@ inline __device__ uint32_t half_bits(float value) {
   return half.bits;
 }
 
-/// Codes of n bits as fp16 from a table in shared memory, of which every lane has a copy in a bank of its own: no two
-/// lanes ever wait for each other, whatever they look up. Up to 4 bits an entry is both values of a pair.
+/// Codes of n bits as fp16 from a table in shared memory, of which every lane has a copy in a bank
+/// of its own: no two lanes ever wait for each other, whatever they look up. Up to 4 bits an entry
+/// is both values of a pair.
 template <int n>
 struct CodebookCodes {
   static constexpr int bits = n;
@@ -102,7 +104,8 @@ struct CodebookCodes {
     uint32_t fp16[entries][32];
   };
 
-  /// By all threads; the caller's next barrier makes the table visible. Values are multiplied by `factor`.
+  /// By all threads; the caller's next barrier makes the table visible. Values are multiplied by
+  /// `factor`.
   __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
     const float* values = stored != nullptr ? stored : fixed.values;
     for (int i = static_cast<int>(threadIdx.x); i < entries * 32; i += static_cast<int>(blockDim.x)) {
@@ -144,8 +147,9 @@ struct CodebookCodes {
                 load_shared(of_lane + (moved_down(word, shift + 16 - entry_shift) & mask)));
   }
 
-  /// Of four bits: the codes `shift` bits above the start of either half word as the lowest byte, those eight bits
-  /// further up as the next one. After unrolling, a word is taken apart twice for four pairs.
+  /// Of four bits: the codes `shift` bits above the start of either half word as the lowest byte,
+  /// those eight bits further up as the next one. After unrolling, a word is taken apart twice for
+  /// four pairs.
   static __device__ __forceinline__ uint32_t paired_nibbles(uint32_t word, int shift) {
     return select_bits(0x0F0F0F0FU, word >> shift, word >> (shift + 12));
   }
@@ -162,8 +166,8 @@ struct CodebookCodes {
   }
 };
 
-/// Codes of two bits: the four fp16 values that they stand for are two words, from which a permutation of bytes takes
-/// those of a pair.
+/// Codes of two bits: the four fp16 values that they stand for are two words, from which a
+/// permutation of bytes takes those of a pair.
 template <>
 struct CodebookCodes<2> {
   static constexpr int bits = 2;
@@ -182,7 +186,8 @@ struct CodebookCodes<2> {
     const uint32_t low = load_shared(shared_place(&table.fp16[0])), high = load_shared(shared_place(&table.fp16[1]));
 #pragma unroll
     for (int word = 0; word < 2; ++word) {
-      // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the upper half.
+      // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the
+      // upper half.
       const uint32_t bytes = __byte_perm(words[word], 0, 0x3120);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

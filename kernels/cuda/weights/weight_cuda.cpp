@@ -12,7 +12,8 @@
 namespace nibblenet {
 namespace {
 
-/// [K, C, taps] as [K, taps, C]: index k of a filter in device order lies at this index in PyTorch's.
+/// [K, C, taps] as [K, taps, C]: index k of a filter in device order lies at this index in
+/// PyTorch's.
 struct DeviceOrder {
   int64_t channels;
   int64_t taps;
@@ -20,7 +21,8 @@ struct DeviceOrder {
   int64_t operator()(int64_t k) const { return k % channels * taps + k / channels; }
 };
 
-/// Fields of `bits` bits, channel by channel, from the file's order to the device's. The bytes stay as many.
+/// Fields of `bits` bits, channel by channel, from the file's order to the device's. The bytes stay
+/// as many.
 std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& shape, int bits) {
   const DeviceOrder order(shape);
   if (order.taps == 1 || fields.empty()) return fields;
@@ -36,8 +38,8 @@ std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& 
   return result;
 }
 
-/// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0, as in their
-/// codebook: kernels that take codes for integers must not meet it.
+/// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0,
+/// as in their codebook: kernels that take codes for integers must not meet it.
 std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
   const int64_t rows = packed.shape[0];
   const int64_t columns = packed.shape.inner_elements();

@@ -25,10 +25,10 @@ class WeightCuda : public Weight {
   /// nothing else.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              WeightLayout layout = WeightLayout::channels);
-  /// A weight that trains in fp16: float32 in PyTorch's order, and beside it fp16 values in `layout`
-  /// for the forward pass and in rows for the backward pass, which changed() renews. Their factor
-  /// is always the same one, so that they depend on the values alone: with 64, weights from 1e-6 to
-  /// 1,000 are neither too small for fp16 values nor too large.
+  /// A weight that trains in fp16: float32 in PyTorch's order, and beside it fp16 values in
+  /// `layout` for the forward pass and in rows for the backward pass, which changed() renews. Their
+  /// factor is always the same one, so that they depend on the values alone: with 64, weights from
+  /// 1e-6 to 1,000 are neither too small for fp16 values nor too large.
   struct TrainsInFp16 {};
   WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInFp16, Stream& stream, WeightLayout layout);
 

@@ -10,7 +10,8 @@ namespace nibblenet {
 namespace {
 
 TEST(Mix64, IsTheFinalizerOfSplitmix64) {
-  // First outputs of splitmix64 seeded with 0 (Vigna's reference): the state advances by the golden ratio.
+  // First outputs of splitmix64 seeded with 0 (Vigna's reference): the state advances by the golden
+  // ratio.
   EXPECT_EQ(mix64(0x9E3779B97F4A7C15ULL), 0xE220A8397B1DCDAFULL);
   EXPECT_EQ(mix64(2 * 0x9E3779B97F4A7C15ULL), 0x6E789E6AA1B965F4ULL);
   EXPECT_EQ(mix64(0), 0U);

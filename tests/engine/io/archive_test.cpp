@@ -116,7 +116,8 @@ TEST(Archive, RefusesTarsCutInsideAFileOrWithBrokenHeaders) {
   EXPECT_THAT(message_of<FormatError>([&] { contents(folder.path() / "broken.tar"); }), HasSubstr("broken.tar"));
 }
 
-/// A header that announces 8 GiB is refused at once; one within the limit, but without the bytes, is truncated.
+/// A header that announces 8 GiB is refused at once; one within the limit, but without the bytes,
+/// is truncated.
 TEST(Archive, DoesNotBelieveAnnouncedSizes) {
   const TemporaryFolder folder;
   write_tar(folder.path() / "x.tar", {{"a", Bytes(600, 1)}});

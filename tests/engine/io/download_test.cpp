@@ -12,7 +12,8 @@ namespace {
 using namespace testing;
 using ::testing::HasSubstr;
 
-/// A file of 100,000 bytes and the folder it is downloaded from and to, by file:// URLs: never the network.
+/// A file of 100,000 bytes and the folder it is downloaded from and to, by file:// URLs: never the
+/// network.
 class Download : public ::testing::Test {
  protected:
   Download() : content_(100'000) {

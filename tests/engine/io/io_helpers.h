@@ -140,7 +140,8 @@ inline void write_tar(const std::filesystem::path& path, const std::vector<FileT
   archive_write_free(tar);
 }
 
-/// One CIFAR-10 record whose planes hold red, green and blue everywhere, but for pixel 1, which is one more.
+/// One CIFAR-10 record whose planes hold red, green and blue everywhere, but for pixel 1, which is
+/// one more.
 inline Bytes cifar_record(uint8_t label, uint8_t red, uint8_t green, uint8_t blue) {
   Bytes record = {label};
   for (const uint8_t value : {red, green, blue}) {
@@ -159,8 +160,8 @@ inline Bytes cifar_batch(const std::vector<uint8_t>& labels) {
   return batch;
 }
 
-/// The message of the error of type E that `action` throws; "" when it throws nothing, so that a test can look
-/// into it with HasSubstr. Other exceptions pass through.
+/// The message of the error of type E that `action` throws; "" when it throws nothing, so that a
+/// test can look into it with HasSubstr. Other exceptions pass through.
 template <class E>
 std::string message_of(const std::function<void()>& action) {
   try {

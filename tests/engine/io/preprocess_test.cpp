@@ -70,8 +70,8 @@ struct PillowCase {
   uint64_t hash;
 };
 
-/// Every byte that Pillow 13 gives (resize with BILINEAR, torchvision's sizes and crop) for random images: enlarged,
-/// shrunk, tall, wide, cropped by odd and even amounts, one pixel, and unchanged.
+/// Every byte that Pillow 13 gives (resize with BILINEAR, torchvision's sizes and crop) for random
+/// images: enlarged, shrunk, tall, wide, cropped by odd and even amounts, one pixel, and unchanged.
 TEST(Preprocess, GivesPillowsBytes) {
   const PillowCase cases[] = {
       {32, 32, 256, 224, 0x0D7F882D1637E94FULL}, {37, 53, 72, 63, 0xE85C9A41BD3359DFULL},

@@ -70,7 +70,8 @@ struct ZipPart {
 
 enum class Zip64 { none, end_record, everywhere };
 
-/// As PyTorch writes it: sizes and checksum in the directory only, contents on multiples of 64 bytes.
+/// As PyTorch writes it: sizes and checksum in the directory only, contents on multiples of 64
+/// bytes.
 inline std::string zip_of(const std::vector<ZipPart>& parts, Zip64 zip64 = Zip64::none,
                           const std::string& comment = "") {
   std::string file, directory;

@@ -183,7 +183,8 @@ TEST_F(PthTest, ZipArchivesThatLieAreRefused) {
 TEST_F(PthTest, LyingEndRecordsAreRefused) {
   for (const Zip64 zip64 : {Zip64::none, Zip64::end_record, Zip64::everywhere}) {
     const std::string whole = zip_of(zip_parts(two_floats(), {floats({1, 2})}), zip64);
-    // Every field of the records behind the directory, but the volumes' numbers that are not looked at.
+    // Every field of the records behind the directory, but the volumes' numbers that are not looked
+    // at.
     const size_t records = whole.size() - (zip64 == Zip64::none ? 22 : 98);
     for (size_t i = records; i < whole.size(); ++i)
       for (const char value : {'\x00', '\x7F', '\xFF'}) {

@@ -76,7 +76,8 @@ class SafetensorsTest : public ::testing::Test {
  protected:
   std::filesystem::path path(std::string_view name = "file.safetensors") const { return folder_.path() / name; }
 
-  /// Opens these bytes as a file and reads all that can be read. A file that opens must keep its own promises.
+  /// Opens these bytes as a file and reads all that can be read. A file that opens must keep its
+  /// own promises.
   void open_and_use(std::string_view bytes) const {
     write_bytes(path(), bytes);
     const SafetensorsFile file(path());
@@ -354,7 +355,8 @@ TEST_F(SafetensorsTest, EveryFlippedBitIsRefusedOrHarmless) {
   for (size_t bit = 0; bit < whole.size() * 8; ++bit) {
     std::string bytes = whole;
     bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << (bit % 8)));
-    // Anything but a FormatError fails the test: names and metadata may change, the layout stays sound.
+    // Anything but a FormatError fails the test: names and metadata may change, the layout stays
+    // sound.
     try {
       open_and_use(bytes);
     } catch (const FormatError&) {
@@ -474,7 +476,8 @@ TEST_F(SafetensorsTest, WritesThroughLinksAndIntoTheCurrentFolder) {
   EXPECT_NO_THROW(SafetensorsFile(path("bare")));
 }
 
-/// Runs `body` in a child process, where limits and the user can be changed; its result is the exit status.
+/// Runs `body` in a child process, where limits and the user can be changed; its result is the exit
+/// status.
 template <class Body>
 int in_child(Body&& body) {
   const pid_t child = fork();
@@ -488,7 +491,8 @@ TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFile) {
   const std::string old = small_file();
   write_bytes(path(), old);
   const std::vector<uint8_t> bytes(100'000);
-  // Short writes first, then EFBIG: the limit cuts through the header, into the data, and just before the end.
+  // Short writes first, then EFBIG: the limit cuts through the header, into the data, and just
+  // before the end.
   for (const rlim_t limit : {rlim_t{0}, rlim_t{10}, rlim_t{5000}, rlim_t{100'000}}) {
     const int status = in_child([&] {
       std::signal(SIGXFSZ, SIG_IGN);

@@ -54,7 +54,8 @@ TEST(Standin, RefusesWhatItCannotWrite) {
   EXPECT_THROW(write_standin(folder.path() / "file", 10, 10, 1), IoError);
 }
 
-/// The mean colour must not give the class away: the classes' means lie close together compared with the images'.
+/// The mean colour must not give the class away: the classes' means lie close together compared
+/// with the images'.
 TEST(Standin, MeanColourSaysLittle) {
   const TemporaryFolder folder;
   write_standin(folder.path(), 1000, 10, 5);

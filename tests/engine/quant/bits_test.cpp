@@ -19,7 +19,8 @@ TEST(Bits, SizesRoundUpToBytesAndChannelsToSixteen) {
 }
 
 TEST(Bits, FieldsAreLittleEndianAndDense) {
-  // 1, 2, …, 8 in 3 bits (8 wraps to 0 in the last field): 001 010 011 100 101 110 111 000, lowest first.
+  // 1, 2, …, 8 in 3 bits (8 wraps to 0 in the last field): 001 010 011 100 101 110 111 000, lowest
+  // first.
   std::vector<uint8_t> bytes(3);
   for (uint32_t i = 0; i < 8; ++i) write_field(bytes.data(), i, 3, (i + 1) & 7U);
   EXPECT_EQ(bytes, (std::vector<uint8_t>{0xD1, 0x58, 0x1F}));

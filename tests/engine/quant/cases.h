@@ -10,7 +10,8 @@
 
 namespace nibblenet::testing {
 
-/// Shapes that catch what friendly ones hide: 1, primes, one past a power of two, inner sizes that no block divides.
+/// Shapes that catch what friendly ones hide: 1, primes, one past a power of two, inner sizes that
+/// no block divides.
 inline const std::vector<Shape> awkward_shapes = {{1, 1}, {1, 7}, {17, 65}, {3, 5, 3, 3}, {2, 3, 11, 11}, {1, 1, 1, 1}};
 
 /// Granularities of a method, all valid: sizes of 1, odd ones, and ones larger than any tensor.
@@ -59,7 +60,8 @@ inline Scheme golden_scheme(const std::string& name) {
                         std::stoi(name.substr(separator + 1)));
 }
 
-/// What two weights must agree in to share a group, by their indices; sizes as 4-d with matrices as O x 1 x 1 x I.
+/// What two weights must agree in to share a group, by their indices; sizes as 4-d with matrices as
+/// O x 1 x 1 x I.
 using GroupKey = std::array<int64_t, 4>;
 inline GroupKey group_key(const Granularity& granularity, const Shape& shape, int64_t o, int64_t k) {
   const bool matrix = shape.rank() == 2;

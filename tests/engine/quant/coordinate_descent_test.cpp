@@ -58,7 +58,8 @@ double gradient(const Row& row, const float* weights, const std::vector<double>&
   return sum;
 }
 
-/// Coordinate descent by the definition: every code in turn becomes the one with the least error, by trying all.
+/// Coordinate descent by the definition: every code in turn becomes the one with the least error,
+/// by trying all.
 void descend_directly(Row& row, const float* weights, const std::vector<std::vector<double>>& h) {
   for (size_t j = 0; j < h.size(); ++j) {
     const double now = row.values[j][row.codes[j]];

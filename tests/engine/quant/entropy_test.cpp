@@ -99,14 +99,16 @@ TEST_P(EntropyWidth, LargeStreamsComeWithinOnePercentOfTheEntropy) {
     SCOPED_TRACE(distribution.name);
     const Bytes codes = packed_codes(
         layout, [&](Random& random, int64_t channel) { return distribution.draw(random, channel, layout.bits); });
-    // Tables and class numbers, and the 68 bytes that every 256 KiB of codes cost even when they say nothing.
+    // Tables and class numbers, and the 68 bytes that every 256 KiB of codes cost even when they
+    // say nothing.
     const double side = 1024 + 68.0 * (std::ceil(static_cast<double>(codes.size()) / (1 << 18)) + 1);
     EXPECT_LE(static_cast<double>(encode_codes(codes, layout).size()), 1.01 * order0_bytes(codes, layout) + side);
   }
 }
 
 TEST(Entropy, ChannelsThatDifferAreCodedBelowTheOrder0Entropy) {
-  // Half of the channels are constant: one bit a code less is needed for them than the common histogram says.
+  // Half of the channels are constant: one bit a code less is needed for them than the common
+  // histogram says.
   const CodeLayout layout{128, 5'000, 4};
   const Bytes codes = packed_codes(layout, [](Random& random, int64_t channel) {
     return channel % 2 == 0 ? 5U : static_cast<uint32_t>(random.below(16));

@@ -44,8 +44,9 @@ std::vector<std::vector<double>> inverse(std::vector<std::vector<double>> a) {
   return a;
 }
 
-/// One row by the definition (optimal brain quantization in a fixed order): round a weight, then move all that are
-/// left to where the output error is least, by the inverse of *their* Hessian, found anew each time.
+/// One row by the definition (optimal brain quantization in a fixed order): round a weight, then
+/// move all that are left to where the output error is least, by the inverse of *their* Hessian,
+/// found anew each time.
 std::vector<uint32_t> solve_directly(const PackedTensor& nearest, int64_t row, const std::vector<float>& weights,
                                      const Hessian& hessian, const std::vector<int64_t>& order) {
   const Codebook codebook = codebook_of(nearest);
@@ -220,7 +221,8 @@ TEST(Gptq, WeighingBitsBeatsALargerStep) {
   GptqReport plain, weighed;
   by_step(weights, shape, 1.4F, 0, hessian, &plain);
   by_step(weights, shape, 1.4F, 1.4, hessian, &weighed);
-  // A step twice as large makes the error four times what it was and takes a bit less: the product stays the same.
+  // A step twice as large makes the error four times what it was and takes a bit less: the product
+  // stays the same.
   const auto product = [](const GptqReport& done) { return done.error * std::exp2(2 * done.bits); };
   EXPECT_LT(product(weighed), 0.95 * product(plain));
 }
@@ -269,7 +271,8 @@ TEST(Gptq, WithoutCorrelationsEveryCodeIsTheCheapestOfAll) {
     PackedTensor packed = nearest;
     gptq(packed, view(weights, shape), factorize(hessian, ColumnOrder::natural), {.rate = {.weight = 2.0}});
 
-    // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of nearest rounding.
+    // U is the root of 1 / 1.01 times the identity, so a bit costs 2.0 times the mean square of
+    // nearest rounding.
     const double bit_cost = 2.0 * error_under(nearest, weights, hessian) / static_cast<double>(shape.elements());
     const Codebook codebook = codebook_of(nearest);
     const PackedView of = view_of(nearest, codebook);
@@ -340,7 +343,8 @@ TEST(Gptq, DeadInputsKeepTheirNearestCodes) {
 }
 
 TEST(Gptq, DampingGrowsUntilTheMatrixIsPositiveDefinite) {
-  // Eigenvalues 1 ± 1.05: 1 % is not enough, 10 % is. No exact Hessian is like this, a rounded one may be.
+  // Eigenvalues 1 ± 1.05: 1 % is not enough, 10 % is. No exact Hessian is like this, a rounded one
+  // may be.
   const Hessian hessian{.inputs = 2, .values = {1.0F, 1.05F, 1.05F, 1.0F}};
   const std::vector<float> weights = {0.3F, -0.9F, 1.0F, 0.2F};
   PackedTensor packed = quantize(view(weights, {2, 2}), parse_scheme("linear:3"), "w");

@@ -23,7 +23,8 @@ inline std::vector<float> bell_shaped(int64_t count, uint64_t seed) {
   return values;
 }
 
-/// The Hessian of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its neighbours.
+/// The Hessian of inputs as a ReLU leaves them: not negative, of different sizes, each akin to its
+/// neighbours.
 inline Hessian correlated_hessian(int64_t inputs, int64_t rows, uint64_t seed) {
   Random random(seed);
   std::vector<float> x(static_cast<size_t>(rows * inputs));

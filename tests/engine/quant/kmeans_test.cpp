@@ -66,7 +66,8 @@ TEST(KMeans, FindsTheOptimumThatTryingEverythingFinds) {
 }
 
 TEST(KMeans, FarClustersAreFoundWhereLloydFromQuantilesIsStuck) {
-  // Half of the samples share one place: quantiles would put two values there and leave the outliers one.
+  // Half of the samples share one place: quantiles would put two values there and leave the
+  // outliers one.
   std::vector<Sample> samples;
   for (int i = 0; i < 50; ++i) samples.push_back({0.001F * static_cast<float>(i % 5), 1});
   for (const float far : {10.0F, 20.0F, 30.0F})

@@ -124,7 +124,8 @@ TEST(Validate, RefusesEveryCorruptionInOneLineThatNamesTheTensor) {
 }
 
 TEST(Validate, AcceptsAnyCodes) {
-  // Unused codes (FP8's NaN, linear's last) are harmless: every byte pattern decodes to finite weights.
+  // Unused codes (FP8's NaN, linear's last) are harmless: every byte pattern decodes to finite
+  // weights.
   for (const std::string scheme :
        {"linear:3", "linear:5:zero-point", "fp8-e4m3", "fp8-e5m2", "nf4", "stable-embedding"}) {
     PackedTensor packed = packed_example(scheme);

@@ -54,7 +54,8 @@ std::vector<float> ordinary_weights(const Shape& shape) {
   return weights;
 }
 
-/// Subnormal and tiny numbers, zeros of both signs, equal magnitudes, and a single huge one (within f16's range).
+/// Subnormal and tiny numbers, zeros of both signs, equal magnitudes, and a single huge one (within
+/// f16's range).
 std::vector<float> extreme_weights(const Shape& shape) {
   Random random(2);
   const std::vector<float> magnitudes = {1e-45F, 1e-42F, 1e-39F, 0.0F, -0.0F, 1e-7F, 4e-8F};
@@ -66,7 +67,8 @@ std::vector<float> extreme_weights(const Shape& shape) {
   return weights;
 }
 
-// ---- An independent reference: groups by key, scales and nearest values by definition, in any old order.
+// ---- An independent reference: groups by key, scales and nearest values by definition, in any old
+// order.
 
 std::vector<std::vector<size_t>> reference_groups(const std::vector<float>& weights, const Shape& shape,
                                                   const Granularity& granularity) {
@@ -127,7 +129,8 @@ void reference_affine(const std::vector<float>& weights, const std::vector<size_
     out[i] = (std::clamp(std::nearbyint(weights[i] / step) + zero_point, 0.0F, top) - zero_point) * step;
 }
 
-/// The signed element of largest magnitude, or of its sign the root mean square for trained methods.
+/// The signed element of largest magnitude, or of its sign the root mean square for trained
+/// methods.
 float reference_extreme(const std::vector<float>& weights, const std::vector<size_t>& group, const Scheme& scheme) {
   const float extreme = weights[*std::ranges::max_element(group, {}, [&](size_t i) { return std::fabs(weights[i]); })];
   if (!traits_of(scheme.method).trained) return extreme;
@@ -338,7 +341,8 @@ TEST(Golden, NearestValueTimesAbsoluteMaximum) {
     Scheme scheme = testing::golden_scheme(parts[1]);
     scheme.granularity = parse_granularity(granularities.at(parts[2]));
     scheme.sign = ScaleSign::absolute;
-    // The golden blocks run through the whole tensor, ours end with an output channel: view it as one channel.
+    // The golden blocks run through the whole tensor, ours end with an output channel: view it as
+    // one channel.
     const Shape shape = parts[2] == "block16" ? Shape{1, weights.elements()} : weights.shape();
     const PackedTensor packed = quantize(weights.view().reshaped(shape), scheme, "w");
     const std::vector<float> actual = dequantized(packed);
@@ -351,7 +355,8 @@ TEST(Golden, NearestValueTimesAbsoluteMaximum) {
       const float theirs = expected.data()[i];
       const int64_t inner = shape.inner_elements();
       const float scale = packed_view.scale(packed_view.groups.group(i / inner, i % inner));
-      // Either the same value but for the order of two roundings, or the other side of a tie: equally near.
+      // Either the same value but for the order of two roundings, or the other side of a tie:
+      // equally near.
       const float few_roundings = 4 * std::numeric_limits<float>::epsilon() * scale;
       ASSERT_NEAR(std::fabs(ours - weight), std::fabs(theirs - weight), few_roundings) << i;
       const bool is_tie = std::fabs((ours + theirs) / 2 - weight) <= few_roundings;

@@ -128,7 +128,8 @@ TEST(GroupMap, NumbersTheGroupsInOrderAndRunsStayInside) {
           ASSERT_GE(run, 1);
           ASSERT_LE(k + run, inner);
           for (int64_t i = k; i < k + run; ++i) ASSERT_EQ(map.group(o, i), group);
-          // Runs are as long as they can be, but for tiles that continue in the next run of the last dimension.
+          // Runs are as long as they can be, but for tiles that continue in the next run of the
+          // last dimension.
           const bool is_longest = k + run == inner || granularity.kind == Kind::tile || map.group(o, k + run) != group;
           ASSERT_TRUE(is_longest) << k;
         }

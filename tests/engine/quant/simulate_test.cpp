@@ -115,7 +115,8 @@ TEST(SimulatedLinear, WrapsWhatInt8CannotHold) {
 }
 
 TEST(SimulatedLinear, ConvertsAsX86BeyondInt32) {
-  // S = 127.5. Products of 24 bits just below 2^31 are multiples of 128: 0 or 128 in the low byte, and that is -128.
+  // S = 127.5. Products of 24 bits just below 2^31 are multiples of 128: 0 or 128 in the low byte,
+  // and that is -128.
   EXPECT_THAT(simulated_row({16777214, 16777213, 16777212}, "simulated-linear"), ElementsAre(0, -128 / 127.5F, 0));
   // (2^25 - 2) * 127.5 is beyond: INT32_MIN, whose low byte is 0.
   EXPECT_THAT(simulated_row({33554430, 33554428}, "simulated-linear"), ElementsAre(0, 0));
@@ -177,8 +178,8 @@ TEST(LinearRepairs, AllOfThemErrByHalfAStepAtMost) {
         for (float& weight : weights) weight += offset;
         const std::vector<float> actual =
             simulated(weights, shape, name + "+overflow+truncation+range+zero-point+precision");
-        // A range of at most 4 + |offset| in 255 steps; the zero point is rounded, so the ends may be clamped by half a
-        // step.
+        // A range of at most 4 + |offset| in 255 steps; the zero point is rounded, so the ends may
+        // be clamped by half a step.
         const float step = (name == "simulated-linear" || offset != 0 ? 4.0F : 2.0F) / 255;
         for (size_t i = 0; i < weights.size(); ++i)
           ASSERT_NEAR(actual[i], weights[i], step * 1.001F) << to_string(shape);
@@ -207,7 +208,8 @@ TEST(SimulatedFp8, ClampsTheExponentAndSoMakesZeroSomething) {
   // 1.5 * 2^-20 keeps its mantissa; 0 has none, and its sign bit counts.
   EXPECT_THAT(simulated_row({1, std::ldexp(1.5F, -20), 0.0F, -0.0F, -std::ldexp(1.0F, -30)}, "simulated-fp8"),
               ElementsAre(1, 1.5F * least, least, -least, -least));
-  // A subnormal quotient has exponent bits of 0, too: 2^-127 is half of the field below, 4 of 8 eighths.
+  // A subnormal quotient has exponent bits of 0, too: 2^-127 is half of the field below, 4 of 8
+  // eighths.
   EXPECT_THAT(simulated_row({1, std::ldexp(1.0F, -127)}, "simulated-fp8"), ElementsAre(1, 1.5F * least));
 }
 
@@ -236,7 +238,8 @@ TEST(SimulatedTree, LosesABitWithEachDecade) {
 }
 
 TEST(SimulatedTree, DecadesEndAtTheDoublesOfATenth) {
-  // 0.1F lies above the double 0.1 that it is compared with, 0.01F below a hundredth, and 10 * 0.01F below a tenth.
+  // 0.1F lies above the double 0.1 that it is compared with, 0.01F below a hundredth, and 10 *
+  // 0.01F below a tenth.
   EXPECT_EQ(counts_of({1, 0.1F, std::nextafter(0.1F, 0.0F)}, 8), (std::vector<int64_t>{2, 1, 0, 0, 0, 0, 0, 0}));
   EXPECT_LT(static_cast<double>(0.01F) * 10, 0.1);
   EXPECT_EQ(counts_of({1, 0.01F, std::nextafter(0.01F, 1.0F)}, 8), (std::vector<int64_t>{1, 1, 1, 0, 0, 0, 0, 0}));
@@ -245,7 +248,8 @@ TEST(SimulatedTree, DecadesEndAtTheDoublesOfATenth) {
 }
 
 TEST(SimulatedTree, ZerosHaveTheSignsOfTheNotebooks) {
-  // e = 1 of 4 bits leaves one bit: 0.03 loses it and is the integer 0. e = 2 is cut off: 0.0 with the sign.
+  // e = 1 of 4 bits leaves one bit: 0.03 loses it and is the integer 0. e = 2 is cut off: 0.0 with
+  // the sign.
   EXPECT_EQ(bits_of(simulated_row({1, 0.03F, -0.03F, 0.005F, -0.005F}, "simulated-dynamic-tree:4")),
             bits_of(std::vector<float>{127.0F / 128, 0.0F, 0.0F, 0.0F, -0.0F}));
   // Here the notebooks' loop would not end.
@@ -295,7 +299,8 @@ TEST(SimulatedStableEmbedding, TakesEachSliceOfAKernelByItself) {
 }
 
 TEST(SimulatedStableEmbedding, OfALargeMatrixIsThatOfItsSortedRows) {
-  // Large enough for the bucket sort: the sorted weights as rows of blocks, dynamic tree of each row.
+  // Large enough for the bucket sort: the sorted weights as rows of blocks, dynamic tree of each
+  // row.
   const int64_t rows = 70;
   const int64_t columns = 1001;
   std::vector<float> weights = uniform(rows * columns, 3);

@@ -71,7 +71,8 @@ TEST(ResidentSize, CountsEveryByteOfEveryScheme) {
         ASSERT_EQ(size.scales, packed.groups() * (scheme.scale == ScaleType::f16 ? 2 : 4));
         ASSERT_EQ(size.zero_points, scheme.zero_point ? packed.groups() : 0);
         ASSERT_EQ(size.block_ids > 0, traits.sorted);
-        // Less than 16 bytes for each field of each channel, and less than a byte of that by rounding up.
+        // Less than 16 bytes for each field of each channel, and less than a byte of that by
+        // rounding up.
         ASSERT_GE(size.padding, 0);
         ASSERT_LT(size.padding, shape[0] * 16 * (traits.sorted ? 2 : 1));
         const EstimatedSize estimate = estimated_size(packed);

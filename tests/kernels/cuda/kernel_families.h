@@ -7,7 +7,8 @@
 
 namespace nibblenet::testing {
 
-/// The kernels that can compute a product of fp16 values here: plain ones, those of all GPUs, and Hopper's.
+/// The kernels that can compute a product of fp16 values here: plain ones, those of all GPUs, and
+/// Hopper's.
 enum class Family : uint8_t { plain, portable, wgmma };
 
 inline std::string name_of(Family family) {
@@ -36,7 +37,8 @@ inline void use(CudaBackend& backend, Family family) {
 }
 
 inline constexpr KernelChoice plain_kernels = {KernelChoice::Mode::plain};
-/// Neither wgmma nor the kernel of few pixels: of the tensor cores' kernels mma and few_rows are left.
+/// Neither wgmma nor the kernel of few pixels: of the tensor cores' kernels mma and few_rows are
+/// left.
 inline constexpr KernelChoice mma_kernels = KernelChoice{KernelChoice::Mode::portable}.without(Product::few_pixels);
 
 }  // namespace nibblenet::testing

@@ -11,8 +11,8 @@
 #include "tests/support/small_network.h"
 #include "training/trainer.h"
 
-// Training on float16 activations: steps of SGD at once, whole passes against the CPU's in float32, loss scales, and
-// runs that are resumed.
+// Training on float16 activations: steps of SGD at once, whole passes against the CPU's in float32,
+// loss scales, and runs that are resumed.
 
 namespace nibblenet {
 namespace {
@@ -119,7 +119,8 @@ TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
   EXPECT_EQ(from(cuda_, weight->values()), w);
 }
 
-/// Operations whose stores mask a gradient and look for what is not finite, and the same by kernels of their own.
+/// Operations whose stores mask a gradient and look for what is not finite, and the same by kernels
+/// of their own.
 class GradientStores : public ::testing::Test {
  protected:
   using Run = std::function<void(Activations dx, const GradientStore& store)>;
@@ -142,7 +143,8 @@ class GradientStores : public ::testing::Test {
     return result;
   }
 
-  /// As `run` is given a store, and as it is given none. `launches` of the kernels that look and mask are saved.
+  /// As `run` is given a store, and as it is given none. `launches` of the kernels that look and
+  /// mask are saved.
   void expect_same(const Shape& shape, bool overflows, const Run& run) {
     Values relu_output = uniform(shape, 9);
     for (size_t i = 0; i < relu_output.data.size(); i += 4) relu_output.data[i] = i % 8 == 0 ? 0.0F : -0.0F;
@@ -292,9 +294,10 @@ Values rounded_to_halves(Values values) {
   return values;
 }
 
-/// A float16 pass, step by step by the CPU: each time from what the pass itself had before. Sums in another order put
-/// some activation on the other side of its ReLU, or make another one its window's largest, and of a hidden layer's 192
-/// outputs one changes the gradients behind it by 1 / sqrt(192) = 0.07; from the same activations none does.
+/// A float16 pass, step by step by the CPU: each time from what the pass itself had before. Sums in
+/// another order put some activation on the other side of its ReLU, or make another one its
+/// window's largest, and of a hidden layer's 192 outputs one changes the gradients behind it by 1 /
+/// sqrt(192) = 0.07; from the same activations none does.
 class StepByStep {
  public:
   explicit StepByStep(Network& network) : network_(network) {}
@@ -362,7 +365,8 @@ class StepByStep {
 };
 
 TEST(MixedTraining, GradientsOfAllLayersAreTheCpus) {
-  // Gradients of activations are rounded to 11 bits up to three times from one layer to the next; sums are float32.
+  // Gradients of activations are rounded to 11 bits up to three times from one layer to the next;
+  // sums are float32.
   constexpr double rounding = 1e-3, sums = 1e-5;
   constexpr float loss_scale = 1024.0F;
   CudaBackend cuda;
@@ -391,7 +395,8 @@ TEST(MixedTraining, GradientsOfAllLayersAreTheCpus) {
 }
 
 TEST(MixedTraining, GradientsAreAboutThoseOfFloat32) {
-  // As a whole, with those ReLUs and maxima that are on another side: a gradient that is wrong differs by about 1.
+  // As a whole, with those ReLUs and maxima that are on another side: a gradient that is wrong
+  // differs by about 1.
   CpuBackend cpu(2);
   CudaBackend cuda;
   Network exact = Network::for_training(cpu, even_alexnet(3), Precision::float32);

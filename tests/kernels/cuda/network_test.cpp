@@ -106,7 +106,8 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
 }
 
 TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
-  // Which do pooling, ReLU and biases as well. Fewer channels than AlexNet has change nothing of that.
+  // Which do pooling, ReLU and biases as well. Fewer channels than AlexNet has change nothing of
+  // that.
   const Shape shape = {1, 224, 224, 3};
   const Tensor<float> image = random_tensor(shape, 5);
   const Tensor<float> floats = on(cuda_, image);

@@ -3,7 +3,8 @@
 #include "engine/core/tensor.h"
 #include "kernels/cudnn/convolution_graph.h"
 
-// What the installed cuDNN makes of our graphs: it plans for a GPU that it is told about, and needs none for that.
+// What the installed cuDNN makes of our graphs: it plans for a GPU that it is told about, and needs
+// none for that.
 
 namespace nibblenet {
 namespace {

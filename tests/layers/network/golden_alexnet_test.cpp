@@ -94,8 +94,9 @@ TEST(GoldenAlexNet, ForwardAndBackwardEqualPyTorch) {
       double squares = 0;
       for (const float g : gradient) squares += static_cast<double>(g) * static_cast<double>(g);
       --expected;
-      // PyTorch summed the squares in float32, which loses 1.3e-3 over the 38 million of classifier.1: recomputed in
-      // float64 from the same golden data that norm is 235.9372, not 235.6431.
+      // PyTorch summed the squares in float32, which loses 1.3e-3 over the 38 million of
+      // classifier.1: recomputed in float64 from the same golden data that norm is 235.9372, not
+      // 235.6431.
       const double tolerance = gradient.elements() > (1 << 24) ? 2e-3 : 1e-3;
       EXPECT_NEAR(std::sqrt(squares), static_cast<double>(*expected), tolerance * static_cast<double>(*expected))
           << layer.spec.name << name;

@@ -143,7 +143,8 @@ TEST_P(NetworkGradients, EqualFiniteDifferences) {
   });
   ASSERT_EQ(gradients.size(), layer_names(network.spec()).size());
   for (auto& [layer, dw] : gradients) {
-    // Along the gradient itself the loss rises by |dw| per unit: one large, well-conditioned difference per layer.
+    // Along the gradient itself the loss rises by |dw| per unit: one large, well-conditioned
+    // difference per layer.
     double norm = 0;
     for (const float g : dw) norm += static_cast<double>(g) * static_cast<double>(g);
     norm = std::sqrt(norm);

@@ -11,8 +11,8 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-/// A packed row as far as a front looks at it: bytes resident, of the file, and of the compressed one where there is
-/// one.
+/// A packed row as far as a front looks at it: bytes resident, of the file, and of the compressed
+/// one where there is one.
 Row packed_row(const std::string& scheme, int64_t correct, int64_t resident, int64_t file = 0, int64_t compressed = 0) {
   Row row;
   row.scheme = scheme;

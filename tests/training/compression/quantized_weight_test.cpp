@@ -68,7 +68,8 @@ TEST_F(QuantizedWeightTest, RoundsToWhatItsPackedFormDecodesTo) {
   }
 }
 
-/// LSQ, Algorithm 1 (Esser 2020): ds = sum of dv (round(x) - x) inside, dv (-Q or Q) outside; times 1 / sqrt(N Q).
+/// LSQ, Algorithm 1 (Esser 2020): ds = sum of dv (round(x) - x) inside, dv (-Q or Q) outside; times
+/// 1 / sqrt(N Q).
 TEST_F(QuantizedWeightTest, AScaleFollowsLsq) {
   const Tensor<float> master = random_tensor({3, 40}, 2);
   start("linear:4", master);
@@ -173,7 +174,8 @@ TEST_F(QuantizedWeightTest, ScalesLearnWhileTheCodesStay) {
   }
 }
 
-/// The scale and the values that are left to learn reach what the codes can express of another tensor.
+/// The scale and the values that are left to learn reach what the codes can express of another
+/// tensor.
 TEST_F(QuantizedWeightTest, ScalesFindTheBestFitForTheirCodes) {
   packed_ = quantize(random_tensor({6, 200}, 2).view(), parse_scheme("kmeans:2"), "w");
   weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, "w");

@@ -19,7 +19,8 @@ using testing::same_bits;
 using testing::uniform;
 using testing::Values;
 
-/// Smallest, even and odd sizes each way, rows and columns that no window reaches, several blocks, AlexNet's.
+/// Smallest, even and odd sizes each way, rows and columns that no window reaches, several blocks,
+/// AlexNet's.
 const std::vector<Shape> shapes = {{1, 3, 3, 8},  {1, 4, 3, 8},   {2, 3, 4, 16},    {3, 7, 9, 24},   {1, 8, 10, 40},
                                    {5, 6, 5, 64}, {1, 13, 37, 8}, {2, 13, 13, 256}, {1, 55, 55, 64}, {0, 7, 9, 8}};
 constexpr Window window = {3, 2, 0};

@@ -37,8 +37,9 @@ struct Case {
   Window window;
 };
 
-/// Rows of whole 16 bytes and others, windows that begin at odd elements, runs of odd and even length; filters around
-/// the 64 of a block; bands of rows, of parts of rows, of several tiles and of one; many blocks and few.
+/// Rows of whole 16 bytes and others, windows that begin at odd elements, runs of odd and even
+/// length; filters around the 64 of a block; bands of rows, of parts of rows, of several tiles and
+/// of one; many blocks and few.
 const std::vector<Case> convolutions = {
     {{2, 13, 11, 3}, {7, 3, 11, 11}, {11, 4, 2}}, {{1, 35, 32, 3}, {64, 3, 11, 11}, {11, 4, 2}},
     {{1, 9, 300, 1}, {65, 1, 3, 3}, {3, 2, 1}},   {{3, 8, 8, 2}, {8, 2, 3, 3}, {3, 1, 1}},
@@ -48,7 +49,8 @@ const std::vector<Case> convolutions = {
     {{0, 8, 8, 2}, {5, 2, 3, 3}, {3, 1, 1}},      {{300, 24, 21, 3}, {3, 3, 3, 3}, {3, 4, 2}},
     {{1, 4, 6, 24}, {9, 24, 3, 3}, {3, 1, 1}},
 };
-/// What the plain kernel has to do: windows that begin at odd elements each, filters of too many pairs.
+/// What the plain kernel has to do: windows that begin at odd elements each, filters of too many
+/// pairs.
 const std::vector<Case> others = {{{1, 5, 7, 3}, {5, 3, 3, 3}, {3, 1, 1}}, {{1, 6, 6, 24}, {4, 24, 5, 5}, {5, 1, 2}}};
 
 class FewChannels : public ::testing::Test {
@@ -132,8 +134,9 @@ TEST_F(FewChannels, IsOneKernelAndNotThePlainOne) {
 }
 
 TEST_F(FewChannels, PoolsAtOnceWhatItWouldPoolAfterwards) {
-  // Walks of one band and of more, of one block and of several; rows and columns that no window reaches; filters that
-  // are no whole pieces; batches with all filters in a block, and a quarter of them.
+  // Walks of one band and of more, of one block and of several; rows and columns that no window
+  // reaches; filters that are no whole pieces; batches with all filters in a block, and a quarter
+  // of them.
   const std::vector<Case> cases = {
       {{1, 7, 64, 3}, {64, 3, 3, 3}, {3, 2, 1}},       {{2, 23, 58, 2}, {20, 2, 3, 3}, {3, 1, 0}},
       {{3, 39, 56, 1}, {7, 1, 3, 3}, {3, 2, 28}},      {{70, 12, 60, 3}, {72, 3, 5, 5}, {5, 2, 2}},

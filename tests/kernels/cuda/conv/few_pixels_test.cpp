@@ -36,8 +36,8 @@ constexpr double float16_tolerance = 2e-3;
 
 using Case = testing::ConvolutionCase;
 
-/// And around 32 pixels: fewer superblocks than warps, as many, and more; one part, several, and so many blocks that a
-/// warp has four superblocks.
+/// And around 32 pixels: fewer superblocks than warps, as many, and more; one part, several, and so
+/// many blocks that a warp has four superblocks.
 const std::vector<Case> cases = [] {
   std::vector<Case> all = testing::superblock_convolutions;
   for (const Case& more : std::vector<Case>{{{4, 2, 4, 512}, {64, 512, 1, 1}, {1, 1, 0}},
@@ -120,7 +120,8 @@ INSTANTIATE_TEST_SUITE_P(Methods, FewPixelsOf, ::testing::ValuesIn(superblock_me
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST_F(FewPixels, IsExactForIntegersOfAwkwardShapes) {
-  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial
+  // sum.
   int bits = 2;
   for (const Case& c : cases) {
     SCOPED_TRACE(name_of(c));
@@ -256,9 +257,9 @@ class PooledFewPixels : public FewPixels {
 };
 
 TEST_F(PooledFewPixels, HasTheBitsOfWhatIsDoneAfterwards) {
-  // Tiles of several images and several tiles of one; rows and columns that no window reaches; windows that overlap,
-  // that do not, and that are the whole image; one part of k and several; filters that end inside a superblock; and
-  // AlexNet's second convolution in small.
+  // Tiles of several images and several tiles of one; rows and columns that no window reaches;
+  // windows that overlap, that do not, and that are the whole image; one part of k and several;
+  // filters that end inside a superblock; and AlexNet's second convolution in small.
   const std::vector<Pooled> pooled_cases = {{{{3, 5, 5, 64}, {72, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                             {{{2, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                             {{{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},
@@ -305,7 +306,8 @@ TEST_F(PooledFewPixels, LeavesOtherPoolingToAKernelOfItsOwn) {
 }
 
 TEST_F(FewPixels, OthersGoToOtherKernels) {
-  // Channels that are no whole slice, weights in float32, and those that train in rows of fp16 values.
+  // Channels that are no whole slice, weights in float32, and those that train in rows of fp16
+  // values.
   const Case c = {{1, 4, 4, 40}, {8, 40, 3, 3}, {3, 1, 1}};
   const auto packed = cuda_.make_weight(quantized(c.w, parse_scheme("linear:4:channel"), 3));
   const auto has = [&](const Shape& x, const Weight& w) {

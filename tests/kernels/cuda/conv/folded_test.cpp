@@ -10,7 +10,8 @@
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
 
-// Folded convolutions in float16 against the CPU's in float32. (In float32: tests/kernels/folded_conv2d_test.cpp.)
+// Folded convolutions in float16 against the CPU's in float32. (In float32:
+// tests/kernels/folded_conv2d_test.cpp.)
 
 namespace nibblenet {
 namespace {
@@ -46,7 +47,8 @@ Values run(Backend& backend, const FoldedConvolution& folded, const std::vector<
 TEST(CudaFolded, Float16IsTheCpusFloat32RoundedOnce) {
   const auto cuda = make_test_backend();
   CpuBackend cpu(2);
-  // AlexNet's; channels beyond a block of 64, in and not in whole runs of 16; more pixels than a block takes; no image.
+  // AlexNet's; channels beyond a block of 64, in and not in whole runs of 16; more pixels than a
+  // block takes; no image.
   for (const Case& c :
        {Case{32, 32, 224, 64, 11, 4, 2, 1}, Case{32, 32, 112, 80, 11, 4, 2, 2}, Case{16, 16, 112, 7, 11, 4, 2, 3},
         Case{18, 16, 56, 65, 7, 3, 1, 3}, Case{2, 2, 21, 16, 5, 2, 4, 5}, Case{32, 32, 112, 16, 11, 4, 2, 0}}) {
@@ -62,7 +64,8 @@ TEST(CudaFolded, Float16IsTheCpusFloat32RoundedOnce) {
       const Values actual = run(*cuda, folded, images, c.batch, Precision::float16, epilogue);
       const Values expected = run(cpu, folded, images, c.batch, Precision::float32, epilogue);
       if (c.batch == 0) continue;
-      // Pixels are exact in float16; filters and the result are rounded once each, by at most 2^-11.
+      // Pixels are exact in float16; filters and the result are rounded once each, by at most
+      // 2^-11.
       EXPECT_LE(relative_error(actual.view(), expected.view()), 5e-4);
     }
   }

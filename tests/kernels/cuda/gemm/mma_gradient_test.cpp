@@ -8,7 +8,8 @@
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
 
-// Gradients of float16 activations, on the tensor cores and by the plain kernels, against sums in double.
+// Gradients of float16 activations, on the tensor cores and by the plain kernels, against sums in
+// double.
 
 namespace nibblenet {
 namespace {
@@ -23,7 +24,8 @@ using testing::same_bits;
 using testing::uniform;
 using testing::Values;
 
-/// Operands that are fp16 values already: only float32 sums in another order, and dx rounded to 11 bits.
+/// Operands that are fp16 values already: only float32 sums in another order, and dx rounded to 11
+/// bits.
 constexpr double sum_tolerance = 1e-5;
 constexpr double half_tolerance = 5e-4;
 
@@ -33,8 +35,8 @@ struct Case {
   Window window = {};
 };
 
-/// Around a block's 64 and 128, several blocks each way, strides, no padding, taps that straddle a tile, reductions
-/// that are cut into parts, three channels.
+/// Around a block's 64 and 128, several blocks each way, strides, no padding, taps that straddle a
+/// tile, reductions that are cut into parts, three channels.
 const std::vector<Case> convolutions = {
     {{1, 9, 7, 8}, {8, 8, 3, 3}, {3, 1, 1}},    {{2, 5, 6, 72}, {136, 72, 3, 3}, {3, 1, 1}},
     {{1, 8, 9, 16}, {24, 16, 3, 3}, {3, 2, 1}}, {{1, 6, 5, 192}, {8, 192, 2, 2}, {2, 1, 0}},
@@ -42,8 +44,9 @@ const std::vector<Case> convolutions = {
     {{1, 12, 12, 8}, {8, 8, 5, 5}, {5, 1, 2}},  {{3, 4, 4, 136}, {16, 136, 1, 1}, {1, 1, 0}},
     {{1, 31, 29, 3}, {8, 3, 3, 3}, {3, 1, 1}},  {{2, 7, 6, 5}, {8, 5, 3, 3}, {3, 3, 1}},
 };
-/// Few channels, whose windows begin at whole words: AlexNet's in small; rows of more than 32 results, several bands of
-/// an image, more of them than a GPU has blocks, several blocks of filters, windows that touch, no padding.
+/// Few channels, whose windows begin at whole words: AlexNet's in small; rows of more than 32
+/// results, several bands of an image, more of them than a GPU has blocks, several blocks of
+/// filters, windows that touch, no padding.
 const std::vector<Case> few_channels = {
     {{2, 38, 34, 3}, {64, 3, 11, 11}, {11, 4, 2}}, {{1, 13, 71, 4}, {8, 4, 3, 3}, {3, 1, 1}},
     {{3, 40, 8, 2}, {72, 2, 5, 5}, {5, 2, 1}},     {{150, 6, 4, 2}, {16, 2, 3, 3}, {3, 1, 0}},
@@ -53,7 +56,8 @@ const std::vector<Case> matrices = {
     {{1, 1, 1, 8}, {8, 8, 1, 1}},         {{129, 1, 1, 72}, {136, 72, 1, 1}}, {{300, 1, 1, 16}, {24, 16, 1, 1}},
     {{33, 1, 1, 136}, {1032, 136, 1, 1}}, {{20, 1, 1, 200}, {64, 200, 1, 1}},
 };
-/// Filters that are no multiple of 8: of few, around the blocks' 64 rows and 64 columns, and the plain kernels'.
+/// Filters that are no multiple of 8: of few, around the blocks' 64 rows and 64 columns, and the
+/// plain kernels'.
 const std::vector<Case> odd = {{{9, 1, 1, 40}, {10, 40, 1, 1}},  {{1, 1, 1, 8}, {1, 8, 1, 1}},
                                {{65, 1, 1, 72}, {15, 72, 1, 1}}, {{128, 1, 1, 1024}, {10, 1024, 1, 1}},
                                {{200, 1, 1, 64}, {3, 64, 1, 1}}, {{9, 1, 1, 40}, {17, 40, 1, 1}},

@@ -40,7 +40,8 @@ constexpr double float16_tolerance = 2e-3;
 using Case = testing::ConvolutionCase;
 using testing::superblock_convolutions;
 
-/// Around the 32 columns of a warp and the 128 of a block; odd rows, columns that are no whole slice.
+/// Around the 32 columns of a warp and the 128 of a block; odd rows, columns that are no whole
+/// slice.
 const std::vector<Case> matrices = {
     {{17, 64}, {64, 64}}, {{33, 8}, {1, 8}}, {{129, 136}, {65, 136}}, {{40, 56}, {257, 56}}, {{20, 1032}, {72, 1032}},
 };
@@ -120,7 +121,8 @@ INSTANTIATE_TEST_SUITE_P(Methods, MmaProductOf, ::testing::ValuesIn(superblock_m
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST_F(MmaProduct, IsExactForIntegersOfAwkwardShapes) {
-  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial
+  // sum.
   int bits = 2;
   for (const auto* cases : {&superblock_convolutions, &matrices})
     for (const Case& c : *cases) {
@@ -188,7 +190,8 @@ TEST_F(MmaProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
     Case c;
     Window pool;
   };
-  // Several images in a block, one, bands that share rows, rows and columns that no window reaches, parts.
+  // Several images in a block, one, bands that share rows, rows and columns that no window reaches,
+  // parts.
   const std::vector<Pooled> cases = {{{{3, 5, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                      {{{2, 13, 13, 64}, {64, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                      {{{1, 19, 17, 64}, {65, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},

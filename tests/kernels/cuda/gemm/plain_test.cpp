@@ -10,7 +10,8 @@
 #include "tests/support/golden.h"
 #include "tests/support/test_backend.h"
 
-// Convolutions and linear layers of the CUDA backend against the CPU's: every scheme, both precisions, awkward shapes.
+// Convolutions and linear layers of the CUDA backend against the CPU's: every scheme, both
+// precisions, awkward shapes.
 
 namespace nibblenet {
 namespace {
@@ -91,7 +92,8 @@ TEST_P(CudaProduct, ConvolutionsOfEveryScheme) {
 }
 
 TEST_P(CudaProduct, DecodesTheSameBits) {
-  // The identity as input makes a column of weights of every row of the result: nothing is rounded on the way.
+  // The identity as input makes a column of weights of every row of the result: nothing is rounded
+  // on the way.
   const Shape shape = {67, 45};
   Values identity({shape[1], shape[1]});
   for (int64_t i = 0; i < shape[1]; ++i) identity.data[static_cast<size_t>(i * (shape[1] + 1))] = 1.0F;
@@ -170,7 +172,8 @@ TEST_F(CudaConvolution, AwkwardShapesInBothPrecisions) {
 }
 
 TEST_F(CudaConvolution, ExactForIntegers) {
-  // Small integers are exact in fp16 and in sums of any order: nothing but a wrong index or a race can differ.
+  // Small integers are exact in fp16 and in sums of any order: nothing but a wrong index or a race
+  // can differ.
   for (const Case& c : convolutions()) {
     SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
     const Values x = integers(c.x, 1), w = integers(c.w, 2), bias = integers({c.w[0]}, 3);

@@ -29,8 +29,8 @@ struct Case {
   Window window = {};
 };
 
-/// Less than a block, several blocks, tails of 64 channels and of 128 pixels, blocks of 64, 96 and 128 columns,
-/// strides, padding that windows lie in, reductions that are cut into parts.
+/// Less than a block, several blocks, tails of 64 channels and of 128 pixels, blocks of 64, 96 and
+/// 128 columns, strides, padding that windows lie in, reductions that are cut into parts.
 const std::vector<Case> cases = {
     {{1, 4, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}},
     {{2, 9, 11, 72}, {64, 72, 3, 3}, {3, 1, 1}},
@@ -122,8 +122,8 @@ TEST_F(WgmmaProduct, GivesTheSameBitsAgain) {
 }
 
 TEST_F(WgmmaProduct, TakesOverWherePlainKernelsWouldBeSlow) {
-  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of fp16 values, one or two
-  // more.
+  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of
+  // fp16 values, one or two more.
   cuda_.choose_kernels(KernelChoice{}.without(Product::few_pixels));
   const Case c{{1, 6, 6, 64}, {64, 64, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), bias = uniform({64}, 3);

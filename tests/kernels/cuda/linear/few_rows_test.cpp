@@ -33,7 +33,8 @@ using testing::Values;
 /// Activations and weights rounded to 11 bits.
 constexpr double float16_tolerance = 2e-3;
 
-/// Around a superblock, around the four that a block owns below each other, and enough columns for several parts.
+/// Around a superblock, around the four that a block owns below each other, and enough columns for
+/// several parts.
 const std::vector<Shape> shapes = {{64, 64}, {1, 8}, {65, 136}, {257, 56}, {70, 520}};
 
 enum class Kernel : uint8_t { plain, few_rows };
@@ -137,7 +138,8 @@ INSTANTIATE_TEST_SUITE_P(Methods, FewRowsOf, ::testing::ValuesIn(superblock_meth
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST_F(FewRows, IsExactForIntegers) {
-  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial sum.
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial
+  // sum.
   for (int bits = 2; bits <= 8; ++bits) {
     const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
     for (const Shape& shape : shapes) {

@@ -51,7 +51,8 @@ TEST(Superblock, EveryBitHasOnePlace) {
 }
 
 TEST(Superblock, LanesOwnWhatTheTensorCoresGiveThem) {
-  // PTX ISA, mma.m16n8k16: a lane's rows are lane / 4 and 8 below, and its columns of x neighbours of each other.
+  // PTX ISA, mma.m16n8k16: a lane's rows are lane / 4 and 8 below, and its columns of x neighbours
+  // of each other.
   for (int row = 0; row < 64; ++row)
     for (int column = 0; column < 64; column += 2) {
       const auto place = Superblocks::place(row, column);
