@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "engine/io/mapped_file.h"
+#include "engine/io/file_content.h"
 #include "engine/io/pth_container.h"
 #include "engine/io/safetensors_header.h"
 
@@ -120,10 +120,10 @@ void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<ui
 }  // namespace
 
 struct PthFile::Impl {
-  explicit Impl(const std::filesystem::path& file) : path(file), mapping(file) {
+  explicit Impl(const std::filesystem::path& file) : path(file), content(InputFile(file).read_all()) {
     const std::string name = path.string();
     PthContents contents(name);
-    read_pth(mapping.bytes(), name, contents);
+    read_pth(content.bytes(), name, contents);
     big_endian = contents.big_endian;
     add_tensors(StateDictFinder(contents, name).find(contents.root), contents.objects);
     entries = std::move(contents.entries);
@@ -133,7 +133,7 @@ struct PthFile::Impl {
   void add_tensors(const std::vector<NamedRecord>& records, const PthObjects& objects) {
     std::set<size_t> counted;
     uint64_t total = 0;
-    const uint64_t limit = most_growth * mapping.bytes().size() + growth_allowance;
+    const uint64_t limit = most_growth * content.bytes().size() + growth_allowance;
     for (const auto& [name, record] : records) {
       const PthStorage& storage = objects.storages()[record->view.storage];
       uint64_t bytes = 0;
@@ -142,7 +142,7 @@ struct PthFile::Impl {
         fail<FormatError>(
             "{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
             "of expanded tensors",
-            path.string(), in_quotes(name), limit, mapping.bytes().size());
+            path.string(), in_quotes(name), limit, content.bytes().size());
       const bool first = counted.insert(record->view.storage).second;
       tensors.push_back({.name = std::string(name),
                          .element = record->view.element,
@@ -157,7 +157,7 @@ struct PthFile::Impl {
   }
 
   std::filesystem::path path;
-  MappedFile mapping;
+  FileBytes content;
   bool big_endian = false;
   std::vector<ZipEntry> entries;
   std::vector<PthTensor> tensors;
@@ -178,7 +178,7 @@ PthFile::PthFile(PthFile&&) noexcept = default;
 PthFile& PthFile::operator=(PthFile&&) noexcept = default;
 
 const std::filesystem::path& PthFile::path() const { return impl_->path; }
-int64_t PthFile::file_bytes() const { return static_cast<int64_t>(impl_->mapping.bytes().size()); }
+int64_t PthFile::file_bytes() const { return static_cast<int64_t>(impl_->content.bytes().size()); }
 const std::vector<PthTensor>& PthFile::tensors() const { return impl_->tensors; }
 
 const PthTensor* PthFile::find(std::string_view name) const {
@@ -223,7 +223,10 @@ int PthFile::verify() const {
   return checked;
 }
 
-bool is_pth(const std::filesystem::path& path) { return looks_like_pth(MappedFile(path).bytes()); }
+bool is_pth(const std::filesystem::path& path) {
+  const InputFile file(path);
+  return looks_like_pth(file.read(0, std::min(file.size(), pth_signature_bytes)).bytes());
+}
 
 Tensor<float> read_float(const PthFile& file, const PthTensor& tensor, MemoryResource& memory,
                          MemoryCategory category) {

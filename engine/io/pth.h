@@ -6,7 +6,7 @@
 
 namespace nibblenet {
 
-/// One tensor of a state dict: a strided view of a storage, which lies in the file's mapping.
+/// One tensor of a state dict: a strided view of a storage, which lies in the file's bytes.
 struct PthTensor {
   std::string name;
   const PthElement* element = nullptr;
@@ -21,10 +21,10 @@ struct PthTensor {
   bool contiguous() const;
 };
 
-/// A state dict that PyTorch saved (torch.save), read-only and memory-mapped: the zip archive of
-/// 1.6 and later, or the stream of earlier versions. Fully validated on opening: the archive, the
-/// pickle (of which nothing is run), every storage and every tensor's bounds; what the tensors take
-/// up together is bound by what the file holds. Tensors are looked for in the file's dict or, where
+/// A state dict that PyTorch saved (torch.save), read into memory: the zip archive of 1.6 and
+/// later, or the stream of earlier versions. Fully validated on opening: the archive, the pickle (of
+/// which nothing is run), every storage and every tensor's bounds; what the tensors take up together
+/// is bound by what the file holds. Tensors are looked for in the file's dict or, where
 /// there are wrappers, in its "state_dict", "model_state_dict", "model" or "net"; the prefix
 /// "module." or "_orig_mod." of all names is taken off; what is no tensor is left out. What is
 /// understood: docs/formats.md. Throws IoError (cannot open) or FormatError (anything wrong
@@ -45,8 +45,8 @@ class PthFile {
   /// Throws FormatError when there is no such tensor.
   const PthTensor& at(std::string_view name) const;
 
-  /// The tensor's elements, row-major, in this machine's byte order: in the mapping where they lie
-  /// there like that, else gathered in `scratch`.
+  /// The tensor's elements, row-major, in this machine's byte order: in the file's bytes where they
+  /// lie there like that, else gathered in `scratch`.
   std::span<const uint8_t> bytes_of(const PthTensor& tensor, std::vector<uint8_t>& scratch) const;
 
   /// Recomputes the CRC-32 of every entry that has one and throws FormatError naming the first that

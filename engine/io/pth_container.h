@@ -19,6 +19,9 @@ struct PthContents {
   std::vector<ZipEntry> entries;  ///< none in the old format
 };
 
+/// The first bytes of a file that looks_like_pth looks at.
+inline constexpr uint64_t pth_signature_bytes = 512;
+
 /// Whether bytes begin as a zip archive, a pickle or a tar archive does, and not as a safetensors
 /// file.
 bool looks_like_pth(std::span<const uint8_t> bytes);

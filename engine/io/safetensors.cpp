@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "engine/io/element.h"
-#include "engine/io/mapped_file.h"
+#include "engine/io/file_content.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet {
@@ -15,12 +15,14 @@ namespace {
 static_assert(std::endian::native == std::endian::little,
               "the format is little-endian and its bytes are used in place");
 
-uint64_t header_length(std::span<const uint8_t> file, const std::string& name) {
+/// The length and the JSON in front of the data.
+FileBytes read_header(const InputFile& file, const std::string& name) {
   if (file.size() < safetensors_prefix)
     fail<FormatError>("{}: {} bytes are too few for a safetensors file; fetch or write the file again", name,
                       file.size());
   uint64_t length = 0;
-  std::memcpy(&length, file.data(), sizeof length);
+  const FileBytes prefix = file.read(0, safetensors_prefix);
+  std::memcpy(&length, prefix.bytes().data(), sizeof length);
   if (length > max_safetensors_header)
     fail<FormatError>("{}: no safetensors file, or a broken one: it claims a header of {} bytes (the limit is {})",
                       name, length, max_safetensors_header);
@@ -28,37 +30,46 @@ uint64_t header_length(std::span<const uint8_t> file, const std::string& name) {
     fail<FormatError>(
         "{}: the header should be {} bytes but only {} follow; the file is cut off, fetch or write it again", name,
         length, file.size() - safetensors_prefix);
-  return length;
+  return file.read(0, safetensors_prefix + length);
+}
+
+SafetensorsHeader parse(std::span<const uint8_t> header, const InputFile& file, const std::string& name) {
+  const std::string_view json(reinterpret_cast<const char*>(header.data()), header.size());
+  return parse_safetensors_header(json.substr(safetensors_prefix), file.size() - header.size(), name);
 }
 
 }  // namespace
 
 struct SafetensorsFile::Impl {
-  explicit Impl(const std::filesystem::path& file) : path(file), mapping(file) {
-    const std::span<const uint8_t> bytes = mapping.bytes();
-    const std::string file_name = path.string();
-    const uint64_t json_bytes = header_length(bytes, file_name);
-    const std::span<const uint8_t> data = bytes.subspan(safetensors_prefix + json_bytes);
-    const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + safetensors_prefix, json_bytes);
-    SafetensorsHeader header = parse_safetensors_header(json, data.size(), file_name);
+  /// The data is read once the header says that the file is whole.
+  explicit Impl(const std::filesystem::path& file_path) : path(file_path) {
+    const InputFile file(path);
+    const FileBytes head = read_header(file, path.string());
+    SafetensorsHeader header = parse(head.bytes(), file, path.string());
+    header_bytes = static_cast<int64_t>(head.bytes().size());
+    data = file.read(head.bytes().size(), file.size() - head.bytes().size());
 
-    header_bytes = static_cast<int64_t>(safetensors_prefix + json_bytes);
     metadata = std::move(header.metadata);
     tensors.reserve(header.tensors.size());
     for (SafetensorsHeader::Tensor& tensor : header.tensors) {
       index.emplace(tensor.name, tensors.size());
       tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.sizes),
-                         data.subspan(tensor.begin, tensor.end - tensor.begin)});
+                         data.bytes().subspan(tensor.begin, tensor.end - tensor.begin)});
     }
   }
 
   std::filesystem::path path;
-  MappedFile mapping;
+  FileBytes data;
   int64_t header_bytes = 0;
   std::map<std::string, std::string> metadata;
   std::vector<TensorEntry> tensors;
   std::map<std::string, size_t, std::less<>> index;  ///< place of each name in `tensors`
 };
+
+std::map<std::string, std::string> safetensors_metadata(const std::filesystem::path& path) {
+  const InputFile file(path);
+  return parse(read_header(file, path.string()).bytes(), file, path.string()).metadata;
+}
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
 SafetensorsFile::~SafetensorsFile() = default;
@@ -66,7 +77,9 @@ SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
 
 const std::filesystem::path& SafetensorsFile::path() const { return impl_->path; }
-int64_t SafetensorsFile::file_bytes() const { return static_cast<int64_t>(impl_->mapping.bytes().size()); }
+int64_t SafetensorsFile::file_bytes() const {
+  return impl_->header_bytes + static_cast<int64_t>(impl_->data.bytes().size());
+}
 int64_t SafetensorsFile::header_bytes() const { return impl_->header_bytes; }
 const std::map<std::string, std::string>& SafetensorsFile::metadata() const { return impl_->metadata; }
 const std::vector<TensorEntry>& SafetensorsFile::tensors() const { return impl_->tensors; }

@@ -18,7 +18,7 @@ enum class DType : uint8_t { boolean, u8, i8, u16, i16, f16, bf16, i32, u32, f32
 size_t size_of(DType dtype);
 std::string_view to_string(DType dtype);  ///< "F32", …: the format's own names
 
-/// One tensor inside an open file. `bytes` points into the file's mapping.
+/// One tensor inside an open file. `bytes` points into what SafetensorsFile holds.
 struct TensorEntry {
   std::string name;
   DType dtype = DType::f32;
@@ -26,16 +26,14 @@ struct TensorEntry {
   std::span<const uint8_t> bytes;
 };
 
-/// A safetensors file, read-only and memory-mapped, fully validated on opening: header length
-/// against file size, JSON shape, known types, every size and offset, no overlap, no gap, no
-/// duplicate names; and, where the file has them, nothing is trusted but the layout: checksums are
-/// checked by verify(). The data is used in place: another process that cuts the open file short
-/// makes its lost pages raise SIGBUS. write_safetensors never does that, a file it replaces stays
-/// whole for those who have it open. Throws IoError (cannot open) or FormatError (anything wrong
-/// inside), naming the file.
+/// A safetensors file, read into memory, fully validated on opening: header length against file
+/// size, JSON shape, known types, every size and offset, no overlap, no gap, no duplicate names.
+/// The data is read once the header is valid. Nothing is trusted but the layout: checksums are
+/// checked by verify(). Throws IoError (cannot open, or cut short by another process meanwhile) or
+/// FormatError (anything wrong inside), naming the file.
 class SafetensorsFile {
  public:
-  /// Maps the file and checks its header. Throws IoError or FormatError.
+  /// Reads the file and checks its header. Throws IoError or FormatError.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
@@ -59,6 +57,10 @@ class SafetensorsFile {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The metadata of a file whose header is valid, without reading its data. Throws IoError or
+/// FormatError.
+std::map<std::string, std::string> safetensors_metadata(const std::filesystem::path& path);
 
 /// An F32, F16, BF16 or F64 tensor as float32, whatever its rank up to 4. Throws FormatError for
 /// other types.

@@ -34,6 +34,11 @@ constexpr std::array<DTypeTraits, 13> dtype_table = {{
     {DType::f64, "F64", 8},
 }};
 
+// Far above any model's. A header of 100 MB could ask for millions, a gigabyte of memory and many
+// seconds.
+constexpr size_t most_tensors = 131'072;
+constexpr size_t most_metadata = 4 * most_tensors;  // checksum, scheme, shape and compression of each
+constexpr size_t most_dimensions = 64;
 constexpr int64_t largest_tensor = int64_t{1} << 62;  // bytes; Shape counts no further
 
 const DTypeTraits& traits_of(DType dtype) { return dtype_table.at(static_cast<size_t>(dtype)); }
@@ -70,6 +75,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
     } else if (place_ == Place::top && key_ == "__metadata__") {
       place_ = Place::metadata;
     } else if (place_ == Place::top) {
+      if (header_.tensors.size() == most_tensors) refuse("it has more than {} tensors", most_tensors);
       place_ = Place::tensor;
       tensor_ = {};
       tensor_.name = key_;
@@ -105,6 +111,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
 
   bool string(string_t& value) override {
     if (place_ == Place::metadata) {
+      if (header_.metadata.size() == most_metadata) refuse("it has more than {} metadata keys", most_metadata);
       header_.metadata.emplace(key_, std::move(value));
     } else if (place_ == Place::tensor && key_ == "dtype") {
       const auto* found = std::ranges::find(dtype_table, std::string_view(value), &DTypeTraits::name);
@@ -123,6 +130,8 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
         (place_ != Place::shape && place_ != Place::offsets) || (place_ == Place::offsets && offsets_ == 2))
       refuse("the number {} {}", value, where());
     if (place_ == Place::shape) {
+      if (tensor_.sizes.size() == most_dimensions)
+        refuse("{} has more than {} dimensions", in_quotes(tensor_.name), most_dimensions);
       tensor_.sizes.push_back(static_cast<int64_t>(value));
     } else {
       (offsets_ == 0 ? tensor_.begin : tensor_.end) = value;

@@ -27,10 +27,10 @@ bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
       const PthFile file(path);  // broken ones throw
       return kind == ModelKind::fine_tuned && !is_published(path);
     }
-    const SafetensorsFile file(path);
-    const auto format = file.metadata().find("format");
-    const bool packed = format != file.metadata().end() && format->second == "nibblenet-packed";
-    const bool checkpoint = file.metadata().contains(training_position_key);
+    const auto metadata = safetensors_metadata(path);
+    const auto format = metadata.find("format");
+    const bool packed = format != metadata.end() && format->second == "nibblenet-packed";
+    const bool checkpoint = metadata.contains(training_position_key);
     return kind == ModelKind::packed ? packed : !packed && !checkpoint;
   } catch (const Error&) {
     return false;  // a broken file in weights/ is not the newest model
@@ -75,7 +75,7 @@ void check_model_file(const std::filesystem::path& path) {
   if (is_pth(path)) {
     PthFile{path};
   } else {
-    SafetensorsFile{path};
+    safetensors_metadata(path);
   }
 }
 

@@ -10,7 +10,7 @@
 #include <iterator>
 
 #include "engine/io/atomic_file.h"
-#include "engine/io/mapped_file.h"
+#include "engine/io/file_content.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet::tools {
@@ -121,7 +121,7 @@ std::string checksum_of(const Dataset& dataset) {
   return nibblenet::checksum_of(bytes_of(std::span<const char>(sums)));
 }
 
-std::string checksum_of_program() { return nibblenet::checksum_of(MappedFile("/proc/self/exe").bytes()); }
+std::string checksum_of_program() { return nibblenet::checksum_of(InputFile("/proc/self/exe").read_all().bytes()); }
 
 SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::move(path)) {
   std::error_code error;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/io/mapped_file.h"
+#include "engine/io/file_content.h"
 #include "engine/io/safetensors_header.h"
 #include "engine/quant/text.h"
 #include "tools/common/aliases.h"
@@ -85,7 +85,9 @@ ModelFile parse_model_file(std::string_view text) {
 std::string to_string(const Recipe& recipe) { return recipe.text; }
 std::string to_string(const ModelFile& file) { return std::string(model_prefix) + file.name; }
 
-std::string checksum_of(const ModelFile& file) { return nibblenet::checksum_of(MappedFile(file.path).bytes()); }
+std::string checksum_of(const ModelFile& file) {
+  return nibblenet::checksum_of(InputFile(file.path).read_all().bytes());
+}
 
 PackingFlags flags_of(const Recipe& recipe) {
   std::vector<std::string> words = words_of(recipe.text.substr(recipe_prefix.size()));

@@ -102,6 +102,17 @@ TEST(Archive, RefusesEveryTruncatedCompressedTar) {
   }
 }
 
+TEST(Archive, ArchivesThatGrowWithoutBoundAreRefused) {
+  const TemporaryFolder folder;
+  const auto archive = folder.path() / "zeros.tar.gz";
+  const size_t most = size_t{1} << 30;
+  write_tar(archive, {{"a", Bytes(60 << 20)}});
+  EXPECT_EQ(contents(archive, most)["/a"].size(), size_t{60} << 20);
+  write_tar(archive, {{"a", Bytes(60 << 20)}, {"b", Bytes(60 << 20)}});
+  EXPECT_THAT(message_of<FormatError>([&] { contents(archive, most); }),
+              AllOf(HasSubstr("zeros.tar.gz: b"), HasSubstr("100 times its size")));
+}
+
 TEST(Archive, RefusesTarsCutInsideAFileOrWithBrokenHeaders) {
   const TemporaryFolder folder;
   write_tar(folder.path() / "whole.tar", {{"a", Bytes(5000, 1)}, {"b", Bytes(100, 2)}});

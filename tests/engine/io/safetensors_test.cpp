@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <fstream>
 #include <numeric>
 #include <thread>
 
+#include "engine/io/file_content.h"
 #include "tests/support/golden.h"
 
 namespace nibblenet {
@@ -424,6 +426,81 @@ TEST_F(SafetensorsTest, OpeningSaysWhatIsWrongWithThePath) {
   EXPECT_THAT(open(path("pipe")), HasSubstr("no ordinary file"));
   write_bytes(path("empty"), "");
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path("empty")}; }), HasSubstr("0 bytes"));
+}
+
+/// The bytes of an open file are a copy: a mapping would raise SIGBUS, or change.
+TEST_F(SafetensorsTest, AnOpenFileOutlivesBeingCutAndOverwritten) {
+  write_bytes(path(), small_file());
+  const SafetensorsFile file(path());
+  std::fstream(path(), std::ios::in | std::ios::out | std::ios::binary).seekp(-3, std::ios::end) << "xxx";
+  EXPECT_EQ(file.verify(), 2);
+  std::filesystem::resize_file(path(), 10);
+  EXPECT_EQ(file.verify(), 2);
+  std::filesystem::resize_file(path(), 0);
+  EXPECT_EQ(file.verify(), 2);
+}
+
+TEST_F(SafetensorsTest, AFileCutShortWhileItIsReadIsNamed) {
+  write_bytes(path(), std::string(10'000, 'x'));
+  const InputFile file(path());
+  EXPECT_EQ(file.read(9'990, 10).bytes().size(), 10U);
+  std::filesystem::resize_file(path(), 9'999);
+  EXPECT_THAT(message_of<IoError>([&] { file.read_all(); }),
+              AllOf(HasSubstr(path().string()), HasSubstr("cut short to 9999 of 10000 bytes")));
+  EXPECT_THAT(message_of<IoError>([&] { file.read(0, uint64_t{1} << 60); }), HasSubstr("no memory"));
+}
+
+/// Another process cuts a file, again and again, while this one opens it.
+TEST_F(SafetensorsTest, CuttingAFileWhileItIsOpenedIsNeverACrash) {
+  const std::vector<uint8_t> bytes(4 << 20);
+  write_safetensors(path(), {{"t", DType::u8, {static_cast<int64_t>(bytes.size())}, bytes}}, {});
+  const auto whole = std::filesystem::file_size(path());
+  std::atomic<bool> done = false;
+  std::thread cutter([&] {
+    for (uintmax_t size = whole; !done; size = size == whole ? whole / 3 : whole)
+      std::filesystem::resize_file(path(), size);
+  });
+  int refused = 0;
+  for (int i = 0; i < 300; ++i) {
+    try {
+      SafetensorsFile(path()).at("t");
+    } catch (const Error&) {  // cut in the middle, or cut before
+      ++refused;
+    }
+  }
+  done = true;
+  cutter.join();
+  EXPECT_GT(refused, 0);
+}
+
+/// A header is small, so a file of this kind costs its maker nothing.
+TEST_F(SafetensorsTest, AHeaderOfAMillionTensorsIsRefused) {
+  const auto tensors = [](int count) {
+    std::string json = "{";
+    for (int i = 0; i < count; ++i)
+      json += fmt::format(R"({}"{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i == 0 ? "" : ",", i);
+    return file_with(json + "}", 0);
+  };
+  write_bytes(path(), tensors(131'072));
+  EXPECT_EQ(SafetensorsFile(path()).tensors().size(), 131'072U);
+  write_bytes(path(), tensors(131'073));
+  EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("more than 131072 tensors"));
+  std::string keys = R"({"__metadata__":{"k":"")";
+  for (int i = 0; i < 600'000; ++i) keys += fmt::format(R"(,"{}":"")", i);
+  write_bytes(path(), file_with(keys + "}}", 0));
+  EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("metadata keys"));
+  std::string shape = "1";
+  for (int i = 0; i < 64; ++i) shape += ",1";
+  write_bytes(path(), file_with("{" + tensor_json("t", "U8", "[" + shape + "]", "[0,1]") + "}", 1));
+  EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("more than 64 dimensions"));
+}
+
+TEST_F(SafetensorsTest, MetadataIsReadWithoutTheData) {
+  const std::string whole = small_file();
+  write_bytes(path(), whole);
+  EXPECT_EQ(safetensors_metadata(path()), SafetensorsFile(path()).metadata());
+  write_bytes(path(), whole.substr(0, whole.size() - 1));
+  EXPECT_THAT(message_of<FormatError>([&] { safetensors_metadata(path()); }), HasSubstr("bytes of data"));
 }
 
 TEST_F(SafetensorsTest, AnOpenFileOutlivesItsReplacement) {
