@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 
+#include <bit>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -63,6 +64,15 @@ TEST(NetworkSpec, AFreshAlexNetIsTheNotebooks) {
     EXPECT_EQ(fresh.parameters[2 * i].shape(), expected[i].second);
     EXPECT_EQ(fresh.parameters[2 * i + 1].name, expected[i].first + ".bias");
   }
+}
+
+/// Fresh weights are a function of seed, name and shape alone, for ever: training runs of old can
+/// be done again. FNV-1a over the bits of all values.
+TEST(NetworkSpec, AFreshAlexNetKeepsItsBits) {
+  uint64_t hash = 0xCBF29CE484222325;
+  for (const Parameter& parameter : random_network(alexnet, 10, 3).parameters)
+    for (const float value : parameter.values().view()) hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001B3;
+  EXPECT_EQ(hash, 0x7672865118EF8501);
 }
 
 TEST(NetworkSpec, ImageSizesAreTheNetworks) {
