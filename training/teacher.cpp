@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "training/softmax.h"
+#include "layers/softmax.h"
 
 namespace nibblenet {
 namespace {

@@ -101,6 +101,14 @@ class House(unittest.TestCase):
         self.assertTrue(wrong("kernels/cuda/gemm/mma.cu", "kernels/cuda/routes.h"))
         self.assertTrue(wrong("kernels/cuda/routes.cpp", "kernels/cuda/backend_cuda.h"))
         self.assertTrue(wrong("kernels/backend.cpp", "tests/support/golden.h"))
+        self.assertFalse(wrong("training/trainer.h", "training/schedule.h"))
+        self.assertFalse(wrong("training/trainer.h", "training/compression/pruning.h"))
+        self.assertFalse(wrong("training/compression/adam.h", "layers/network/pass.h"))
+        self.assertFalse(wrong("tools/study/recipe.h", "tools/training/packing.h"))
+        self.assertTrue(wrong("training/compression/adam.h", "training/schedule.h"))
+        self.assertTrue(wrong("layers/linear.h", "layers/network/pass.h"))
+        self.assertTrue(wrong("tools/common/report.h", "tools/training/packing.h"))
+        self.assertTrue(wrong("tools/timing/side.h", "tools/training/packing.h"))
 
     def test_commands(self):
         tools = options_of_tools("## Common options\n\n| `--json` | `FILE` | x |\n\n## eval\n\n| `--split` | `test\\|train` | x |\n"

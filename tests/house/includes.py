@@ -8,43 +8,52 @@ import sys
 
 from house import chosen, finish, is_code, read, tracked_files
 
-# Folders of the product, and the rooms of kernels/cuda, by their floors.
+# The product's folders, and the rooms of some of them, by their floors. "" is the room of the files that lie in no
+# other one; where a folder has no "", each of those is a room above all others.
 HOUSE = {"engine": 0, "kernels": 1, "layers": 2, "training": 3, "tools": 4}
-CUDA = {"device": 0, "weights": 1, "gemm": 2, "conv": 3, "linear": 3, "activations": 3, "routes": 4, "backend_cuda": 5}
+ROOMS = {
+    "kernels/cuda": {
+        "device": 0, "weights": 1, "gemm": 2, "conv": 3, "linear": 3, "activations": 3, "routes": 4, "backend_cuda": 5
+    },
+    "layers": {"": 0, "network": 1},
+    "training": {"compression": 0, "": 1},
+    "tools": {"common": 0, "training": 1, "timing": 1, "study": 2, "": 3},
+}
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
-def folder_of(path):
-    """(name, floor) of a file's folder; nothing for what is not of the product."""
-    name = path.split("/")[0]
-    return (name, HOUSE[name]) if name in HOUSE else None
-
-
-def room_of(path):
-    """(name, floor) of a file's room in kernels/cuda. A file without a room stands above all."""
-    if not path.startswith("kernels/cuda/"):
-        return None
-    name = re.split(r"[/.]", path)[2]
-    return name, CUDA.get(name, max(CUDA.values()) + 1)
+def places_of(path):
+    """{folder: (name, floor)} of a file of the product: its top folder, and its room where that folder has rooms."""
+    top = path.split("/")[0]
+    if top not in HOUSE:
+        return {}
+    places = {"": (top, HOUSE[top])}
+    for folder, rooms in ROOMS.items():
+        if path.startswith(folder + "/"):
+            name = re.split(r"[/.]", path[len(folder) + 1:])[0]
+            room = "" if name not in rooms and "" in rooms else name
+            places[folder] = (f"{folder}/{room}".rstrip("/"), rooms.get(room, max(rooms.values()) + 1))
+    return places
 
 
 def wrong_includes(path, text):
     """(line, what is wrong) of a source of the product."""
-    for number, line in enumerate(text.splitlines() if folder_of(path) else [], 1):
+    for number, line in enumerate(text.splitlines() if places_of(path) else [], 1):
         found = INCLUDE.match(line)
         if not found:
             continue
         included = found[1]
         if included.startswith("tests/"):
             yield number, f"the product includes test code, {included}"
-        for place_of in (folder_of, room_of):
-            here, there = place_of(path), place_of(included)
-            if here and there and here[0] != there[0] and here[1] <= there[1]:
-                yield number, f"{here[0]} includes {there[0]}, which does not stand below it: {included}"
+        here, there = places_of(path), places_of(included)
+        for folder in here.keys() & there.keys():
+            (name, floor), (other, below) = here[folder], there[folder]
+            if name != other and floor <= below:
+                yield number, f"{name} includes {other}, which does not stand below it: {included}"
 
 
 def main(arguments):
-    files = chosen([path for path in tracked_files() if is_code(path) and folder_of(path)], arguments)
+    files = chosen([path for path in tracked_files() if is_code(path) and places_of(path)], arguments)
     findings = [(path, number, what) for path in files for number, what in wrong_includes(path, read(path))]
     return finish("includes", findings, len(files))
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "engine/core/random.h"
-#include "training/softmax.h"
+#include "layers/softmax.h"
 
 namespace nibblenet {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
-#include "training/adam.h"
+#include "training/compression/adam.h"
 
 namespace nibblenet {
 

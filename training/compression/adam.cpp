@@ -1,4 +1,4 @@
-#include "training/adam.h"
+#include "training/compression/adam.h"
 
 #include <algorithm>
 #include <cmath>
