@@ -41,8 +41,8 @@ const Shape& shape_of(const NetworkSpec& network, const StateDict& parameters, c
 }
 
 Shape weight_shape(const NetworkSpec& network, const StateDict& parameters, const LayerRow& row) {
-  const Shape& weight = shape_of(network, parameters, weight_of(row));
-  const Shape& bias = shape_of(network, parameters, std::string(row.name) + ".bias");
+  const Shape weight = shape_of(network, parameters, weight_of(row));
+  const Shape bias = shape_of(network, parameters, std::string(row.name) + ".bias");
   const int rank = row.kind == LayerKind::conv2d ? 4 : 2;
   if (weight.rank() != rank)
     fail<FormatError>("{}.weight has shape {}, expected {} dimensions", row.name, to_string(weight), rank);

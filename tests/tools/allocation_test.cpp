@@ -83,7 +83,8 @@ TEST_F(Allocation, StepsAreTheBestOfAllWithinTheCompressedFile) {
   double chosen = 0;
   std::vector<std::vector<Weighed>> all;
   for (auto& layer : layers) {
-    EXPECT_EQ(to_string(packed.at(layer.at("name").get<std::string>()).packed_values().scheme), layer.at("scheme"));
+    EXPECT_EQ(to_string(packed.at(layer.at("name").get<std::string>()).packed_values().scheme),
+              layer.at("scheme").get<std::string>());
     all.emplace_back();
     for (const auto& choice : layer.at("weighed")) {
       all.back().push_back({choice.at("divergence"), choice.at("file_bytes")});

@@ -35,7 +35,8 @@ SideSpec parse_side(const std::string& text, const std::string& device) {
 }
 
 std::vector<std::string> default_sides(bool on_gpu, bool with_baseline) {
-  std::vector<std::string> sides = {"float32"};
+  std::vector<std::string> sides;  // a braced "float32" is out of bounds to GCC 14
+  sides.emplace_back("float32");
   if (on_gpu) sides.emplace_back("float16");
   for (int bits = 8; bits >= 2; --bits) sides.push_back(fmt::format("linear:{}:channel", bits));
   for (const char* codebook : {"fp8-e4m3:8:channel", "nf4:4:block:64", "kmeans:4:channel", "kmeans:3:channel"})
