@@ -126,7 +126,9 @@ SweepScheme parse_sweep_scheme(std::string_view text) {
 std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists) {
   std::vector<SweepScheme> schemes;
   for (const std::string& list : lists)
-    for (const std::string_view text : split(list, ',')) {
+    for (std::string_view text : split(list, ',')) {
+      text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+      text = text.substr(0, text.find_last_not_of(' ') + 1);
       if (text.empty()) fail<UsageError>("--schemes {}: there is an empty name between commas", list);
       if (names_model_file(text)) fail<UsageError>("--schemes {}: files are given by --models", text);
       add_once(schemes, parse_sweep_scheme(text));

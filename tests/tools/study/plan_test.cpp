@@ -24,11 +24,13 @@ TEST(Plan, ListsKeepTheirOrderAndNameEachSchemeOnce) {
               ElementsAre("linear:4:tile:8x8", "simulated-dynamic-tree:4", "linear:4:channel", "nf4:4:block:16:f16"));
   EXPECT_THAT(parsed({"dynamic-tree:3:row:absolute,dynamic-tree:3:row:signed"}),
               ElementsAre("dynamic-tree:3:row:absolute", "dynamic-tree:3:row"));
+  EXPECT_THAT(parsed({" linear:4:row ,  nf4 , pack  --bits 3  "}),
+              ElementsAre("linear:4:row", "nf4:4:block:64", "pack --bits 3"));
 }
 
 TEST(Plan, ListsThatMakeNoSenseAreRefused) {
   for (const std::string list : {"", ",", "linear:4,", "linear:9", "simulated-linear:3", "simulated-magic", "lin:4",
-                                 "dynamic-tree:3:sorted", "linear:4 ,linear:3"})
+                                 "dynamic-tree:3:sorted", "linear:4 3", "linear:4, ,linear:3", " "})
     EXPECT_THROW(parse_scheme_lists(std::vector{list}), UsageError) << list;
   EXPECT_THROW(preset_schemes("most", networks().front()), UsageError);
 }
