@@ -9,6 +9,7 @@ from commands import options_of_tools, wrong_words
 from headers import without_a_comment
 from includes import wrong_includes
 from links import broken_links
+from places import wrong_output, wrong_places
 from words import words_of
 from wrap import long_lines
 
@@ -117,6 +118,16 @@ class House(unittest.TestCase):
         document = ("tools/eval --nothing\n```sh\ntools/eval a --split train \\\n  --json x --no-keep\n"
                     "tools/eval --split both  # --nothing\nx() { tools/eval --limit 1; }\n```\n")
         self.assertEqual(lines(wrong_words(document, tools)), [5, 6])
+
+    def test_places(self):
+        entries = ("1. `layers/network/<name>.cpp`: the table\n2. `layers/network/networks.cpp`: a place in\n   `networks`\n"
+                   "3. `README.md`: a row\n")
+        self.assertEqual(lines(wrong_places("### network: a thing\n\n2 sources. Example: `vgg16`.\n\n" + entries)), [])
+        self.assertEqual(lines(wrong_places("### network: a thing\n\n3 sources. Example: `vgg16`.\n\n" + entries)), [1])
+        self.assertEqual(lines(wrong_places("### network: a thing\n\n2 sources. Example: `vgg17`.\n\n" + entries)), [5])
+        self.assertEqual(lines(wrong_places("### a: b\n\n1 source.\n\n1. `layers/relu.{h,cc}`: `relu_forward`\n"
+                                            "2. `layers/relu.h`: `relu`\n")), [5, 6, 1])
+        self.assertEqual(lines(wrong_output("### network: a thing\n\n2 sources.\n\n" + entries)), [1])
 
 
 if __name__ == "__main__":
