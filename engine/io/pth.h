@@ -22,13 +22,13 @@ struct PthTensor {
 };
 
 /// A state dict that PyTorch saved (torch.save), read into memory: the zip archive of 1.6 and
-/// later, or the stream of earlier versions. Fully validated on opening: the archive, the pickle (of
-/// which nothing is run), every storage and every tensor's bounds; what the tensors take up together
-/// is bound by what the file holds. Tensors are looked for in the file's dict or, where
-/// there are wrappers, in its "state_dict", "model_state_dict", "model" or "net"; the prefix
-/// "module." or "_orig_mod." of all names is taken off; what is no tensor is left out. What is
-/// understood: docs/formats.md. Throws IoError (cannot open) or FormatError (anything wrong
-/// inside), naming the file.
+/// later, or the stream of earlier versions. Opening validates the archive, the pickle (nothing in
+/// it is run), every storage and every tensor's bounds. The tensors together take at most what the
+/// file holds. They are looked for in the file's dict, or under "state_dict", "model_state_dict",
+/// "model" or "net". Names lose a prefix "module." or "_orig_mod." that all have. Whatever is no
+/// tensor is left out. docs/formats.md lists what is understood.
+///
+/// Throws IoError where it cannot open, FormatError for anything wrong inside, naming the file.
 class PthFile {
  public:
   /// Opens a file that torch.save wrote. Throws IoError or FormatError.
