@@ -1,19 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <ostream>
 #include <string>
 #include <vector>
 
 #include "engine/quant/packed_tensor.h"
 #include "tests/kernels/values.h"
-
-namespace nibblenet {
-
-/// For GoogleTest's lists, which would show the bytes.
-inline void PrintTo(const MethodTraits& traits, std::ostream* out) { *out << traits.name; }
-
-}  // namespace nibblenet
+#include "tests/support/methods.h"
 
 namespace nibblenet::testing {
 
@@ -61,13 +54,6 @@ inline std::vector<MethodTraits> superblock_methods() {
   std::vector<MethodTraits> methods;
   std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });
   return methods;
-}
-
-/// A method's name where only letters, digits and '_' are allowed.
-inline std::string identifier(std::string_view name) {
-  std::string text(name);
-  std::ranges::replace(text, '-', '_');
-  return text;
 }
 
 inline PackedTensor quantized(const Shape& shape, const Scheme& scheme, uint64_t seed) {

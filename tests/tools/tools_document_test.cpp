@@ -49,10 +49,10 @@ Options options_of_document(const std::string& document, const std::string& tool
   return options;
 }
 
-class ToolsDocument : public ::testing::TestWithParam<const char*> {};
+class ToolsDocument : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(ToolsDocument, ListsTheOptionsOfHelp) {
-  const std::string tool = GetParam();
+  const std::string& tool = GetParam();
   const TemporaryFolder folder;
   const Outcome help =
       Child({std::string(NIBBLENET_TOOLS "/") + tool, "--help"}, folder.path(), {}, (folder.path() / "help").string())
@@ -70,7 +70,7 @@ TEST_P(ToolsDocument, ListsTheOptionsOfHelp) {
 INSTANTIATE_TEST_SUITE_P(Tools, ToolsDocument,
                          ::testing::Values("finetune", "prune", "pack", "eval", "sweep", "inspect", "export", "bench",
                                            "classify"),
-                         [](const auto& tool) { return std::string(tool.param); });
+                         [](const auto& tool) { return tool.param; });
 
 }  // namespace
 }  // namespace nibblenet::testing

@@ -53,7 +53,14 @@ class PthTest : public ::testing::Test {
   FileDescriptor memory_{memfd_create("model", MFD_CLOEXEC)};
 };
 
-class PthGolden : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
+/// A file that PyTorch wrote, and one with the same values.
+struct GoldenFile {
+  std::string name;
+  std::string values;
+};
+void PrintTo(const GoldenFile& file, std::ostream* out) { *out << file.name; }
+
+class PthGolden : public ::testing::TestWithParam<GoldenFile> {};
 
 std::string content_of(const std::filesystem::path& path) {
   const Bytes bytes = read_bytes(path);
@@ -61,8 +68,8 @@ std::string content_of(const std::filesystem::path& path) {
 }
 
 TEST_P(PthGolden, HoldsTheValuesBesideIt) {
-  const PthFile file(golden_folder() / "pth" / GetParam().first);
-  const SafetensorsFile values(golden_folder() / "pth" / GetParam().second);
+  const PthFile file(golden_folder() / "pth" / GetParam().name);
+  const SafetensorsFile values(golden_folder() / "pth" / GetParam().values);
   ASSERT_EQ(file.tensors().size(), values.tensors().size());
   for (const TensorEntry& expected : values.tensors()) {
     SCOPED_TRACE(expected.name);
@@ -81,19 +88,16 @@ TEST_P(PthGolden, HoldsTheValuesBesideIt) {
       EXPECT_TRUE(std::ranges::equal(bytes_of(floats.view().span()), expected.bytes));
     }
   }
-  EXPECT_EQ(file.verify() > 0, std::string_view(GetParam().first).ends_with("_zip.pth"));
+  EXPECT_EQ(file.verify() > 0, GetParam().name.ends_with("_zip.pth"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, PthGolden,
-                         ::testing::Values(std::pair{"state_dict_zip.pth", "state_dict_values.safetensors"},
-                                           std::pair{"state_dict_legacy.pth", "state_dict_values.safetensors"},
-                                           std::pair{"module_zip.pth", "module_values.safetensors"},
-                                           std::pair{"module_legacy.pth", "module_values.safetensors"},
-                                           std::pair{"checkpoint_zip.pth", "module_values.safetensors"}),
-                         [](const auto& test) {
-                           const std::string_view name = test.param.first;
-                           return std::string(name.substr(0, name.find('.')));
-                         });
+                         ::testing::Values(GoldenFile{"state_dict_zip.pth", "state_dict_values.safetensors"},
+                                           GoldenFile{"state_dict_legacy.pth", "state_dict_values.safetensors"},
+                                           GoldenFile{"module_zip.pth", "module_values.safetensors"},
+                                           GoldenFile{"module_legacy.pth", "module_values.safetensors"},
+                                           GoldenFile{"checkpoint_zip.pth", "module_values.safetensors"}),
+                         [](const auto& test) { return test.param.name.substr(0, test.param.name.find('.')); });
 
 TEST_F(PthTest, EveryTruncationIsRefused) {
   for (const char* name : {"module_zip.pth", "module_legacy.pth"}) {

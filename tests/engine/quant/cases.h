@@ -7,6 +7,7 @@
 
 #include "engine/core/tensor.h"
 #include "engine/quant/scheme.h"
+#include "tests/support/methods.h"
 
 namespace nibblenet::testing {
 
@@ -85,14 +86,6 @@ inline GroupKey group_key(const Granularity& granularity, const Shape& shape, in
       return {o, i, row / granularity.rows, column / granularity.columns};
   }
   return {};
-}
-
-/// A method's name where only letters, digits and '_' are allowed.
-inline std::string identifier(std::string_view name) {
-  std::string text(name);
-  for (char& letter : text)
-    if (letter == '-' || letter == ':') letter = '_';
-  return text;
 }
 
 }  // namespace nibblenet::testing
