@@ -8,8 +8,8 @@ import sys
 
 from house import chosen, finish, is_code, read, tracked_files
 
-# The product's folders, and the rooms of some of them, by their floors. "" is the room of the files that lie in no
-# other one; where a folder has no "", each of those is a room above all others.
+# The product's folders, and the rooms of some of them, by their floors. "" is the room of the files
+# that lie in no other one; where a folder has no "", each of those is a room above all others.
 HOUSE = {"engine": 0, "kernels": 1, "layers": 2, "training": 3, "tools": 4}
 ROOMS = {
     "kernels/cuda": {
