@@ -64,8 +64,18 @@ Child::Child(const std::vector<std::string>& arguments, const std::filesystem::p
   posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, errors_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
   posix_spawn_file_actions_addchdir_np(&actions, folder.c_str());
   std::vector<std::string> words = arguments, variables = child_environment(environment);
-  const int error =
-      posix_spawn(&process_, words[0].c_str(), &actions, nullptr, pointers(words).data(), pointers(variables).data());
+  // Signals do what they do by default, however this test was started (nohup ignores SIGHUP).
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t signals;
+  sigemptyset(&signals);
+  posix_spawnattr_setsigmask(&attributes, &signals);
+  for (const int signal : {SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGXFSZ}) sigaddset(&signals, signal);
+  posix_spawnattr_setsigdefault(&attributes, &signals);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  const int error = posix_spawn(&process_, words[0].c_str(), &actions, &attributes, pointers(words).data(),
+                                pointers(variables).data());
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) fail<IoError>("cannot start {}: {}", words[0], std::generic_category().message(error));
 }
@@ -87,6 +97,17 @@ bool Child::wait_for(const std::string& text) {
     const bool over = ended();  // asked before reading, so that its last words are not missed
     if (read_text(output_).find(text) != std::string::npos) return true;
     if (over) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return false;
+}
+
+bool Child::wait_until_blocks(int signal) {
+  while (running()) {
+    const std::string status = read_text(fmt::format("/proc/{}/status", process_));
+    const size_t at = status.find("SigBlk:\t");
+    if (at != std::string::npos && (std::stoull(status.substr(at + 8), nullptr, 16) >> (signal - 1) & 1) != 0)
+      return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   return false;

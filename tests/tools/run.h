@@ -36,6 +36,9 @@ class Child {
   /// Until the standard output holds `text`; false when the program ended (or five minutes passed)
   /// without it.
   bool wait_for(const std::string& text);
+  /// Until the program's first thread blocks `signal`; false when it ended without that.
+  bool wait_until_blocks(int signal);
+  bool running() { return !ended(); }
   void send(int signal) const;
   Outcome wait();
 

@@ -4,27 +4,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
-#include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
-#include <iostream>
+#include <sstream>
 
 #include "layers/network/evaluate.h"
 #include "tools/common/aliases.h"
+#include "tools/common/standard_streams.h"
 
 namespace nibblenet::tools {
 namespace {
-
-volatile std::sig_atomic_t stop_signals = 0;
-
-void on_signal(int signal) {
-  stop_signals = stop_signals + 1;
-  if (stop_signals > 1) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
-}
 
 /// Where JSON goes with --json -: the standard output, while text for people moves to the standard
 /// error.
@@ -57,10 +49,12 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     return code;
   };
   const auto finish = [&] {
-    std::cout.flush();
-    if (std::cout && std::fflush(stdout) == 0) return 0;
-    return report(IoError("cannot write to the standard output"), exit_error);
+    std::fflush(stdout);
+    if (const int error = standard_output_error(); error != 0)
+      return report(IoError(fmt::format("cannot write to the standard output: {}", std::strerror(error))), exit_error);
+    return standard_error_error() == 0 ? 0 : exit_error;
   };
+  guard_standard_streams();
   try {
     std::vector<std::string> arguments(argv + 1, argv + argc);
     take_old_names(app, arguments);
@@ -72,7 +66,9 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     return finish();
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {  // --help
-      app.exit(error);
+      std::ostringstream text;
+      app.exit(error, text, text);
+      fmt::print("{}", text.str());
       return finish();
     }
     fmt::print(stderr, "{}: error: {} (see {} --help)\n", app.get_name(), one_line(error.what()), app.get_name());
@@ -83,20 +79,13 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     return report(error, exit_interrupted);
   } catch (const Stopped& error) {
     fmt::print(stderr, "{}: {}\n", app.get_name(), error.what());
-    return exit_interrupted;
+    return standard_output_error() == EPIPE ? exit_error : exit_interrupted;
   } catch (const std::bad_alloc&) {
     return report(Error("out of memory"), exit_error);
   } catch (const std::exception& error) {
     return report(error, exit_error);
   }
 }
-
-void catch_interrupts() {
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
-}
-
-bool interrupted() { return stop_signals > 0; }
 
 void DeviceOptions::add_to(CLI::App& app) {
   app.add_option(
@@ -137,8 +126,8 @@ void write_json(const std::string& path, nlohmann::json document) {
   // Names of files may be any bytes; JSON is UTF-8.
   const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   if (path == "-") {
-    fmt::print(json_output, "{}\n", text);
-    if (std::fflush(json_output) != 0) throw IoError("cannot write to the standard output");
+    if (std::fputs(text.c_str(), json_output) < 0 || std::fputc('\n', json_output) < 0 || std::fflush(json_output) != 0)
+      throw IoError("cannot write to the standard output");
     return;
   }
   std::ofstream file(path);

@@ -8,16 +8,14 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "tools/common/interrupts.h"
 
 namespace nibblenet::tools {
 
 /// Parses the arguments, runs the tool, and is the one place where errors are caught: prints one
-/// line and returns the exit code. 0 done, 1 an error, 2 bad arguments, 130 interrupted by Ctrl-C.
+/// line and returns the exit code. 0 done, 1 an error (lost output too), 2 bad arguments, 130
+/// stopped by a signal.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
-
-/// Ctrl-C (SIGINT) and SIGTERM ask to stop; the second one ends the program at once.
-void catch_interrupts();
-bool interrupted();
 
 /// Thrown when work ended early on request; the message says how to go on.
 class Stopped : public Error {

@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include "tools/common/standard_streams.h"
+
 namespace nibblenet::tools {
 namespace {
 
@@ -32,14 +34,15 @@ void Progress::update(int64_t done, int64_t total, const std::string& note) {
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double rate = static_cast<double>(done - first_done_) / seconds;
   const std::string left = rate > 0 ? time_left(static_cast<double>(total - done) / rate) : "?";
-  fmt::print(stderr, "{}{}: {}/{} {} ({:.0f} %), {:.1f} {}/s, {} left{}{}", terminal_ ? "\r\033[K" : "", label_, done,
-             total, unit_, total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0, rate,
-             unit_, left, note.empty() ? "" : ", " + note, terminal_ ? "" : "\n");
+  write_progress(fmt::format("{}{}: {}/{} {} ({:.0f} %), {:.1f} {}/s, {} left{}{}", terminal_ ? "\r\033[K" : "", label_,
+                             done, total, unit_,
+                             total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0, rate,
+                             unit_, left, note.empty() ? "" : ", " + note, terminal_ ? "" : "\n"));
   drawn_ = true;
 }
 
 void Progress::finish() {
-  if (drawn_ && terminal_) fmt::print(stderr, "\r\033[K");
+  if (drawn_ && terminal_) write_progress("\r\033[K");
   drawn_ = false;
 }
 

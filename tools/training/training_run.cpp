@@ -44,8 +44,11 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
         options.pruning.enabled ? fmt::format(", {:.2f} % zeros", 100 * report.sparsity) : "");
     std::fflush(stdout);
   };
-  const bool complete = trainer.run(callbacks);
+  const int64_t first_step = trainer.position().step;
+  const bool complete = !interrupted() && trainer.run(callbacks);
   progress.reset();
+  if (!complete && trainer.position().step == first_step)
+    throw Stopped("stopped before the first step; nothing was written");
   trainer.save_checkpoint(checkpoint);
   if (!complete) throw Stopped(fmt::format("stopped; continue with: tools/finetune --resume {}", checkpoint.string()));
 }
