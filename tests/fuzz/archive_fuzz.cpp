@@ -16,8 +16,8 @@ namespace {
 using namespace nibblenet;
 using fuzz::require;
 
-/// Makes the checksums of all blocks that look like headers right: a tar with a wrong one is
-/// refused before anything else in it is looked at.
+/// Corrects the checksum of every block that looks like a header. A wrong one would be refused
+/// before the reader looks at anything else.
 std::vector<uint8_t> with_checksums(std::span<const uint8_t> input) {
   constexpr size_t block = 512, checksum = 148, checksum_bytes = 8, magic = 257;
   std::vector<uint8_t> tar(input.begin(), input.end());
@@ -42,7 +42,7 @@ void expect_sound(const Dataset& dataset) {
   for (const uint8_t label : dataset.labels) require(label < dataset.classes.size());
 }
 
-/// Every file of an archive is read: no name leads out of it, and no file is larger than the
+/// Reads every file of the archive. No name may lead out of it, and no file may be larger than the
 /// archive can make it.
 void walk(const std::string& path, size_t most) {
   walk_files(path, [&](FileEntry& entry) {

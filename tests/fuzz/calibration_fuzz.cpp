@@ -10,7 +10,7 @@ namespace {
 
 using namespace nibblenet;
 
-/// Two weights of 4 and 9 inputs, by a formula: seeds know its fingerprint.
+/// Two weights of 4 and 9 inputs, made by a formula: the seeds hold the model's fingerprint.
 StateDict small_model() {
   StateDict model;
   for (const auto& [name, shape] : {std::pair<const char*, Shape>{"classifier.1.weight", {2, 4}},

@@ -1,5 +1,5 @@
-// Feeds arbitrary bytes to the reader of CIFAR-10's binary version: the first is the length of the
-// list of class names, then come the list and the test batch. Driven like safetensors_fuzz.cpp.
+// Feeds arbitrary bytes to the reader of CIFAR-10's binary version: a byte with the length of the
+// list of class names, the list, the test batch. Driven like safetensors_fuzz.cpp.
 
 #include <algorithm>
 #include <vector>

@@ -24,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const auto codes = decode_codes({data + 3, size - 3}, layout, "fuzz");
     require(static_cast<int64_t>(codes.size()) == layout.bytes());
-    // What decodes is a valid tensor, padding and all, so it can be encoded again.
+    // Decoded codes are a valid tensor, padding included, so they can be encoded again.
     require(decode_codes(encode_codes(codes, layout), layout, "again") == codes);
   } catch (const FormatError&) {  // the only way in which an input may be refused
   }

@@ -27,8 +27,8 @@ void decode(std::span<const uint8_t> file) {
   }
 }
 
-/// A PNG with the right CRC behind every chunk: one with a wrong CRC is refused before anything
-/// else in it is looked at.
+/// Gives every chunk of a PNG its right CRC. A wrong one would be refused before the decoder looks
+/// at anything else.
 std::vector<uint8_t> with_crcs(std::span<const uint8_t> input) {
   constexpr size_t signature = 8, around_data = 12;
   std::vector<uint8_t> png(input.begin(), input.end());

@@ -17,7 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace {
 
-/// Pieces of the formats' own language reach further than random bytes.
+/// Tokens of the formats reach further into a reader than random bytes do.
 constexpr std::string_view words[] = {"{",
                                       "}",
                                       "[",

@@ -5,7 +5,7 @@
 #include "tests/kernels/values.h"
 #include "tests/support/baseline.h"
 
-// What the baseline takes of the algorithms that the stand-in offers: fake_cudnn.cpp says how each
+// Which of the stand-in's algorithms the baseline chooses. fake_cudnn.cpp says how each one
 // behaves.
 
 namespace nibblenet {
@@ -28,7 +28,7 @@ class BaselineChoice : public ::testing::Test {
   int slow_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_slow_runs")); }
   int graph_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_graph_runs")); }
 
-  /// An operation, what it wrote last, and what it should.
+  /// An operation, its last output, and the output that is expected.
   struct Operation {
     std::function<void()> run;
     std::function<Values()> result;

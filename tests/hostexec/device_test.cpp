@@ -11,7 +11,7 @@
 #include "tests/hostexec/fake_runtime.h"
 #include "tests/kernels/schemes.h"
 
-// The device layer over a runtime that can be told to refuse.
+// Tests of kernels/cuda/device over a CUDA runtime that refuses when told to.
 
 namespace nibblenet {
 namespace {

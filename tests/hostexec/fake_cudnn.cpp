@@ -1,7 +1,7 @@
-// Stands in for cuDNN and cuBLASLt: the functions that the baseline calls, by plain loops over host
-// memory. What it checks is ours: descriptors, orders, transpositions, that an algorithm which
-// cannot run gives way to the next, and that the fastest of those that a graph can hold is taken.
-// Not part of cuDNN or cuBLASLt; written after their documentation.
+// Stands in for cuDNN and cuBLASLt: computes the functions that the baseline calls by plain loops
+// over host memory. It checks our side: descriptors, orders and transpositions; that an algorithm
+// which cannot run gives way to the next; that the fastest one that a graph can hold is taken. It
+// is no part of cuDNN or cuBLASLt and is written after their documentation.
 
 #include "tests/hostexec/fake_cudnn.h"
 
@@ -62,7 +62,7 @@ cudnnStatus_t ready(int algorithm, const cudnnConvolutionStruct& conv, cudnnData
 
 extern "C" {
 
-/// How often something slow ran: tests look it up.
+/// How often a slow algorithm ran. Tests read it.
 int fake_cudnn_slow_runs = 0;
 
 }  // extern "C"

@@ -1,6 +1,6 @@
 #pragma once
 
-// What both files of the stand-in for cuDNN share.
+// Declarations that both files of the stand-in for cuDNN share.
 
 #include <cuda_fp16.h>
 #include <cudnn.h>
@@ -45,10 +45,10 @@ enum Algorithm {
 };
 /// Convolutions of this stride have no forward algorithm that a graph can hold.
 constexpr int stride_of_no_graph = 7;
-/// Those of this stride have algorithms that are slow, each of them; its graphs are not.
+/// Convolutions of this stride have slow algorithms only; their graphs are fast.
 constexpr int stride_of_slow_algorithms = 5;
 
-/// Counts, and takes a while.
+/// Counts a slow run, and takes a while.
 void be_slow();
 
 inline float load(cudnnDataType_t type, const void* data, int64_t i) {

@@ -1,6 +1,6 @@
-// The graph interface of the stand-in for cuDNN: convolutions with a bias and perhaps a ReLU. What
-// it checks is that our descriptors are whole and refer to each other as they should, and that
-// plans which cannot run give way to others.
+// The graph interface of the stand-in for cuDNN: convolutions with a bias and perhaps a ReLU. It
+// checks that our descriptors are complete and refer to each other correctly, and that a plan which
+// cannot run gives way to another.
 
 #include <algorithm>
 #include <array>
@@ -33,7 +33,7 @@ struct GraphPart {
     return reinterpret_cast<const T*>(attributes.at(name).bytes.data());
   }
   const GraphPart& part(cudnnBackendAttributeName_t name) const { return **values<GraphPart*>(name); }
-  /// Whether it has these, each so many times.
+  /// Whether it has these attributes, each with its number of values.
   bool has(std::initializer_list<std::pair<cudnnBackendAttributeName_t, int64_t>> wanted) const {
     return std::ranges::all_of(wanted, [&](const auto& one) {
       const auto found = attributes.find(one.first);
@@ -60,7 +60,7 @@ size_t size_of(cudnnBackendAttributeType_t type) {
 
 int64_t name_of(const GraphPart& tensor) { return *tensor.values<int64_t>(CUDNN_ATTR_TENSOR_UNIQUE_ID); }
 
-/// A convolution, a bias, and perhaps a ReLU, each on what the one before leaves.
+/// A convolution, a bias and perhaps a ReLU. Each takes the output of the one before.
 bool is_whole_graph(const GraphPart& graph) {
   const Attribute& operations = graph.attributes.at(CUDNN_ATTR_OPERATIONGRAPH_OPS);
   const auto* parts = graph.values<GraphPart*>(CUDNN_ATTR_OPERATIONGRAPH_OPS);
@@ -126,7 +126,7 @@ bool is_whole(const GraphPart& part) {
   }
 }
 
-/// What heuristics offer, the most promising first.
+/// The plans that heuristics offer, the most promising first.
 std::vector<Algorithm> offers(const GraphPart& heuristic) {
   if (*heuristic.values<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK) return {runs};
   return {refuses_everything, refuses_graphs, differs_from_run_to_run, runs};
@@ -143,7 +143,7 @@ cudnnTensorStruct tensor_of(const GraphPart& part) {
 
 extern "C" {
 
-/// How often a graph ran: tests look it up.
+/// How often a graph ran. Tests read it.
 int fake_cudnn_graph_runs = 0;
 
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t* descriptor) {

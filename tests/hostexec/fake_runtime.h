@@ -10,18 +10,18 @@ namespace nibblenet::hostexec {
 
 /// Bytes that cudaMalloc hands out at most.
 void set_memory_limit(size_t bytes);
-/// What cudaGetDeviceCount answers.
+/// The number of devices that cudaGetDeviceCount reports.
 void set_device_count(int count);
-/// Compute capability that cudaGetDeviceProperties answers: 80 is 8.0. At first 90.
+/// Compute capability that cudaGetDeviceProperties reports: 80 is 8.0. It is 90 at first.
 void set_architecture(int architecture);
 
-/// Copies from page-locked memory wait until the stream is waited for or does something else, as a
-/// busy GPU's would.
+/// Delays copies from page-locked memory until somebody waits for the stream or it gets other work,
+/// as a busy GPU would.
 void set_late_uploads(bool late);
-/// Does those that wait.
+/// Runs the copies that are delayed.
 void finish_uploads();
 
-/// Whether a graph is being captured, and one more thing for it to do.
+/// Whether a graph is being captured, and adding one more action to it.
 bool capturing();
 void record(std::function<void()> action);
 

@@ -2,8 +2,8 @@
 
 #include <functional>
 
-/// What the stand-ins for NVIDIA's libraries find behind a stream: those of cuDNN and cuBLASLt lie
-/// in a library of their own, and reach the runtime's through this.
+/// The stream of the stand-ins. Those for cuDNN and cuBLASLt are a library of their own and reach
+/// the runtime's stream through this interface.
 struct CUstream_st {
   bool (*capturing)();
   void (*perform)(std::function<void()> action);  ///< now, or whenever the graph that is being captured is launched

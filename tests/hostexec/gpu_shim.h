@@ -1,6 +1,6 @@
 #pragma once
 
-// What kernels/cuda/device/gpu.h promises to kernels, on the CPU: see scheduler.h.
+// The interface of kernels/cuda/device/gpu.h on the CPU: see scheduler.h.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -281,7 +281,7 @@ inline uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
     const auto value = [half](uint32_t bits) {
       return static_cast<double>(hostexec::half_values()[bits >> 16 * half & 0xFFFFU]);
     };
-    // The product is exact in double, and so is every sum that float32 can then round to a half
+    // The product is exact in double, and so is every sum that float32 can then round to fp16
     // without a second error.
     const auto sum = static_cast<float>(value(a) * value(b) + value(c));
     d |= static_cast<uint32_t>(f32_to_f16(sum)) << 16 * half;

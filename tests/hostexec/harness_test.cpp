@@ -13,7 +13,7 @@
 // caught.
 
 #if defined(__SANITIZE_THREAD__)
-/// A race has to end a death test's program.
+/// ThreadSanitizer must end the program at a race: death tests expect that.
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 #endif
 

@@ -45,7 +45,7 @@ Values product(CudaBackend& backend, Weight& weight, Precision precision) {
   });
 }
 
-/// A linear layer of superblocks: two superblock rows, and several parts of the columns.
+/// A linear layer of superblocks: two superblock rows, and split-K over the columns.
 Values superblock_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
   const auto weight = backend.make_weight(quantized({128, 512}, parse_scheme(scheme), 3));
   const Buffer<f16> x = fp16_on(backend, uniform({batch, 512}, 1));
@@ -55,8 +55,8 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
   });
 }
 
-/// A convolution of superblocks: two slices, two or three row blocks, several parts of k, results
-/// in fp16.
+/// A convolution of superblocks: two slices, two or three row blocks, split-K, results in
+/// fp16.
 Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
   backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
   const Shape x = {1, 4, 5, 128};
@@ -110,7 +110,7 @@ Values few_outputs(CudaBackend& backend, const std::string& scheme) {
   });
 }
 
-/// Gradients on the tensor cores, of two parts each: dx, or the weight behind a step at once.
+/// Gradients on the tensor cores with split-K of two: dx, or the weight after a fused step.
 Values gradients_in_fp16(CudaBackend& backend, bool of_weight) {
   const Shape x = of_weight ? Shape{1, 24, 24, 8} : Shape{1, 4, 5, 8}, y = {1, x[1], x[2], 64};
   const Values start = uniform({64, 8, 3, 3}, 3);

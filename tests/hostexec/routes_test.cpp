@@ -11,8 +11,8 @@
 #include "tests/hostexec/scheduler.h"
 #include "tests/support/route_table.h"
 
-// Which kernels the launchers start, against tests/data/routes.txt. In dry mode nothing runs, so
-// that layers may have their whole size.
+// The kernels that launchers start, compared with tests/data/routes.txt. Dry mode runs nothing, so
+// layers have their real sizes.
 
 namespace nibblenet {
 namespace {
@@ -20,8 +20,8 @@ namespace {
 using testing::RouteColumn;
 using testing::RouteQuestion;
 
-/// The one place that knows launches by their names: what the table calls them. Parts of split
-/// reductions are left out.
+/// The kernel that the table names for a launch; "" for a kernel that only adds up split-K sums. No
+/// other list names launches.
 std::string kernel_of(const std::string& launch) {
   static const std::map<std::string, std::string> kernels = {{"conv2d_forward", "plain"},
                                                              {"conv2d_backward_data", "plain"},
@@ -130,7 +130,7 @@ class Launches {
   }
 
  private:
-  /// Weights are dear to make: one serves all architectures, unless its layout depends on them.
+  /// Weights take long to make: one serves every architecture that has its layout.
   Weight& weight(CudaBackend& backend, const RouteQuestion& q) {
     const std::string key = q.layer.name + q.scheme + (q.scheme == "trained" ? std::to_string(q.architecture) : "");
     if (key != key_) weight_ = weight_of(backend, q.layer.weight, q.scheme);
@@ -179,7 +179,7 @@ class Launches {
     return kernels_launched();
   }
 
-  /// As a pass asks: with the flatten where it follows, then without.
+  /// Asks as a pass does: first with the flatten where it follows, then without.
   static std::string pooled(CudaBackend& backend, Weight& w, const RouteQuestion& q, ConstActivations x,
                             TensorView<const float> bias) {
     const int64_t filters = q.layer.weight[0], size = testing::route_pool.output(q.layer.outputs());

@@ -1,4 +1,4 @@
-// Compiled without sanitizers: it switches stacks under their feet and tells them so.
+// Compiled without sanitizers, since it switches their stacks; it tells them about each switch.
 
 #include "tests/hostexec/scheduler.h"
 

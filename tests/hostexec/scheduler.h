@@ -12,20 +12,20 @@
 
 #include "engine/core/error.h"
 
-// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. A kernel cannot
-// tell, but sanitizers can watch it, and every barrier knows who waits where.
+// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. Sanitizers see
+// every access, and every barrier knows which threads wait where.
 
 namespace nibblenet::hostexec {
 
-/// What a GPU would answer with a hang or with garbage: a barrier that not all threads reach, a
-/// mask that names a lane which has left, a copy nobody waited for. The message names the kernel,
+/// An error that would hang a GPU or give garbage: a barrier that not all threads reach, a mask
+/// that names a lane which has left, a copy that was not waited for. The message names the kernel,
 /// the threads and the lines.
 class HostExecutionError : public Error {
  public:
   using Error::Error;
 };
 
-/// The freedom that CUDA has and a correct kernel's result does not depend on.
+/// Choices that CUDA leaves open. A correct kernel has the same result for all of them.
 struct Schedule {
   enum class Order : uint8_t { forward, reverse, random };
   Order order = Order::forward;  ///< in which threads that can run do run, and blocks
@@ -35,8 +35,8 @@ struct Schedule {
 void set_schedule(const Schedule& schedule);
 const Schedule& schedule();
 
-/// Dry mode: launches are noted and run nothing. Shapes of any size tell then which kernels they
-/// would start.
+/// Dry mode: launches are noted and run nothing, so shapes of any size show which kernels they
+/// start.
 void set_dry(bool dry);
 bool dry();
 /// A launch in dry mode.
@@ -60,7 +60,7 @@ struct CopyGroups {
   std::vector<std::vector<PendingCopy>> closed;  ///< committed and not waited for, oldest first
 };
 
-/// What the built-in variables and wrappers of the running thread refer to.
+/// The state behind the built-in variables and wrappers of the running thread.
 struct ThreadState {
   uint3 thread_index{};
   uint3 block_index{};
@@ -83,8 +83,8 @@ void* shared_object(const void* key, size_t size);
 
 void block_barrier(std::source_location where);
 
-/// Waits until every lane of `mask` has called this from the same place. The last one runs
-/// `combine`, to which each lane's slot is visible and which writes the results into them.
+/// Waits until every lane of `mask` has called this from the same place. The last lane runs
+/// `combine`, which sees every lane's slot and writes the results there.
 using Combine = void (*)(void* const* slots, unsigned mask);
 void warp_collective(unsigned mask, const char* what, std::source_location where, void* slot, Combine combine);
 

@@ -3,9 +3,9 @@
 #include "engine/io/dataset.h"
 #include "tests/tools/run.h"
 
-// The CUDA side of the tools, and the script that checks a GPU, with kernels that run on the CPU
-// and a stand-in for the baseline's libraries: what they measure means nothing here, but all of
-// their code runs.
+// The CUDA side of the tools, and the script that checks a GPU. Kernels run on the CPU, and
+// stand-ins replace the baseline's libraries: the times mean nothing here, but all of the code
+// runs.
 
 namespace nibblenet::testing {
 namespace {

@@ -1,7 +1,7 @@
 #pragma once
 
-// What kernels/cuda/device/wgmma_ptx.cuh promises, on the CPU: each thread computes its own sums
-// from the tiles, at once. Part of gpu_shim.h.
+// The interface of kernels/cuda/device/wgmma_ptx.cuh on the CPU: each thread computes its own sums
+// from the tiles, without delay. Part of gpu_shim.h.
 
 namespace nibblenet {
 namespace hostexec {

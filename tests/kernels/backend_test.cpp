@@ -72,7 +72,7 @@ TEST_F(BackendTest, FloatWeightsAreACopyAndCountTheirBytes) {
 }
 
 TEST_F(BackendTest, AChangedWeightTakesEffect) {
-  // Convolutions keep a copy in another order; two windows and batches want two orders, perhaps.
+  // Convolutions keep a copy in another order; two windows and batches may need two orders.
   const Shape shape = {16, 16, 3, 3};
   const auto weight = backend_->make_weight(integers(shape, 1).view());
   const Values bias = integers({16}, 2);

@@ -8,7 +8,7 @@
 #include "tests/kernels/schemes.h"
 #include "tests/support/test_backend.h"
 
-// What every backend does with NaN, infinities, ties, padding and the ends of ranges.
+// Edge cases that all backends treat alike: NaN, infinities, ties, padding, ends of ranges.
 
 namespace nibblenet {
 namespace {
@@ -166,7 +166,7 @@ TEST(MaxPool, NeverChoosesPadding) {
 }
 
 TEST(FusedRelu, KeepsNaNInLinearAndConvolution) {
-  // A diverged network must show, whichever way the relu is applied.
+  // A NaN passes through every form of ReLU, so that a diverged network shows.
   const auto backend = make_test_backend();
   Values x({1, 1, 1, 3});
   x.data = {1.0F, nan, 2.0F};

@@ -7,8 +7,8 @@
 #include "tests/support/golden.h"
 #include "tests/support/test_backend.h"
 
-// A backend's folded convolution against its definition (engine/core/fold.h); that one against the
-// convolution of the enlarged image in tests/engine/core/fold_test.cpp.
+// A backend's folded convolution against its definition (engine/core/fold.h). The definition is
+// checked in tests/engine/core/fold_test.cpp.
 
 namespace nibblenet {
 namespace {

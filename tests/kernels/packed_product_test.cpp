@@ -26,8 +26,8 @@ using testing::Values;
 
 constexpr std::array epilogues = {Epilogue::none, Epilogue::relu};
 
-/// Both sides of the largest batch that takes the dot products (8), and one that the blocked
-/// product likes.
+/// Both sides of the largest batch that takes the dot products (8), and one that suits the blocked
+/// product.
 constexpr std::array<int64_t, 5> batches = {1, 2, 8, 9, 40};
 
 /// How far two sums of the same C products may lie apart, relative to the norm of the results.

@@ -231,8 +231,8 @@ std::vector<MethodTraits> unsorted_methods() {
 INSTANTIATE_TEST_SUITE_P(Methods, RoundWeights, ::testing::ValuesIn(unsorted_methods()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
-/// dL/dstep and dL/dvalue are what differences of L say, with the codes as they are: L = sum of
-/// dvalues * values.
+/// dL/dstep and dL/dvalue agree with differences of L while the codes stay: L = sum of dvalues *
+/// values.
 TEST(RoundWeightsGradient, AgreesWithDifferences) {
   const auto backend = make_test_backend();
   const Shape shape{6, 50};
@@ -254,9 +254,9 @@ TEST(RoundWeightsGradient, AgreesWithDifferences) {
   }
 }
 
-/// L = sum of dvalues * round(x) * step with x = master / step taken for linear inside of the
-/// range, as LSQ does: there the derivative of round(x) * step by step is round(x) - x, and outside
-/// of it the outermost value.
+/// L = sum of dvalues * round(x) * step, where x = master / step counts as linear inside of the
+/// range, as in LSQ. There the derivative of round(x) * step by step is round(x) - x; outside of it
+/// the derivative is the outermost value.
 TEST(RoundWeightsGradient, OfAStepIsTheRoundingErrorInsideAndTheExtremeOutside) {
   const auto backend = make_test_backend();
   PackedTensor packed = quantized({1, 4}, parse_scheme("linear:3:channel"), 3);

@@ -32,7 +32,7 @@ inline std::vector<Scheme> schemes_of(const MethodTraits& traits) {
   return schemes;
 }
 
-/// Every scheme of a method whose steps in a matrix change at the borders of 64 columns only.
+/// Every scheme of a method whose scales in a matrix change at the borders of 64 columns only.
 inline std::vector<Scheme> superblock_schemes(const MethodTraits& traits) {
   std::vector<Scheme> schemes;
   for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
@@ -49,7 +49,7 @@ inline std::vector<Scheme> superblock_schemes(const MethodTraits& traits) {
   return schemes;
 }
 
-/// Methods that can have superblocks: magnitude-sorted schemes have a step for each weight.
+/// Methods that can have superblocks: magnitude-sorted schemes have a scale for each weight.
 inline std::vector<MethodTraits> superblock_methods() {
   std::vector<MethodTraits> methods;
   std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });

@@ -87,8 +87,8 @@ inline Values from(Backend& backend, TensorView<const float> tensor) {
   return values;
 }
 
-/// What `operation(view)` writes into an output of this shape. It is full of NaN before: whatever
-/// is left out shows.
+/// The output of `operation(view)`, of this shape. It is full of NaN before, so that an element
+/// which is left out shows.
 template <class Operation>
 Values output_of(Backend& backend, const Shape& shape, Operation&& operation) {
   Tensor<float> output = on(backend, Values(shape, std::numeric_limits<float>::quiet_NaN()));

@@ -7,9 +7,9 @@
 #include "tests/layers/host_layers.h"
 
 // Gradients against central differences of the loss sum(y * r), r fixed. Operands are small
-// integers (or multiples of what the layer divides by) and the layers linear in each of them as far
-// as the step reaches, so that losses, differences and gradients are all exact in float32: the
-// tests ask for equality, whatever the order of summation.
+// integers, or multiples of what the layer divides by, and each layer is linear in each of them as
+// far as the step reaches. Losses, differences and gradients are then exact in float32, and the
+// tests ask for equality.
 
 namespace nibblenet {
 namespace {
@@ -183,7 +183,7 @@ Values distributions(int64_t n, int64_t classes) {
 }
 
 TEST_F(Gradient, SoftCrossEntropy) {
-  // As CrossEntropy below; the losses of all classes weigh in, each by its target.
+  // As CrossEntropy below; the losses of all classes count, each weighted by its target.
   constexpr double rounding = 4 * 0x1p-24;
   constexpr double h = 1e-5;
   for (const auto& [n, classes] : {std::pair<int64_t, int64_t>{1, 1}, {3, 10}, {7, 5}, {5, 41}}) {
@@ -233,9 +233,9 @@ TEST_F(Gradient, AClassThatIsNoTargetMayBeImpossible) {
 }
 
 TEST_F(Gradient, CrossEntropy) {
-  // Not linear, so against differences of a reference in double, to which the layer's own losses
-  // are held too. Both results are one float32 rounding of a value computed in double from float32
-  // differences of logits: a few 2^-24, of the loss or of the whole gradient's size 1 / N. The
+  // The loss is not linear, so differences come from a reference in double, which also checks the
+  // losses. Both results are one float32 rounding of a value computed in double from float32
+  // differences of logits: a few 2^-24, of the loss or of the gradient's size 1 / N. The
   // differences themselves err by h^2 / 6 and 2^-52 / h times that.
   constexpr double rounding = 4 * 0x1p-24;
   constexpr double h = 1e-5;

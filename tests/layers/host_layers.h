@@ -15,7 +15,7 @@
 
 namespace nibblenet::testing {
 
-/// What a layer with parameters hands back.
+/// The gradients that a layer with parameters computes.
 struct Gradients {
   Values x;
   Values w;

@@ -64,8 +64,8 @@ struct RouteQuestion {
   int64_t batch;
 };
 
-/// Whether a network asks that: float16 activations take packed, float16 and trained weights,
-/// float32 ones packed and float32 weights.
+/// Whether a network asks this question: float16 activations take packed, float16 and trained
+/// weights, float32 ones packed and float32 weights.
 inline bool exists(const RouteQuestion& q) {
   const bool forward =
       q.column == RouteColumn::forward || q.column == RouteColumn::pooled || q.column == RouteColumn::folded;
@@ -101,8 +101,8 @@ inline std::vector<std::string> packed_route_schemes() {
           "stable-embedding:8:sorted"};
 }
 
-/// Batches, with the largest that few_pixels takes of a layer and the one behind it: 264 tiles of
-/// 32 pixels x 64 filters.
+/// Batch sizes, among them each layer's last one for few_pixels (264 tiles of 32 pixels x 64
+/// filters at most) and the next.
 inline std::vector<int64_t> route_batches(const RouteLayer& layer) {
   std::vector<int64_t> batches = {1, 8, 9, 16, 17, 47, 48, 128, 1024};
   if (!layer.linear()) {

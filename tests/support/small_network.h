@@ -25,7 +25,7 @@ inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape
   return dict;
 }
 
-/// An AlexNet of odd little sizes, 60,000 weights or so: the same table, in a thousandth of the
+/// An AlexNet of small odd sizes, about 60,000 weights: the real table in a thousandth of the
 /// time.
 inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
   return network_of_sizes({{"features.0", {9, 3, 11, 11}},
@@ -39,7 +39,7 @@ inline StateDict small_alexnet(uint64_t seed, int64_t classes = 10) {
                           seed);
 }
 
-/// One whose weights, but for the first and the last layer's, are whole superblocks of 64 x 64.
+/// An AlexNet of whole superblocks of 64 x 64, but for the first and the last layer.
 inline StateDict even_alexnet(uint64_t seed) {
   return network_of_sizes({{"features.0", {64, 3, 11, 11}},
                            {"features.3", {64, 64, 5, 5}},
@@ -52,7 +52,7 @@ inline StateDict even_alexnet(uint64_t seed) {
                           seed);
 }
 
-/// A VGG-16 whose convolutions have so many channels.
+/// A VGG-16 whose convolutions have these numbers of output channels.
 inline StateDict vgg16_of(const std::array<int64_t, 13>& outputs, uint64_t seed, int64_t classes = 10) {
   std::vector<int64_t> channels = {3};
   channels.insert(channels.end(), outputs.begin(), outputs.end());
@@ -65,12 +65,12 @@ inline StateDict vgg16_of(const std::array<int64_t, 13>& outputs, uint64_t seed,
   return network_of_sizes(weights, seed);
 }
 
-/// One of odd little sizes, 9,000 weights or so.
+/// A VGG-16 of small odd sizes, about 9,000 weights.
 inline StateDict small_vgg16(uint64_t seed, int64_t classes = 10) {
   return vgg16_of({5, 7, 4, 9, 6, 11, 8, 5, 10, 7, 12, 9, 6}, seed, classes);
 }
 
-/// One whose channels are multiples of 8, in the end whole superblocks.
+/// A VGG-16 whose channels are multiples of 8, in its last layers whole superblocks.
 inline StateDict even_vgg16(uint64_t seed) {
   return vgg16_of({8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64}, seed);
 }

@@ -255,8 +255,8 @@ class EvalTest : public ToolsTest {
     EXPECT_DOUBLE_EQ(size.at("bits_per_weight").get<double>(), 8.0 * static_cast<double>(of_weights) / small_weights);
   }
 
-  /// eval's "simulation" of small.safetensors against what the library says of the weights it
-  /// simulated.
+  /// Compares eval's "simulation" of small.safetensors with the library's figures for the weights
+  /// that it simulated.
   void expect_simulation(const nlohmann::json& report, const SimulatedScheme& scheme,
                          const StateDict& simulated) const {
     EXPECT_EQ(report.at("scheme"), to_string(scheme));

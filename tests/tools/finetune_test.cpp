@@ -14,7 +14,7 @@ class FinetuneTest : public ToolsTest {
  protected:
   static inline const std::string finetune = "finetune --data standin --threads 1 ";
   static inline const std::string from_small = finetune + "--image-size 64 --init small.safetensors ";
-  /// Weights stay as they were to the bit, so that only a reset shows.
+  /// Training leaves the weights unchanged to the bit, so that only a reset shows.
   static inline const std::string still = "--epochs 1 --lr 1e-30 ";
 
   static bool same_layer(const StateDict& a, const StateDict& b, const std::string& layer) {
@@ -222,8 +222,8 @@ TEST_F(FinetuneTest, LearnsFromAnotherModelAndGoesOnFromIt) {
   EXPECT_EQ(json("report.json").at("options").at("distillation").at("teacher"), "float/teacher.safetensors");
   const nlohmann::json told = nlohmann::json::parse(model("whole.safetensors").metadata.at("training_options"));
   EXPECT_EQ(told.at("distillation").at("teacher"), "teacher.safetensors") << "a model travels, folders do not";
-  // A divergence from what the float network predicts, not the labels' cross-entropy of log 10 and
-  // so.
+  // The loss is the divergence from the float network's predictions, not the labels' cross-entropy
+  // of about log 10.
   EXPECT_LT(json("report.json").at("epochs").back().at("loss"), 0.5);
 
   succeed(line + "cut.safetensors --epochs 1");

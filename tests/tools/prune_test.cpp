@@ -32,7 +32,7 @@ TEST_F(PruneTest, MakesANarrowerModelThatEveryToolTakes) {
   succeed("eval packed.safetensors --data standin --limit 20");
   succeed("finetune --init narrow.safetensors --data standin --epochs 1 --train-limit 40 --out tuned.safetensors");
   EXPECT_EQ(model("tuned.safetensors").at("classifier.1.weight").shape(), (Shape{30, 7 * 36}));
-  // Once more, of what is narrow already.
+  // Prunes the narrow model once more.
   succeed("prune narrow.safetensors --calibrate standin --channels classifier.1=10 -o narrower.safetensors");
   EXPECT_TRUE(model("narrower.safetensors").metadata.at("units").ends_with("; classifier.1: 10 of 30"));
 }

@@ -130,7 +130,7 @@ TEST_F(PthToolsTest, HashesInNamesAreVerified) {
 }
 
 TEST_F(PthToolsTest, PublishedModelsAreFetchedOnceAndGetANewTail) {
-  // Its head fits the data: the tail is new all the same, as the original notebooks have it.
+  // The published head fits the data. The tail is new all the same, as in the notebooks.
   publish("small.pth", digits("small.pth"));
   succeed("finetune --init imagenet --fetch");
   EXPECT_EQ(read_text(at("weights/small.pth")), read_text(at("small.pth")));

@@ -21,9 +21,9 @@
 namespace nibblenet::testing {
 namespace {
 
-/// Our environment without what would lead a tool astray, then `added`, which replace ours. Waiting
-/// threads sleep: spinning ones take the cores from each other when tests run side by side, and
-/// work of a millisecond takes seconds.
+/// Our environment without variables that would change what a tool does, then `added`, which
+/// replaces ours. Waiting threads sleep: spinning ones take the cores from each other when tests
+/// run side by side, and work of a millisecond takes seconds.
 std::vector<std::string> child_environment(const std::vector<std::string>& added) {
   const auto replaced = [&](std::string_view variable) {
     const std::string_view name = variable.substr(0, variable.find('=') + 1);

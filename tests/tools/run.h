@@ -68,9 +68,9 @@ class ToolsTest : public ::testing::Test {
   /// outside of "".
   std::vector<std::string> command(const std::string& line) const;
   Outcome run(const std::string& line, const std::string& output = "") const;
-  /// run() that has to end well.
+  /// run() that must succeed.
   Outcome succeed(const std::string& line) const;
-  /// run() that has to end with `code` and one line of the tool's that holds `mention`.
+  /// run() that must end with `code` and one line of the tool's that holds `mention`.
   void refuse(const std::string& line, const std::string& mention, int code) const;
 
   std::vector<std::string> environment_;

@@ -37,7 +37,7 @@ std::vector<std::string> cells_of(const std::string& line, char separator = ',')
   return cells;
 }
 
-/// Without what a second run measures anew.
+/// The document without what a second run measures anew.
 std::string without_times(Json document) {
   for (Json& row : document.at("results"))
     for (const char* key :

@@ -65,7 +65,7 @@ TEST_F(TimingTest, AStoppedComparisonKeepsTheBatchSizesThatWereDone) {
   EXPECT_EQ(report.at("sides")[0].at("results")[0].at("batch"), 1);
 }
 
-/// performance_tables.py of out.json and what else is given.
+/// Runs performance_tables.py on out.json and on what else is given.
 class TablesTest : public TimingTest {
  protected:
   void SetUp() override {

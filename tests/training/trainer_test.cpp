@@ -42,7 +42,7 @@ class TrainerTest : public ::testing::Test {
 
   static void expect_resumable(const TrainingOptions& options);
 
-  /// To freeze and to flip: features that are kept, features that are not, and none.
+  /// (frozen, flipped): features that are cached, that are not, and none that are frozen.
   static constexpr std::array<std::pair<bool, bool>, 3> ways = {{{true, false}, {true, true}, {false, true}}};
 
   static inline std::unique_ptr<TemporaryFolder> folder_;
@@ -133,7 +133,7 @@ TEST_F(TrainerTest, AStudentComesToPredictWhatItsTeacherDoes) {
   Trainer trainer(student, train_, test_, taught);
   trainer.learn_from(teacher);
   ASSERT_TRUE(trainer.run({}));
-  // Of a divergence, not of a cross-entropy with its floor: it goes towards 0.
+  // The loss is a divergence, so it goes towards 0; a cross-entropy would keep a floor.
   const auto& history = trainer.position().history;
   EXPECT_LT(history.back().loss, 0.2 * history.front().loss);
 }

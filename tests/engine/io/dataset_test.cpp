@@ -201,7 +201,7 @@ TEST(ImageFolder, RefusesTruncatedArchives) {
   EXPECT_THAT(refusal(folder.path() / "cut.tar.gz"), HasSubstr("cut.tar.gz"));
 }
 
-/// The real thing, where NIBBLENET_DATA names a folder that has cifar10-jpeg.tar.gz.
+/// CIFAR-10 as JPEG files, where NIBBLENET_DATA names a folder with cifar10-jpeg.tar.gz.
 TEST(ImageFolder, ReadsCifar10AsJpeg) {
   const char* data = std::getenv("NIBBLENET_DATA");
   const auto path = std::filesystem::path(data != nullptr ? data : "") / "cifar10-jpeg.tar.gz";

@@ -72,7 +72,7 @@ TEST_F(Download, Resumes) {
   run([&](int64_t received, int64_t) { smallest = std::min(smallest, received); });
   EXPECT_GT(smallest, 60'000);
   expect_complete();
-  // All there, only the rename was missing.
+  // The part is complete; only the rename was missing.
   std::filesystem::remove(target());
   write_bytes(part(), content_);
   std::filesystem::remove(source());

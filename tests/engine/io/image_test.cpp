@@ -173,8 +173,8 @@ TEST(Image, RefusesBmpsWithImpossibleHeaders) {
   }
 }
 
-/// What Pillow and browsers read, too: bytes that belong nowhere, between segments, in front of a
-/// restart marker and in place of the end marker. The pixels stay those of the whole file.
+/// Stray bytes that Pillow and browsers read over: between segments, in front of a restart marker
+/// and in place of the end marker. The pixels stay those of the whole file.
 TEST(Image, ReadsJpegsWithStrayBytes) {
   for (const bool progressive : {false, true}) {
     for (const auto& [horizontal, vertical] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}}) {
@@ -229,8 +229,8 @@ TEST(Image, RefusesWhatIsNoImageByName) {
   EXPECT_THAT(refusal(Bytes{0xFF, 0xFF, 0xD8, 0xFF}), HasSubstr("no JPEG"));
 }
 
-/// Nothing is missing of a PNG without its empty last chunk or a BMP without its padding: Pillow
-/// reads them, too.
+/// A PNG without its empty last chunk and a BMP without its padding lack no pixel: Pillow reads
+/// them, too.
 TEST(Image, RefusesEveryTruncation) {
   constexpr size_t png_end = 12;
   for (const auto& [whole, needed] : {std::pair{grey_jpeg(), grey_jpeg().size()},
@@ -262,8 +262,8 @@ TEST(Image, RefusesEnormousPicturesBeforeDecodingThem) {
   EXPECT_THAT(refusal(Bytes(max_image_file_bytes + 1)), HasSubstr("bytes"));
 }
 
-/// Few bytes may not ask for much memory, whatever they announce: not as the picture's size, as a
-/// chunk's length (the decoder would take it at once), or as what the compressed data grows to.
+/// A few bytes must not claim much memory: by the size of the picture, by the length of a chunk
+/// (the decoder would allocate it at once), or by what compressed data grows to.
 TEST(Image, TakesNoMoreMemoryThanAFileCanBeWorth) {
   Bytes file = png_of_stream(8000, 8000, zeros_compressed(1));  // a larger file may have as many
   EXPECT_THAT(refusal(file), HasSubstr("more than its"));
@@ -273,7 +273,7 @@ TEST(Image, TakesNoMoreMemoryThanAFileCanBeWorth) {
   file[data_chunk] = 0x3F;  // a gigabyte
   EXPECT_THAT(refusal(file), HasSubstr("ends early"));
 
-  // 64 MiB of zeros in place of a 4 x 4 picture's own pixels: what is too much is never kept.
+  // 64 MiB of zeros in place of a 4 x 4 picture's own pixels: the surplus is never stored.
   file = png_of_stream(4, 4, zeros_compressed(64 << 20));
   EXPECT_LT(file.size(), 500'000U);
   EXPECT_EQ(decode_image(file, "x").pixels, Bytes(4 * 4 * 3));
@@ -306,7 +306,7 @@ TEST(Image, RefusesOverlongHuffmanTables) {
   EXPECT_THAT(refusal(file), HasSubstr("Huffman table"));
 }
 
-/// Damaged files give an error or some picture, never anything worse: for the sanitizers.
+/// Damaged files give an error or a picture, nothing worse: sanitizers watch this test.
 TEST(Image, SurvivesDamage) {
   Random random(3);
   for (const Bytes& whole : {grey_jpeg(), jpeg(9, 17, {true}), plain_png(4, 4, {9, 8, 7}), bmp_24()}) {
@@ -319,8 +319,8 @@ TEST(Image, SurvivesDamage) {
   }
 }
 
-/// The inputs that were once read wrongly or refused wrongly, with the right values of their
-/// README.
+/// Inputs that were once read wrongly or refused wrongly. Their README has the right
+/// values.
 class SharedCases : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -133,7 +133,7 @@ TEST(StateDict, DamagedCompressedModelsAreRefused) {
   };
   using Metadata = std::map<std::string, std::string>;
   using Tensors = std::vector<TensorToWrite>;
-  // The file's own checksums are gone, so that only what decoding finds is left to find it.
+  // The file's own checksums are removed, so that only decoding can find the damage.
   const auto original = good.at(stream).bytes;
   std::vector<uint8_t> damaged(original.begin(), original.end());
   for (size_t at = 0; at < damaged.size(); at += at < 16 ? 1 : 17) {

@@ -30,8 +30,8 @@ struct Plane {
   int64_t columns;
 };
 
-/// Of every weight the largest magnitude in its tile of rows x columns, tile by tile: another way
-/// round than GroupMap.
+/// For every weight, the largest magnitude in its tile of rows x columns. The loop goes tile by
+/// tile, unlike GroupMap's.
 std::vector<float> tile_maxima(TensorView<const float> weights, int64_t rows, int64_t columns) {
   const Plane plane(weights.shape());
   std::vector<float> maxima(static_cast<size_t>(weights.elements()));

@@ -12,7 +12,7 @@ namespace {
 
 using Layers = std::vector<std::vector<AllocationChoice>>;
 
-/// Of all combinations within the budget the least loss; among these the fewest bytes.
+/// The least loss of all combinations within the budget; among equals, the fewest bytes.
 std::optional<Allocation> brute_force(const Layers& layers, int64_t budget) {
   std::optional<Allocation> best;
   std::vector<size_t> choices(layers.size());

@@ -61,8 +61,8 @@ inline Scheme golden_scheme(const std::string& name) {
                         std::stoi(name.substr(separator + 1)));
 }
 
-/// What two weights must agree in to share a group, by their indices; sizes as 4-d with matrices as
-/// O x 1 x 1 x I.
+/// The key of a weight's group, from the weight's indices: weights of one group have equal keys. A
+/// matrix counts as O x 1 x 1 x I.
 using GroupKey = std::array<int64_t, 4>;
 inline GroupKey group_key(const Granularity& granularity, const Shape& shape, int64_t o, int64_t k) {
   const bool matrix = shape.rank() == 2;

@@ -42,7 +42,7 @@ TEST(Codebook, EqualsTheGoldenOnes) {
     const auto expected_values = expected.at("values").get<std::vector<double>>();
     const double expected_scale = expected.at("scale_to").get<double>();
     ASSERT_EQ(values.size(), expected_values.size());
-    // Linear's values are integers here and fractions there: what has to agree is value / scale_to.
+    // Linear's values are integers here and fractions in golden data: value / scale_to must agree.
     for (size_t i = 0; i < values.size(); ++i)
       EXPECT_EQ(values[i] / codebook.scale_to, static_cast<float>(expected_values[i] / expected_scale)) << i;
   }

@@ -51,7 +51,7 @@ Row row_of(const PackedTensor& packed, int64_t row) {
   return result;
 }
 
-/// What all inputs do to the output error by one column: (w - v) H, of row `row`.
+/// Half the derivative of a row's output error by one weight, whose column of H is `h`: (w - v) H.
 double gradient(const Row& row, const float* weights, const std::vector<double>& h) {
   double sum = 0;
   for (size_t k = 0; k < h.size(); ++k) sum += (static_cast<double>(weights[k]) - row.values[k][row.codes[k]]) * h[k];

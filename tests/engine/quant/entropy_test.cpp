@@ -207,7 +207,7 @@ TEST(Entropy, QuantizedFrequenciesSumUpAndKeepWhatOccurs) {
   EXPECT_TRUE(std::ranges::all_of(all, [](uint32_t frequency) { return frequency == 1; }));
 }
 
-/// A small stream with all there is in one: class numbers, tables, a chunk table and words.
+/// A small stream with every part that there is: class numbers, tables, a chunk table and words.
 class HostileStream : public ::testing::Test {
  protected:
   const CodeLayout layout_{24, 61, 3};
@@ -233,7 +233,7 @@ TEST_F(HostileStream, AnyFlippedBitIsRefusedOrDecodesToSomethingOfTheRightSize) 
       ++refused;
     }
   }
-  // What the states at the end of a chunk do not give away, the checksum of the file has to.
+  // The file's checksum must find damage that the states at the end of a chunk do not show.
   EXPECT_GT(refused, static_cast<int>(stream_.size() * 8 * 99 / 100));
 }
 

@@ -44,8 +44,8 @@ std::vector<std::vector<double>> inverse(std::vector<std::vector<double>> a) {
   return a;
 }
 
-/// One row by the definition (optimal brain quantization in a fixed order): round a weight, then
-/// move all that are left to where the output error is least, by the inverse of *their* Hessian,
+/// One row by the definition (optimal brain quantization in a fixed order): rounds a weight, then
+/// moves all that are left to where the output error is least. The inverse of *their* Hessian is
 /// found anew each time.
 std::vector<uint32_t> solve_directly(const PackedTensor& nearest, int64_t row, const std::vector<float>& weights,
                                      const Hessian& hessian, const std::vector<int64_t>& order) {
@@ -221,8 +221,8 @@ TEST(Gptq, WeighingBitsBeatsALargerStep) {
   GptqReport plain, weighed;
   by_step(weights, shape, 1.4F, 0, hessian, &plain);
   by_step(weights, shape, 1.4F, 1.4, hessian, &weighed);
-  // A step twice as large makes the error four times what it was and takes a bit less: the product
-  // stays the same.
+  // A scale twice as large makes the error four times what it was and takes one bit less: the
+  // product stays the same.
   const auto product = [](const GptqReport& done) { return done.error * std::exp2(2 * done.bits); };
   EXPECT_LT(product(weighed), 0.95 * product(plain));
 }

@@ -67,8 +67,8 @@ std::vector<float> extreme_weights(const Shape& shape) {
   return weights;
 }
 
-// ---- An independent reference: groups by key, scales and nearest values by definition, in any old
-// order.
+// ---- An independent reference: groups by key, scales and nearest values by definition, in no
+// particular order.
 
 std::vector<std::vector<size_t>> reference_groups(const std::vector<float>& weights, const Shape& shape,
                                                   const Granularity& granularity) {
@@ -129,8 +129,8 @@ void reference_affine(const std::vector<float>& weights, const std::vector<size_
     out[i] = (std::clamp(std::nearbyint(weights[i] / step) + zero_point, 0.0F, top) - zero_point) * step;
 }
 
-/// The signed element of largest magnitude, or of its sign the root mean square for trained
-/// methods.
+/// The signed element of largest magnitude; for trained methods, the root mean square with its
+/// sign.
 float reference_extreme(const std::vector<float>& weights, const std::vector<size_t>& group, const Scheme& scheme) {
   const float extreme = weights[*std::ranges::max_element(group, {}, [&](size_t i) { return std::fabs(weights[i]); })];
   if (!traits_of(scheme.method).trained) return extreme;
@@ -341,8 +341,8 @@ TEST(Golden, NearestValueTimesAbsoluteMaximum) {
     Scheme scheme = testing::golden_scheme(parts[1]);
     scheme.granularity = parse_granularity(granularities.at(parts[2]));
     scheme.sign = ScaleSign::absolute;
-    // The golden blocks run through the whole tensor, ours end with an output channel: view it as
-    // one channel.
+    // The golden blocks run through the whole tensor, ours end with an output channel: the test
+    // views it as one channel.
     const Shape shape = parts[2] == "block16" ? Shape{1, weights.elements()} : weights.shape();
     const PackedTensor packed = quantize(weights.view().reshaped(shape), scheme, "w");
     const std::vector<float> actual = dequantized(packed);

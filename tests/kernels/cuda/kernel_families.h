@@ -37,7 +37,7 @@ inline void use(CudaBackend& backend, Family family) {
 }
 
 inline constexpr KernelChoice plain_kernels = {KernelChoice::Mode::plain};
-/// Neither wgmma nor the kernel of few pixels: of the tensor cores' kernels mma and few_rows are
+/// Without wgmma and without few_pixels: mma and few_rows are the kernels for tensor cores that are
 /// left.
 inline constexpr KernelChoice mma_kernels = KernelChoice{KernelChoice::Mode::portable}.without(Product::few_pixels);
 

@@ -11,7 +11,7 @@
 #include "tests/support/small_network.h"
 #include "training/trainer.h"
 
-// Training on float16 activations: steps of SGD at once, whole passes against the CPU's in float32,
+// Training on float16 activations: fused steps of SGD, whole passes against the CPU's in float32,
 // loss scales, and runs that are resumed.
 
 namespace nibblenet {
@@ -40,7 +40,7 @@ class StepAtOnce : public ::testing::Test {
     Values w, w_velocity, bias, bias_velocity, forward;
   };
 
-  /// A step from gradients, or at once; and what the weight's fp16 values make of x then.
+  /// A step from gradients, or a fused one; then the output for x by the weight's fp16 values.
   Result step(const Case& c, const SgdParameters& sgd, bool at_once) {
     const Shape y = {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
     Values start = uniform(c.w, 1);
@@ -85,7 +85,7 @@ class StepAtOnce : public ::testing::Test {
 };
 
 TEST_F(StepAtOnce, HasTheBitsOfGradientsAndAStep) {
-  // Superblocks and rows, rows alone, parts, three channels, few outputs.
+  // Superblocks and rows, rows alone, split-K, three channels, few outputs.
   const std::vector<Case> cases = {{{2, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{2, 17, 18, 8}, {16, 8, 3, 3}, {3, 1, 1}},
                                    {{33, 1, 1, 128}, {192, 128, 1, 1}},
@@ -119,8 +119,8 @@ TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
   EXPECT_EQ(from(cuda_, weight->values()), w);
 }
 
-/// Operations whose stores mask a gradient and look for what is not finite, and the same by kernels
-/// of their own.
+/// Operations whose epilogue masks a gradient and looks for overflow, and the same work by separate
+/// kernels.
 class GradientStores : public ::testing::Test {
  protected:
   using Run = std::function<void(Activations dx, const GradientStore& store)>;
@@ -143,8 +143,8 @@ class GradientStores : public ::testing::Test {
     return result;
   }
 
-  /// As `run` is given a store, and as it is given none. `launches` of the kernels that look and
-  /// mask are saved.
+  /// Compares `run` with a store and without one. The store saves `launches` of the kernels that
+  /// look for overflow and mask.
   void expect_same(const Shape& shape, bool overflows, const Run& run) {
     Values relu_output = uniform(shape, 9);
     for (size_t i = 0; i < relu_output.data.size(); i += 4) relu_output.data[i] = i % 8 == 0 ? 0.0F : -0.0F;
@@ -169,7 +169,7 @@ class GradientStores : public ::testing::Test {
 };
 
 TEST_F(GradientStores, OfProductsHaveTheBitsOfSeparateKernels) {
-  // One block and several, in parts and whole, tails.
+  // One block and several, split-K and none, tails.
   const std::vector<Case> cases = {{{2, 5, 6, 72}, {136, 72, 3, 3}, {3, 1, 1}},
                                    {{1, 9, 7, 8}, {8, 8, 3, 3}, {3, 1, 1}},
                                    {{33, 1, 1, 136}, {1032, 136, 1, 1}},
@@ -238,7 +238,7 @@ constexpr int64_t batch = 3;
 
 constexpr float dropout_probability = 0.3F;
 
-/// What a training pass had at a layer with parameters.
+/// What a training pass computed at a layer with parameters.
 struct SeenLayer {
   size_t index;               ///< in the network
   Values x, y;                ///< its input, its output
@@ -255,7 +255,7 @@ Values as_floats(Backend& backend, ConstActivations x) {
   return output_of(backend, x.shape(), [&](TensorView<float> floats) { backend.convert(floats, x); });
 }
 
-/// What the layer makes of x, in x's precision.
+/// The layer's output for x, in x's precision.
 Values forward_again(Backend& backend, Layer& layer, ConstActivations x) {
   const LayerSpec& spec = layer.spec;
   const Shape shape = spec.output_shape(x.shape());
@@ -294,10 +294,10 @@ Values rounded_to_halves(Values values) {
   return values;
 }
 
-/// A float16 pass, step by step by the CPU: each time from what the pass itself had before. Sums in
-/// another order put some activation on the other side of its ReLU, or make another one its
-/// window's largest, and of a hidden layer's 192 outputs one changes the gradients behind it by 1 /
-/// sqrt(192) = 0.07; from the same activations none does.
+/// A float16 pass, checked layer by layer by the CPU, each time from the pass's own values. Sums in
+/// another order can flip an activation across its ReLU, or choose another maximum of a window. One
+/// flip among a hidden layer's 192 outputs changes the gradients behind it by 1 / sqrt(192) = 0.07;
+/// from the same activations there is none.
 class StepByStep {
  public:
   explicit StepByStep(Network& network) : network_(network) {}
@@ -355,7 +355,7 @@ class StepByStep {
       cpu_.max_pool2d_forward(y.view(), argmax, below.y.view(), spec.window);
       return cpu_.max_pool2d_backward(dx.view(), dy.view(), argmax, spec.window);
     }
-    // Dropout: what it left is not 0, and what was 0 before has no gradient either way.
+    // Dropout: what it kept is not 0, and what was 0 before has no gradient either way.
     for (size_t i = 0; i < dx.data.size(); ++i)
       dx.data[i] = above.x.data[i] != 0.0F ? dy.data[i] / (1.0F - dropout_probability) : 0.0F;
   }
@@ -395,8 +395,8 @@ TEST(MixedTraining, GradientsOfAllLayersAreTheCpus) {
 }
 
 TEST(MixedTraining, GradientsAreAboutThoseOfFloat32) {
-  // As a whole, with those ReLUs and maxima that are on another side: a gradient that is wrong
-  // differs by about 1.
+  // The whole pass, with ReLUs and maxima that flip. A gradient that is wrong differs by about
+  // 1.
   CpuBackend cpu(2);
   CudaBackend cuda;
   Network exact = Network::for_training(cpu, even_alexnet(3), Precision::float32);

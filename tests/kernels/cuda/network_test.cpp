@@ -99,15 +99,15 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
       return backend.stream().launches() - before;
     };
     launches({});  // by wgmma, where there is one
-    // All but the second and the third pooling.
+    // Equal but for the second and the third pooling.
     EXPECT_EQ(launches(testing::mma_kernels), launches(testing::plain_kernels) - 2);
     backend.choose_kernels({});
   }
 }
 
 TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {
-  // Which do pooling, ReLU and biases as well. Fewer channels than AlexNet has change nothing of
-  // that.
+  // These kernels also add biases and compute ReLU and pooling. Having fewer channels than AlexNet
+  // changes nothing about that.
   const Shape shape = {1, 224, 224, 3};
   const Tensor<float> image = random_tensor(shape, 5);
   const Tensor<float> floats = on(cuda_, image);

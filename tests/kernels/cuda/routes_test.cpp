@@ -4,8 +4,8 @@
 
 #include "tests/support/route_table.h"
 
-// The table of routes, without a GPU and without the kernels. That launchers start what it says:
-// tests/hostexec.
+// Tests of the table of routes, without a GPU and without kernels. tests/hostexec checks that
+// launchers start what it says.
 
 namespace nibblenet {
 namespace {

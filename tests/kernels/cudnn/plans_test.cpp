@@ -3,8 +3,8 @@
 #include "engine/core/tensor.h"
 #include "kernels/cudnn/convolution_graph.h"
 
-// What the installed cuDNN makes of our graphs: it plans for a GPU that it is told about, and needs
-// none for that.
+// The plans that the installed cuDNN makes for our graphs. It plans for a GPU that is described to
+// it, and needs none.
 
 namespace nibblenet {
 namespace {

@@ -66,8 +66,8 @@ TEST(NetworkSpec, AFreshAlexNetIsTheNotebooks) {
   }
 }
 
-/// Fresh weights are a function of seed, name and shape alone, for ever: training runs of old can
-/// be done again. FNV-1a over the bits of all values.
+/// Fresh weights are a function of seed, name and shape alone and never change, so that old
+/// training runs can be repeated. FNV-1a over the bits of all values.
 TEST(NetworkSpec, AFreshAlexNetKeepsItsBits) {
   uint64_t hash = 0xCBF29CE484222325;
   for (const Parameter& parameter : random_network(alexnet, 10, 3).parameters)
@@ -108,7 +108,7 @@ std::string code_of(const fs::path& file) {
   return std::regex_replace(text, std::regex("//[^\n]*"), "");
 }
 
-/// What knows the layers of a network: its own table. "features.*" in the recipes of a sweep is a
+/// Only a network's own table knows its layers. "features.*" in the recipes of a sweep is a
 /// pattern.
 TEST(NetworkSpec, NoOtherFileKnowsALayersName) {
   const std::regex name("(features|classifier)\\.[0-9\\[*]");

@@ -93,7 +93,7 @@ TEST(Vgg16, PackedForwardEqualsTheForwardOfTheDequantizedModel) {
   }
 }
 
-/// Folding what the hash made, and what PyTorch's file holds: by PyTorch's logits.
+/// Batch norms of the hash and of PyTorch's own file fold to the logits of PyTorch.
 TEST(Vgg16, AStateDictOfBatchNormsGivesPyTorchsLogits) {
   const SafetensorsFile file(golden_folder() / "vgg16.safetensors");
   StateDict dict = load_state_dict(golden_folder() / "pth/vgg16_bn_small.pth");
@@ -179,7 +179,7 @@ StateDict golden_parameters(uint64_t seed, bool normalised) {
   return dict;
 }
 
-/// 134 million weights: not where every access is watched.
+/// 134 million weights: too slow under sanitizers.
 class GoldenVgg16 : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {

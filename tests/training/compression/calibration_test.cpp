@@ -207,7 +207,7 @@ TEST_F(CalibrationTest, BrokenFilesAreRefused) {
   save_state_dict(path, model);
   EXPECT_THROW(load_calibration(path, model), FormatError) << "a model is no calibration";
 
-  // Written as it should be, with what cannot be: the checksums are right.
+  // A file of the right form with impossible values; its checksums are right.
   const auto refuse_saved = [&](auto change) {
     Calibration wrong = calibration;
     change(wrong);

@@ -72,7 +72,7 @@ TEST_F(ChannelPruningTest, TheWeightsBehindMakeUpForWhatIsGone) {
   const std::vector<PrunedChannels> pruned = prune_channels(model, measured(model), {{"classifier.1", 20}});
   EXPECT_GT(pruned.front().error, 0);
   EXPECT_LT(pruned.front().error, 0.5);
-  // Against the same channels cut off, with the weights behind as they were.
+  // Compared with cutting off the same channels and changing no weight behind them.
   const auto left = model.at("classifier.1.bias").values().view();
   for (int64_t channel = 0; channel < 67; ++channel)
     if (std::ranges::find(left, cut.at("classifier.1.bias").values().data()[channel]) == left.end())

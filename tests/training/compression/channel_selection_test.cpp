@@ -15,7 +15,7 @@ namespace {
 using ::testing::ElementsAre;
 using testing::random_tensor;
 
-/// The Hessian of `rows` random inputs that hang together: sums of `rank` hidden ones, and noise.
+/// The Hessian of `rows` random inputs that correlate: sums of `rank` hidden ones, and noise.
 Hessian correlated_hessian(int64_t inputs, int64_t rank, float noise, uint64_t seed) {
   constexpr int64_t rows = 400;
   const Tensor<float> hidden = random_tensor({rows, rank}, seed), mix = random_tensor({rank, inputs}, seed + 1),
@@ -32,7 +32,7 @@ Hessian correlated_hessian(int64_t inputs, int64_t rank, float noise, uint64_t s
   return std::move(sums).finish();
 }
 
-/// x with a x = b for a[n, n], by Gaussian elimination; a and b are taken apart.
+/// x with a x = b for a[n, n], by Gaussian elimination; overwrites a and b.
 std::vector<double> solved(std::vector<double> a, std::vector<double> b) {
   const size_t n = b.size();
   for (size_t i = 0; i < n; ++i)

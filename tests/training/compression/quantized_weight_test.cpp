@@ -174,7 +174,7 @@ TEST_F(QuantizedWeightTest, ScalesLearnWhileTheCodesStay) {
   }
 }
 
-/// The scale and the values that are left to learn reach what the codes can express of another
+/// The codes stay; the scales and values that training can still learn come close to another
 /// tensor.
 TEST_F(QuantizedWeightTest, ScalesFindTheBestFitForTheirCodes) {
   packed_ = quantize(random_tensor({6, 200}, 2).view(), parse_scheme("kmeans:2"), "w");

@@ -49,7 +49,7 @@ const std::vector<Case> convolutions = {
     {{0, 8, 8, 2}, {5, 2, 3, 3}, {3, 1, 1}},      {{300, 24, 21, 3}, {3, 3, 3, 3}, {3, 4, 2}},
     {{1, 4, 6, 24}, {9, 24, 3, 3}, {3, 1, 1}},
 };
-/// What the plain kernel has to do: windows that begin at odd elements each, filters of too many
+/// Cases of the plain kernel: windows that each begin at an odd element, filters of too many
 /// pairs.
 const std::vector<Case> others = {{{1, 5, 7, 3}, {5, 3, 3, 3}, {3, 1, 1}}, {{1, 6, 6, 24}, {4, 24, 5, 5}, {5, 1, 2}}};
 
@@ -58,7 +58,7 @@ class FewChannels : public ::testing::Test {
   static Shape result_shape(const Case& c) {
     return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
   }
-  /// In fp16 values, before it is read back.
+  /// The output in fp16, read back as floats.
   Values product(const Case& c, const Values& x, Weight& w, const Values& bias, Epilogue epilogue = Epilogue::none) {
     const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
@@ -134,9 +134,9 @@ TEST_F(FewChannels, IsOneKernelAndNotThePlainOne) {
 }
 
 TEST_F(FewChannels, PoolsAtOnceWhatItWouldPoolAfterwards) {
-  // Walks of one band and of more, of one block and of several; rows and columns that no window
-  // reaches; filters that are no whole pieces; batches with all filters in a block, and a quarter
-  // of them.
+  // One band and more, one block and several; rows and columns that no window reaches; filters
+  // that are no whole 16-byte vectors; batches with all filters in a block, and with a quarter of
+  // them.
   const std::vector<Case> cases = {
       {{1, 7, 64, 3}, {64, 3, 3, 3}, {3, 2, 1}},       {{2, 23, 58, 2}, {20, 2, 3, 3}, {3, 1, 0}},
       {{3, 39, 56, 1}, {7, 1, 3, 3}, {3, 2, 28}},      {{70, 12, 60, 3}, {72, 3, 5, 5}, {5, 2, 2}},

@@ -36,7 +36,7 @@ constexpr double float16_tolerance = 2e-3;
 
 using Case = testing::ConvolutionCase;
 
-/// And around 32 pixels: fewer superblocks than warps, as many, and more; one part, several, and so
+/// Around 32 pixels: fewer superblocks than warps, as many, and more; no split-K, split-K, and so
 /// many blocks that a warp has four superblocks.
 const std::vector<Case> cases = [] {
   std::vector<Case> all = testing::superblock_convolutions;
@@ -57,7 +57,7 @@ Values rounded(Values values) {
   return values;
 }
 
-/// Whether a product of fp16 activations goes there.
+/// Whether few_pixels takes a product of fp16 activations.
 bool has_few_pixels(const Shape& x, const WeightCuda& w, Window window) {
   return route_forward(product_case(x, product_shape(x, w.shape(), window), window, w.traits()), {}).product ==
          Product::few_pixels;
@@ -147,7 +147,7 @@ TEST_F(FewPixels, WeightsInHalves) {
 }
 
 TEST_F(FewPixels, EveryOtherWayToStoreWeights) {
-  // Steps that change along k: no superblocks but those in the workspace.
+  // Scales that change along k: superblocks exist in the workspace only.
   for (const Case& c : {cases[0], cases[2]})
     for (const char* scheme : {"linear:4:block:64", "linear:3:block:7:zero-point", "nf4:4:block:64", "kmeans:3:row",
                                "fp8-e4m3:8:tile:3x5", "linear:2:block:16", "stable-embedding:5"}) {
@@ -227,7 +227,7 @@ class PooledFewPixels : public FewPixels {
     return {y[0], p.pool.output(y[1]), p.pool.output(y[2]), y[3]};
   }
 
-  /// By one kernel, or by a convolution and a pooling. `flat`: and flattened.
+  /// By one fused kernel, or by a convolution and a pooling. `flat`: then flattened.
   Values pooled(const Pooled& p, const Values& x, Weight& w, bool at_once, bool flat = false) {
     const Buffer<f16> input = fp16_on(cuda_, x);
     const TensorView<const f16> halves_of_x(input.data(), p.c.x);
@@ -258,8 +258,8 @@ class PooledFewPixels : public FewPixels {
 
 TEST_F(PooledFewPixels, HasTheBitsOfWhatIsDoneAfterwards) {
   // Tiles of several images and several tiles of one; rows and columns that no window reaches;
-  // windows that overlap, that do not, and that are the whole image; one part of k and several;
-  // filters that end inside a superblock; and AlexNet's second convolution in small.
+  // windows that overlap, that do not, and that are the whole image; split-K and none; filters that
+  // end inside a superblock; and AlexNet's second convolution in small.
   const std::vector<Pooled> pooled_cases = {{{{3, 5, 5, 64}, {72, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                             {{{2, 13, 13, 128}, {64, 128, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                             {{{1, 19, 17, 64}, {64, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},
@@ -274,7 +274,7 @@ TEST_F(PooledFewPixels, HasTheBitsOfWhatIsDoneAfterwards) {
       SCOPED_TRACE(name_of(p.c) + ", " + scheme);
       const auto w = cuda_.make_weight(quantized(p.c.w, parse_scheme(scheme), 3));
       const Values x = uniform(p.c.x, 1);
-      for (const bool flat : {false, true, false})  // the last one finds counters as the others left them
+      for (const bool flat : {false, true, false})  // the last run finds the semaphores as the others left them
         EXPECT_TRUE(same_bits(pooled(p, x, *w, true, flat), pooled(p, x, *w, false, flat)));
     }
 }

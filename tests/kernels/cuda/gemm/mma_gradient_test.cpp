@@ -36,7 +36,7 @@ struct Case {
 };
 
 /// Around a block's 64 and 128, several blocks each way, strides, no padding, taps that straddle a
-/// tile, reductions that are cut into parts, three channels.
+/// tile, reductions that are split (split-K), three channels.
 const std::vector<Case> convolutions = {
     {{1, 9, 7, 8}, {8, 8, 3, 3}, {3, 1, 1}},    {{2, 5, 6, 72}, {136, 72, 3, 3}, {3, 1, 1}},
     {{1, 8, 9, 16}, {24, 16, 3, 3}, {3, 2, 1}}, {{1, 6, 5, 192}, {8, 192, 2, 2}, {2, 1, 0}},
@@ -56,8 +56,8 @@ const std::vector<Case> matrices = {
     {{1, 1, 1, 8}, {8, 8, 1, 1}},         {{129, 1, 1, 72}, {136, 72, 1, 1}}, {{300, 1, 1, 16}, {24, 16, 1, 1}},
     {{33, 1, 1, 136}, {1032, 136, 1, 1}}, {{20, 1, 1, 200}, {64, 200, 1, 1}},
 };
-/// Filters that are no multiple of 8: of few, around the blocks' 64 rows and 64 columns, and the
-/// plain kernels'.
+/// Filters that are no multiple of 8: few filters, sizes around the 64 rows and 64 columns of
+/// blocks, and cases of the plain kernels.
 const std::vector<Case> odd = {{{9, 1, 1, 40}, {10, 40, 1, 1}},  {{1, 1, 1, 8}, {1, 8, 1, 1}},
                                {{65, 1, 1, 72}, {15, 72, 1, 1}}, {{128, 1, 1, 1024}, {10, 1024, 1, 1}},
                                {{200, 1, 1, 64}, {3, 64, 1, 1}}, {{9, 1, 1, 40}, {17, 40, 1, 1}},
@@ -112,7 +112,7 @@ Values as_halves(Values values) {
 
 class GradientProduct : public ::testing::Test {
  protected:
-  /// By the linear layer's operations where the case is one.
+  /// Calls the linear layer's operations where the case is a linear layer.
   Gradients gradients(const Case& c, const Values& dy, const Values& x, const Values& w) {
     const auto weight = cuda_.make_trained_weight(w.view());
     const Buffer<f16> gradient = fp16_on(cuda_, dy), input = fp16_on(cuda_, x);
@@ -192,7 +192,7 @@ TEST_F(GradientProduct, OneKernelUnlessTheReductionIsCut) {
     const Values dy = uniform(output_shape(c), 1), x = uniform(c.x, 2), w = uniform(c.w, 3);
     const int64_t before = cuda_.stream().launches();
     gradients(c, dy, x, w);
-    // Beside the products: fp16 values of the weight, fp16 values of dx read back.
+    // Kernels beside the products: fp16 values of the weight, fp16 values of dx read back.
     EXPECT_EQ(cuda_.stream().launches() - before, of_data + of_weight + 2);
   }
 }

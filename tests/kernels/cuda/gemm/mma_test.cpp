@@ -50,7 +50,7 @@ class MmaProduct : public ::testing::Test {
  protected:
   MmaProduct() { cuda_.choose_kernels(testing::mma_kernels); }
 
-  /// Of linear layers and convolutions; `y_precision` of the result before it is read back.
+  /// A linear layer's or a convolution's output in `y_precision`, read back as floats.
   Values product(const Case& c, const Values& x, const PackedTensor& packed, const Values& bias,
                  Epilogue epilogue = Epilogue::none, Precision y_precision = Precision::float32) {
     const Buffer<f16> input = fp16_on(cuda_, x);
@@ -138,7 +138,7 @@ TEST_F(MmaProduct, IsExactForIntegersOfAwkwardShapes) {
 }
 
 TEST_F(MmaProduct, WeightsInHalvesAreSuperblocksToo) {
-  // Those of whole superblocks; integers are exact in every kernel, so that results are equal.
+  // Cases of whole superblocks. Integers are exact in every kernel, so results are equal.
   const std::vector<Case> cases = {{{3, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{1, 9, 7, 128}, {192, 128, 3, 3}, {3, 2, 1}},
                                    {{17, 128}, {64, 128}},
@@ -190,8 +190,8 @@ TEST_F(MmaProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
     Case c;
     Window pool;
   };
-  // Several images in a block, one, bands that share rows, rows and columns that no window reaches,
-  // parts.
+  // Several images in a block, one image, bands that share rows, rows and columns that no window
+  // reaches, split-K.
   const std::vector<Pooled> cases = {{{{3, 5, 5, 64}, {70, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                      {{{2, 13, 13, 64}, {64, 64, 3, 3}, {3, 1, 1}}, {3, 2, 0}},
                                      {{{1, 19, 17, 64}, {65, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}},

@@ -55,7 +55,7 @@ Values conv2d_fp16(Backend& backend, const Case& c, const Values& x, Weight& w, 
   });
 }
 
-/// 64 x 64 x 32 are the tiles' sizes: around them, primes, and the network's kinds of layers.
+/// Around the tile size of 64 x 64 x 32, primes, and the network's kinds of layers.
 const std::vector<Case>& convolutions() {
   static const std::vector<Case> cases = {
       {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 0}},  {{2, 13, 11, 3}, {7, 3, 11, 11}, {11, 4, 2}},
@@ -92,8 +92,8 @@ TEST_P(CudaProduct, ConvolutionsOfEveryScheme) {
 }
 
 TEST_P(CudaProduct, DecodesTheSameBits) {
-  // The identity as input makes a column of weights of every row of the result: nothing is rounded
-  // on the way.
+  // With the identity as input, each row of the result is a column of weights, and nothing is
+  // rounded.
   const Shape shape = {67, 45};
   Values identity({shape[1], shape[1]});
   for (int64_t i = 0; i < shape[1]; ++i) identity.data[static_cast<size_t>(i * (shape[1] + 1))] = 1.0F;
@@ -211,7 +211,7 @@ TEST_F(CudaConvolution, RefusesWeightsOfTheOtherPrecision) {
 }
 
 TEST_F(CudaConvolution, GradientsOfManyPixelsAddTheirPartsUp) {
-  // Enough pixels that the weight's and the bias's gradients are cut into parts.
+  // Enough pixels for split-K in the gradients of weight and bias.
   const Case c = {{3, 31, 29, 5}, {9, 5, 3, 3}, {3, 1, 1}};
   const Values x = integers(c.x, 1), dy = integers(output_shape(c), 2);
   const auto gradients = [&](Backend& backend) {

@@ -30,7 +30,7 @@ struct Case {
 };
 
 /// Less than a block, several blocks, tails of 64 channels and of 128 pixels, blocks of 64, 96 and
-/// 128 columns, strides, padding that windows lie in, reductions that are cut into parts.
+/// 128 columns, strides, padding that windows lie in, split-K.
 const std::vector<Case> cases = {
     {{1, 4, 5, 8}, {8, 8, 3, 3}, {3, 1, 1}},
     {{2, 9, 11, 72}, {64, 72, 3, 3}, {3, 1, 1}},
@@ -96,7 +96,7 @@ TEST_F(WgmmaProduct, SumsInFloat32) {
     const auto w = cuda_.make_weight(weights.view(), Precision::float16);
     const Values actual = product(Family::wgmma, c, x, *w, bias);
     const Values expected = product(Family::plain, c, x, *w, bias);
-    EXPECT_LE(relative_error(actual.view(), expected.view()), 3e-4);  // a few results round to another half
+    EXPECT_LE(relative_error(actual.view(), expected.view()), 3e-4);  // a few results round to another fp16 value
   }
 }
 
@@ -110,7 +110,7 @@ TEST_F(WgmmaProduct, EveryWayToStoreWeights) {
       const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme(scheme), "w"));
       EXPECT_LE(
           relative_error(product(Family::wgmma, c, x, *w, bias).view(), product(Family::plain, c, x, *w, bias).view()),
-          1e-3);  // steps are fp16 values in one, floats in the other
+          1e-3);  // scales are fp16 values in one, floats in the other
     }
 }
 
@@ -122,8 +122,8 @@ TEST_F(WgmmaProduct, GivesTheSameBitsAgain) {
 }
 
 TEST_F(WgmmaProduct, TakesOverWherePlainKernelsWouldBeSlow) {
-  // Steps along channels and taps do not fit superblocks of filters: one kernel for the rows of
-  // fp16 values, one or two more.
+  // Scales that change along channels and taps do not fit superblocks of filters: one kernel writes
+  // rows of fp16 values, one or two more multiply.
   cuda_.choose_kernels(KernelChoice{}.without(Product::few_pixels));
   const Case c{{1, 6, 6, 64}, {64, 64, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), bias = uniform({64}, 3);

@@ -55,7 +55,7 @@ class FewOutputs : public ::testing::Test {
     });
   }
 
-  /// The kernel asks for none.
+  /// A workspace that refuses: the kernel needs none.
   class NoScratch final : public Workspace {
     float* floats(size_t) override { return nullptr; }
     unsigned* counters(size_t) override { return nullptr; }

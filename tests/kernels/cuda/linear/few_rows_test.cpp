@@ -34,7 +34,7 @@ using testing::Values;
 constexpr double float16_tolerance = 2e-3;
 
 /// Around a superblock, around the four that a block owns below each other, and enough columns for
-/// several parts.
+/// split-K.
 const std::vector<Shape> shapes = {{64, 64}, {1, 8}, {65, 136}, {257, 56}, {70, 520}};
 
 enum class Kernel : uint8_t { plain, few_rows };

@@ -75,7 +75,7 @@ TEST(Superblock, PackingAndUnpackingAreInverses) {
 }
 
 TEST(Superblock, PaddingIsZeros) {
-  // Of a matrix of ones, the bits that are set are those of its codes and no others.
+  // A matrix of ones sets the bits of its codes and no others.
   for (int bits = 2; bits <= 8; ++bits) {
     const MatrixSize size = {65, 63};
     std::vector<uint8_t> codes(static_cast<size_t>(size.rows * channel_stride(size.columns, bits)));
