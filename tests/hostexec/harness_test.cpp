@@ -269,7 +269,7 @@ TEST_F(Harness, FindsABarrierThatSomeNeverReach) {
               AllOf(HasSubstr("__syncthreads"), HasSubstr("for ever"), HasSubstr("thread 33 has ended")));
 }
 
-TEST_F(Harness, FindsMasksThatAreNotTheTruth) {
+TEST_F(Harness, FindsWrongMasks) {
   EXPECT_THAT(refusal(dim3(1), 32,
                       [] {
                         if (thread() != 5) __shfl_xor_sync(everyone, 1.0F, 1);

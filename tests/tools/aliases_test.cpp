@@ -73,7 +73,7 @@ TEST(NamesOfColumn, TheOldOneStandsBesideTheNew) {
   EXPECT_THAT(tools::names_of_column("resident_bytes"), ElementsAre("resident_bytes"));
 }
 
-TEST(Recipe, OfBeforeHasTheNamesOfToday) {
+TEST(Recipe, OldNamesReadAsTodays) {
   EXPECT_EQ(to_string(tools::parse_recipe("pack --target-rest 8.2 --calibrated --refinements 1")),
             "pack --target-file 8.2 --calibrated --passes 1");
   EXPECT_EQ(to_string(tools::parse_recipe("pack --calibrated --rounding compensated")),

@@ -301,7 +301,7 @@ TEST_F(SweepTest, RowsOfAnotherBuildStayWithAWarning) {
   EXPECT_EQ(row("out", few_names[1]).at("program"), "0123456789abcdef") << "not measured again";
 }
 
-TEST_F(SweepTest, RowsOfAnotherCalibrationOrModelAreNoCompany) {
+TEST_F(SweepTest, RowsOfAnotherCalibrationOrModelAreRefused) {
   without_gnuplot();
   succeed("pack small.safetensors --threads 1 --bits 2 -o made.safetensors");
   const std::string calibrated = "--schemes \"pack --bits 3 --calibrated\" --calibrate standin ";
@@ -432,7 +432,7 @@ TEST_F(SweepTest, ModelsAreKeptOnRequest) {
   EXPECT_TRUE(fs::exists(at("out/linear_4_channel.safetensors")));
 }
 
-TEST_F(SweepTest, TheNotebooksPresetLeavesTheNotebooksFiles) {
+TEST_F(SweepTest, TheNotebooksPresetWritesTheNotebooksFiles) {
   succeed(sweep + "--out out");
   EXPECT_EQ(rows("out").size(), 30U);
   for (int bits = 3; bits <= 8; ++bits) {

@@ -212,7 +212,7 @@ TEST_F(QuantizedTrainingTest, ScalesBringAPackedNetworkBackToItsFloatOne) {
   EXPECT_LT(history.back().loss, 0.5 * history.front().loss);
 }
 
-TEST_F(QuantizedTrainingTest, ACheckpointIsThePackedModelToWhoeverReadsItAsOne) {
+TEST_F(QuantizedTrainingTest, ACheckpointReadsAsThePackedModel) {
   Network network(*backend_, small_alexnet(1));
   Trainer trainer(network, train_, test_, options(true));
   trainer.quantize(packed("kmeans:2"));

@@ -138,7 +138,7 @@ TEST_F(TrainerTest, AStudentComesToPredictWhatItsTeacherDoes) {
   EXPECT_LT(history.back().loss, 0.2 * history.front().loss);
 }
 
-TEST_F(TrainerTest, ATeacherOfNoWeightIsNotHeard) {
+TEST_F(TrainerTest, ATeacherOfWeightZeroChangesNothing) {
   const auto backend = make_test_backend(0);
   Network teacher(*backend, small_alexnet(9)), taught(*backend, small_alexnet(1)), alone(*backend, small_alexnet(1));
   Trainer with(taught, train_, test_, options(true, false)), without(alone, train_, test_, options(true, false));

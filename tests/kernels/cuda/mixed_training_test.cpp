@@ -34,7 +34,7 @@ struct Case {
   Window window = {};
 };
 
-class StepAtOnce : public ::testing::Test {
+class FusedStep : public ::testing::Test {
  protected:
   struct Result {
     Values w, w_velocity, bias, bias_velocity, forward;
@@ -84,7 +84,7 @@ class StepAtOnce : public ::testing::Test {
   CudaBackend cuda_;
 };
 
-TEST_F(StepAtOnce, HasTheBitsOfGradientsAndAStep) {
+TEST_F(FusedStep, HasTheBitsOfGradientsAndAStep) {
   // Superblocks and rows, rows alone, split-K, three channels, few outputs.
   const std::vector<Case> cases = {{{2, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{2, 17, 18, 8}, {16, 8, 3, 3}, {3, 1, 1}},
@@ -105,7 +105,7 @@ TEST_F(StepAtOnce, HasTheBitsOfGradientsAndAStep) {
     }
 }
 
-TEST_F(StepAtOnce, IsNotForFloatsNorForPlainKernels) {
+TEST_F(FusedStep, IsNotForFloatsNorForPlainKernels) {
   const Values w = uniform({8, 8}, 1);
   const auto weight = cuda_.make_trained_weight(w.view());
   Tensor<float> bias = on(cuda_, Values({8})), velocity = on(cuda_, w), bias_velocity = on(cuda_, Values({8}));
@@ -218,7 +218,7 @@ TEST_F(GradientStores, OfPoolingAndDropoutHaveTheBitsOfSeparateKernels) {
     }
 }
 
-TEST_F(GradientStores, DropoutOfHalvesIsThatOfPlainKernels) {
+TEST_F(GradientStores, DropoutInFp16IsThatOfPlainKernels) {
   for (const Shape& shape : {Shape{3, 40}, Shape{5, 7}, Shape{300, 72}, Shape{0, 8}}) {
     const Buffer<f16> fp16 = fp16_on(cuda_, uniform(shape, 3));
     const auto dropped = [&](bool plain) {
@@ -413,14 +413,14 @@ TEST(MixedTraining, GradientsAreAboutThoseOfFloat32) {
   }
 }
 
-TEST(MixedTraining, OverflowCallsNobody) {
+TEST(MixedTraining, OverflowCallsNoCallback) {
   CudaBackend cuda;
   Network network = Network::for_training(cuda, even_alexnet(3), Precision::float16);
   EXPECT_EQ(step_of(network, network.classifier_begin(), 1e6F).layers.size(), 0U);
   EXPECT_EQ(step_of(network, network.classifier_begin(), 1024.0F).layers.size(), 3U);
 }
 
-TEST(MixedTraining, IsForBackendsThatCan) {
+TEST(MixedTraining, IsRefusedWhereItIsNotSupported) {
   CpuBackend cpu(2);
   EXPECT_THROW(Network::for_training(cpu, even_alexnet(3), Precision::float16), UsageError);
   CudaBackend cuda;

@@ -124,7 +124,7 @@ TEST_F(Baseline, LinearLayersOfPackedWeights) {
   }
 }
 
-TEST_F(Baseline, TinyWeightsKeepTheirPrecisionInHalves) {
+TEST_F(Baseline, TinyWeightsKeepTheirPrecisionInFp16) {
   Values w = uniform({8, 40}, 2);
   for (float& value : w.data) value *= 1e-12F;
   const Values x = uniform({3, 40}, 1), bias(Shape{8});

@@ -45,7 +45,7 @@ void silence(StateDict& model, const std::string& layer, int64_t channel) {
   model.at(layer + ".bias").values().data()[channel] = -1;
 }
 
-TEST_F(ChannelPruningTest, SilentChannelsGoAndTheNetworkSaysTheSame) {
+TEST_F(ChannelPruningTest, RemovingSilentChannelsKeepsTheLogits) {
   const std::map<std::string, std::vector<int64_t>> silent = {
       {"features.0", {2}},     {"features.3", {0, 12}},      {"features.6", {5, 6}},   {"features.8", {10}},
       {"features.10", {0, 3}}, {"classifier.1", {7, 8, 66}}, {"classifier.4", {0, 20}}};

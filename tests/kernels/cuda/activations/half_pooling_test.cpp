@@ -83,7 +83,7 @@ Values with_ties(const Shape& shape, uint64_t seed) {
   return x;
 }
 
-TEST_F(Pooling, HalvesHaveTheBitsOfPlainKernels) {
+TEST_F(Pooling, Fp16HasTheBitsOfPlainKernels) {
   for (const Shape& shape : shapes)
     for (const bool ties : {false, true}) {
       SCOPED_TRACE(to_string(shape));

@@ -133,7 +133,7 @@ TEST_F(FewChannels, IsOneKernelAndNotThePlainOne) {
   }
 }
 
-TEST_F(FewChannels, PoolsAtOnceWhatItWouldPoolAfterwards) {
+TEST_F(FewChannels, FusedPoolingHasTheBitsOfSeparatePooling) {
   // One band and more, one block and several; rows and columns that no window reaches; filters
   // that are no whole 16-byte vectors; batches with all filters in a block, and with a quarter of
   // them.

@@ -135,7 +135,7 @@ TEST_F(FewPixels, IsExactForIntegersOfAwkwardShapes) {
   }
 }
 
-TEST_F(FewPixels, WeightsInHalves) {
+TEST_F(FewPixels, Fp16Weights) {
   for (const Case& c : cases) {  // in superblocks where there are whole ones
     SCOPED_TRACE(name_of(c));
     const Values weights = integers(c.w, 3), x = integers(c.x, 5, 2), bias = integers({c.w[0]}, 4);
@@ -162,7 +162,7 @@ TEST_F(FewPixels, EveryOtherWayToStoreWeights) {
     }
 }
 
-TEST_F(FewPixels, ResultsInHalvesAreTheRoundedOnes) {
+TEST_F(FewPixels, Fp16ResultsAreTheRoundedOnes) {
   for (const Case& c : cases) {
     SCOPED_TRACE(name_of(c));
     const PackedTensor packed = quantized(c.w, parse_scheme("linear:3:channel"), 3);
@@ -197,7 +197,7 @@ TEST_F(FewPixels, ResultsAnywhereInMemory) {
   EXPECT_TRUE(same_bits(actual, rounded(product(c, x, packed, bias))));
 }
 
-TEST_F(FewPixels, AreFewWhereLargeTilesLeaveMostOfAGpuIdle) {
+TEST_F(FewPixels, AreTakenWhereLargeTilesLeaveMostOfAGpuIdle) {
   struct Layer {
     Case of_one_image;
     int64_t largest_batch;
@@ -256,7 +256,7 @@ class PooledFewPixels : public FewPixels {
   }
 };
 
-TEST_F(PooledFewPixels, HasTheBitsOfWhatIsDoneAfterwards) {
+TEST_F(PooledFewPixels, HasTheBitsOfSeparatePooling) {
   // Tiles of several images and several tiles of one; rows and columns that no window reaches;
   // windows that overlap, that do not, and that are the whole image; split-K and none; filters that
   // end inside a superblock; and AlexNet's second convolution in small.

@@ -197,7 +197,7 @@ TEST_F(GradientProduct, OneKernelUnlessTheReductionIsCut) {
   }
 }
 
-TEST_F(GradientProduct, HalvesOfATrainedWeightFollowItsValues) {
+TEST_F(GradientProduct, Fp16CopiesOfATrainedWeightFollowItsValues) {
   cuda_.choose_kernels({KernelChoice::Mode::portable});  // wgmma has no superblocks
   const Shape shape = {64, 64, 3, 3};                    // rows and superblocks
   const Window window = {3, 1, 1};

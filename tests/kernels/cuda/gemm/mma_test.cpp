@@ -137,7 +137,7 @@ TEST_F(MmaProduct, IsExactForIntegersOfAwkwardShapes) {
     }
 }
 
-TEST_F(MmaProduct, WeightsInHalvesAreSuperblocksToo) {
+TEST_F(MmaProduct, Fp16WeightsAreSuperblocksToo) {
   // Cases of whole superblocks. Integers are exact in every kernel, so results are equal.
   const std::vector<Case> cases = {{{3, 4, 5, 64}, {64, 64, 3, 3}, {3, 1, 1}},
                                    {{1, 9, 7, 128}, {192, 128, 3, 3}, {3, 2, 1}},
@@ -173,7 +173,7 @@ TEST_F(MmaProduct, WeightsInHalvesAreSuperblocksToo) {
   }
 }
 
-TEST_F(MmaProduct, ResultsInHalvesAreTheRoundedOnes) {
+TEST_F(MmaProduct, Fp16ResultsAreTheRoundedOnes) {
   for (const auto* cases : {&superblock_convolutions, &matrices})
     for (const Case& c : *cases) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
@@ -185,7 +185,7 @@ TEST_F(MmaProduct, ResultsInHalvesAreTheRoundedOnes) {
     }
 }
 
-TEST_F(MmaProduct, PoolsAtOnceWhatItWouldPoolAfterwards) {
+TEST_F(MmaProduct, FusedPoolingHasTheBitsOfSeparatePooling) {
   struct Pooled {
     Case c;
     Window pool;
@@ -235,7 +235,7 @@ TEST_F(MmaProduct, PoolingKeepsNaN) {
   for (const float value : pooled.data) EXPECT_TRUE(std::isnan(value));
 }
 
-TEST_F(MmaProduct, TinyAndHugeWeightsWithStepsOfTheirOwn) {
+TEST_F(MmaProduct, TinyAndHugeWeightsWithTheirOwnScales) {
   const Case c{{20, 128}, {64, 128}};
   const Values x = uniform(c.x, 1), bias(Shape{64});
   for (const float unit : {1e-12F, 1e12F})

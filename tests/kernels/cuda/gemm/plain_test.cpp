@@ -184,7 +184,7 @@ TEST_F(CudaConvolution, ExactForIntegers) {
   }
 }
 
-TEST_F(CudaConvolution, TinyAndHugeWeightsKeepTheirPrecisionInHalves) {
+TEST_F(CudaConvolution, TinyAndHugeWeightsKeepTheirPrecisionInFp16) {
   const Case c = {{1, 4, 4, 8}, {9, 8, 3, 3}, {3, 1, 1}};
   const Values x = uniform(c.x, 1), bias(Shape{9});
   for (const float unit : {1e-12F, 1e12F}) {
@@ -210,7 +210,7 @@ TEST_F(CudaConvolution, RefusesWeightsOfTheOtherPrecision) {
   EXPECT_THROW(cuda_.make_weight(w.view(), Precision::float16)->values(), Error);
 }
 
-TEST_F(CudaConvolution, GradientsOfManyPixelsAddTheirPartsUp) {
+TEST_F(CudaConvolution, GradientsOfManyPixelsAreExactInSplitK) {
   // Enough pixels for split-K in the gradients of weight and bias.
   const Case c = {{3, 31, 29, 5}, {9, 5, 3, 3}, {3, 1, 1}};
   const Values x = integers(c.x, 1), dy = integers(output_shape(c), 2);

@@ -98,7 +98,7 @@ TEST_F(FewOutputs, IsExactForIntegersOfAwkwardShapes) {
       }
 }
 
-TEST_F(FewOutputs, ResultsInHalvesAreTheRoundedOnes) {
+TEST_F(FewOutputs, Fp16ResultsAreTheRoundedOnes) {
   const Values x = uniform({9, 1024}, 1), bias = uniform({10}, 2);
   const WeightCuda w(cuda_, quantized({10, 1024}, parse_scheme("linear:4:channel"), 3), cuda_.stream());
   Values rounded = product(x, w, bias, Epilogue::relu);

@@ -179,7 +179,7 @@ TEST_F(FewRows, AStoredCodebookIsDataOfItsTensor) {
   }
 }
 
-TEST_F(FewRows, IsWhatTheBackendTakesForSmallBatchesOfHalves) {
+TEST_F(FewRows, IsTakenForSmallBatchesOfFp16) {
   const PackedTensor packed = quantized({128, 512}, parse_scheme("linear:4:channel"), 3);
   const auto weight = cuda_.make_weight(packed);
   EXPECT_EQ(weight->resident().total(), resident_size(packed).total());
