@@ -130,7 +130,7 @@ std::optional<std::string> baseline_missing(Backends& backends) {
   }
 }
 
-/// What --data asks for; nothing without it.
+/// The images of --data; nothing without it.
 std::optional<Dataset> test_images(const Options& options) {
   if (options.data.empty()) return std::nullopt;
   Dataset images = load_dataset(find_data(options.data), Split::test, options.limit);
@@ -142,7 +142,7 @@ std::optional<Dataset> test_images(const Options& options) {
   return images;
 }
 
-/// What --sides asks for, which the devices can run.
+/// The sides of --sides, which the devices can run.
 std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, bool with_baseline) {
   Backend& own = backends.own();
   std::vector<SideSpec> specs;
@@ -162,7 +162,7 @@ void print(const Ceilings& ceilings) {
              ceilings.products_by);
 }
 
-/// What a comparison's file says of everything but the sides.
+/// The part of a comparison's file that is not about sides.
 nlohmann::json setting_json(const Options& options, const std::filesystem::path& model, const StateDict& floats,
                             const Backend& backend, const Ceilings& ceilings, const std::optional<std::string>& missing,
                             const std::optional<Dataset>& images) {

@@ -37,7 +37,7 @@ struct Guess {
   float probability = 0;
 };
 
-/// A picture and what the network says to it.
+/// A picture and the network's answer.
 struct Picture {
   std::string path;
   int width = 0;
@@ -145,8 +145,8 @@ class Classifier {
     return static_cast<size_t>(shape(batch_).elements()) * bytes_of(network_.precision());
   }
 
-  /// Reads one picture as the data set's are: resized, cropped, normalised. What is wrong with it
-  /// is kept.
+  /// Reads one picture like those of the data set: resized, cropped, normalised. An error is kept
+  /// with the picture.
   void prepare(Picture& picture, std::span<float> out) const {
     try {
       std::error_code error;
@@ -186,7 +186,7 @@ class Classifier {
   std::vector<float> logits_;  // [batch, classes]
 };
 
-/// File and class names may hold anything; a terminal should not be told to do anything by them.
+/// A name that is safe to print: file and class names may hold commands to a terminal.
 std::string printable(std::string text) {
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
@@ -254,7 +254,7 @@ nlohmann::json to_json(const std::vector<Picture>& pictures, const std::vector<s
   return results;
 }
 
-/// Classifies all pictures and prints what comes out, as it comes.
+/// Classifies all pictures and prints each result as it comes.
 void classify_all(Classifier& classifier, std::vector<Picture>& pictures, int64_t top, const Printer& printer) {
   std::optional<Progress> progress;
   if (isatty(STDOUT_FILENO) == 0) progress.emplace("classifying", "images");  // else the table itself shows it

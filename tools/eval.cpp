@@ -36,7 +36,7 @@ struct Options {
   bool verbose = false;
 };
 
-/// What --simulate and --repair ask for; nothing without them.
+/// The simulation of --simulate and --repair; nothing without them.
 std::optional<SimulatedScheme> simulated_scheme(const Options& options) {
   if (options.simulate.empty()) return std::nullopt;
   SimulatedScheme scheme = parse_simulated_scheme(options.simulate);
@@ -46,7 +46,7 @@ std::optional<SimulatedScheme> simulated_scheme(const Options& options) {
   return scheme;
 }
 
-/// One model, evaluated, with what there is to say about its size.
+/// One model, evaluated, and the facts about its size.
 struct Result {
   std::string model;
   Evaluation evaluation;
@@ -72,7 +72,7 @@ SimulationReport simulate_model(StateDict& model, const SimulatedScheme& scheme)
   });
 }
 
-/// Simulated weights are evaluated as they are, in float32, unless --precision says otherwise.
+/// Simulated weights are evaluated in float32, unless --precision says otherwise.
 Precision precision_of(const Options& options, const Backend& backend, bool is_simulated) {
   if (is_simulated && options.device.precision == "auto") return Precision::float32;
   return options.device.precision_on(backend);
@@ -184,7 +184,7 @@ std::optional<double> largest_difference(const Evaluation& a, const Evaluation& 
   return largest;
 }
 
-/// The same images through both models: who is right where the other is not.
+/// The same images through both models: which of them only one model gets right.
 nlohmann::json compare(const Result& result, const Result& other) {
   int64_t only_this = 0, only_other = 0;
   for (int64_t i = 0; i < result.evaluation.images; ++i) {

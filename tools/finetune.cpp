@@ -61,7 +61,7 @@ InitialModel find_initial_model(const Options& options) {
   return {options.init, false};
 }
 
-/// The name the original notebooks give; packed models say that they are trained as such.
+/// The name that the original notebooks give. Packed models' names say that training was packed.
 std::filesystem::path default_output(const NetworkSpec& network, bool packed) {
   const std::time_t now = std::time(nullptr);
   return project_root() / "weights" /
@@ -230,7 +230,7 @@ void finetune(Options& options, Given given) {
                             {"peak_bytes", backend->meter().peak_total()}});
 }
 
-/// Flags that a checkpoint has settled already.
+/// Flags that a checkpoint has already settled.
 void refuse_with_resume(const CLI::App& app) {
   for (const char* name : {"--init",        "--network",    "--freeze",       "--reset",          "--batch",
                            "--lr",          "--momentum",   "--weight-decay", "--dropout",        "--schedule",

@@ -108,7 +108,7 @@ void print(const nlohmann::json& tensor) {
   fmt::print(" zero: {}\n", thousands(tensor["zeros"].get<int64_t>()));
 }
 
-/// What --routes asks for: a batch of inference on a GPU that need not be there.
+/// Options of --routes: a batch of inference on a GPU that need not be there.
 struct RouteOptions {
   bool wanted = false;
   std::string gpu = "sm_90";

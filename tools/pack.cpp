@@ -71,7 +71,7 @@ nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
   return layers;
 }
 
-/// The tables of what was written, read back as any tool would. `json` holds what else there is to
+/// The tables of the written file, read back as any tool would. `json` holds what else there is to
 /// report.
 void show_result(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
                  double seconds, Backend& backend, nlohmann::json json = nlohmann::json::object()) {
@@ -109,7 +109,7 @@ void repack(const Options& options, const std::filesystem::path& input, const St
   show_result(options, input, output, seconds_since(start), backend);
 }
 
-/// What the schemes come to by the formula, without a weight being looked at.
+/// The sizes of the schemes by the formula, without looking at a weight.
 void show_estimate(const Options& options, const std::filesystem::path& input, const StateDict& dict,
                    SchemeChoice& schemes) {
   constexpr const char* line = "{:<14} {:<32} {:>12} {:>8} {:>13}\n";

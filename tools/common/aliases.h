@@ -16,8 +16,8 @@ namespace nibblenet::tools {
 /// its names.
 void take_old_names(const CLI::App& app, std::vector<std::string>& arguments);
 
-/// Gives every renamed key of `document`, at any depth, its other name as well: for readers of old
-/// files and of new.
+/// Gives every renamed key of `document`, at any depth, its other name as well, for readers of old
+/// files and of new ones.
 void add_both_names(nlohmann::json& document);
 
 /// The column's name, and the old one where it has one.

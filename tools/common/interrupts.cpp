@@ -15,15 +15,15 @@ namespace {
 
 std::atomic<bool> asked_to_stop = false;
 
-/// No handler may run on the stack of a thread that computes: oneDNN's sgemm keeps the stack pointer
-/// inside a block of the heap, and the kernel would write the handler's frame over its neighbours.
+/// No handler may run on the stack of a thread that computes: oneDNN's sgemm keeps its stack
+/// pointer inside a block of the heap, and the kernel would write the handler's frame there.
 [[noreturn]] void take_signals(sigset_t signals) {
   using Clock = std::chrono::steady_clock;
   Clock::time_point first;
   for (int signal = 0;;) {
     if (sigwait(&signals, &signal) != 0) continue;
     if (!asked_to_stop.exchange(true)) first = Clock::now();
-    // timeout(1) sends every signal twice, and so does a terminal that closes.
+    // timeout(1) sends every signal twice; so does a terminal that closes.
     if (signal == SIGHUP || Clock::now() - first < std::chrono::milliseconds(100)) continue;
     std::signal(signal, SIG_DFL);
     pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);

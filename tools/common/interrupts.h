@@ -6,7 +6,7 @@ namespace nibblenet::tools {
 /// than a tenth of a second later, ends the program at once. Call before any thread starts: one
 /// thread takes the signals, and threads inherit that all others block them.
 void catch_interrupts();
-/// Whether work should stop: a signal asked for it, or nobody reads the standard output any more.
+/// Whether to stop: a signal asked for it, or the reader of the standard output is gone.
 bool interrupted();
 
 }  // namespace nibblenet::tools

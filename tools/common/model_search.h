@@ -15,16 +15,16 @@ enum class ModelKind { fine_tuned, packed };
 /// whose name is printed. Throws UsageError when there is none.
 std::filesystem::path find_model(const std::string& given, ModelKind kind);
 
-/// Reads a float or packed model; of a checkpoint, its parameters. What is wrong but not fatal is
-/// printed as a warning. Errors name the file. Throws FormatError when it holds no network that
-/// networks() lists.
+/// Reads a float or packed model; of a checkpoint, its parameters. Prints minor faults as
+/// warnings. Errors name the file. Throws FormatError when it holds no network that networks()
+/// lists.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
-/// Opens a model's file, so that what is wrong with it is known before other work starts. Throws
-/// IoError or FormatError.
+/// Opens a model's file, so that its faults are known before other work starts. Throws IoError or
+/// FormatError.
 void check_model_file(const std::filesystem::path& path);
 
-/// Prints what reading a model found wrong and let pass to the standard error.
+/// Prints to the standard error the minor faults that reading a model found.
 void print_warnings(const StateDict& dict);
 
 /// Adds --strict, as every tool that reads a MODEL has it.

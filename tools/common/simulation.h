@@ -11,7 +11,7 @@
 
 namespace nibblenet::tools {
 
-/// What a simulation made of one layer's weights, or of all.
+/// A simulation's effect on one layer's weights, or on all.
 struct SimulatedLayer {
   std::string name;  ///< "features.0"
   int64_t row = 0;   ///< weights in a row: a short one cannot show many values
@@ -19,7 +19,7 @@ struct SimulatedLayer {
   QuantizationError error;
 };
 
-/// What a simulation did to a layer.
+/// A simulation's effect on a layer.
 struct SimulationReport {
   SimulatedScheme scheme;
   std::vector<SimulatedLayer> layers;
@@ -27,7 +27,7 @@ struct SimulationReport {
   ExponentCounts exponents;  ///< dynamic tree only: the notebooks' "exponent counts" of the whole network
 };
 
-/// Replaces every weight of a float model by what the notebooks make of it; biases stay. Calls back
+/// Replaces every weight of a float model by the notebooks' version of it; biases stay. Calls back
 /// with the weights done and their total. Throws UsageError for a model that is packed.
 SimulationReport simulate_weights(StateDict& model, const SimulatedScheme& scheme,
                                   const std::function<void(int64_t done, int64_t total)>& on_progress = {});

@@ -27,7 +27,7 @@ int write_all(int descriptor, std::string_view text) {
   return 0;
 }
 
-/// What stdio calls to write; says that all was written.
+/// The function that stdio calls to write. It always reports success.
 ssize_t write_and_remember(void* cookie, const char* text, size_t size) {
   auto& stream = *static_cast<Stream*>(cookie);
   if (stream.descriptor == STDERR_FILENO) std::fflush(stdout);

@@ -6,7 +6,7 @@
 
 #include "tools/study/row.h"
 
-/// What several tables of a report show the same way.
+/// Cells that several tables of a report share.
 namespace nibblenet::tools {
 
 /// Cells of a table: a percentage, pairs of answers that differ, a p value.

@@ -88,7 +88,7 @@ Section accuracy_section(const std::vector<Row>& rows) {
   return section;
 }
 
-/// What the claim comes to, in words, for a width whose three rows are there.
+/// The claim beside what it takes, in words, for a width whose three rows are there.
 std::string claim_in_words(const std::vector<Row>& rows, const Row& simulated) {
   const std::vector<Scheme> others = counterparts(std::get<SimulatedScheme>(*simulated.parsed));
   if (others.size() < 2 || !simulated.need || simulated.need->bits <= simulated.bits) return {};
@@ -139,7 +139,7 @@ Section claims_section(const std::vector<Row>& rows) {
   return section;
 }
 
-/// What a float32 maximum for each row comes to, and what the notebooks made of it.
+/// The cost of a float32 maximum for each row, and what the notebooks made of it.
 std::string row_cost(const nlohmann::json& setup) {
   const auto rows = setup.at("row_groups").get<int64_t>(), channels = setup.at("channel_groups").get<int64_t>();
   const auto weights = setup.at("weights").get<int64_t>();

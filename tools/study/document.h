@@ -25,8 +25,8 @@ struct Section {
   std::vector<Table> tables;
 };
 
-/// Everything a report says. A function of the rows and the setup alone, so that a sweep that was
-/// killed and continued says the same; what differs from run to run (time) stands in the last
+/// Everything a report says, as a function of the rows and the setup alone: a sweep that was
+/// killed and continued says the same. Times differ from run to run and stand in the last
 /// section.
 struct Document {
   std::string title;

@@ -22,7 +22,7 @@ using nlohmann::json;
 constexpr const char* setup_file = "sweep.json";
 constexpr const char* results_file = "results.jsonl";
 constexpr const char* float_right_file = "float_right.safetensors";
-/// Far above any sweep's: a row is some kilobytes long.
+/// Far above the length of any sweep's row, which has some kilobytes.
 constexpr uintmax_t largest_text = 256 << 20;
 
 void write_all(const FileDescriptor& file, std::string_view text, const fs::path& path) {

@@ -16,7 +16,7 @@ namespace nibblenet::tools {
 /// Replaces a file's text: a killed run leaves the old text or the new one. Throws IoError.
 void write_text_file(const std::filesystem::path& path, std::string_view text);
 
-/// What every row of a sweep was measured with; rows of two different ones never share a folder.
+/// The setup that every row of a sweep was measured with. A folder's rows share one setup.
 struct SweepSetup {
   std::string model;           ///< its path, for reports
   std::string model_checksum;  ///< of names, shapes and values
@@ -40,35 +40,35 @@ nlohmann::json to_json(const SweepSetup& setup);
 /// Checksums by which a resumed sweep knows its model and images.
 std::string checksum_of(const StateDict& model);
 std::string checksum_of(const Dataset& dataset);
-/// Of the program that runs: rows by another build of it may have been rounded, or computed, in
-/// another way.
+/// Of the program that runs. Another build may round or compute rows in another
+/// way.
 std::string checksum_of_program();
 
 /// A sweep's folder: sweep.json (the setup), results.jsonl (one row a scheme, appended as they
-/// come) and float_right.safetensors (for every image, whether the float model had it right).
-/// Whatever moment a run is killed at, the next one finds the rows that were finished; a line cut
-/// short is dropped and measured again.
+/// come) and float_right.safetensors (for every image, whether the float model had it right). A run
+/// that is killed at any moment leaves its finished rows to the next one. A line cut short is
+/// dropped and measured again.
 class SweepFolder {
  public:
-  /// Name of a packed model that is measured and deleted; what a killed run left of it is deleted
-  /// by the next one.
+  /// Name of a packed model that is measured and then deleted. The next run deletes what a killed
+  /// run left of it.
   static constexpr const char* passing_model = ".passing.safetensors";
 
   /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a
-  /// sweep with another setup or another process is at work in it, FormatError when sweep.json is
+  /// sweep with another setup or another process works in it, FormatError when sweep.json is
   /// broken, IoError.
   SweepFolder(std::filesystem::path path, const SweepSetup& setup);
 
   const std::filesystem::path& path() const { return path_; }
-  /// The setup that the folder's first run wrote: paths are as it was called.
+  /// The setup that the folder's first run wrote; paths are as that run was given them.
   const nlohmann::json& setup() const { return setup_; }
-  /// Finished rows in the order of the file, and numbers of its lines that were no rows: they are
-  /// gone.
+  /// Finished rows in the order of the file, and the numbers of its lines that were no rows, which
+  /// are dropped.
   const std::vector<Row>& rows() const { return rows_; }
   const std::vector<size_t>& damaged_lines() const { return damaged_lines_; }
   const Row* find(std::string_view scheme) const;
 
-  /// On the disk when this returns.
+  /// Appends a row, which is on the disk when this returns.
   void append(const nlohmann::json& row);
 
   /// Nothing when there is none, or one that does not fit.

@@ -8,12 +8,12 @@
 
 namespace nibblenet::tools {
 
-/// Where bytes lie: on the device while the network runs, or in the smallest file that was
-/// measured.
+/// Which bytes a front compares: on the device while the network runs, or in the smallest file that
+/// was measured.
 enum class Place : uint8_t { resident, file };
 int64_t bytes_of(const Row& row, Place place);
 
-/// The packed rows that no other one beats in both accuracy and bytes, smallest first.
+/// The packed rows that no other row beats in both accuracy and bytes, smallest first.
 std::vector<const Row*> pareto_front(const std::vector<Row>& rows, Place place);
 
 /// Accuracy and bytes of every packed row, with the fronts marked; nothing where no row has a

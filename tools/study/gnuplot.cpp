@@ -18,8 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The same commands for two terminals: SVG for the page, PNG at twice the size for those who
-/// cannot show SVG.
+/// One plot for two terminals: SVG for the page, PNG at twice the size for readers that cannot show
+/// SVG.
 std::string script_of(const Plot& plot) {
   const auto terminal = [&](std::string_view options, std::string_view ending) {
     return fmt::format("reset\nset terminal {}\nset output '{}.{}'\n{}unset output\n", options, plot.name, ending,

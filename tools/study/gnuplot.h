@@ -10,15 +10,15 @@
 
 namespace nibblenet::tools {
 
-/// What became of the plots. Without gnuplot there are none, which is no error: a report does
-/// without.
+/// How drawing went. A missing gnuplot is no error: the report then has no
+/// plots.
 struct DrawnPlots {
   Figures figures;
   std::string problem;  ///< one line; empty when all were drawn
 };
 
-/// Writes <name>.gp into `folder`, which is made, and lets gnuplot make <name>.svg and <name>.png
-/// of it there. No shell has a part in it.
+/// Writes <name>.gp into `folder`, which is created, and lets gnuplot write <name>.svg and
+/// <name>.png there. No shell takes part.
 DrawnPlots draw(const std::vector<Plot>& plots, const std::filesystem::path& folder);
 
 /// An SVG file as a part of a page: without prologue, ids its own, and ink in the colour of the

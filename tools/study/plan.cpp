@@ -39,7 +39,7 @@ std::vector<SweepScheme> notebook_schemes() {
   std::vector<SweepScheme> schemes;
   for_each_simulation([&](const SimulatedScheme& simulated) {
     add_with_counterparts(schemes, simulated);
-    // What the notebooks left unfinished, or would have needed, behind their own row-wise linear.
+    // After row-wise linear: codes that finish it, and those that the notebooks would have needed.
     if (simulated.simulation == Simulation::linear_row)
       for (const SweepScheme& scheme : parse_all({"linear:8:channel", "linear:8:tile:8x8"})) schemes.push_back(scheme);
   });
@@ -72,10 +72,10 @@ std::vector<SweepScheme> full_schemes() {
   return schemes;
 }
 
-/// pack's own defaults at every width, with a calibration where it pays, and widths that layers do
-/// not share: the large layers hold most of the weights and bear the narrowest codes. Then steps in
-/// deviations, which entropy coding does best with: shorter ones for convolutions, without and with
-/// a weight on the bits that codes take.
+/// pack's own defaults at every width, with a calibration where it pays, and mixed widths: the
+/// large layers hold most of the weights and bear the narrowest codes. Then scales in deviations,
+/// which suit entropy coding: shorter ones for convolutions, without and with a weight on the bits
+/// that codes take.
 constexpr std::array<std::string_view, 20> frontier_recipes = {
     "pack --bits 8",
     "pack --bits 7",

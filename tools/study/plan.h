@@ -14,8 +14,8 @@
 
 namespace nibblenet::tools {
 
-/// What a sweep does to the weights: store them all in one way as n-bit codes, put them through
-/// what the notebooks do, pack them by a recipe, or take what somebody else made of them.
+/// How a sweep treats the weights: stores them all in one way as n-bit codes, simulates what the
+/// notebooks do, packs them by a recipe, or takes a packed model from a file.
 using SweepScheme = std::variant<Scheme, SimulatedScheme, Recipe, ModelFile>;
 
 /// The scheme as --schemes takes it.
@@ -28,14 +28,14 @@ SweepScheme parse_sweep_scheme(std::string_view text);
 std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists);
 
 /// "notebooks": the original notebooks' set, each simulation followed by codes that really have its
-/// bits. "full": every method, width and granularity, and the simulations. "frontier": what pack
-/// does best with this network, with and without a calibration. Throws UsageError for other names.
+/// bits. "full": every method, width and granularity, and the simulations. "frontier": the best of
+/// pack with this network, with and without a calibration. Throws UsageError for other names.
 std::vector<SweepScheme> preset_schemes(std::string_view name, const NetworkSpec& network);
 
-/// The schemes that do with n-bit codes what a simulation claims, the notebooks' own scales first.
+/// The schemes that really store what a simulation claims, the notebooks' own scales first.
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme);
 
-/// What the notebooks say they need for a weight of this shape: codes of the claimed bits and
+/// The bits that the notebooks claim for a weight of this shape: codes of the claimed width and
 /// float32 maxima.
 EstimatedSize claimed_size(const SimulatedScheme& scheme, const Shape& shape);
 

@@ -5,7 +5,7 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Of the same method, with the sign that is not its own, or with zero points.
+/// Whether it is a variant of its method: the other sign, or zero points.
 bool is_variant(const Row& row) {
   const Scheme* scheme = row.scheme_of_all();
   return scheme != nullptr && (scheme->sign != traits_of(scheme->method).default_sign || scheme->zero_point);

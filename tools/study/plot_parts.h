@@ -27,7 +27,7 @@ struct Style {
 /// Hollow and dashed: simulated. Filled and dotted: a variant of a method (the other sign, zero
 /// points).
 Style style_of(const Row& row);
-/// Everything of a scheme but its width: what one line of a plot has in common.
+/// A scheme without its width: what the points of one line have in common.
 std::string label_of(const Row& row);
 
 /// A series of points with its style.
@@ -52,7 +52,7 @@ std::vector<Series> series_of(const std::vector<const Row*>& rows, Point point) 
   return all;
 }
 
-/// Series over bits: points of one width are set side by side, or they would hide each other.
+/// Series over bits. Points of one width are set side by side, or they would hide each other.
 template <class Value>
 std::vector<Series> series_by_bits(const std::vector<const Row*>& rows, Value value) {
   std::vector<Series> all =
@@ -79,8 +79,8 @@ std::string data_of(const std::vector<Series>& all);
 /// What draws them, behind a first curve: each starts with a comma.
 std::string curves_of(const std::vector<Series>& all, bool with_lines = true);
 
-/// A key below the panels, in two columns: as many lines as it takes, so that nothing covers
-/// anything.
+/// A key below the panels, in two columns: as many lines as it takes, so that it covers
+/// nothing.
 struct Key {
   std::vector<std::pair<std::string, Style>> entries;
   int columns = 2;

@@ -144,7 +144,7 @@ Plot accuracy_against_size(const std::vector<Row>& rows, Place place) {
                               ", \\\n  $front using 1:2:3 with labels offset 0,1 notitle")};
 }
 
-/// Of as many images, the loss tells two rows apart that accuracy cannot.
+/// The loss tells two rows apart that accuracy cannot, on the same number of images.
 Plot loss_against_size(const std::vector<Row>& rows, Place place) {
   constexpr double shown_above_float = 0.1;
   const auto value = [](const Row& row) { return row.loss; };
@@ -173,7 +173,7 @@ Plot loss_against_size(const std::vector<Row>& rows, Place place) {
                           expected, float_style.line(), curves_of(all, false))};
 }
 
-/// Bytes of one kind of code: bits and groups decide, not what the codes mean.
+/// Bytes of one kind of code: they depend on bits and groups, not on what the codes mean.
 struct Bar {
   std::string label;
   int bits;

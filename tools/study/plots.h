@@ -17,7 +17,7 @@ struct Plot {
 };
 
 /// accuracy_bits, accuracy_size (resident), bytes_bits and error_bits, and for rows with compressed
-/// files accuracy_file, loss_resident and loss_file; those that the rows have something for.
+/// files accuracy_file, loss_resident and loss_file; each where rows have figures for it.
 std::vector<Plot> make_plots(const std::vector<Row>& rows);
 
 }  // namespace nibblenet::tools

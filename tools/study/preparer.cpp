@@ -12,7 +12,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-/// Of all threads: what another program on the same machine changes least.
+/// Processor time of all threads, which other programs on the machine change least.
 double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -175,7 +175,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   return dict;
 }
 
-/// Null for flags that ask for none. Rows of two different ones do not compare.
+/// Null for flags that ask for none. Rows of two different calibrations do not compare.
 const Calibration* Preparer::calibration_for(const PackingFlags& flags) const {
   if (!flags.calibration.calibrated()) return nullptr;
   const Calibration& calibration = inputs_.calibration();
@@ -187,10 +187,10 @@ const Calibration* Preparer::calibration_for(const PackingFlags& flags) const {
   return &calibration;
 }
 
-/// Written and read back: errors, sizes and accuracy are those of the file.
+/// Written and read back, so that errors, sizes and accuracy are those of the file.
 StateDict Preparer::read_back(const StateDict& packed, const std::string& name) const {
-  // What does not stay has a name of its own: a model that lies there already is nobody's to
-  // delete.
+  // A temporary file has a name of its own: the sweep never deletes a model that was there
+  // before.
   const fs::path file = folder_.path() / (inputs_.keep_models ? name : SweepFolder::passing_model);
   save_state_dict(file, packed);
   StateDict dict = load_state_dict(file);
@@ -198,7 +198,7 @@ StateDict Preparer::read_back(const StateDict& packed, const std::string& name) 
   return dict;
 }
 
-/// The same codes, entropy-coded: one evaluation serves both files.
+/// The codes of the plain file, entropy-coded: one evaluation serves both files.
 void Preparer::compress(const StateDict& dict, Measurement& result) const {
   say_("compressing");
   const fs::path file = folder_.path() / SweepFolder::passing_model;

@@ -8,8 +8,8 @@
 
 namespace nibblenet::tools {
 
-/// Makes the weights that a row is about, and notes of them what evaluating does not tell: errors,
-/// claims, bytes of the compressed file.
+/// Makes the weights of a row and notes what evaluating does not tell: errors, claims, bytes of the
+/// compressed file.
 class Preparer {
  public:
   /// `say` hears what is being done, and throws to stop.

@@ -13,7 +13,7 @@ namespace {
 constexpr std::string_view recipe_prefix = "pack";
 constexpr std::string_view model_prefix = "model ";
 
-/// Names go into file names, tables and plots: nothing in them may have a meaning there.
+/// Names go into file names, tables and plots, so no character may have a meaning there.
 bool is_plain(std::string_view text, std::string_view others) {
   return std::ranges::all_of(text, [&](char c) {
     const bool letter_or_digit = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');

@@ -8,15 +8,15 @@
 
 namespace nibblenet::tools {
 
-/// What `pack` makes of the float model, said in its own flags: "pack --bits 3 --calibrated".
-/// `--calibrated` stands for the calibration that the sweep was given.
+/// Flags of `pack` as one row of a sweep: "pack --bits 3 --calibrated". `--calibrated` stands for
+/// the calibration that the sweep was given.
 struct Recipe {
   std::string text;  ///< words, one space between them
   friend bool operator==(const Recipe&, const Recipe&) = default;
 };
 
-/// A packed model that was made otherwise, by training for instance, and is measured as it is:
-/// "model NAME".
+/// A packed model that was made in another way, by training for instance, and is measured
+/// unchanged: "model NAME".
 struct ModelFile {
   std::string name;            ///< of the file, without its ending
   std::filesystem::path path;  ///< empty where a row is read back

@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::json;
 
-/// Paths and class names come from outside: nothing in them may end a cell or start a link.
+/// Paths and class names come from outside: none of them may end a cell or start a link.
 std::string markdown_text(std::string_view text) {
   std::string result;
   for (const char c : text) {

@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::json;
 
-/// What scheme, method, … of a row are: one place, for writing and for checking.
+/// A row's scheme, method, …: one place, for writing and for checking.
 struct Naming {
   std::string scheme;
   std::string method;
@@ -89,8 +89,8 @@ json packed_json(const Scheme& scheme) {
   return {{"scale_type", to_string(scheme.scale)}, {"zero_point", scheme.zero_point}};
 }
 
-// Reading: every figure is checked for its type and range, so that a report never shows what nobody
-// measured.
+// Reading: every figure is checked for its type and range, so that a report shows only measured
+// figures.
 
 [[noreturn]] void refuse(const std::string& what) { fail<FormatError>("not a result of a sweep: {}", what); }
 

@@ -12,14 +12,14 @@
 
 namespace nibblenet::tools {
 
-/// A packed model's file once more, with its codes compressed.
+/// A packed model's file once more, this one with its codes compressed.
 struct CompressedFile {
   int64_t file = 0;
   double encode_seconds = 0;  ///< of processor time, all threads together: making the codes and writing it
   double decode_seconds = 0;  ///< the same, reading it
 };
 
-/// What a row of results.jsonl is made from.
+/// The measurements and settings that a row of results.jsonl is made from.
 struct Measurement {
   std::optional<SweepScheme> scheme;  ///< nothing: the float model
   Precision precision = Precision::float32;
@@ -60,8 +60,8 @@ struct SizeFigures {
   double bits_per_weight = 0;
 };
 
-/// A line of results.jsonl, checked. Everything a reader could be led astray by (scheme, method,
-/// bits, …) is derived from the scheme's parsed text.
+/// A line of results.jsonl, checked. Everything that follows from the scheme (method, bits, …) is
+/// derived from its parsed text.
 struct Row {
   nlohmann::json document;  ///< the line as it is
   std::string scheme;
@@ -99,7 +99,7 @@ struct Row {
   int64_t smallest_file() const { return compressed ? std::min(size->file, compressed->file) : size->file; }
 };
 
-/// Throws FormatError for whatever to_json() would not have written.
+/// Throws FormatError for a line that to_json() would not have written.
 Row row_of(nlohmann::json document);
 
 }  // namespace nibblenet::tools

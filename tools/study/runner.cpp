@@ -67,7 +67,7 @@ class Sweep {
     });
   }
 
-  /// What an earlier run found, if all of it is there.
+  /// Takes over the float model's row of an earlier run, if all of it is there.
   void reuse_float_row() {
     const Row* row = folder_.find(to_string(inputs_.precision));
     const auto right = folder_.float_right();

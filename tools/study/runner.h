@@ -13,7 +13,7 @@
 
 namespace nibblenet::tools {
 
-/// How far a sweep has come, for whoever shows it. True asks to stop.
+/// How far a sweep has come, for a progress line.
 struct SweepPosition {
   size_t scheme = 0;  ///< number of the one at work, from 1; the float model is the first
   size_t schemes = 0;
@@ -24,7 +24,7 @@ struct SweepPosition {
 /// Hears of the position. Return true to stop.
 using OnPosition = std::function<bool(const SweepPosition&)>;
 
-/// What a sweep measures with.
+/// Everything that a sweep measures with.
 struct SweepInputs {
   Backend& backend;
   const StateDict& model;  ///< float
@@ -48,7 +48,7 @@ void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model,
 void run_sweep(SweepFolder& folder, const SweepInputs& inputs, std::span<const SweepScheme> schemes,
                const OnPosition& on_position, const std::function<void(const Row&)>& on_row);
 
-/// Throws IoError when the folder's disk has not the room for the packed models that run_sweep()
+/// Throws IoError when the folder's disk lacks the room for the packed models that run_sweep()
 /// would write.
 void check_disk(const SweepFolder& folder, const StateDict& model, std::span<const SweepScheme> schemes,
                 bool keep_models);
