@@ -1,7 +1,5 @@
 #include "engine/io/safetensors.h"
 
-#include <xxhash.h>
-
 #include <bit>
 #include <cstring>
 
@@ -33,9 +31,22 @@ FileBytes read_header(const InputFile& file, const std::string& name) {
   return file.read(0, safetensors_prefix + length);
 }
 
-SafetensorsHeader parse(std::span<const uint8_t> header, const InputFile& file, const std::string& name) {
-  const std::string_view json(reinterpret_cast<const char*>(header.data()), header.size());
-  return parse_safetensors_header(json.substr(safetensors_prefix), file.size() - header.size(), name);
+SafetensorsHeader parse(std::span<const uint8_t> bytes, const InputFile& file, const std::string& name) {
+  check_header(bytes, name);
+  const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + safetensors_prefix,
+                              bytes.size() - safetensors_prefix);
+  SafetensorsHeader header = parse_safetensors_header(json, file.size() - bytes.size(), name);
+  check_keys(header.metadata, json.starts_with(checked_start), name);
+  return header;
+}
+
+/// Whether every tensor needs a checksum. Files of ours have all of them or none.
+bool demands_checksums(const std::map<std::string, std::string>& metadata) {
+  const auto format = metadata.find(std::string(format_key));
+  const auto first = metadata.lower_bound(std::string(checksum_prefix));
+  return metadata.contains(std::string(header_checksum_key)) ||
+         (format != metadata.end() && format->second.starts_with(format_prefix) && first != metadata.end() &&
+          first->first.starts_with(checksum_prefix));
 }
 
 }  // namespace
@@ -99,6 +110,11 @@ const TensorEntry& SafetensorsFile::at(std::string_view name) const {
 
 int SafetensorsFile::verify() const {
   int checked = 0;
+  if (demands_checksums(metadata()))
+    for (const TensorEntry& entry : tensors())
+      if (!metadata().contains(std::string(checksum_prefix) + entry.name))
+        fail<FormatError>("{}: {} has no checksum; the file is damaged, fetch or write it again", path().string(),
+                          in_quotes(entry.name));
   for (auto i = metadata().lower_bound(std::string(checksum_prefix));
        i != metadata().end() && i->first.starts_with(checksum_prefix); ++i) {
     const TensorEntry& entry = at(std::string_view(i->first).substr(checksum_prefix.size()));
@@ -108,11 +124,6 @@ int SafetensorsFile::verify() const {
     ++checked;
   }
   return checked;
-}
-
-std::string checksum_of(std::span<const uint8_t> bytes) {
-  // XXH3 takes no null pointer, which is what an empty span may hold.
-  return fmt::format("{:016x}", XXH3_64bits(bytes.empty() ? "" : static_cast<const void*>(bytes.data()), bytes.size()));
 }
 
 Tensor<float> read_float(const SafetensorsFile& file, const TensorEntry& entry, MemoryResource& memory,

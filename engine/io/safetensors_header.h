@@ -19,6 +19,28 @@ inline constexpr uint64_t safetensors_prefix = 8;
 /// Prefix of the metadata keys that hold checksums: "xxh3:<tensor>".
 inline constexpr std::string_view checksum_prefix = "xxh3:";
 
+/// Metadata keys by which files that this project writes say what they are.
+inline constexpr std::string_view format_key = "format";
+inline constexpr std::string_view version_key = "format_version";
+inline constexpr std::string_view format_prefix = "nibblenet-";  ///< of all our formats
+inline constexpr std::string_view float_format = "nibblenet-float";
+/// The version whose header has a checksum. Two bits apart from versions 1 and 2, which have none.
+inline constexpr std::string_view checked_version = "4";
+
+/// How every header with a checksum begins; 16 hexadecimal digits follow.
+inline constexpr std::string_view checked_start = R"({"__metadata__":{"header_xxh3":")";
+inline constexpr std::string_view header_checksum_key = "header_xxh3";
+inline constexpr size_t checksum_digits = 16;
+
+/// Throws FormatError, naming `file`, when a header (its length and its JSON) begins with a checksum
+/// that does not fit. The checksum covers all of it, with zeros in place of its own digits.
+void check_header(std::span<const uint8_t> header, const std::string& file);
+
+/// Throws FormatError when metadata lack a checksum that their version demands, have one that
+/// check_header did not see, or, in a file of ours, hold a key that differs from one of ours by one
+/// character: such a key is damaged, and what it says would be lost.
+void check_keys(const std::map<std::string, std::string>& metadata, bool checked, const std::string& file);
+
 /// XXH3 (64 bits) of some bytes as 16 hexadecimal digits.
 std::string checksum_of(std::span<const uint8_t> bytes);
 

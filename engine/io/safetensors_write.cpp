@@ -30,16 +30,18 @@ std::string header_text(const std::vector<const TensorToWrite*>& tensors, std::m
                         const std::filesystem::path& path) {
   // A checksum handed in comes from another file: it may name a tensor that is not here or has
   // other bytes.
-  std::erase_if(metadata, [](const auto& item) { return item.first.starts_with(checksum_prefix); });
+  std::erase_if(metadata, [](const auto& item) {
+    return item.first.starts_with(checksum_prefix) || item.first == header_checksum_key;
+  });
+  if (metadata.try_emplace(std::string(format_key), float_format).second)
+    metadata[std::string(version_key)] = checked_version;
   for (const TensorToWrite* tensor : tensors)
     metadata[std::string(checksum_prefix) + tensor->name] = checksum_of(tensor->bytes);
 
   std::string text(safetensors_prefix, '\0');
-  text += R"({"__metadata__":{)";
-  for (const char* separator = ""; const auto& [key, value] : metadata) {
-    text += fmt::format("{}{}:{}", separator, json_text(key, path), json_text(value, path));
-    separator = ",";
-  }
+  text += checked_start;
+  text.append(checksum_digits, '0').append("\"");
+  for (const auto& [key, value] : metadata) text += fmt::format(",{}:{}", json_text(key, path), json_text(value, path));
   text += '}';
   uint64_t offset = 0;
   for (const TensorToWrite* tensor : tensors) {
@@ -54,6 +56,8 @@ std::string header_text(const std::vector<const TensorToWrite*>& tensors, std::m
     fail<FormatError>("cannot write {}: names and metadata take {} bytes, the format's limit is {}", path.string(),
                       length, max_safetensors_header);
   std::memcpy(text.data(), &length, sizeof length);
+  text.replace(safetensors_prefix + checked_start.size(), checksum_digits,
+               checksum_of(bytes_of(std::span<const char>(text))));
   return text;
 }
 

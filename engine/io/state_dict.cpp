@@ -13,11 +13,9 @@
 namespace nibblenet {
 namespace {
 
-constexpr std::string_view format_key = "format";
 constexpr std::string_view packed_format = "nibblenet-packed";
-constexpr std::string_view version_key = "format_version";
-constexpr std::string_view plain_version = "1";
-constexpr std::string_view compressed_version = "2";  ///< readers of version 1 would miss the codes
+constexpr std::string_view plain_version = "1";       ///< read still, not written
+constexpr std::string_view compressed_version = "2";  ///< likewise
 constexpr std::string_view scheme_prefix = "scheme:";
 constexpr std::string_view shape_prefix = "shape:";
 constexpr std::string_view compression_prefix = "compression:";
@@ -120,6 +118,20 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
 /// PyTorch's counter beside a batch norm: no parameter, and nothing that inference reads.
 bool counts_batches(std::string_view name) { return name.ends_with(".num_batches_tracked"); }
 
+/// The name that PyTorch has for a type that read_float reads.
+std::string_view torch_name(DType dtype) {
+  switch (dtype) {
+    case DType::f16:
+      return "float16";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f64:
+      return "float64";
+    default:
+      return "float32";
+  }
+}
+
 /// "features.3.weight" before "features.10.weight": numbers between dots are compared as numbers.
 bool in_network_order(const Parameter& a, const Parameter& b) {
   const auto key = [](std::string_view name) {
@@ -140,6 +152,25 @@ bool in_network_order(const Parameter& a, const Parameter& b) {
   });
 }
 
+/// The format that a file names. Throws FormatError when it is one of ours that holds no model, or
+/// of a version that this program does not know.
+std::string expect_format(const std::map<std::string, std::string>& metadata, const std::string& file) {
+  const auto value_of = [&](std::string_view key) {
+    const auto found = metadata.find(std::string(key));
+    return found == metadata.end() ? std::string() : found->second;
+  };
+  const std::string format = value_of(format_key), version = value_of(version_key);
+  if (!format.starts_with(format_prefix)) return format;
+  if (format != packed_format && format != float_format)
+    fail<FormatError>("{}: its format is {}, a model's is {} or {}", file, in_quotes(format), packed_format,
+                      float_format);
+  const bool older = format == packed_format && (version == plain_version || version == compressed_version);
+  if (version != checked_version && !older)
+    fail<FormatError>("{}: {} of version {}, this program reads versions {}, {} and {}", file, format,
+                      in_quotes(version), plain_version, compressed_version, checked_version);
+  return format;
+}
+
 StateDict load_safetensors(const std::filesystem::path& path) {
   const SafetensorsFile file(path);
   StateDict dict;
@@ -147,12 +178,8 @@ StateDict load_safetensors(const std::filesystem::path& path) {
   dict.file_bytes = file.file_bytes();
   dict.header_bytes = file.header_bytes();
 
-  const auto format = dict.metadata.find(std::string(format_key));
-  const bool packed = format != dict.metadata.end() && format->second == packed_format;
-  const std::string version = packed ? dict.metadata[std::string(version_key)] : "";
-  if (packed && version != plain_version && version != compressed_version)
-    fail<FormatError>("{}: packed format version '{}', this program reads versions {} and {}", path.string(), version,
-                      plain_version, compressed_version);
+  file.verify();
+  const bool packed = expect_format(dict.metadata, path.string()) == packed_format;
 
   std::set<std::string> consumed;
   int64_t decoded = 0;
@@ -173,6 +200,7 @@ StateDict load_safetensors(const std::filesystem::path& path) {
     Parameter parameter;
     parameter.name = entry.name;
     parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
+    parameter.stored_as = torch_name(entry.dtype);
     parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
     dict.parameters.push_back(std::move(parameter));
   }
@@ -195,6 +223,7 @@ StateDict load_pth(const std::filesystem::path& path, Checksums checksums) {
     Parameter parameter;
     parameter.name = tensor.name;
     parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);
+    parameter.stored_as = tensor.element->name;
     parameter.file_bytes = tensor.file_bytes;
     dict.header_bytes -= tensor.file_bytes;
     dict.parameters.push_back(std::move(parameter));
@@ -246,12 +275,10 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : dict.metadata)
     if (!key.starts_with(scheme_prefix) && !key.starts_with(shape_prefix) && !key.starts_with(compression_prefix) &&
-        !key.starts_with(checksum_prefix) && key != version_key && !(key == format_key && value == packed_format))
+        !key.starts_with(checksum_prefix))
       metadata[key] = value;
-  if (dict.packed()) {
-    metadata[std::string(format_key)] = packed_format;
-    metadata[std::string(version_key)] = plain_version;
-  }
+  metadata[std::string(format_key)] = dict.packed() ? packed_format : float_format;
+  metadata[std::string(version_key)] = checked_version;
 
   std::vector<TensorToWrite> tensors;
   const auto add = [&](std::string name, DType dtype, std::vector<int64_t> sizes, std::span<const uint8_t> bytes) {
@@ -269,7 +296,6 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
     streams.push_back(std::move(*stream));
     add(name + std::string(stream_suffix), DType::u8, {static_cast<int64_t>(streams.back().size())}, streams.back());
     metadata[std::string(compression_prefix) + name] = std::string(rans_method) + checksum_of(codes);
-    metadata[std::string(version_key)] = compressed_version;
   };
   int64_t encoded = 0, total = 0;
   for (const Parameter& parameter : dict.parameters) total += parameter.packed() ? parameter.shape().elements() : 0;

@@ -135,7 +135,7 @@ std::string text_of(const std::map<std::string, std::string>& metadata, const ch
 }
 
 constexpr const char* calibration_format = "nibblenet-calibration";
-constexpr const char* format_version = "2";
+constexpr const char* older_version = "2";          // without a checksum of the header
 constexpr const char* outputs_suffix = ".outputs";  // of the tensor with the Fisher diagonal of a weight's outputs
 
 /// Throws FormatError for what cannot be mean squares of `outputs` gradients.
@@ -222,8 +222,8 @@ void save_calibration(const std::filesystem::path& path, const Calibration& cali
                        {static_cast<int64_t>(fisher.size())},
                        bytes_of(std::span<const float>(fisher))});
   write_safetensors(path, tensors,
-                    {{"format", calibration_format},
-                     {"format_version", format_version},
+                    {{std::string(format_key), calibration_format},
+                     {std::string(version_key), std::string(checked_version)},
                      {"images", std::to_string(calibration.images)},
                      {"positions", std::to_string(calibration.positions)},
                      {"seed", std::to_string(calibration.seed)},
@@ -238,8 +238,9 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
   const std::string name = path.string();
   const auto& metadata = file.metadata();
   const auto format = metadata.find("format");
-  if (format == metadata.end() || format->second != calibration_format ||
-      text_of(metadata, "format_version", name) != format_version)
+  const bool ours = format != metadata.end() && format->second == calibration_format;
+  const std::string version = ours ? text_of(metadata, "format_version", name) : "";
+  if (version != older_version && version != checked_version)
     fail<FormatError>(
         "{} is no calibration that this program reads; pack --calibrate DATA --save-calibration makes one", name);
   Calibration result{.images = number_of<int64_t>(metadata, "images", name),

@@ -409,6 +409,34 @@ TEST_F(SafetensorsTest, ChecksumsOfAnotherFileAreNotCarriedOver) {
   EXPECT_FALSE(file.metadata().contains("xxh3:gone"));
 }
 
+/// A file as this program writes it, with its JSON changed by hand.
+TEST_F(SafetensorsTest, ChecksumsAndKeysThatAreDemandedOrDamaged) {
+  const std::string tensor = tensor_json("t", "U8", "[0]", "[0,0]");
+  const auto opened = [&](const std::string& metadata) {
+    write_bytes(path(), file_with("{\"__metadata__\":{" + metadata + "}," + tensor + "}", 0));
+    return message_of<FormatError>([&] { SafetensorsFile(path()).verify(); });
+  };
+  const std::string none = "no exception", sum = R"("xxh3:t":"2d06800538d394c2")";
+  const std::string packed = R"("format":"nibblenet-packed")";
+  EXPECT_EQ(opened(R"("format":"pt")"), none);
+  EXPECT_EQ(opened(R"("format":"pt","format_version":"4","shape":"any","clases":"any")"), none) << "another's";
+  EXPECT_EQ(opened(packed + R"(,"format_version":"1")"), none) << "older, without checksums";
+  EXPECT_EQ(opened(packed + R"(,"format_version":"1",)" + sum), none) << "older, with checksums";
+  EXPECT_EQ(opened(sum), none) << "older float files name no format";
+  EXPECT_THAT(opened(packed + R"(,"format_version":"4",)" + sum), HasSubstr("its header has no checksum"));
+  EXPECT_THAT(opened(R"("format":"nibblenet-float","format_version":"4")"), HasSubstr("its header has no checksum"));
+  EXPECT_THAT(opened(sum + R"(,"header_xxh3":"0123456789abcdef")"), HasSubstr("written again by another program"));
+  EXPECT_THAT(opened(R"("header_xxh3":"0123456789abcdef",)" + sum), HasSubstr("checksum of its header"));
+  for (const char* damaged : {"clases", "classesx", "Classes", "formau", "image_sizf", "header_xxh2", "xxh2:t",
+                              "xxh3;t", "xh3:t", "scheme", "chape:t", "shapes:t", "compressio:t", "training_positiom"})
+    EXPECT_THAT(opened(fmt::format(R"({},"{}":"any")", sum, damaged)),
+                AllOf(HasSubstr("looks like a damaged"), HasSubstr(damaged)));
+
+  const std::string two = tensor + "," + tensor_json("u", "U8", "[0]", "[0,0]");
+  write_bytes(path(), file_with("{\"__metadata__\":{" + packed + "," + sum + "}," + two + "}", 0));
+  EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile(path()).verify(); }), HasSubstr("'u' has no checksum"));
+}
+
 TEST_F(SafetensorsTest, ChecksumIsXxh3InSixteenDigits) {
   write_safetensors(path(), {{"t", DType::u8, {0}, {}}}, {});
   // XXH3_64bits of nothing, as its specification prints it.

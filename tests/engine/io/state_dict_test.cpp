@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 
 #include "tests/engine/io/io_helpers.h"
@@ -65,6 +66,47 @@ TEST(StateDict, SavingWhatWasReadChangesNothing) {
       same_bits(dequantized(load_state_dict(folder.path() / "a")), dequantized(load_state_dict(folder.path() / "b"))));
 }
 
+/// A file as it was written before headers had a checksum.
+testing::Bytes older(const testing::Bytes& file, const std::string& version) {
+  uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof length);
+  std::string header(file.begin() + 8, file.begin() + 8 + static_cast<ptrdiff_t>(length));
+  const auto drop = [&](const std::string& key) {
+    const size_t at = header.find(key);
+    header.erase(at, header.find(',', at) + 1 - at);
+  };
+  drop("\"header_xxh3\":");
+  drop("\"format_version\":");
+  if (version.empty())
+    drop("\"format\":");  // float files named none
+  else
+    header.insert(header.find("\"format\":"), "\"format_version\":\"" + version + "\",");
+  const uint64_t shorter = header.size();
+  testing::Bytes result(sizeof shorter);
+  std::memcpy(result.data(), &shorter, sizeof shorter);
+  result.insert(result.end(), header.begin(), header.end());
+  result.insert(result.end(), file.begin() + 8 + static_cast<ptrdiff_t>(length), file.end());
+  return result;
+}
+
+TEST(StateDict, OlderFilesAreStillRead) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "old";
+  const auto expect_read = [&](const StateDict& dict, const std::string& version, Compression compression) {
+    save_state_dict(path, dict, compression);
+    testing::write_bytes(path, older(testing::read_bytes(path), version));
+    const SafetensorsFile file(path);
+    EXPECT_FALSE(file.metadata().contains("header_xxh3"));
+    EXPECT_GT(file.verify(), 0);
+    EXPECT_TRUE(same_bits(dequantized(dict), dequantized(load_state_dict(path)))) << "version " << version;
+  };
+  StateDict dict = small_alexnet(5);
+  expect_read(dict, "", Compression::none);
+  pack_all(dict, parse_scheme("linear:4:channel"));
+  expect_read(dict, "1", Compression::none);
+  expect_read(dict, "2", Compression::rans);
+}
+
 TEST(StateDict, CompressedModelsEqualPlainOnesAndTakeFewerBytes) {
   const TemporaryFolder folder;
   for (const MethodTraits& traits : method_table()) {
@@ -98,15 +140,17 @@ TEST(StateDict, CompressedModelsEqualPlainOnesAndTakeFewerBytes) {
   }
 }
 
-TEST(StateDict, CompressionIsNamedAndHasAVersionOfItsOwn) {
+TEST(StateDict, CompressionIsNamed) {
   const TemporaryFolder folder;
   StateDict dict = small_alexnet(2);
   pack_all(dict, parse_scheme("linear:8:channel"));
   save_state_dict(folder.path() / "plain", dict);
   save_state_dict(folder.path() / "rans", dict, Compression::rans);
   const SafetensorsFile plain(folder.path() / "plain"), compressed(folder.path() / "rans");
-  EXPECT_EQ(plain.metadata().at("format_version"), "1");
-  EXPECT_EQ(compressed.metadata().at("format_version"), "2");
+  for (const SafetensorsFile* file : {&plain, &compressed}) {
+    EXPECT_EQ(file->metadata().at("format"), "nibblenet-packed");
+    EXPECT_EQ(file->metadata().at("format_version"), "4");
+  }
   EXPECT_EQ(compressed.metadata().at("compression:classifier.1.weight.codes"),
             "rans:" + plain.metadata().at("xxh3:classifier.1.weight.codes"));
   EXPECT_EQ(compressed.find("classifier.1.weight.codes"), nullptr);
@@ -192,6 +236,12 @@ TEST(StateDict, PackedModelsThatContradictThemselvesAreRefused) {
       {"negative shape", [&](auto&, auto& metadata) { metadata["shape:" + weight] = "-35x67"; }},
       {"no shape", [&](auto&, auto& metadata) { metadata.erase("shape:" + weight); }},
       {"newer version", [&](auto&, auto& metadata) { metadata["format_version"] = "3"; }},
+      {"newer float version",
+       [&](auto&, auto& metadata) {
+         metadata["format"] = "nibblenet-float";
+         metadata["format_version"] = "2";
+       }},
+      {"another format of ours", [&](auto&, auto& metadata) { metadata["format"] = "nibblenet-calibration"; }},
       {"scales of NaN", [&](auto& tensors, auto&) { tensor(tensors, weight + ".scales").bytes = nan_scale; }},
       {"zero points beyond the codes",
        [&](auto& tensors, auto&) { tensor(tensors, weight + ".zero_points").bytes = wild_zero_points; }},
