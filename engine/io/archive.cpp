@@ -3,12 +3,14 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <fmt/ranges.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <system_error>
 
@@ -51,6 +53,87 @@ std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome
     }
   }
 }
+
+/// The bytes of a tar, decompressed where they are gzip's. zlib compares each member's CRC-32 and
+/// length, which libarchive's own filter passes over.
+class TarSource {
+ public:
+  explicit TarSource(const std::filesystem::path& path) : file_(open_file(path)), path_(path) {
+    constexpr int gzip_only = 16;  // added to the bits of the window
+    if (inflateInit2(&stream_, MAX_WBITS + gzip_only) != Z_OK)
+      fail<IoError>("cannot open {}: out of memory", path.string());
+    refill();
+    gzip_ = stream_.avail_in >= 2 && input_[0] == 0x1F && input_[1] == 0x8B;
+  }
+  ~TarSource() { inflateEnd(&stream_); }
+  TarSource(const TarSource&) = delete;
+  TarSource& operator=(const TarSource&) = delete;
+
+  /// The next bytes, valid until the next call; none at the end. Throws IoError, or FormatError
+  /// where a gzip stream is damaged or cut off.
+  std::span<const uint8_t> next() {
+    if (!gzip_) {
+      const std::span<const uint8_t> all(stream_.next_in, stream_.avail_in);
+      stream_.avail_in = 0;
+      if (!all.empty()) return all;
+      refill();
+      return {input_.data(), std::exchange(stream_.avail_in, 0)};
+    }
+    for (;;) {
+      if (stream_.avail_in == 0) refill();
+      if (stream_.avail_in == 0 && in_member_) fail<FormatError>("the gzip stream is cut off");
+      if (stream_.avail_in == 0) return {};
+      if (!in_member_ && members_ > 0 && *stream_.next_in == 0) {  // padding, which tapes and tar need
+        padded_ = true;
+        ++stream_.next_in;
+        --stream_.avail_in;
+        continue;
+      }
+      if (!in_member_) {
+        if (padded_) fail<FormatError>("something follows the padding of the gzip stream");
+        inflateReset(&stream_);
+        in_member_ = true;
+        ++members_;
+      }
+      stream_.next_out = output_.data();
+      stream_.avail_out = static_cast<uInt>(output_.size());
+      const int status = inflate(&stream_, Z_NO_FLUSH);
+      if (status != Z_OK && status != Z_STREAM_END && status != Z_BUF_ERROR)
+        fail<FormatError>("gzip: {}", stream_.msg != nullptr ? stream_.msg : "damaged data");
+      in_member_ = status != Z_STREAM_END;
+      if (const size_t got = output_.size() - stream_.avail_out; got > 0) return {output_.data(), got};
+    }
+  }
+
+  /// What libarchive calls; an exception must not pass through it.
+  static la_ssize_t read(archive* reader, void* self, const void** buffer) {
+    try {
+      const std::span<const uint8_t> bytes = static_cast<TarSource*>(self)->next();
+      *buffer = bytes.data();
+      return static_cast<la_ssize_t>(bytes.size());
+    } catch (const std::exception& error) {
+      archive_set_error(reader, EIO, "%s", error.what());
+      return ARCHIVE_FATAL;
+    }
+  }
+
+ private:
+  void refill() {
+    stream_.next_in = input_.data();
+    stream_.avail_in = static_cast<uInt>(std::fread(input_.data(), 1, input_.size(), file_.get()));
+    if (stream_.avail_in < input_.size() && std::ferror(file_.get()) != 0)
+      fail<IoError>("cannot read {}: {}", path_.string(), std::generic_category().message(errno));
+  }
+
+  File file_;
+  std::filesystem::path path_;
+  std::vector<uint8_t> input_ = std::vector<uint8_t>(size_t{1} << 17), output_ = input_;
+  z_stream stream_ = {};
+  bool gzip_ = false;
+  bool in_member_ = false;
+  bool padded_ = false;
+  int64_t members_ = 0;
+};
 
 /// Nothing when the path is empty or a part of it is hidden; "." is no part, and ".." counts as
 /// hidden.
@@ -157,7 +240,7 @@ void walk_folder(const std::filesystem::path& folder, const std::function<void(F
 
 void walk_archive(const std::filesystem::path& path, const std::function<void(FileEntry&)>& visit) {
   // Opening the file ourselves tells a missing permission from a wrong format.
-  const File file = open_file(path);
+  TarSource bytes(path);
   const std::unique_ptr<archive, int (*)(archive*)> source(archive_read_new(), archive_read_free);
   if (source == nullptr) fail<IoError>("cannot open {}: out of memory", path.string());
   const auto reason = [&source] {
@@ -165,16 +248,15 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     return text != nullptr ? text : "no reason given";
   };
   // Only what is promised: every further format would be more code that meets untrusted bytes.
-  archive_read_support_filter_gzip(source.get());
   archive_read_support_format_tar(source.get());
-  if (archive_read_open_FILE(source.get(), file.get()) != ARCHIVE_OK)
+  if (archive_read_open(source.get(), &bytes, nullptr, TarSource::read, nullptr) != ARCHIVE_OK)
     fail<FormatError>("{} is neither a folder nor a .tar or .tar.gz archive: {}", path.string(), reason());
 
   size_t room = growth_allowance + most_growth * static_cast<size_t>(std::filesystem::file_size(path));
   for (;;) {
     archive_entry* header = nullptr;
     const int status = archive_read_next_header(source.get(), &header);
-    if (status == ARCHIVE_EOF) return;
+    if (status == ARCHIVE_EOF) break;
     // A warning means a name outside the locale or an odd attribute: the file itself is fine.
     // "Retry" would pass over a damaged header, and the file with it.
     if (status != ARCHIVE_OK && status != ARCHIVE_WARN)
@@ -189,6 +271,12 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     if (!parts) continue;
     ArchivedEntry entry(std::move(*parts), path, source.get(), header, room);
     visit(entry);
+  }
+  try {
+    while (!bytes.next().empty()) {  // to the last checksum, which lies behind the end of the tar
+    }
+  } catch (const FormatError& error) {
+    fail<FormatError>("{} is truncated or corrupt: {}", path.string(), error.what());
   }
 }
 

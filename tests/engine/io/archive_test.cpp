@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <zlib.h>
 
 #include <map>
 
@@ -101,6 +102,81 @@ TEST(Archive, RefusesEveryTruncatedCompressedTar) {
     EXPECT_THAT(message_of<FormatError>([&] { contents(cut_path); }), HasSubstr("cut.tar.gz")) << length;
   }
 }
+
+Bytes gzip_of(const Bytes& content) {
+  z_stream stream = {};
+  EXPECT_EQ(deflateInit2(&stream, 6, Z_DEFLATED, MAX_WBITS + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
+  Bytes result(deflateBound(&stream, content.size()));
+  stream.next_in = const_cast<uint8_t*>(content.data());
+  stream.avail_in = static_cast<uInt>(content.size());
+  stream.next_out = result.data();
+  stream.avail_out = static_cast<uInt>(result.size());
+  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
+  result.resize(stream.total_out);
+  deflateEnd(&stream);
+  return result;
+}
+
+Bytes joined(Bytes first, const Bytes& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+/// Archives of one and of two gzip members, as "cat a.gz b.gz" makes them.
+class CompressedArchive : public ::testing::TestWithParam<int> {
+ protected:
+  CompressedArchive() {
+    const auto tar = folder_.path() / "x.tar";
+    Bytes noise(900);
+    for (size_t i = 0; i < noise.size(); ++i) noise[i] = static_cast<uint8_t>(i * i * 31 >> 5);
+    write_tar(tar, {{"a", noise}, {"b", Bytes(500, 7)}});
+    const Bytes plain = read_bytes(tar);
+    const auto middle = plain.begin() + 2148;  // within the content of b
+    whole_ =
+        GetParam() == 1 ? gzip_of(plain) : joined(gzip_of({plain.begin(), middle}), gzip_of({middle, plain.end()}));
+  }
+  std::map<std::string, Bytes> read(const Bytes& archive) const {
+    write_bytes(path_, archive);
+    return contents(path_);
+  }
+
+  TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "x.tar.gz";
+  Bytes whole_;
+};
+
+TEST_P(CompressedArchive, EveryFlippedBitIsRefusedOrChangesNothing) {
+  const auto good = read(whole_);
+  ASSERT_EQ(good.size(), 2U);
+  size_t harmless = 0;
+  for (size_t at = 0; at < whole_.size(); ++at) {
+    Bytes flipped = whole_;
+    flipped[at] ^= static_cast<uint8_t>(1 << at % 8);
+    try {
+      EXPECT_EQ(read(flipped), good) << "byte " << at;
+      ++harmless;
+    } catch (const FormatError&) {
+    }
+  }
+  // Of each member, the time, the compressor's effort, the operating system and the bits behind the
+  // last code say nothing.
+  EXPECT_LE(harmless, static_cast<size_t>(GetParam()) * 8);
+}
+
+TEST_P(CompressedArchive, CutAnywhereItIsRefused) {
+  for (size_t length = 0; length < whole_.size(); ++length) {
+    SCOPED_TRACE(length);
+    EXPECT_THROW(read({whole_.begin(), whole_.begin() + static_cast<ptrdiff_t>(length)}), FormatError);
+  }
+}
+
+TEST_P(CompressedArchive, ZerosBehindTheEndAreReadOver) {
+  EXPECT_EQ(read(joined(whole_, Bytes(1000))), read(whole_));
+  EXPECT_THROW(read(joined(whole_, Bytes(1000, 1))), FormatError);
+  EXPECT_THROW(read(joined(joined(whole_, Bytes(10)), whole_)), FormatError);
+}
+
+INSTANTIATE_TEST_SUITE_P(OneAndTwoMembers, CompressedArchive, ::testing::Values(1, 2));
 
 TEST(Archive, ArchivesThatGrowWithoutBoundAreRefused) {
   const TemporaryFolder folder;
