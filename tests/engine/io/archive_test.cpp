@@ -158,9 +158,9 @@ TEST_P(CompressedArchive, EveryFlippedBitIsRefusedOrChangesNothing) {
     } catch (const FormatError&) {
     }
   }
-  // Of each member, the time, the compressor's effort, the operating system and the bits behind the
-  // last code say nothing.
-  EXPECT_LE(harmless, static_cast<size_t>(GetParam()) * 8);
+  // Of a member, the time, the compressor's effort, the operating system and the bits behind the last
+  // code say nothing; and a match may be found at two distances.
+  EXPECT_LT(harmless, whole_.size() / 20);
 }
 
 TEST_P(CompressedArchive, CutAnywhereItIsRefused) {
