@@ -27,10 +27,10 @@ struct TensorEntry {
 };
 
 /// A safetensors file, read into memory, fully validated on opening: header length against file
-/// size, JSON shape, known types, every size and offset, no overlap, no gap, no duplicate names, and
-/// the header's checksum where it has one. The data is read once the header is valid; its checksums
-/// are checked by verify(). Throws IoError (cannot open, or cut short by another process meanwhile)
-/// or FormatError (anything wrong inside), naming the file.
+/// size, JSON shape, known types, every size and offset, no overlap, no gap, no duplicate names,
+/// and the header's checksum where it has one. The data is read once the header is valid; verify()
+/// checks its checksums. Throws IoError (cannot open, or cut short by another process meanwhile) or
+/// FormatError (anything wrong inside), naming the file.
 class SafetensorsFile {
  public:
   /// Reads the file and checks its header. Throws IoError or FormatError.
@@ -84,11 +84,12 @@ std::span<const uint8_t> bytes_of(std::span<const T> values) {
 /// Writes a file atomically: a temporary file in the same folder, flushed to the disk, then renamed
 /// over `path`, so that a killed run or a full disk leaves the old file or the new one, never half
 /// of one. Adds checksums to the metadata: of the header ("header_xxh3") and of every tensor
-/// ("xxh3:…"). Checksums handed in are dropped: they belong to another file. Where the metadata name
-/// no format, it is "nibblenet-float". Tensor data starts on a multiple of 8 bytes (the header is
-/// padded with spaces), tensors of wide elements come first, else the order is kept: so each starts
-/// on a multiple of its element. Throws IoError with the reason of the operating system, ShapeError
-/// when bytes and sizes disagree, FormatError for names that are taken, reserved or not UTF-8.
+/// ("xxh3:…"). Checksums handed in are dropped: they belong to another file. Where the metadata
+/// name no format, it is "nibblenet-float". Tensor data starts on a multiple of 8 bytes (the header
+/// is padded with spaces), tensors of wide elements come first, else the order is kept: so each
+/// starts on a multiple of its element. Throws IoError with the reason of the operating system,
+/// ShapeError when bytes and sizes disagree, FormatError for names that are taken, reserved or not
+/// UTF-8.
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

@@ -32,8 +32,8 @@ inline constexpr std::string_view checked_start = R"({"__metadata__":{"header_xx
 inline constexpr std::string_view header_checksum_key = "header_xxh3";
 inline constexpr size_t checksum_digits = 16;
 
-/// Throws FormatError, naming `file`, when a header (its length and its JSON) begins with a checksum
-/// that does not fit. The checksum covers all of it, with zeros in place of its own digits.
+/// Throws FormatError, naming `file`, when a header (its length and its JSON) begins with a
+/// checksum that does not fit. The checksum covers all of it, with zeros in place of its digits.
 void check_header(std::span<const uint8_t> header, const std::string& file);
 
 /// Throws FormatError when metadata lack a checksum that their version demands, have one that

@@ -58,8 +58,8 @@ enum class Checksums : uint8_t { warn, strict };
 
 /// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model,
 /// compressed or not, or a state dict that PyTorch saved (PthFile): the content tells, not the
-/// name. Counters of batches (num_batches_tracked) are left out. Every checksum that the file has is
-/// computed and compared. Throws IoError or FormatError.
+/// name. Counters of batches (num_batches_tracked) are left out. Every checksum that the file has
+/// is computed and compared. Throws IoError or FormatError.
 StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as

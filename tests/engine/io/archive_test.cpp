@@ -158,8 +158,8 @@ TEST_P(CompressedArchive, EveryFlippedBitIsRefusedOrChangesNothing) {
     } catch (const FormatError&) {
     }
   }
-  // Of a member, the time, the compressor's effort, the operating system and the bits behind the last
-  // code say nothing; and a match may be found at two distances.
+  // Of a member, the time, the compressor's effort, the operating system and the bits behind the
+  // last code say nothing; and a match may be found at two distances.
   EXPECT_LT(harmless, whole_.size() / 20);
 }
 
