@@ -2,14 +2,17 @@
 
 usage: commands.py [FILE or FOLDER ...]
 
-A test of the tools compares docs/tools.md with each program's --help, so these options are the programs'.
+A test of the tools compares docs/tools.md with each program's --help, so these options are the programs'. The page's table
+of tools/dev has the commands that `tools/dev help` lists.
 """
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 
-from house import chosen, document_lines, finish, is_document, read, tracked_files
+from house import ROOT, chosen, document_lines, finish, is_document, read, tracked_files
 
 COMMAND = re.compile(r"\btools/(\w+)\b")
 
@@ -67,10 +70,28 @@ def wrong_words(text, tools):
                 yield number, f"tools/{found[1]} {word} does not take {value}"
 
 
+def wrong_dev_table(text, usage):
+    """(line, what is wrong) of the table of tools/dev's commands, beside the text of `tools/dev help`."""
+    wanted = set(re.findall(r"^  ([a-z]+)\b", usage, re.MULTILINE)) - {"help"}
+    at, section = 0, None
+    listed = {}
+    for number, line in document_lines(text):
+        if line.startswith("## "):
+            section = line[3:].strip()
+            at = number if section == "dev" else at
+        elif section == "dev" and (found := re.match(r"\| `([a-z]+)", line)):
+            listed[found[1]] = number
+    yield from ((at, f"tools/dev {name} is missing in the table") for name in sorted(wanted - set(listed)))
+    yield from ((listed[name], f"tools/dev has no {name}") for name in sorted(set(listed) - wanted))
+
+
 def main(arguments):
     tools = options_of_tools(read("docs/tools.md"))
     files = chosen([path for path in tracked_files() if is_document(path)], arguments)
     findings = [(path, number, what) for path in files for number, what in wrong_words(read(path), tools)]
+    if not arguments:
+        usage = subprocess.run([os.path.join(ROOT, "tools/dev"), "help"], capture_output=True, text=True, check=False).stdout
+        findings += [("docs/tools.md", *finding) for finding in wrong_dev_table(read("docs/tools.md"), usage)]
     return finish("commands", findings, len(files))
 
 

@@ -5,7 +5,7 @@ usage: house_test.py
 
 import unittest
 
-from commands import options_of_tools, wrong_words
+from commands import options_of_tools, wrong_dev_table, wrong_words
 from headers import without_a_comment
 from includes import wrong_includes
 from links import broken_links
@@ -118,6 +118,8 @@ class House(unittest.TestCase):
         document = ("tools/eval --nothing\n```sh\ntools/eval a --split train \\\n  --json x --no-keep\n"
                     "tools/eval --split both  # --nothing\nx() { tools/eval --limit 1; }\n```\n")
         self.assertEqual(lines(wrong_words(document, tools)), [5, 6])
+        table = "## dev\n\n| `build` | x |\n| `fly [--far]` | x |\n\n## other\n\n| `walk` | x |\n"
+        self.assertEqual(lines(wrong_dev_table(table, "usage: tools/dev COMMAND\n\n  build   x\n  new K   x\n  help    x\n")), [1, 4])
 
     def test_places(self):
         entries = ("1. `layers/network/<name>.cpp`: the table\n2. `layers/network/networks.cpp`: a place in\n   `networks`\n"
