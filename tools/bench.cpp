@@ -4,6 +4,7 @@
 #include <map>
 
 #include "layers/network/network.h"
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -133,7 +134,7 @@ std::optional<std::string> baseline_missing(Backends& backends) {
 /// The images of --data; nothing without it.
 std::optional<Dataset> test_images(const Options& options) {
   if (options.data.empty()) return std::nullopt;
-  Dataset images = load_dataset(find_data(options.data), Split::test, options.limit);
+  Dataset images = find_data(options.data).load(Split::test, options.limit);
   const auto is_small = [](const Dataset::Image& image) {
     return image.width == small_size && image.height == small_size;
   };
@@ -187,7 +188,9 @@ void compare(const Options& options) {
   const std::filesystem::path model = find_model(options.model, ModelKind::fine_tuned);
   const StateDict floats = load_model(model, options.checksums);
   if (floats.packed()) fail<UsageError>("{} is packed; --compare packs a float model itself: give one", model.string());
-  const std::optional<Dataset> images = test_images(options);
+  std::optional<Dataset> images = test_images(options);
+  const std::string match = images ? match_classes(*images, floats) : "";
+  print_match(match);
   Backend& baseline = missing ? own : backends.at("cudnn");
   const Ceilings ceilings = measure_ceilings(own, baseline, options.seconds);
   fmt::print("{}\n", own.description());
@@ -209,6 +212,7 @@ void compare(const Options& options) {
     }
   }
   nlohmann::json document = setting_json(options, model, floats, own, ceilings, missing, images);
+  if (images) document["data_set"] = data_set_json(*images, match);
   const auto write = [&] {
     document["sides"] = comparison.to_json();
     write_json(options.json, document);
@@ -218,6 +222,7 @@ void compare(const Options& options) {
   comparison.run([&] {
     if (to_file) write();
   });
+  print_if_standin(images && images->stand_in());
   if (!to_file) write();
 }
 

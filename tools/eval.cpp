@@ -6,6 +6,7 @@
 
 #include "layers/network/evaluate.h"
 #include "layers/network/image_feed.h"
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -62,6 +63,7 @@ struct Result {
   std::optional<SimulationReport> simulation;  ///< its weights are simulated: it has no size
   std::vector<LayerRoute> routes;              ///< of a whole batch
   bool folded = false;                         ///< the first convolution, with the preparation of images
+  nlohmann::json data;                         ///< what its labels were matched with
 };
 
 SimulationReport simulate_model(StateDict& model, const SimulatedScheme& scheme) {
@@ -84,12 +86,15 @@ Options as_usual(Options options) {
   return options;
 }
 
-Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset, const Options& options,
+/// The data set's labels become the model's.
+Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const Options& options, bool data_asked_for,
                       const std::optional<SimulatedScheme>& scheme = std::nullopt) {
   const auto backend = options.device.make();
   const Precision precision = precision_of(options, *backend, scheme.has_value());
   const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path, options.checksums);
+  const std::string match = match_classes(dataset, dict, data_asked_for);
+  print_match(match);
   std::optional<SimulationReport> simulation;
   if (scheme) simulation = simulate_model(dict, *scheme);
   const int image_size = image_size_of(dict, options.image_size);
@@ -115,7 +120,8 @@ Result evaluate_model(const std::filesystem::path& path, const Dataset& dataset,
                 .device_bytes_before = before ? before->used : 0,
                 .simulation = std::move(simulation),
                 .routes = layer_routes(network, {options.batch, image_size, image_size, 3}),
-                .folded = network.folded()};
+                .folded = network.folded(),
+                .data = data_set_json(dataset, match)};
   return result;
 }
 
@@ -175,9 +181,10 @@ nlohmann::json to_json(const Result& result) {
           {"size", size}};
 }
 
-/// Nothing where the two do not tell the same classes apart.
-std::optional<double> largest_difference(const Evaluation& a, const Evaluation& b) {
-  if (a.logits.shape() != b.logits.shape()) return std::nullopt;
+/// Nothing where the two do not tell the same classes apart in the same order.
+std::optional<double> largest_difference(const Result& one, const Result& other) {
+  const Evaluation &a = one.evaluation, &b = other.evaluation;
+  if (a.logits.shape() != b.logits.shape() || a.labels != b.labels) return std::nullopt;
   double largest = 0;
   for (int64_t i = 0; i < a.logits.elements(); ++i)
     largest = std::max(largest, std::fabs(static_cast<double>(a.logits.data()[i]) - b.logits.data()[i]));
@@ -188,8 +195,8 @@ std::optional<double> largest_difference(const Evaluation& a, const Evaluation& 
 nlohmann::json compare(const Result& result, const Result& other) {
   int64_t only_this = 0, only_other = 0;
   for (int64_t i = 0; i < result.evaluation.images; ++i) {
-    const int32_t label = result.evaluation.labels[static_cast<size_t>(i)];
-    const bool right = result.evaluation.predicted(i) == label, other_right = other.evaluation.predicted(i) == label;
+    const auto is_right = [i](const Evaluation& e) { return e.predicted(i) == e.labels[static_cast<size_t>(i)]; };
+    const bool right = is_right(result.evaluation), other_right = is_right(other.evaluation);
     only_this += right && !other_right ? 1 : 0;
     only_other += other_right && !right ? 1 : 0;
   }
@@ -206,7 +213,7 @@ nlohmann::json compare(const Result& result, const Result& other) {
                each->evaluation.loss, bytes(*each, each->file_bytes), bytes(*each, total));
   fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n",
              points, only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
-  const std::optional<double> largest = largest_difference(result.evaluation, other.evaluation);
+  const std::optional<double> largest = largest_difference(result, other);
   if (largest) fmt::print("largest difference of a logit: {:.4g}\n", *largest);
   if (!result.simulation)
     fmt::print("resident size {:.2f}x smaller, speed {:.2f}x\n",
@@ -245,10 +252,10 @@ void eval(const Options& options) {
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
   check_model_file(model);  // a missing or broken file is reported before the images are read
   if (!options.compare.empty()) check_model_file(options.compare);
-  const Dataset dataset =
-      load_dataset(find_data(options.data), options.split == "test" ? Split::test : Split::train, options.limit);
+  DataSource data = find_data(options.data);
+  Dataset dataset = data.load(options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
-  const Result result = evaluate_model(model, dataset, options, scheme);
+  const Result result = evaluate_model(model, dataset, options, data.asked_for(), scheme);
   fmt::print("{}{}{} on {} {} images of {} ({}, {})\n", result.model,
              scheme ? fmt::format(", simulated by {},", to_string(*scheme)) : "",
              result.folded ? ", first convolution folded with the resize," : "", dataset.size(), options.split,
@@ -258,8 +265,10 @@ void eval(const Options& options) {
   nlohmann::json json = to_json(result);
   if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
   if (!options.compare.empty())
-    json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, as_usual(options)));
+    json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, as_usual(options), true));
   json["data"] = dataset.description;
+  json["data_set"] = result.data;
+  print_if_standin(dataset.stand_in());
   json["split"] = options.split;
   write_json(options.json, json);
 }

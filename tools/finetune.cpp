@@ -92,23 +92,42 @@ void prepare_output(const std::filesystem::path& output) {
   if (error) fail<IoError>("cannot write into {}: {}; choose another --out", folder.string(), error.message());
 }
 
-Reset chosen_reset(const Options& options, const StateDict& parameters, bool published, int64_t classes) {
+/// Training and test images, and what became of their labels so that they are the model's.
+struct Images {
+  Dataset train;
+  Dataset test;
+  bool asked_for = false;
+  std::string match;
+
+  int64_t classes() const { return static_cast<int64_t>(train.classes.size()); }
+  /// Both splits, or none where one does not fit.
+  void match_with(const StateDict& model) {
+    Dataset labels_of_test{.description = test.description, .classes = test.classes, .labels = test.labels};
+    match_classes(labels_of_test, model, asked_for);
+    match = match_classes(train, model, asked_for);
+    match_classes(test, model, asked_for);
+    print_match(match);
+  }
+};
+
+Reset chosen_reset(const Options& options, const StateDict& parameters, bool published, Images& images) {
   if (options.reset == "classifier") return Reset::classifier;
   if (options.reset == "tail" || (options.reset.empty() && published)) return Reset::tail;
-  const bool fits = class_count(parameters) == classes;
-  if (options.reset == "none" && !fits)
-    fail<UsageError>("--reset none: the head tells {} classes apart, the data has {}; use --reset tail",
-                     class_count(parameters), classes);
-  if (!fits)
-    fmt::print("the head tells {} classes apart, the data has {}: re-initialising the tail\n", class_count(parameters),
-               classes);
-  return fits ? Reset::none : Reset::tail;
+  try {
+    images.match_with(parameters);
+    return Reset::none;
+  } catch (const UsageError& error) {
+    if (options.reset == "none") fail<UsageError>("--reset none: {}; or use --reset tail", error.what());
+    if (images.train.stand_in() && !images.asked_for) throw;
+    fmt::print("the head does not fit: {}: re-initialising the tail\n", error.what());
+    return Reset::tail;
+  }
 }
 
-StateDict initial_parameters(Options& options, const InitialModel& initial, bool image_size_given, int64_t classes) {
+StateDict initial_parameters(Options& options, const InitialModel& initial, bool image_size_given, Images& images) {
   if (initial.file.empty()) {
     const NetworkSpec& network = options.network.empty() ? networks().front() : network_named(options.network);
-    return random_network(network, classes, options.training.seed);
+    return random_network(network, images.classes(), options.training.seed);
   }
   StateDict parameters = load_model(initial.file, options.checksums);
   if (const NetworkSpec& network = network_of(parameters); !options.network.empty() && options.network != network.name)
@@ -118,14 +137,15 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
     fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
     parameters = dequantized(parameters);
   }
+  const Reset reset = chosen_reset(options, parameters, initial.published, images);
   parameters.metadata.clear();
-  reset_head(parameters, chosen_reset(options, parameters, initial.published, classes), classes, options.training.seed);
+  reset_head(parameters, reset, images.classes(), options.training.seed);
   return parameters;
 }
 
-TrainingStart start_from(Options& options, const InitialModel& initial, bool image_size_given, int64_t classes,
+TrainingStart start_from(Options& options, const InitialModel& initial, bool image_size_given, Images& images,
                          Backend& backend) {
-  StateDict parameters = initial_parameters(options, initial, image_size_given, classes);
+  StateDict parameters = initial_parameters(options, initial, image_size_given, images);
   TrainingOptions& training = options.training;
   const NetworkSpec& network = network_of(parameters);
   expect_image_size(network, training.image_size);
@@ -136,12 +156,15 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
 /// The network that --distill names, or that a checkpoint goes on with; none where there is no
 /// teacher.
 std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
-                                    const Network& student) {
+                                    const Network& student, const std::vector<std::string>& classes) {
   if (options.teacher.empty()) return std::nullopt;
   StateDict parameters = load_model(options.teacher, checksums);
   if (class_count(parameters) != student.classes())
     fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
                      class_count(parameters), student.classes());
+  if (parameters.metadata.contains(class_names_key) &&
+      !same_classes(class_names(parameters.metadata, student.classes()), classes))
+    fail<UsageError>("--distill {}: its classes are not the data's, or in another order", options.teacher);
   const std::string fingerprint =
       parameters.packed() ? fingerprint_of(dequantized(parameters)) : fingerprint_of(parameters);
   if (!options.fingerprint.empty() && options.fingerprint != fingerprint)
@@ -160,7 +183,7 @@ void finetune(Options& options, Given given) {
   const bool from_model = options.resume.empty() && options.init != "random";
   const InitialModel initial = from_model ? find_initial_model(options) : InitialModel{};
   if (options.fetch) return;
-  const std::filesystem::path data = find_data(options.data);
+  DataSource data = find_data(options.data);
   std::optional<Checkpoint> checkpoint;
   if (!options.resume.empty()) {
     checkpoint = load_checkpoint(options.resume);
@@ -169,18 +192,21 @@ void finetune(Options& options, Given given) {
     if (given.epochs) options.training.epochs = epochs;
   }
   validate(options.training);
-  const Dataset train_set = load_dataset(data, Split::train, options.training.train_limit);
-  const Dataset test_set = load_dataset(data, Split::test, options.training.test_limit);
+  Images images{.train = data.load(Split::train, options.training.train_limit),
+                .test = data.load(Split::test, options.training.test_limit),
+                .asked_for = data.asked_for(),
+                .match = ""};
+  const Dataset &train_set = images.train, &test_set = images.test;
   if (train_set.size() == 0 || test_set.size() == 0)
-    fail<UsageError>("{} has no {} images", data.string(), train_set.size() == 0 ? "training" : "test");
+    fail<UsageError>("{} has no {} images", data.path().string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
   TrainingStart start = checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
-                                   : start_from(options, initial, given.image_size,
-                                                static_cast<int64_t>(train_set.classes.size()), *backend);
+                                   : start_from(options, initial, given.image_size, images, *backend);
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
-  std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network);
+  std::optional<Network> teacher =
+      load_teacher(options.training.distillation, options.checksums, *backend, network, train_set.classes);
   Trainer trainer(network, train_set, test_set, options.training);
   if (teacher) trainer.learn_from(*teacher);
   if (packed) trainer.quantize(std::move(start.packed));
@@ -214,10 +240,12 @@ void finetune(Options& options, Given given) {
     fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,
                trainer.position().step);
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
+  print_if_standin(train_set.stand_in());
   write_json(options.json, {{"output", output.string()},
                             {"checkpoint", checkpoint_of(output).string()},
                             {"device", backend->name()},
                             {"data", train_set.description},
+                            {"data_set", data_set_json(train_set, images.match)},
                             {"train_images", train_set.size()},
                             {"test_images", test_set.size()},
                             {"options", nlohmann::json::parse(to_json(options.training))},

@@ -86,6 +86,7 @@ void show_result(const Options& options, const std::filesystem::path& input, con
   json["seconds"] = seconds;
   json["compressed"] = options.compress;
   json["size"] = size_json(packed.ledger(), packed.file_bytes(), packed.header_bytes());
+  print_if_standin(json.contains("data_set") && json["data_set"]["stand_in"].get<bool>());
   write_json(options.json, json);
 }
 
@@ -181,11 +182,14 @@ void pack(const Options& options) {
   describe(dict.metadata, flags.calibration, measured);
   WeightPacker packer(flags.calibration, measured, *backend);
   std::vector<LayerReport> reports;
-  if (flags.allocation.given())
+  if (calibration) json["data_set"] = data_set_json(*calibration);
+  if (flags.allocation.given()) {
     json["allocation"] = allocate_and_pack(flags, dict, packer, *backend,
                                            find_data(options.data.empty() ? flags.calibration.data : options.data));
-  else
+    json["data_set"] = json["allocation"]["data_set"];
+  } else {
     reports = pack_all(dict, schemes, packer, calibration);
+  }
   save(output, dict, options);
   const double seconds = seconds_since(start);
   json["gptq"] = print_reports(reports);

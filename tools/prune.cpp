@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
@@ -95,8 +96,11 @@ void prune(const Options& options) {
         {{"layer", layer.layer}, {"channels", layer.channels}, {"kept", layer.kept}, {"error", layer.error}});
   }
   fmt::print("{} of {} weights remain in {}\n", weights_of(model), weights_before, options.output);
+  const nlohmann::json data = data_set_json(calibration);
+  print_if_standin(data["stand_in"]);
   write_json(options.json, {{"input", input.string()},
                             {"output", options.output},
+                            {"data_set", data},
                             {"weights_before", weights_before},
                             {"weights", weights_of(model)},
                             {"layers", layers}});

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include "tools/common/aliases.h"
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -124,9 +125,12 @@ void sweep(const Options& options) {
   check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);
-  const std::filesystem::path data = find_data(options.data);
-  const Dataset dataset = load_dataset(data, options.split == "test" ? Split::test : Split::train, options.limit);
+  DataSource source = find_data(options.data);
+  Dataset dataset = source.load(options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
+  const std::string match = match_classes(dataset, model, source.asked_for());
+  print_match(match);
+  const std::filesystem::path& data = source.path();
   const int image_size = image_size_of(model, options.image_size);
 
   SweepFolder folder(options.out.empty() ? project_root() / "sweeps" / path.stem() : std::filesystem::path(options.out),
@@ -188,7 +192,10 @@ void sweep(const Options& options) {
   write_report(folder.path(), rows, folder.setup(), drawn.figures);
   fmt::print("report: {0}/report.md, .html, .csv, .json; {1} plots in {0}/plots\n", folder.path().string(),
              drawn.figures.size());
-  write_json(options.json, report_json(rows, folder.setup()));
+  print_if_standin(dataset.stand_in());
+  nlohmann::json report = report_json(rows, folder.setup());
+  report["data_set"] = data_set_json(dataset, match);
+  write_json(options.json, std::move(report));
 }
 
 }  // namespace

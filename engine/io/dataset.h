@@ -29,6 +29,8 @@ struct Dataset {
   std::vector<uint8_t> pixels;
 
   int64_t size() const { return static_cast<int64_t>(images.size()); }
+  /// Whether write_standin drew the images.
+  bool stand_in() const { return description == "stand-in"; }
 };
 
 /// Reads one split of whatever lies at `path`:

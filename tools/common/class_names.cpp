@@ -1,11 +1,14 @@
 #include "tools/common/class_names.h"
 
-#include <algorithm>
-#include <nlohmann/json.hpp>
+#include <fmt/core.h>
 
-#include "engine/core/error.h"
-#include "engine/io/dataset.h"
-#include "engine/io/state_dict.h"
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <optional>
+
+#include "engine/io/safetensors_header.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -17,6 +20,85 @@ std::vector<std::string> parse(const std::string& text, int64_t classes) {
     fail<FormatError>("the model's metadata should list the names of its {} classes under '{}', and does not", classes,
                       class_names_key);
   return list.get<std::vector<std::string>>();
+}
+
+/// Ways to read a name, from the strictest on.
+enum class Reading : uint8_t { exact, folded, synonyms };
+
+std::string read_as(Reading reading, const std::string& name) {
+  if (reading == Reading::exact) return name;
+  std::string folded;
+  for (const char c : name)
+    if (c != ' ' && c != '_' && c != '-') folded += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (reading == Reading::folded) return folded;
+  if (folded == "car") return "automobile";
+  return folded == "plane" || folded == "aeroplane" ? "airplane" : folded;
+}
+
+/// Place of `name` among the names, by the strictest reading that finds just one.
+std::optional<size_t> place_of(const std::string& name, const std::vector<std::string>& names) {
+  for (const Reading reading : {Reading::exact, Reading::folded, Reading::synonyms}) {
+    const auto is_it = [&, wanted = read_as(reading, name)](const std::string& each) {
+      return read_as(reading, each) == wanted;
+    };
+    if (std::ranges::count_if(names, is_it) == 1)
+      return static_cast<size_t>(std::ranges::find_if(names, is_it) - names.begin());
+  }
+  return std::nullopt;
+}
+
+std::string list_of(const std::vector<std::string>& names) {
+  constexpr size_t most_shown = 20;
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), most_shown); ++i) text += (i == 0 ? "" : ", ") + in_quotes(names[i]);
+  return names.size() > most_shown ? fmt::format("{} and {} more", text, names.size() - most_shown) : text;
+}
+
+/// What a data set's labels become, and what of its classes finds no place.
+struct Match {
+  std::vector<size_t> labels;        ///< of the model, one for each class of the data that has images
+  std::vector<std::string> unknown;  ///< classes with images that the model does not have, or has for another one
+  std::vector<std::string> renamed;  ///< "'car' is 'automobile'"
+  std::vector<std::string> absent;   ///< classes of the model without images
+  bool moved = false;                ///< some label changes
+};
+
+Match match(const Dataset& data, const std::vector<std::string>& model) {
+  std::vector<bool> used(data.classes.size()), taken(model.size());
+  for (const uint8_t label : data.labels) used.at(label) = true;
+  Match result;
+  result.labels.resize(data.classes.size());
+  for (size_t i = 0; i < data.classes.size(); ++i) {
+    if (!used[i]) continue;
+    const std::string& name = data.classes[i];
+    const std::optional<size_t> place = place_of(name, model);
+    if (!place || taken[*place] || *place > std::numeric_limits<uint8_t>::max()) {
+      result.unknown.push_back(name);
+      continue;
+    }
+    taken[*place] = true;
+    result.labels[i] = *place;
+    result.moved = result.moved || *place != i;
+    if (model[*place] != name) result.renamed.push_back(in_quotes(name) + " is " + in_quotes(model[*place]));
+  }
+  for (size_t i = 0; i < model.size(); ++i)
+    if (!taken[i]) result.absent.push_back(model[i]);
+  return result;
+}
+
+std::string sentence(const Match& match) {
+  std::string text;
+  if (match.moved) text = "labels follow the model's list, which is not in the data's order";
+  for (const std::string& each : match.renamed) text += (text.empty() ? "" : "; ") + each;
+  if (!match.absent.empty()) text += (text.empty() ? "" : "; ") + ("there are no images of " + list_of(match.absent));
+  return text;
+}
+
+std::string standin_refusal(const std::vector<std::string>& known) {
+  return fmt::format(
+      "there are no images but the offline stand-in's, and the model knows {}: give images with --data PATH or "
+      "NIBBLENET_DATA (the stand-in's own path takes these all the same)",
+      list_of(known));
 }
 
 }  // namespace
@@ -33,6 +115,47 @@ std::vector<std::string> class_names(const std::map<std::string, std::string>& m
 std::string class_names_text(const std::vector<std::string>& names) {
   // Names come from folders, whose names may be any bytes.
   return nlohmann::json(names).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+bool same_classes(const std::vector<std::string>& a, const std::vector<std::string>& b) {
+  return std::ranges::equal(a, b, [](const std::string& x, const std::string& y) {
+    return read_as(Reading::synonyms, x) == read_as(Reading::synonyms, y);
+  });
+}
+
+std::string match_classes(Dataset& data, const StateDict& model, bool asked_for) {
+  const int64_t classes = class_count(model);
+  const bool named = model.metadata.contains(class_names_key);
+  const std::vector<std::string> known = class_names(model.metadata, classes);
+  const Match found = match(data, known);
+  if (found.unknown.empty()) {
+    for (uint8_t& label : data.labels) label = static_cast<uint8_t>(found.labels[label]);
+    data.classes = known;
+    return sentence(found);
+  }
+  const bool same_count = static_cast<int64_t>(data.classes.size()) == classes;
+  if (named && data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
+  if (same_count && data.stand_in() && named)
+    return "the stand-in's are not the model's: labels are taken by position, and accuracy means nothing";
+  if (same_count && !named) return "the model does not name its own: labels are taken by position";
+  if (!named)
+    fail<UsageError>("the model tells {} classes apart and does not name them, the data has {}: {}", classes,
+                     data.classes.size(), list_of(data.classes));
+  fail<UsageError>(
+      "the data has {}, which the model does not know or knows by another name; classes of the model: {}; of the "
+      "data: {}; rename the folders or give other --data",
+      list_of(found.unknown), list_of(known), list_of(data.classes));
+}
+
+void print_match(const std::string& match) {
+  if (!match.empty()) fmt::print("classes: {}\n", match);
+}
+
+nlohmann::json data_set_json(const Dataset& data, const std::string& match) {
+  return {{"description", data.description},
+          {"stand_in", data.stand_in()},
+          {"classes", data.classes},
+          {"match", match.empty() ? nlohmann::json() : nlohmann::json(match)}};
 }
 
 }  // namespace nibblenet::tools

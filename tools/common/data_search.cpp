@@ -2,10 +2,9 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <optional>
 
-#include "engine/io/dataset.h"
 #include "engine/io/download.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
@@ -24,21 +23,23 @@ bool is_archive(const fs::path& path) {
   return name.ends_with(".tar") || name.ends_with(".tar.gz") || name.ends_with(".tgz");
 }
 
-/// Something load_dataset reads inside data/: the folder itself, a known subfolder, or an archive.
-std::optional<fs::path> inside(const fs::path& folder) {
+/// What load_dataset may read inside data/: the folder itself, a known subfolder, or archives.
+std::vector<fs::path> inside(const fs::path& folder) {
   std::error_code error;
   for (const char* marker : {"data_batch_1.bin", "test_batch.bin", "train", "test", "cifar-10-batches-bin"})
-    if (fs::exists(folder / marker, error)) return folder;
-  std::optional<fs::path> archive;
+    if (fs::exists(folder / marker, error)) return {folder};
+  std::vector<fs::path> archives;
   for (const auto& entry : fs::directory_iterator(folder, error))
-    if (entry.is_regular_file(error) && is_archive(entry.path()) && (!archive || entry.path() < *archive))
-      archive = entry.path();
-  return archive;
+    if (entry.is_regular_file(error) && is_archive(entry.path())) archives.push_back(entry.path());
+  std::ranges::sort(archives);
+  return archives;
 }
 
-fs::path announce(const fs::path& path, std::string_view why) {
-  fmt::print("data: {} ({})\n", path.string(), why);
-  return path;
+void announce(const fs::path& path, std::string_view why) { fmt::print("data: {} ({})\n", path.string(), why); }
+
+DataSource asked_for(const std::string& path, std::string_view by) {
+  announce(path, by);
+  return DataSource(path);
 }
 
 }  // namespace
@@ -47,30 +48,55 @@ const char* const data_help =
     "Images: a folder or tar(.gz) with CIFAR-10's binary version or train/<class>/*.jpg|png and test/…; without it "
     "NIBBLENET_DATA, else data/, else CIFAR-10 is downloaded there, else (offline) a stand-in is drawn";
 
-fs::path find_data(const std::string& given) {
+Dataset DataSource::load(Split split, int64_t limit) {
+  std::string problems;
+  while (true) {
+    try {
+      Dataset data = load_dataset(path(), split, limit);
+      if (!why_.empty()) announce(path(), why_);
+      why_.clear();
+      candidates_.resize(1);
+      return data;
+    } catch (const UsageError&) {
+      throw;
+    } catch (const Error& error) {
+      if (candidates_.size() == 1 && problems.empty()) throw;
+      problems += fmt::format("{}{}", problems.empty() ? "" : "; ", error.what());
+      if (candidates_.size() == 1) fail<FormatError>("none of the data sets found can be read: {}", problems);
+      fmt::print(stderr, "data: {} is passed over: {}\n", path().string(), error.what());
+      candidates_.erase(candidates_.begin());
+    }
+  }
+}
+
+DataSource find_data(const std::string& given) {
   std::error_code error;
   if (!given.empty()) {
     if (!fs::exists(given, error)) fail<UsageError>("--data {}: no such file or folder", given);
-    return announce(given, "--data");
+    return asked_for(given, "--data");
   }
   if (const char* variable = std::getenv("NIBBLENET_DATA"); variable != nullptr && *variable != '\0') {
     if (!fs::exists(variable, error)) fail<UsageError>("NIBBLENET_DATA={}: no such file or folder", variable);
-    return announce(variable, "NIBBLENET_DATA");
+    return asked_for(variable, "NIBBLENET_DATA");
   }
   const fs::path folder = project_root() / "data";
-  if (const auto found = inside(folder)) return announce(*found, "found in data/");
+  if (std::vector<fs::path> found = inside(folder); !found.empty()) return {std::move(found), "found in data/"};
   try {
     Progress progress("downloading CIFAR-10", "bytes");
-    return announce(
-        obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); }),
-        "CIFAR-10, downloaded");
+    return {{obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); })},
+            "CIFAR-10, downloaded"};
   } catch (const Error& failure) {
     fmt::print(stderr, "CIFAR-10 could not be downloaded: {}\n", failure.what());
   }
   const fs::path standin = folder / "standin";
   if (!fs::exists(standin / "test_batch.bin", error))
     write_standin(standin, standin_train_images, standin_test_images, standin_seed);
-  return announce(standin, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images");
+  return {{standin}, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images"};
+}
+
+void print_if_standin(bool standin) {
+  if (standin)
+    fmt::print("made on the stand-in: drawn images, NOT CIFAR-10; give --data PATH for a result on real ones\n");
 }
 
 }  // namespace nibblenet::tools

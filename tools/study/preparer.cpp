@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "layers/network/network_spec.h"
+#include "tools/common/class_names.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -136,6 +137,9 @@ StateDict Preparer::prepare(const ModelFile& file, Measurement& result) {
   for (const Weights& layer : layers_)
     if (dict.at(layer.parameter->name).shape() != layer.parameter->shape())
       fail<UsageError>("{}: {} has another shape than in the float model", file.path.string(), layer.parameter->name);
+  const int64_t classes = class_count(dict);
+  if (!same_classes(class_names(dict.metadata, classes), class_names(inputs_.model.metadata, classes)))
+    fail<UsageError>("{}: its classes are not those of the float model, or in another order", file.path.string());
   compare(dict, false, result);
   compress(dict, result);
   return dict;
@@ -164,7 +168,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   describe(dict.metadata, flags.calibration, calibration);
   WeightPacker packer(flags.calibration, calibration, inputs_.backend);
   if (flags.allocation.given()) {
-    allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);
+    allocate_and_pack(flags, dict, packer, inputs_.backend, DataSource(inputs_.data));
     return dict;
   }
   SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));

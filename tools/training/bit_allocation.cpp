@@ -258,8 +258,8 @@ void AllocationOptions::add_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-Dataset AllocationOptions::load_images(const std::filesystem::path& data, int64_t calibrated) const {
-  const Dataset all = load_dataset(data, Split::train, calibrated + 2 * images);
+Dataset AllocationOptions::load_images(DataSource& data, int64_t calibrated) const {
+  const Dataset all = data.load(Split::train, calibrated + 2 * images);
   const int64_t each = images_per_class(2 * images, all.classes.size());
   return subset(all, [&](int64_t position, int64_t size) { return position >= size - each; });
 }

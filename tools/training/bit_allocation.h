@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "tools/common/data_search.h"
 #include "training/compression/sensitivity.h"
 
 namespace nibblenet::tools {
@@ -30,7 +31,7 @@ struct AllocationOptions {
   /// Training images to measure and to verify on: behind the `calibrated` ones that codes were
   /// chosen by, as far as there are so many. On images that rounding made up for its errors on,
   /// those look smaller than they are.
-  Dataset load_images(const std::filesystem::path& data, int64_t calibrated) const;
+  Dataset load_images(DataSource& data, int64_t calibrated) const;
 };
 
 /// The network's weights, each stored as was chosen for it, and the report of the choice.

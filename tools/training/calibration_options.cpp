@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
@@ -167,7 +168,8 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
                                                     Backend& backend) const {
   if (!calibrated()) return std::nullopt;
   if (!load.empty()) return load_calibration(load, model);
-  const CalibrationImages images_found = load_images(data, images);
+  CalibrationImages images_found = load_images(data, images);
+  print_match(match_classes(images_found.dataset, model));
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
   Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
@@ -186,6 +188,10 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
     fmt::print("wrote the calibration on {} images to {}\n", calibration.images, save);
   }
   return calibration;
+}
+
+nlohmann::json data_set_json(const Calibration& calibration) {
+  return {{"description", calibration.data}, {"stand_in", calibration.data.starts_with("stand-in")}};
 }
 
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,6 +54,9 @@ struct CalibrationFlags {
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,
                                     Backend& backend) const;
 };
+
+/// "data_set" of a tool's JSON: what the calibration was measured on.
+nlohmann::json data_set_json(const Calibration& calibration);
 
 /// What a packed file says about how its codes were chosen: nothing where that was the plain way.
 /// Without a calibration it is null.

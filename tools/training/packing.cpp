@@ -1,5 +1,6 @@
 #include "tools/training/packing.h"
 
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 
 namespace nibblenet::tools {
@@ -133,13 +134,16 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
 }
 
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
-                                 const std::filesystem::path& data) {
+                                 DataSource data) {
   constexpr int64_t header_at_most = 10'000;
   int64_t other_bytes = header_at_most;
   for (const Parameter& parameter : dict.parameters)
     if (!is_weight(parameter)) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+  Dataset images = flags.allocation.load_images(data, packer.calibration_images());
+  const std::string match = match_classes(images, dict, data.asked_for());
+  print_match(match);
   AllocatedWeights allocated = allocate(
-      flags.allocation, backend, dict, flags.allocation.load_images(data, packer.calibration_images()), other_bytes,
+      flags.allocation, backend, dict, images, other_bytes,
       [&](const Parameter& weight) {
         return flags.allocation.chooses_steps() ? every_step(flags, weight)
                                                 : every_width(flags, weight, network_of(dict));
@@ -156,6 +160,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   for (Parameter& parameter : dict.parameters)
     if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
       parameter.value = std::move(chosen->second);
+  allocated.json["data_set"] = data_set_json(images, match);
   return allocated.json;
 }
 

@@ -7,6 +7,7 @@
 
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
+#include "tools/common/data_search.h"
 #include "tools/training/bit_allocation.h"
 #include "tools/training/calibration_options.h"
 #include "tools/training/scheme_options.h"
@@ -71,8 +72,8 @@ std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, We
 
 /// Packs every weight of `dict` in place, each as is chosen for it on training images of `data`,
 /// and prints what was weighed. Returns the report of the choice. Throws UsageError for a target
-/// that cannot be met.
+/// that cannot be met and for images of classes that the model does not know.
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
-                                 const std::filesystem::path& data);
+                                 DataSource data);
 
 }  // namespace nibblenet::tools
