@@ -15,6 +15,13 @@ constexpr std::string_view to_string(Precision precision) {
 }
 constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
 
+/// Bytes that an address is a multiple of, at most 16: so many a kernel can load at once.
+inline int alignment_of(const void* data) {
+  const auto address = reinterpret_cast<uintptr_t>(data) | 16U;
+  return static_cast<int>(address & (~address + 1));
+}
+inline bool on_16_bytes(const void* data) { return alignment_of(data) == 16; }
+
 /// A view of activations of either precision; a view of floats or fp16 values is one. `Void` is
 /// void or const void.
 template <class Void>

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "kernels/backend_memory.h"
-#include "kernels/forward_route.h"
 #include "kernels/image_preparation.h"
 #include "kernels/inference.h"
 #include "kernels/quantizer.h"
@@ -32,9 +31,8 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   /// Bytes to write in the backend's memory so that its caches hold nothing older.
   virtual size_t bytes_that_empty_caches() const { return size_t{256} << 20; }
 
-  /// For reports: what computes a forward product, or one with its pooling. Returns nothing where
-  /// the latter is not fused.
-  virtual std::optional<ForwardRoute> route(const Weight&, const ForwardQuestion& question) const {
+  /// Of a backend that fuses nothing, and has one kernel for everything.
+  std::optional<ForwardRoute> route(const Weight&, const ForwardQuestion& question) const override {
     if (question.pool.size > 0) return std::nullopt;
     return ForwardRoute{name()};
   }

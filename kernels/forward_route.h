@@ -7,7 +7,7 @@
 
 namespace nibblenet {
 
-/// A forward product, as a report asks which kernel computes it.
+/// A forward product, to be asked which kernel computes it.
 struct ForwardQuestion {
   Shape x;
   Precision precision = Precision::float32;  ///< of x
@@ -15,6 +15,7 @@ struct ForwardQuestion {
   Window window = {};
   Window pool = {.size = 0};  ///< max pooling behind it, in the same kernel; a size of 0: none
   bool flat = false;          ///< and PyTorch's flatten
+  bool aligned = true;        ///< x and y lie on 16 bytes
 };
 
 /// The answer.

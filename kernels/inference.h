@@ -1,9 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "engine/quant/packed_tensor.h"
 #include "kernels/activations.h"
+#include "kernels/forward_route.h"
 #include "kernels/shapes.h"
 #include "kernels/weight.h"
 
@@ -31,12 +33,14 @@ class Inference {
   /// y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;
+  /// Which kernel computes a forward product, or one with its pooling. Returns nothing where the
+  /// backend does not fuse the latter. Runs nothing.
+  virtual std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const = 0;
   /// Fused convolution and max pooling: y = max_pool2d(conv2d_forward(x, w), pool), or y[N,KPQ],
-  /// which is that flattened. Returns false, with y untouched, where the backend does not fuse
-  /// them.
-  virtual bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
+  /// which is that flattened. Throws Error where route() has no kernel for it.
+  virtual void conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
                                          Window, Epilogue, Window /*pool*/) {
-    return false;
+    throw Error("this backend does not fuse convolution and max pooling");
   }
 
   /// y[N,K] = epilogue(x[N,C] w[K,C]^T + bias[K])

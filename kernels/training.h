@@ -102,16 +102,15 @@ class Training {
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
 
+  /// Whether the backend fuses the weight gradient of such operands with SGD; a linear layer has no
+  /// window. Runs nothing.
+  virtual bool fuses_step(ConstActivations /*dy*/, ConstActivations /*x*/, Window = {}) const { return false; }
   /// Fused weight gradient and SGD: dw and dbias, times `factor`, are never stored. Same bits as
-  /// the gradient followed by sgd_step of both, where keep_zeros is not for the bias. Returns
-  /// false, with nothing changed, where the backend cannot.
-  virtual bool conv2d_backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
-                                    float /*factor*/, SgdParameters) {
-    return false;
-  }
-  virtual bool linear_backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/,
-                                    float /*factor*/, SgdParameters) {
-    return false;
+  /// the gradient followed by sgd_step of both, where keep_zeros is not for the bias. Throws Error
+  /// where fuses_step() says no.
+  virtual void backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
+                             float /*factor*/, SgdParameters) {
+    throw Error("this backend does not fuse weight gradients and SGD");
   }
 
   /// found[0] = 1 where an element of x is not finite; else found keeps its value.

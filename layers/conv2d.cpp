@@ -19,7 +19,7 @@ void conv2d_forward(Inference& backend, Activations y, ConstActivations x, Weigh
   backend.conv2d_forward(y, x, w, bias, window, epilogue);
 }
 
-bool conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
+void conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
                                TensorView<const float> bias, Window window, Epilogue epilogue, Window pool) {
   const Shape convolved = conv2d_output_shape(x.shape(), w.shape(), window);
   const Shape pooled = max_pool2d_output_shape(convolved, pool);
@@ -27,7 +27,7 @@ bool conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivatio
   expect_shape(y.shape(), flat ? Shape{pooled[0], pooled.inner_elements()} : pooled,
                "output of convolution and max pooling");
   expect_shape(bias.shape(), {w.shape()[0]}, "convolution bias");
-  return backend.conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue, pool);
+  backend.conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue, pool);
 }
 
 namespace {
@@ -52,10 +52,10 @@ void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<
   backend.conv2d_backward_weight(dw, dbias, dy, x, window);
 }
 
-bool conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+void conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                           Window window, float factor, SgdParameters parameters) {
   expect_output(dy.shape(), x.shape(), layer.weight.shape(), window);
-  return backend.conv2d_backward_step(layer, dy, x, window, factor, parameters);
+  backend.backward_step(layer, dy, x, window, factor, parameters);
 }
 
 }  // namespace nibblenet

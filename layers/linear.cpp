@@ -35,10 +35,10 @@ void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<
   backend.linear_backward_weight(dw, dbias, dy, x);
 }
 
-bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+void linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                           float factor, SgdParameters parameters) {
   expect_shape(dy.shape(), output_shape(x.shape(), layer.weight.shape()), "linear output gradient");
-  return backend.linear_backward_step(layer, dy, x, factor, parameters);
+  backend.backward_step(layer, dy, x, {}, factor, parameters);
 }
 
 }  // namespace nibblenet

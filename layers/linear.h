@@ -15,7 +15,7 @@ void linear_backward_data(Training& backend, Activations dx, ConstActivations dy
                           const GradientStore& store = {});
 void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x);
-[[nodiscard]] bool linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy,
-                                        ConstActivations x, float factor, SgdParameters parameters);
+void linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
+                          float factor, SgdParameters parameters);
 
 }  // namespace nibblenet

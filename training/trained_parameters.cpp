@@ -69,10 +69,9 @@ void TrainedParameters::quantize(StateDict packed, bool keep_zeros) {
 void TrainedParameters::update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters,
                                int64_t number) {
   Trained& trained = trained_of(layer);
-  if (!trained.quantized && learned_ == Learned::everything &&
-      gradient.apply({*layer.weight, layer.bias.view(), trained.weight_momentum.view(), trained.bias_momentum.view()},
-                     parameters))
-    return;
+  if (!trained.quantized && learned_ == Learned::everything && gradient.fuses_step())
+    return gradient.apply(
+        {*layer.weight, layer.bias.view(), trained.weight_momentum.view(), trained.bias_momentum.view()}, parameters);
   const auto [dw, dbias] = gradient.store();
   if (learned_ == Learned::scales) {
     update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);

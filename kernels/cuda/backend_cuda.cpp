@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "kernels/cuda/activations/half_fit.h"
 #include "kernels/cuda/activations/launchers.h"
 #include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/gemm/launchers.h"
@@ -174,13 +175,13 @@ void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, T
   start(forward_launchers, route_forward(f.shape, gpu_).product, f, *this, stream_);
 }
 
-bool CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+void CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
   const PoolingCase pooling{pool, y.shape().rank() == 2};
   const ForwardProduct f = forward_product(y, x, resident(w), bias, window, epilogue, pooling);
   const std::optional<Route> route = route_pooled(f.shape, gpu_);
-  if (route) start(forward_launchers, route->product, f, *this, stream_);
-  return route.has_value();
+  if (!route) fail<Error>("no kernel fuses the convolution of {} with max pooling", to_string(x.shape()));
+  start(forward_launchers, route->product, f, *this, stream_);
 }
 
 std::optional<ForwardRoute> CudaBackend::route(const Weight& w, const ForwardQuestion& question) const {
@@ -190,9 +191,9 @@ std::optional<ForwardRoute> CudaBackend::route(const Weight& w, const ForwardQue
 void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                        const GradientStore& store) {
   const DataGradientProduct g = data_gradient_product(dx, dy, resident(w), window, store);
-  const Product product = route_data_gradient(g.shape, gpu_);
-  start(data_gradient_launchers, product, g, *this, stream_);
-  if (product == Product::plain) finish_gradient(dx, store);
+  const GradientRoute route = route_data_gradient(g.shape, gpu_);
+  start(data_gradient_launchers, route.product, g, *this, stream_);
+  if (!route.fuses()) finish_gradient(dx, store);
 }
 
 void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
@@ -200,19 +201,22 @@ void CudaBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float>
   WeightGradientProduct g = weight_gradient_product(dy, x, window);
   g.dw = dw;
   g.dbias = dbias;
-  start(weight_gradient_launchers, route_weight_gradient(g.shape, gpu_), g, *this, stream_);
+  start(weight_gradient_launchers, route_weight_gradient(g.shape, gpu_).product, g, *this, stream_);
 }
 
-bool CudaBackend::backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,
+bool CudaBackend::fuses_step(ConstActivations dy, ConstActivations x, Window window) const {
+  return route_weight_gradient(weight_gradient_product(dy, x, window).shape, gpu_).fuses();
+}
+
+void CudaBackend::backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,
                                 float factor, SgdParameters parameters) {
   WeightGradientProduct g = weight_gradient_product(dy, x, window);
   g.layer = &layer;
   g.factor = factor;
   g.sgd = parameters;
-  const Product product = route_weight_gradient(g.shape, gpu_);
-  if (product == Product::plain) return false;
-  start(weight_gradient_launchers, product, g, *this, stream_);
-  return true;
+  const GradientRoute route = route_weight_gradient(g.shape, gpu_);
+  if (!route.fuses()) fail<Error>("no kernel fuses the weight gradient of {} with SGD", to_string(x.shape()));
+  start(weight_gradient_launchers, route.product, g, *this, stream_);
 }
 
 // A linear layer is a convolution of images of one pixel.
@@ -238,13 +242,16 @@ void CudaBackend::relu_backward(Activations dx, ConstActivations dy, ConstActiva
 }
 
 void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
-  if (plain_alone() || !cuda::half_max_pool2d_forward(y, argmax, x, window, stream_))
+  if (!plain_alone() && half_pooling::fits(y, argmax.data(), x, window))
+    cuda::half_max_pool2d_forward(y, argmax, x, stream_);
+  else
     cuda::max_pool2d_forward(y, argmax, x, window, stream_);
 }
 
 void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                                       Window window, const GradientStore& store) {
-  if (!plain_alone() && cuda::half_max_pool2d_backward(dx, dy, argmax, window, store, stream_)) return;
+  if (!plain_alone() && half_pooling::fits_backward(dx, dy, argmax.data(), window, store))
+    return cuda::half_max_pool2d_backward(dx, dy, argmax, store, stream_);
   cuda::max_pool2d_backward(dx, dy, argmax, window, stream_);
   finish_gradient(dx, store);
 }
@@ -263,7 +270,8 @@ void CudaBackend::flatten_backward(Activations dx, ConstActivations dy) { cuda::
 
 void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                           const GradientStore& store) {
-  if (!plain_alone() && cuda::half_dropout(y, x, probability, key, store, stream_)) return;
+  if (!plain_alone() && half_dropout::fits(y, x, store))
+    return cuda::half_dropout(y, x, probability, key, store, stream_);
   cuda::dropout(y, x, probability, key, stream_);
   finish_gradient(y, store);
 }
@@ -281,16 +289,6 @@ void CudaBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float>
 void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                            SgdParameters parameters) {
   cuda::sgd_step(w, v, dw, parameters, stream_);
-}
-
-bool CudaBackend::conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
-                                       Window window, float factor, SgdParameters parameters) {
-  return backward_step(layer, dy, x, window, factor, parameters);
-}
-
-bool CudaBackend::linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
-                                       SgdParameters parameters) {
-  return backward_step(layer, dy, x, {}, factor, parameters);
 }
 
 void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {

@@ -48,7 +48,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
-  bool conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+  void conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue, Window pool) override;
   std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const override;
   void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
@@ -77,10 +77,9 @@ class CudaBackend : public Backend, public Training, private Workspace {
                           TensorView<const float> targets, float scale) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
-  bool conv2d_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window,
-                            float factor, SgdParameters parameters) override;
-  bool linear_backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, float factor,
-                            SgdParameters parameters) override;
+  bool fuses_step(ConstActivations dy, ConstActivations x, Window window = {}) const override;
+  void backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window, float factor,
+                     SgdParameters parameters) override;
   void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
   void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override;
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
@@ -96,8 +95,6 @@ class CudaBackend : public Backend, public Training, private Workspace {
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
   bool plain_alone() const { return gpu_.choice.mode == KernelChoice::Mode::plain; }
-  bool backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window, float factor,
-                     SgdParameters parameters);
 
   Device device_;
   GpuTraits gpu_;

@@ -138,10 +138,12 @@ std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu) {
   return std::nullopt;
 }
 
-Product route_data_gradient(const ProductCase& c, const GpuTraits& gpu) { return first_of(data_gradient_rows, c, gpu); }
+GradientRoute route_data_gradient(const ProductCase& c, const GpuTraits& gpu) {
+  return {first_of(data_gradient_rows, c, gpu)};
+}
 
-Product route_weight_gradient(const ProductCase& c, const GpuTraits& gpu) {
-  return first_of(weight_gradient_rows, c, gpu);
+GradientRoute route_weight_gradient(const ProductCase& c, const GpuTraits& gpu) {
+  return {first_of(weight_gradient_rows, c, gpu)};
 }
 
 std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shape& w, const WeightTraits& weight,
@@ -149,6 +151,7 @@ std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shap
   ProductCase c = product_case(question.x, product_shape(question.x, w, question.window), question.window, weight);
   c.x = question.precision;
   c.y = question.y;
+  if (!question.aligned) c.x_alignment = c.y_alignment = static_cast<int>(sizeof(f16));
   c.pool = {question.pool, question.flat};
   const std::optional<Route> route = c.pools() ? route_pooled(c, gpu) : route_forward(c, gpu);
   if (!route) return std::nullopt;

@@ -68,11 +68,19 @@ struct Route {
 Route route_forward(const ProductCase& c, const GpuTraits& gpu);
 /// Of one with its pooling; nothing where pooling is better a kernel of its own.
 std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu);
-Product route_data_gradient(const ProductCase& c, const GpuTraits& gpu);
-/// Of dw, stored or applied at once; plain cannot do the latter.
-Product route_weight_gradient(const ProductCase& c, const GpuTraits& gpu);
 
-/// The route that answers a report's question about a weight of this shape.
+/// The kernel of a gradient.
+struct GradientRoute {
+  Product product = Product::plain;
+
+  /// Whether it can also do what follows: GradientStore's epilogue of dx, or the step of SGD with
+  /// dw.
+  bool fuses() const { return product != Product::plain; }
+};
+GradientRoute route_data_gradient(const ProductCase& c, const GpuTraits& gpu);
+GradientRoute route_weight_gradient(const ProductCase& c, const GpuTraits& gpu);
+
+/// The route that answers Inference's question about a weight of this shape.
 std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shape& w, const WeightTraits& weight,
                                      const GpuTraits& gpu);
 

@@ -36,10 +36,12 @@ class CudnnBackend final : public CudaBackend {
   }
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
-  bool conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float>, Window, Epilogue,
-                                 Window) override {
-    return false;
+  void conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                                 Window window, Epilogue epilogue, Window pool) override {
+    Inference::conv2d_max_pool2d_forward(y, x, w, bias, window, epilogue,
+                                         pool);  // NOLINT(bugprone-parent-virtual-call)
   }
+  bool fuses_step(ConstActivations, ConstActivations, Window = {}) const override { return false; }
   void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                             const GradientStore& store = {}) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,

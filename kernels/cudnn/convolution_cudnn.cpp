@@ -144,7 +144,6 @@ void ConvolutionCudnn::forward(Activations y, ConstActivations x, const void* fi
   const auto run_graph = [&](size_t i) {
     return p.graph->run(i, handle_, y.data(), x.data(), filters, bias, workspace_(p.graph->workspace(i)));
   };
-  const auto on_16_bytes = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool aligned = on_16_bytes(x.data()) && on_16_bytes(y.data());  // filters and bias always are
   if (!p.compared) {
     const float least = keep_fastest(p, run);

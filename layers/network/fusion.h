@@ -2,10 +2,12 @@
 
 #include <optional>
 #include <span>
+#include <utility>
 
+#include "kernels/forward_route.h"
 #include "layers/network/network_spec.h"
 
-// Which layers of an inference pass may be one operation of the backend. `spec_at(i)`: the i-th
+// Which layers of an inference pass are one operation of the backend. `spec_at(i)`: the i-th
 // layer's LayerSpec; `outputs`: shapes of the layers' outputs.
 
 namespace nibblenet {
@@ -38,6 +40,32 @@ std::optional<size_t> flatten_behind(size_t index, std::span<const Shape> output
     if (!does_nothing(spec_at(index), shape, outputs[index])) break;
   }
   return std::nullopt;
+}
+
+/// What one operation computes: a layer with weights, and the layers behind it up to `last`.
+struct FusedLayers {
+  size_t last;
+  std::optional<ForwardRoute> route;
+};
+/// Of layer `index`, whose input has x's shape. As much is fused as `route_of(question)` has a
+/// kernel for (Inference::route): max pooling with flatten, max pooling, or nothing.
+template <class SpecAt, class RouteOf>
+FusedLayers fused_layers(size_t index, const Shape& x, Precision precision, std::span<const Shape> outputs,
+                         SpecAt spec_at, RouteOf route_of) {
+  ForwardQuestion question{.x = x,
+                           .precision = precision,
+                           .y = index + 1 == outputs.size() ? Precision::float32 : precision,
+                           .window = spec_at(index).window};
+  if (pools_behind(index, outputs.size(), spec_at)) {
+    question.pool = spec_at(index + 1).window;
+    const std::optional<size_t> flatten = flatten_behind(index + 1, outputs, spec_at);
+    question.flat = flatten.has_value();
+    if (auto route = route_of(question)) return {flatten.value_or(index + 1), std::move(route)};
+    if (std::exchange(question.flat, false))
+      if (auto route = route_of(question)) return {index + 1, std::move(route)};
+    question.pool.size = 0;
+  }
+  return {index, route_of(question)};
 }
 
 }  // namespace nibblenet

@@ -1,7 +1,6 @@
 #include "layers/network/layer_routes.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "layers/network/fusion.h"
 
@@ -20,20 +19,10 @@ std::vector<LayerRoute> layer_routes(const std::vector<LayerSpec>& layers, const
   std::vector<LayerRoute> routes;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (!layers[i].has_parameters()) continue;
-    ForwardQuestion question{.x = i == 0 ? input : outputs[i - 1],
-                             .precision = precision,
-                             .y = i + 1 == layers.size() ? Precision::float32 : precision,
-                             .window = layers[i].window};
-    std::optional<ForwardRoute> route;
-    if (pools_behind(i, layers.size(), spec_at)) {
-      question.pool = layers[i + 1].window;
-      question.flat = flatten_behind(i + 1, outputs, spec_at).has_value();
-      route = route_of(layers[i], question);
-      if (!route && std::exchange(question.flat, false)) route = route_of(layers[i], question);
-      question.pool.size = 0;
-    }
-    if (!route) route = route_of(layers[i], question);
-    routes.push_back({layers[i].name, route.value_or(ForwardRoute{})});
+    const FusedLayers fused =
+        fused_layers(i, i == 0 ? input : outputs[i - 1], precision, outputs, spec_at,
+                     [&](const ForwardQuestion& question) { return route_of(layers[i], question); });
+    routes.push_back({layers[i].name, fused.route.value_or(ForwardRoute{})});
   }
   return routes;
 }

@@ -17,7 +17,7 @@ struct LayerRoute {
 /// "few_pixels after weight_superblocks, with max pooling and flatten"
 std::string to_string(const ForwardRoute& route);
 
-/// Backend::route of a layer's weight, or what stands for it.
+/// Inference::route of a layer's weight, or what stands for it.
 using RouteOf = std::function<std::optional<ForwardRoute>(const LayerSpec& layer, const ForwardQuestion& question)>;
 
 /// Routes of the layers with weights, as an inference pass over `input` [N, S, S, 3] asks for them.

@@ -127,26 +127,15 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
     x = converted;
   }
   for (size_t i = first; i < shapes_.size(); ++i) {
-    const bool last = i + 1 == shapes_.size();
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
-    const auto pooled_until = [&](std::optional<size_t> end) {
-      if (!end) return false;
-      const Activations pooled = output(shapes_[*end], precision);
-      if (!run_pooled(i, pooled, x)) {
-        --next;  // that place is free again
-        return false;
-      }
-      x = pooled;
-      i = *end;
-      return true;
-    };
-    const auto spec_at = [this](size_t index) -> const LayerSpec& { return network_->layers()[begin_ + index].spec; };
-    if (pools_behind(i, shapes_.size(), spec_at) &&
-        (pooled_until(flatten_behind(i + 1, shapes_, spec_at)) || pooled_until(i + 1)))
-      continue;
-    const Activations y = output(shapes_[i], last ? Precision::float32 : precision);
-    run_layer(i, y, x, {});
+    const size_t last = last_fused(i, x);
+    const Activations y = output(shapes_[last], last + 1 == shapes_.size() ? Precision::float32 : precision);
+    if (last > i)
+      run_pooled(i, y, x);
+    else
+      run_layer(i, y, x, {});
     x = y;
+    i = last;
   }
   if (x.precision() == Precision::float32) return x;
   const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
@@ -154,11 +143,21 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
   return y;
 }
 
-bool Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
+size_t Pass::last_fused(size_t index, ConstActivations x) const {
+  const auto spec_at = [this](size_t i) -> const LayerSpec& { return network_->layers()[begin_ + i].spec; };
+  if (!pools_behind(index, shapes_.size(), spec_at)) return index;
+  const auto route_of = [&](ForwardQuestion question) {
+    question.aligned = on_16_bytes(x.data());
+    return network_->backend().route(*network_->layers()[begin_ + index].weight, question);
+  };
+  return fused_layers(index, x.shape(), network_->precision(), shapes_, spec_at, route_of).last;
+}
+
+void Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
   Layer& layer = network_->layers()[begin_ + index];
   const LayerSpec& pool = network_->layers()[begin_ + index + 1].spec;
-  return conv2d_max_pool2d_forward(network_->backend(), y, x, *layer.weight, layer.bias.view(), layer.spec.window,
-                                   layer.spec.epilogue, pool.window);
+  conv2d_max_pool2d_forward(network_->backend(), y, x, *layer.weight, layer.bias.view(), layer.spec.window,
+                            layer.spec.epilogue, pool.window);
 }
 
 TensorView<const float> Pass::forward_and_keep(ConstActivations x) {

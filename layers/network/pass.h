@@ -36,9 +36,10 @@ struct GradientSource {
 
   /// Computes dw and dbias into the scratch, which the next layer overwrites.
   StoredGradients store() const;
-  /// Fused weight gradient and SGD: dw is never stored. Returns false, with nothing changed, where
-  /// the layer or backend cannot.
-  [[nodiscard]] bool apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
+  /// Whether the backend can apply() the gradient.
+  bool fuses_step() const;
+  /// Fused weight gradient and SGD: dw is never stored.
+  void apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
 };
 
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned
@@ -93,9 +94,10 @@ class Pass {
   /// stored.
   GradientStore store_of(size_t index);
   bool in_fp16() const { return network_->precision() == Precision::float16; }
-  /// A convolution and what follows, max pooling at least, into `y`; false, and nothing was done,
-  /// where the backend does not do that at once.
-  bool run_pooled(size_t index, Activations y, ConstActivations x);
+  /// The last layer of those that the backend computes in one operation, from layer `index` on.
+  size_t last_fused(size_t index, ConstActivations x) const;
+  /// A convolution, max pooling, and a flatten where y is flat, in one operation.
+  void run_pooled(size_t index, Activations y, ConstActivations x);
   void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
   DropoutKey dropout_key(size_t index) const;
 

@@ -18,10 +18,13 @@ StoredGradients GradientSource::store() const {
   return scratch;
 }
 
-bool GradientSource::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
+bool GradientSource::fuses_step() const { return backend.training().fuses_step(dy, x, spec.window); }
+
+void GradientSource::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
   if (spec.kind == LayerKind::conv2d)
-    return conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
-  return linear_backward_step(backend.training(), layer, dy, x, factor, parameters);
+    conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
+  else
+    linear_backward_step(backend.training(), layer, dy, x, factor, parameters);
 }
 
 bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_weight_gradient, float loss_scale) {

@@ -9,6 +9,7 @@
 #include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/hostexec/fake_runtime.h"
 #include "tests/hostexec/scheduler.h"
+#include "tests/kernels/values.h"
 #include "tests/support/route_table.h"
 
 // The kernels that launchers start, compared with tests/data/routes.txt. Dry mode runs nothing, so
@@ -171,7 +172,8 @@ class Launches {
         backend.conv2d_backward_weight(floats(layer.weight), bias, y, x, layer.window);
         break;
       case RouteColumn::step:
-        if (!backend.conv2d_backward_step(trained(w, bias), y, x, layer.window, 1.0F, {})) return "-";
+        if (!backend.fuses_step(y, x, layer.window)) return "-";
+        backend.backward_step(trained(w, bias), y, x, layer.window, 1.0F, {});
         break;
       case RouteColumn::folded:
         break;
@@ -183,9 +185,11 @@ class Launches {
   static std::string pooled(CudaBackend& backend, Weight& w, const RouteQuestion& q, ConstActivations x,
                             TensorView<const float> bias) {
     const int64_t filters = q.layer.weight[0], size = testing::route_pool.output(q.layer.outputs());
-    const auto asked = [&](const Shape& y) {
-      return backend.conv2d_max_pool2d_forward(view(y, q.precision), x, w, bias, q.layer.window, Epilogue::relu,
-                                               testing::route_pool);
+    const auto asked = [&](const Shape& shape) {
+      const Activations y = view(shape, q.precision);
+      if (!testing::fuses_pooling(backend, y, x, w, q.layer.window, testing::route_pool)) return false;
+      backend.conv2d_max_pool2d_forward(y, x, w, bias, q.layer.window, Epilogue::relu, testing::route_pool);
+      return true;
     };
     if (q.layer.flattened && asked({q.batch, filters * size * size})) return kernels_launched() + " flattens";
     return asked({q.batch, size, size, filters}) ? kernels_launched() : "-";
@@ -207,7 +211,8 @@ class Launches {
         backend.linear_backward_weight(floats(q.layer.weight), bias, y, x);
         break;
       case RouteColumn::step:
-        if (!backend.linear_backward_step(trained(w, bias), y, x, 1.0F, {})) return "-";
+        if (!backend.fuses_step(y, x)) return "-";
+        backend.backward_step(trained(w, bias), y, x, {}, 1.0F, {});
         break;
       case RouteColumn::pooled:
       case RouteColumn::folded:

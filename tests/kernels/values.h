@@ -80,6 +80,20 @@ inline Buffer<f16> fp16_on(Backend& backend, const Values& values) {
   return buffer;
 }
 
+/// Whether the backend computes a convolution with its max pooling in one operation.
+inline bool fuses_pooling(const Inference& backend, ConstActivations y, ConstActivations x, const Weight& w,
+                          Window window, Window pool) {
+  return backend
+      .route(w, {.x = x.shape(),
+                 .precision = x.precision(),
+                 .y = y.precision(),
+                 .window = window,
+                 .pool = pool,
+                 .flat = y.shape().rank() == 2,
+                 .aligned = on_16_bytes(x.data()) && on_16_bytes(y.data())})
+      .has_value();
+}
+
 /// A copy on the host.
 inline Values from(Backend& backend, TensorView<const float> tensor) {
   Values values(tensor.shape());

@@ -14,10 +14,9 @@ namespace nibblenet::cuda {
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream);
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream);
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream);
-/// For fp16 values, eight at a time, with the same bits: false, and nothing was started, unless
-/// their number is a multiple of 8 and all of it lies on 16 bytes.
-[[nodiscard]] bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
-                                const GradientStore& store, Stream& stream);
+/// For fp16 values, eight a thread, with the same bits. Requires half_dropout::fits().
+void half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
+                  Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream);
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream);
@@ -27,13 +26,11 @@ void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);
 void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
                          Stream& stream);
-/// Both for fp16 values, eight channels a thread, with the same bits: false, and nothing was
-/// started, unless C is a multiple of 8, windows are 3 x 3 at stride 2 without padding, and all of
-/// it lies on 16 bytes, positions on 8.
-[[nodiscard]] bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
-                                           Stream& stream);
-[[nodiscard]] bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
-                                            Window window, const GradientStore& store, Stream& stream);
+/// Both for fp16 values, eight channels a thread, with the same bits: windows of 3 x 3 at stride 2
+/// without padding. Require half_pooling::fits(), or fits_backward().
+void half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Stream& stream);
+void half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
+                              const GradientStore& store, Stream& stream);
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream);
 void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream);
 void flatten_forward(Activations y, ConstActivations x, Stream& stream);

@@ -109,15 +109,11 @@ void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stre
   });
 }
 
-bool half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
+void half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
                   Stream& stream) {
-  if (x.precision() != Precision::float16 || x.elements() % 8 != 0 || !on_16_bytes(x.data()) ||
-      !fits_half_gradient(y, store))
-    return false;
   launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements() / 8), stream, half_dropout_kernel,
          half_gradient(y, store), static_cast<const uint4*>(x.data()), probability, dropout_scale(probability), key,
          x.elements() / 8);
-  return true;
 }
 
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream) {

@@ -161,14 +161,6 @@ Grid flatten_grid(const Shape& x) {
           threads};
 }
 
-/// Whether half_pooling.cuh's kernels can pool x to y.
-bool fit_half_pooling(ConstActivations y, const void* argmax, ConstActivations x, Window window) {
-  return x.precision() == Precision::float16 && y.precision() == Precision::float16 && x.size(3) % 8 == 0 &&
-         window.size == 3 && window.stride == 2 && window.padding == 0 &&
-         x.elements() <= std::numeric_limits<int32_t>::max() && on_16_bytes(x.data()) && on_16_bytes(y.data()) &&
-         reinterpret_cast<uintptr_t>(argmax) % 8 == 0;
-}
-
 HalfPooling half_pooling_of(const Shape& y, const Shape& x) {
   const auto narrow = [](int64_t size) { return static_cast<unsigned>(size); };
   return {narrow(x[1]), narrow(x[2]), narrow(y[1]), narrow(y[2]), narrow(x[3] / 8)};
@@ -187,25 +179,20 @@ Work moves(ConstActivations a, ConstActivations b) {
 
 namespace cuda {
 
-bool half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window,
-                             Stream& stream) {
-  if (!fit_half_pooling(y, argmax.data(), x, window)) return false;
+void half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Stream& stream) {
   const int64_t threads = y.elements() / 8;
   launch("max_pool2d_forward", moves(y, x), grid_for(threads, half_pooling_threads), stream,
          half_max_pool2d_forward_kernel, static_cast<uint4*>(y.data()), reinterpret_cast<uint2*>(argmax.data()),
          static_cast<const uint4*>(x.data()), half_pooling_of(y.shape(), x.shape()), static_cast<unsigned>(threads));
-  return true;
 }
 
-bool half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
+void half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax,
                               const GradientStore& store, Stream& stream) {
-  if (!fit_half_pooling(dy, argmax.data(), dx, window) || !fits_half_gradient(dx, store)) return false;
   const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
   const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.vectors;
   launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
          half_max_pool2d_backward_kernel, half_gradient(dx, store), static_cast<const uint4*>(dy.data()),
          reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));
-  return true;
 }
 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream) {

@@ -104,7 +104,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
       return;
     }
     f16* to = y.fp16().data();
-    const bool aligned = channels % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
+    const bool aligned = channels % 16 == 0 && on_16_bytes(to);
     const Grid grid{dim3(blocks(batch), static_cast<unsigned>((channels + channel_block - 1) / channel_block)), 128};
     launch("folded_conv2d", work, grid, stream_, folded_conv2d_half_kernel, to, input, view,
            reinterpret_cast<const uint4*>(fp16_.data()), factor_, with_relu, aligned);

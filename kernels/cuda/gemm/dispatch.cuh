@@ -41,12 +41,6 @@ void with_pointers_of_one(Activations y, ConstActivations x, F f) {
     f(y.floats().data(), x.floats().data());
 }
 
-inline bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
-/// Whether a kernel can store dx as HalfGradient does.
-inline bool fits_half_gradient(ConstActivations dx, const GradientStore& store) {
-  return dx.precision() == Precision::float16 && on_16_bytes(dx.data()) && on_16_bytes(store.relu_output.data());
-}
 inline HalfGradient half_gradient(Activations dx, const GradientStore& store) {
   return {static_cast<uint4*>(dx.data()), reinterpret_cast<const uint4*>(store.relu_output.fp16().data()),
           store.overflow.data()};

@@ -9,12 +9,6 @@
 
 namespace nibblenet {
 
-/// Bytes that an address is a multiple of, at most 16.
-inline int alignment_of(const void* data) {
-  const auto address = reinterpret_cast<uintptr_t>(data) | 16U;
-  return static_cast<int>(address & (~address + 1));
-}
-
 /// Operands read once, results written once.
 inline Work work_of(const ConvolutionSizes& s, double weight_bytes, double element_bytes) {
   const double outputs = static_cast<double>(s.outputs()) * s.k;

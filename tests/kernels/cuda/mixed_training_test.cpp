@@ -53,10 +53,9 @@ class FusedStep : public ::testing::Test {
     constexpr float factor = 1.0F / 128.0F;
     if (at_once) {
       const TrainedLayer layer{*weight, bias.view(), velocity.view(), bias_velocity.view()};
-      if (is_linear(c))
-        EXPECT_TRUE(cuda_.linear_backward_step(layer, matrix(dy), matrix(x), factor, sgd));
-      else
-        EXPECT_TRUE(cuda_.conv2d_backward_step(layer, dy, x, c.window, factor, sgd));
+      const ConstActivations of_y = is_linear(c) ? matrix(dy) : dy, of_x = is_linear(c) ? matrix(x) : x;
+      EXPECT_TRUE(cuda_.fuses_step(of_y, of_x, c.window));
+      cuda_.backward_step(layer, of_y, of_x, c.window, factor, sgd);
     } else {
       Tensor<float> dw(cuda_, c.w, MemoryCategory::data), dbias(cuda_, {c.w[0]}, MemoryCategory::data);
       if (is_linear(c))
@@ -111,11 +110,13 @@ TEST_F(FusedStep, IsNotForFloatsNorForPlainKernels) {
   Tensor<float> bias = on(cuda_, Values({8})), velocity = on(cuda_, w), bias_velocity = on(cuda_, Values({8}));
   const Tensor<float> x = on(cuda_, uniform({3, 8}, 2));
   const TrainedLayer layer{*weight, bias.view(), velocity.view(), bias_velocity.view()};
-  EXPECT_FALSE(cuda_.linear_backward_step(layer, x.view(), x.view(), 1.0F, {}));
+  EXPECT_FALSE(cuda_.fuses_step(x.view(), x.view()));
+  EXPECT_THROW(cuda_.backward_step(layer, x.view(), x.view(), {}, 1.0F, {}), Error);
   const Buffer<f16> fp16 = fp16_on(cuda_, uniform({3, 8}, 2));
   const TensorView<const f16> dy(fp16.data(), {3, 8});
   cuda_.choose_kernels({KernelChoice::Mode::plain});
-  EXPECT_FALSE(cuda_.linear_backward_step(layer, dy, dy, 1.0F, {}));
+  EXPECT_FALSE(cuda_.fuses_step(dy, dy));
+  EXPECT_THROW(cuda_.backward_step(layer, dy, dy, {}, 1.0F, {}), Error);
   EXPECT_EQ(from(cuda_, weight->values()), w);
 }
 

@@ -59,12 +59,12 @@ std::string answer_to(const RouteQuestion& q) {
     case RouteColumn::folded:
       return "folded";
     case RouteColumn::data_gradient:
-      return std::string(to_string(route_data_gradient(c, gpu)));
+      return std::string(to_string(route_data_gradient(c, gpu).product));
     case RouteColumn::weight_gradient:
-      return std::string(to_string(route_weight_gradient(c, gpu)));
+      return std::string(to_string(route_weight_gradient(c, gpu).product));
     case RouteColumn::step: {
-      const Product product = route_weight_gradient(c, gpu);
-      return product == Product::plain ? "-" : std::string(to_string(product));
+      const GradientRoute route = route_weight_gradient(c, gpu);
+      return route.fuses() ? std::string(to_string(route.product)) : "-";
     }
   }
   return "";

@@ -18,6 +18,7 @@ namespace {
 
 using testing::conv2d;
 using testing::fp16_on;
+using testing::fuses_pooling;
 using testing::identifier;
 using testing::integers;
 using testing::on;
@@ -161,12 +162,13 @@ TEST_F(FewChannels, FusedPoolingHasTheBitsOfSeparatePooling) {
       cuda_.max_pool2d_forward(floats, {}, TensorView<const f16>(between.data(), convolved), pool);
     });
     const Values actual = output_of(cuda_, pooled, [&](TensorView<float> floats) {
-      ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool));
+      ASSERT_TRUE(fuses_pooling(cuda_, y, x, w, c.window, pool));
+      cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool);
       cuda_.convert(floats, y);
     });
     EXPECT_EQ(actual, expected);
     for (const Window& other : {Window{3, 2, 1}, Window{2, 2, 0}, Window{3, 1, 0}})
-      EXPECT_FALSE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, other));
+      EXPECT_FALSE(fuses_pooling(cuda_, y, x, w, c.window, other));
   }
 }
 
@@ -179,8 +181,8 @@ TEST_F(FewChannels, PoolingKeepsNaN) {
   const Tensor<float> bias = on(cuda_, Values({8}));
   Buffer<f16> result(cuda_, 15 * 8, MemoryCategory::data);
   const TensorView<f16> y(result.data(), {1, 1, 15, 8});
-  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window,
-                                              Epilogue::relu, {3, 2, 0}));
+  cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window, Epilogue::relu,
+                                  {3, 2, 0});
   const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
   for (size_t i = 0; i < pooled.data.size(); ++i) EXPECT_EQ(std::isnan(pooled.data[i]), i / 8 == 7 || i / 8 == 8) << i;
 }

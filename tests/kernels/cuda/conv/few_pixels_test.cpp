@@ -20,6 +20,7 @@ namespace {
 
 using testing::conv2d;
 using testing::fp16_on;
+using testing::fuses_pooling;
 using testing::identifier;
 using testing::integers;
 using testing::on;
@@ -240,8 +241,8 @@ class PooledFewPixels : public FewPixels {
     return output_of(cuda_, y.shape(), [&](TensorView<float> floats) {
       const int64_t launches = cuda_.stream().launches();
       if (at_once) {
-        ASSERT_TRUE(
-            cuda_.conv2d_max_pool2d_forward(y, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu, p.pool));
+        ASSERT_TRUE(fuses_pooling(cuda_, y, halves_of_x, w, p.c.window, p.pool));
+        cuda_.conv2d_max_pool2d_forward(y, halves_of_x, w, bias.view(), p.c.window, Epilogue::relu, p.pool);
         const bool in_place = static_cast<WeightCuda&>(w).layout() == WeightLayout::superblocks;
         EXPECT_EQ(cuda_.stream().launches(), launches + (in_place ? 1 : 2));
       } else {
@@ -289,14 +290,12 @@ TEST_F(PooledFewPixels, KeepsNaN) {
 
 TEST_F(PooledFewPixels, LeavesOtherPoolingToAKernelOfItsOwn) {
   const Buffer<f16> x = fp16_on(cuda_, uniform({1, 20, 20, 64}, 1));
-  const Tensor<float> bias = on(cuda_, uniform({64}, 2));
   Buffer<f16> y(cuda_, 20 * 20 * 64 + 1, MemoryCategory::data);
   const auto has = [&](int64_t filters, Window pool, int64_t first = 0) {
     const auto w = cuda_.make_weight(quantized({filters, 64, 1, 1}, parse_scheme("linear:4:channel"), 3));
     const Shape shape{1, pool.output(20), pool.output(20), filters};
-    return cuda_.conv2d_max_pool2d_forward(TensorView<f16>(y.data() + first, shape),
-                                           TensorView<const f16>(x.data(), {1, 20, 20, 64}), *w, bias.view(), {1, 1, 0},
-                                           Epilogue::relu, pool);
+    return fuses_pooling(cuda_, TensorView<f16>(y.data() + first, shape),
+                         TensorView<const f16>(x.data(), {1, 20, 20, 64}), *w, {1, 1, 0}, pool);
   };
   EXPECT_TRUE(has(64, {3, 2, 0}));
   EXPECT_FALSE(has(64, {3, 2, 1}));     // padding

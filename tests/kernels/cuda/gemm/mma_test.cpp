@@ -21,6 +21,7 @@ namespace {
 
 using testing::conv2d;
 using testing::fp16_on;
+using testing::fuses_pooling;
 using testing::identifier;
 using testing::integers;
 using testing::linear;
@@ -212,11 +213,13 @@ TEST_F(MmaProduct, FusedPoolingHasTheBitsOfSeparatePooling) {
       cuda_.max_pool2d_forward(floats, {}, TensorView<const f16>(between.data(), convolved), pool);
     });
     const Values actual = output_of(cuda_, pooled, [&](TensorView<float> floats) {
-      ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool));
+      ASSERT_TRUE(fuses_pooling(cuda_, y, x, w, c.window, pool));
+      cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, pool);
       cuda_.convert(floats, y);
     });
     EXPECT_EQ(actual, expected);
-    EXPECT_FALSE(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, {3, 2, 1}));
+    EXPECT_FALSE(fuses_pooling(cuda_, y, x, w, c.window, {3, 2, 1}));
+    EXPECT_THROW(cuda_.conv2d_max_pool2d_forward(y, x, w, bias.view(), c.window, Epilogue::relu, {3, 2, 1}), Error);
   }
 }
 
@@ -229,8 +232,8 @@ TEST_F(MmaProduct, PoolingKeepsNaN) {
   const Tensor<float> bias = on(cuda_, Values({64}));
   Buffer<f16> result(cuda_, 64, MemoryCategory::data);
   const TensorView<f16> y(result.data(), {1, 1, 1, 64});
-  ASSERT_TRUE(cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window,
-                                              Epilogue::relu, {3, 2, 0}));
+  cuda_.conv2d_max_pool2d_forward(y, TensorView<const f16>(fp16.data(), c.x), w, bias.view(), c.window, Epilogue::relu,
+                                  {3, 2, 0});
   const Values pooled = output_of(cuda_, y.shape(), [&](TensorView<float> floats) { cuda_.convert(floats, y); });
   for (const float value : pooled.data) EXPECT_TRUE(std::isnan(value));
 }
