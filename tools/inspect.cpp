@@ -21,12 +21,12 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-struct Range {
+struct ValueRange {
   float low = std::numeric_limits<float>::infinity();
   float high = -std::numeric_limits<float>::infinity();
 };
 
-Range range_of(const Parameter& parameter) {
+ValueRange range_of(const Parameter& parameter) {
   Tensor<float> decoded;
   TensorView<const float> values;
   if (parameter.packed()) {
@@ -36,7 +36,7 @@ Range range_of(const Parameter& parameter) {
   } else {
     values = parameter.values().view();
   }
-  Range range;
+  ValueRange range;
   for (const float value : values) {
     range.low = std::min(range.low, value);
     range.high = std::max(range.high, value);
@@ -46,7 +46,7 @@ Range range_of(const Parameter& parameter) {
 
 /// How many weights have which decimal exponent: entry e counts codes whose value lies in
 /// (10^-(e+1), 10^-e], the last entry the zeros. Empty for methods that are no dynamic tree.
-std::vector<int64_t> exponent_counts(const PackedTensor& packed) {
+std::vector<int64_t> exponents_of_codes(const PackedTensor& packed) {
   if (packed.scheme.method != Method::dynamic_tree && packed.scheme.method != Method::stable_embedding) return {};
   const Codebook codebook = codebook_of(packed);
   const auto exponents = static_cast<size_t>(packed.scheme.bits - 1);
@@ -67,7 +67,7 @@ std::vector<int64_t> exponent_counts(const PackedTensor& packed) {
 }
 
 nlohmann::json describe(const Parameter& parameter) {
-  const Range range = range_of(parameter);
+  const ValueRange range = range_of(parameter);
   nlohmann::json json = {{"name", parameter.name},  {"shape", parameter.shape().sizes()}, {"scheme", "float32"},
                          {"bits_per_weight", 32.0}, {"bytes", parameter.file_bytes},      {"min", range.low},
                          {"max", range.high}};
@@ -81,7 +81,7 @@ nlohmann::json describe(const Parameter& parameter) {
   json["compressed"] = parameter.compressed_bytes > 0;
   json["compressed_bytes"] = parameter.compressed_bytes;
   json["file_bits_per_weight"] = static_cast<double>(parameter.file_bytes) * 8 / static_cast<double>(row.weights);
-  if (const auto counts = exponent_counts(packed); !counts.empty()) {
+  if (const auto counts = exponents_of_codes(packed); !counts.empty()) {
     json["exponent_counts"] = std::vector<int64_t>(counts.begin(), counts.end() - 1);
     json["zeros"] = counts.back();
   }

@@ -28,21 +28,21 @@ struct Window1d {
   int64_t size, stride, padding;
 };
 
-struct Range {
+struct SourceRange {
   int32_t begin, end;
 };
 
 /// Source pixels under the window of output p; empty (0, 0) if all of it lies in the padding.
-Range source_range(const ResampleAxis& axis, Window1d window, int64_t p) {
+SourceRange source_range(const ResampleAxis& axis, Window1d window, int64_t p) {
   const auto size = static_cast<int64_t>(axis.first.size());
-  Range range{0, 0};
+  SourceRange range{0, 0};
   for (int64_t r = 0; r < window.size; ++r) {
     const int64_t i = p * window.stride - window.padding + r;
     if (i < 0 || i >= size) continue;
     const auto at = static_cast<size_t>(i);
     const int32_t end = axis.first[at] + axis.count[at];
-    range = range.end == 0 ? Range{axis.first[at], end}
-                           : Range{std::min(range.begin, axis.first[at]), std::max(range.end, end)};
+    range = range.end == 0 ? SourceRange{axis.first[at], end}
+                           : SourceRange{std::min(range.begin, axis.first[at]), std::max(range.end, end)};
   }
   return range;
 }
@@ -70,7 +70,7 @@ PatternedAxis make_patterns(const ResampleAxis& resample, Window1d window, int s
   const int64_t outputs = (size + 2 * window.padding - window.size) / window.stride + 1;
   PatternedAxis result;
   FoldedAxis& axis = result.axis;
-  std::vector<Range> ranges;
+  std::vector<SourceRange> ranges;
   for (int64_t p = 0; p < outputs; ++p) {
     ranges.push_back(source_range(resample, window, p));
     axis.taps = std::max(axis.taps, ranges.back().end - ranges.back().begin);

@@ -75,13 +75,13 @@ float absolute_maximum(const float* weights, int64_t count) {
 
 // ---- linear
 
-struct Range {
+struct ValueRange {
   float lowest = std::numeric_limits<float>::infinity();
   float highest = -std::numeric_limits<float>::infinity();
 };
 
-Range range_of(const float* weights, int64_t count) {
-  Range range;
+ValueRange range_of(const float* weights, int64_t count) {
+  ValueRange range;
   for (int64_t i = 0; i < count; ++i) {
     range.lowest = std::min(range.lowest, weights[i]);
     range.highest = std::max(range.highest, weights[i]);
@@ -101,7 +101,7 @@ Real wrapped(Real value) {
 template <class Real>
 class LinearQuantizer {
  public:
-  LinearQuantizer(Range range, LinearRepairs repairs) : repairs_(repairs) {
+  LinearQuantizer(ValueRange range, LinearRepairs repairs) : repairs_(repairs) {
     if (repairs.range) range = {std::min(range.lowest, 0.0F), std::max(range.highest, 0.0F)};
     const auto lowest = static_cast<Real>(range.lowest);
     // PyTorch divides a number by a tensor as 1 / tensor * number: two roundings.
@@ -124,8 +124,8 @@ class LinearQuantizer {
   Real zero_point_ = 0;
 };
 
-Range range_of(TensorView<const float> weights) {
-  Range range;
+ValueRange range_of(TensorView<const float> weights) {
+  ValueRange range;
   float& lowest = range.lowest;
   float& highest = range.highest;
 #pragma omp parallel for reduction(min : lowest) reduction(max : highest)

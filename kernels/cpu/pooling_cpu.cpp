@@ -8,11 +8,11 @@ namespace nibblenet {
 namespace {
 
 /// Input rows (or columns) under one output of an adaptive pooling: [begin, end).
-struct Range {
+struct PooledRange {
   int64_t begin;
   int64_t end;
 };
-Range adaptive_range(int64_t output, int64_t outputs, int64_t inputs) {
+PooledRange adaptive_range(int64_t output, int64_t outputs, int64_t inputs) {
   return {output * inputs / outputs, ((output + 1) * inputs + outputs - 1) / outputs};
 }
 
@@ -100,9 +100,9 @@ void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivatio
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < y.size(0) * y.size(1); ++row) {
     const int64_t n = row / y.size(1);
-    const Range down = adaptive_range(row % y.size(1), y.size(1), height);
+    const PooledRange down = adaptive_range(row % y.size(1), y.size(1), height);
     for (int64_t q = 0; q < y.size(2); ++q) {
-      const Range across = adaptive_range(q, y.size(2), width);
+      const PooledRange across = adaptive_range(q, y.size(2), width);
       float* sum = y.data() + (row * y.size(2) + q) * channels;
       std::fill_n(sum, channels, 0.0F);
       for (int64_t h = down.begin; h < down.end; ++h) {
@@ -127,9 +127,9 @@ void CpuBackend::adaptive_average_pool2d_backward(Activations to, ConstActivatio
     float* image = dx.data() + n * height * width * channels;
     std::fill_n(image, height * width * channels, 0.0F);
     for (int64_t p = 0; p < outputs_down; ++p) {
-      const Range down = adaptive_range(p, outputs_down, height);
+      const PooledRange down = adaptive_range(p, outputs_down, height);
       for (int64_t q = 0; q < outputs_across; ++q) {
-        const Range across = adaptive_range(q, outputs_across, width);
+        const PooledRange across = adaptive_range(q, outputs_across, width);
         const float* gradient = dy.data() + ((n * outputs_down + p) * outputs_across + q) * channels;
         const auto pixels = static_cast<float>((down.end - down.begin) * (across.end - across.begin));
         for (int64_t h = down.begin; h < down.end; ++h)

@@ -14,7 +14,7 @@
 namespace nibblenet {
 namespace {
 
-WeightCuda& resident(Weight& w) { return static_cast<WeightCuda&>(w); }
+WeightCuda& cuda_weight(Weight& w) { return static_cast<WeightCuda&>(w); }
 
 class RecordingCuda final : public Recording {
  public:
@@ -171,14 +171,14 @@ void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cud
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
-  const ForwardProduct f = forward_product(y, x, resident(w), bias, window, epilogue);
+  const ForwardProduct f = forward_product(y, x, cuda_weight(w), bias, window, epilogue);
   start(forward_launchers, route_forward(f.shape, gpu_).product, f, *this, stream_);
 }
 
 void CudaBackend::conv2d_max_pool2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                             Window window, Epilogue epilogue, Window pool) {
   const PoolingCase pooling{pool, y.shape().rank() == 2};
-  const ForwardProduct f = forward_product(y, x, resident(w), bias, window, epilogue, pooling);
+  const ForwardProduct f = forward_product(y, x, cuda_weight(w), bias, window, epilogue, pooling);
   const std::optional<Route> route = route_pooled(f.shape, gpu_);
   if (!route) fail<Error>("no kernel fuses the convolution of {} with max pooling", to_string(x.shape()));
   start(forward_launchers, route->product, f, *this, stream_);
@@ -190,7 +190,7 @@ std::optional<ForwardRoute> CudaBackend::route(const Weight& w, const ForwardQue
 
 void CudaBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                        const GradientStore& store) {
-  const DataGradientProduct g = data_gradient_product(dx, dy, resident(w), window, store);
+  const DataGradientProduct g = data_gradient_product(dx, dy, cuda_weight(w), window, store);
   const GradientRoute route = route_data_gradient(g.shape, gpu_);
   start(data_gradient_launchers, route.product, g, *this, stream_);
   if (!route.fuses()) finish_gradient(dx, store);

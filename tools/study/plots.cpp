@@ -9,13 +9,13 @@
 namespace nibblenet::tools {
 namespace {
 
-struct Range {
+struct AxisRange {
   double low;
   double high;
 };
 
 /// Percent, with a little room, never beyond 0 and 100.
-Range accuracy_range(const std::vector<Row>& rows, bool zoomed) {
+AxisRange accuracy_range(const std::vector<Row>& rows, bool zoomed) {
   const double reference = 100 * rows.front().accuracy;
   double low = 100, high = 0;
   for (const Row& row : rows) {
@@ -36,7 +36,7 @@ constexpr Style front_style{.colour = "#606870", .dash = 4, .line_width = 1};
 
 void add_float(Key& key) { key.entries.emplace_back("float, band: 95 % interval", float_style); }
 
-std::string float_band(const Row& row, const Range& x) {
+std::string float_band(const Row& row, const AxisRange& x) {
   const Interval interval = wilson_interval(row.correct, row.images);
   return data_block("band", fmt::format("{} {:.6f} {:.6f}\n{} {:.6f} {:.6f}\n", x.low, 100 * interval.low,
                                         100 * interval.high, x.high, 100 * interval.low, 100 * interval.high));
@@ -52,7 +52,7 @@ std::string float_curves(const Row& row) {
 /// Two panels over one key: everything, and what lies close to float.
 std::string accuracy_panels(const std::vector<Row>& rows, int height, int key_height, const std::string& setup,
                             const std::string& x_label, const std::string& curves, const std::string& close_up) {
-  const Range all = accuracy_range(rows, false), close = accuracy_range(rows, true);
+  const AxisRange all = accuracy_range(rows, false), close = accuracy_range(rows, true);
   const int top = height - 44, middle = key_height + (top - key_height) / 2;
   std::string text = std::string(plot_frame) + setup + "set ylabel 'accuracy in %'\n";
   text += "set multiplot\nset title 'all schemes' offset 0,-0.5\nset xlabel ''\nset format x ''\n" +
@@ -90,7 +90,7 @@ double megabytes(const Row& row, Place place) { return static_cast<double>(bytes
 
 /// From the smallest to the float model, on a logarithmic axis.
 struct MegabyteAxis {
-  Range range{INFINITY, 0};
+  AxisRange range{INFINITY, 0};
   std::string commands;
 
   MegabyteAxis(const std::vector<Row>& rows, Place place) {

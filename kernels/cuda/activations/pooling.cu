@@ -22,12 +22,12 @@ struct ImageSizes {
   }
 };
 
-struct Place {
+struct ImagePlace {
   int64_t n;
   int64_t y;
   int64_t x;
   int64_t c;
-  __device__ Place(const ImageSizes& sizes, int64_t i)
+  __device__ ImagePlace(const ImageSizes& sizes, int64_t i)
       : n(i / sizes.c / sizes.w / sizes.h),
         y(i / sizes.c / sizes.w % sizes.h),
         x(i / sizes.c % sizes.w),
@@ -40,7 +40,7 @@ template <class Y, class X>
 __global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, ImageSizes output, ImageSizes input,
                                           Window window, int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const Place place(output, i);
+    const ImagePlace place(output, i);
     float best = -INFINITY;
     int64_t where = -1;
     for (int64_t r = 0; r < window.size; ++r) {
@@ -66,7 +66,7 @@ template <class T>
 __global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* argmax, ImageSizes input,
                                            ImageSizes output, Window window, int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const Place place(input, i);
+    const ImagePlace place(input, i);
     float sum = 0.0F;
     for (int64_t r = 0; r < window.size; ++r) {
       const int64_t down = place.y + window.padding - r;
@@ -83,10 +83,10 @@ __global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* ar
 }
 
 /// Input rows (or columns) that an adaptive pooling output averages: [begin, end).
-struct Range {
+struct PooledRange {
   int64_t begin;
   int64_t end;
-  __device__ Range(int64_t output, int64_t outputs, int64_t inputs)
+  __device__ PooledRange(int64_t output, int64_t outputs, int64_t inputs)
       : begin(output * inputs / outputs), end(((output + 1) * inputs + outputs - 1) / outputs) {}
   __device__ int64_t size() const { return end - begin; }
 };
@@ -95,9 +95,9 @@ template <class Y, class X>
 __global__ void adaptive_average_pool2d_forward_kernel(Y* y, const X* x, ImageSizes output, ImageSizes input,
                                                        int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const Place place(output, i);
-    const Range down(place.y, output.h, input.h);
-    const Range across(place.x, output.w, input.w);
+    const ImagePlace place(output, i);
+    const PooledRange down(place.y, output.h, input.h);
+    const PooledRange across(place.x, output.w, input.w);
     float sum = 0.0F;
     for (int64_t h = down.begin; h < down.end; ++h)
       for (int64_t w = across.begin; w < across.end; ++w) sum += load_element(x, input.at(place.n, h, w, place.c));
@@ -110,13 +110,13 @@ template <class T>
 __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, ImageSizes input, ImageSizes output,
                                                         int64_t count) {
   for_each_index(count, [&](int64_t i) {
-    const Place place(input, i);
+    const ImagePlace place(input, i);
     float sum = 0.0F;
     for (int64_t p = 0; p < output.h; ++p) {
-      const Range down(p, output.h, input.h);
+      const PooledRange down(p, output.h, input.h);
       if (place.y < down.begin || place.y >= down.end) continue;
       for (int64_t q = 0; q < output.w; ++q) {
-        const Range across(q, output.w, input.w);
+        const PooledRange across(q, output.w, input.w);
         if (place.x < across.begin || place.x >= across.end) continue;
         sum += load_element(dy, output.at(place.n, p, q, place.c)) / static_cast<float>(down.size() * across.size());
       }

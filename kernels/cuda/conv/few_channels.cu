@@ -29,7 +29,7 @@ PairSlots order_of_pairs(const OutputBands& b) {
     const auto better = [&](int one, int other) {
       const auto rank = [&](int bank) {
         const size_t left = by_bank[static_cast<size_t>(bank)].size();
-        return left == 0 ? size_t{0} : left + ((std::rotl(of_pixels, bank) & used) == 0 ? most_pairs : 0);
+        return left == 0 ? size_t{0} : left + ((std::rotl(of_pixels, bank) & used) == 0 ? few_channels_most_pairs : 0);
       };
       return rank(one) > rank(other);
     };

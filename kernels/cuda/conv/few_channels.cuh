@@ -67,7 +67,8 @@ __device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, c
   const auto load = [&](int k_tile, Operands& to) {
     const FewChannelsShared::Pairs pair = pairs[k_tile * 4];
 #pragma unroll
-    for (int u = 0; u < fragments; ++u) ldmatrix_x4(to.a[u], filters + (k_tile * fragments + u) * fragment_bytes);
+    for (int u = 0; u < fragments; ++u)
+      ldmatrix_x4(to.a[u], filters + (k_tile * fragments + u) * few_channels_fragment_bytes);
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
       to.b[tile][0] = *reinterpret_cast<const uint32_t*>(input + window[tile] + pair.low);

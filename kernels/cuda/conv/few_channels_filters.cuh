@@ -27,12 +27,12 @@ __device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const
   for (int i = thread; i < b.k_tiles * b.k_tile_bytes() / 16; i += threads) filters[i] = {0, 0, 0, 0};
   // A slot without a pair reads the window's first one, times 0.
   auto* offsets = reinterpret_cast<int*>(shared.pairs());
-  for (int i = thread; i < b.k_tiles * pairs_of_k_tile; i += threads) offsets[i] = 0;
+  for (int i = thread; i < b.k_tiles * few_channels_k_tile_pairs; i += threads) offsets[i] = 0;
   __syncthreads();
   for (int i = thread; i < b.pairs(); i += threads) {
     const int slot = p.order.slot[i];
-    const int k_tile = slot / pairs_of_k_tile;
-    const int t = slot % 4, high = slot % pairs_of_k_tile / 4;
+    const int k_tile = slot / few_channels_k_tile_pairs;
+    const int t = slot % 4, high = slot % few_channels_k_tile_pairs / 4;
     const int row = i / b.words;
     const int word = i - row * b.words;
     offsets[(k_tile * 4 + t) * 2 + high] = (row * b.pitch + word) * 4;

@@ -20,7 +20,7 @@ OutputBands with_input(OutputBands b) {
   const ConvolutionSizes& s = b.sizes;
   b.height = (b.rows - 1) * s.stride + s.size;
   b.words = (b.run() + 1) / 2;
-  b.k_tiles = ceil_div(b.pairs(), pairs_of_k_tile);
+  b.k_tiles = ceil_div(b.pairs(), few_channels_k_tile_pairs);
   const int before = !b.aligned ? 0 : b.walks_w == 1 ? (-s.padding * s.c) & 7 : 7;
   b.vectors = ceil_div(before + (b.columns - 1) * s.stride * s.c + b.words * 2, 8);
   // Neighbouring rows begin in other banks.
@@ -88,7 +88,7 @@ bool suits(const ProductCase& c) {
   const int pairs = s.size * ceil_div(s.size * s.c, 2);
   return !c.linear && c.x == Precision::float16 && c.y == Precision::float16 && s.outputs() > 0 && s.k > 0 &&
          c.weight.form != WeightForm::float32 && c.weight.layout == WeightLayout::channels && s.stride * s.c % 2 == 0 &&
-         pairs <= most_pairs;
+         pairs <= few_channels_most_pairs;
 }
 
 }  // namespace

@@ -10,9 +10,9 @@
 
 namespace nibblenet {
 
-inline constexpr int most_pairs = 256;      ///< of a filter
-inline constexpr int pairs_of_k_tile = 8;   ///< one m16n8k16
-inline constexpr int fragment_bytes = 512;  ///< of 16 filters in a k-tile
+inline constexpr int few_channels_most_pairs = 256;      ///< of a filter
+inline constexpr int few_channels_k_tile_pairs = 8;      ///< one m16n8k16
+inline constexpr int few_channels_fragment_bytes = 512;  ///< of 16 filters in a k-tile
 inline constexpr int few_channels_warps = 4;
 /// Blocks that the nominal GPU runs at once, nearly: two on each of its multiprocessors.
 inline constexpr int few_channels_most_blocks = 2 * static_cast<int>(nominal_multiprocessors);
@@ -40,7 +40,7 @@ struct OutputBands {
   constexpr int tiles() const { return rows * tiles_per_row; }
   constexpr int run() const { return sizes.size * sizes.c; }  ///< fp16 values
   constexpr int pairs() const { return sizes.size * words; }
-  constexpr int k_tile_bytes() const { return filters / 16 * fragment_bytes; }
+  constexpr int k_tile_bytes() const { return filters / 16 * few_channels_fragment_bytes; }
 
   /// A walk, and the band that it has come to.
   struct Place {
@@ -70,7 +70,7 @@ struct OutputBands {
   constexpr int places_at() const { return finish_at() + filters * 8; }
   constexpr int result_row() const { return pooled_q * filters * 2; }
   constexpr int shared_bytes() const {
-    const int places = 2 * 2 * most_pairs, results = (rows + 1) * result_row();
+    const int places = 2 * 2 * few_channels_most_pairs, results = (rows + 1) * result_row();
     return places_at() + (places > results ? places : results);
   }
 };

@@ -10,7 +10,7 @@ namespace nibblenet {
 
 /// Where pair `word` of kernel row r stands in the order of k: slot[r * words + word].
 struct PairSlots {
-  uint8_t slot[most_pairs];
+  uint8_t slot[few_channels_most_pairs];
 };
 
 /// Where a block goes from a band.

@@ -25,7 +25,7 @@ template <class Codes>
 inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5) ? 65536 / few_pixels_threads - 72
                                                                                   : 255;
 /// Of four neighbouring rows of a pixel, that a thread has of a block's results.
-inline constexpr int few_pixels_fours = few_pixels_rows * warp_columns / 4 / few_pixels_threads;
+inline constexpr int few_pixels_fours = few_pixels_rows * mma_warp_columns / 4 / few_pixels_threads;
 
 /// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S
 /// C]; and, where it is asked for, max pooling of y.
@@ -48,13 +48,13 @@ template <class Codes>
 struct FewPixelsShared {
   struct Operands {
     alignas(16) typename Codes::Table table;
-    alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][warp_columns * slice_bytes];
+    alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][mma_warp_columns * slice_bytes];
   };
-  alignas(16) Windows<f16>::Row windows[warp_columns];
+  alignas(16) Windows<f16>::Row windows[mma_warp_columns];
   alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
   union {
     Operands operands;
-    alignas(16) float sums[few_pixels_warps][warp_columns][few_pixels_rows + 4];
+    alignas(16) float sums[few_pixels_warps][mma_warp_columns][few_pixels_rows + 4];
   };
 };
 
@@ -71,15 +71,16 @@ __device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_
 
 /// Starts copying what the block's pixels meet in the `tile_column`-th superblock of a row: 64
 /// channels at one tap, zeros in the padding and of pixels that do not exist. A warp.
-__device__ __forceinline__ void copy_windows(const Windows<f16>& windows, const Windows<f16>::Row (&rows)[warp_columns],
-                                             int tile_column, unsigned char* to) {
+__device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
+                                             const Windows<f16>::Row (&rows)[mma_warp_columns], int tile_column,
+                                             unsigned char* to) {
   constexpr int vectors = slice_bytes / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int slices = windows.sizes.c / slice;
+  const int slices = windows.sizes.c / slice_channels;
   const int tap = tile_column / slices;
-  const int channel = (tile_column - tap * slices) * slice + lane % vectors * 8;
+  const int channel = (tile_column - tap * slices) * slice_channels + lane % vectors * 8;
 #pragma unroll
-  for (int i = 0; i < warp_columns * vectors / 32; ++i) {
+  for (int i = 0; i < mma_warp_columns * vectors / 32; ++i) {
     const int column = lane / vectors + i * (32 / vectors);
     const Windows<f16>::Row row = rows[column];
     const f16* from = row.image != nullptr ? windows.at(row, tap, channel) : nullptr;
@@ -92,10 +93,10 @@ template <class Codes>
 __device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superblocks::chunks][Codes::bits],
                                                  const unsigned char* pixels, const typename Codes::Table& table,
                                                  const FragmentSteps& steps, bool with_steps, TileSums& sums) {
-  int position[warp_tiles];
+  int position[mma_warp_tiles];
 #pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile) position[tile] = 8 * tile + static_cast<int>(threadIdx.x) % 32 / 4;
-  uint4 x[warp_tiles];
+  for (int tile = 0; tile < mma_warp_tiles; ++tile) position[tile] = 8 * tile + static_cast<int>(threadIdx.x) % 32 / 4;
+  uint4 x[mma_warp_tiles];
   load_pixels<0>(pixels, position, x);
   multiply_chunk<Codes>(words[0], x, true, table, steps, with_steps, sums);
   multiply_chunk<Codes>(words[1], x, false, table, steps, with_steps, sums);
@@ -219,7 +220,7 @@ template <class Codes>
 __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
-  const int first_pixel = static_cast<int>(blockIdx.x) * warp_columns;
+  const int first_pixel = static_cast<int>(blockIdx.x) * mma_warp_columns;
   const int tile_row = static_cast<int>(blockIdx.y);
   const int split = static_cast<int>(blockIdx.z);
   const auto superblocks = static_cast<int>(p.weights.layout.tile_columns());
@@ -234,7 +235,7 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
     if (const int first = tile_column + stage * few_pixels_warps; first < end)
       load_codes(p.weights, tile_row, first, words[stage]);
   p.weights.prepare<Codes>(memory.operands.table);
-  if (thread < warp_columns) memory.windows[thread] = p.windows.row(first_pixel + thread);
+  if (thread < mma_warp_columns) memory.windows[thread] = p.windows.row(first_pixel + thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
     const int of_block = thread - (few_pixels_threads - few_pixels_rows);
     const int row = tile_row * few_pixels_rows + of_block;

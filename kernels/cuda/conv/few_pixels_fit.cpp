@@ -8,8 +8,9 @@ bool multiplies_in_place(const WeightTraits& weight) {
 }
 
 bool fits(const ProductCase& c) {
-  return !c.linear && c.x == Precision::float16 && c.sizes.c % slice == 0 && c.sizes.c > 0 && c.x_alignment == 16 &&
-         c.weight.form != WeightForm::float32 && (multiplies_in_place(c.weight) || !c.weight.trains);
+  return !c.linear && c.x == Precision::float16 && c.sizes.c % slice_channels == 0 && c.sizes.c > 0 &&
+         c.x_alignment == 16 && c.weight.form != WeightForm::float32 &&
+         (multiplies_in_place(c.weight) || !c.weight.trains);
 }
 
 bool fits_pooling(const ProductCase& c) {

@@ -9,7 +9,7 @@
 namespace nibblenet {
 
 inline constexpr int few_pixels_warps = 8;  ///< of a block, which take superblocks of the same rows in turn
-inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for `warp_columns` pixels
+inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for `mma_warp_columns` pixels
 inline constexpr int few_pixels_largest_pool = 15;         ///< window of fused max pooling
 
 /// The blocks of a product: tiles of y, times the splits along k, of which each brings a superblock
@@ -20,14 +20,14 @@ struct FewPixelsBlocks {
   int splits;
 
   explicit FewPixelsBlocks(const ConvolutionSizes& s)
-      : columns(ceil_div(int64_t{s.outputs()}, warp_columns)),
+      : columns(ceil_div(int64_t{s.outputs()}, mma_warp_columns)),
         rows(ceil_div(s.k, few_pixels_rows)),
         splits(split_k::few_pixels.splits(
             count(), ceil_div(ceil_div(int64_t{s.length()}, Superblocks::size), few_pixels_warps))) {}
 
   int64_t count() const { return columns * rows; }
   size_t partial_floats() const {
-    return splits == 1 ? 0 : static_cast<size_t>(splits * count()) * warp_columns * few_pixels_rows;
+    return splits == 1 ? 0 : static_cast<size_t>(splits * count()) * mma_warp_columns * few_pixels_rows;
   }
 };
 

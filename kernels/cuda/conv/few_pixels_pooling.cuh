@@ -11,9 +11,9 @@
 namespace nibblenet {
 
 /// Rows of windows that 32 pixels can meet, those of several images included.
-inline constexpr int row_pooling_rows = warp_columns + 2 * few_pixels_largest_pool;
+inline constexpr int row_pooling_rows = mma_warp_columns + 2 * few_pixels_largest_pool;
 
-/// Of results [N, P, Q, K], K a multiple of 8, in tiles of `warp_columns` pixels.
+/// Of results [N, P, Q, K], K a multiple of 8, in tiles of `mma_warp_columns` pixels.
 struct RowPooling {
   MaxPooling pool = {};            ///< without padding; a size of 0: none
   const f16* results = nullptr;    ///< on 16 bytes
@@ -31,7 +31,7 @@ struct RowPooling {
     const int image = index / pool.p;
     const int first = (image * s.p + (index - image * pool.p) * pool.stride) * s.q;
     const int end = first + pool.size * s.q;
-    return {first, end, (end - 1) / warp_columns - first / warp_columns + 1};
+    return {first, end, (end - 1) / mma_warp_columns - first / mma_warp_columns + 1};
   }
   /// The first row of y that needs a pixel, or what comes behind it; and the last one that does, or
   /// what came before.
@@ -98,7 +98,7 @@ __device__ __forceinline__ void pool_row(const RowPooling& pooling, const Convol
 /// 64 channels from 64 `tile_row` on: pools the rows that need nothing any more.
 __device__ __forceinline__ void pool_completed_rows(const RowPooling& pooling, const ConvolutionSizes& s,
                                                     int first_pixel, int tile_row) {
-  const int end_pixel = first_pixel + warp_columns < s.outputs() ? first_pixel + warp_columns : s.outputs();
+  const int end_pixel = first_pixel + mma_warp_columns < s.outputs() ? first_pixel + mma_warp_columns : s.outputs();
   const int first = pooling.first_row(s, first_pixel);
   const int rows = pooling.last_row(s, end_pixel - 1) - first + 1;
   auto& completed = shared<CompletedRows>();

@@ -34,7 +34,7 @@ FoldedAxisView view_of(const FoldedAxis& axis, const int32_t* tables) {
 /// Filters in the order of folded_conv2d_half_kernel.
 std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisation) {
   const int64_t k_tiles = (folded.length() + 15) / 16;
-  const int64_t blocks = (folded.channels_out + channel_block - 1) / channel_block;
+  const int64_t blocks = (folded.channels_out + folded_channel_block - 1) / folded_channel_block;
   std::vector<f16> fp16;
   fp16.reserve(static_cast<size_t>(folded.patterns() * blocks * k_tiles * 1024));
   for (int64_t s = 0; s < folded.patterns(); ++s)
@@ -43,7 +43,7 @@ std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisati
         for (int64_t i = 0; i < 1024; ++i) {
           const int64_t lane = i / 32, g = lane / 4, t = lane % 4, tile = i / 4 % 8, half = i % 4;
           const int64_t k = k_tile * 16 + 2 * t + half / 2 * 8 + half % 2;
-          const int64_t channel = block * channel_block + 16 * (g / 2) + 2 * tile + g % 2;
+          const int64_t channel = block * folded_channel_block + 16 * (g / 2) + 2 * tile + g % 2;
           const bool inside = k < folded.length() && channel < folded.channels_out;
           const auto at = static_cast<size_t>((s * folded.length() + k) * folded.channels_out + channel);
           fp16.push_back({f32_to_f16(inside ? folded.filters[at] * normalisation : 0.0F)});
@@ -71,10 +71,10 @@ class FoldedConv2dCuda final : public FoldedConv2d {
       floats_ = resident_copy(memory, folded.filters, MemoryCategory::weights, stream);
       return;
     }
-    if ((folded.length() + 15) / 16 * 8 > most_pairs)
+    if ((folded.length() + 15) / 16 * 8 > folded_most_pairs)
       fail<UsageError>(
           "a folded convolution with {} weights a channel and pattern; float16 takes up to {}, float32 any",
-          folded.length(), 2 * most_pairs);
+          folded.length(), 2 * folded_most_pairs);
     const float normalisation = normalisation_for(largest_magnitude(folded.filters));
     factor_ = 1.0F / normalisation;
     fp16_ = resident_copy(memory, half_filters(folded, normalisation), MemoryCategory::weights, stream);
@@ -84,7 +84,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
     const int64_t batch = images.size(0), channels = geometry_.channels_out;
     expect_shape(images.shape(), {batch, geometry_.height, geometry_.width, 3}, "images");
     expect_shape(y.shape(), {batch, geometry_.rows(), geometry_.columns(), channels}, "folded convolution output");
-    if (batch * geometry_.rows() * geometry_.columns() > std::numeric_limits<int>::max() - block_pixels)
+    if (batch * geometry_.rows() * geometry_.columns() > std::numeric_limits<int>::max() - folded_block_pixels)
       fail<ShapeError>("a convolution of {} images has too many pixels; use a smaller batch", batch);
     const FoldedImages input{images.data(),
                              static_cast<int>(batch),
@@ -105,7 +105,8 @@ class FoldedConv2dCuda final : public FoldedConv2d {
     }
     f16* to = y.fp16().data();
     const bool aligned = channels % 16 == 0 && on_16_bytes(to);
-    const Grid grid{dim3(blocks(batch), static_cast<unsigned>((channels + channel_block - 1) / channel_block)), 128};
+    const Grid grid{
+        dim3(blocks(batch), static_cast<unsigned>((channels + folded_channel_block - 1) / folded_channel_block)), 128};
     launch("folded_conv2d", work, grid, stream_, folded_conv2d_half_kernel, to, input, view,
            reinterpret_cast<const uint4*>(fp16_.data()), factor_, with_relu, aligned);
   }
@@ -125,7 +126,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
       for (int32_t h = 0; h < geometry_.horizontal.patterns; ++h) {
         const int64_t pixels = batch * std::ranges::count(geometry_.vertical.pattern, v) *
                                std::ranges::count(geometry_.horizontal.pattern, h);
-        count += (pixels + block_pixels - 1) / block_pixels;
+        count += (pixels + folded_block_pixels - 1) / folded_block_pixels;
       }
     return static_cast<unsigned>(count);
   }

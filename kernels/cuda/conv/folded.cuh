@@ -6,10 +6,10 @@
 
 namespace nibblenet {
 
-constexpr int warp_pixels = 32;
-constexpr int block_pixels = 4 * 2 * warp_pixels;  // four warps go twice
-constexpr int channel_block = 64;
-constexpr int most_pairs = 512;  // of neighbouring weights of a channel's filter
+constexpr int folded_warp_pixels = 32;
+constexpr int folded_block_pixels = 4 * 2 * folded_warp_pixels;  // four warps go twice
+constexpr int folded_channel_block = 64;
+constexpr int folded_most_pairs = 512;  // of neighbouring weights of a channel's filter
 
 /// One direction: outputs sorted by the pattern they take.
 struct FoldedAxisView {
@@ -79,7 +79,7 @@ struct PairPlace {
   uint32_t unused;
 };
 struct PairPlaces {
-  PairPlace places[most_pairs];
+  PairPlace places[folded_most_pairs];
 };
 
 /// The pixels of one pattern, counted through the whole batch.
@@ -100,11 +100,11 @@ __device__ PatternPixels pixels_of_block(const FoldedView& folded, int images) {
     pixels.rows = folded.vertical.count(pixels.s / folded.horizontal.patterns);
     pixels.columns = folded.horizontal.count(pixels.s % folded.horizontal.patterns);
     pixels.count = images * pixels.rows * pixels.columns;
-    const int blocks = (pixels.count + block_pixels - 1) / block_pixels;
+    const int blocks = (pixels.count + folded_block_pixels - 1) / folded_block_pixels;
     if (block < blocks) break;
     block -= blocks;
   }
-  pixels.first = block * block_pixels;
+  pixels.first = block * folded_block_pixels;
   return pixels;
 }
 
@@ -179,13 +179,13 @@ __global__ void __launch_bounds__(128, 3)
   const PatternPixels pixels = pixels_of_block(folded, images.count);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
-  const int channel_blocks = (folded.channels + channel_block - 1) / channel_block;
+  const int channel_blocks = (folded.channels + folded_channel_block - 1) / folded_channel_block;
   const uint4* of_pattern =
       filters + (static_cast<int64_t>(pixels.s) * channel_blocks + static_cast<int>(blockIdx.y)) * k_tiles * 128;
-  const int k = static_cast<int>(blockIdx.y) * channel_block + 16 * t;
+  const int k = static_cast<int>(blockIdx.y) * folded_channel_block + 16 * t;
 
   for (int turn = 0; turn < 2; ++turn) {
-    const int first = pixels.first + (2 * warp + turn) * warp_pixels;
+    const int first = pixels.first + (2 * warp + turn) * folded_warp_pixels;
     if (first >= pixels.count) return;
     PixelPlace place[4];
 #pragma unroll

@@ -11,18 +11,18 @@ namespace {
 template <class Codes>
 void start(MmaProduct p, const Work& work, Workspace& workspace, Stream& stream) {
   const ConvolutionSizes& s = p.pixels.sizes;
-  const int across = ceil_div(p.pixels.columns(), warp_columns);
+  const int across = ceil_div(p.pixels.columns(), mma_warp_columns);
   const auto columns = static_cast<unsigned>(ceil_div(s.n, p.pixels.images) * p.pixels.bands);
-  const auto rows = static_cast<unsigned>(ceil_div(p.weights.layout.tile_rows(), tile_row_warps));
+  const auto rows = static_cast<unsigned>(ceil_div(p.weights.layout.tile_rows(), mma_row_warps));
   const int64_t blocks = int64_t{columns} * rows;
   // Splits of at least four superblocks.
-  p.splits = split_k::mma.splits(blocks * tile_row_warps * across, int64_t{p.pixels.slices()} * s.taps() / 4);
+  p.splits = split_k::mma.splits(blocks * mma_row_warps * across, int64_t{p.pixels.slices()} * s.taps() / 4);
   if (p.splits > 1) {
-    p.partial = workspace.floats(static_cast<size_t>(p.splits * blocks * across * warp_columns * tile_rows));
+    p.partial = workspace.floats(static_cast<size_t>(p.splits * blocks * across * mma_warp_columns * mma_rows));
     p.semaphores = workspace.counters(static_cast<size_t>(blocks));
   }
   const Grid grid{dim3(columns, rows, static_cast<unsigned>(p.splits)),
-                  static_cast<unsigned>(32 * tile_row_warps * across),
+                  static_cast<unsigned>(32 * mma_row_warps * across),
                   static_cast<size_t>(MmaMemory<Codes>::layout.bytes(p.pixels)), true};
   launch("mma_product", work, grid, stream, mma_kernel<Codes>, p);
 }

@@ -34,7 +34,7 @@ struct MmaMemory {
 };
 
 /// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap,
-/// so that x is copied once. Copies run `tile_stages` - 1 ahead.
+/// so that x is copied once. Copies run `mma_stages` - 1 ahead.
 template <class Codes>
 struct OperandRing {
   using Shared = MmaMemory<Codes>;
@@ -45,7 +45,7 @@ struct OperandRing {
   int begin, end;      ///< k-tiles
 
   __device__ unsigned char* superblocks(int k_tile) const {
-    return memory + Shared::ring_at + k_tile % tile_stages * Shared::superblocks;
+    return memory + Shared::ring_at + k_tile % mma_stages * Shared::superblocks;
   }
   __device__ unsigned char* pixels(int k_tile) const {
     const int slot = k_tile / p.pixels.sizes.taps() % p.pixels.slots;
@@ -72,10 +72,10 @@ struct OperandRing {
   /// The first k-tiles' operands; x has to wait for the kernel before.
   __device__ void begin_copies() const {
 #pragma unroll 1
-    for (int i = 0; i < tile_stages - 1; ++i) copy_weights(begin + i);
+    for (int i = 0; i < mma_stages - 1; ++i) copy_weights(begin + i);
     pdl_wait();
 #pragma unroll 1
-    for (int i = 0; i < tile_stages - 1; ++i) copy_pixels(begin + i);
+    for (int i = 0; i < mma_stages - 1; ++i) copy_pixels(begin + i);
   }
 };
 
@@ -83,29 +83,29 @@ struct OperandRing {
 template <class Codes>
 __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing<Codes>& ring, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int half = warp % tile_row_warps;
-  const int first_column = warp / tile_row_warps * warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
+  const int half = warp % mma_row_warps;
+  const int first_column = warp / mma_row_warps * mma_warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
   const bool has_rows = ring.first_tile_row + half < p.weights.layout.tile_rows();
   const auto& table = *reinterpret_cast<const typename Codes::Table*>(ring.memory);
-  int first[warp_tiles];
+  int first[mma_warp_tiles];
 #pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile) first[tile] = p.pixels.position(first_column + 8 * tile);
+  for (int tile = 0; tile < mma_warp_tiles; ++tile) first[tile] = p.pixels.position(first_column + 8 * tile);
 
   ring.begin_copies();
   FragmentSteps steps = {};
   for (int k_tile = ring.begin; k_tile < ring.end; ++k_tile) {
     if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_tile_row + half, ring.tile_column(k_tile), steps);
-    cp_async_wait<tile_stages - 2>();
+    cp_async_wait<mma_stages - 2>();
     __syncthreads();  // this k-tile's operands have arrived, and nobody reads the last one's any more
-    ring.copy_weights(k_tile + tile_stages - 1);
-    ring.copy_pixels(k_tile + tile_stages - 1);
+    ring.copy_weights(k_tile + mma_stages - 1);
+    ring.copy_pixels(k_tile + mma_stages - 1);
     if (!has_rows) continue;
     const int tap = k_tile % p.pixels.sizes.taps();
     const int down = tap / p.pixels.sizes.size;
     const int offset = down * p.pixels.width + tap - down * p.pixels.sizes.size;
-    int position[warp_tiles];
+    int position[mma_warp_tiles];
 #pragma unroll
-    for (int tile = 0; tile < warp_tiles; ++tile) position[tile] = first[tile] + offset;
+    for (int tile = 0; tile < mma_warp_tiles; ++tile) position[tile] = first[tile] + offset;
     multiply_superblock<Codes>(ring.superblocks(k_tile) + half * Codes::bits * Superblocks::row_bytes,
                                ring.pixels(k_tile), position, table, steps, p.weights.inside, sums);
   }
@@ -117,15 +117,15 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
 /// added up in their order, and true.
 __device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int columns = static_cast<int>(blockDim.x) / 32 / tile_row_warps * warp_columns;
+  const int columns = static_cast<int>(blockDim.x) / 32 / mma_row_warps * mma_warp_columns;
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   const auto column_of = [&](int of_split, int row) {
-    const int64_t first = ((of_split * blocks + block) * columns + warp / tile_row_warps * warp_columns) * tile_rows;
-    return p.partial + first + warp % tile_row_warps * Superblocks::size + row;
+    const int64_t first = ((of_split * blocks + block) * columns + warp / mma_row_warps * mma_warp_columns) * mma_rows;
+    return p.partial + first + warp % mma_row_warps * Superblocks::size + row;
   };
   for_each_sum(sums, [&](int row) {
-    return [to = column_of(split, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * tile_rows] = sum; };
+    return [to = column_of(split, row)](int tile, int e, float sum) { to[column_of_sum(tile, e) * mma_rows] = sum; };
   });
   if (!arrives_last(p.semaphores[block], p.splits)) return false;
   sums = {};
@@ -133,7 +133,7 @@ __device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, Ti
   for (int of_split = 0; of_split < p.splits; ++of_split)
     for_each_sum(sums, [&](int row) {
       return [from = column_of(of_split, row)](int tile, int e, float& sum) {
-        sum += __ldcg(from + column_of_sum(tile, e) * tile_rows);
+        sum += __ldcg(from + column_of_sum(tile, e) * mma_rows);
       };
     });
   return true;
@@ -144,9 +144,9 @@ template <class Codes>
 __device__ __forceinline__ void store_results(const MmaProduct& p, int first_row, unsigned char* memory,
                                               TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int half = warp % tile_row_warps * Superblocks::size;
+  const int half = warp % mma_row_warps * Superblocks::size;
   f16* results = reinterpret_cast<f16*>(memory) +
-                 static_cast<int64_t>(warp / tile_row_warps) * warp_columns * MmaMemory<Codes>::column + half;
+                 static_cast<int64_t>(warp / mma_row_warps) * mma_warp_columns * MmaMemory<Codes>::column + half;
   for_each_sum(sums, [&](int row) {
     const int of_all = first_row + half + row;  // rows outside are not read
     return [=, finish = p.epilogue.of_row(of_all < p.epilogue.rows ? of_all : 0)](int tile, int e, float sum) {
@@ -172,7 +172,7 @@ __device__ __forceinline__ void copy_rows(const BiasEpilogue<AnyElements>& epilo
 template <class Codes>
 __device__ __forceinline__ void copy_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
-  constexpr int vectors = tile_rows / 8;
+  constexpr int vectors = mma_rows / 8;
   for (int i = static_cast<int>(threadIdx.x); i < p.pixels.columns() * vectors; i += static_cast<int>(blockDim.x)) {
     const int pixel = p.pixels.pixel(block, i / vectors);
     const int row = i % vectors * 8;
@@ -186,7 +186,7 @@ __device__ __forceinline__ void copy_results(const MmaProduct& p, int block, int
 template <class Codes>
 __device__ __forceinline__ void pool_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
-  constexpr int vectors = tile_rows / 8;
+  constexpr int vectors = mma_rows / 8;
   const MaxPooling& pool = p.pixels.pooling;
   const int count = p.pixels.images * pool.rows * pool.q * vectors;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
@@ -215,15 +215,15 @@ __device__ __forceinline__ void pool_results(const MmaProduct& p, int block, int
 /// Sums straight into y.
 __device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int first_row, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int first_column = warp / tile_row_warps * warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
+  const int first_column = warp / mma_row_warps * mma_warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
   auto* y = static_cast<float*>(p.epilogue.y.data);
-  int pixel[warp_tiles][2];
+  int pixel[mma_warp_tiles][2];
 #pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile)
+  for (int tile = 0; tile < mma_warp_tiles; ++tile)
 #pragma unroll
     for (int e = 0; e < 2; ++e) pixel[tile][e] = p.pixels.pixel(block, first_column + 8 * tile + e);
   for_each_sum(sums, [&](int row_of_half) {
-    const int row = first_row + warp % tile_row_warps * Superblocks::size + row_of_half;
+    const int row = first_row + warp % mma_row_warps * Superblocks::size + row_of_half;
     const bool exists = row < p.epilogue.rows;
     return
         [=, &pixel, finish = p.epilogue.of_row(exists ? row : 0), rows = p.epilogue.rows](int tile, int e, float sum) {
@@ -237,11 +237,11 @@ __device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int
 /// each, up to six across 32 columns; block (x, y, z) owns pixel block x, 128 rows and split z of
 /// the superblocks along k. A barrier a superblock: while it is multiplied, the next ones arrive.
 template <class Codes>
-__global__ void __launch_bounds__(32 * tile_row_warps * most_column_warps(Codes::bits, Codes::integers))
+__global__ void __launch_bounds__(32 * mma_row_warps * mma_most_column_warps(Codes::bits, Codes::integers))
     mma_kernel(MmaProduct p) {
   unsigned char* memory = dynamic_shared();
   const int block = static_cast<int>(blockIdx.x);
-  const int first_tile_row = static_cast<int>(blockIdx.y) * tile_row_warps;
+  const int first_tile_row = static_cast<int>(blockIdx.y) * mma_row_warps;
   const int split = static_cast<int>(blockIdx.z);
   const int k_tiles = p.pixels.slices() * p.pixels.sizes.taps();
   const OperandRing<Codes> ring{

@@ -19,9 +19,9 @@ PixelBlocks blocks_with(const ConvolutionSizes& s, const MaxPooling& pooling, in
   const auto inputs = [&](int outputs) { return (outputs - 1) * s.stride + s.size; };
   b.height = inputs(b.rows);
   b.width = inputs(s.q);
-  // A slice is copied tile_stages - 1 superblocks ahead, while those of the slices before it are
+  // A slice is copied mma_stages - 1 superblocks ahead, while those of the slices before it are
   // still read.
-  b.slots = std::min(1 + (tile_stages - 2 + s.taps()) / s.taps(), b.slices());
+  b.slots = std::min(1 + (mma_stages - 2 + s.taps()) / s.taps(), b.slices());
   return b;
 }
 
@@ -41,14 +41,14 @@ namespace mma {
 std::optional<PixelBlocks> blocks_of(const ProductCase& c) {
   const ConvolutionSizes& s = c.sizes;
   const MmaShared shared(c.weight.bits, c.weight.integers);
-  const int most_columns = warp_columns * most_column_warps(c.weight.bits, c.weight.integers);
+  const int most_columns = mma_warp_columns * mma_most_column_warps(c.weight.bits, c.weight.integers);
   const auto fit = [&](const PixelBlocks& b) {
     return b.columns() <= most_columns && shared.bytes(b) <= block_shared_bytes;
   };
   const MaxPooling pooling = max_pooling(c);
   // Linear layers: more columns would leave a GPU without blocks, fewer would unpack weights more
   // often.
-  const int wanted = s.taps() == 1 && s.p * s.q == 1 ? 4 * warp_columns : most_columns;
+  const int wanted = s.taps() == 1 && s.p * s.q == 1 ? 4 * mma_warp_columns : most_columns;
   const int rows = c.pools() ? pooling.p : s.p;
   for (int images = std::min(s.n, wanted / (s.p * s.q)); images > 0; --images)
     if (const PixelBlocks b = blocks_with(s, pooling, images, rows); fit(b)) return b;
@@ -61,8 +61,8 @@ bool fits(const ProductCase& c) {
   const ConvolutionSizes& s = c.sizes;
   if (c.pools() && (c.y != Precision::float16 || c.pool.window.padding != 0 || c.pool.flat)) return false;
   return c.weight.layout == WeightLayout::superblocks && c.x == Precision::float16 &&
-         s.c % (s.taps() == 1 ? 8 : slice) == 0 && s.outputs() > 0 && c.x_alignment == 16 && c.y_alignment == 16 &&
-         c.weight.groups <= std::numeric_limits<int>::max() && blocks_of(c).has_value();
+         s.c % (s.taps() == 1 ? 8 : slice_channels) == 0 && s.outputs() > 0 && c.x_alignment == 16 &&
+         c.y_alignment == 16 && c.weight.groups <= std::numeric_limits<int>::max() && blocks_of(c).has_value();
 }
 
 bool fits_data_gradient(const ProductCase& c) {

@@ -9,17 +9,17 @@
 
 namespace nibblenet {
 
-inline constexpr int tile_row_warps = 2;  ///< warps below each other, each on superblocks of its own rows
-inline constexpr int tile_rows = tile_row_warps * Superblocks::size;
-inline constexpr int warp_tiles = 4;  ///< 8 output pixels each, that a warp multiplies its superblock by
-inline constexpr int warp_columns = 8 * warp_tiles;
-inline constexpr int tile_stages = 3;    ///< of the ring: one superblock is multiplied, the others are on their way
-inline constexpr int slice = 64;         ///< channels
-inline constexpr int slice_bytes = 128;  ///< of a pixel
+inline constexpr int mma_row_warps = 2;  ///< warps below each other, each on superblocks of its own rows
+inline constexpr int mma_rows = mma_row_warps * Superblocks::size;
+inline constexpr int mma_warp_tiles = 4;  ///< 8 output pixels each, that a warp multiplies its superblock by
+inline constexpr int mma_warp_columns = 8 * mma_warp_tiles;
+inline constexpr int mma_stages = 3;       ///< of the ring: one superblock is multiplied, the others are on their way
+inline constexpr int slice_channels = 64;  ///< of a slice of x
+inline constexpr int slice_bytes = 128;    ///< of a pixel of it
 
 /// Warps of a block next to each other at most; fewer, with more registers each, where a code takes
 /// two look-ups.
-constexpr int most_column_warps(int bits, bool integers) { return integers || bits <= 4 || bits == 16 ? 6 : 4; }
+constexpr int mma_most_column_warps(int bits, bool integers) { return integers || bits <= 4 || bits == 16 ? 6 : 4; }
 /// Shared memory of the table that codes of a codebook are looked up in (weights/unpack.cuh).
 constexpr int code_table_bytes(int bits, bool integers) {
   if (integers || bits == 16) return 0;
@@ -51,7 +51,7 @@ struct PixelBlocks {
 
   constexpr int columns() const { return images * rows * sizes.q; }
   constexpr int positions() const { return images * height * width; }
-  constexpr int slices() const { return (sizes.c + slice - 1) / slice; }
+  constexpr int slices() const { return (sizes.c + slice_channels - 1) / slice_channels; }
 
   /// What a column of a block is, counted inside the block.
   struct Column {
@@ -85,15 +85,15 @@ struct MmaShared {
   int superblocks;  ///< bytes of a stage
   int ring_at;
   int slices_at;
-  static constexpr int column = tile_rows + 8;  ///< fp16 values
+  static constexpr int column = mma_rows + 8;  ///< fp16 values
 
   constexpr MmaShared(int bits, bool integers)
-      : superblocks(tile_row_warps * bits * Superblocks::row_bytes),
+      : superblocks(mma_row_warps * bits * Superblocks::row_bytes),
         ring_at(code_table_bytes(bits, integers)),
-        slices_at(ring_at + tile_stages * superblocks) {}
+        slices_at(ring_at + mma_stages * superblocks) {}
   /// All of it.
   constexpr int bytes(const PixelBlocks& b) const {
-    const int results = (b.columns() + warp_columns - 1) / warp_columns * warp_columns * column * 2;
+    const int results = (b.columns() + mma_warp_columns - 1) / mma_warp_columns * mma_warp_columns * column * 2;
     const int operands = slices_at + b.slots * b.positions() * slice_bytes;
     return results > operands ? results : operands;
   }

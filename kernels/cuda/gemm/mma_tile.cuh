@@ -35,7 +35,7 @@ __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, i
     const int n = block / b.bands * b.images + image;
     const int h = first_h + down - image * b.height;
     const int w = position - down * b.width - s.padding;
-    const int channel = index * slice + vector * 8;
+    const int channel = index * slice_channels + vector * 8;
     const bool inside = n < s.n && h >= 0 && h < s.h && w >= 0 && w < s.w && channel < s.c;
     const f16* from = inside ? x + ((static_cast<int64_t>(n) * s.h + h) * s.w + w) * s.c + channel : x;
     cp_async_16(to + slice_offset(position, vector), from, inside);
@@ -48,7 +48,7 @@ template <int bits>
 __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_tile_row,
                                                  int tile_column, unsigned char* to) {
   constexpr int vectors = bits * Superblocks::row_bytes / 16;
-  for (int i = static_cast<int>(threadIdx.x); i < tile_row_warps * vectors; i += static_cast<int>(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < mma_row_warps * vectors; i += static_cast<int>(blockDim.x)) {
     const int tile_row = first_tile_row + i / vectors;
     const bool inside = tile_row < layout.tile_rows();
     const int64_t superblock = tile_row * layout.tile_columns() + tile_column;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t
 /// Sums of a warp: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile +
 /// 8).
 struct TileSums {
-  float d[warp_tiles][4][4];
+  float d[mma_warp_tiles][4][4];
 };
 
 /// Column, of a warp's, of the e-th sum of a lane's row in a tile.
@@ -112,7 +112,7 @@ __device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
   for (int i = 0; i < 8; ++i) {
     auto use = begin(8 * i + static_cast<int>(threadIdx.x) % 32 / 4);
 #pragma unroll
-    for (int tile = 0; tile < warp_tiles; ++tile)
+    for (int tile = 0; tile < mma_warp_tiles; ++tile)
 #pragma unroll
       for (int e = 0; e < 2; ++e) use(tile, e, sums.d[tile][i / 2][i % 2 * 2 + e]);
   }
@@ -136,10 +136,10 @@ __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t 
 /// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold
 /// it for two. `position`: of the lane's column of each tile, at the tap.
 template <int pair>
-__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[warp_tiles],
-                                            uint4 (&x)[warp_tiles]) {
+__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[mma_warp_tiles],
+                                            uint4 (&x)[mma_warp_tiles]) {
 #pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile) {
+  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
     const int vector = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
     x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], vector));
   }
@@ -147,14 +147,14 @@ __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const i
 
 /// sums += a chunk * x: the first or the second of the two whose columns x holds.
 template <class Codes>
-__device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[warp_tiles],
+__device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[mma_warp_tiles],
                                                bool first, const typename Codes::Table& table,
                                                const FragmentSteps& steps, bool with_steps, TileSums& sums) {
   uint32_t a[4][4];
   Codes{}.decode(chunk, table, a);
   if (with_steps) apply_steps(steps, a);
 #pragma unroll
-  for (int tile = 0; tile < warp_tiles; ++tile) {
+  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
     const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
 #pragma unroll
     for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
@@ -164,11 +164,12 @@ __device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bi
 /// sums += half `pair` of a superblock's chunks * x.
 template <class Codes, int pair>
 __device__ __forceinline__ void multiply_chunks(const unsigned char* codes, const unsigned char* pixels,
-                                                const int (&position)[warp_tiles], const typename Codes::Table& table,
-                                                const FragmentSteps& steps, bool with_steps, TileSums& sums) {
+                                                const int (&position)[mma_warp_tiles],
+                                                const typename Codes::Table& table, const FragmentSteps& steps,
+                                                bool with_steps, TileSums& sums) {
   uint32_t words[2 * Codes::bits];
   load_words<2 * pair * Codes::bits>(codes, words);
-  uint4 x[warp_tiles];
+  uint4 x[mma_warp_tiles];
   load_pixels<pair>(pixels, position, x);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -183,7 +184,7 @@ __device__ __forceinline__ void multiply_chunks(const unsigned char* codes, cons
 /// lane's column of each tile, at the tap. `with_steps`: fragments are multiplied by `steps`.
 template <class Codes>
 __device__ __forceinline__ void multiply_superblock(const unsigned char* codes, const unsigned char* pixels,
-                                                    const int (&position)[warp_tiles],
+                                                    const int (&position)[mma_warp_tiles],
                                                     const typename Codes::Table& table, const FragmentSteps& steps,
                                                     bool with_steps, TileSums& sums) {
   multiply_chunks<Codes, 0>(codes, pixels, position, table, steps, with_steps, sums);

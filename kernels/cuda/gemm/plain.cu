@@ -14,7 +14,7 @@
 namespace nibblenet {
 namespace {
 
-int tiles(int size) { return ceil_div(size, tile); }
+int tiles(int size) { return ceil_div(size, plain_tile); }
 
 template <class Weights>
 void float32_forward(const ForwardProduct& f, const Weights& weights, const Work& work, Stream& stream) {
@@ -44,7 +44,7 @@ struct TransposedFilters {
   ConvolutionSizes sizes;
   const float* w;  ///< [K, C, taps]
   __device__ void prepare(CodeValues&) const {}
-  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[plain_depth][plain_tile + 1]) const {
     fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
       const int tap = (k + step) / sizes.k;
       const int filter = k + step - tap * sizes.k;
@@ -74,7 +74,7 @@ template <class T>
 struct TransposedWindows {
   Windows<T> windows;
   __device__ void prepare(CodeValues&) const {}
-  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[plain_depth][plain_tile + 1]) const {
     fill_along_rows(to, [&](int row, int step, float(&v)[8]) { windows.load8(windows.row(k + step), first + row, v); });
   }
 };
@@ -85,7 +85,7 @@ struct TransposedOutputs {
   const T* dy;  ///< [pixels, K]
   int rows;     ///< K
   int pixels;
-  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[plain_depth][plain_tile + 1]) const {
     fill_along_rows(to, [&](int row, int step, float(&v)[8]) {
       const T* from = dy + static_cast<int64_t>(k + step) * rows;
 #pragma unroll
@@ -162,7 +162,7 @@ void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy,
   // number for a shape.
   constexpr int pixels_at_least = 512;
   const int splits = split_k::plain.splits(tiles(s.length()) * tiles(s.k), s.outputs() / pixels_at_least);
-  const int depth = (s.outputs() / splits + tile_depth) / tile_depth * tile_depth;
+  const int depth = (s.outputs() / splits + plain_depth) / plain_depth * plain_depth;
   const auto grid = [&](int z) { return Grid{dim3(tiles(s.k), tiles(s.length()), z), 256}; };
   const Work work = work_of(s, static_cast<double>(dw.span().size_bytes()), sizeof(T));
   const TransposedWindows<T> left{{s, x}};

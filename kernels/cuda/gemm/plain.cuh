@@ -10,14 +10,14 @@
 
 namespace nibblenet {
 
-inline constexpr int tile = 64;        ///< results of a block, each way
-inline constexpr int tile_depth = 32;  ///< of k, between two barriers
+inline constexpr int plain_tile = 64;   ///< results of a block, each way
+inline constexpr int plain_depth = 32;  ///< of k, between two barriers
 
 /// Both operand tiles of the float32 kernel, k by k; the odd row length spreads columns over the
 /// banks.
 struct Float32Tiles {
-  float a[tile_depth][tile + 1];
-  float b[tile_depth][tile + 1];
+  float a[plain_depth][plain_tile + 1];
+  float b[plain_depth][plain_tile + 1];
 };
 
 /// Float32 throughout: training, and checking the faster kernel. 256 threads; thread (t % 16, t /
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store ep
   auto& tiles = shared<Float32Tiles>();
   auto& table = shared<CodeValues>();
   const int thread = static_cast<int>(threadIdx.x);
-  const int first_i = static_cast<int>(blockIdx.y) * tile;
-  const int first_j = static_cast<int>(blockIdx.x) * tile;
+  const int first_i = static_cast<int>(blockIdx.y) * plain_tile;
+  const int first_j = static_cast<int>(blockIdx.x) * plain_tile;
   const int begin = static_cast<int>(blockIdx.z) * depth;
   const int end = begin + depth < length ? begin + depth : length;
   const int i = thread % 16;
@@ -42,12 +42,12 @@ __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store ep
   a.prepare(table);
   __syncthreads();
   float sum[4][4] = {};
-  for (int k = begin; k < end; k += tile_depth) {
+  for (int k = begin; k < end; k += plain_depth) {
     a.fill(first_i, k, table, tiles.a);
     b.fill(first_j, k, table, tiles.b);
     __syncthreads();
 #pragma unroll 8
-    for (int step = 0; step < tile_depth; ++step) {
+    for (int step = 0; step < plain_depth; ++step) {
       float left[4];
       float right[4];
 #pragma unroll
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store ep
 /// Fills a tile from an operand whose neighbours in memory share a row: thread t brings elements
 /// [8 (t % 4), 8 (t % 4) + 8) of row t / 4.
 template <class Load>
-__device__ __forceinline__ void fill_along_k(float (&to)[tile_depth][tile + 1], Load load) {
+__device__ __forceinline__ void fill_along_k(float (&to)[plain_depth][plain_tile + 1], Load load) {
   const int thread = static_cast<int>(threadIdx.x);
   const int row = thread / 4;
   const int k = thread % 4 * 8;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void fill_along_k(float (&to)[tile_depth][tile + 1], 
 /// Fills a tile from an operand whose neighbours in memory share k: thread t brings rows
 /// [8 (t % 8), 8 (t % 8) + 8) of k = t / 8.
 template <class Load>
-__device__ __forceinline__ void fill_along_rows(float (&to)[tile_depth][tile + 1], Load load) {
+__device__ __forceinline__ void fill_along_rows(float (&to)[plain_depth][plain_tile + 1], Load load) {
   const int thread = static_cast<int>(threadIdx.x);
   const int row = thread % 8 * 8;
   const int k = thread / 8;
@@ -100,7 +100,7 @@ template <class Weights>
 struct FilterOperand {
   Weights weights;
   __device__ void prepare(CodeValues& table) const { weights.prepare(table); }
-  __device__ void fill(int first, int k, const CodeValues& table, float (&to)[tile_depth][tile + 1]) const {
+  __device__ void fill(int first, int k, const CodeValues& table, float (&to)[plain_depth][plain_tile + 1]) const {
     fill_along_k(to, [&](int row, int step, float(&v)[8]) { weights.load8(first + row, k + step, table, v); });
   }
 };
@@ -109,7 +109,7 @@ struct FilterOperand {
 template <class Matrix>
 struct RowOperand {
   Matrix matrix;
-  __device__ void fill(int first, int k, const CodeValues&, float (&to)[tile_depth][tile + 1]) const {
+  __device__ void fill(int first, int k, const CodeValues&, float (&to)[plain_depth][plain_tile + 1]) const {
     fill_along_k(to, [&](int row, int step, float(&v)[8]) { matrix.load8(matrix.row(first + row), k + step, v); });
   }
 };
@@ -117,13 +117,13 @@ struct RowOperand {
 /// Tiles of the fp16 kernel, two of each: while one pair is multiplied the next one arrives. A row
 /// is 80 bytes long: ldmatrix reads eight of them without a bank conflict.
 struct HalfTiles {
-  f16 a[2][tile][tile_depth + 8];
-  f16 b[2][tile][tile_depth + 8];
+  f16 a[2][plain_tile][plain_depth + 8];
+  f16 b[2][plain_tile][plain_depth + 8];
 };
 /// Results on their way to memory, pixel by pixel, so that neighbouring threads write neighbouring
 /// channels.
 struct ResultTile {
-  float c[tile][tile + 1];
+  float c[plain_tile][plain_tile + 1];
 };
 
 /// fp16 activations and weights rounded to fp16 as they are decoded, float32 sums on the tensor
@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
   const int lane = thread % 32;
   const int warp_i = thread / 32 % 2 * 32;
   const int warp_j = thread / 64 * 32;
-  const int first_i = static_cast<int>(blockIdx.y) * tile;
-  const int first_j = static_cast<int>(blockIdx.x) * tile;
+  const int first_i = static_cast<int>(blockIdx.y) * plain_tile;
+  const int first_j = static_cast<int>(blockIdx.x) * plain_tile;
 
   // Thread t brings elements [8 (t % 4), 8 (t % 4) + 8) of rows t / 4 and t / 4 + 32 of either
   // tile.
@@ -179,12 +179,12 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
   __syncthreads();
   fill(0, 0);
   float sum[2][4][4] = {};
-  for (int k = 0, buffer = 0; k < length; k += tile_depth, buffer ^= 1) {
+  for (int k = 0, buffer = 0; k < length; k += plain_depth, buffer ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // this tile has arrived, and nobody reads the other one any more
-    if (k + tile_depth < length) fill(buffer ^ 1, k + tile_depth);
+    if (k + plain_depth < length) fill(buffer ^ 1, k + plain_depth);
 #pragma unroll
-    for (int depth = 0; depth < tile_depth; depth += 16) {
+    for (int depth = 0; depth < plain_depth; depth += 16) {
       uint32_t a[2][4];
       uint32_t b[4][2];
 #pragma unroll
@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
       for (int e = 0; e < 4; ++e)
         results.c[warp_j + 8 * v + lane % 4 * 2 + e % 2][warp_i + 16 * u + lane / 4 + e / 2 * 8] = sum[u][v][e];
   __syncthreads();
-  for (int e = thread; e < tile * tile; e += 128)
-    epilogue.store(first_i + e % tile, first_j + e / tile, 0, results.c[e / tile][e % tile]);
+  for (int e = thread; e < plain_tile * plain_tile; e += 128)
+    epilogue.store(first_i + e % plain_tile, first_j + e / plain_tile, 0, results.c[e / plain_tile][e % plain_tile]);
 }
 
 }  // namespace nibblenet

@@ -10,8 +10,8 @@ namespace {
 
 template <class Codes, int tiles, bool inside>
 void start(const FewRows& p, const Work& work, Stream& stream) {
-  const Grid grid{dim3(static_cast<unsigned>(ceil_div(p.layout.tile_rows(), row_warps)), p.splits), block_threads,
-                  sizeof(FewRowsShared<Codes, tiles>), true};
+  const Grid grid{dim3(static_cast<unsigned>(ceil_div(p.layout.tile_rows(), few_rows_row_warps)), p.splits),
+                  few_rows_threads, sizeof(FewRowsShared<Codes, tiles>), true};
   launch("few_rows_linear_forward", work, grid, stream, few_rows_kernel<Codes, tiles, inside>, p);
 }
 
@@ -50,8 +50,8 @@ void few_rows_forward(const ForwardProduct& f, Workspace& workspace, Stream& str
   if (s.n == 0) return;
   FewRows p = product_of(f);
   // Splits of at least two superblocks a warp.
-  p.splits =
-      split_k::few_rows.splits(ceil_div(p.layout.tile_rows(), row_warps), p.layout.tile_columns() / (2 * column_warps));
+  p.splits = split_k::few_rows.splits(ceil_div(p.layout.tile_rows(), few_rows_row_warps),
+                                      p.layout.tile_columns() / (2 * few_rows_column_warps));
   if (p.splits > 1) {
     p.partial = workspace.floats(static_cast<size_t>(p.splits) * static_cast<size_t>(f.y.elements()));
     p.semaphores = workspace.counters(static_cast<size_t>(p.layout.tile_rows()));

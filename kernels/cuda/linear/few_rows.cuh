@@ -11,10 +11,10 @@
 
 namespace nibblenet {
 
-inline constexpr int row_warps = 4;     ///< of a block, each on superblocks of its own rows
-inline constexpr int column_warps = 2;  ///< that share these rows and take superblocks in turn
-inline constexpr int block_threads = 32 * row_warps * column_warps;
-inline constexpr int block_rows = row_warps * Superblocks::size;
+inline constexpr int few_rows_row_warps = 4;     ///< of a block, each on superblocks of its own rows
+inline constexpr int few_rows_column_warps = 2;  ///< that share these rows and take superblocks in turn
+inline constexpr int few_rows_threads = 32 * few_rows_row_warps * few_rows_column_warps;
+inline constexpr int few_rows_block_rows = few_rows_row_warps * Superblocks::size;
 
 /// One product: y [batch, rows] from x [batch, columns] and packed weights [rows, columns].
 struct FewRows {
@@ -35,12 +35,12 @@ struct FewRows {
 
 /// Pieces in which a superblock travels: one, or its four chunks where those are fp16 values.
 template <int bits>
-inline constexpr int pieces_of_superblock = bits == 16 ? Superblocks::chunks : 1;
+inline constexpr int few_rows_pieces = bits == 16 ? Superblocks::chunks : 1;
 /// Loads of 16 bytes a lane that bring a piece, and chunks in it.
 template <int bits>
-inline constexpr int piece_loads = bits / pieces_of_superblock<bits>;
+inline constexpr int few_rows_piece_loads = bits / few_rows_pieces<bits>;
 template <int bits>
-inline constexpr int piece_chunks = Superblocks::chunks / pieces_of_superblock<bits>;
+inline constexpr int few_rows_piece_chunks = Superblocks::chunks / few_rows_pieces<bits>;
 
 /// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
 inline constexpr int few_rows_shared_bytes = 98 << 10;
@@ -49,7 +49,7 @@ inline constexpr int few_rows_shared_bytes = 98 << 10;
 /// anybody.
 template <int bits, int stages>
 struct FewRowsRing {
-  uint4 pieces[row_warps * column_warps][stages][piece_loads<bits>][32];
+  uint4 pieces[few_rows_row_warps * few_rows_column_warps][stages][few_rows_piece_loads<bits>][32];
 };
 /// Pieces of a warp that are on their way or in use, as many as there is room for.
 template <class Codes>
@@ -64,7 +64,7 @@ union FewRowsShared {
     alignas(16) typename Codes::Table table;
     alignas(16) FewRowsRing<Codes::bits, few_rows_stages<Codes>> ring;
   } operands;
-  float sums[8 * tiles][block_rows + 4];
+  float sums[8 * tiles][few_rows_block_rows + 4];
 };
 
 /// A warp's share: superblocks tile_column, tile_column + column_warps, … before `end` of
@@ -76,7 +76,7 @@ struct FewRowsShare {
 };
 
 /// fp16 values [column, column + 16) of row `n` of x, zeros outside.
-__device__ __forceinline__ void load_x(const FewRows& p, int n, int column, uint32_t (&to)[8]) {
+__device__ __forceinline__ void load_few_rows_x(const FewRows& p, int n, int column, uint32_t (&to)[8]) {
   const f16* row = p.x + static_cast<int64_t>(n) * p.columns;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -93,36 +93,37 @@ __device__ __forceinline__ void load_x(const FewRows& p, int n, int column, uint
 /// What a lane brings to the product of the `tile_column`-th superblock of a row: of each of its
 /// columns of x 16 neighbours.
 template <int tiles>
-__device__ __forceinline__ void load_x(const FewRows& p, int tile_column, uint32_t (&to)[tiles][8]) {
+__device__ __forceinline__ void load_few_rows_x(const FewRows& p, int tile_column, uint32_t (&to)[tiles][8]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
-    load_x(p, 8 * tile + lane / 4, tile_column * Superblocks::size + lane % 4 * 16, to[tile]);
+    load_few_rows_x(p, 8 * tile + lane / 4, tile_column * Superblocks::size + lane % 4 * 16, to[tile]);
 }
 
 /// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of
 /// its copies.
 template <int bits>
 __device__ __forceinline__ void copy_piece(const FewRows& p, const FewRowsShare& share, int piece,
-                                           uint4 (&to)[piece_loads<bits>][32]) {
-  constexpr int pieces = pieces_of_superblock<bits>;
+                                           uint4 (&to)[few_rows_piece_loads<bits>][32]) {
+  constexpr int pieces = few_rows_pieces<bits>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int tile_column = share.tile_column + piece / pieces * column_warps;
+  const int tile_column = share.tile_column + piece / pieces * few_rows_column_warps;
   if (tile_column < share.end) {
     const uint8_t* from = p.codes + (share.tile_row * p.layout.tile_columns() + tile_column) * p.layout.bytes_each() +
-                          piece % pieces * piece_loads<bits> * Superblocks::row_bytes + lane * 16;
+                          piece % pieces * few_rows_piece_loads<bits> * Superblocks::row_bytes + lane * 16;
 #pragma unroll
-    for (int i = 0; i < piece_loads<bits>; ++i) cp_async_16(&to[i][lane], from + i * Superblocks::row_bytes, true);
+    for (int i = 0; i < few_rows_piece_loads<bits>; ++i)
+      cp_async_16(&to[i][lane], from + i * Superblocks::row_bytes, true);
   }
   cp_async_commit();
 }
 
 /// A lane's words of a piece, chunk by chunk.
 template <int bits>
-__device__ __forceinline__ void read_piece(const uint4 (&piece)[piece_loads<bits>][32],
-                                           uint32_t (&words)[piece_chunks<bits>][bits]) {
+__device__ __forceinline__ void read_piece(const uint4 (&piece)[few_rows_piece_loads<bits>][32],
+                                           uint32_t (&words)[few_rows_piece_chunks<bits>][bits]) {
 #pragma unroll
-  for (int i = 0; i < piece_loads<bits>; ++i) {
+  for (int i = 0; i < few_rows_piece_loads<bits>; ++i) {
     const uint4 v = piece[i][threadIdx.x % 32];
     words[4 * i / bits][4 * i % bits] = v.x;
     words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
@@ -134,14 +135,14 @@ __device__ __forceinline__ void read_piece(const uint4 (&piece)[piece_loads<bits
 /// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of
 /// the result.
 template <int tiles>
-struct Sums {
+struct FewRowsSums {
   float d[tiles][4][4];
 };
 
 /// sums += chunk * x, and with zero points x_sums += sum of x, in the sums' places of every row.
 template <class Codes, int tiles>
 __device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], const uint32_t (&x)[tiles][8], int chunk,
-                                         const typename Codes::Table& table, bool with_x_sums, Sums<tiles>& sums,
+                                         const typename Codes::Table& table, bool with_x_sums, FewRowsSums<tiles>& sums,
                                          float (&x_sums)[tiles][4]) {
   constexpr uint32_t ones[4] = {0x3C003C00U, 0x3C003C00U, 0x3C003C00U, 0x3C003C00U};
   uint32_t a[4][4];
@@ -173,8 +174,8 @@ struct LaneSteps {
 
 /// total += step * (sums - zero point * x_sums) for a superblock; clears both sums.
 template <class Codes, int tiles>
-__device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_zero_points, Sums<tiles>& total,
-                                            Sums<tiles>& sums, float (&x_sums)[tiles][4]) {
+__device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_zero_points, FewRowsSums<tiles>& total,
+                                            FewRowsSums<tiles>& sums, float (&x_sums)[tiles][4]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     float zero = 0.0F;
@@ -201,7 +202,7 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
 /// superblock.
 template <class Codes, int tiles, bool inside>
 __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
-                                                FewRowsShared<Codes, tiles>& memory, Sums<tiles>& total) {
+                                                FewRowsShared<Codes, tiles>& memory, FewRowsSums<tiles>& total) {
   constexpr int bits = Codes::bits;
   constexpr int stages = few_rows_stages<Codes>;
   auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
@@ -212,30 +213,30 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
   LaneSteps next_steps;
   const auto read_ahead = [&](int tile_column) {
     if (tile_column >= share.end) return;
-    load_x(p, tile_column, next_x);
+    load_few_rows_x(p, tile_column, next_x);
     if constexpr (inside) next_steps = LaneSteps(p.steps, groups, tile_column);
   };
   read_ahead(share.tile_column);
-  Sums<tiles> sums = {};
+  FewRowsSums<tiles> sums = {};
   float x_sums[tiles][4] = {};
   int piece = 0;
   int stage = 0;
 #pragma unroll 1
-  for (int tile_column = share.tile_column; tile_column < share.end; tile_column += column_warps) {
+  for (int tile_column = share.tile_column; tile_column < share.end; tile_column += few_rows_column_warps) {
     uint32_t x[tiles][8];
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[tile][i] = next_x[tile][i];
     const LaneSteps steps = next_steps;
-    read_ahead(tile_column + column_warps);
+    read_ahead(tile_column + few_rows_column_warps);
 #pragma unroll
-    for (int chunk = 0; chunk < Superblocks::chunks; chunk += piece_chunks<bits>) {
+    for (int chunk = 0; chunk < Superblocks::chunks; chunk += few_rows_piece_chunks<bits>) {
       cp_async_wait<stages - 1>();
-      uint32_t words[piece_chunks<bits>][bits];
+      uint32_t words[few_rows_piece_chunks<bits>][bits];
       read_piece<bits>(ring[stage], words);
 #pragma unroll
-      for (int i = 0; i < piece_chunks<bits>; ++i)
+      for (int i = 0; i < few_rows_piece_chunks<bits>; ++i)
         multiply<Codes>(words[i], x, chunk + i, memory.operands.table, with_zero_points, sums, x_sums);
       copy_piece<bits>(p, share, piece + stages, ring[stage]);
       ++piece;
@@ -249,10 +250,10 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
 
 /// Calls use(place in shared memory, sum) for each of a warp's sums.
 template <int tiles, class Use>
-__device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][block_rows + 4], Sums<tiles>& sums,
-                                             Use use) {
+__device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][few_rows_block_rows + 4],
+                                             FewRowsSums<tiles>& sums, Use use) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = static_cast<int>(threadIdx.x) / 32 % row_warps * Superblocks::size + lane / 4;
+  const int first = static_cast<int>(threadIdx.x) / 32 % few_rows_row_warps * Superblocks::size + lane / 4;
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
@@ -278,10 +279,10 @@ __device__ __forceinline__ void add_splits(const FewRows& p, int row) {
 /// Stores the sums of a block's split of the columns; where there are several splits, the block
 /// that arrives last adds them up. All threads; each has a row.
 template <int columns>
-__device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][block_rows + 4],
+__device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][few_rows_block_rows + 4],
                                              int split) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int row = static_cast<int>(blockIdx.x) * block_rows + thread;
+  const int row = static_cast<int>(blockIdx.x) * few_rows_block_rows + thread;
   if (p.splits == 1) {
     for (int n = 0; n < p.batch; ++n) p.epilogue.store(row, n, 0, sums[n][thread]);
     return;
@@ -302,13 +303,13 @@ inline constexpr int few_rows_blocks = tiles == 1 && !inside ? 2 : 1;
 /// about the same time. Splits go through memory, and the last block of a row to arrive adds them
 /// up in their order: the same bits on every run.
 template <class Codes, int tiles, bool inside>
-__global__ void __launch_bounds__(block_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
+__global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
   auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles>*>(dynamic_shared());
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int phase = warp / row_warps;
+  const int phase = warp / few_rows_row_warps;
   const int split = static_cast<int>(blockIdx.y);
   const int tile_column = static_cast<int>(p.layout.tile_columns());
-  FewRowsShare share{static_cast<int>(blockIdx.x) * row_warps + warp % row_warps,
+  FewRowsShare share{static_cast<int>(blockIdx.x) * few_rows_row_warps + warp % few_rows_row_warps,
                      tile_column * split / p.splits + phase, tile_column * (split + 1) / p.splits};
   if (share.tile_row >= p.layout.tile_rows()) share.end = 0;  // no such rows
 
@@ -318,10 +319,10 @@ __global__ void __launch_bounds__(block_threads, few_rows_blocks<tiles, inside>)
     copy_piece<Codes::bits>(p, share, piece, memory.operands.ring.pieces[warp][piece]);
   Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
-  Sums<tiles> sums = {};
+  FewRowsSums<tiles> sums = {};
   sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
   __syncthreads();  // nobody reads the table any more
-  for (int turn = 0; turn < column_warps; ++turn) {
+  for (int turn = 0; turn < few_rows_column_warps; ++turn) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();
   }
