@@ -5,18 +5,10 @@
 namespace nibblenet {
 namespace {
 
-constexpr unsigned whole_warp = 0xFFFFFFFFU;
-
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2)
-    value = fmaxf(value, __shfl_xor_sync(whole_warp, value, distance));
-  return value;
-}
-
-__device__ __forceinline__ double warp_sum(double value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole_warp, value, distance);
+    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFU, value, distance));
   return value;
 }
 
@@ -66,7 +58,7 @@ void launch_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, T
                           Target target, float scale, Stream& stream) {
   constexpr int64_t rows_of_block = 4;
   const int64_t rows = logits.size(0);
-  const Grid grid{dim3(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block)), 32 * rows_of_block};
+  const Grid grid{dim3(static_cast<unsigned>(ceil_div(rows, rows_of_block))), 32 * rows_of_block};
   launch("cross_entropy", {.bytes = 8.0 * static_cast<double>(logits.elements())}, grid, stream,
          cross_entropy_kernel<Target>, losses.data(), dlogits.data(), logits.data(), target, rows,
          static_cast<int>(logits.size(1)), scale);

@@ -69,8 +69,7 @@ struct PooledGradient {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const uint32_t four = e < 4 ? argmax.x : argmax.y;
-      const f16 half = {static_cast<uint16_t>(pairs[e / 2] >> e % 2 * 16)};
-      if ((four >> e % 4 * 8 & 0xFFU) == position) sum[e] += load_element(&half, 0);
+      if ((four >> e % 4 * 8 & 0xFFU) == position) sum[e] += fp16_in(pairs, e);
     }
   }
 };

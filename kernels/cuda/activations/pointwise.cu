@@ -49,9 +49,8 @@ __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probab
     float values[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const f16 half = {static_cast<uint16_t>(pairs[e / 2] >> e % 2 * 16)};
       const float draw = uniform_from_bits(random_bits(key.seed, key.stream, first + static_cast<uint64_t>(e)));
-      values[e] = draw >= probability ? load_element(&half, 0) * scale : 0.0F;
+      values[e] = draw >= probability ? fp16_in(pairs, e) * scale : 0.0F;
     }
     y.store(i, eight_fp16(values));
   });
@@ -80,12 +79,6 @@ __global__ void gather_rows_kernel(float* y, const float* x, const int64_t* rows
   for_each_index(count, [&](int64_t i) { y[i] = x[rows[i / columns] * columns + i % columns]; });
 }
 
-/// Every operand read once, the result written once.
-Work moves(int64_t elements, int operands, double flops = 0, Precision precision = Precision::float32) {
-  return {.bytes = static_cast<double>(bytes_of(precision)) * static_cast<double>(elements) * operands,
-          .flops = flops * static_cast<double>(elements)};
-}
-
 float dropout_scale(float probability) { return probability < 1.0F ? 1.0F / (1.0F - probability) : 0.0F; }
 
 }  // namespace
@@ -95,44 +88,44 @@ namespace cuda {
 void relu_forward(TensorView<float> y, TensorView<const float> x, Stream& stream) {
   const int64_t quads = x.elements() / 4;
   if (x.elements() % 4 == 0 && on_16_bytes(x.data()) && on_16_bytes(y.data()))
-    launch("relu_forward", moves(x.elements(), 2), grid_for(quads), stream, quad_relu_forward_kernel,
+    launch("relu_forward", moves({y, x}), grid_for(quads), stream, quad_relu_forward_kernel,
            reinterpret_cast<float4*>(y.data()), reinterpret_cast<const float4*>(x.data()), quads);
   else
-    launch("relu_forward", moves(x.elements(), 2), grid_for(x.elements()), stream, relu_forward_kernel, y.data(),
-           x.data(), x.elements());
+    launch("relu_forward", moves({y, x}), grid_for(x.elements()), stream, relu_forward_kernel, y.data(), x.data(),
+           x.elements());
 }
 
 void relu_backward(Activations dx, ConstActivations dy, ConstActivations y, Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("relu_backward", moves(y.elements(), 3, 0, y.precision()), grid_for(y.elements()), stream,
-           relu_backward_kernel<T>, to, from, elements_of<T>(y), y.elements());
+    launch("relu_backward", moves({dx, dy, y}), grid_for(y.elements()), stream, relu_backward_kernel<T>, to, from,
+           elements_of<T>(y), y.elements());
   });
 }
 
 void half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
                   Stream& stream) {
-  launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements() / 8), stream, half_dropout_kernel,
-         half_gradient(y, store), static_cast<const uint4*>(x.data()), probability, dropout_scale(probability), key,
-         x.elements() / 8);
+  launch("dropout", moves({y, x}), grid_for(x.elements() / 8), stream, half_dropout_kernel, half_gradient(y, store),
+         static_cast<const uint4*>(x.data()), probability, dropout_scale(probability), key, x.elements() / 8);
 }
 
 void dropout(Activations y, ConstActivations x, float probability, DropoutKey key, Stream& stream) {
   with_pointers_of_one(y, x, [&]<class T>(T* to, const T* from) {
-    launch("dropout", moves(x.elements(), 2, 0, x.precision()), grid_for(x.elements()), stream, dropout_kernel<T>, to,
-           from, probability, dropout_scale(probability), key, x.elements());
+    launch("dropout", moves({y, x}), grid_for(x.elements()), stream, dropout_kernel<T>, to, from, probability,
+           dropout_scale(probability), key, x.elements());
   });
 }
 
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream) {
-  launch("sgd_step", moves(w.elements(), 5, 6), grid_for(w.elements()), stream, sgd_step_kernel, w.data(), v.data(),
-         dw.data(), parameters, w.elements());
+  const double flops = 6 * static_cast<double>(w.elements());
+  launch("sgd_step", moves({w, w, v, v, dw}, flops), grid_for(w.elements()), stream, sgd_step_kernel, w.data(),
+         v.data(), dw.data(), parameters, w.elements());
 }
 
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream) {
   const auto start = [&]<class T>(const T* from) {
-    launch("find_overflow", moves(x.elements(), 1, 0, x.precision()), grid_for(x.elements()), stream,
-           find_overflow_kernel<T>, found.data(), from, x.elements());
+    launch("find_overflow", moves({x}), grid_for(x.elements()), stream, find_overflow_kernel<T>, found.data(), from,
+           x.elements());
   };
   if (x.precision() == Precision::float16)
     start(x.fp16().data());
@@ -141,16 +134,15 @@ void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& strea
 }
 
 void convert(Activations y, ConstActivations x, float factor, Stream& stream) {
-  const Work work{.bytes = static_cast<double>(y.elements()) *
-                           static_cast<double>(bytes_of(x.precision()) + bytes_of(y.precision()))};
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("convert", work, grid_for(y.elements()), stream, convert_kernel<Y, X>, to, from, factor, y.elements());
+    launch("convert", moves({y, x}), grid_for(y.elements()), stream, convert_kernel<Y, X>, to, from, factor,
+           y.elements());
   });
 }
 
 void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream) {
-  launch("gather_rows", moves(y.elements(), 2), grid_for(y.elements()), stream, gather_rows_kernel, y.data(), x.data(),
-         rows, x.shape().inner_elements(), y.elements());
+  launch("gather_rows", moves({y, y}), grid_for(y.elements()), stream, gather_rows_kernel, y.data(), x.data(), rows,
+         x.shape().inner_elements(), y.elements());
 }
 
 }  // namespace cuda

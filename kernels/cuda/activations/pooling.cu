@@ -87,7 +87,7 @@ struct PooledRange {
   int64_t begin;
   int64_t end;
   __device__ PooledRange(int64_t output, int64_t outputs, int64_t inputs)
-      : begin(output * inputs / outputs), end(((output + 1) * inputs + outputs - 1) / outputs) {}
+      : begin(output * inputs / outputs), end(ceil_div((output + 1) * inputs, outputs)) {}
   __device__ int64_t size() const { return end - begin; }
 };
 
@@ -156,8 +156,7 @@ Grid flatten_grid(const Shape& x) {
   const int64_t elements = x.inner_elements();
   if (elements > std::numeric_limits<int32_t>::max() - threads)
     fail<ShapeError>("images of {} have too many elements to be flattened", to_string(x));
-  return {dim3(static_cast<unsigned>((elements + threads - 1) / threads),
-               static_cast<unsigned>(std::min(x[0], most_images))),
+  return {dim3(static_cast<unsigned>(ceil_div(elements, threads)), static_cast<unsigned>(std::min(x[0], most_images))),
           threads};
 }
 
@@ -168,20 +167,13 @@ HalfPooling half_pooling_of(const Shape& y, const Shape& x) {
 
 ImageSizes sizes_of(const Shape& nhwc) { return {nhwc[1], nhwc[2], nhwc[3]}; }
 
-Work moves(ConstActivations a, ConstActivations b) {
-  const auto bytes = [](ConstActivations view) {
-    return static_cast<double>(view.elements()) * static_cast<double>(bytes_of(view.precision()));
-  };
-  return {.bytes = bytes(a) + bytes(b)};
-}
-
 }  // namespace
 
 namespace cuda {
 
 void half_max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Stream& stream) {
   const int64_t threads = y.elements() / 8;
-  launch("max_pool2d_forward", moves(y, x), grid_for(threads, half_pooling_threads), stream,
+  launch("max_pool2d_forward", moves({y, x}), grid_for(threads, half_pooling_threads), stream,
          half_max_pool2d_forward_kernel, static_cast<uint4*>(y.data()), reinterpret_cast<uint2*>(argmax.data()),
          static_cast<const uint4*>(x.data()), half_pooling_of(y.shape(), x.shape()), static_cast<unsigned>(threads));
 }
@@ -190,14 +182,14 @@ void half_max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<co
                               const GradientStore& store, Stream& stream) {
   const HalfPooling sizes = half_pooling_of(dy.shape(), dx.shape());
   const int64_t threads = dx.size(0) * ((dx.size(1) + 1) / 2) * ((dx.size(2) + 1) / 2) * sizes.vectors;
-  launch("max_pool2d_backward", moves(dx, dy), grid_for(threads, half_pooling_threads), stream,
+  launch("max_pool2d_backward", moves({dx, dy}), grid_for(threads, half_pooling_threads), stream,
          half_max_pool2d_backward_kernel, half_gradient(dx, store), static_cast<const uint4*>(dy.data()),
          reinterpret_cast<const uint2*>(argmax.data()), sizes, static_cast<unsigned>(threads));
 }
 
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("max_pool2d_forward", moves(y, x), grid_for(y.elements()), stream, max_pool2d_forward_kernel<Y, X>, to,
+    launch("max_pool2d_forward", moves({y, x}), grid_for(y.elements()), stream, max_pool2d_forward_kernel<Y, X>, to,
            argmax.data(), from, sizes_of(y.shape()), sizes_of(x.shape()), window, y.elements());
   });
 }
@@ -205,14 +197,14 @@ void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivati
 void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
                          Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("max_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream, max_pool2d_backward_kernel<T>, to,
+    launch("max_pool2d_backward", moves({dx, dy}), grid_for(dx.elements()), stream, max_pool2d_backward_kernel<T>, to,
            from, argmax.data(), sizes_of(dx.shape()), sizes_of(dy.shape()), window, dx.elements());
   });
 }
 
 void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("adaptive_average_pool2d_forward", moves(y, x), grid_for(y.elements()), stream,
+    launch("adaptive_average_pool2d_forward", moves({y, x}), grid_for(y.elements()), stream,
            adaptive_average_pool2d_forward_kernel<Y, X>, to, from, sizes_of(y.shape()), sizes_of(x.shape()),
            y.elements());
   });
@@ -220,7 +212,7 @@ void adaptive_average_pool2d_forward(Activations y, ConstActivations x, Stream& 
 
 void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("adaptive_average_pool2d_backward", moves(dx, dy), grid_for(dx.elements()), stream,
+    launch("adaptive_average_pool2d_backward", moves({dx, dy}), grid_for(dx.elements()), stream,
            adaptive_average_pool2d_backward_kernel<T>, to, from, sizes_of(dx.shape()), sizes_of(dy.shape()),
            dx.elements());
   });
@@ -228,14 +220,14 @@ void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Strea
 
 void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("flatten_forward", moves(y, x), flatten_grid(x.shape()), stream, flatten_forward_kernel<Y, X>, to, from,
+    launch("flatten_forward", moves({y, x}), flatten_grid(x.shape()), stream, flatten_forward_kernel<Y, X>, to, from,
            static_cast<int>(x.size(1) * x.size(2)), static_cast<int>(x.size(3)), x.size(0));
   });
 }
 
 void flatten_backward(Activations dx, ConstActivations dy, Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("flatten_backward", moves(dx, dy), flatten_grid(dx.shape()), stream, flatten_backward_kernel<T>, to, from,
+    launch("flatten_backward", moves({dx, dy}), flatten_grid(dx.shape()), stream, flatten_backward_kernel<T>, to, from,
            static_cast<int>(dx.size(1) * dx.size(2)), static_cast<int>(dx.size(3)), dx.size(0));
   });
 }

@@ -33,8 +33,8 @@ FoldedAxisView view_of(const FoldedAxis& axis, const int32_t* tables) {
 
 /// Filters in the order of folded_conv2d_half_kernel.
 std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisation) {
-  const int64_t k_tiles = (folded.length() + 15) / 16;
-  const int64_t blocks = (folded.channels_out + folded_channel_block - 1) / folded_channel_block;
+  const int64_t k_tiles = ceil_div(folded.length(), 16);
+  const int64_t blocks = ceil_div(folded.channels_out, folded_channel_block);
   std::vector<f16> fp16;
   fp16.reserve(static_cast<size_t>(folded.patterns() * blocks * k_tiles * 1024));
   for (int64_t s = 0; s < folded.patterns(); ++s)
@@ -71,7 +71,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
       floats_ = resident_copy(memory, folded.filters, MemoryCategory::weights, stream);
       return;
     }
-    if ((folded.length() + 15) / 16 * 8 > folded_most_pairs)
+    if (ceil_div(folded.length(), 16) * 8 > folded_most_pairs)
       fail<UsageError>(
           "a folded convolution with {} weights a channel and pattern; float16 takes up to {}, float32 any",
           folded.length(), 2 * folded_most_pairs);
@@ -105,8 +105,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
     }
     f16* to = y.fp16().data();
     const bool aligned = channels % 16 == 0 && on_16_bytes(to);
-    const Grid grid{
-        dim3(blocks(batch), static_cast<unsigned>((channels + folded_channel_block - 1) / folded_channel_block)), 128};
+    const Grid grid{dim3(blocks(batch), static_cast<unsigned>(ceil_div(channels, folded_channel_block))), 128};
     launch("folded_conv2d", work, grid, stream_, folded_conv2d_half_kernel, to, input, view,
            reinterpret_cast<const uint4*>(fp16_.data()), factor_, with_relu, aligned);
   }
@@ -126,7 +125,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
       for (int32_t h = 0; h < geometry_.horizontal.patterns; ++h) {
         const int64_t pixels = batch * std::ranges::count(geometry_.vertical.pattern, v) *
                                std::ranges::count(geometry_.horizontal.pattern, h);
-        count += (pixels + folded_block_pixels - 1) / folded_block_pixels;
+        count += ceil_div(pixels, folded_block_pixels);
       }
     return static_cast<unsigned>(count);
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/target.h"
 
 // The kernels of folded convolutions (engine/core/fold.h).
 
@@ -100,7 +101,7 @@ __device__ PatternPixels pixels_of_block(const FoldedView& folded, int images) {
     pixels.rows = folded.vertical.count(pixels.s / folded.horizontal.patterns);
     pixels.columns = folded.horizontal.count(pixels.s % folded.horizontal.patterns);
     pixels.count = images * pixels.rows * pixels.columns;
-    const int blocks = (pixels.count + folded_block_pixels - 1) / folded_block_pixels;
+    const int blocks = ceil_div(pixels.count, folded_block_pixels);
     if (block < blocks) break;
     block -= blocks;
   }
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(128, 3)
     folded_conv2d_half_kernel(f16* y, FoldedImages images, FoldedView folded, const uint4* filters, float factor,
                               bool with_relu, bool aligned) {
   auto& places = shared<PairPlaces>().places;
-  const int k_tiles = (folded.length() + 15) / 16;
+  const int k_tiles = ceil_div(folded.length(), 16);
   const int run = folded.horizontal.taps * 3;
   for (int i = static_cast<int>(threadIdx.x); i < k_tiles * 8; i += static_cast<int>(blockDim.x)) {
     int at[2];
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(128, 3)
   const PatternPixels pixels = pixels_of_block(folded, images.count);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
-  const int channel_blocks = (folded.channels + folded_channel_block - 1) / folded_channel_block;
+  const int channel_blocks = ceil_div(folded.channels, folded_channel_block);
   const uint4* of_pattern =
       filters + (static_cast<int64_t>(pixels.s) * channel_blocks + static_cast<int>(blockIdx.y)) * k_tiles * 128;
   const int k = static_cast<int>(blockIdx.y) * folded_channel_block + 16 * t;

@@ -25,6 +25,20 @@ __device__ __forceinline__ uint32_t pair_of_fp16(float first, float second) {
   return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
 }
 
+/// Value e of eight fp16 values in four words.
+__device__ __forceinline__ float fp16_in(const uint32_t (&words)[4], int e) {
+  const f16 half = {static_cast<uint16_t>(words[e / 2] >> e % 2 * 16)};
+  return load_element(&half, 0);
+}
+
+/// Sum over the lanes of a warp, for each of them: the same bits on every run.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xFFFFFFFFU, value, distance);
+  return value;
+}
+
 /// max(x, 0) that keeps NaN: a diverged network must show.
 __device__ __forceinline__ float relu(float x) { return x < 0.0F ? 0.0F : x; }
 

@@ -4,8 +4,12 @@
 #include <nvtx3/nvToolsExt.h>
 #endif
 
+#include <initializer_list>
+
+#include "kernels/activations.h"
 #include "kernels/cuda/device/check.h"
 #include "kernels/cuda/device/device.h"
+#include "kernels/cuda/device/target.h"
 
 namespace nibblenet {
 
@@ -20,8 +24,15 @@ struct Grid {
 /// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
 inline Grid grid_for(int64_t items, unsigned threads = 256) {
   constexpr int64_t most = 1 << 20;
-  const int64_t blocks = (items + threads - 1) / threads;
-  return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), threads};
+  return {dim3(static_cast<unsigned>(std::min(ceil_div(items, int64_t{threads}), most))), threads};
+}
+
+/// Work of an operation that reads or writes each of `operands` once.
+inline Work moves(std::initializer_list<ConstActivations> operands, double flops = 0) {
+  Work work{.flops = flops};
+  for (const ConstActivations& operand : operands)
+    work.bytes += static_cast<double>(operand.elements()) * static_cast<double>(bytes_of(operand.precision()));
+  return work;
 }
 
 #ifndef GPU_HOST_EXECUTION

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/product_case.h"
 #include "kernels/cuda/weights/superblock.h"
 
@@ -93,7 +94,7 @@ struct MmaShared {
         slices_at(ring_at + mma_stages * superblocks) {}
   /// All of it.
   constexpr int bytes(const PixelBlocks& b) const {
-    const int results = (b.columns() + mma_warp_columns - 1) / mma_warp_columns * mma_warp_columns * column * 2;
+    const int results = ceil_div(b.columns(), mma_warp_columns) * mma_warp_columns * column * 2;
     const int operands = slices_at + b.slots * b.positions() * slice_bytes;
     return results > operands ? results : operands;
   }

@@ -39,7 +39,7 @@ struct Scratch {
   float* partial = nullptr;
 
   Scratch(Workspace& workspace, size_t fp16, size_t floats) {
-    const size_t rows_in_floats = (fp16 + 7) / 8 * 4;
+    const size_t rows_in_floats = ceil_div(fp16, 8) * 4;
     if (rows_in_floats + floats == 0) return;
     float* memory = workspace.floats(rows_in_floats + floats);
     rows = reinterpret_cast<f16*>(memory);

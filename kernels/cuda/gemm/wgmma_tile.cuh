@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/im2col.cuh"
 
 // What a block of the wgmma products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of
@@ -39,7 +40,7 @@ template <int size>
 struct WgmmaTileAlongRows {
   static constexpr bool along_k = false;
   static constexpr int rows = size;
-  static constexpr int blocks = (rows + 63) / 64;
+  static constexpr int blocks = ceil_div(rows, 64);
   static constexpr int block_bytes = 8192;
   static constexpr int bytes = blocks * block_bytes;
   static constexpr int copies = wgmma_depth / TileCopies::lines;  ///< of each block
@@ -91,7 +92,7 @@ struct PixelTiles {
     return {dy, s.n, s.p, s.q, s.k, s.h, s.w, s.size, 1, s.padding, -1};
   }
   int pixels() const { return n * p * q; }
-  int k_tiles() const { return (c + wgmma_depth - 1) / wgmma_depth * size * size; }
+  int k_tiles() const { return ceil_div(c, wgmma_depth) * size * size; }
 
   struct Place {
     TapWalk walk;

@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(few_outputs_threads)
       const uint32_t words[4] = {vectors[n].x, vectors[n].y, vectors[n].z, vectors[n].w};
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const f16 element{static_cast<uint16_t>(words[e / 2] >> e % 2 * 16)};
-        sum[n] = fmaf(load_element(&element, 0), load_element(w, e), sum[n]);
+        sum[n] = fmaf(fp16_in(words, e), load_element(w, e), sum[n]);
       }
     }
   }
@@ -74,8 +73,7 @@ __global__ void __launch_bounds__(few_outputs_threads)
   auto& sums = shared<RowSums>();
 #pragma unroll
   for (int n = 0; n < few_outputs_rows; ++n) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) sum[n] += __shfl_xor_sync(0xFFFFFFFFU, sum[n], distance);
+    sum[n] = warp_sum(sum[n]);
     if (lane == 0) sums.of_warp[warp][n] = sum[n];
   }
   __syncthreads();

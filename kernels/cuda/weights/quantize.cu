@@ -100,7 +100,7 @@ void find_extremes(uint64_t* keys, TensorView<const float> weights, const GroupM
   if (weights.elements() > int64_t{0xFFFFFFFF})
     fail<ShapeError>("{} weights are too many for the GPU's quantizer; use --device cpu", weights.elements());
   fill_zero(keys, 3 * static_cast<size_t>(map.groups) * sizeof(uint64_t), stream);
-  const int64_t runs_of_channel = (map.channel_elements + run_length - 1) / run_length;
+  const int64_t runs_of_channel = ceil_div(map.channel_elements, run_length);
   const int64_t runs = weights.size(0) * runs_of_channel;
   launch("find_extremes", {.bytes = 4.0 * static_cast<double>(weights.elements())}, grid_for(runs), stream,
          find_extremes_kernel, reinterpret_cast<unsigned long long*>(keys), weights.data(), map, blocks,
@@ -123,7 +123,7 @@ std::vector<Extremes> extremes_from_keys(std::span<const uint64_t> keys, TensorV
 void encode(TensorView<uint8_t> codes, TensorView<const float> weights, const GroupMap& map, const uint32_t* blocks,
             const Step* steps, const Codebook& codebook, bool affine, Stream& stream) {
   fill_zero(codes.data(), codes.span().size_bytes(), stream);
-  const int64_t eights_of_channel = (map.channel_elements + 7) / 8;
+  const int64_t eights_of_channel = ceil_div(map.channel_elements, 8);
   const int64_t eights = weights.size(0) * eights_of_channel;
   const double bytes = 4.0 * static_cast<double>(weights.elements()) + static_cast<double>(codes.elements());
   launch("encode", {.bytes = bytes}, grid_for(eights), stream, encode_kernel, codes.data(), codes.size(1),

@@ -5,14 +5,6 @@
 namespace nibblenet {
 namespace {
 
-constexpr unsigned whole_warp = 0xFFFFFFFFU;
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole_warp, value, distance);
-  return value;
-}
-
 /// The range of a codebook's values.
 struct Ends {
   float lowest;
@@ -24,7 +16,7 @@ struct Ends {
 };
 
 /// What a weight is rounded to: its code where codes stay, else that of the nearest value.
-__device__ __forceinline__ uint8_t code_of(const Codebook& codebook, float master, float step, bool by_code) {
+__device__ __forceinline__ uint8_t rounded_code(const Codebook& codebook, float master, float step, bool by_code) {
   return by_code ? static_cast<uint8_t>(master) : encode(codebook, master / step);
 }
 
@@ -33,7 +25,8 @@ __global__ void round_weights_kernel(float* values, const float* master, const f
                                      Codebook codebook, bool by_code, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
-    const uint8_t code = step == 0.0F && !by_code ? codebook.zero_code : code_of(codebook, master[i], step, by_code);
+    const uint8_t code =
+        step == 0.0F && !by_code ? codebook.zero_code : rounded_code(codebook, master[i], step, by_code);
     values[i] = reconstruct(codebook.values[code], 0.0F, step);
   });
 }
@@ -145,7 +138,7 @@ __global__ void value_gradients_kernel(float* parts, const float* dweights, cons
   for_each_index(count, [&](int64_t i) {
     const float step = steps[map.group(i / map.channel_elements, i % map.channel_elements)];
     if (step == 0.0F) return;
-    const int code = static_cast<int>(code_of(codebook, master[i], step, by_code)) - first_code;
+    const int code = static_cast<int>(rounded_code(codebook, master[i], step, by_code)) - first_code;
     const float gradient = dweights[i] * step;
 #pragma unroll
     for (int own = 0; own < codes_at_once; ++own) sums[own] += code == own ? gradient : 0.0F;
@@ -172,7 +165,7 @@ __global__ void add_value_parts_kernel(float* dcodebook, const float* parts, int
   });
 }
 
-Work moves(int64_t weights, int operands) { return {.bytes = 4.0 * static_cast<double>(weights) * operands}; }
+Work sums_of(int64_t parts) { return {.bytes = 4.0 * static_cast<double>(parts)}; }
 
 /// Has to come first: it needs dL/dvalues, which the other kernel overwrites.
 void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweights, TensorView<const float> master,
@@ -181,11 +174,11 @@ void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweigh
   Grid grid = grid_for(master.elements(), value_threads);
   if (grid.blocks.x > most_value_blocks) grid.blocks.x = most_value_blocks;
   const int64_t blocks = grid.blocks.x;
-  grid.blocks.y = static_cast<unsigned>((codes + codes_at_once - 1) / codes_at_once);
+  grid.blocks.y = static_cast<unsigned>(ceil_div(codes, codes_at_once));
   float* parts = workspace.floats(static_cast<size_t>(blocks) * 256);
-  launch("value_gradients", moves(master.elements(), 2), grid, stream, value_gradients_kernel, parts, dweights.data(),
+  launch("value_gradients", moves({dweights, master}), grid, stream, value_gradients_kernel, parts, dweights.data(),
          master.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, master.elements());
-  launch("add_value_parts", moves(blocks * codes, 1), grid_for(256), stream, add_value_parts_kernel, dcodebook.data(),
+  launch("add_value_parts", sums_of(blocks * codes), grid_for(256), stream, add_value_parts_kernel, dcodebook.data(),
          parts, blocks, codes);
 }
 
@@ -194,7 +187,7 @@ void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweigh
 namespace cuda {
 
 void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule, Stream& stream) {
-  launch("round_weights", moves(master.elements(), 2), grid_for(master.elements()), stream, round_weights_kernel,
+  launch("round_weights", moves({values, master}), grid_for(master.elements()), stream, round_weights_kernel,
          values.data(), master.data(), rule.steps.data(), rule.groups, rule.codebook, rule.by_code, master.elements());
 }
 
@@ -207,12 +200,12 @@ void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps
   const int64_t count = channels * local_groups;
   const bool spans_channels = rule.groups.channels_in_common() > 1;
   float* parts = spans_channels ? workspace.floats(static_cast<size_t>(count)) : dsteps.data();
-  launch("round_weights_backward", moves(master.elements(), 3), grid_for(32 * count, 32 * warps_of_block), stream,
-         round_weights_backward_kernel, dweights.data(), parts, master.data(), rule.steps.data(), rule.groups,
+  launch("round_weights_backward", moves({dweights, dweights, master}), grid_for(32 * count, 32 * warps_of_block),
+         stream, round_weights_backward_kernel, dweights.data(), parts, master.data(), rule.steps.data(), rule.groups,
          rule.codebook, rule.by_code, Ends(rule.codebook), local_groups, count);
   if (!spans_channels) return;
   const int64_t common = rule.groups.channels_in_common() < channels ? rule.groups.channels_in_common() : channels;
-  launch("add_parts", moves(count, 1), grid_for(32 * rule.groups.groups, 32 * warps_of_block), stream, add_parts_kernel,
+  launch("add_parts", sums_of(count), grid_for(32 * rule.groups.groups, 32 * warps_of_block), stream, add_parts_kernel,
          dsteps.data(), parts, local_groups, common, channels, rule.groups.groups);
 }
 
