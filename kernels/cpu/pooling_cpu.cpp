@@ -16,6 +16,15 @@ PooledRange adaptive_range(int64_t output, int64_t outputs, int64_t inputs) {
   return {output * inputs / outputs, ((output + 1) * inputs + outputs - 1) / outputs};
 }
 
+/// y[n, column, row] = x[n, row, column].
+void transpose(TensorView<float> y, TensorView<const float> x, int64_t images, int64_t rows, int64_t columns) {
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < images; ++n)
+    for (int64_t column = 0; column < columns; ++column)
+      for (int64_t row = 0; row < rows; ++row)
+        y[(n * columns + column) * rows + row] = x[(n * rows + row) * columns + column];
+}
+
 /// Whether `candidate` replaces `best`. A NaN wins and stays, as in PyTorch.
 bool beats(float candidate, float best) { return candidate > best || std::isnan(candidate); }
 
@@ -140,24 +149,12 @@ void CpuBackend::adaptive_average_pool2d_backward(Activations to, ConstActivatio
   }
 }
 
-void CpuBackend::flatten_forward(Activations out, ConstActivations in) {
-  const TensorView<float> y = out.floats();
-  const TensorView<const float> x = in.floats();
-  const int64_t pixels = x.size(1) * x.size(2), channels = x.size(3);
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < x.size(0); ++n)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < pixels; ++i) y[(n * channels + c) * pixels + i] = x[(n * pixels + i) * channels + c];
+void CpuBackend::flatten_forward(Activations y, ConstActivations x) {
+  transpose(y.floats(), x.floats(), x.size(0), x.size(1) * x.size(2), x.size(3));
 }
 
-void CpuBackend::flatten_backward(Activations to, ConstActivations from) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats();
-  const int64_t pixels = dx.size(1) * dx.size(2), channels = dx.size(3);
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < dx.size(0); ++n)
-    for (int64_t i = 0; i < pixels; ++i)
-      for (int64_t c = 0; c < channels; ++c) dx[(n * pixels + i) * channels + c] = dy[(n * channels + c) * pixels + i];
+void CpuBackend::flatten_backward(Activations dx, ConstActivations dy) {
+  transpose(dx.floats(), dy.floats(), dx.size(0), dx.size(3), dx.size(1) * dx.size(2));
 }
 
 }  // namespace nibblenet

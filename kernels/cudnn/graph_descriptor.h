@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cudnn/libraries.h"
@@ -12,28 +13,18 @@ namespace nibblenet {
 
 /// The name that cuDNN's graphs have for attributes of type T.
 template <class T>
-inline constexpr cudnnBackendAttributeType_t attribute_type =
-    [] { static_assert(sizeof(T) == 0, "no such attribute"); }();
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<int64_t> = CUDNN_TYPE_INT64;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<int32_t> = CUDNN_TYPE_INT32;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<float> = CUDNN_TYPE_FLOAT;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<bool> = CUDNN_TYPE_BOOLEAN;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<char> = CUDNN_TYPE_CHAR;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<void*> = CUDNN_TYPE_VOID_PTR;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnDataType_t> = CUDNN_TYPE_DATA_TYPE;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnConvolutionMode_t> = CUDNN_TYPE_CONVOLUTION_MODE;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnPointwiseMode_t> = CUDNN_TYPE_POINTWISE_MODE;
-template <>
-inline constexpr cudnnBackendAttributeType_t attribute_type<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
+constexpr cudnnBackendAttributeType_t attribute_type() {
+  if constexpr (std::is_same_v<T, int64_t>) return CUDNN_TYPE_INT64;
+  if constexpr (std::is_same_v<T, int32_t>) return CUDNN_TYPE_INT32;
+  if constexpr (std::is_same_v<T, float>) return CUDNN_TYPE_FLOAT;
+  if constexpr (std::is_same_v<T, bool>) return CUDNN_TYPE_BOOLEAN;
+  if constexpr (std::is_same_v<T, char>) return CUDNN_TYPE_CHAR;
+  if constexpr (std::is_same_v<T, void*>) return CUDNN_TYPE_VOID_PTR;
+  if constexpr (std::is_same_v<T, cudnnDataType_t>) return CUDNN_TYPE_DATA_TYPE;
+  if constexpr (std::is_same_v<T, cudnnConvolutionMode_t>) return CUDNN_TYPE_CONVOLUTION_MODE;
+  if constexpr (std::is_same_v<T, cudnnPointwiseMode_t>) return CUDNN_TYPE_POINTWISE_MODE;
+  if constexpr (std::is_same_v<T, cudnnBackendHeurMode_t>) return CUDNN_TYPE_HEUR_MODE;
+}
 
 /// A descriptor of cuDNN's graph interface ("Graph API" in its documentation). Set the attributes,
 /// then finalize it. Every function throws CudaError.
@@ -49,7 +40,7 @@ class GraphDescriptor {
   /// Sets an attribute: values, or another descriptor.
   template <class T>
   GraphDescriptor set(cudnnBackendAttributeName_t name, std::span<const T> values) && {
-    return std::move(*this).set(name, attribute_type<T>, values.size(), values.data());
+    return std::move(*this).set(name, attribute_type<T>(), values.size(), values.data());
   }
   template <class T>
   GraphDescriptor set(cudnnBackendAttributeName_t name, std::initializer_list<T> values) && {

@@ -6,70 +6,77 @@
 #include <optional>
 #include <string>
 
+#include "kernels/cuda/device/shared_library.h"
+
+/// Declares a pointer to a function of the member `library`, and finds the function by its name.
+#define NIBBLENET_FUNCTION(pointer, function) decltype(&function) pointer = library.find<decltype(&function)>(#function)
+
 namespace nibblenet {
 
 /// Functions of cuDNN 9 that the baseline calls. They are loaded at run time, so that our programs
 /// start without it.
 struct Cudnn {
-  decltype(&cudnnGetVersion) get_version;
-  decltype(&cudnnGetErrorString) get_error_string;
-  decltype(&cudnnCreate) create;
-  decltype(&cudnnDestroy) destroy;
-  decltype(&cudnnSetStream) set_stream;
+  SharedLibrary library{"libcudnn.so." + std::to_string(CUDNN_MAJOR), "NIBBLENET_CUDNN"};
+  NIBBLENET_FUNCTION(get_version, cudnnGetVersion);
+  NIBBLENET_FUNCTION(get_error_string, cudnnGetErrorString);
+  NIBBLENET_FUNCTION(create, cudnnCreate);
+  NIBBLENET_FUNCTION(destroy, cudnnDestroy);
+  NIBBLENET_FUNCTION(set_stream, cudnnSetStream);
 
-  decltype(&cudnnBackendCreateDescriptor) create_descriptor;
-  decltype(&cudnnBackendDestroyDescriptor) destroy_descriptor;
-  decltype(&cudnnBackendSetAttribute) set_attribute;
-  decltype(&cudnnBackendGetAttribute) get_attribute;
-  decltype(&cudnnBackendFinalize) finalize;
-  decltype(&cudnnBackendExecute) execute;
+  NIBBLENET_FUNCTION(create_descriptor, cudnnBackendCreateDescriptor);
+  NIBBLENET_FUNCTION(destroy_descriptor, cudnnBackendDestroyDescriptor);
+  NIBBLENET_FUNCTION(set_attribute, cudnnBackendSetAttribute);
+  NIBBLENET_FUNCTION(get_attribute, cudnnBackendGetAttribute);
+  NIBBLENET_FUNCTION(finalize, cudnnBackendFinalize);
+  NIBBLENET_FUNCTION(execute, cudnnBackendExecute);
 
-  decltype(&cudnnCreateTensorDescriptor) create_tensor;
-  decltype(&cudnnSetTensor4dDescriptorEx) set_tensor;
-  decltype(&cudnnDestroyTensorDescriptor) destroy_tensor;
-  decltype(&cudnnCreateFilterDescriptor) create_filter;
-  decltype(&cudnnSetFilter4dDescriptor) set_filter;
-  decltype(&cudnnDestroyFilterDescriptor) destroy_filter;
-  decltype(&cudnnCreateConvolutionDescriptor) create_convolution;
-  decltype(&cudnnSetConvolution2dDescriptor) set_convolution;
-  decltype(&cudnnSetConvolutionMathType) set_convolution_math;
-  decltype(&cudnnDestroyConvolutionDescriptor) destroy_convolution;
-  decltype(&cudnnCreateActivationDescriptor) create_activation;
-  decltype(&cudnnSetActivationDescriptor) set_activation;
-  decltype(&cudnnDestroyActivationDescriptor) destroy_activation;
-  decltype(&cudnnCreatePoolingDescriptor) create_pooling;
-  decltype(&cudnnSetPooling2dDescriptor) set_pooling;
-  decltype(&cudnnDestroyPoolingDescriptor) destroy_pooling;
+  NIBBLENET_FUNCTION(create_tensor, cudnnCreateTensorDescriptor);
+  NIBBLENET_FUNCTION(set_tensor, cudnnSetTensor4dDescriptorEx);
+  NIBBLENET_FUNCTION(destroy_tensor, cudnnDestroyTensorDescriptor);
+  NIBBLENET_FUNCTION(create_filter, cudnnCreateFilterDescriptor);
+  NIBBLENET_FUNCTION(set_filter, cudnnSetFilter4dDescriptor);
+  NIBBLENET_FUNCTION(destroy_filter, cudnnDestroyFilterDescriptor);
+  NIBBLENET_FUNCTION(create_convolution, cudnnCreateConvolutionDescriptor);
+  NIBBLENET_FUNCTION(set_convolution, cudnnSetConvolution2dDescriptor);
+  NIBBLENET_FUNCTION(set_convolution_math, cudnnSetConvolutionMathType);
+  NIBBLENET_FUNCTION(destroy_convolution, cudnnDestroyConvolutionDescriptor);
+  NIBBLENET_FUNCTION(create_activation, cudnnCreateActivationDescriptor);
+  NIBBLENET_FUNCTION(set_activation, cudnnSetActivationDescriptor);
+  NIBBLENET_FUNCTION(destroy_activation, cudnnDestroyActivationDescriptor);
+  NIBBLENET_FUNCTION(create_pooling, cudnnCreatePoolingDescriptor);
+  NIBBLENET_FUNCTION(set_pooling, cudnnSetPooling2dDescriptor);
+  NIBBLENET_FUNCTION(destroy_pooling, cudnnDestroyPoolingDescriptor);
 
-  decltype(&cudnnFindConvolutionForwardAlgorithm) find_forward;
-  decltype(&cudnnFindConvolutionBackwardDataAlgorithm) find_backward_data;
-  decltype(&cudnnFindConvolutionBackwardFilterAlgorithm) find_backward_filter;
-  decltype(&cudnnConvolutionBiasActivationForward) convolution_forward;
-  decltype(&cudnnConvolutionBackwardData) convolution_backward_data;
-  decltype(&cudnnConvolutionBackwardFilter) convolution_backward_filter;
-  decltype(&cudnnConvolutionBackwardBias) convolution_backward_bias;
-  decltype(&cudnnTransformTensor) transform;
-  decltype(&cudnnActivationForward) activation_forward;
-  decltype(&cudnnActivationBackward) activation_backward;
-  decltype(&cudnnPoolingForward) pooling_forward;
+  NIBBLENET_FUNCTION(find_forward, cudnnFindConvolutionForwardAlgorithm);
+  NIBBLENET_FUNCTION(find_backward_data, cudnnFindConvolutionBackwardDataAlgorithm);
+  NIBBLENET_FUNCTION(find_backward_filter, cudnnFindConvolutionBackwardFilterAlgorithm);
+  NIBBLENET_FUNCTION(convolution_forward, cudnnConvolutionBiasActivationForward);
+  NIBBLENET_FUNCTION(convolution_backward_data, cudnnConvolutionBackwardData);
+  NIBBLENET_FUNCTION(convolution_backward_filter, cudnnConvolutionBackwardFilter);
+  NIBBLENET_FUNCTION(convolution_backward_bias, cudnnConvolutionBackwardBias);
+  NIBBLENET_FUNCTION(transform, cudnnTransformTensor);
+  NIBBLENET_FUNCTION(activation_forward, cudnnActivationForward);
+  NIBBLENET_FUNCTION(activation_backward, cudnnActivationBackward);
+  NIBBLENET_FUNCTION(pooling_forward, cudnnPoolingForward);
 };
 
 /// Functions of cuBLASLt 13 that the baseline calls.
 struct CublasLt {
-  decltype(&cublasLtGetVersion) get_version;
-  decltype(&cublasLtGetStatusString) get_status_string;
-  decltype(&cublasLtCreate) create;
-  decltype(&cublasLtDestroy) destroy;
-  decltype(&cublasLtMatmulDescCreate) create_matmul;
-  decltype(&cublasLtMatmulDescSetAttribute) set_matmul;
-  decltype(&cublasLtMatmulDescDestroy) destroy_matmul;
-  decltype(&cublasLtMatrixLayoutCreate) create_layout;
-  decltype(&cublasLtMatrixLayoutDestroy) destroy_layout;
-  decltype(&cublasLtMatmulPreferenceCreate) create_preference;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference;
-  decltype(&cublasLtMatmulPreferenceDestroy) destroy_preference;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) get_heuristic;
-  decltype(&cublasLtMatmul) matmul;
+  SharedLibrary library{"libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR), "NIBBLENET_CUBLASLT"};
+  NIBBLENET_FUNCTION(get_version, cublasLtGetVersion);
+  NIBBLENET_FUNCTION(get_status_string, cublasLtGetStatusString);
+  NIBBLENET_FUNCTION(create, cublasLtCreate);
+  NIBBLENET_FUNCTION(destroy, cublasLtDestroy);
+  NIBBLENET_FUNCTION(create_matmul, cublasLtMatmulDescCreate);
+  NIBBLENET_FUNCTION(set_matmul, cublasLtMatmulDescSetAttribute);
+  NIBBLENET_FUNCTION(destroy_matmul, cublasLtMatmulDescDestroy);
+  NIBBLENET_FUNCTION(create_layout, cublasLtMatrixLayoutCreate);
+  NIBBLENET_FUNCTION(destroy_layout, cublasLtMatrixLayoutDestroy);
+  NIBBLENET_FUNCTION(create_preference, cublasLtMatmulPreferenceCreate);
+  NIBBLENET_FUNCTION(set_preference, cublasLtMatmulPreferenceSetAttribute);
+  NIBBLENET_FUNCTION(destroy_preference, cublasLtMatmulPreferenceDestroy);
+  NIBBLENET_FUNCTION(get_heuristic, cublasLtMatmulAlgoGetHeuristic);
+  NIBBLENET_FUNCTION(matmul, cublasLtMatmul);
 };
 
 /// The library that NIBBLENET_CUDNN names, else the system's. Throws CudaError when it cannot be
@@ -86,3 +93,5 @@ void check(cudnnStatus_t status, const char* what);
 void check(cublasStatus_t status, const char* what);
 
 }  // namespace nibblenet
+
+#undef NIBBLENET_FUNCTION

@@ -123,14 +123,10 @@ void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> 
 }
 
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream) {
-  const auto start = [&]<class T>(const T* from) {
+  with_pointer(x, [&]<class T>(const T* from) {
     launch("find_overflow", moves({x}), grid_for(x.elements()), stream, find_overflow_kernel<T>, found.data(), from,
            x.elements());
-  };
-  if (x.precision() == Precision::float16)
-    start(x.fp16().data());
-  else
-    start(x.floats().data());
+  });
 }
 
 void convert(Activations y, ConstActivations x, float factor, Stream& stream) {

@@ -125,28 +125,17 @@ __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, Imag
   });
 }
 
-/// y[n, c, pixel] = x[n, pixel, c]. Blocks (x, y) own elements of an image, images y and every
-/// gridDim.y-th one behind it; within an image 32 bits are enough.
+/// y[n, column, row] = x[n, row, column]: flattens [pixels, C], and turns the gradient back. Blocks
+/// (x, y) own elements of an image, images y and every gridDim.y-th one behind it; within an image
+/// 32 bits are enough.
 template <class Y, class X>
-__global__ void flatten_forward_kernel(Y* y, const X* x, int pixels, int channels, int64_t images) {
+__global__ void transpose_kernel(Y* y, const X* x, int rows, int columns, int64_t images) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= pixels * channels) return;
-  const int channel = i / pixels, pixel = i - channel * pixels;
+  if (i >= rows * columns) return;
+  const int column = i / rows, row = i - column * rows;
   for (int64_t n = blockIdx.y; n < images; n += gridDim.y) {
-    const int64_t image = n * pixels * channels;
-    store_element(y + image, i, load_element(x + image, pixel * channels + channel));
-  }
-}
-
-/// dx[n, pixel, c] = dy[n, c, pixel], likewise.
-template <class T>
-__global__ void flatten_backward_kernel(T* dx, const T* dy, int pixels, int channels, int64_t images) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= pixels * channels) return;
-  const int pixel = i / channels, channel = i - pixel * channels;
-  for (int64_t n = blockIdx.y; n < images; n += gridDim.y) {
-    const int64_t image = n * pixels * channels;
-    store_element(dx + image, i, load_element(dy + image, channel * pixels + pixel));
+    const int64_t image = n * rows * columns;
+    store_element(y + image, i, load_element(x + image, row * columns + column));
   }
 }
 
@@ -220,15 +209,15 @@ void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy, Strea
 
 void flatten_forward(Activations y, ConstActivations x, Stream& stream) {
   with_pointers(y, x, [&]<class Y, class X>(Y* to, const X* from) {
-    launch("flatten_forward", moves({y, x}), flatten_grid(x.shape()), stream, flatten_forward_kernel<Y, X>, to, from,
+    launch("flatten_forward", moves({y, x}), flatten_grid(x.shape()), stream, transpose_kernel<Y, X>, to, from,
            static_cast<int>(x.size(1) * x.size(2)), static_cast<int>(x.size(3)), x.size(0));
   });
 }
 
 void flatten_backward(Activations dx, ConstActivations dy, Stream& stream) {
   with_pointers_of_one(dx, dy, [&]<class T>(T* to, const T* from) {
-    launch("flatten_backward", moves({dx, dy}), flatten_grid(dx.shape()), stream, flatten_backward_kernel<T>, to, from,
-           static_cast<int>(dx.size(1) * dx.size(2)), static_cast<int>(dx.size(3)), dx.size(0));
+    launch("flatten_backward", moves({dx, dy}), flatten_grid(dx.shape()), stream, transpose_kernel<T, T>, to, from,
+           static_cast<int>(dx.size(3)), static_cast<int>(dx.size(1) * dx.size(2)), dx.size(0));
   });
 }
 

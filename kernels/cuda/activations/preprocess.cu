@@ -86,15 +86,11 @@ class ImagePreparerCuda final : public ImagePreparer {
     const int64_t pixels = x.elements() / 3;
     const Work work{.bytes = static_cast<double>(x.elements()) * static_cast<double>(bytes_of(x.precision())) +
                              static_cast<double>(images.elements())};
-    const auto start = [&]<class T>(T* to) {
+    with_pointer(x, [&]<class T>(T* to) {
       launch("prepare_images", work, grid_for(pixels), stream_, prepare_images_kernel<T>, to, images.data(),
              augmentations.data(), horizontal_.view(), vertical_.view(), normalized_.data(), width_, height_, crop_,
              pixels);
-    };
-    if (x.precision() == Precision::float16)
-      start(x.fp16().data());
-    else
-      start(x.floats().data());
+    });
   }
 
  private:

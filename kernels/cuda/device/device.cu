@@ -68,7 +68,6 @@ Device::Device() {
   int runtime = 0;
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
-  multiprocessors_ = properties.multiProcessorCount;
 #ifdef NIBBLENET_WGMMA
   has_wgmma_ = properties.major == 9;
 #endif

@@ -114,7 +114,6 @@ class Device {
   /// "NVIDIA H200, compute capability 9.0, 132 SMs, CUDA 13.0, driver API 13.0"
   const std::string& description() const { return description_; }
   DeviceMemory memory() const;
-  int multiprocessors() const { return multiprocessors_; }
   /// Whether it multiplies by warpgroups (wgmma), and our kernels were compiled for that.
   bool has_wgmma() const { return has_wgmma_; }
   size_t l2_bytes() const { return l2_bytes_; }
@@ -125,7 +124,6 @@ class Device {
 
  private:
   std::string description_;
-  int multiprocessors_ = 0;
   bool has_wgmma_ = false;
   size_t l2_bytes_ = 0;
 };

@@ -8,11 +8,9 @@ namespace nibblenet {
 
 EnergyMeter::EnergyMeter() {
   const SharedLibrary library("libnvidia-ml.so.1", "NIBBLENET_NVML");
-  int (*initialise)() = nullptr;
-  int (*device_at)(const char* bus, Device* device) = nullptr;
-  library.find(initialise, "nvmlInit_v2");
-  library.find(device_at, "nvmlDeviceGetHandleByPciBusId_v2");
-  library.find(total_energy_, "nvmlDeviceGetTotalEnergyConsumption");
+  const auto initialise = library.find<int (*)()>("nvmlInit_v2");
+  const auto device_at = library.find<int (*)(const char* bus, Device* device)>("nvmlDeviceGetHandleByPciBusId_v2");
+  total_energy_ = library.find<decltype(total_energy_)>("nvmlDeviceGetTotalEnergyConsumption");
   int current = 0;
   char bus[32] = {};
   check(cudaGetDevice(&current), "cudaGetDevice");

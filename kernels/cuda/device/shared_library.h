@@ -27,11 +27,12 @@ class SharedLibrary {
     fail<CudaError>("cannot load {}; install it, or name its file in {} ({})", name_, variable, dlerror());
   }
 
-  /// Sets `function` to the library's `symbol`. Throws CudaError if there is none.
+  /// The library's `symbol`. Throws CudaError if there is none.
   template <class Function>
-  void find(Function& function, const char* symbol) const {
-    function = reinterpret_cast<Function>(dlsym(handle_, symbol));
+  Function find(const char* symbol) const {
+    void* function = dlsym(handle_, symbol);
     if (function == nullptr) fail<CudaError>("{} has no {}; another version is needed", name_, symbol);
+    return reinterpret_cast<Function>(function);
   }
 
  private:

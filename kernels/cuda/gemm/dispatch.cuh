@@ -6,21 +6,19 @@
 
 namespace nibblenet {
 
-/// Calls f(Y* y, const X* x) with the types that the views hold: the one place where activations'
-/// precision becomes a type.
+/// Calls f(T* x) with the type that the view holds: the one place where activations' precision
+/// becomes a type.
+template <class View, class F>
+void with_pointer(View x, F f) {
+  if (x.precision() == Precision::float16)
+    f(x.fp16().data());
+  else
+    f(x.floats().data());
+}
+/// Calls f(Y* y, const X* x).
 template <class F>
 void with_pointers(Activations y, ConstActivations x, F f) {
-  const bool to_fp16 = y.precision() == Precision::float16;
-  if (x.precision() == Precision::float16) {
-    if (to_fp16)
-      f(y.fp16().data(), x.fp16().data());
-    else
-      f(y.floats().data(), x.fp16().data());
-  } else if (to_fp16) {
-    f(y.fp16().data(), x.floats().data());
-  } else {
-    f(y.floats().data(), x.floats().data());
-  }
+  with_pointer(y, [&](auto* to) { with_pointer(x, [&](const auto* from) { f(to, from); }); });
 }
 
 /// The elements of a view that holds them as T. Throws Error where it does not.
@@ -35,10 +33,7 @@ const T* elements_of(ConstActivations x) {
 /// Calls f(T* y, const T* x) for views of one precision. Throws Error where they differ.
 template <class F>
 void with_pointers_of_one(Activations y, ConstActivations x, F f) {
-  if (y.precision() == Precision::float16)
-    f(y.fp16().data(), x.fp16().data());
-  else
-    f(y.floats().data(), x.floats().data());
+  with_pointer(y, [&]<class T>(T* to) { f(to, elements_of<T>(x)); });
 }
 
 inline HalfGradient half_gradient(Activations dx, const GradientStore& store) {
