@@ -23,8 +23,8 @@ class RecordingCuda final : public Recording {
 
   ~RecordingCuda() override {
     try {
-      stream_.synchronize();      // it may be running
-    } catch (const CudaError&) {  // as the next call will say
+      stream_.synchronize();      // the graph may be running
+    } catch (const CudaError&) {  // the next call reports it
     }
   }
 

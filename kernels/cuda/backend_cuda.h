@@ -11,7 +11,7 @@
 namespace nibblenet {
 
 /// The CUDA backend: our own kernels for every operation, in order on one stream of the current
-/// device. Not for use from several threads at once.
+/// device. Not thread-safe.
 class CudaBackend : public Backend, public Training, private Workspace {
  public:
   /// Throws CudaError when there is no GPU, UsageError for an unknown NIBBLENET_KERNELS.
@@ -21,12 +21,12 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::string description() const override { return device_.description(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
   std::optional<double> joules() override;
-  size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // its replacement is unknown
+  size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // policy unknown
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision) const override {}
   Stream& stream() { return stream_; }
-  /// Which kernels are chosen from; at first NIBBLENET_KERNELS of the environment, or all. Throws
-  /// Error where wgmma is asked for by name and there is none.
+  /// Sets which kernels routes may choose. The default is NIBBLENET_KERNELS of the environment, or
+  /// all. Throws Error where the choice is wgmma and there is none.
   void choose_kernels(KernelChoice choice);
   const GpuTraits& gpu() const { return gpu_; }
 
@@ -86,7 +86,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
                               TensorView<const float> master, const RoundingRule& rule) override;
 
  protected:
-  /// Recordings that were made before have to be made again.
+  /// Invalidates all recordings: they hold the address of a buffer that was replaced.
   void scratch_moved() { ++scratch_moves_; }
 
  private:
@@ -101,7 +101,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   Stream stream_;
   Uploads uploads_;
   Downloads downloads_;
-  std::optional<EnergyMeter> energy_;  ///< made when it is first asked for
+  std::optional<EnergyMeter> energy_;  ///< created at the first use
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
   int64_t scratch_moves_ = 0;

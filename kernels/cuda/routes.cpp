@@ -17,26 +17,25 @@ using Mode = KernelChoice::Mode;
 constexpr std::array<std::string_view, product_count> names = {"few_pixels",   "few_rows",    "wgmma", "mma",
                                                                "few_channels", "few_outputs", "plain"};
 
-/// Tiles of few_pixels, two to each multiprocessor at most: with more of them, large tiles fill the
-/// GPU as well.
+/// At most two few_pixels tiles per multiprocessor: with more, large tiles fill the GPU as well.
 bool has_few_pixels(const ProductCase& c, const GpuTraits& gpu) {
   return gpu.choice.mode != Mode::wgmma && few_pixels::fits(c) &&
          FewPixelsBlocks(c.sizes).count() <= 2 * nominal_multiprocessors;
 }
 
-/// Wgmma expands weights first: for a linear layer that takes longer than the product, unless there
+/// wgmma expands weights first. For a linear layer that takes longer than the product, unless there
 /// are many rows.
 bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
   return gpu.choice.mode == Mode::wgmma || c.sizes.size != 1 || c.sizes.p * c.sizes.q != 1 || c.sizes.n >= 48;
 }
 
-/// A kernel, and when it takes a product that reaches its row.
+/// A row of the table: a kernel, and whether it takes a product that no earlier row took.
 struct Row {
   Product product;
   bool (*takes)(const ProductCase& c, const GpuTraits& gpu);
 };
 
-// Best first: a product takes the first row that fits.
+// Best kernel first: a product takes the first row that fits.
 constexpr Row forward_rows[] = {
     {Product::few_pixels, has_few_pixels},
     {Product::few_rows, [](const ProductCase& c, const GpuTraits&) { return few_rows::fits(c); }},
@@ -127,7 +126,7 @@ std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu) {
   const auto route = [&](Product product) {
     return Route{product, expansion_for(product, c.weight), true, c.pool.flat};
   };
-  // Its convolution is faster than a fused one of the others.
+  // few_pixels is faster than the fused kernels of the others, even where it cannot pool.
   if (gpu.may_use(Product::few_pixels) && has_few_pixels(c, gpu)) {
     if (few_pixels::fits_pooling(c)) return route(Product::few_pixels);
     return std::nullopt;

@@ -8,18 +8,18 @@
 #include "kernels/forward_route.h"
 
 // The table of routes: which kernel computes which product. Pure functions of shapes, schemes and
-// GPU: no stream, no pointer, no launch. Whether a kernel can compute a product stands beside the
-// kernel (fits()); whether it shall, here.
+// GPU: they launch nothing. fits() beside each kernel says whether it can compute a product; the
+// table says whether it shall.
 
 namespace nibblenet {
 
-/// Kernels of products, by their files in conv/, linear/ and gemm/; a gradient's is named as the
-/// forward product's.
+/// Product kernels, named after their files in conv/, linear/ and gemm/. A gradient's kernel has
+/// the name of the forward product's.
 enum class Product : uint8_t { few_pixels, few_rows, wgmma, mma, few_channels, few_outputs, plain };
 inline constexpr size_t product_count = 7;
 std::string_view to_string(Product product);
 
-/// Which of the kernels may be chosen.
+/// The kernels that routes may choose.
 struct KernelChoice {
   enum class Mode : uint8_t {
     fast,      ///< all of them, where they pay
@@ -34,11 +34,11 @@ struct KernelChoice {
     return {mode, left_out | 1U << static_cast<unsigned>(product)};
   }
 };
-/// "fast", "portable" or "plain", then "-ROW" for each kernel to leave out: "fast,-few_pixels".
-/// Empty: fast. Throws UsageError with the list of rows.
+/// Parses "fast", "portable" or "plain", followed by "-ROW" for each kernel to leave out, as in
+/// "fast,-few_pixels". Empty means fast. Throws UsageError with the list of rows.
 KernelChoice parse_kernels(std::string_view text);
 
-/// What routes depend on besides the product.
+/// Properties of the GPU that routes depend on.
 struct GpuTraits {
   bool has_wgmma = false;  ///< the GPU, and the code that was compiled for it
   KernelChoice choice = {};
@@ -46,13 +46,13 @@ struct GpuTraits {
   /// Whether the GPU has the kernel and the choice does not leave it out.
   bool may_use(Product product) const;
 };
-/// "sm_80", "sm_89" or "sm_90". Throws UsageError.
+/// Traits of "sm_80", "sm_89" or "sm_90". Throws UsageError for others.
 GpuTraits parse_gpu(std::string_view text);
 
-/// A kernel that expands weights to fp16 values in the workspace, for one that cannot read them
-/// where they lie.
+/// A kernel that first expands weights to fp16 values in the workspace, for a product kernel that
+/// cannot read them in place.
 enum class Expansion : uint8_t { none, weight_rows, superblock_rows, weight_superblocks };
-/// Empty for none.
+/// The kernel's name; empty for none.
 std::string_view to_string(Expansion expansion);
 
 /// The kernels of a forward product.
@@ -64,9 +64,10 @@ struct Route {
 
   bool expands_weights() const { return expansion != Expansion::none; }
 };
-/// Of a product without pooling.
+/// Route of a forward product without pooling.
 Route route_forward(const ProductCase& c, const GpuTraits& gpu);
-/// Of one with its pooling; nothing where pooling is better a kernel of its own.
+/// Route of a forward product with fused pooling. Returns nothing where a separate pooling kernel
+/// is better.
 std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu);
 
 /// The kernel of a gradient.
@@ -77,10 +78,11 @@ struct GradientRoute {
   /// dw.
   bool fuses() const { return product != Product::plain; }
 };
+/// Routes of dx, and of dw, stored or applied at once.
 GradientRoute route_data_gradient(const ProductCase& c, const GpuTraits& gpu);
 GradientRoute route_weight_gradient(const ProductCase& c, const GpuTraits& gpu);
 
-/// The route that answers Inference's question about a weight of this shape.
+/// Answers Inference::route() for a weight of this shape.
 std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shape& w, const WeightTraits& weight,
                                      const GpuTraits& gpu);
 

@@ -23,6 +23,7 @@ struct Cudnn {
   NIBBLENET_FUNCTION(destroy, cudnnDestroy);
   NIBBLENET_FUNCTION(set_stream, cudnnSetStream);
 
+  /// The graph interface.
   NIBBLENET_FUNCTION(create_descriptor, cudnnBackendCreateDescriptor);
   NIBBLENET_FUNCTION(destroy_descriptor, cudnnBackendDestroyDescriptor);
   NIBBLENET_FUNCTION(set_attribute, cudnnBackendSetAttribute);
@@ -30,6 +31,7 @@ struct Cudnn {
   NIBBLENET_FUNCTION(finalize, cudnnBackendFinalize);
   NIBBLENET_FUNCTION(execute, cudnnBackendExecute);
 
+  /// Descriptors of the legacy interface.
   NIBBLENET_FUNCTION(create_tensor, cudnnCreateTensorDescriptor);
   NIBBLENET_FUNCTION(set_tensor, cudnnSetTensor4dDescriptorEx);
   NIBBLENET_FUNCTION(destroy_tensor, cudnnDestroyTensorDescriptor);
@@ -47,6 +49,7 @@ struct Cudnn {
   NIBBLENET_FUNCTION(set_pooling, cudnnSetPooling2dDescriptor);
   NIBBLENET_FUNCTION(destroy_pooling, cudnnDestroyPoolingDescriptor);
 
+  /// Its operations.
   NIBBLENET_FUNCTION(find_forward, cudnnFindConvolutionForwardAlgorithm);
   NIBBLENET_FUNCTION(find_backward_data, cudnnFindConvolutionBackwardDataAlgorithm);
   NIBBLENET_FUNCTION(find_backward_filter, cudnnFindConvolutionBackwardFilterAlgorithm);

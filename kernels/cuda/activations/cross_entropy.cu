@@ -12,7 +12,7 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
-/// What a row of logits should be: one class, or a distribution over all of them.
+/// The target distribution of a row of logits: one class, or a probability for each.
 struct LabelTarget {
   const int32_t* labels;
   __device__ double operator()(int64_t row, int k) const { return k == labels[row] ? 1.0 : 0.0; }
@@ -23,14 +23,14 @@ struct SoftTarget {
   __device__ double operator()(int64_t row, int k) const { return targets[row * classes + k]; }
 };
 
-/// losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)); dlogits = (softmax
-/// - target) scale unless null. One warp a row of K logits; in double, as the work is nothing
-/// beside the products before it.
+/// Cross-entropy: losses[n] = sum over k of target (log(sum exp(z - max z)) - (z[k] - max z)), and
+/// dlogits = (softmax - target) scale unless null. One warp per row of K logits. Computes in
+/// double: its cost is negligible beside the layers'.
 template <class Target>
 __global__ void cross_entropy_kernel(float* losses, float* dlogits, const float* logits, Target target, int64_t rows,
                                      int classes, float scale) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= rows) return;  // a warp leaves as one
+  if (row >= rows) return;  // a whole warp leaves
   const int lane = static_cast<int>(threadIdx.x % 32);
   const float* z = logits + row * classes;
 

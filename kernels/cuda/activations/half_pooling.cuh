@@ -2,21 +2,21 @@
 
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
 
-// Max pooling of fp16 values, eight channels (16 bytes) a thread: windows of 3 x 3 at stride 2
-// without padding, C a multiple of 8, fewer than 2^31 elements. Everything else is pooling.cu's
-// general kernels', whose bits these have.
+// Max pooling of fp16 values, eight channels (16 bytes) per thread. Requires windows of 3 x 3 at
+// stride 2 without padding, C a multiple of 8, and fewer than 2^31 elements. The general kernels in
+// pooling.cu take everything else; the results have the same bits.
 
 namespace nibblenet {
 
 inline constexpr unsigned half_pooling_threads = 256;
 
-/// Sizes of both sides of a pooling of C = 8 `vectors` channels.
+/// Sizes of a pooling's input and output, with C = 8 `vectors` channels.
 struct HalfPooling {
   unsigned h, w;     ///< x [N, H, W, C]
   unsigned p, q;     ///< y [N, P, Q, C]
   unsigned vectors;  ///< of eight channels
 
-  /// A place for each thread among [N, rows, columns, vectors].
+  /// Coordinates of a thread in [N, rows, columns, vectors].
   struct Place {
     unsigned n, row, column, vector;
   };
@@ -26,8 +26,8 @@ struct HalfPooling {
   }
 };
 
-/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one
-/// of several. One thread eight channels of an output pixel.
+/// Forward: y = maximum of the window, or NaN if it holds one; argmax = the position of the first
+/// maximum in the window. One thread per eight channels of an output pixel.
 __global__ void __launch_bounds__(half_pooling_threads)
     half_max_pool2d_forward_kernel(uint4* y, uint2* argmax, const uint4* x, HalfPooling sizes, unsigned count) {
   const unsigned thread = blockIdx.x * half_pooling_threads + threadIdx.x;
@@ -58,12 +58,12 @@ __global__ void __launch_bounds__(half_pooling_threads)
     argmax[thread] = {__byte_perm(where[0], where[1], even_bytes), __byte_perm(where[2], where[3], even_bytes)};
 }
 
-/// Eight channels of dy, and which element of its window each of them goes to.
+/// Eight channels of dy, and the window position that each of them flows to.
 struct PooledGradient {
   uint4 dy = {0, 0, 0, 0};
-  uint2 argmax = {~0U, ~0U};  ///< nowhere
+  uint2 argmax = {~0U, ~0U};  ///< no position
 
-  /// sum += dy where it goes to this position.
+  /// sum += dy of the channels that flow to `position`.
   __device__ __forceinline__ void add_to(float (&sum)[8], unsigned position) const {
     const uint32_t pairs[4] = {dy.x, dy.y, dy.z, dy.w};
 #pragma unroll
@@ -74,9 +74,9 @@ struct PooledGradient {
   }
 };
 
-/// dx = sum of dy over the windows that chose this element. One thread eight channels of the 2 x 2
-/// input pixels from (2p, 2q) on, which lie in the windows (p, q), (p, q - 1), (p - 1, q) and (p -
-/// 1, q - 1) alone.
+/// Backward: dx = sum of dy over the windows whose maximum is this element. One thread per eight
+/// channels of the 2 x 2 input pixels from (2p, 2q) on. Only the windows (p, q), (p, q - 1), (p -
+/// 1, q) and (p - 1, q - 1) contain these pixels.
 __global__ void __launch_bounds__(half_pooling_threads)
     half_max_pool2d_backward_kernel(HalfGradient dx, const uint4* dy, const uint2* argmax, HalfPooling sizes,
                                     unsigned count) {
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(half_pooling_threads)
   for (unsigned up = 0; up < 2; ++up)
 #pragma unroll
     for (unsigned back = 0; back < 2; ++back) {
-      // Below 0 wraps around, and is then too large as well.
+      // An index below 0 wraps to a large number, so one comparison checks both bounds.
       const unsigned row = place.row - up, column = place.column - back;
       if (row >= sizes.p || column >= sizes.q) continue;
       const unsigned at = ((place.n * sizes.p + row) * sizes.q + column) * sizes.vectors + place.vector;
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(half_pooling_threads)
       const unsigned row = 2 * place.row + r, column = 2 * place.column + s;
       if (row >= sizes.h || column >= sizes.w) continue;
       float sum[8] = {};
-      // In the general kernel's order; odd rows and columns lie in one window that way.
+      // The general kernel's order of addition. Odd rows and columns lie in one window per
+      // direction.
 #pragma unroll
       for (unsigned up = 0; up < 2 - r; ++up)
 #pragma unroll

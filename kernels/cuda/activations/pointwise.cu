@@ -7,14 +7,14 @@
 namespace nibblenet {
 namespace {
 
-// One thread an element, unless a kernel says otherwise.
+// One thread per element, unless a kernel says otherwise.
 
 /// y = max(x, 0)
 __global__ void relu_forward_kernel(float* y, const float* x, int64_t count) {
   for_each_index(count, [&](int64_t i) { y[i] = relu(x[i]); });
 }
 
-/// The same, one thread four elements: wide loads are what reaches the memory's bandwidth.
+/// relu_forward_kernel with four elements per thread: wide loads reach the full memory bandwidth.
 __global__ void quad_relu_forward_kernel(float4* y, const float4* x, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const float4 from = x[i];
@@ -29,8 +29,9 @@ __global__ void relu_backward_kernel(T* dx, const T* dy, const T* y, int64_t cou
                  [&](int64_t i) { store_element(dx, i, load_element(y, i) > 0.0F ? load_element(dy, i) : 0.0F); });
 }
 
-/// y = x scale where the element's draw is >= probability, else 0. Counter-based: element i's draw
-/// depends on the key and i alone, so the backward pass draws the same mask and nothing is stored.
+/// Dropout: y = x scale where the element's draw is >= probability, else 0. Counter-based: the draw
+/// of element i depends on the key and i alone. The backward pass draws the same mask again, so it
+/// is not stored.
 template <class T>
 __global__ void dropout_kernel(T* y, const T* x, float probability, float scale, DropoutKey key, int64_t count) {
   for_each_index(count, [&](int64_t i) {
@@ -39,7 +40,7 @@ __global__ void dropout_kernel(T* y, const T* x, float probability, float scale,
   });
 }
 
-/// The same for fp16 values: one thread eight of them.
+/// dropout_kernel for fp16 values, eight per thread.
 __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probability, float scale, DropoutKey key,
                                     int64_t count) {
   for_each_index(count, [&](int64_t i) {
@@ -68,7 +69,7 @@ __global__ void find_overflow_kernel(uint32_t* found, const T* x, int64_t count)
   });
 }
 
-/// y = factor x, maybe in another precision
+/// y = factor x, converted to y's precision
 template <class Y, class X>
 __global__ void convert_kernel(Y* y, const X* x, float factor, int64_t count) {
   for_each_index(count, [&](int64_t i) { store_element(y, i, factor * load_element(x, i)); });

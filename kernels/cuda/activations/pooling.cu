@@ -9,10 +9,10 @@
 namespace nibblenet {
 namespace {
 
-// One thread an element of the result in every kernel here, channels innermost: neighbouring
-// threads touch neighbouring memory. Backward passes gather, so no two threads write one place.
+// Every kernel here uses one thread per element of the result, channels innermost: neighbouring
+// threads touch neighbouring memory. Backward passes gather, so no two threads write one element.
 
-/// An image batch's sizes, and where element i of it lies.
+/// Sizes of an image batch, and the index of an element.
 struct ImageSizes {
   int64_t h;
   int64_t w;
@@ -34,8 +34,9 @@ struct ImagePlace {
         c(i % sizes.c) {}
 };
 
-/// y = maximum over the window, a NaN winning; argmax = its position in the window, the first one
-/// of several. Where nothing exceeds -infinity that is the first element which is not padding.
+/// Forward: y = maximum of the window, or NaN if it holds one; argmax = the position of the first
+/// maximum in the window. If nothing exceeds -infinity, that is the first position outside the
+/// padding.
 template <class Y, class X>
 __global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, ImageSizes output, ImageSizes input,
                                           Window window, int64_t count) {
@@ -61,7 +62,7 @@ __global__ void max_pool2d_forward_kernel(Y* y, uint8_t* argmax, const X* x, Ima
   });
 }
 
-/// dx = sum of dy over the windows that chose this element.
+/// Backward: dx = sum of dy over the windows whose maximum is this element.
 template <class T>
 __global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* argmax, ImageSizes input,
                                            ImageSizes output, Window window, int64_t count) {
@@ -82,7 +83,7 @@ __global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* ar
   });
 }
 
-/// Input rows (or columns) that an adaptive pooling output averages: [begin, end).
+/// Input rows (or columns) that one output of an adaptive pooling averages: [begin, end).
 struct PooledRange {
   int64_t begin;
   int64_t end;
@@ -105,7 +106,7 @@ __global__ void adaptive_average_pool2d_forward_kernel(Y* y, const X* x, ImageSi
   });
 }
 
-/// dx = sum of dy / (pixels averaged) over the outputs whose range holds this element.
+/// Backward: dx = sum of dy / (pixels averaged) over the outputs that average this element.
 template <class T>
 __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, ImageSizes input, ImageSizes output,
                                                         int64_t count) {
@@ -125,9 +126,9 @@ __global__ void adaptive_average_pool2d_backward_kernel(T* dx, const T* dy, Imag
   });
 }
 
-/// y[n, column, row] = x[n, row, column]: flattens [pixels, C], and turns the gradient back. Blocks
-/// (x, y) own elements of an image, images y and every gridDim.y-th one behind it; within an image
-/// 32 bits are enough.
+/// Transposition y[n, column, row] = x[n, row, column]: flattens x[n, pixel, c], and its inverse
+/// maps the gradient back. Block (x, y) owns 256 elements of the images y, y + gridDim.y, and so
+/// on. Indices inside an image have 32 bits.
 template <class Y, class X>
 __global__ void transpose_kernel(Y* y, const X* x, int rows, int columns, int64_t images) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -139,7 +140,7 @@ __global__ void transpose_kernel(Y* y, const X* x, int rows, int columns, int64_
   }
 }
 
-/// Blocks of the above. Throws ShapeError for images that are too large.
+/// Grid of transpose_kernel. Throws ShapeError for images with too many elements.
 Grid flatten_grid(const Shape& x) {
   constexpr int64_t threads = 256, most_images = 65535;
   const int64_t elements = x.inner_elements();

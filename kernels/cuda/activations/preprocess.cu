@@ -14,10 +14,10 @@ struct AxisView {
   const int32_t* weights;
 };
 
-/// x[n, i, j, c] = normalized[c][byte], where the byte is what PIL's resize gives: rows first,
-/// rounded to bytes, then columns of those bytes (Pillow, Resample.c). One thread a pixel: for
-/// images that are enlarged it meets 2 x 2 source pixels. Integers until the table: the host's
-/// bits. Black, where an image was moved away, adds nothing.
+/// Resize, crop and normalisation: x[n, i, j, c] = normalized[c][byte]. `byte` is the result of
+/// PIL's resize (Pillow, Resample.c): rows first, rounded to bytes, then columns of those bytes.
+/// All of it is integer arithmetic, with the host's bits. Pixels outside a shifted image are black
+/// and add nothing. One thread per pixel; when enlarging, it reads 2 x 2 source pixels.
 template <class T>
 __global__ void prepare_images_kernel(T* x, const uint8_t* images, const Augmentation* augmentations,
                                       AxisView horizontal, AxisView vertical, const float* normalized, int width,
@@ -47,7 +47,7 @@ __global__ void prepare_images_kernel(T* x, const uint8_t* images, const Augment
   });
 }
 
-/// An axis in one piece of device memory.
+/// ResampleAxis in one buffer of device memory.
 class ResidentAxis {
  public:
   ResidentAxis(MemoryResource& memory, const ResampleAxis& axis, Stream& stream)

@@ -13,9 +13,9 @@ namespace {
 constexpr int banks = 32;
 static_assert(sizeof(CodeValues) == 1024, "as few_channels_fit.cpp counts it");
 
-/// Pairs in an order in which four of them at a time, each read for eight neighbouring pixels, meet
-/// few banks twice: always one whose banks are free, if there is one, of those with the most pairs
-/// left.
+/// Order of the pairs along k with few bank conflicts. A k-tile reads four pairs at a time, each
+/// for eight neighbouring pixels. Greedy: takes a pair whose banks are still free, if there is one.
+/// Among several it takes one from the bank with the most pairs left.
 PairSlots order_of_pairs(const OutputBands& b) {
   uint32_t of_pixels = 0;
   for (int pixel = 0; pixel < 8; ++pixel) of_pixels |= 1U << (pixel * (b.sizes.stride * b.sizes.c / 2) % banks);

@@ -3,20 +3,20 @@
 #include "kernels/cuda/conv/few_channels_epilogue.cuh"
 #include "kernels/cuda/conv/few_channels_filters.cuh"
 
-// Convolutions of few channels on the tensor cores, AlexNet's first one above all: implicit GEMM
-// without a matrix of windows. In a channels-last image a window is `size` runs of size x C
-// neighbouring fp16 values. Where they begin at whole words, a lane finds each pair that
-// mma.m16n8k16 wants of it as a word of the image's own rows in shared memory.
+// Convolutions of few channels on the tensor cores, such as AlexNet's first one: implicit GEMM
+// without an im2col matrix. In a channels-last image, a window is `size` runs of size x C
+// neighbouring fp16 values. Where runs begin at 4-byte words, each pair of values that mma.m16n8k16
+// needs in a lane is one word of the image's rows in shared memory.
 //
-// k is therefore counted in pairs, in any order that both operands share: the host puts pairs
-// together that eight neighbouring pixels read from different banks. A run of an odd number of fp16
-// values has one more, whose weight is 0; what it meets there is finite unless the next pixel is
-// not.
+// Therefore k counts pairs. Their order is free, as long as both operands share it. The host
+// chooses one in which eight neighbouring pixels read different banks. A run of odd length has one
+// value more, whose weight is 0. That value belongs to the next pixel: the product is 0 unless it
+// is not finite.
 
 namespace nibblenet {
 
-/// Starts copying a band's input, in one group; zeros in the padding and outside of x. A warp a row
-/// at a time.
+/// Starts copying a band's input, as one cp.async group, with zeros in the padding and outside of
+/// x. One warp per row.
 __device__ __forceinline__ void copy_band(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band) {
   const OutputBands& b = p.bands;
@@ -47,15 +47,15 @@ __device__ __forceinline__ void copy_band(const FewChannels& p, const FewChannel
   cp_async_commit();
 }
 
-/// What a warp multiplies in one k-tile.
+/// A warp's operands of one k-tile.
 template <int tiles, int fragments>
 struct StepOperands {
   uint32_t a[fragments][4];
   uint32_t b[tiles][2];
 };
 
-/// sums = filters x the windows that begin at `window`, of the lane's column of each tile: bytes
-/// from the input's beginning. The next k-tile's operands are read while one is multiplied.
+/// sums = filters x windows. `window`: byte offset of the window of the lane's column, for each
+/// tile. Reads the next k-tile's operands while it multiplies the current one.
 template <int tiles, int fragments>
 __device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, const int (&window)[tiles], int shift,
                                               FewChannelsTileSums<tiles, fragments>& sums) {
@@ -94,8 +94,8 @@ __device__ __forceinline__ void multiply_band(const FewChannelsShared& shared, c
   }
 }
 
-/// Where the lane's column of each of its warp's tiles finds its window: bytes from the input's
-/// beginning. Tiles behind the last one read anything that is there.
+/// Byte offset of the window of the lane's column, for each of its warp's tiles. Tiles past the end
+/// get a valid offset; their results are not stored.
 template <int tiles>
 __device__ __forceinline__ void find_windows(const OutputBands& b, int first_tile, int (&window)[tiles]) {
 #pragma unroll
@@ -107,11 +107,11 @@ __device__ __forceinline__ void find_windows(const OutputBands& b, int first_til
   }
 }
 
-/// y[pixel, k] = epilogue(sum over pairs), or the maxima of windows of 3 x 3 at every other pixel.
-/// Block (x, y) owns 16 filters a fragment, which it decodes once, and every gridDim.x-th walk; a
-/// warp has all of these filters for `tiles` times eight pixels, and where there is pooling these
-/// are a row. The input of the next band arrives while results are written; two blocks on a
-/// multiprocessor fill what gaps are left.
+/// Convolution of few channels: y[pixel, k] = epilogue(sum over pairs), or its max pooling by 3 x 3
+/// at stride 2. Block (x, y) owns 16 filters per fragment, which it decodes once, and the walks x,
+/// x + gridDim.x, and so on. A warp owns all of the block's filters for `tiles` times eight pixels;
+/// with pooling, these are one row. The next band's input is copied while results are written. Two
+/// blocks per multiprocessor hide the remaining latency.
 template <class Weights, int tiles, int fragments, bool pooling>
 __global__ void __launch_bounds__(32 * few_channels_warps, 2) few_channels_kernel(FewChannels p, Weights weights) {
   const FewChannelsShared memory{dynamic_shared(), p.bands};
@@ -133,11 +133,11 @@ __global__ void __launch_bounds__(32 * few_channels_warps, 2) few_channels_kerne
   while (place.walk < b.walks()) {
     const OutputBands::Band band = b.band(place);
     cp_async_wait<0>();
-    __syncthreads();  // the band, and before the first one the filters, have arrived
+    __syncthreads();  // the band has landed; before the first band, the filters too
     FewChannelsTileSums<tiles, fragments> sums = {};
     if (first_tile < b.tiles())
       multiply_band<tiles, fragments>(memory, window, (b.first_element(band) - b.first_copied(band)) * 2, sums);
-    __syncthreads();  // nobody reads this band any more
+    __syncthreads();  // all threads are done reading this band
     const OutputBands::Place next = next_place(b, place);
     if (next.walk < b.walks()) copy_band(p, memory, b.band(next));
     FewChannelsShared::Finish finish[2 * fragments];

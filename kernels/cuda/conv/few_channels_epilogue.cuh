@@ -2,17 +2,17 @@
 
 #include "kernels/cuda/conv/few_channels_layout.cuh"
 
-// What few_channels.cuh makes of its sums: bias, ReLU and max pooling, 16 bytes a lane.
+// Epilogue of few_channels.cuh: bias, ReLU and max pooling, stored 16 bytes per lane.
 
 namespace nibblenet {
 
-/// A lane's neighbouring filters of one pixel, two fp16 values a word.
+/// A lane's neighbouring filters of one pixel, two fp16 values per word.
 template <int fragments>
 struct alignas(4 * fragments) FilterWords {
   uint32_t w[fragments];
 };
 
-/// Results from sums: finish[i] is of the lane's filter i.
+/// Applies the epilogue to a lane's sums of one pixel; finish[i] belongs to the lane's filter i.
 template <int fragments>
 __device__ __forceinline__ FilterWords<fragments> finish_pixel(const BiasEpilogue<f16*>& epilogue,
                                                                const FewChannelsShared::Finish (&finish)[2 * fragments],
@@ -42,7 +42,7 @@ __device__ __forceinline__ void copy_words(void* to, const FilterWords<fragments
   }
 }
 
-/// Neighbouring filters of a pixel of y.
+/// Stores a lane's neighbouring filters of one pixel of y.
 template <int fragments>
 __device__ __forceinline__ void store_filters(const FewChannels& p, int pixel, int filter,
                                               const FilterWords<fragments>& words) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void store_filters(const FewChannels& p, int pixel, i
     if (filter + i < p.epilogue.rows) to[i].bits = static_cast<uint16_t>(words.w[i / 2] >> i % 2 * 16);
 }
 
-/// y from a warp's sums: the lanes of one t write all filters of a pixel.
+/// Stores a warp's results in y. The lanes of one t write all filters of a pixel.
 template <int tiles, int fragments>
 __device__ __forceinline__ void store_band(const FewChannels& p, const OutputBands::Band& band, int first_filter,
                                            const FewChannelsShared::Finish (&finish)[2 * fragments],
@@ -78,8 +78,9 @@ __device__ __forceinline__ void store_band(const FewChannels& p, const OutputBan
   }
 }
 
-/// A warp's row of results as maxima of three neighbours, every other one, to shared memory: a lane
-/// has the first two of them, and the lane of the next two pixels the third. All lanes.
+/// Pools a warp's row of results along the row, 3 wide at stride 2, into shared memory. A lane
+/// holds the first two pixels of a window; the lane of the next two pixels holds the third. All
+/// lanes.
 template <int tiles, int fragments>
 __device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewChannelsShared& shared,
                                                const FewChannelsShared::Finish (&finish)[2 * fragments],
@@ -94,7 +95,7 @@ __device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewCh
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
     const Words odd = finish_pixel<fragments>(p.epilogue, finish, sums.d[tile], 1);
-    // No window begins with the last tile's last two pixels.
+    // No window begins at the last two pixels of the last tile.
     const Words next = finish_pixel<fragments>(p.epilogue, finish, sums.d[tile + 1 < tiles ? tile + 1 : tile], 0);
     Words largest;
 #pragma unroll
@@ -107,8 +108,8 @@ __device__ __forceinline__ void pool_along_row(const FewChannels& p, const FewCh
   }
 }
 
-/// y from a band's maxima along rows: those of its first three rows, and those of the two before
-/// and its first.
+/// Pools a band's row maxima down the columns and stores y. One output row uses the band's first
+/// three rows. The other one uses the last two rows of the band before and this band's first.
 template <int fragments>
 __device__ __forceinline__ void pool_down(const FewChannels& p, const FewChannelsShared& shared,
                                           const OutputBands::Band& band, bool first_of_walk, int first_filter) {

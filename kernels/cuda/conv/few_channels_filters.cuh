@@ -3,14 +3,14 @@
 #include "kernels/cuda/conv/few_channels_layout.cuh"
 #include "kernels/cuda/weights/readers.cuh"
 
-// The filters of few_channels.cuh on their way to shared memory.
+// Loads the filters of few_channels.cuh into shared memory.
 
 namespace nibblenet {
 
-/// Filters lie k-tile by k-tile, in rows of 32 bytes whose two halves change places every four
-/// rows, so that ldmatrix meets no bank twice. With U fragments of 16 rows, row 16 u + g + 8 h is
-/// filter 2 U g + 2 u + h: the sums of a lane are then 2 U neighbouring filters. `place`: where the
-/// weight lies in row 0.
+/// Byte offset of a weight among the filters in shared memory. Filters lie k-tile by k-tile, in
+/// rows of 32 bytes. The two halves of a row swap every four rows, so that ldmatrix has no bank
+/// conflict. With U fragments of 16 rows, row 16 u + g + 8 h is filter 2 U g + 2 u + h: a lane's
+/// sums are then 2 U neighbouring filters. `place`: offset of the weight in row 0.
 template <int fragments>
 __device__ __forceinline__ int place_in_filters(int filter, int place) {
   constexpr int of_lane = 2 * fragments;
@@ -18,14 +18,14 @@ __device__ __forceinline__ int place_in_filters(int filter, int place) {
   return row * 32 + (place ^ (row >> 2 & 1) << 4);
 }
 
-/// All but the weights: tables, and zeros where no weight will be.
+/// Prepares shared memory for the filters: writes the tables, and zeros where no weight will be.
 __device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const FewChannelsShared& shared,
                                                      int first_filter) {
   const auto thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const OutputBands& b = p.bands;
   auto* filters = reinterpret_cast<uint4*>(shared.filters());
   for (int i = thread; i < b.k_tiles * b.k_tile_bytes() / 16; i += threads) filters[i] = {0, 0, 0, 0};
-  // A slot without a pair reads the window's first one, times 0.
+  // A slot without a pair reads the window's first pair and multiplies it by 0.
   auto* offsets = reinterpret_cast<int*>(shared.pairs());
   for (int i = thread; i < b.k_tiles * few_channels_k_tile_pairs; i += threads) offsets[i] = 0;
   __syncthreads();
@@ -51,9 +51,9 @@ __device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const
   }
 }
 
-/// fp16 values need no arithmetic. A warp has eight pairs of all filters at a time: lane l pair l %
-/// 8 of the filters whose g is l / 8 or l / 8 + 4, so that its words go to different banks. Many
-/// loads are under way at once.
+/// Loads fp16 weights, which need no arithmetic. A warp takes eight pairs of all filters at a time.
+/// Lane l has pair l % 8 of the filters whose g is l / 8 or l / 8 + 4: its words go to different
+/// banks. Many loads are in flight at once.
 template <int fragments>
 __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const Float16Weights& weights, int first_filter, const CodeValues&) {
@@ -99,8 +99,8 @@ __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChan
   }
 }
 
-/// Codes, eight at a time, rounded as the plain kernel rounds them. A warp has eight times eight
-/// weights of four filters at a time, again for the banks' sake.
+/// Loads packed weights: decodes eight codes at a time, rounded as the plain kernel rounds them. A
+/// warp takes eight times eight weights of four filters at a time, again to avoid bank conflicts.
 template <int fragments>
 __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const PackedWeights& weights, int first_filter, const CodeValues& table) {

@@ -6,16 +6,16 @@ namespace nibblenet::few_channels {
 namespace {
 
 constexpr int banks = 32;
-/// All but the look-up table's.
+/// Dynamic shared memory that remains beside the look-up table.
 constexpr int most_shared_bytes = block_shared_bytes - 256 * static_cast<int>(sizeof(float));
 
-/// What a kernel is compiled for.
+/// Template arguments of a kernel.
 struct Tiling {
   int tiles;      ///< of a warp
   int fragments;  ///< of 16 filters
 };
 
-/// What follows from rows and columns of a band.
+/// Fills in the input sizes that follow from a band's rows and columns.
 OutputBands with_input(OutputBands b) {
   const ConvolutionSizes& s = b.sizes;
   b.height = (b.rows - 1) * s.stride + s.size;
@@ -23,12 +23,12 @@ OutputBands with_input(OutputBands b) {
   b.k_tiles = ceil_div(b.pairs(), few_channels_k_tile_pairs);
   const int before = !b.aligned ? 0 : b.walks_w == 1 ? (-s.padding * s.c) & 7 : 7;
   b.vectors = ceil_div(before + (b.columns - 1) * s.stride * s.c + b.words * 2, 8);
-  // Neighbouring rows begin in other banks.
+  // Rows are padded so that neighbouring rows begin in different banks.
   for (b.pitch = b.vectors * 4; b.pitch % banks < 8 || b.pitch % banks > 24;) b.pitch += 4;
   return b;
 }
 
-/// Whole rows of an image where one fits.
+/// Bands of an image for the kernel without pooling: whole rows where one fits.
 OutputBands bands_of(const ConvolutionSizes& s, bool aligned, Tiling tiling, int most_rows) {
   const int tiles = few_channels_warps * tiling.tiles;
   OutputBands b{.sizes = s, .filters = 16 * tiling.fragments, .aligned = aligned};
@@ -41,7 +41,8 @@ OutputBands bands_of(const ConvolutionSizes& s, bool aligned, Tiling tiling, int
   return with_input(b);
 }
 
-/// Bands of four rows, one a warp. A walk of w of them has all that 2 w - 1 pooled rows need.
+/// Bands for the kernel with pooling: four rows, one per warp. A walk of w bands covers 2 w - 1
+/// pooled rows.
 OutputBands pooled_bands_of(const ConvolutionSizes& s, bool aligned, Tiling tiling, int walk) {
   OutputBands b{.sizes = s, .filters = 16 * tiling.fragments, .rows = few_channels_warps, .columns = s.q, .walk = walk};
   b.tiles_per_row = tiling.tiles;
@@ -56,21 +57,21 @@ OutputBands pooled_bands_of(const ConvolutionSizes& s, bool aligned, Tiling tili
 
 bool fits_memory(const OutputBands& b) { return b.shared_bytes() <= most_shared_bytes; }
 
-/// Few images are cut into smaller vectors, so that all multiprocessors have something to do.
+/// Whether the plan has enough blocks to fill the GPU; a smaller tiling gives more.
 bool enough(const OutputBands& b) {
   constexpr int enough_blocks = 128;
   return b.walks() >= ceil_div(enough_blocks, filter_blocks(b));
 }
 
-/// The largest that fit into shared memory; nothing where not even a row does.
+/// The largest bands that fit into shared memory. Returns nothing where not even one row fits.
 std::optional<OutputBands> plan(const ConvolutionSizes& s, bool aligned, Tiling tiling) {
   for (int rows = few_channels_warps * tiling.tiles; rows > 0; --rows)
     if (const OutputBands b = bands_of(s, aligned, tiling, rows); fits_memory(b)) return b;
   return std::nullopt;
 }
 
-/// Walks whose blocks are done first: rows between two walks are computed twice, and too few leave
-/// blocks without work.
+/// The walk length with the least work for the busiest block. Short walks compute the rows between
+/// two walks twice; long walks leave some blocks without work.
 std::optional<OutputBands> pooled_plan(const ConvolutionSizes& s, bool aligned, Tiling tiling) {
   const auto bands_of_busiest = [](const OutputBands& b) {
     return ceil_div(b.walks(), std::max(few_channels_most_blocks / filter_blocks(b), 1)) * b.walk;
@@ -82,7 +83,7 @@ std::optional<OutputBands> pooled_plan(const ConvolutionSizes& s, bool aligned, 
   return fits_memory(best) ? std::optional(best) : std::nullopt;
 }
 
-/// Whether windows begin at whole words and filters are short.
+/// Requires windows that begin at 4-byte words, and short filters.
 bool suits(const ProductCase& c) {
   const ConvolutionSizes& s = c.sizes;
   const int pairs = s.size * ceil_div(s.size * s.c, 2);
@@ -108,7 +109,7 @@ std::optional<Plan> plan_of(const ProductCase& c) {
   constexpr int tiles = 7;
   const Window& pool = c.pool.window;
   if (pool.size != 3 || pool.stride != 2 || pool.padding != 0 || c.pool.flat || s.p < 3) return std::nullopt;
-  // A warp has a row; where it is a short one, most of the warp's work would be for nothing.
+  // One warp per row: for short rows, most of its work would be wasted.
   if (s.q <= 4 * tiles || s.q > 8 * tiles) return std::nullopt;
   if (enough(pooled_bands_of(s, aligned, {tiles, 4}, 1)))
     if (const auto bands = pooled_plan(s, aligned, {tiles, 4})) return Plan{*bands, tiles, 4};

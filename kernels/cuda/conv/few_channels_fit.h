@@ -5,8 +5,8 @@
 #include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/product_case.h"
 
-// What conv/few_channels.cuh and conv/few_channels_gradient.cuh can compute, how the former cuts
-// its work, and how large their operands are in shared memory.
+// Fit and tiling of the few-channels kernels: the convolution (conv/few_channels.cuh) and its
+// weight gradient (conv/few_channels_gradient.cuh), with their shared-memory layouts.
 
 namespace nibblenet {
 
@@ -14,11 +14,12 @@ inline constexpr int few_channels_most_pairs = 256;      ///< of a filter
 inline constexpr int few_channels_k_tile_pairs = 8;      ///< one m16n8k16
 inline constexpr int few_channels_fragment_bytes = 512;  ///< of 16 filters in a k-tile
 inline constexpr int few_channels_warps = 4;
-/// Blocks that the nominal GPU runs at once, nearly: two on each of its multiprocessors.
+/// Blocks that run at once on the nominal GPU: two per multiprocessor.
 inline constexpr int few_channels_most_blocks = 2 * static_cast<int>(nominal_multiprocessors);
 
-/// The output pixels of a block: `rows` x `columns` of an image, in tiles of eight neighbours, and
-/// their input. A block walks down `walk` bands of an image, and then begins anew elsewhere.
+/// A block's output pixels and their input. A band is `rows` x `columns` pixels of an image, in
+/// tiles of eight neighbours. A block walks down `walk` bands of an image, then starts another
+/// walk.
 struct OutputBands {
   ConvolutionSizes sizes = {};
   int filters = 0;  ///< of a block: 16 a fragment
@@ -42,31 +43,31 @@ struct OutputBands {
   constexpr int pairs() const { return sizes.size * words; }
   constexpr int k_tile_bytes() const { return filters / 16 * few_channels_fragment_bytes; }
 
-  /// A walk, and the band that it has come to.
+  /// A band: the number of its walk, and its position in the walk.
   struct Place {
     int walk, band;
   };
-  /// Where a band's first output pixel lies.
+  /// The first output pixel of a band.
   struct Band {
     int image, row, column;
   };
-  /// The band at a place.
+  /// First output pixel of the band at `place`.
   constexpr Band band(Place place) const {
     const int strip = place.walk / walks_w;
     const int image = strip / walks_h;
     return {image, (strip - image * walks_h) * walk_rows + place.band * rows, (place.walk - strip * walks_w) * columns};
   }
-  /// Element of an image's row that a band's windows begin with; negative in the padding.
+  /// Index in an image row where the windows of a band begin; negative in the padding.
   constexpr int first_element(const Band& at) const { return (at.column * sizes.stride - sizes.padding) * sizes.c; }
-  /// The element before it that a copy begins with.
+  /// Index where the copy of the row begins: at or before first_element(), 16-byte aligned if the
+  /// rows are.
   constexpr int first_copied(const Band& at) const { return first_element(at) & (aligned ? ~7 : ~0); }
 
-  // Where operands lie in a block's dynamic shared memory, in bytes: filters, then input, then
-  // these.
+  // Byte offsets in a block's dynamic shared memory: filters, input, then the tables below.
   constexpr int input_at() const { return k_tiles * k_tile_bytes(); }
   constexpr int pairs_at() const { return input_at() + height * pitch * 4; }
   constexpr int finish_at() const { return pairs_at() + k_tiles * 4 * 8; }
-  /// Needed until the filters are there; results to be pooled take the same memory afterwards.
+  /// Used until the filters are loaded; the pooling buffer then reuses this memory.
   constexpr int places_at() const { return finish_at() + filters * 8; }
   constexpr int result_row() const { return pooled_q * filters * 2; }
   constexpr int shared_bytes() const {
@@ -75,8 +76,8 @@ struct OutputBands {
   }
 };
 
-/// The runs of the weight gradient in shared memory: of each output column `size` x C neighbouring
-/// fp16 values.
+/// Runs of the weight gradient in shared memory: for each output column, size x C neighbouring fp16
+/// values.
 struct FewChannelsRuns {
   ConvolutionSizes sizes;  ///< C, stride and padding such that runs begin at whole words
 
@@ -86,41 +87,43 @@ struct FewChannelsRuns {
   constexpr int run() const { return sizes.size * sizes.c; }
   constexpr int tiles_of_run() const { return (run() + 7) / 8; }
   constexpr int tiles() const { return sizes.size * tiles_of_run(); }
-  /// An odd number of 16-byte vectors: eight neighbouring columns' lie in eight groups of banks.
+  /// Stride between runs, an odd number of 16-byte vectors: the runs of eight neighbouring columns
+  /// lie in different banks.
   constexpr int run_bytes() const { return (tiles_of_run() | 1) * 16; }
-  /// Output columns, with those that pad a product's k-tile.
+  /// Output columns, padded to a multiple of a k-tile.
   constexpr int columns() const { return (sizes.q + depth - 1) / depth * depth; }
   constexpr int row_bytes() const { return columns() * run_bytes(); }
-  /// Rows of the image in shared memory: those that one output row meets, and what is new of the
-  /// next one's.
+  /// Image rows in shared memory: those that one output row reads, and the next row's new ones.
   constexpr int slots() const { return sizes.size + sizes.stride; }
   constexpr int dy_bytes() const { return columns() * filters * 2; }
-  /// Of rows that may be too long for shared memory, and for the integers above.
+  /// Computed in 64 bits: rows may be too long for shared memory and for the integers above.
   constexpr int64_t shared_bytes() const {
     return (int64_t{slots()} * run_bytes() + int64_t{2} * filters * 2) * columns();
   }
 };
-/// Eight columns of dw in device order that lie in one run: what a warp has of these at most.
+/// Tiles of eight columns of dw (device order, inside one run) that a warp owns, at most.
 inline constexpr int few_channels_tiles = 7;
 inline constexpr int few_channels_gradient_warps = 8;
 
 namespace few_channels {
 
-/// The kernel that is started, by what it is compiled for, and how its output is cut.
+/// A kernel's template arguments, and its tiling.
 struct Plan {
   OutputBands bands;
   int tiles;      ///< of a warp
   int fragments;  ///< of 16 filters
 };
-/// Nothing where the kernel cannot compute it, with its pooling if it has one.
+/// Returns nothing where the kernel cannot compute the product, or its fused pooling.
 std::optional<Plan> plan_of(const ProductCase& c);
 inline int filter_blocks(const OutputBands& b) { return ceil_div(b.sizes.k, b.filters); }
 
-/// Fp16 activations, weights channel by channel, windows that begin at whole words of x, short
-/// filters. Max pooling of 3 x 3 at stride 2 without padding, for rows of 29 to 56 results.
+/// Requires fp16 activations, weights in channel layout, windows that begin at 4-byte words of x,
+/// and short filters. With max pooling: 3 x 3 at stride 2 without padding, and rows of 29 to 56
+/// results.
 inline bool fits(const ProductCase& c) { return plan_of(c).has_value(); }
-/// Fp16 activations, K a multiple of 8, dy on 16 bytes; windows and images' rows begin at whole
-/// words, windows overlap, and an output row with all that it meets fits into shared memory.
+/// Requires fp16 activations, K a multiple of 8, 16-byte aligned dy, overlapping windows, and
+/// windows and image rows that begin at 4-byte words. An output row and all that it reads must fit
+/// into shared memory.
 bool fits_weight_gradient(const ProductCase& c);
 
 }  // namespace few_channels

@@ -10,9 +10,9 @@ void few_channels_weight_gradient(const WeightGradientProduct& product, Workspac
   const ConvolutionSizes& s = product.shape.sizes;
   FewChannelsGradient g{{s}, product.x.fp16().data(), product.dy.fp16().data()};
   const auto blocks_across = static_cast<unsigned>(ceil_div(s.k, FewChannelsRuns::filters));
-  // A block to each multiprocessor.
+  // One block per multiprocessor.
   const int64_t most_splits = std::max<int64_t>(nominal_multiprocessors / blocks_across, 1);
-  // Bands of at least four rows, each of which reads some of the image again.
+  // Bands have at least four rows: each band reads some rows of the image again.
   const auto bands_wanted = static_cast<int>(std::max<int64_t>(most_splits / s.n, 1));
   g.rows = std::max(4, ceil_div(s.p, bands_wanted));
   g.bands = ceil_div(s.p, g.rows);

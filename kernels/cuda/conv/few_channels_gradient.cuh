@@ -5,19 +5,19 @@
 #include "kernels/cuda/gemm/mma_gradient_tile.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 
-// The gradient of a first convolution's weights, whose images have too few channels for tiles of 16
-// bytes. A window is `size` runs of size x C neighbouring fp16 values, each of which begins at a
-// whole word of the image. So shared memory has the image's rows as matrices of runs: [output
-// columns][run], every element once for each window that meets it along the row, but only once down
-// the image; a row is used by all output rows that meet it. ldmatrix turns both operands around:
+// Weight gradient of a convolution of few channels, such as the first one: C is too small for tiles
+// of 16 bytes. A window is `size` runs of size x C neighbouring fp16 values, each of which begins
+// at a 4-byte word of the image. Shared memory holds image rows as matrices [output columns][run].
+// An element is stored once for each window that holds it along the row, but only once down the
+// image: all output rows that read an image row share it. ldmatrix transposes both operands:
 // dw[filter][r, run] = sum over output pixels of dy[pixel][filter] runs[row of pixel +
 // r][column][run].
 
 namespace nibblenet {
 
 struct FewChannelsGradient : FewChannelsRuns {
-  const f16* x = nullptr;   ///< on 4 bytes
-  const f16* dy = nullptr;  ///< [pixels, K], K a multiple of 8, on 16 bytes
+  const f16* x = nullptr;   ///< 4-byte aligned
+  const f16* dy = nullptr;  ///< [pixels, K], K a multiple of 8, 16-byte aligned
   WeightGradient gradient = {};
   int bands = 1;  ///< of an image's output rows
   int rows = 0;   ///< of a band
@@ -27,7 +27,7 @@ struct FewChannelsGradient : FewChannelsRuns {
   __host__ __device__ int units() const { return sizes.n * bands; }
 };
 
-/// Output rows of one band, from `first` on, and where they are kept.
+/// Output rows of one band, from `first` on, and their buffers in shared memory.
 struct OutputRows {
   int image, first, end;
   unsigned char* memory;
@@ -36,7 +36,7 @@ struct OutputRows {
       : image(unit / g.bands), first((unit - image * g.bands) * g.rows), end(first + g.rows), memory(storage) {
     if (end > g.sizes.p) end = g.sizes.p;
   }
-  /// Row h of the image, counted from the top padding's.
+  /// Runs of image row h, which counts the top padding.
   __device__ unsigned char* runs(const FewChannelsGradient& g, int h) const {
     return memory + h % g.slots() * g.row_bytes();
   }
@@ -45,8 +45,8 @@ struct OutputRows {
   }
 };
 
-/// Starts copying rows [h, end) of the image, counted from the padding's. A warp takes every eighth
-/// output column, its lanes the words of the run.
+/// Starts copying image rows [h, end), which count the top padding. Each warp takes every eighth
+/// output column; its lanes take the words of the run.
 __device__ __forceinline__ void copy_runs(const FewChannelsGradient& g, const OutputRows& of, int h, int end) {
   const ConvolutionSizes& s = g.sizes;
   const int row_length = s.w * s.c;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void copy_runs(const FewChannelsGradient& g, const Ou
   }
 }
 
-/// Starts copying 64 filters' dy of an output row.
+/// Starts copying dy of 64 filters of an output row.
 __device__ __forceinline__ void copy_dy(const FewChannelsGradient& g, const OutputRows& of, int row, int first_filter) {
   const ConvolutionSizes& s = g.sizes;
   using Tile = FewChannelsGradient::DyTile;
@@ -81,12 +81,12 @@ __device__ __forceinline__ void copy_dy(const FewChannelsGradient& g, const Outp
 
 using FewChannelsColumnSums = ColumnSums<FewChannelsGradient::DyTile, gradient_threads, gradient_depth>;
 
-/// A warp's sums of 64 filters and of every eighth tile of columns of dw.
+/// A warp's sums: 64 filters, and every eighth tile of eight columns of dw.
 struct FewChannelsSums {
   float d[few_channels_tiles][4][4];
 };
 
-/// sums += dy of an output row, transposed, * the runs that it meets.
+/// sums += dy^T of an output row * the runs that it reads.
 __device__ __forceinline__ void multiply_row(const FewChannelsGradient& g, const OutputRows& of, int row,
                                              FewChannelsSums& sums) {
   using Tile = FewChannelsGradient::DyTile;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply_row(const FewChannelsGradient& g, const
   }
 }
 
-/// sums += dy^T * x over a band. The next output row is on its way while one is multiplied.
+/// sums += dy^T * x over a band. Copies the next output row while it multiplies the current one.
 __device__ __forceinline__ void sum_band(const FewChannelsGradient& g, const OutputRows& of, int first_filter,
                                          FewChannelsSums& sums, FewChannelsColumnSums& column_sums) {
   using Tile = FewChannelsGradient::DyTile;
@@ -137,23 +137,23 @@ __device__ __forceinline__ void sum_band(const FewChannelsGradient& g, const Out
     }
     cp_async_commit();
     cp_async_wait<1>();
-    __syncthreads();  // this row has arrived
+    __syncthreads();  // this row has landed
     for (int k = 0; k < g.columns(); k += gradient_depth)
       column_sums.add(of.dy(g, row) + k * Tile::rows * static_cast<int>(sizeof(f16)));
     multiply_row(g, of, row, sums);
-    __syncthreads();  // nobody reads it any more
+    __syncthreads();  // all threads are done reading it
   }
   cp_async_wait<0>();
 }
 
-/// dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and every gridDim.y-th band,
-/// which is a split of the sums.
+/// Weight gradient: dw = dy^T * x, and dbias. Block (x, y) owns 64 filters from 64 x on and the
+/// bands y, y + gridDim.y, and so on, which are one split of the sums.
 __global__ void __launch_bounds__(gradient_threads) few_channels_gradient_kernel(FewChannelsGradient g) {
   unsigned char* memory = dynamic_shared();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int first_filter = static_cast<int>(blockIdx.x) * FewChannelsGradient::DyTile::rows;
   const auto split = static_cast<int>(blockIdx.y);
-  // Columns that pad a k-tile, and vectors that pad a run, are never written again.
+  // Zeros for the columns that pad a k-tile and the vectors that pad a run: no copy writes them.
   for (int i = thread * 16; i < g.shared_bytes(); i += gradient_threads * 16)
     *reinterpret_cast<uint4*>(memory + i) = {};
   __syncthreads();

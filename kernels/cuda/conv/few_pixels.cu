@@ -7,7 +7,7 @@
 namespace nibblenet {
 namespace {
 
-/// Starts the kernel that makes superblocks of fp16 values.
+/// Starts the kernel that expands weights to superblocks of fp16 values.
 void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& f, Stream& stream) {
   const ConvolutionSizes& s = f.shape.sizes;
   p.weights = {.layout = {s.k, s.length(), HalfCodes::bits}, .codes = superblocks, .rows = s.k};
@@ -32,7 +32,7 @@ void start(const FewPixels& p, const FewPixelsBlocks& blocks, const Work& work, 
   launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes>, p);
 }
 
-/// Where the scratch of a product lies in the workspace, in floats.
+/// Offsets of a product's scratch in the workspace, in floats.
 struct Scratch {
   size_t weights = 0;  ///< superblocks of fp16 values
   size_t partial = 0;

@@ -4,31 +4,30 @@
 #include "kernels/cuda/conv/few_pixels_pooling.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
-// Convolutions of few output pixels: large tiles would be a handful of blocks, each of them long.
-// Here tiles are small, and k is cut twice: between the warps of a block, which need no barrier
-// while they multiply, and between blocks. After Marlin (Frantar 2024, arXiv 2408.11743), as
-// kernels/cuda/linear/few_rows.cuh: packed codes go from memory to registers in the order of the
-// tensor cores' fragments and are unpacked there.
+// Convolutions of few output pixels, where large tiles would give only a handful of long blocks.
+// The tiles here are small, and k is cut twice: between the warps of a block, which multiply
+// without barriers, and between blocks (split-K). As in linear/few_rows.cuh, packed codes go from
+// memory to registers in the order of the mma fragments and are unpacked there (Marlin, Frantar
+// 2024, arXiv 2408.11743).
 
 namespace nibblenet {
 
 inline constexpr int few_pixels_threads = 32 * few_pixels_warps;
-inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: some are multiplied, others are on their way
-/// The same of its superblocks. Registers do not hold two of fp16 values.
+inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: one stage is multiplied, the other is in flight
+/// Superblocks of a warp in flight. Registers cannot hold two of fp16 values.
 template <class Codes>
 inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stages;
-/// A thread's registers, at most. Where nothing is spilled for it, they leave room on a
-/// multiprocessor for a block of the linear layer behind (kernels/cuda/linear/few_rows.cuh: 256
-/// threads of 72 registers with linear codes), whose weights are on their way then before this
-/// kernel has ended.
+/// Upper bound of a thread's registers. Where it causes no spills, it leaves room on a
+/// multiprocessor for a block of the next linear layer: 256 threads of 72 registers with linear
+/// codes (linear/few_rows.cuh). That block then loads its weights before this kernel ends.
 template <class Codes>
 inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5) ? 65536 / few_pixels_threads - 72
                                                                                   : 255;
-/// Of four neighbouring rows of a pixel, that a thread has of a block's results.
+/// Groups of four neighbouring rows of a pixel that a thread stores.
 inline constexpr int few_pixels_fours = few_pixels_rows * mma_warp_columns / 4 / few_pixels_threads;
 
-/// One product: y [N, P, Q, K] from x [N, H, W, C], C a multiple of 64, and packed filters [K, R S
-/// C]; and, where it is asked for, max pooling of y.
+/// Parameters of the kernel: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C], and
+/// fused max pooling where it is asked for. C is a multiple of 64.
 struct FewPixels {
   SuperblockWeights weights = {};    ///< whose steps do not change along k
   bool weights_from_before = false;  ///< the kernel before made them
@@ -41,9 +40,9 @@ struct FewPixels {
   RowPooling pooling = {};
 };
 
-/// Dynamic shared memory of a block: its pixels' windows and what its rows' results become; while
-/// superblocks are multiplied the look-up table and each warp's pixels, 64 channels at a time, then
-/// each warp's sums. The odd end spreads the columns of a fragment over the banks.
+/// Dynamic shared memory of a block: the windows of its pixels and the epilogues of its rows.
+/// Beside them lie first the look-up table and each warp's pixels, 64 channels at a time; later
+/// each warp's sums. The padding spreads the columns of a fragment over the banks.
 template <class Codes>
 struct FewPixelsShared {
   struct Operands {
@@ -58,19 +57,20 @@ struct FewPixelsShared {
   };
 };
 
-/// What a lane has in registers of its warp's superblocks that are under way.
+/// A lane's words of its warp's superblocks in flight.
 template <class Codes>
 using FewPixelsWords = uint32_t[few_pixels_depth<Codes>][Superblocks::chunks][Codes::bits];
 
-/// Starts reading the codes of the `tile_column`-th superblock of a row.
+/// Starts loading the codes of superblock `tile_column` of a row.
 template <int bits>
 __device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_row, int tile_column,
                                            uint32_t (&words)[Superblocks::chunks][bits]) {
   load_superblock<bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(), words);
 }
 
-/// Starts copying what the block's pixels meet in the `tile_column`-th superblock of a row: 64
-/// channels at one tap, zeros in the padding and of pixels that do not exist. A warp.
+/// Starts copying the input of the block's pixels for superblock `tile_column` of a row: 64
+/// channels at one tap. Writes zeros in the padding, and for pixels that do not exist. Called by
+/// one warp.
 __device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
                                              const Windows<f16>::Row (&rows)[mma_warp_columns], int tile_column,
                                              unsigned char* to) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
   }
 }
 
-/// sums += superblock * x, of pixels in shared memory.
+/// sums += superblock * pixels in shared memory.
 template <class Codes>
 __device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superblocks::chunks][Codes::bits],
                                                  const unsigned char* pixels, const typename Codes::Table& table,
@@ -105,8 +105,8 @@ __device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superbl
   multiply_chunk<Codes>(words[3], x, false, table, steps, with_steps, sums);
 }
 
-/// Sums of a warp's share: superblocks tile_column, tile_column + 8, … before `end` of a row. The
-/// codes of the first ones are in `words`, or on their way there.
+/// Sums of a warp's superblocks: tile_column, tile_column + 8, … before `end`, of one row. The
+/// first superblocks' codes are in `words`, or in flight.
 template <class Codes>
 __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row, int tile_column, int end,
                                                 FewPixelsShared<Codes>& memory, FewPixelsWords<Codes>& words,
@@ -114,7 +114,7 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row
   auto& ring = memory.operands.pixels[threadIdx.x / 32];
   FragmentSteps steps = {};
   if (p.weights.inside) load_steps<Codes>(p.weights, tile_row, 0, steps);
-  pdl_wait();  // which made x
+  pdl_wait();  // the kernel before made x
 #pragma unroll
   for (int stage = 0; stage < few_pixels_stages; ++stage) {
     const int first = tile_column + stage * few_pixels_warps;
@@ -126,10 +126,10 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row
     for (int stage = 0; stage < few_pixels_stages; ++stage) {
       if (tile_column >= end) break;
       cp_async_wait<few_pixels_stages - 1>();
-      __syncwarp();  // the other lanes' copies have arrived, too
+      __syncwarp();  // the other lanes' copies have landed
       auto& own = words[stage % few_pixels_depth<Codes>];
       multiply_windows<Codes>(own, ring[stage], memory.operands.table, steps, p.weights.inside, sums);
-      __syncwarp();  // nobody reads these pixels any more
+      __syncwarp();  // all lanes are done reading these pixels
       const int next_codes = tile_column + few_pixels_depth<Codes> * few_pixels_warps;
       if (next_codes < end) load_codes(p.weights, tile_row, next_codes, own);
       const int next = tile_column + few_pixels_stages * few_pixels_warps;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row
   cp_async_wait<0>();
 }
 
-/// Where a thread's results lie in a block's tile.
+/// Position of a thread's results in a block's tile.
 struct FewPixelsPlace {
   int column, row;
   __device__ explicit FewPixelsPlace(int four)
@@ -153,11 +153,11 @@ __device__ __forceinline__ void add_to(float4& sum, const float4& other) {
   sum = {sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
 }
 
-/// A thread's sums over all warps, the first one first. All threads.
+/// A thread's sums over all warps, added in the order of the warps. All threads.
 template <class Codes>
 __device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes>& memory, TileSums& sums,
                                              float4 (&total)[few_pixels_fours]) {
-  __syncthreads();  // nobody reads operands any more
+  __syncthreads();  // all threads are done reading the operands
   for_each_sum(sums, [&](int row) {
     auto& of_warp = memory.sums[threadIdx.x / 32];
     return [&of_warp, row](int tile, int e, float sum) { of_warp[column_of_sum(tile, e)][row] = sum; };
@@ -173,8 +173,8 @@ __device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes>& memory, Til
   }
 }
 
-/// Leaves a thread's sums of a split in memory. The block that arrives last gets the sums of all
-/// splits, added up in their order, and true. All threads.
+/// Split-K reduction: stores a thread's sums of this split. The last block to arrive adds the sums
+/// of all splits in their order; only there it returns true. All threads.
 __device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split, float4 (&total)[few_pixels_fours]) {
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
@@ -194,7 +194,7 @@ __device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split, flo
   return true;
 }
 
-/// Four neighbouring rows of a pixel of y. `finish`: what becomes of their sums.
+/// Stores four neighbouring rows of a pixel of y. `finish`: their epilogues.
 __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixel,
                                            const BiasEpilogue<AnyElements>::Row* finish, const float4& sum) {
   if (pixel >= p.epilogue.columns) return;
@@ -211,11 +211,12 @@ __device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixe
     if (row + e < p.epilogue.rows) store_element(p.epilogue.y, first + e, value[e]);
 }
 
-/// y = epilogue(x * w + bias). 256 threads; block (x, y, z) owns pixels [32 x, 32 x + 32) of all
-/// images', rows [64 y, 64 y + 64) and split z of the superblocks along k. A warp multiplies every
-/// eighth of these by all pixels of the block, with sums of its own. They are added up through
-/// shared memory, the splits through device memory, always in their order. Whichever block stores
-/// the last result that a row of the pooling needs pools it.
+/// Convolution of few pixels: y = epilogue(x * w + bias). 256 threads. Block (x, y, z) owns pixels
+/// [32 x, 32 x + 32) of the batch, rows [64 y, 64 y + 64) and split z of the superblocks along k.
+/// Each warp multiplies every eighth of these superblocks by all pixels of the block, into sums of
+/// its own. Warps' sums are added through shared memory, splits through device memory, always in
+/// the same order. With pooling, the block that stores the last result of a pooled row computes
+/// that row.
 template <class Codes>
 __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
   auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());

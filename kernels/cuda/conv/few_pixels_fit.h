@@ -4,7 +4,7 @@
 #include "kernels/cuda/gemm/mma_fit.h"
 #include "kernels/cuda/gemm/product_case.h"
 
-// What conv/few_pixels.cuh can compute, and how it cuts a product.
+// Fit of conv/few_pixels.cuh, and the tiling of its products.
 
 namespace nibblenet {
 
@@ -12,8 +12,8 @@ inline constexpr int few_pixels_warps = 8;  ///< of a block, which take superblo
 inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for `mma_warp_columns` pixels
 inline constexpr int few_pixels_largest_pool = 15;         ///< window of fused max pooling
 
-/// The blocks of a product: tiles of y, times the splits along k, of which each brings a superblock
-/// to each warp.
+/// Blocks of a product: tiles of y, times the splits of k. Each split gives every warp at least one
+/// superblock.
 struct FewPixelsBlocks {
   int64_t columns;
   int64_t rows;
@@ -33,14 +33,14 @@ struct FewPixelsBlocks {
 
 namespace few_pixels {
 
-/// Whether weights are multiplied where they lie. Others become superblocks of fp16 values in the
-/// workspace.
+/// Whether the kernel reads the weights in place. Other weights are first expanded to superblocks
+/// of fp16 values in the workspace.
 bool multiplies_in_place(const WeightTraits& weight);
-/// Convolutions of fp16 activations, whole slices of 64 channels, on 16 bytes; weights neither in
-/// float32 nor in rows that train.
+/// Requires a convolution of fp16 activations, C a multiple of 64, and 16-byte aligned x. Weights
+/// are neither float32 nor trained in rows.
 bool fits(const ProductCase& c);
-/// Also with max pooling, and flattening, of fp16 results on 16 bytes, K a multiple of 8; windows
-/// without padding.
+/// Fused max pooling, with or without flatten: also requires fp16 results, 16-byte aligned y, K a
+/// multiple of 8, and windows without padding.
 bool fits_pooling(const ProductCase& c);
 
 }  // namespace few_pixels

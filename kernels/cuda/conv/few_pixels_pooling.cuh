@@ -3,17 +3,17 @@
 #include "kernels/cuda/conv/few_pixels_fit.h"
 #include "kernels/cuda/gemm/mma_tile.cuh"
 
-// Max pooling of a product's results by the kernel that makes them, where its tiles are smaller
-// than windows' rows: results go to memory, and the block that completes what a row of windows
-// needs pools it, out of the L2 cache. A maximum does not depend on the order, and so the bits are
-// the same whichever block that is.
+// Fused max pooling for tiles that are smaller than a row of windows. Results go to memory. The
+// block that stores the last result of a pooled row then pools it, from the L2 cache. The bits do
+// not depend on which block that is: a maximum does not depend on the order.
 
 namespace nibblenet {
 
-/// Rows of windows that 32 pixels can meet, those of several images included.
+/// Pooled rows that 32 pixels can belong to, across images.
 inline constexpr int row_pooling_rows = mma_warp_columns + 2 * few_pixels_largest_pool;
 
-/// Of results [N, P, Q, K], K a multiple of 8, in tiles of `mma_warp_columns` pixels.
+/// Pooling of results [N, P, Q, K], K a multiple of 8, computed in tiles of `mma_warp_columns`
+/// pixels.
 struct RowPooling {
   MaxPooling pool = {};            ///< without padding; a size of 0: none
   const f16* results = nullptr;    ///< on 16 bytes
@@ -21,11 +21,11 @@ struct RowPooling {
   bool flat = false;               ///< [N, K, pool.p, pool.q] it is, as PyTorch flattens it
   unsigned* semaphores = nullptr;  ///< by superblock row, image and row of y: how many tiles are done
 
-  /// A row of y, all images' counted on.
+  /// A row of y, numbered through all images.
   struct Row {
-    int first_pixel;  ///< of the results that it needs
+    int first_pixel;  ///< of its windows
     int end_pixel;
-    int tiles;  ///< that these lie in
+    int tiles;  ///< that hold these pixels
   };
   __device__ Row row(const ConvolutionSizes& s, int index) const {
     const int image = index / pool.p;
@@ -33,8 +33,8 @@ struct RowPooling {
     const int end = first + pool.size * s.q;
     return {first, end, (end - 1) / mma_warp_columns - first / mma_warp_columns + 1};
   }
-  /// The first row of y that needs a pixel, or what comes behind it; and the last one that does, or
-  /// what came before.
+  /// The first and the last row of y whose windows hold a pixel. Pixels outside every window get
+  /// the next row, and the row before.
   __device__ int first_row(const ConvolutionSizes& s, int pixel) const {
     const int image = pixel / (s.p * s.q);
     const int h = pixel / s.q - image * s.p;
@@ -48,8 +48,7 @@ struct RowPooling {
   }
 };
 
-/// Of the rows that a tile's pixels meet, those which this block is the last one to bring results
-/// for.
+/// Which rows of a tile this block completes: it stored their last result.
 struct CompletedRows {
   bool here[row_pooling_rows];
 };
@@ -58,7 +57,7 @@ __device__ __forceinline__ void max_of_eight(uint4& of, const uint4& other) {
   of = {max_fp16x2(of.x, other.x), max_fp16x2(of.y, other.y), max_fp16x2(of.z, other.z), max_fp16x2(of.w, other.w)};
 }
 
-/// Stores eight channels, from `channel` on, of a pixel of y.
+/// Stores eight channels, from `channel` on, of one pixel of y.
 __device__ __forceinline__ void store_pooled(const RowPooling& pooling, int channels, int row, int column, int channel,
                                              const uint4& eight) {
   if (!pooling.flat) {
@@ -75,7 +74,8 @@ __device__ __forceinline__ void store_pooled(const RowPooling& pooling, int chan
   for (int e = 0; e < 8; ++e) y[e * pixels].bits = static_cast<uint16_t>(pairs[e / 2] >> e % 2 * 16);
 }
 
-/// A row of y, 64 channels from `channel` on: eight of them of one pixel a thread. All threads.
+/// Pools a row of y for 64 channels from `channel` on, eight channels of a pixel per thread. All
+/// threads.
 __device__ __forceinline__ void pool_row(const RowPooling& pooling, const ConvolutionSizes& s, int row, int channel) {
   constexpr int vectors = Superblocks::size / 8;
   const f16* results = pooling.results + static_cast<int64_t>(pooling.row(s, row).first_pixel) * s.k;
@@ -94,15 +94,15 @@ __device__ __forceinline__ void pool_row(const RowPooling& pooling, const Convol
   }
 }
 
-/// By all threads, behind what they have stored of the tile of 32 pixels from `first_pixel` on and
-/// 64 channels from 64 `tile_row` on: pools the rows that need nothing any more.
+/// Counts a stored tile, and pools the rows that it completes. The tile is 32 pixels from
+/// `first_pixel` on, and 64 channels from 64 `tile_row` on. All threads, after their stores.
 __device__ __forceinline__ void pool_completed_rows(const RowPooling& pooling, const ConvolutionSizes& s,
                                                     int first_pixel, int tile_row) {
   const int end_pixel = first_pixel + mma_warp_columns < s.outputs() ? first_pixel + mma_warp_columns : s.outputs();
   const int first = pooling.first_row(s, first_pixel);
   const int rows = pooling.last_row(s, end_pixel - 1) - first + 1;
   auto& completed = shared<CompletedRows>();
-  __threadfence();  // what was stored is seen by whoever sees the count
+  __threadfence();  // makes the stores visible before the count
   __syncthreads();
   if (const auto thread = static_cast<int>(threadIdx.x); thread < rows) {
     unsigned& semaphores = pooling.semaphores[tile_row * s.n * pooling.pool.p + first + thread];

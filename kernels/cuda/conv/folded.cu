@@ -1,5 +1,5 @@
-// The first convolution folded with the preparation of its images (engine/core/fold.h): a plain
-// kernel for float32, and one on the tensor cores for float16.
+// The first convolution, folded with the preparation of its images (engine/core/fold.h): a plain
+// kernel for float32, and a tensor-core kernel for fp16.
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@
 namespace nibblenet {
 namespace {
 
-/// Outputs of an axis by pattern: FoldedAxisView's tables, one behind the other.
+/// Tables of FoldedAxisView, one after the other.
 std::vector<int32_t> tables_of(const FoldedAxis& axis) {
   std::vector<int32_t> tables(axis.first);
   tables.insert(tables.end(), axis.pattern.begin(), axis.pattern.end());
@@ -31,7 +31,7 @@ FoldedAxisView view_of(const FoldedAxis& axis, const int32_t* tables) {
   return {axis.taps, outputs, axis.patterns, tables, tables + outputs, tables + 2 * outputs, tables + 3 * outputs};
 }
 
-/// Filters in the order of folded_conv2d_half_kernel.
+/// Filters in the memory order of folded_conv2d_half_kernel.
 std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisation) {
   const int64_t k_tiles = ceil_div(folded.length(), 16);
   const int64_t blocks = ceil_div(folded.channels_out, folded_channel_block);
@@ -118,7 +118,7 @@ class FoldedConv2dCuda final : public FoldedConv2d {
   }
 
  private:
-  /// As pixels_of_block counts them.
+  /// Number of blocks, as pixels_of_block() counts them.
   unsigned blocks(int64_t batch) const {
     int64_t count = 0;
     for (int32_t v = 0; v < geometry_.vertical.patterns; ++v)

@@ -3,16 +3,16 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/device/target.h"
 
-// The kernels of folded convolutions (engine/core/fold.h).
+// Kernels of folded convolutions (engine/core/fold.h).
 
 namespace nibblenet {
 
 constexpr int folded_warp_pixels = 32;
 constexpr int folded_block_pixels = 4 * 2 * folded_warp_pixels;  // four warps go twice
 constexpr int folded_channel_block = 64;
-constexpr int folded_most_pairs = 512;  // of neighbouring weights of a channel's filter
+constexpr int folded_most_pairs = 512;  // of neighbouring weights of a filter
 
-/// One direction: outputs sorted by the pattern they take.
+/// One axis: its outputs, sorted by pattern.
 struct FoldedAxisView {
   int taps;
   int outputs;
@@ -32,7 +32,7 @@ struct FoldedImages {
   int width;
   int center[3];
 
-  /// By comparisons: an index would make the compiler copy all of this to local memory.
+  /// Selects by comparisons: indexing would make the compiler copy the struct to local memory.
   __device__ int center_of(int c) const { return c == 0 ? center[0] : c == 1 ? center[1] : center[2]; }
 };
 
@@ -45,8 +45,8 @@ struct FoldedView {
   __device__ int length() const { return vertical.taps * horizontal.taps * 3; }
 };
 
-/// y[n, p, q, k] by the definition in engine/core/fold.h. One thread an output, neighbours in k:
-/// they read neighbouring weights and the same pixels.
+/// Plain folded convolution, y[n, p, q, k] as engine/core/fold.h defines it. One thread per output,
+/// neighbours in k: they read neighbouring weights and the same pixels.
 __global__ void folded_conv2d_kernel(float* y, FoldedImages images, FoldedView folded, const float* filters,
                                      bool with_relu, int64_t outputs) {
   for_each_index(outputs, [&](int64_t index) {
@@ -71,8 +71,8 @@ __global__ void folded_conv2d_kernel(float* y, FoldedImages images, FoldedView f
   });
 }
 
-/// Where two neighbouring weights find their bytes in a window, and what turns 1024 + byte into
-/// byte - center.
+/// Byte offsets in a window of two neighbouring weights, and the constant that turns 1024 + byte
+/// into byte - center.
 struct PairPlace {
   int first;
   int second;
@@ -83,7 +83,7 @@ struct PairPlaces {
   PairPlace places[folded_most_pairs];
 };
 
-/// The pixels of one pattern, counted through the whole batch.
+/// Pixels of one pattern, numbered through the whole batch.
 struct PatternPixels {
   int s;      ///< the pattern
   int first;  ///< of this block
@@ -92,7 +92,7 @@ struct PatternPixels {
   int columns;
 };
 
-/// Blocks go through the patterns one after the other; each has as many as its pixels take.
+/// The pattern and pixels of this block. Blocks are numbered pattern by pattern.
 __device__ PatternPixels pixels_of_block(const FoldedView& folded, int images) {
   auto block = static_cast<int>(blockIdx.x);
   PatternPixels pixels{};
@@ -109,7 +109,7 @@ __device__ PatternPixels pixels_of_block(const FoldedView& folded, int images) {
   return pixels;
 }
 
-/// Where pixel `index` of a pattern is written, and where its window begins.
+/// The output pixel and the window of pixel `index` of a pattern.
 struct PixelPlace {
   int64_t pixel;
   const uint8_t* window;
@@ -128,14 +128,15 @@ __device__ PixelPlace place_of(const FoldedView& folded, const FoldedImages& ima
           images.bytes + ((n * images.height + vertical.first[p]) * images.width + horizontal.first[q]) * 3};
 }
 
-/// 1024 + byte is a half whose low bits are the byte: no conversion. The difference is exact.
+/// Two bytes of a window as fp16 values, minus their centers. 1024 + byte is an fp16 value whose
+/// low bits are the byte, so there is no conversion, and the difference is exact.
 __device__ __forceinline__ uint32_t fp16_at(const uint8_t* window, const PairPlace& place) {
   constexpr uint32_t ones = 0x3C003C00U, thousands = 0x64006400U;
   const uint32_t bytes = static_cast<uint32_t>(window[place.first]) | static_cast<uint32_t>(window[place.second]) << 16;
   return fma_fp16x2(bytes | thousands, ones, place.minus);
 }
 
-/// fp16 values of a lane's 16 neighbouring channels, from `k` on, of one pixel.
+/// Stores a lane's 16 neighbouring channels, from `k` on, of one pixel.
 __device__ __forceinline__ void store_channels(f16* y, int k, int channels, const uint32_t (&pairs)[8], bool aligned) {
   if (aligned) {
     if (k < channels) {
@@ -152,12 +153,13 @@ __device__ __forceinline__ void store_channels(f16* y, int k, int channels, cons
   }
 }
 
-/// The same on the tensor cores: pixels of one pattern x 64 channels. A warp takes 32 pixels twice;
-/// their bytes become fp16 values, exactly, in the registers that the product wants them in.
-/// Weights lie as the product wants them, too: filters[s, channel block, k-tile of 16 weights,
-/// lane, 8 tiles of 8 channels, 2] pairs of fp16 values, times 1 / factor; column c of tile j is
-/// channel 16 (c / 2) + 2 j + c % 2 of the block, so that a lane ends with 16 neighbours. Three
-/// blocks a multiprocessor: with four, 128 registers would not do.
+/// Folded convolution on the tensor cores: pixels of one pattern x 64 channels. A warp computes 32
+/// pixels, twice. The bytes become fp16 values, exactly, in the registers of the mma fragment.
+///
+/// Weights lie in mma order too: filters[s, channel block, k-tile of 16 weights, lane, 8 tiles of 8
+/// channels, 2] pairs of fp16 values, times 1 / factor. Column c of tile j is channel 16 (c / 2) +
+/// 2 j + c % 2 of the block, so that a lane ends with 16 neighbours. Three blocks per
+/// multiprocessor: four would leave 128 registers a thread, which are too few.
 __global__ void __launch_bounds__(128, 3)
     folded_conv2d_half_kernel(f16* y, FoldedImages images, FoldedView folded, const uint4* filters, float factor,
                               bool with_relu, bool aligned) {
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(128, 3)
     uint32_t minus[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int k = 2 * i + e < folded.length() ? 2 * i + e : 0;  // behind the last one weights are 0
+      const int k = 2 * i + e < folded.length() ? 2 * i + e : 0;  // past the end, weights are 0
       at[e] = k / run * images.width * 3 + k % run;
       minus[e] = 0xE400U + static_cast<uint32_t>(images.center_of(k % 3));  // -(1024 + center)
     }

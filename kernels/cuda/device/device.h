@@ -17,7 +17,7 @@ namespace nibblenet {
 /// Why CUDA cannot be used here, in one line; nothing when there is a GPU.
 std::optional<std::string> cuda_problem();
 
-/// What an operation moves and computes at the least: the only statement of its cost. Benches
+/// Cost of an operation: the least bytes and operations. It is stated nowhere else; benchmarks
 /// divide by it.
 struct Work {
   double bytes = 0;  ///< operands read once and results written once
@@ -38,10 +38,10 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
 
   CUstream_st* get() const { return stream_; }
-  /// Waits until everything queued is done. Throws CudaError for what went wrong in it.
+  /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
 
-  /// Sums over every launch on this stream.
+  /// Adds the work of a launch to the stream's sum.
   void count(const Work& work) {
     work_ += work;
     ++launches_;
@@ -63,21 +63,21 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  /// Records the stream's position, and waits for it. Throw CudaError.
+  /// Records the stream's position; waits until the stream reaches it. Both throw CudaError.
   void record(Stream& stream);
   void synchronize();
-  /// Milliseconds from `start` to this one; both have been recorded and reached.
+  /// Milliseconds from `start` to this event. Requires that the stream reached both.
   float since(const Event& start) const;
 
  private:
   CUevent_st* event_ = nullptr;
 };
 
-/// Work captured from a stream, to be replayed by one call: for small batches launching costs more
-/// than computing.
+/// A CUDA graph: work captured from a stream, and replayed by one call. For small batches,
+/// launching costs more than computing.
 class Graph {
  public:
-  /// Runs `queue_work` with the stream capturing: what it queues is recorded, not run. It must not
+  /// Captures what `queue_work` queues on the stream, without running it. `queue_work` must not
   /// synchronise.
   template <class QueueWork>
   Graph(Stream& stream, QueueWork&& queue_work) {
@@ -96,7 +96,7 @@ class Graph {
 
   /// Queues the graph on the stream. Throws CudaError.
   void launch(Stream& stream);
-  /// Kernels, copies and the like.
+  /// Number of nodes: kernels, copies and so on.
   int64_t nodes() const { return nodes_; }
 
  private:
@@ -114,7 +114,7 @@ class Device {
   /// "NVIDIA H200, compute capability 9.0, 132 SMs, CUDA 13.0, driver API 13.0"
   const std::string& description() const { return description_; }
   DeviceMemory memory() const;
-  /// Whether it multiplies by warpgroups (wgmma), and our kernels were compiled for that.
+  /// Whether the GPU has wgmma, and our kernels were compiled for it.
   bool has_wgmma() const { return has_wgmma_; }
   size_t l2_bytes() const { return l2_bytes_; }
 
@@ -128,15 +128,14 @@ class Device {
   size_t l2_bytes_ = 0;
 };
 
-/// Queues a copy between device and host or within the device; by the time it returns, host memory
-/// may be changed.
+/// Queues a copy to the device, or within it. Host memory may be changed once the call returns.
 void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream);
-/// Waits for everything queued before, and for the copy.
+/// Copies to the host: waits for all queued work, and for the copy.
 void copy_from_device(void* host, const void* source, size_t bytes, Stream& stream);
 void copy_on_device(void* destination, const void* source, size_t bytes, Stream& stream);
 void fill_zero(void* destination, size_t bytes, Stream& stream);
 
-/// A copy of host values in device memory; without values, no memory.
+/// A copy of host values in device memory; an empty buffer for no values.
 template <class T>
 Buffer<T> resident_copy(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category, Stream& stream) {
   if (source.empty()) return {};

@@ -7,8 +7,8 @@
 
 namespace nibblenet {
 
-/// Copies from the device that are not waited for: its stream brings them to page-locked memory,
-/// and finish() from there to where they belong. Move-only.
+/// Asynchronous copies from the device. The stream copies to page-locked memory; finish() copies
+/// from there to the destination. Move-only.
 class Downloads {
  public:
   Downloads() = default;
@@ -18,7 +18,7 @@ class Downloads {
 
   /// Queues a copy; `host` is written by finish().
   void copy(void* host, const void* source, size_t bytes, Stream& stream);
-  /// Waits for the queued copies, and for nothing that was asked for behind them.
+  /// Waits for the queued copies only, not for work queued after them.
   void finish();
 
  private:

@@ -17,7 +17,7 @@ __device__ __forceinline__ void store_element(f16* data, int64_t index, float va
   data[index].bits = static_cast<__half_raw>(__float2half_rn(value)).x;
 }
 
-/// Two fp16 values as one word, the first one in its lower half.
+/// Two fp16 values in one word, the first in the lower half.
 __device__ __forceinline__ uint32_t pair_of_fp16(float first, float second) {
   f16 pair[2];
   store_element(pair, 0, first);
@@ -31,7 +31,7 @@ __device__ __forceinline__ float fp16_in(const uint32_t (&words)[4], int e) {
   return load_element(&half, 0);
 }
 
-/// Sum over the lanes of a warp, for each of them: the same bits on every run.
+/// Sum over the lanes of a warp, returned to each lane. Same bits on every run.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
@@ -39,10 +39,10 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-/// max(x, 0) that keeps NaN: a diverged network must show.
+/// max(x, 0) that keeps NaN, so that a diverged network shows.
 __device__ __forceinline__ float relu(float x) { return x < 0.0F ? 0.0F : x; }
 
-/// Calls f(i) for every i < count, spread over all threads of the grid.
+/// Grid-stride loop: calls f(i) for every i < count, spread over all threads of the grid.
 template <class F>
 __device__ __forceinline__ void for_each_index(int64_t count, F f) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;

@@ -4,14 +4,14 @@
 
 namespace nibblenet {
 
-/// What the current GPU has used, by NVML, the driver's own library.
+/// Energy counter of the current GPU, read through NVML, the driver's library.
 class EnergyMeter {
  public:
-  /// Throws CudaError where the library or the GPU is not there.
+  /// Throws CudaError where the library or the GPU is missing.
   EnergyMeter();
 
-  /// Since the driver was loaded, of everything that ran there; the driver renews it some ten times
-  /// a second. Nothing where the GPU does not count: those before Volta.
+  /// Joules since the driver was loaded, of everything that ran on the GPU. The driver updates the
+  /// counter about ten times a second. Returns nothing for GPUs without one: those before Volta.
   std::optional<double> joules() const;
 
  private:

@@ -1,14 +1,15 @@
 #pragma once
 
-// The one header through which kernels see CUDA: CUDA itself and the few wrappers below. A build of
-// the kernels for the CPU finds another header of this path first, which runs every thread of a
-// block as a fiber, so that tests can watch the kernels' own source with sanitizers.
+// CUDA for kernels: the toolkit's headers, and small wrappers of PTX instructions. Kernels include
+// no other CUDA header. The host-execution build finds its own header at this path first. That one
+// runs every thread of a block as a fiber on the CPU, so that sanitizers can check the kernels'
+// source.
 //
-// What a kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
+// A kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
 // __syncthreads(), __syncwarp(mask), __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync;
 // atomicMax on unsigned int and unsigned long long, atomicAdd on unsigned int, __threadfence(),
-// __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and their like; and
-// the wrappers below.
+// __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and similar functions;
+// and the wrappers below.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -17,48 +18,45 @@
 
 namespace nibblenet {
 
-/// Shared memory of the block: one object for each pair of types. Contents are undefined until
-/// written. `Tag` tells apart two objects of one type.
+/// An object of type T in the block's shared memory, one for each pair of types. Its contents are
+/// undefined until written. `Tag` distinguishes two objects of one type.
 template <class T, class Tag = T>
 __device__ __forceinline__ T& shared() {
   __shared__ alignas(16) unsigned char storage[sizeof(T)];
   return *reinterpret_cast<T*>(storage);
 }
 
-/// Shared memory of the launch's size (Grid::shared_bytes), beside the objects of shared(): 16-byte
-/// aligned.
+/// Dynamic shared memory (Grid::shared_bytes), besides the objects of shared(). 16-byte aligned.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char storage_of_launch[];
   return storage_of_launch;
 }
 
-/// Address of a generic pointer inside the shared window, as PTX wants it.
+/// Address of a pointer in the shared-memory window, as PTX needs it.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Of kernels that are launched by PDL (programmatic dependent launch) (Grid::pdl), from compute
-/// capability 9.0 on: waits until the kernel before has ended and what it wrote is seen. Weights
-/// may be read before, nothing written: whatever changes weights is followed by what brings the
-/// next batch, a copy or a kernel that is not launched by PDL and so begins behind all that went
-/// before.
+/// PDL wait (programmatic dependent launch, Grid::pdl; compute capability 9.0 on): waits until the
+/// kernel before has ended and its writes are visible. Before it, a kernel may read weights, and
+/// may write nothing. That is safe: after weights change, a copy or a kernel without PDL brings the
+/// next batch, and starts only after all earlier work.
 __device__ __forceinline__ void pdl_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
 }
-/// This block no longer keeps the next kernel, if launched by PDL, from being given
-/// multiprocessors.
+/// PDL trigger: lets the next kernel, if it is launched by PDL, start on free multiprocessors.
 __device__ __forceinline__ void pdl_trigger() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 #endif
 }
 
-/// A place in shared memory as a number: what is added to it is not taken apart by the compiler.
+/// A shared-memory address as a number. The compiler keeps additions to it as they are.
 using SharedPlace = unsigned;
 __device__ __forceinline__ SharedPlace shared_place(const void* pointer) { return shared_address(pointer); }
-/// The word there, not before the last barrier.
+/// Loads the word at `place`. Volatile: the load does not move before the last barrier.
 __device__ __forceinline__ uint32_t load_shared(SharedPlace place) {
   uint32_t word;
   asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(word) : "r"(place));
@@ -77,9 +75,9 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// Four 8x8 matrices of fp16 values from shared memory: lane 8 i + j points at row j of matrix i,
-/// 16 aligned bytes; r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of
-/// matrix i.
+/// ldmatrix: loads four 8x8 matrices of fp16 values from shared memory. Lane 8 i + j points at row
+/// j of matrix i, 16 aligned bytes. r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of
+/// row l / 4 of matrix i.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -87,8 +85,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-/// The same of transposed matrices: r[i] of lane l holds elements l / 4 of rows 2 (l % 4) and 2 (l
-/// % 4) + 1.
+/// ldmatrix with transposition: r[i] of lane l holds element l / 4 of rows 2 (l % 4) and 2 (l % 4)
+/// + 1.
 __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -96,59 +94,58 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
                : "memory");
 }
 
-/// (a & b) | c in one instruction: left alone, the compiler takes two where b and c are constants.
+/// (a & b) | c in one instruction. The compiler alone uses two where b and c are constants.
 __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
 
-/// The bits of a where those of `mask` are set, else of b. In one instruction that stays as it is:
-/// left alone, the compiler moves masks of what follows in front of it, and takes each use apart
-/// anew.
+/// Bits of a where `mask` is 1, else bits of b, in one instruction. Written in PTX because the
+/// compiler would move later masks before it and repeat the work for each use.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
   return d;
 }
 
-/// __byte_perm for digits that are known to be below 8: it clears their highest bits itself.
+/// __byte_perm for selectors below 8. __byte_perm itself clears the selectors' highest bits first.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
   uint32_t d;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(digits));
   return d;
 }
 
-/// a b + c of two fp16 values each, rounded once.
+/// a b + c for two fp16 values each, rounded once.
 __device__ __forceinline__ uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
 
-/// The larger ones of two fp16 values each; NaN where either is.
+/// max(a, b) for two fp16 values each; NaN where either is NaN.
 __device__ __forceinline__ uint32_t max_fp16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 
-/// All ones in each half of two where a > b, else zeros: of a NaN as well.
+/// All ones in each half where a > b, else zeros; zeros for NaN.
 __device__ __forceinline__ uint32_t greater_fp16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 
-/// All ones in each half of two that is NaN, else zeros.
+/// All ones in each half that is NaN, else zeros.
 __device__ __forceinline__ uint32_t nan_fp16x2(uint32_t a) {
   uint32_t d;
   asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(d) : "r"(a));
   return d;
 }
 
-/// 16 aligned bytes that no kernel writes while this one runs and that are read once: they leave
-/// the L1 cache to others.
+/// Loads 16 aligned bytes that are read once, bypassing the L1 cache. Requires that no kernel
+/// writes them while this one runs.
 __device__ __forceinline__ uint4 load_once_16(const void* source) {
   uint4 v;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -157,28 +154,29 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
   return v;
 }
 
-/// Starts copying 16 aligned bytes from global to shared memory; zeros where `valid` is false, and
-/// then `source` is not read. Landed after cp_async_wait, and a barrier for the other threads.
+/// cp.async: starts copying 16 aligned bytes from global to shared memory. Writes zeros, and does
+/// not read `source`, where `valid` is false. The copy has landed after cp_async_wait, and after a
+/// barrier for the other threads.
 __device__ __forceinline__ void cp_async_16(void* target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
                "r"(valid ? 16 : 0)
                : "memory");
 }
-/// The same of bytes that this multiprocessor reads again soon: they pass through its L1 cache.
+/// cp.async through the L1 cache, for bytes that this multiprocessor reads again soon.
 __device__ __forceinline__ void cp_async_16_cached(void* target, const void* source, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)), "l"(source),
                "r"(valid ? 16 : 0)
                : "memory");
 }
-/// The same of 4 aligned bytes.
+/// cp.async of 4 aligned bytes.
 __device__ __forceinline__ void cp_async_4(void* target, const void* source, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(target)), "l"(source),
                "r"(valid ? 4 : 0)
                : "memory");
 }
-/// Closes a group of the copies started since the last one.
+/// Closes the group of the copies started since the last group.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-/// Waits until at most `Pending` of this thread's groups, the latest ones, are under way.
+/// Waits until at most the latest `Pending` of this thread's groups are in flight.
 template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");

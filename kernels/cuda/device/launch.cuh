@@ -13,15 +13,15 @@
 
 namespace nibblenet {
 
-/// Blocks of a launch and the threads in each of them, one-dimensional.
+/// Launch configuration: blocks, and threads per block (one-dimensional).
 struct Grid {
   dim3 blocks;
   unsigned threads;
   size_t shared_bytes = 0;  ///< of dynamic_shared()
-  bool pdl = false;         ///< the kernel itself waits for the one before: pdl_wait()
+  bool pdl = false;         ///< launched by PDL; the kernel calls pdl_wait()
 };
 
-/// Enough blocks of `threads` for one thread per item, in grid-stride loops for very many.
+/// One thread per item, up to 2^20 blocks; beyond that, kernels loop over the grid.
 inline Grid grid_for(int64_t items, unsigned threads = 256) {
   constexpr int64_t most = 1 << 20;
   return {dim3(static_cast<unsigned>(std::min(ceil_div(items, int64_t{threads}), most))), threads};
@@ -36,7 +36,7 @@ inline Work moves(std::initializer_list<ConstActivations> operands, double flops
 }
 
 #ifndef GPU_HOST_EXECUTION
-/// Whether a kernel was compiled for GPUs that know PDL: code for older ones does not wait.
+/// Whether the kernel was compiled for GPUs with PDL. Code for older GPUs does not wait.
 template <class Kernel>
 bool knows_pdl(Kernel* kernel) {
   cudaFuncAttributes attributes{};
@@ -45,8 +45,8 @@ bool knows_pdl(Kernel* kernel) {
 }
 #endif
 
-/// The one way to start a kernel: opens a profiler range `name`, launches, checks, and counts the
-/// work. A grid without blocks is nothing to do.
+/// Starts a kernel: opens a profiler range `name`, launches, checks for errors, and counts the
+/// work. A grid without blocks starts nothing. All kernels start here.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, const Work& work, const Grid& grid, Stream& stream, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
@@ -61,13 +61,13 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream.get();
-  constexpr size_t free_to_use = 16 << 10;  // more may, with what a kernel has anyway, have to be asked for
+  constexpr size_t free_to_use = 16 << 10;  // above this, with static shared memory, a kernel may need the attribute
   if (grid.shared_bytes > free_to_use)
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);
-  // A multiprocessor has to be empty before it divides its memory into caches and shared memory
-  // anew: kernels that follow each other closely all want the same.
+  // All PDL kernels ask for the same split of L1 cache and shared memory: a multiprocessor must be
+  // idle to change it.
   if (grid.pdl)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
           name);

@@ -10,12 +10,12 @@
 
 namespace nibblenet {
 
-/// A library that is loaded when somebody asks for it, so that our programs start where it is not
-/// installed; kept for the life of the process.
+/// A shared library that is loaded at run time, so that our programs start where it is not
+/// installed. It stays loaded for the life of the process.
 class SharedLibrary {
  public:
-  /// The file that the environment variable `variable` names, else the library `name` where the
-  /// system looks for it, else in the toolkit's own folder. Throws CudaError.
+  /// Loads the file that the environment variable `variable` names, else the library `name` from
+  /// the system's paths, else from the CUDA toolkit's folder. Throws CudaError.
   SharedLibrary(std::string name, const char* variable) : name_(std::move(name)) {
     std::vector<std::string> candidates = {name_, "/usr/local/cuda/lib64/" + name_};
     const char* given = std::getenv(variable);

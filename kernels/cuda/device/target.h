@@ -4,13 +4,13 @@
 #include <cstdint>
 #include <limits>
 
-// The GPU that kernels are cut for. All of it is constant, never what a device says of itself:
-// results depend on the shapes alone.
+// The nominal GPU that tilings are computed for. Everything here is a constant, never a property of
+// the actual device: results depend on the shapes alone.
 
 namespace nibblenet {
 
 inline constexpr int64_t nominal_multiprocessors = 132;  ///< of an H100 or H200
-/// Shared memory that a block may have on every GPU from compute capability 8.0 on.
+/// Shared memory per block that every GPU from compute capability 8.0 on offers.
 inline constexpr int block_shared_bytes = 99 << 10;
 
 /// a / b for integers above 0, rounded up.
@@ -19,12 +19,12 @@ constexpr auto ceil_div(A a, B b) {
   return (a + b - 1) / b;
 }
 
-/// Into how many splits a reduction is cut, so that a small product fills the GPU.
+/// Split-K policy: the number of splits of a reduction, so that a small product fills the GPU.
 struct SplitK {
   int64_t blocks_wanted;
   int64_t most = std::numeric_limits<int>::max();
 
-  /// `blocks` of the whole product; `longest`: how many splits are still long enough.
+  /// `blocks`: of the product without splits. `longest`: most splits that are still long enough.
   constexpr int splits(int64_t blocks, int64_t longest) const {
     return static_cast<int>(
         std::clamp<int64_t>(std::min(blocks_wanted / std::max<int64_t>(blocks, 1), longest), 1, most));

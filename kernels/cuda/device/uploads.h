@@ -7,9 +7,8 @@
 
 namespace nibblenet {
 
-/// Copies to the device that do not wait for it: bytes go through a ring of page-locked buffers,
-/// from which the device fetches them when its stream gets there, while the host fills the next
-/// ones. Move-only.
+/// Asynchronous copies to the device through a ring of page-locked buffers. The stream copies from
+/// one buffer while the host fills the next one. Move-only.
 class Uploads {
  public:
   Uploads() = default;
@@ -17,8 +16,8 @@ class Uploads {
   Uploads(const Uploads&) = delete;
   Uploads& operator=(const Uploads&) = delete;
 
-  /// Queues a copy; by the time it returns, host memory may be changed. Waits only while all
-  /// buffers are under way.
+  /// Queues a copy. Host memory may be changed once the call returns. Waits only while all buffers
+  /// are in use.
   void copy(void* destination, const void* host, size_t bytes, Stream& stream);
 
  private:

@@ -1,14 +1,14 @@
 #pragma once
 
-// What kernels/cuda/device/gpu.h offers of a warpgroup's asynchronous matrix products (PTX ISA,
-// wgmma), on GPUs of compute capability 9.0. Part of gpu.h; do not include it elsewhere.
+// wgmma: asynchronous matrix products of a warpgroup (PTX ISA), for compute capability 9.0. Part of
+// kernels/cuda/device/gpu.h; do not include it elsewhere.
 
 namespace nibblenet {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 namespace warpgroup {
 
-// A thread's sums from d[i] on, as operands that the product reads and writes.
+// A thread's sums from d[i] on, as read-write operands of the instruction.
 #define NIBBLENET_4_SUMS(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define NIBBLENET_16_SUMS(i) \
   NIBBLENET_4_SUMS(i), NIBBLENET_4_SUMS(i + 1), NIBBLENET_4_SUMS(i + 2), NIBBLENET_4_SUMS(i + 3)
@@ -52,8 +52,9 @@ __device__ __forceinline__ void multiply(float (&d)[16][4], uint64_t a, uint64_t
 #undef NIBBLENET_16_SUMS
 #undef NIBBLENET_4_SUMS
 
-/// A tile in shared memory as wgmma wants it described: its address, the distances between blocks
-/// of 64 rows and between groups of eight, all in 16 bytes, and the swizzle of 128 bytes.
+/// Matrix descriptor of a tile in shared memory: its address, the distance between blocks of 64
+/// rows, the distance between groups of eight rows, and the 128-byte swizzle. Distances count 16
+/// bytes.
 __device__ __forceinline__ uint64_t describe(const void* tile) {
   constexpr uint64_t blocks = uint64_t{8192 / 16} << 16;
   constexpr uint64_t groups = uint64_t{1024 / 16} << 32;
@@ -65,14 +66,13 @@ __device__ __forceinline__ uint64_t describe(const void* tile) {
 #endif
 
 /// d[64, 8 columns] += a[64, 16] b[columns, 16] by a warpgroup of 128 threads: fp16 values in
-/// shared memory, float32 sums. `a`, `b`: tiles of 64 of k, on 1,024 bytes, step `step` of 16 of
-/// them is multiplied; either
-///   along k: [rows][64 of k], the rows eight at least, or
-///   along rows: [blocks of 64 rows][64 of k][64 rows], a block 8,192 bytes.
-/// Of each line of 128 bytes the vectors of 16 bytes change places: vector p of line l lies at p ^
-/// (l % 8). Thread t has d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4
-/// * 2 + e. The product is under way until wgmma_wait; until then neither d nor the tiles may be
-/// touched.
+/// shared memory, float32 sums. Multiplies step `step` of 16 of the k-tile. `a` and `b` are tiles
+/// of 64 of k, 1,024-byte aligned, in one of two layouts:
+///   along k: [rows][64 of k], with at least eight rows
+///   along rows: [blocks of 64 rows][64 of k][64 rows], 8,192 bytes a block
+/// Each line of 128 bytes is swizzled: 16-byte vector p of line l lies at p ^ (l % 8). Thread t has
+/// d[i][2 h + e] of row 16 (t / 32) + 8 h + t % 32 / 4 and column 8 i + t % 4 * 2 + e. The product
+/// is asynchronous: until wgmma_wait, neither d nor the tiles may be touched.
 template <bool a_along_k, bool b_along_k, int columns>
 __device__ __forceinline__ void wgmma_async(float (&d)[columns][4], const unsigned char* a, const unsigned char* b,
                                             int step) {
@@ -84,7 +84,7 @@ __device__ __forceinline__ void wgmma_async(float (&d)[columns][4], const unsign
 #endif
 }
 
-/// Before the first product of a group: what threads wrote to d is seen.
+/// Must precede the first product of a group: makes the threads' writes to d visible.
 template <int columns>
 __device__ __forceinline__ void wgmma_fence(float (&d)[columns][4]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -115,8 +115,8 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[columns][4]) {
 #endif
 }
 
-/// What this thread wrote to shared memory, by copies that have landed too, is seen by products
-/// that begin behind the next barrier.
+/// Makes this thread's writes to shared memory, and its landed copies, visible to products after
+/// the next barrier.
 __device__ __forceinline__ void show_to_wgmma() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

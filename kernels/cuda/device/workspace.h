@@ -4,13 +4,14 @@
 
 namespace nibblenet {
 
-/// Where kernels that cut long reductions into splits leave what they have summed so far.
+/// Scratch memory of kernels: partial sums of split-K, and expanded weights.
 class Workspace {
  public:
   virtual ~Workspace() = default;
   /// At least `size` floats, valid until the next call.
   virtual float* floats(size_t size) = 0;
-  /// At least `size` counters, valid until the next call: zeros, and to be left as zeros.
+  /// At least `size` counters, valid until the next call. They are zero, and kernels must leave
+  /// them zero.
   virtual unsigned* counters(size_t size) = 0;
 };
 

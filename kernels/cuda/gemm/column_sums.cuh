@@ -4,10 +4,10 @@
 
 namespace nibblenet {
 
-/// Sums of dy's columns, beside a product that brings dy's tiles anyway: a thread owns two filters
-/// and some of the depth. At the end the first threads add up the rest, in their order. `Tile`: of
-/// fp16 values, `rows` filters, element (filter, k) at byte offset(filter, k), an odd filter's
-/// behind the even one's.
+/// Column sums of dy (the bias gradient), taken from the tiles that a weight gradient loads anyway.
+/// A thread owns two filters and a part of the depth. At the end, the first threads add the parts
+/// in their order. `Tile`: fp16 values of `rows` filters; element (filter, k) lies at byte
+/// offset(filter, k), and an odd filter's element behind the even one's.
 template <class Tile, int threads, int tile_depth>
 struct ColumnSums {
   static constexpr int pairs = Tile::rows / 2;
@@ -25,7 +25,7 @@ struct ColumnSums {
       sum.y += load_element(pair, 1);
     }
   }
-  /// Calls store(filter, sum) for every filter of the block, each by one thread. All threads.
+  /// Calls store(filter, sum) for every filter of the block, from one thread each. All threads.
   template <class Store>
   __device__ __forceinline__ void finish(unsigned char* memory, Store store) const {
     auto* sums = reinterpret_cast<float2*>(memory);  // [groups, pairs]

@@ -21,8 +21,8 @@ struct ConvolutionSizes {
   constexpr int inputs() const { return n * h * w; }   ///< pixels of x
 };
 
-/// Sizes as the kernels' 32-bit integers. Throws ShapeError for a batch whose pixels they cannot
-/// count.
+/// Sizes as the kernels' 32-bit integers. Throws ShapeError for a batch with too many pixels for
+/// them.
 inline ConvolutionSizes sizes_of(const Shape& x, const Shape& y, Window window) {
   constexpr int64_t most = std::numeric_limits<int>::max() - 1024;  // the largest block's
   const int64_t largest = std::max(

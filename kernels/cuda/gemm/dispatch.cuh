@@ -6,8 +6,7 @@
 
 namespace nibblenet {
 
-/// Calls f(T* x) with the type that the view holds: the one place where activations' precision
-/// becomes a type.
+/// Calls f(T* x) with the element type of the view. Precision becomes a type only here.
 template <class View, class F>
 void with_pointer(View x, F f) {
   if (x.precision() == Precision::float16)
@@ -15,13 +14,13 @@ void with_pointer(View x, F f) {
   else
     f(x.floats().data());
 }
-/// Calls f(Y* y, const X* x).
+/// Calls f(Y* y, const X* x) with the element types of both views.
 template <class F>
 void with_pointers(Activations y, ConstActivations x, F f) {
   with_pointer(y, [&](auto* to) { with_pointer(x, [&](const auto* from) { f(to, from); }); });
 }
 
-/// The elements of a view that holds them as T. Throws Error where it does not.
+/// Elements of a view as T. Throws Error where it holds another type.
 template <class T>
 const T* elements_of(ConstActivations x) {
   if constexpr (std::is_same_v<T, f16>)
@@ -30,7 +29,7 @@ const T* elements_of(ConstActivations x) {
     return x.floats().data();
 }
 
-/// Calls f(T* y, const T* x) for views of one precision. Throws Error where they differ.
+/// Calls f(T* y, const T* x) for two views of one precision. Throws Error where they differ.
 template <class F>
 void with_pointers_of_one(Activations y, ConstActivations x, F f) {
   with_pointer(y, [&]<class T>(T* to) { f(to, elements_of<T>(x)); });

@@ -5,7 +5,7 @@
 
 namespace nibblenet {
 
-/// Activations whose precision the kernel is told, for kernels that are not compiled once for each.
+/// Activations whose precision is a runtime value, for kernels with one instantiation for both.
 struct AnyElements {
   void* data;
   bool fp16;
@@ -29,7 +29,7 @@ struct BiasEpilogue {
   GroupSteps steps = {};  ///< of each row, or of all, where the weights leave them to the epilogue
   bool one_step_for_all = false;
 
-  /// What becomes of the sums of one row.
+  /// Epilogue of one row (output channel): sum -> relu(sum * factor * step + bias).
   struct Row {
     float factor, step, bias;
     bool with_relu;

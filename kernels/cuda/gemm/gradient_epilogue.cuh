@@ -9,13 +9,14 @@ __device__ __forceinline__ uint4 eight_fp16(const float (&values)[8]) {
           pair_of_fp16(values[6], values[7])};
 }
 
-/// GradientStore for fp16 values, eight at a time: dx and the ReLU's output lie on 16 bytes.
+/// Epilogue of a data gradient (GradientStore) for fp16 values, eight at a time. Requires 16-byte
+/// aligned dx and ReLU output.
 struct HalfGradient {
   uint4* dx;
   const uint4* relu_output;  ///< null: no ReLU
-  uint32_t* overflow;        ///< null: nobody asks
+  uint32_t* overflow;        ///< null: no check
 
-  /// Elements [8 i, 8 i + 8) of dx.
+  /// Stores elements [8 i, 8 i + 8) of dx.
   __device__ __forceinline__ void store(int64_t i, uint4 v) const {
     if (relu_output != nullptr) {
       const uint4 y = relu_output[i];
@@ -23,14 +24,14 @@ struct HalfGradient {
            v.w & greater_fp16x2(y.w, 0)};
     }
     dx[i] = v;
-    // Of many threads that see one, it does not matter which writes.
+    // Several threads may find an overflow; all write the same value.
     if (overflow != nullptr && (not_finite(v.x) | not_finite(v.y) | not_finite(v.z) | not_finite(v.w)) != 0)
       atomicMax(overflow, 1U);
   }
 
  private:
-  /// Not 0 where either half is not finite: adding to an exponent of ones, and to no other, carries
-  /// into the sign.
+  /// Nonzero where either half is not finite. Adding 1 to an exponent of all ones, and to no other,
+  /// carries into the sign bit.
   static __device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
     return ((pair & 0x7C007C00U) + 0x04000400U) & 0x80008000U;
   }

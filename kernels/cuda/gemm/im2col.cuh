@@ -3,9 +3,9 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/gemm/convolution_sizes.h"
 
-// Images as matrices: the operands of convolutions written as products ("implicit GEMM"), computed
-// from the index and never stored. A row of x's matrix holds the R S C elements that one output
-// pixel meets, tap by tap, channels innermost; elements in the padding are 0.
+// im2col: images as matrices, the operands of convolutions as products (implicit GEMM). Elements
+// are computed from the index; no matrix is stored. A row of x's matrix holds the R S C elements
+// that one output pixel reads, tap by tap, channels innermost. Elements in the padding are 0.
 
 namespace nibblenet {
 
@@ -15,7 +15,7 @@ struct Windows {
   ConvolutionSizes sizes;
   const T* x;
 
-  /// Where the window of an output pixel lies.
+  /// The window of an output pixel.
   struct Row {
     const T* image = nullptr;  ///< null: there is no such pixel
     int h = 0;                 ///< of the window's first row, may be in the padding
@@ -31,7 +31,7 @@ struct Windows {
             (pixel - across * sizes.q) * sizes.stride - sizes.padding};
   }
 
-  /// Element `channel` of tap `tap`, or null in the padding.
+  /// Address of element `channel` of tap `tap`, or null in the padding.
   __device__ const T* at(const Row& row, int tap, int channel) const {
     const int r = tap / sizes.size;
     const int h = row.h + r;
@@ -40,7 +40,7 @@ struct Windows {
     return inside ? row.image + (static_cast<int64_t>(h) * sizes.w + w) * sizes.c + channel : nullptr;
   }
 
-  /// Elements [k, k + 8) of a row, zeros outside.
+  /// Loads elements [k, k + 8) of a row, with zeros outside.
   __device__ void load8(const Row& row, int k, float (&v)[8]) const {
     int tap = k / sizes.c;
     int channel = k - tap * sizes.c;
@@ -56,7 +56,8 @@ struct Windows {
   }
 };
 
-/// dy [N, P, Q, K] as a matrix [input pixels, R S K]: what reaches an input pixel through each tap.
+/// dy [N, P, Q, K] as a matrix [input pixels, R S K]: the output gradients that reach an input
+/// pixel through each tap.
 template <class T>
 struct Contributions {
   ConvolutionSizes sizes;
@@ -76,7 +77,8 @@ struct Contributions {
             pixel - across * sizes.w + sizes.padding};
   }
 
-  /// What filter `filter` sends through tap `tap`, or null: nothing.
+  /// Address of the gradient that filter `filter` sends through tap `tap`, or null if there is
+  /// none.
   __device__ const T* at(const Row& row, int tap, int filter) const {
     const int r = tap / sizes.size;
     const int down = row.h - r;

@@ -15,7 +15,7 @@ void start(MmaProduct p, const Work& work, Workspace& workspace, Stream& stream)
   const auto columns = static_cast<unsigned>(ceil_div(s.n, p.pixels.images) * p.pixels.bands);
   const auto rows = static_cast<unsigned>(ceil_div(p.weights.layout.tile_rows(), mma_row_warps));
   const int64_t blocks = int64_t{columns} * rows;
-  // Splits of at least four superblocks.
+  // Each split has at least four superblocks.
   p.splits = split_k::mma.splits(blocks * mma_row_warps * across, int64_t{p.pixels.slices()} * s.taps() / 4);
   if (p.splits > 1) {
     p.partial = workspace.floats(static_cast<size_t>(p.splits * blocks * across * mma_warp_columns * mma_rows));

@@ -5,13 +5,13 @@
 #include "kernels/cuda/gemm/mma_tile.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
-// Convolutions and linear layers of many rows on the tensor cores: implicit GEMM (Chetlur et al.
-// 2014, arXiv 1410.0759) with weights that go from superblocks to fragments in registers (after
-// Marlin, Frantar 2024, arXiv 2408.11743).
+// mma products: convolutions and linear layers of many rows on the tensor cores. Implicit GEMM
+// (Chetlur et al. 2014, arXiv 1410.0759) with packed weights, which are unpacked from superblocks
+// to fragments in registers (Marlin, Frantar 2024, arXiv 2408.11743).
 
 namespace nibblenet {
 
-/// One product: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
+/// Parameters of the kernel: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
 struct MmaProduct {
   SuperblockWeights weights;
   const f16* x;
@@ -22,7 +22,7 @@ struct MmaProduct {
   unsigned* semaphores = nullptr;  ///< by block: how many splits are done
 };
 
-/// MmaShared of one kind of codes.
+/// MmaShared at compile time, for one kind of codes.
 template <class Codes>
 struct MmaMemory {
   static constexpr MmaShared layout{Codes::bits, Codes::integers};
@@ -33,8 +33,8 @@ struct MmaMemory {
   static_assert(ring_at == (std::is_empty_v<typename Codes::Table> ? 0 : sizeof(typename Codes::Table)));
 };
 
-/// The superblocks of a block, one after the other: slice by slice, and of each slice tap by tap,
-/// so that x is copied once. Copies run `mma_stages` - 1 ahead.
+/// Ring of a block's operands. The block walks through its superblocks slice by slice, and through
+/// each slice tap by tap, so that x is copied once. Copies run `mma_stages` - 1 k-tiles ahead.
 template <class Codes>
 struct OperandRing {
   using Shared = MmaMemory<Codes>;
@@ -51,7 +51,8 @@ struct OperandRing {
     const int slot = k_tile / p.pixels.sizes.taps() % p.pixels.slots;
     return memory + Shared::slices_at + slot * p.pixels.positions() * slice_bytes;
   }
-  /// Superblocks lie tap by tap, and inside a tap slice by slice.
+  /// Column of the superblock of a k-tile. In memory, superblocks lie tap by tap, each tap slice by
+  /// slice.
   __device__ int tile_column(int k_tile) const {
     const int taps = p.pixels.sizes.taps();
     return k_tile % taps * p.pixels.slices() + k_tile / taps;
@@ -62,14 +63,14 @@ struct OperandRing {
       copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_tile_row, tile_column(k_tile),
                                     superblocks(k_tile));
   }
-  /// And closes the group of copies that the k-tile needs.
+  /// Copies the slice of x if the k-tile begins one, and closes the k-tile's cp.async group.
   __device__ void copy_pixels(int k_tile) const {
     const int taps = p.pixels.sizes.taps();
     if (k_tile < end && (k_tile == begin || k_tile % taps == 0))
       copy_slice(p.pixels, p.x, block, k_tile / taps, pixels(k_tile));
     cp_async_commit();
   }
-  /// The first k-tiles' operands; x has to wait for the kernel before.
+  /// Starts the copies of the first k-tiles. Weights may load early; x waits for the kernel before.
   __device__ void begin_copies() const {
 #pragma unroll 1
     for (int i = 0; i < mma_stages - 1; ++i) copy_weights(begin + i);
@@ -79,7 +80,7 @@ struct OperandRing {
   }
 };
 
-/// A warp's sums over a block's split of the superblocks.
+/// A warp's sums over the superblocks of a block's split.
 template <class Codes>
 __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing<Codes>& ring, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -96,7 +97,7 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
   for (int k_tile = ring.begin; k_tile < ring.end; ++k_tile) {
     if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_tile_row + half, ring.tile_column(k_tile), steps);
     cp_async_wait<mma_stages - 2>();
-    __syncthreads();  // this k-tile's operands have arrived, and nobody reads the last one's any more
+    __syncthreads();  // this k-tile has landed, and all threads are done reading the last one
     ring.copy_weights(k_tile + mma_stages - 1);
     ring.copy_pixels(k_tile + mma_stages - 1);
     if (!has_rows) continue;
@@ -110,11 +111,11 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
                                ring.pixels(k_tile), position, table, steps, p.weights.inside, sums);
   }
   cp_async_wait<0>();
-  __syncthreads();  // shared memory may be used for something else
+  __syncthreads();  // shared memory is free
 }
 
-/// Leaves the sums of a split in memory. The block that arrives last gets the sums of all splits,
-/// added up in their order, and true.
+/// Split-K reduction: stores the sums of this split. The last block to arrive adds the sums of all
+/// splits in their order; only there it returns true.
 __device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int columns = static_cast<int>(blockDim.x) / 32 / mma_row_warps * mma_warp_columns;
@@ -139,7 +140,8 @@ __device__ __forceinline__ bool add_up_splits(const MmaProduct& p, int split, Ti
   return true;
 }
 
-/// Sums as results in shared memory, fp16 values column by column. All threads; a barrier follows.
+/// Applies the epilogue and stores the results in shared memory as fp16 values, column by column.
+/// All threads; a barrier follows.
 template <class Codes>
 __device__ __forceinline__ void store_results(const MmaProduct& p, int first_row, unsigned char* memory,
                                               TileSums& sums) {
@@ -148,7 +150,7 @@ __device__ __forceinline__ void store_results(const MmaProduct& p, int first_row
   f16* results = reinterpret_cast<f16*>(memory) +
                  static_cast<int64_t>(warp / mma_row_warps) * mma_warp_columns * MmaMemory<Codes>::column + half;
   for_each_sum(sums, [&](int row) {
-    const int of_all = first_row + half + row;  // rows outside are not read
+    const int of_all = first_row + half + row;  // rows past the end are not stored
     return [=, finish = p.epilogue.of_row(of_all < p.epilogue.rows ? of_all : 0)](int tile, int e, float sum) {
       store_element(results, column_of_sum(tile, e) * MmaMemory<Codes>::column + row, finish(sum));
     };
@@ -156,7 +158,7 @@ __device__ __forceinline__ void store_results(const MmaProduct& p, int first_row
   __syncthreads();
 }
 
-/// Eight rows from shared memory to `pixel` of y, 16 bytes at a time where K allows it.
+/// Stores eight rows of one pixel of y, 16 bytes at a time where K allows it.
 __device__ __forceinline__ void copy_rows(const BiasEpilogue<AnyElements>& epilogue, int pixel, int row,
                                           const uint4& v) {
   f16* to = static_cast<f16*>(epilogue.y.data) + static_cast<int64_t>(pixel) * epilogue.rows + row;
@@ -168,7 +170,7 @@ __device__ __forceinline__ void copy_rows(const BiasEpilogue<AnyElements>& epilo
   for (int e = 0; e < 8 && row + e < epilogue.rows; ++e) to[e] = from[e];
 }
 
-/// y from results in shared memory.
+/// Copies results from shared memory to y.
 template <class Codes>
 __device__ __forceinline__ void copy_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
@@ -182,7 +184,7 @@ __device__ __forceinline__ void copy_results(const MmaProduct& p, int block, int
   }
 }
 
-/// y from the largest results of each window, a NaN winning.
+/// Max pooling: stores the maximum of each window of results in y, or NaN if the window holds one.
 template <class Codes>
 __device__ __forceinline__ void pool_results(const MmaProduct& p, int block, int first_row,
                                              const unsigned char* memory) {
@@ -212,7 +214,7 @@ __device__ __forceinline__ void pool_results(const MmaProduct& p, int block, int
   }
 }
 
-/// Sums straight into y.
+/// Stores sums as float32 directly in y.
 __device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int first_row, TileSums& sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_column = warp / mma_row_warps * mma_warp_columns + static_cast<int>(threadIdx.x) % 4 * 2;
@@ -233,9 +235,10 @@ __device__ __forceinline__ void store_floats(const MmaProduct& p, int block, int
   });
 }
 
-/// y = epilogue(x * w + bias), or the maxima of its windows. Two warps below each other own 64 rows
-/// each, up to six across 32 columns; block (x, y, z) owns pixel block x, 128 rows and split z of
-/// the superblocks along k. A barrier a superblock: while it is multiplied, the next ones arrive.
+/// mma product: y = epilogue(x * w + bias), optionally max-pooled. Block (x, y, z) owns pixel block
+/// x, 128 rows and split z of the superblocks along k. Two warps share a column of 32 pixels, with
+/// 64 rows each; up to six such pairs lie side by side. There is one barrier per superblock; while
+/// one is multiplied, the next ones are copied.
 template <class Codes>
 __global__ void __launch_bounds__(32 * mma_row_warps * mma_most_column_warps(Codes::bits, Codes::integers))
     mma_kernel(MmaProduct p) {

@@ -5,8 +5,7 @@
 namespace nibblenet {
 namespace {
 
-/// Blocks of `images` images, each with `rows` output rows, or rows of the pooled output where
-/// there is pooling.
+/// Blocks of `images` images with `rows` output rows each, or rows of the pooled output.
 PixelBlocks blocks_with(const ConvolutionSizes& s, const MaxPooling& pooling, int images, int rows) {
   PixelBlocks b{.sizes = s, .images = images, .rows = rows, .row_step = rows, .pooling = pooling};
   b.bands = ceil_div(s.p, rows);
@@ -19,8 +18,7 @@ PixelBlocks blocks_with(const ConvolutionSizes& s, const MaxPooling& pooling, in
   const auto inputs = [&](int outputs) { return (outputs - 1) * s.stride + s.size; };
   b.height = inputs(b.rows);
   b.width = inputs(s.q);
-  // A slice is copied mma_stages - 1 superblocks ahead, while those of the slices before it are
-  // still read.
+  // A slice is copied mma_stages - 1 superblocks early, while earlier slices are still read.
   b.slots = std::min(1 + (mma_stages - 2 + s.taps()) / s.taps(), b.slices());
   return b;
 }
@@ -46,8 +44,8 @@ std::optional<PixelBlocks> blocks_of(const ProductCase& c) {
     return b.columns() <= most_columns && shared.bytes(b) <= block_shared_bytes;
   };
   const MaxPooling pooling = max_pooling(c);
-  // Linear layers: more columns would leave a GPU without blocks, fewer would unpack weights more
-  // often.
+  // Linear layers: more columns would leave the GPU without enough blocks; fewer would unpack
+  // weights more often.
   const int wanted = s.taps() == 1 && s.p * s.q == 1 ? 4 * mma_warp_columns : most_columns;
   const int rows = c.pools() ? pooling.p : s.p;
   for (int images = std::min(s.n, wanted / (s.p * s.q)); images > 0; --images)

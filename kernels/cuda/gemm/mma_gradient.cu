@@ -10,7 +10,7 @@
 namespace nibblenet {
 namespace {
 
-/// How a reduction is cut: into splits of eight k-tiles each at least.
+/// Split-K: splits of at least eight k-tiles each.
 struct Splits {
   int count;
   int depth;  ///< of each
@@ -71,7 +71,7 @@ void mma_data_gradient(const DataGradientProduct& g, Workspace& workspace, Strea
   const Work work =
       work_of(s, static_cast<double>(sizeof(f16)) * static_cast<double>(g.w.shape().elements()), sizeof(f16));
   const ContributionTiles<128> from{{s, g.dy.fp16().data()}};
-  // Half of a wide block would be empty, or a quarter.
+  // Narrow blocks where wide ones would compute more than a quarter more channels, as padding.
   if (4 * 128 * ceil_div(s.c, 128) > 5 * 64 * ceil_div(s.c, 64))
     start_data_gradient<64>(from, g.w.rows_in_fp16(), epilogue, work, workspace, stream);
   else

@@ -5,26 +5,27 @@
 #include "kernels/cuda/gemm/mma_gradient_tile.cuh"
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 
-// Gradients of convolutions and linear layers on the tensor cores: implicit GEMM (Chetlur et al.
-// 2014, arXiv 1410.0759) of float16 operands with float32 sums. d(i, j) = sum over k of a(i, k)
-// b(j, k), where
-//   of x:       i input pixels,  j channels,     k taps and filters    a = dy, b = w
-//   of weights: i filters,       j taps and channels,  k output pixels    a = dy, b = x
-// A block owns 128 x 128, 128 x 64 or 64 x 128 sums; its eight warps, in 2 rows of 4, share them
-// evenly. Long reductions of few sums are cut into splits, which a second kernel adds up in their
+// mma gradients of convolutions and linear layers on the tensor cores: implicit GEMM (Chetlur et
+// al. 2014, arXiv 1410.0759) of fp16 operands with float32 sums. d(i, j) = sum over k of a(i, k)
+// b(j, k):
+//   gradient    i              j                   k                   a    b
+//   of x        input pixels   channels            taps and filters    dy   w
+//   of weights  filters        taps and channels   output pixels       dy   x
+// A block owns 128 x 128, 128 x 64 or 64 x 128 sums, shared evenly by its eight warps in 2 rows of
+// 4. Long reductions of few sums are split (split-K). A second kernel adds the splits in their
 // order: the same bits on every run.
 
 namespace nibblenet {
 
-/// A warp's sums: d[f][t] is the fragment 16 f rows down and 8 t columns across.
+/// A warp's sums: d[f][t] is the fragment at row 16 f and column 8 t.
 template <class A, class B>
 struct GradientSums {
   static constexpr int row_tiles = A::Tile::rows / 32;
   static constexpr int column_tiles = B::Tile::rows / 32;
   float d[row_tiles][column_tiles][4];
 
-  /// Calls use(i, j, first, second) for each of a lane's pairs of neighbours; i and j count from
-  /// the block's first.
+  /// Calls use(i, j, first, second) for each pair of neighbours that a lane holds. i and j count
+  /// from the block's first.
   template <class Use>
   __device__ __forceinline__ void for_each_pair(Use use) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -70,8 +71,8 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* a_tile, cons
   }
 }
 
-/// Sums over k in [begin, end), both multiples of the depth or k's end. Calls look_at(tile of a)
-/// for every tile.
+/// sums += products over k in [begin, end). Both bounds are multiples of the depth, or the end of
+/// k. Calls look_at(tile of a) for every tile.
 template <class A, class B, class LookAt>
 __device__ __forceinline__ void sum_products(const A& a, const B& b, int first_i, int first_j, int begin, int end,
                                              unsigned char* memory, GradientSums<A, B>& sums, LookAt look_at) {
@@ -91,7 +92,7 @@ __device__ __forceinline__ void sum_products(const A& a, const B& b, int first_i
 #pragma unroll 1
   for (int k = begin; k < end; k += gradient_depth) {
     cp_async_wait<gradient_stages - 2>();
-    __syncthreads();  // this stage has arrived, and nobody reads the last one any more
+    __syncthreads();  // this stage has landed, and all threads are done reading the last one
     copy(k + (gradient_stages - 1) * gradient_depth, (stage + gradient_stages - 1) % gradient_stages);
     const unsigned char* tile = memory + stage * stage_bytes;
     look_at(tile);
@@ -99,10 +100,10 @@ __device__ __forceinline__ void sum_products(const A& a, const B& b, int first_i
     stage = (stage + 1) % gradient_stages;
   }
   cp_async_wait<0>();
-  __syncthreads();  // shared memory may be used for something else
+  __syncthreads();  // shared memory is free
 }
 
-/// dx [input pixels, C], multiplied by `factor`.
+/// Epilogue of the data gradient: dx [input pixels, C] = sums * factor.
 struct DataGradient {
   HalfGradient dx;
   int pixels;
@@ -111,11 +112,11 @@ struct DataGradient {
   float* partial;  ///< [splits, input pixels, C]; null: the sums are whole
 };
 
-/// Sums as fp16 through shared memory, so that they leave 16 bytes at a time. C is a multiple of 8.
+/// Stores sums as fp16 through shared memory, 16 bytes at a time. C is a multiple of 8.
 template <class A, class B>
 __device__ __forceinline__ void store_fp16(const DataGradient& epilogue, int first_pixel, int first_channel,
                                            const GradientSums<A, B>& sums, unsigned char* memory) {
-  constexpr int row_fp16 = B::Tile::rows + 8;  // the odd end spreads rows over the banks
+  constexpr int row_fp16 = B::Tile::rows + 8;  // padding spreads rows over the banks
   auto* fp16 = reinterpret_cast<f16*>(memory);
   sums.for_each_pair([&](int i, int j, float first, float second) {
     *reinterpret_cast<uint32_t*>(fp16 + i * row_fp16 + j) =
@@ -132,8 +133,8 @@ __device__ __forceinline__ void store_fp16(const DataGradient& epilogue, int fir
   }
 }
 
-/// dx = dy * w. Block (x, y, z) owns 128 pixels, `channels` channels and split z of k, `depth`
-/// long.
+/// Data gradient: dx = dy * w. Block (x, y, z) owns 128 pixels, `channels` channels and split z of
+/// k, `depth` long.
 template <int channels>
 __global__ void __launch_bounds__(gradient_threads, 2)
     data_gradient_kernel(ContributionTiles<128> dy, FilterTiles<channels> w, DataGradient epilogue, int length,
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(gradient_threads, 2)
   });
 }
 
-/// dx = sum over splits, the first one first. One thread eight neighbours.
+/// dx = sum over the splits in their order. One thread per eight neighbours.
 __global__ void sum_data_gradient_kernel(DataGradient epilogue, int splits) {
   const int64_t count = static_cast<int64_t>(epilogue.pixels) * epilogue.channels / 8;
   for_each_index(count, [&](int64_t i) {
@@ -173,8 +174,9 @@ __global__ void sum_data_gradient_kernel(DataGradient epilogue, int splits) {
   });
 }
 
-/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of
-/// dw in device order, `filters` filters and split z of the pixels, `depth` of them.
+/// Weight gradient: dw = dy^T * x. Block (x, y, z) owns 128 columns of dw in device order,
+/// `filters` filters and split z of the pixels, `depth` long. The blocks of the first columns also
+/// compute dbias.
 template <int filters, bool aligned>
 __global__ void __launch_bounds__(gradient_threads, 2)
     weight_gradient_kernel(OutputTiles<filters> dy, WindowTiles<128, aligned> x, WeightGradient gradient, int pixels,
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(gradient_threads, 2)
   });
 }
 
-/// dw and dbias = sums over splits, the first one first. One thread an element, in PyTorch's order.
+/// dw and dbias = sums over the splits in their order. One thread per element, in PyTorch's order.
 __global__ void sum_weight_gradient_kernel(WeightGradient gradient, int splits) {
   const ParameterGradients& epilogue = gradient.epilogue;
   const int64_t count = static_cast<int64_t>(epilogue.filters) * epilogue.length();

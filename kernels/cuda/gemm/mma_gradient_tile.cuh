@@ -2,38 +2,38 @@
 
 #include "kernels/cuda/gemm/im2col.cuh"
 
-// What a block of the gradients' products (kernels/cuda/gemm/mma_gradient.cuh) keeps in shared
-// memory: tiles of its two operands, 32 elements of k deep, in a ring. An operand's neighbours in
-// memory share a row of the product or they share k; tiles keep that order, so that 16 bytes at a
-// time are copied, and ldmatrix turns the others around. In both, the vectors of 16 bytes change
-// places from row to row so that eight of a matrix lie in eight groups of banks.
+// Shared-memory tiles of the mma gradients (gemm/mma_gradient.cuh): a ring of both operands, 32
+// elements of k deep. In memory, an operand's neighbours share either a row of the product or an
+// index k. Tiles keep that order, so that copies take 16 bytes at a time; ldmatrix transposes where
+// needed. 16-byte vectors are swizzled from row to row, so that the eight rows of a matrix lie in
+// different banks.
 
 namespace nibblenet {
 
 inline constexpr int gradient_depth = 32;     ///< of k, between two barriers
-inline constexpr int gradient_stages = 4;     ///< of the ring: one is multiplied, the others are on their way
+inline constexpr int gradient_stages = 4;     ///< of the ring: one is multiplied, the others are in flight
 inline constexpr int gradient_threads = 256;  ///< 2 rows of 4 warps
 
-/// Neighbours share a row: [rows][32] fp16 values.
+/// Tile whose neighbours share a row: [rows][32] fp16 values.
 template <int size>
 struct TileAlongK {
   static constexpr int rows = size;
   static constexpr int bytes = rows * gradient_depth * 2;
   static constexpr int copies = bytes / 16 / gradient_threads;  ///< of 16 bytes, by each thread
 
-  /// Row, and k, of a thread's copy.
+  /// Row and k of a thread's copy.
   static __device__ int row(int copy) { return (static_cast<int>(threadIdx.x) + copy * gradient_threads) / 4; }
   static __device__ int k(int) { return static_cast<int>(threadIdx.x) % 4 * 8; }
   static __device__ int offset(int row, int k) { return row * 64 + ((k / 8 ^ row / 2 % 4) << 4); }
 
-  /// The fragment a of rows [row, row + 16) and k [k, k + 16).
+  /// Loads the fragment of a: rows [row, row + 16), k [k, k + 16).
   static __device__ __forceinline__ void load_a(const unsigned char* tile, int row, int k, uint32_t (&a)[4]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     ldmatrix_x4(a, tile + offset(row + lane % 16, k + lane / 16 * 8));
   }
 };
 
-/// Neighbours share k: [32][rows] fp16 values.
+/// Tile whose neighbours share k: [32][rows] fp16 values.
 template <int size>
 struct TileAlongRows {
   static constexpr int rows = size;
@@ -49,7 +49,7 @@ struct TileAlongRows {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     ldmatrix_x4_transposed(a, tile + offset(row + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
   }
-  /// The fragments b of rows [row, row + 8) and the next eight.
+  /// Loads the fragments of b: rows [row, row + 8), and the next eight.
   static __device__ __forceinline__ void load_b(const unsigned char* tile, int row, int k, uint32_t (&b)[2][2]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     uint32_t r[4];
@@ -61,8 +61,8 @@ struct TileAlongRows {
   }
 };
 
-// Operands. place(first) is what a thread has to know of its rows, copy() starts its part of the
-// copies of the tile at k, with zeros outside of the operand.
+// Operands. place(first) returns a thread's coordinates in its rows. copy() starts the thread's
+// copies of the tile at k, with zeros outside the operand.
 
 /// dy [N, P, Q, K] as [input pixels, R S K], K a multiple of 8.
 template <int size>
@@ -141,18 +141,18 @@ struct OutputTiles {
   }
 };
 
-/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8; if not, fp16 values
-/// are loaded one by one, which is for the first convolution's three channels.
+/// x [N, H, W, C] as [R S C, output pixels]. `aligned`: C is a multiple of 8. If not, fp16 values
+/// are loaded one by one; this serves the three channels of the first convolution.
 template <int size, bool aligned>
 struct WindowTiles {
   using Tile = TileAlongRows<size>;
   Windows<f16> windows;
 
-  /// Of the first of eight neighbours in a window.
+  /// Coordinates of the first of eight neighbours in a window.
   struct Place {
     int row;      ///< of the window
     int along;    ///< element of that row of S C
-    bool exists;  ///< false: behind the window's end
+    bool exists;  ///< false: past the window's end
   };
   __device__ Place place(int first) const {
     const int k = first + Tile::row(0);
@@ -172,7 +172,8 @@ struct WindowTiles {
   }
 
  private:
-  /// A row of the window is a run of neighbours in a row of the image; null: not in the image.
+  /// Address of an element: a row of the window is a run of neighbours in a row of the image. Null
+  /// outside the image.
   __device__ const f16* at(const Windows<f16>::Row& window, int row, int along) const {
     const int h = window.h + row;
     const int element = window.w * windows.sizes.c + along;

@@ -6,21 +6,19 @@
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
-// What a block of the tensor-core product (kernels/cuda/gemm/mma.cuh) keeps in shared memory, and
-// what a warp does with it: a ring of superblocks, and the piece of the input that the block's
-// output pixels look at, 64 channels ("a slice") at a time. Unlike a matrix of windows, this piece
-// holds each input pixel once, whatever the filter's size (performance of direct convolution;
-// Chetlur et al. 2014 re-read it for every tap).
+// Shared-memory tiles of the mma product (gemm/mma.cuh), and a warp's work on them. A block keeps a
+// ring of superblocks, and the input of its output pixels, 64 channels (a slice) at a time. An
+// im2col matrix would hold each input pixel once per tap; a slice holds it once.
 
 namespace nibblenet {
 
-/// Where 16 bytes of a slice lie: neighbouring pixels have their vectors in changing order, so that
-/// eight lanes that read every other vector of two of them meet no bank twice.
+/// Byte offset of a 16-byte vector in a slice. Vectors are swizzled between neighbouring pixels:
+/// eight lanes that read every other vector of two pixels have no bank conflict.
 __device__ __forceinline__ int slice_offset(int position, int vector) {
   return position * slice_bytes + ((vector ^ (position & 1)) << 4);
 }
 
-/// Starts copying slice `index` of a block's piece of x; zeros in the padding and outside of x. All
+/// Starts copying slice `index` of a block's input, with zeros in the padding and outside of x. All
 /// threads.
 __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, int block, int index,
                                            unsigned char* to) {
@@ -42,8 +40,8 @@ __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, i
   }
 }
 
-/// Starts copying the `tile_column`-th superblocks of a block's rows; zeros where there are no
-/// rows. All threads.
+/// Starts copying the superblocks of a block's rows in column `tile_column`, with zeros where there
+/// are no rows. All threads.
 template <int bits>
 __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_tile_row,
                                                  int tile_column, unsigned char* to) {
@@ -57,14 +55,13 @@ __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, cons
   }
 }
 
-/// What fragments of a superblock are made of before they are multiplied: (code - zero) * step, in
-/// fp16.
+/// Scales of a superblock's fragments: they become (code - zero) * step, in fp16.
 struct FragmentSteps {
   uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
 };
 
-/// Of the `tile_column`-th superblock of a row. A factor keeps steps in the middle of fp16's range;
-/// without steps that differ they are 1.
+/// Loads the scales of superblock `tile_column` of a row. A factor keeps them in the middle of
+/// fp16's range. Where all steps are equal, the epilogue applies them and they are 1 here.
 template <class Codes>
 __device__ __forceinline__ void load_steps(const SuperblockWeights& w, int tile_row, int tile_column,
                                            FragmentSteps& to) {
@@ -94,18 +91,17 @@ __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t
   }
 }
 
-/// Sums of a warp: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile +
-/// 8).
+/// A warp's sums: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile + 8).
 struct TileSums {
   float d[mma_warp_tiles][4][4];
 };
 
-/// Column, of a warp's, of the e-th sum of a lane's row in a tile.
+/// Column of the e-th sum of a lane's row in a tile, counted from the warp's first.
 __device__ __forceinline__ int column_of_sum(int tile, int e) {
   return 8 * tile + static_cast<int>(threadIdx.x) % 4 * 2 + e;
 }
-/// Calls begin(row) for each of a lane's rows of the superblock, and what it returns with (tile, e,
-/// sum) for each of the row's sums.
+/// Calls begin(row) for each row of the superblock that a lane holds. Calls what begin() returns
+/// with (tile, e, sum) for each sum of that row.
 template <class Begin>
 __device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
 #pragma unroll
@@ -118,7 +114,7 @@ __device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
   }
 }
 
-/// Words [first, first + count) of a lane's codes in a superblock in shared memory.
+/// Loads words [first, first + count) of a lane's codes from a superblock in shared memory.
 template <int first, int count>
 __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t (&words)[count]) {
   constexpr int begin = first / 4;
@@ -133,8 +129,8 @@ __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t 
   }
 }
 
-/// What a lane needs of its columns for half `pair` of a superblock's chunks: 16 bytes of each hold
-/// it for two. `position`: of the lane's column of each tile, at the tap.
+/// Loads a lane's part of x for half `pair` of a superblock's chunks: 16 bytes of each column hold
+/// two chunks. `position`: of the lane's column of each tile, at the tap.
 template <int pair>
 __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[mma_warp_tiles],
                                             uint4 (&x)[mma_warp_tiles]) {
@@ -145,7 +141,7 @@ __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const i
   }
 }
 
-/// sums += a chunk * x: the first or the second of the two whose columns x holds.
+/// sums += chunk * x. `first`: the chunk is the first of the two that x holds.
 template <class Codes>
 __device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[mma_warp_tiles],
                                                bool first, const typename Codes::Table& table,

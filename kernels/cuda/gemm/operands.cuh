@@ -8,7 +8,7 @@
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 
-// From a weight in device memory to what kernels take by value.
+// Kernel parameters made from a weight in device memory.
 
 namespace nibblenet {
 
@@ -23,16 +23,16 @@ inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& size
   return operand;
 }
 
-/// The epilogue of a product whose weights were multiplied by 1 / `factor`. `y`: as BiasEpilogue
-/// stores it.
+/// Epilogue of a product whose weights were multiplied by 1 / `factor`. `y`: as BiasEpilogue stores
+/// it.
 template <class Y>
 BiasEpilogue<Y> epilogue_of(Y y, const ForwardProduct& f, float factor) {
   return {y, f.bias.data(), f.shape.sizes.k, f.shape.sizes.outputs(), factor, f.epilogue == Epilogue::relu};
 }
 inline AnyElements any_elements(Activations y) { return {y.data(), y.precision() == Precision::float16}; }
 
-/// Calls start(weights, result, factor) for a product whose weights are rounded to fp16: `factor`
-/// is the power of two that decoded weights are multiplied by before, and `result` undoes it.
+/// Calls start(weights, epilogue, factor) for a product that rounds weights to fp16. `factor`: the
+/// power of two that decoded weights are multiplied by first; the epilogue divides by it.
 template <class Y, class F>
 void with_half_operands(Y y, const ForwardProduct& f, F start) {
   const WeightCuda& w = f.w;
@@ -48,20 +48,20 @@ void with_half_operands(Y y, const ForwardProduct& f, F start) {
     }
     start(operand, epilogue, 1.0F / epilogue.factor);
   } else if (w.form() == WeightForm::float16) {
-    // Fp16 values in memory were multiplied already.
+    // Fp16 values in memory have their factor already.
     start(Float16Weights{sizes, w.fp16(), w.layout() == WeightLayout::superblocks}, epilogue, 1.0F);
   } else {
     throw Error("float16 activations need packed or float16 weights, got float32");
   }
 }
 
-/// What steps that differ, times the values of their codes, are multiplied by in fp16.
+/// Factor of step times code value in fp16, where steps differ inside a row.
 inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisation() * 8192.0F; }
 
-/// Of weights in superblocks.
+/// Kernel parameters of a weight in superblocks.
 inline SuperblockWeights superblock_operand(const WeightCuda& w) {
   const SuperblockSteps steps(w);
-  // Codebooks' values and their steps share fp16's range; products of both are below 2^13.
+  // A codebook value times its step must fit fp16: products of both are below 2^13.
   const float value_factor = factor_of_values(w) * (steps.differ && !w.traits().integers ? 1.0F / 128.0F : 1.0F);
   SuperblockWeights operand{.layout = w.superblock_layout(),
                             .codes = w.superblocks(),
@@ -75,7 +75,7 @@ inline SuperblockWeights superblock_operand(const WeightCuda& w) {
   return operand;
 }
 
-/// Epilogue of a product by `operand`, which is made of its weight.
+/// Epilogue of a product whose weight is `operand`.
 inline BiasEpilogue<AnyElements> superblock_epilogue(const ForwardProduct& f, const SuperblockWeights& operand) {
   BiasEpilogue<AnyElements> epilogue = epilogue_of(any_elements(f.y), f, 1.0F / operand.value_factor);
   if (operand.steps.differ) {

@@ -5,7 +5,7 @@
 #include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/half_copies.cuh"
 
-// Gradients of a layer's parameters, stored or applied at once as a step of SGD.
+// Epilogues of parameter gradients: they are stored, or applied at once as an SGD step.
 
 namespace nibblenet {
 
@@ -18,8 +18,8 @@ __device__ __forceinline__ void sgd_update(float& w, float& v, float dw, const S
   w -= parameters.learning_rate * v;
 }
 
-/// What becomes of the sums of a layer's weight and bias gradients, which are first multiplied by
-/// `factor`: they are stored, or they are a step of SGD at once.
+/// Epilogue of the weight and bias gradients. Multiplies the sums by `factor`, then stores them or
+/// applies an SGD step.
 struct ParameterGradients {
   int filters = 0, channels = 0, taps = 1;
   float factor = 1.0F;
@@ -30,7 +30,7 @@ struct ParameterGradients {
   HalfCopies fp16 = {};
 
   __host__ __device__ int length() const { return channels * taps; }
-  /// Of the weight at `column` of the filter in device order.
+  /// Takes the sum of the weight at `column` of a filter, in device order.
   __device__ void store(int filter, int column, float sum) const {
     const int64_t i = torch_index(filter, column, channels, taps);
     if (dw != nullptr) {
@@ -42,7 +42,7 @@ struct ParameterGradients {
     w[i] = weight;
     fp16.store(filter, column, weight);
   }
-  /// Of an even column and the next one, which may not exist.
+  /// Takes the sums of an even column and the next one, which may not exist.
   __device__ void store_pair(int filter, int column, float first, float second) const {
     if (taps != 1 || channels % 2 != 0) {
       store(filter, column, first);
@@ -63,10 +63,10 @@ struct ParameterGradients {
     *reinterpret_cast<float2*>(w_velocity + i) = velocity;
     fp16.store_pair(filter, column, weight);
   }
-  /// Whether store_fours() can be used: neighbours in device order are neighbours in PyTorch's.
+  /// Whether store_fours() can be used: device order and PyTorch's order are equal.
   __device__ bool has_fours() const { return taps == 1 && channels % 4 == 0; }
-  /// Of `count` times four neighbouring columns. What is read is asked for at once, so
-  /// that the steps wait for memory together.
+  /// Takes the sums of `count` times four neighbouring columns. All loads are issued first, so that
+  /// the steps wait for memory together.
   template <int count>
   __device__ __forceinline__ void store_fours(const int (&filter)[count], const int (&column)[count],
                                               const float4 (&sum)[count]) const {
@@ -111,7 +111,7 @@ struct ParameterGradients {
   }
 };
 
-/// Of a product: its gradients, or its step of SGD.
+/// Epilogue of a product: stores its gradients, or applies its SGD step.
 inline ParameterGradients parameter_gradients(const WeightGradientProduct& g) {
   const ConvolutionSizes& s = g.shape.sizes;
   ParameterGradients epilogue{.filters = s.k, .channels = s.c, .taps = s.taps(), .factor = g.factor};
@@ -128,7 +128,7 @@ inline ParameterGradients parameter_gradients(const WeightGradientProduct& g) {
   return epilogue;
 }
 
-/// The same of sums that are cut into splits, each a block's, where they are stored first.
+/// Epilogue of a split-K weight gradient: each block stores the sums of its split first.
 struct WeightGradient {
   ParameterGradients epilogue;
   float* partial = nullptr;       ///< [splits, K, R S C]; null: the sums are whole
@@ -144,7 +144,7 @@ struct WeightGradient {
     to[column] = first;
     if (column + 1 < epilogue.length()) to[column + 1] = second;
   }
-  /// Of a filter that may not exist.
+  /// Takes the bias sum of a filter, which may not exist.
   __device__ void store_bias(int split, int filter, float sum) const {
     if (filter >= epilogue.filters) return;
     if (partial == nullptr)
@@ -153,7 +153,7 @@ struct WeightGradient {
       partial_bias[split * epilogue.filters + filter] = sum;
   }
 };
-/// Of a product whose reduction is cut into `splits`, whose sums lie in the workspace.
+/// Epilogue of a product whose reduction has `splits` splits. Partial sums lie in the workspace.
 inline WeightGradient weight_gradient_of(const WeightGradientProduct& g, int splits, Workspace& workspace) {
   WeightGradient gradient{parameter_gradients(g)};
   if (splits == 1) return gradient;
@@ -166,7 +166,7 @@ inline WeightGradient weight_gradient_of(const WeightGradientProduct& g, int spl
 inline Work weight_gradient_work(const ConvolutionSizes& s) {
   return work_of(s, static_cast<double>(sizeof(float)) * s.k * s.length(), sizeof(f16));
 }
-/// dw and dbias = sums over splits, the first one first.
+/// dw and dbias = sums over the splits in their order.
 void add_up_weight_gradient(const WeightGradient& gradient, int splits, Stream& stream);
 
 }  // namespace nibblenet

@@ -1,5 +1,5 @@
-// Convolutions as products of matrices that are never stored (implicit GEMM; Chetlur et al. 2014,
-// arXiv 1410.0759, section 3). A linear layer is a convolution of 1 x 1 images.
+// The plain products: convolutions as implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759, section
+// 3). A linear layer is a convolution of 1 x 1 images.
 
 #include <algorithm>
 
@@ -38,8 +38,8 @@ void float16_forward(TensorView<T> y, const ForwardProduct& f, const Work& work,
                      });
 }
 
-/// Operand of the data gradient: filters as [C, R S K], what each output channel's taps do to an
-/// input channel.
+/// Operand of the data gradient: filters as [C, R S K], the weight of each output channel and tap
+/// for an input channel.
 struct TransposedFilters {
   ConvolutionSizes sizes;
   const float* w;  ///< [K, C, taps]
@@ -58,7 +58,7 @@ struct TransposedFilters {
   }
 };
 
-/// dx [input pixels, C].
+/// Epilogue of the data gradient: dx [input pixels, C].
 template <class T>
 struct PlainEpilogue {
   T* y;
@@ -69,7 +69,7 @@ struct PlainEpilogue {
   }
 };
 
-/// Operand of the weight gradient: x as [R S C, output pixels], the reduction running over pixels.
+/// Operand of the weight gradient: x as [R S C, output pixels]. The reduction runs over pixels.
 template <class T>
 struct TransposedWindows {
   Windows<T> windows;
@@ -95,7 +95,7 @@ struct TransposedOutputs {
   }
 };
 
-/// Sums over splits of the pixels, [splits, K, R S C]: i is the weight, j the filter.
+/// Partial sums over splits of the pixels, [splits, K, R S C]: i is the weight, j the filter.
 struct PartialEpilogue {
   float* partial;
   int length;
@@ -105,7 +105,7 @@ struct PartialEpilogue {
   }
 };
 
-/// The whole sum straight into dw [K, C, taps].
+/// Stores whole sums in dw [K, C, taps].
 struct GradientEpilogue {
   float* dw;
   int channels;
@@ -116,7 +116,7 @@ struct GradientEpilogue {
   }
 };
 
-/// dw[filter, c, tap] = sum over splits, the first one first. One thread a weight.
+/// dw[filter, c, tap] = sum over the splits in their order. One thread per weight.
 __global__ void sum_splits_kernel(float* dw, const float* partial, int splits, int filters, int channels, int taps) {
   const int64_t length = static_cast<int64_t>(channels) * taps;
   const int64_t count = filters * length;
@@ -127,8 +127,8 @@ __global__ void sum_splits_kernel(float* dw, const float* partial, int splits, i
   });
 }
 
-/// sums[split, k] = sum of column k of dy [rows, K] over the rows of a split. Blocks (x, y) own 128
-/// columns, one split.
+/// Column sums of a split: sums[split, k] = sum of column k of dy [rows, K] over the split's rows.
+/// Block (x, y) owns 128 columns of split y.
 template <class T>
 __global__ void column_sums_kernel(float* sums, const T* dy, int rows, int columns, int rows_of_split) {
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -158,8 +158,8 @@ void bias_gradient(TensorView<float> dbias, const T* dy, int rows, int columns, 
 template <class T>
 void backward_weight(TensorView<float> dw, TensorView<float> dbias, const T* dy, const T* x, const ConvolutionSizes& s,
                      Workspace& workspace, Stream& stream) {
-  // Small gradients of many pixels leave most of the GPU idle: cut the pixels into splits, a fixed
-  // number for a shape.
+  // Small gradients of many pixels leave most of the GPU idle: split the pixels, by a number that
+  // depends on the shape alone.
   constexpr int pixels_at_least = 512;
   const int splits = split_k::plain.splits(tiles(s.length()) * tiles(s.k), s.outputs() / pixels_at_least);
   const int depth = (s.outputs() / splits + plain_depth) / plain_depth * plain_depth;

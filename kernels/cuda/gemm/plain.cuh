@@ -4,26 +4,25 @@
 #include "kernels/cuda/gemm/im2col.cuh"
 #include "kernels/cuda/weights/readers.cuh"
 
-// The two kernels behind every convolution and linear layer: c(i, j) = sum over k of a(i, k) b(j,
-// k). What a, b and c are is the operands' business. A block owns 64 x 64 results and walks along k
-// in steps of 32.
+// The plain product kernels, for every convolution and linear layer: c(i, j) = sum over k of a(i,
+// k) b(j, k). The operand types define a, b and c. A block owns 64 x 64 results and loops over
+// k-tiles of 32.
 
 namespace nibblenet {
 
 inline constexpr int plain_tile = 64;   ///< results of a block, each way
 inline constexpr int plain_depth = 32;  ///< of k, between two barriers
 
-/// Both operand tiles of the float32 kernel, k by k; the odd row length spreads columns over the
-/// banks.
+/// Operand tiles of the float32 kernel, k by k. Odd row lengths spread columns over the banks.
 struct Float32Tiles {
   float a[plain_depth][plain_tile + 1];
   float b[plain_depth][plain_tile + 1];
 };
 
-/// Float32 throughout: training, and checking the faster kernel. 256 threads; thread (t % 16, t /
-/// 16) owns the 4 x 4 results i = t % 16 + 16 u, j = t / 16 + 16 v. Blocks (x, y, z) own columns j,
-/// rows i and the split [z depth, (z + 1) depth) of k. Both operands fill one row of 8 elements a
-/// thread and step.
+/// Float32 product, for training and as the reference of the faster kernels. 256 threads; thread (t
+/// % 16, t / 16) owns the 4 x 4 results i = t % 16 + 16 u, j = t / 16 + 16 v. Block (x, y, z) owns
+/// columns j, rows i and the split [z depth, (z + 1) depth) of k. Per k-tile, each thread loads a
+/// row of 8 elements of both operands.
 ///   operand: void prepare(CodeValues&);
 ///            fill(first, k, const CodeValues&, float (&tile)[32][65]), zeros outside
 ///   result:  void store(i, j, z, sum)
@@ -69,8 +68,8 @@ __global__ void __launch_bounds__(256) float32_product_kernel(A a, B b, Store ep
       epilogue.store(first_i + i + 16 * u, first_j + j + 16 * v, static_cast<int>(blockIdx.z), sum[u][v]);
 }
 
-/// Fills a tile from an operand whose neighbours in memory share a row: thread t brings elements
-/// [8 (t % 4), 8 (t % 4) + 8) of row t / 4.
+/// Fills a tile from an operand whose neighbours in memory share a row. Thread t loads elements [8
+/// (t % 4), 8 (t % 4) + 8) of row t / 4.
 template <class Load>
 __device__ __forceinline__ void fill_along_k(float (&to)[plain_depth][plain_tile + 1], Load load) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -82,8 +81,8 @@ __device__ __forceinline__ void fill_along_k(float (&to)[plain_depth][plain_tile
   for (int u = 0; u < 8; ++u) to[k + u][row] = v[u];
 }
 
-/// Fills a tile from an operand whose neighbours in memory share k: thread t brings rows
-/// [8 (t % 8), 8 (t % 8) + 8) of k = t / 8.
+/// Fills a tile from an operand whose neighbours in memory share k. Thread t loads rows [8 (t % 8),
+/// 8 (t % 8) + 8) of k = t / 8.
 template <class Load>
 __device__ __forceinline__ void fill_along_rows(float (&to)[plain_depth][plain_tile + 1], Load load) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -95,7 +94,7 @@ __device__ __forceinline__ void fill_along_rows(float (&to)[plain_depth][plain_t
   for (int u = 0; u < 8; ++u) to[k][row + u] = v[u];
 }
 
-/// Operand: filters [K, R S C] of any storage.
+/// Operand: filters [K, R S C] in any storage.
 template <class Weights>
 struct FilterOperand {
   Weights weights;
@@ -105,7 +104,7 @@ struct FilterOperand {
   }
 };
 
-/// Operand: anything with rows, as Windows and Contributions.
+/// Operand: a matrix with rows, such as Windows and Contributions.
 template <class Matrix>
 struct RowOperand {
   Matrix matrix;
@@ -114,24 +113,24 @@ struct RowOperand {
   }
 };
 
-/// Tiles of the fp16 kernel, two of each: while one pair is multiplied the next one arrives. A row
-/// is 80 bytes long: ldmatrix reads eight of them without a bank conflict.
+/// Operand tiles of the fp16 kernel, double-buffered: while one pair is multiplied, the next one is
+/// copied. A row is 80 bytes long, so that ldmatrix reads eight rows without a bank conflict.
 struct HalfTiles {
   f16 a[2][plain_tile][plain_depth + 8];
   f16 b[2][plain_tile][plain_depth + 8];
 };
-/// Results on their way to memory, pixel by pixel, so that neighbouring threads write neighbouring
+/// Results in shared memory, pixel by pixel, so that neighbouring threads write neighbouring
 /// channels.
 struct ResultTile {
   float c[plain_tile][plain_tile + 1];
 };
 
-/// fp16 activations and weights rounded to fp16 as they are decoded, float32 sums on the tensor
-/// cores. y[j, i] = epilogue(sum over k of w[i, k] x[j, k] + bias[i]): i filters, j output pixels.
-/// 128 threads: warp (u, v) of 2 x 2 owns 32 filters x 32 pixels, two by four tiles of
-/// mma.m16n8k16. `factor` is a power of two that brings the weights into the middle of fp16's
-/// range; `aligned`: C is a multiple of 8, so that x arrives in 16-byte copies that run while the
-/// tile before is multiplied.
+/// Fp16 product on the tensor cores, with weights rounded to fp16 as they are decoded, and float32
+/// sums: y[j, i] = epilogue(sum over k of w[i, k] x[j, k] + bias[i]), i filters, j output pixels.
+/// 128 threads; warp (u, v) of 2 x 2 owns 32 filters x 32 pixels, two by four tiles of
+/// mma.m16n8k16. `factor`: a power of two that brings the weights into the middle of fp16's range.
+/// `aligned`: C is a multiple of 8, so that x is copied 16 bytes at a time while the tile before is
+/// multiplied.
 template <class Weights, class Y>
 __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, Windows<f16> x, BiasEpilogue<Y> epilogue,
                                                               int length, float factor, bool aligned) {
@@ -144,8 +143,7 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
   const int first_i = static_cast<int>(blockIdx.y) * plain_tile;
   const int first_j = static_cast<int>(blockIdx.x) * plain_tile;
 
-  // Thread t brings elements [8 (t % 4), 8 (t % 4) + 8) of rows t / 4 and t / 4 + 32 of either
-  // tile.
+  // Thread t loads elements [8 (t % 4), 8 (t % 4) + 8) of rows t / 4 and t / 4 + 32 of either tile.
   const int step = thread % 4 * 8;
   const Windows<f16>::Row rows[2] = {x.row(first_j + thread / 4), x.row(first_j + thread / 4 + 32)};
   const auto fill = [&](int buffer, int k) {
@@ -181,7 +179,7 @@ __global__ void __launch_bounds__(128, 4) half_product_kernel(Weights weights, W
   float sum[2][4][4] = {};
   for (int k = 0, buffer = 0; k < length; k += plain_depth, buffer ^= 1) {
     cp_async_wait<0>();
-    __syncthreads();  // this tile has arrived, and nobody reads the other one any more
+    __syncthreads();  // this tile has landed, and all threads are done reading the other one
     if (k + plain_depth < length) fill(buffer ^ 1, k + plain_depth);
 #pragma unroll
     for (int depth = 0; depth < plain_depth; depth += 16) {

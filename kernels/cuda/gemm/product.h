@@ -4,19 +4,19 @@
 #include "kernels/cuda/weights/weight_cuda.h"
 #include "kernels/training.h"
 
-// What launchers of products take: the product's case, and where its operands lie. Formulas and
-// shapes are kernels/backend.h's.
+// Arguments of the product launchers: a product's case, and its operands. kernels/inference.h and
+// kernels/training.h have the formulas and shapes.
 
 namespace nibblenet {
 
-/// Operands read once, results written once.
+/// Work of a product: operands are read once, results written once.
 inline Work work_of(const ConvolutionSizes& s, double weight_bytes, double element_bytes) {
   const double outputs = static_cast<double>(s.outputs()) * s.k;
   return {.bytes = weight_bytes + element_bytes * (outputs + static_cast<double>(s.inputs()) * s.c),
           .flops = 2.0 * outputs * s.length()};
 }
 
-/// y = epilogue(x w + bias), pooled where the case says so.
+/// Forward product: y = epilogue(x w + bias), pooled where the case says so.
 struct ForwardProduct {
   ProductCase shape;
   Activations y;
@@ -25,7 +25,7 @@ struct ForwardProduct {
   TensorView<const float> bias;
   Epilogue epilogue;
 };
-/// Of operands whose shapes fit. y is pooled where `pool` has a window.
+/// Makes a forward product. Requires shapes that fit. y is pooled where `pool` has a window.
 inline ForwardProduct forward_product(Activations y, ConstActivations x, const WeightCuda& w,
                                       TensorView<const float> bias, Window window, Epilogue epilogue,
                                       PoolingCase pool = {}) {
@@ -39,7 +39,7 @@ inline ForwardProduct forward_product(Activations y, ConstActivations x, const W
   return p;
 }
 
-/// dx = dy w^T, as `store` says.
+/// Data gradient: dx = dy w^T, with the epilogue `store`.
 struct DataGradientProduct {
   ProductCase shape;
   Activations dx;
@@ -47,7 +47,7 @@ struct DataGradientProduct {
   WeightCuda& w;
   const GradientStore& store;
 };
-/// Of operands whose shapes fit.
+/// Makes a data gradient. Requires shapes that fit.
 inline DataGradientProduct data_gradient_product(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
                                                  const GradientStore& store) {
   DataGradientProduct p{product_case(dx.shape(), dy.shape(), window, w.traits()), dx, dy, w, store};
@@ -58,7 +58,8 @@ inline DataGradientProduct data_gradient_product(Activations dx, ConstActivation
   return p;
 }
 
-/// dw and dbias, or with `layer` the step of SGD that follows from them times `factor`.
+/// Weight gradient: stores dw and dbias, or, with `layer`, applies the SGD step of them times
+/// `factor`.
 struct WeightGradientProduct {
   ProductCase shape;
   ConstActivations dy;
@@ -69,7 +70,7 @@ struct WeightGradientProduct {
   float factor = 1.0F;
   SgdParameters sgd = {};
 };
-/// Of operands whose shapes fit. What becomes of the gradient is still to be said.
+/// Makes a weight gradient, whose destination is still to be set. Requires shapes that fit.
 inline WeightGradientProduct weight_gradient_product(ConstActivations dy, ConstActivations x, Window window) {
   WeightGradientProduct p{product_case(x.shape(), dy.shape(), window, {}), dy, x};
   p.shape.x = x.precision();

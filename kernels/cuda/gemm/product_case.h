@@ -12,9 +12,8 @@ struct PoolingCase {
   bool flat = false;            ///< y is [N, K P Q], as PyTorch flattens it
 };
 
-/// A product of a layer: y = x w, or one of its gradients. All that decides which kernels can
-/// compute it, and nothing that lies in device memory. For gradients, x stands for dx too, and y
-/// for dy.
+/// Properties of a layer's product (y = x w, or one of its gradients) that decide which kernels can
+/// compute it. Holds no pointers. For gradients, x also stands for dx, and y for dy.
 struct ProductCase {
   ConvolutionSizes sizes;
   bool linear = false;
@@ -34,15 +33,15 @@ inline Shape product_shape(const Shape& x, const Shape& w, Window window) {
   if (w.rank() == 2) return {x[0], w[0]};
   return {x[0], window.output(x[1]), window.output(x[2]), w[0]};
 }
-/// The product that makes y of x, of these shapes. A linear layer is a convolution of images of one
-/// pixel.
+/// The product that computes y from x, of these shapes. A linear layer is a convolution of images
+/// of one pixel.
 inline ProductCase product_case(const Shape& x, const Shape& y, Window window, const WeightTraits& weight) {
   if (x.rank() == 2)
     return {.sizes = sizes_of({x[0], 1, 1, x[1]}, {y[0], 1, 1, y[1]}, {}), .linear = true, .weight = weight};
   return {.sizes = sizes_of(x, y, window), .weight = weight};
 }
 
-/// Throws Error where a launcher is called for a product that its kernel cannot compute.
+/// Throws Error where a launcher's kernel cannot compute the product.
 inline void expect_fit(bool fits, std::string_view kernel, const ProductCase& c) {
   if (!fits)
     fail<Error>("{} cannot multiply {} images of {} x {} x {} by {} filters", kernel, c.sizes.n, c.sizes.h, c.sizes.w,

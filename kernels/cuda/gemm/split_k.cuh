@@ -8,10 +8,10 @@ struct SplitSemaphore {
   bool last;
 };
 
-/// Of sums that are cut into splits, each a block's: whether this block is the last of `splits` to
-/// arrive. It sees then what the others wrote before, and `semaphores` is 0 again. All threads.
+/// Split-K semaphore: whether this block is the last of `splits` to arrive. The last block sees the
+/// other blocks' writes, and the semaphore is 0 again. All threads.
 __device__ __forceinline__ bool arrives_last(unsigned& semaphores, int splits) {
-  __threadfence();  // what was written is seen by whoever sees the count
+  __threadfence();  // makes the writes visible before the count
   __syncthreads();
   auto& semaphore = shared<SplitSemaphore>();
   if (threadIdx.x == 0) {

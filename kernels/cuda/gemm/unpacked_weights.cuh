@@ -5,22 +5,22 @@
 #include "kernels/cuda/gemm/product.h"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 
-// Any weight as fp16, in rows in device order or in superblocks, for products that unpack nothing
-// themselves.
+// Expands weights to fp16 values, in rows (device order) or in superblocks, for kernels that do not
+// unpack themselves.
 
 namespace nibblenet {
 
 inline constexpr int weight_superblock_threads = 256;  ///< for each superblock
 
-/// rows [K, R S C] = weights times `factor`, rounded, by any of the readers of weights/readers.cuh.
-/// One thread eight neighbours.
+/// rows [K, R S C] = weights times `factor`, rounded to fp16, read by any reader of
+/// weights/readers.cuh. One thread per eight neighbours.
 template <class Weights>
 __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
   pdl_trigger();
   weights.prepare(table);
   __syncthreads();
-  pdl_wait();  // it may still read other rows there
+  pdl_wait();  // the kernel before may still read rows there
   const int vectors = (weights.sizes.length + 7) / 8;
   for_each_index(static_cast<int64_t>(weights.sizes.rows) * vectors, [&](int64_t i) {
     const auto row = static_cast<int>(i / vectors);
@@ -34,15 +34,15 @@ __global__ void weight_rows_kernel(f16* rows, Weights weights, float factor) {
   });
 }
 
-/// Superblocks of the same fp16 values, of whole 64 columns; zeros where there are no rows. One
-/// thread eight neighbours of two rows: what a lane brings to a fragment in two chunks.
+/// Superblocks of fp16 values, of whole 64 columns, with zeros where there are no rows. One thread
+/// per eight neighbours of two rows: a lane's part of a fragment in two chunks.
 template <class Weights>
 __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights, float factor) {
   auto& table = shared<CodeValues>();
   pdl_trigger();
   weights.prepare(table);
   __syncthreads();
-  pdl_wait();  // it may still read others there
+  pdl_wait();  // the kernel before may still read superblocks there
   const Superblocks layout(weights.sizes.rows, weights.sizes.length, HalfCodes::bits);
   const auto tile_column = static_cast<int>(layout.tile_columns());
   for_each_index(layout.tile_rows() * tile_column * weight_superblock_threads, [&](int64_t i) {
@@ -71,16 +71,16 @@ __global__ void weight_superblocks_kernel(uint8_t* superblocks, Weights weights,
 
 inline constexpr int superblock_rows_warps = 4;
 
-/// Dynamic shared memory of a block: the look-up table, and fp16 values of each warp's superblock;
-/// the odd end spreads rows over the banks.
+/// Dynamic shared memory of a block: the look-up table, and the fp16 values of each warp's
+/// superblock. Padding spreads rows over the banks.
 template <class Codes>
 struct SuperblockRowsShared {
   alignas(16) typename Codes::Table table;
   alignas(16) f16 fp16[superblock_rows_warps][Superblocks::size][Superblocks::size + 8];
 };
 
-/// fp16 values of half `pair` of a superblock's chunks, row by row. `with_steps`: they are
-/// multiplied by `steps`.
+/// Unpacks half `pair` of a superblock's chunks to fp16 values, row by row. `with_steps`:
+/// multiplies them by `steps`.
 template <class Codes, int pair>
 __device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typename Codes::Table& table,
                                               const FragmentSteps& steps, bool with_steps,
@@ -105,7 +105,8 @@ __device__ __forceinline__ void unpack_chunks(const uint8_t* codes, const typena
   }
 }
 
-/// The same from superblocks that are `length` columns wide, a multiple of 8. A warp a superblock.
+/// Rows of fp16 weights from superblocks of `length` columns, a multiple of 8. One warp per
+/// superblock.
 template <class Codes>
 __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
     superblock_rows_kernel(f16* rows, SuperblockWeights w, int length) {
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
     unpack_chunks<Codes, 1>(codes, memory.table, steps, w.inside, own);
   }
   __syncwarp();
-  pdl_wait();  // it may still read other rows there
+  pdl_wait();  // the kernel before may still read rows there
   if (tile_row >= w.layout.tile_rows()) return;
 #pragma unroll 4
   for (int i = lane; i < Superblocks::size * 8; i += 32) {
@@ -141,8 +142,8 @@ __global__ void __launch_bounds__(32 * superblock_rows_warps, 8)
 
 namespace cuda {
 
-/// Rows of fp16 weights from superblocks of whole 16-byte vectors of 8 columns, and the epilogue of
-/// the product by them.
+/// Expands superblocks to rows of fp16 weights; columns are a multiple of 8. Returns the epilogue
+/// of the product by these rows.
 BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream);
 
 }  // namespace cuda

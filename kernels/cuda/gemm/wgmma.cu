@@ -12,8 +12,8 @@
 namespace nibblenet {
 namespace {
 
-/// A linear layer is a convolution of one image: its rows are the pixels of one line, so that they
-/// are cheap to count.
+/// A linear layer as one image whose pixels are the rows of x, in one line: pixel indices are cheap
+/// to compute.
 ConvolutionSizes sizes_in_lines(const ProductCase& c) {
   ConvolutionSizes s = c.sizes;
   if (!c.linear) return s;
@@ -22,7 +22,7 @@ ConvolutionSizes sizes_in_lines(const ProductCase& c) {
   return s;
 }
 
-/// How the reduction is cut: into splits of three k-tiles each at least.
+/// Split-K: splits of at least three k-tiles each.
 struct Splits {
   int count;
   int k_tiles;  ///< of each
@@ -33,7 +33,7 @@ struct Splits {
   }
 };
 
-/// Where fp16 values of weights and partial sums lie in the workspace.
+/// Layout of the workspace: fp16 values of weights, then partial sums.
 struct Scratch {
   f16* rows = nullptr;
   float* partial = nullptr;
@@ -47,8 +47,8 @@ struct Scratch {
   }
 };
 
-/// Calls f.operator()<columns>() with the width of blocks that leaves least of them empty, the
-/// widest of several.
+/// Calls f.operator()<columns>() with the block width that wastes the fewest columns, the widest of
+/// several.
 template <class F>
 void with_columns(int channels, F f) {
   const auto empty = [&](int columns) { return ceil_div(channels, columns) * columns - channels; };
@@ -60,7 +60,7 @@ void with_columns(int channels, F f) {
     f.template operator()<64>();
 }
 
-/// Steps of a product over pixels, and how they are cut.
+/// Blocks and splits of a product over pixels.
 struct PixelPlan {
   int64_t blocks;
   Splits splits;
@@ -88,8 +88,7 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelEp
   launch("wgmma_splits", {}, sums, stream, sum_pixel_splits_kernel<Finish>, epilogue, finish, plan.splits.count);
 }
 
-/// Makes rows of fp16 values of a weight that has none. Returns the epilogue of the product by
-/// them.
+/// Expands a weight to rows of fp16 values. Returns the epilogue of the product by them.
 BiasEpilogue<AnyElements> store_rows(f16* rows, const ForwardProduct& f, Stream& stream) {
   if (f.w.layout() == WeightLayout::superblocks) return cuda::superblock_rows(rows, f, stream);
   BiasEpilogue<AnyElements> of_product;

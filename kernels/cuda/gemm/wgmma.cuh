@@ -6,25 +6,26 @@
 #include "kernels/cuda/gemm/parameter_gradients.cuh"
 #include "kernels/cuda/gemm/wgmma_tile.cuh"
 
-// Convolutions and linear layers of many rows, and their gradients, by the asynchronous products of
-// Hopper's warpgroups: implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759) of float16 operands
-// with float32 sums. d(i, j) = sum over k of a(i, k) b(j, k), where
-//   forward:     i output pixels,  j filters,            k taps and channels   a = x, b = w
-//   of x:        i input pixels,   j channels,           k taps and filters    a = dy, b = w
-//   of weights:  i filters,        j taps and channels,  k output pixels       a = dy, b = x
-// A block owns 128 rows and up to 128 columns of sums; each of its two warpgroups 64 rows. Both
-// operands are multiplied from shared memory. Long reductions of few sums are cut into splits,
-// added up in their order by a second kernel.
+// wgmma products: convolutions and linear layers of many rows, and their gradients, by Hopper's
+// asynchronous warpgroup products. Implicit GEMM (Chetlur et al. 2014, arXiv 1410.0759) of fp16
+// operands with float32 sums. d(i, j) = sum over k of a(i, k) b(j, k):
+//   product     i               j                   k                    a    b
+//   forward     output pixels   filters             taps and channels    x    w
+//   of x        input pixels    channels            taps and filters     dy   w
+//   of weights  filters         taps and channels   output pixels        dy   x
+// A block owns 128 rows and up to 128 columns of sums, each of its two warpgroups 64 rows. Both
+// operands are read from shared memory. Long reductions of few sums are split (split-K); a second
+// kernel adds the splits in their order.
 
 namespace nibblenet {
 
-/// A thread's sums of a block's.
+/// A thread's sums.
 template <int columns>
 struct WgmmaSums {
   float d[columns / 8][4];
 
-  /// Calls begin(j) for each of a thread's pairs of columns (j, j + 1), and what it returns with
-  /// (i, first, second) for its rows; i and j count from the block's first.
+  /// Calls begin(j) for each pair of columns (j, j + 1) that a thread holds. Calls what begin()
+  /// returns with (i, first, second) for the thread's rows. i and j count from the block's first.
   template <class Begin>
   __device__ __forceinline__ void for_each_pair(Begin begin) const {
     const int thread = static_cast<int>(threadIdx.x);
@@ -38,7 +39,7 @@ struct WgmmaSums {
   }
 };
 
-/// Dynamic shared memory of a block: the ring of both operands' tiles, on 1,024 bytes.
+/// Dynamic shared memory of a block: the ring of both operands' tiles, 1,024-byte aligned.
 template <class A, class B>
 struct WgmmaShared {
   static constexpr int stage = A::Tile::bytes + B::Tile::bytes;
@@ -50,7 +51,8 @@ struct WgmmaShared {
   }
 };
 
-/// sums = those of k-tiles [begin, end), each 64 of k. Calls look_at(tile of a) for every tile.
+/// sums = products over k-tiles [begin, end), each 64 of k. Calls look_at(tile of a) for every
+/// tile.
 template <class A, class B, class LookAt>
 __device__ __forceinline__ void sum_steps(const A& a, const B& b, int first_i, int first_j, int begin, int end,
                                           unsigned char* memory, WgmmaSums<B::Tile::rows>& sums, LookAt look_at) {
@@ -74,7 +76,7 @@ __device__ __forceinline__ void sum_steps(const A& a, const B& b, int first_i, i
     wgmma_wait(sums.d);  // the products of the stage that is filled next
     cp_async_wait<wgmma_stages - 2>();
     show_to_wgmma();
-    __syncthreads();  // this stage has arrived, and nobody multiplies the last one any more
+    __syncthreads();  // this stage has landed, and no product reads the last one
     const unsigned char* tile = memory + stage * stage_bytes;
     wgmma_fence(sums.d);
 #pragma unroll
@@ -88,24 +90,24 @@ __device__ __forceinline__ void sum_steps(const A& a, const B& b, int first_i, i
   }
   wgmma_wait(sums.d);
   cp_async_wait<0>();
-  __syncthreads();  // shared memory may be used for something else
+  __syncthreads();  // shared memory is free
 }
 
-/// Sizes of a product's result [pixels, channels], which is fp16 values.
+/// Sizes of a product's fp16 result [pixels, channels].
 struct PixelEpilogue {
   int pixels;
   int channels;    ///< a multiple of 8
   float* partial;  ///< [splits, pixels, channels]; null: the sums are whole
 };
 
-/// What becomes of the sums of an output channel, bias and ReLU, and of eight fp16 values, counted
-/// in eights.
+/// Forward epilogue: bias and ReLU of an output channel, and the store of eight fp16 values.
+/// `eight` counts groups of eight.
 struct ForwardFinish {
   BiasEpilogue<AnyElements> epilogue;
   __device__ auto of_channel(int channel) const { return epilogue.of_row(channel); }
   __device__ void store(int64_t eight, const uint4& fp16) const { static_cast<uint4*>(epilogue.y.data)[eight] = fp16; }
 };
-/// And of an input channel.
+/// Epilogue of the data gradient.
 struct GradientFinish {
   HalfGradient dx;
   float factor;
@@ -115,11 +117,11 @@ struct GradientFinish {
   __device__ void store(int64_t eight, const uint4& fp16) const { dx.store(eight, fp16); }
 };
 
-/// Sums as fp16 through shared memory, so that they leave 16 bytes at a time.
+/// Stores sums as fp16 through shared memory, 16 bytes at a time.
 template <int columns, class Finish>
 __device__ __forceinline__ void store_pixels(const PixelEpilogue& epilogue, const Finish& finish, int first_pixel,
                                              int first_channel, const WgmmaSums<columns>& sums, unsigned char* memory) {
-  constexpr int row_fp16 = columns + 8;  // the odd end spreads rows over the banks
+  constexpr int row_fp16 = columns + 8;  // padding spreads rows over the banks
   auto* fp16 = reinterpret_cast<f16*>(memory);
   sums.for_each_pair([&](int j) {
     const int channel = first_channel + j < epilogue.channels ? first_channel + j : 0;
@@ -139,8 +141,8 @@ __device__ __forceinline__ void store_pixels(const PixelEpilogue& epilogue, cons
   }
 }
 
-/// y = finish(pixels * w). Blocks count channels first, so that neighbours share their pixels;
-/// block (x, y) has split y of the k-tiles.
+/// wgmma product over pixels: y = finish(pixels * w). Blocks are numbered channels first, so that
+/// neighbouring blocks share their pixels. Block (x, y) has split y of the k-tiles.
 template <class Filters, class Finish>
 __global__ void __launch_bounds__(wgmma_threads, 2)
     wgmma_pixel_kernel(PixelTiles pixels, Filters w, PixelEpilogue epilogue, Finish finish, int k_tiles, int of_split) {
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(wgmma_threads, 2)
   });
 }
 
-/// y = finish(sum over splits, the first one first). One thread eight neighbours.
+/// y = finish(sum over the splits in their order). One thread per eight neighbours.
 template <class Finish>
 __global__ void sum_pixel_splits_kernel(PixelEpilogue epilogue, Finish finish, int splits) {
   const int64_t count = static_cast<int64_t>(epilogue.pixels) * epilogue.channels / 8;
@@ -189,7 +191,7 @@ __global__ void sum_pixel_splits_kernel(PixelEpilogue epilogue, Finish finish, i
   });
 }
 
-/// dy's tile, as ColumnSums reads it.
+/// Layout of dy's tile for ColumnSums.
 struct GradientColumns {
   static constexpr int rows = wgmma_rows;
   static __device__ int offset(int filter, int k) {
@@ -197,7 +199,7 @@ struct GradientColumns {
   }
 };
 
-/// Sums of a linear layer's weights through shared memory, so that whole lines are read and
+/// Stores the weight sums of a linear layer through shared memory, so that whole lines are read and
 /// written.
 __device__ __forceinline__ void store_weights_of_linear(const ParameterGradients& epilogue, int first_filter,
                                                         int first_column, const WgmmaSums<wgmma_rows>& sums,
@@ -227,8 +229,9 @@ __device__ __forceinline__ void store_weights_of_linear(const ParameterGradients
   }
 }
 
-/// dw = dy^T * x, and by the blocks of the first columns dbias. Block (x, y, z) owns 128 columns of
-/// dw in device order, 128 filters and split z of the k-tiles over the pixels.
+/// wgmma weight gradient: dw = dy^T * x. Block (x, y, z) owns 128 columns of dw in device order,
+/// 128 filters and split z of the k-tiles over pixels. The blocks of the first columns also compute
+/// dbias.
 __global__ void __launch_bounds__(wgmma_threads, 2)
     wgmma_weight_kernel(GradientColumnTiles dy, WindowColumnTiles x, WeightGradient gradient, int k_tiles,
                         int of_split) {
@@ -247,7 +250,7 @@ __global__ void __launch_bounds__(wgmma_threads, 2)
   });
   if (with_bias) {
     column_sums.finish(memory, [&](int i, float sum) { gradient.store_bias(split, first_filter + i, sum); });
-    __syncthreads();  // shared memory may be used for something else
+    __syncthreads();  // shared memory is free
   }
   if (gradient.partial == nullptr && epilogue.has_fours())
     return store_weights_of_linear(epilogue, first_filter, first_column, sums, memory);

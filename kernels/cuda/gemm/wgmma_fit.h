@@ -2,15 +2,15 @@
 
 #include "kernels/cuda/gemm/product_case.h"
 
-// What gemm/wgmma.cuh can compute, on GPUs that have it: products of fp16 activations, C and K
-// multiples of 8, all of it on 16 bytes.
+// Fit of gemm/wgmma.cuh, on GPUs with wgmma. Requires fp16 activations, C and K multiples of 8, and
+// 16-byte aligned operands.
 
 namespace nibblenet::wgmma {
 
-/// Weights that do not train are expanded to rows of fp16 values in the workspace first, whatever
-/// they are stored as.
+/// Forward: any packed or fp16 weight. Weights that do not train are expanded to rows of fp16
+/// values in the workspace first.
 bool fits(const ProductCase& c);
-/// Stride 1; weights that train.
+/// Also requires stride 1, and weights that train.
 bool fits_data_gradient(const ProductCase& c);
 bool fits_weight_gradient(const ProductCase& c);
 

@@ -3,29 +3,29 @@
 #include "kernels/cuda/device/target.h"
 #include "kernels/cuda/gemm/im2col.cuh"
 
-// What a block of the wgmma products (kernels/cuda/gemm/wgmma.cuh) keeps in shared memory: tiles of
-// its two operands, 64 elements of k deep, as wgmma_async reads them, in a ring. An operand's
-// neighbours in memory share a row of the product, or they share k: 16 bytes of them are copied at
-// a time, and the tiles keep that order.
+// Shared-memory tiles of the wgmma products (gemm/wgmma.cuh): a ring of both operands, 64 elements
+// of k deep, in the layouts of wgmma_async. In memory, an operand's neighbours share either a row
+// of the product or an index k. Copies take 16 bytes at a time, and the tiles keep that order.
 
 namespace nibblenet {
 
 inline constexpr int wgmma_depth = 64;     ///< of k, between two barriers
-inline constexpr int wgmma_stages = 3;     ///< of the ring: one is multiplied, the others are on their way
+inline constexpr int wgmma_stages = 3;     ///< of the ring: one is multiplied, the others are in flight
 inline constexpr int wgmma_threads = 256;  ///< two warpgroups below each other
 inline constexpr int wgmma_rows = 128;     ///< of a block's sums
 
-/// How a thread copies a tile: its piece of 16 bytes of every 32nd line, a line being what shares a
-/// row, or a k.
+/// Copies of a tile. A line is 128 bytes that share a row, or a k. A thread copies one 16-byte
+/// vector of every 32nd line.
 struct TileCopies {
   static constexpr int lines = wgmma_threads / 8;  ///< at once
   static __device__ int line(int copy) { return static_cast<int>(threadIdx.x) / 8 + copy * lines; }
   static __device__ int vector() { return static_cast<int>(threadIdx.x) % 8; }
-  /// Lines of all copies differ by multiples of eight: so does the place of the vector.
+  /// Offset of the vector. A thread's lines differ by multiples of eight, so their swizzle is the
+  /// same.
   static __device__ int offset(int copy) { return line(copy) * 128 + ((vector() ^ line(0) % 8) << 4); }
 };
 
-/// Neighbours share a row: [rows][64 of k] fp16 values.
+/// Tile whose neighbours share a row: [rows][64 of k] fp16 values.
 template <int size>
 struct WgmmaTileAlongK {
   static constexpr bool along_k = true;
@@ -35,7 +35,7 @@ struct WgmmaTileAlongK {
   static_assert(rows % TileCopies::lines == 0);
 };
 
-/// Neighbours share k: [blocks of 64 rows][64 of k][64 rows] fp16 values.
+/// Tile whose neighbours share k: [blocks of 64 rows][64 of k][64 rows] fp16 values.
 template <int size>
 struct WgmmaTileAlongRows {
   static constexpr bool along_k = false;
@@ -46,12 +46,12 @@ struct WgmmaTileAlongRows {
   static constexpr int copies = wgmma_depth / TileCopies::lines;  ///< of each block
 
   static __device__ int offset(int block, int copy) { return block * block_bytes + TileCopies::offset(copy); }
-  /// Of the vector that a thread copies.
+  /// First row of the vector that a thread copies.
   static __device__ int row(int block) { return 64 * block + TileCopies::vector() * 8; }
 };
 
-/// Where a walk along k of a convolution stands: 64 channels at one tap, taps changing first, so
-/// that neighbouring k-tiles read the same pixels again while a cache has them.
+/// Position of a walk along k: 64 channels at one tap. Taps change first, so that neighbouring
+/// k-tiles read the same pixels while a cache holds them.
 struct TapWalk {
   int slice, r, s;
   __device__ TapWalk(int k_tile, int size) {
@@ -69,12 +69,11 @@ struct TapWalk {
   }
 };
 
-// Operands. A Place is what a thread has to know of its copies, from the tile at k-tile `begin` on;
-// copy() starts its part of the copies of the next tile, with zeros outside of the operand.
+// Operands. place() returns a thread's coordinates for its copies, from k-tile `begin` on. copy()
+// starts the thread's copies of the next tile, with zeros outside the operand.
 
-/// Pixels and what lies around them, as [pixels, C taps]: windows of x for the forward product, and
-/// what dy sends to input pixels for the gradient of x, whose taps lead the other way. C is a
-/// multiple of 8.
+/// Pixels and their neighbourhoods as [pixels, C taps]: windows of x for the forward product,
+/// output gradients for the gradient of x, whose taps run backwards. C is a multiple of 8.
 struct PixelTiles {
   using Tile = WgmmaTileAlongK<wgmma_rows>;
   const f16* data;    ///< [N, H, W, C]
@@ -87,7 +86,7 @@ struct PixelTiles {
   static PixelTiles windows(const f16* x, const ConvolutionSizes& s) {
     return {x, s.n, s.h, s.w, s.c, s.p, s.q, s.size, s.stride, -s.padding, 1};
   }
-  /// Of a convolution of stride 1.
+  /// The operand of the data gradient. Requires stride 1.
   static PixelTiles contributions(const f16* dy, const ConvolutionSizes& s) {
     return {dy, s.n, s.p, s.q, s.k, s.h, s.w, s.size, 1, s.padding, -1};
   }

@@ -4,19 +4,19 @@
 #include "kernels/cuda/linear/few_outputs_fit.h"
 #include "kernels/cuda/weights/readers.cuh"
 
-// Linear layers of few outputs, a classifier's last one: too few results for tiles of a product,
-// whose blocks would each walk along all of k.
+// Linear layers of few outputs, such as a classifier's last one. They have too few results for the
+// tiles of a product, whose blocks would each loop over all of k.
 
 namespace nibblenet {
 
 inline constexpr int few_outputs_threads = 128;
 
-/// Sums by warp, then added up in that order.
+/// Sums of each warp, added in the order of the warps.
 struct RowSums {
   float of_warp[few_outputs_threads / 32][few_outputs_rows];
 };
 
-/// Eight neighbouring weights, rounded to fp16 values as the plain kernel rounds them.
+/// Loads eight neighbouring weights, rounded to fp16 as in the plain kernel.
 __device__ __forceinline__ void load_rounded(const Float16Weights& weights, int row, int k, const CodeValues&, float,
                                              f16 (&w)[8]) {
   *reinterpret_cast<uint4*>(w) =
@@ -30,9 +30,9 @@ __device__ __forceinline__ void load_rounded(const PackedWeights& weights, int r
   for (int e = 0; e < 8; ++e) store_element(w, e, decoded[e] * factor);
 }
 
-/// y[n, k] = epilogue(sum over c of x[n, c] w[k, c]), C a multiple of 8, x and fp16 values of w on
-/// 16 bytes. A block owns one output of eight rows: each thread brings eight neighbouring weights
-/// at a time and multiplies all rows by them.
+/// Few-outputs product: y[n, k] = epilogue(sum over c of x[n, c] w[k, c]). Requires C a multiple of
+/// 8, and 16-byte aligned x and fp16 w. A block owns one output of eight rows. Each thread loads
+/// eight neighbouring weights at a time and multiplies all rows by them.
 template <class Weights>
 __global__ void __launch_bounds__(few_outputs_threads)
     few_outputs_kernel(BiasEpilogue<AnyElements> epilogue, const f16* x, Weights weights, float factor) {

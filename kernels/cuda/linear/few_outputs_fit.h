@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/gemm/product_case.h"
 
-// What linear/few_outputs.cuh and linear/few_outputs_gradient.cu can compute.
+// Fit of the few-outputs kernels: linear/few_outputs.cuh and linear/few_outputs_gradient.cu.
 
 namespace nibblenet {
 
@@ -13,11 +13,11 @@ namespace few_outputs {
 inline constexpr int most_outputs = 32;           ///< of a forward product
 inline constexpr int most_gradient_outputs = 16;  ///< of gradients
 
-/// Linear layers of at most 32 outputs, fp16 activations, C a multiple of 8, on 16 bytes; weights
-/// channel by channel.
+/// Requires a linear layer of at most 32 outputs, fp16 activations, C a multiple of 8, 16-byte
+/// aligned x, and weights in channel layout.
 bool fits(const ProductCase& c);
-/// Both gradients of linear layers of at most 16 outputs, fp16 activations, C a multiple of 8; x
-/// and dx on 16 bytes.
+/// Both gradients: requires a linear layer of at most 16 outputs, fp16 activations, C a multiple of
+/// 8, and 16-byte aligned x and dx.
 bool fits_gradients(const ProductCase& c);
 
 }  // namespace few_outputs

@@ -5,9 +5,9 @@
 #include "kernels/cuda/linear/few_outputs_fit.h"
 #include "kernels/cuda/linear/launchers.h"
 
-// Gradients of a linear layer of a few outputs, as a classifier's last one: its 10 columns of dy
-// are no 16 bytes long, and would leave a tensor core's tile empty for the most part. What takes
-// time is to read x, or to write dx.
+// Gradients of a linear layer of few outputs, such as a classifier's last one. Ten columns of dy
+// are not a multiple of 16 bytes, and would leave most of an mma tile empty. The time goes to
+// reading x, or to writing dx.
 
 namespace nibblenet {
 namespace {
@@ -15,8 +15,8 @@ namespace {
 constexpr int most_filters = few_outputs::most_gradient_outputs;
 constexpr int few_outputs_gradient_threads = 256;
 
-/// dx[n, C] = sum over k of dy[n, k] w[k, C], in float32, by its values in float32. One thread
-/// eight channels of a row.
+/// Data gradient: dx[n, C] = sum over k of dy[n, k] w[k, C], from the float32 weights, with float32
+/// sums. One thread per eight channels of a row.
 __global__ void __launch_bounds__(few_outputs_gradient_threads)
     few_outputs_data_gradient_kernel(HalfGradient dx, const f16* dy, const float* w, int filters, int vectors,
                                      int count) {
@@ -45,8 +45,8 @@ struct FewOutputsGradientSums {
   float dbias[few_outputs_gradient_threads / most_filters][most_filters];
 };
 
-/// dw[K, C] = dy^T x, and by the first block dbias. A warp owns every eighth row, a lane two
-/// columns of it; the warps' sums are added up in their order.
+/// Weight gradient: dw[K, C] = dy^T x; the first block also computes dbias. A warp owns every
+/// eighth row, a lane two columns of it. The warps' sums are added in their order.
 __global__ void __launch_bounds__(few_outputs_gradient_threads)
     few_outputs_weight_gradient_kernel(const f16* dy, const f16* x, ParameterGradients epilogue, int rows) {
   auto& shared_sums = shared<FewOutputsGradientSums>();
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(few_outputs_gradient_threads)
   float2 sum[most_filters] = {};
   float bias = 0.0F;
   for (int first = 0; first < rows; first += few_outputs_gradient_rows) {
-    __syncthreads();  // nobody reads the rows before any more
+    __syncthreads();  // all threads are done reading the rows before
     for (int i = thread; i < few_outputs_gradient_rows * most_filters; i += few_outputs_gradient_threads) {
       const int row = first + i / most_filters, k = i % most_filters;
       shared_sums.dy[i / most_filters][k] = row < rows && k < filters ? load_element(dy, row * filters + k) : 0.0F;

@@ -15,7 +15,7 @@ void start(const FewRows& p, const Work& work, Stream& stream) {
   launch("few_rows_linear_forward", work, grid, stream, few_rows_kernel<Codes, tiles, inside>, p);
 }
 
-/// All of a product but where its splits are added up.
+/// Kernel parameters of a product, without its splits.
 FewRows product_of(const ForwardProduct& f) {
   const WeightCuda& w = f.w;
   const PackedView& view = w.view();
@@ -49,7 +49,7 @@ void few_rows_forward(const ForwardProduct& f, Workspace& workspace, Stream& str
   const ConvolutionSizes& s = f.shape.sizes;
   if (s.n == 0) return;
   FewRows p = product_of(f);
-  // Splits of at least two superblocks a warp.
+  // Each split has at least two superblocks per warp.
   p.splits = split_k::few_rows.splits(ceil_div(p.layout.tile_rows(), few_rows_row_warps),
                                       p.layout.tile_columns() / (2 * few_rows_column_warps));
   if (p.splits > 1) {

@@ -5,18 +5,19 @@
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
-// Linear layers of few rows: the weights are nearly all there is to read, and what counts is how
-// many bytes of them are on their way at any time. After Marlin (Frantar 2024, arXiv 2408.11743):
-// packed codes lie in the order of the tensor cores' fragments and are unpacked in registers.
+// Linear layers of few rows (small batches, GEMV-like). Time goes to reading the weights, so what
+// counts is the number of bytes in flight. Packed codes lie in the order of the mma fragments and
+// are unpacked in registers (Marlin, Frantar 2024, arXiv 2408.11743).
 
 namespace nibblenet {
 
 inline constexpr int few_rows_row_warps = 4;     ///< of a block, each on superblocks of its own rows
-inline constexpr int few_rows_column_warps = 2;  ///< that share these rows and take superblocks in turn
+inline constexpr int few_rows_column_warps = 2;  ///< warps that share rows and take superblocks in turn
 inline constexpr int few_rows_threads = 32 * few_rows_row_warps * few_rows_column_warps;
 inline constexpr int few_rows_block_rows = few_rows_row_warps * Superblocks::size;
 
-/// One product: y [batch, rows] from x [batch, columns] and packed weights [rows, columns].
+/// Parameters of the kernel: y [batch, rows] from x [batch, columns] and packed weights [rows,
+/// columns].
 struct FewRows {
   Superblocks layout;
   const uint8_t* codes;
@@ -33,31 +34,31 @@ struct FewRows {
   unsigned* semaphores = nullptr;  ///< by block row: how many splits are done
 };
 
-/// Pieces in which a superblock travels: one, or its four chunks where those are fp16 values.
+/// Pieces of a superblock, each copied as one group: one, or its four chunks where codes are fp16
+/// values.
 template <int bits>
 inline constexpr int few_rows_pieces = bits == 16 ? Superblocks::chunks : 1;
-/// Loads of 16 bytes a lane that bring a piece, and chunks in it.
+/// 16-byte loads per lane of a piece, and chunks in it.
 template <int bits>
 inline constexpr int few_rows_piece_loads = bits / few_rows_pieces<bits>;
 template <int bits>
 inline constexpr int few_rows_piece_chunks = Superblocks::chunks / few_rows_pieces<bits>;
 
-/// Shared memory of a block: as much as every GPU from compute capability 8.0 on gives.
+/// Shared memory of a block, which every GPU from compute capability 8.0 on offers.
 inline constexpr int few_rows_shared_bytes = 98 << 10;
 
-/// A ring of pieces for each warp. A lane reads what it has copied itself: nobody waits for
-/// anybody.
+/// A ring of pieces per warp. A lane reads only what it copied itself, so there are no barriers.
 template <int bits, int stages>
 struct FewRowsRing {
   uint4 pieces[few_rows_row_warps * few_rows_column_warps][stages][few_rows_piece_loads<bits>][32];
 };
-/// Pieces of a warp that are on their way or in use, as many as there is room for.
+/// Pieces of a warp in flight or in use: as many as shared memory holds.
 template <class Codes>
 inline constexpr int few_rows_stages = (few_rows_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
                                        static_cast<int>(sizeof(FewRowsRing<Codes::bits, 1>));
 
-/// Dynamic shared memory: the table and what is on its way while superblocks are multiplied, then
-/// the sums of the block's rows. The odd end spreads the columns of a fragment over the banks.
+/// Dynamic shared memory: the look-up table and the rings, then the sums of the block's rows.
+/// Padding spreads the columns of a fragment over the banks.
 template <class Codes, int tiles>
 union FewRowsShared {
   struct {
@@ -67,7 +68,7 @@ union FewRowsShared {
   float sums[8 * tiles][few_rows_block_rows + 4];
 };
 
-/// A warp's share: superblocks tile_column, tile_column + column_warps, … before `end` of
+/// A warp's superblocks: tile_column, tile_column + few_rows_column_warps, … before `end`, of
 /// superblock row `tile_row`.
 struct FewRowsShare {
   int tile_row;
@@ -75,7 +76,7 @@ struct FewRowsShare {
   int end;
 };
 
-/// fp16 values [column, column + 16) of row `n` of x, zeros outside.
+/// Loads fp16 values [column, column + 16) of row `n` of x, with zeros outside.
 __device__ __forceinline__ void load_few_rows_x(const FewRows& p, int n, int column, uint32_t (&to)[8]) {
   const f16* row = p.x + static_cast<int64_t>(n) * p.columns;
 #pragma unroll
@@ -90,8 +91,8 @@ __device__ __forceinline__ void load_few_rows_x(const FewRows& p, int n, int col
   }
 }
 
-/// What a lane brings to the product of the `tile_column`-th superblock of a row: of each of its
-/// columns of x 16 neighbours.
+/// Loads a lane's part of x for superblock `tile_column` of a row: 16 neighbours of each of its
+/// columns.
 template <int tiles>
 __device__ __forceinline__ void load_few_rows_x(const FewRows& p, int tile_column, uint32_t (&to)[tiles][8]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -100,8 +101,7 @@ __device__ __forceinline__ void load_few_rows_x(const FewRows& p, int tile_colum
     load_few_rows_x(p, 8 * tile + lane / 4, tile_column * Superblocks::size + lane % 4 * 16, to[tile]);
 }
 
-/// Starts copying the `piece`-th piece of a share, if there is such a one, and closes the group of
-/// its copies.
+/// Starts copying piece `piece` of a share, if it exists, and closes its cp.async group.
 template <int bits>
 __device__ __forceinline__ void copy_piece(const FewRows& p, const FewRowsShare& share, int piece,
                                            uint4 (&to)[few_rows_piece_loads<bits>][32]) {
@@ -118,7 +118,7 @@ __device__ __forceinline__ void copy_piece(const FewRows& p, const FewRowsShare&
   cp_async_commit();
 }
 
-/// A lane's words of a piece, chunk by chunk.
+/// Reads a lane's words of a piece, chunk by chunk.
 template <int bits>
 __device__ __forceinline__ void read_piece(const uint4 (&piece)[few_rows_piece_loads<bits>][32],
                                            uint32_t (&words)[few_rows_piece_chunks<bits>][bits]) {
@@ -132,14 +132,14 @@ __device__ __forceinline__ void read_piece(const uint4 (&piece)[few_rows_piece_l
   }
 }
 
-/// Sums of a warp: d[tile][f] is fragment f of superblock rows, for columns [8 tile, 8 tile + 8) of
-/// the result.
+/// A warp's sums: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile + 8)
+/// of the result.
 template <int tiles>
 struct FewRowsSums {
   float d[tiles][4][4];
 };
 
-/// sums += chunk * x, and with zero points x_sums += sum of x, in the sums' places of every row.
+/// sums += chunk * x. With zero points also x_sums += sum of x, in the sums' places of every row.
 template <class Codes, int tiles>
 __device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], const uint32_t (&x)[tiles][8], int chunk,
                                          const typename Codes::Table& table, bool with_x_sums, FewRowsSums<tiles>& sums,
@@ -156,7 +156,7 @@ __device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], c
   }
 }
 
-/// What the sums of a lane's eight rows of a superblock are multiplied by.
+/// Scales of a lane's eight rows of a superblock.
 struct LaneSteps {
   float step[8];
   uint8_t zero_point[8];
@@ -197,8 +197,8 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
     for (int e = 0; e < 4; ++e) x_sums[tile][e] = 0.0F;
 }
 
-/// Sums of a warp's share. Its first codes travel while the kernel before still runs; x and steps
-/// are read a superblock ahead. `inside`: steps, or zero points, are applied superblock by
+/// Sums of a warp's share. The first codes are in flight before the kernel before has ended. x and
+/// scales are read one superblock ahead. `inside`: scales, or zero points, are applied per
 /// superblock.
 template <class Codes, int tiles, bool inside>
 __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
@@ -206,7 +206,7 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
   constexpr int bits = Codes::bits;
   constexpr int stages = few_rows_stages<Codes>;
   auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
-  pdl_wait();  // which made x
+  pdl_wait();  // the kernel before made x
   const bool with_zero_points = inside && p.steps.zero_points != nullptr;
   const RowGroups groups(p.steps, p.epilogue.rows, share.tile_row);
   uint32_t next_x[tiles][8] = {};
@@ -248,7 +248,7 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
   if constexpr (!inside) total = sums;
 }
 
-/// Calls use(place in shared memory, sum) for each of a warp's sums.
+/// Calls use(element in shared memory, sum) for each sum of a warp.
 template <int tiles, class Use>
 __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][few_rows_block_rows + 4],
                                              FewRowsSums<tiles>& sums, Use use) {
@@ -263,8 +263,7 @@ __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][few
         use(shared_sums[8 * tile + lane % 4 * 2 + e % 2][first + 16 * f + e / 2 * 8], sums.d[tile][f][e]);
 }
 
-/// y = epilogue(sum of the splits, the first one first), by the block that arrives last, whichever
-/// that is.
+/// y = epilogue(sum over the splits in their order), computed by the last block to arrive.
 __device__ __forceinline__ void add_splits(const FewRows& p, int row) {
   const int64_t stride = static_cast<int64_t>(p.batch) * p.epilogue.rows;
   for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n) {
@@ -276,8 +275,8 @@ __device__ __forceinline__ void add_splits(const FewRows& p, int row) {
   }
 }
 
-/// Stores the sums of a block's split of the columns; where there are several splits, the block
-/// that arrives last adds them up. All threads; each has a row.
+/// Stores the sums of a block's split of the columns. With several splits, the last block to arrive
+/// adds them. All threads, one row each.
 template <int columns>
 __device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][few_rows_block_rows + 4],
                                              int split) {
@@ -292,16 +291,16 @@ __device__ __forceinline__ void finish_split(const FewRows& p, const float (&sum
   if (arrives_last(p.semaphores[blockIdx.x], p.splits)) add_splits(p, row);
 }
 
-/// Blocks that share a multiprocessor: two hold twice the copies, and the next layer's begin before
-/// this one's end.
+/// Blocks per multiprocessor. Two have twice the copies in flight, and the next layer's copies
+/// begin before this layer ends.
 template <int tiles, bool inside>
 inline constexpr int few_rows_blocks = tiles == 1 && !inside ? 2 : 1;
 
-/// y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads; block (x, y) owns 256
-/// rows and split y of the columns. Warp w owns superblock row w % 4 of them and every other
-/// superblock of the split, from the (w / 4)-th on: warps that read the same columns of x do so at
-/// about the same time. Splits go through memory, and the last block of a row to arrive adds them
-/// up in their order: the same bits on every run.
+/// Few-rows product: y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads. Block
+/// (x, y) owns 256 rows and split y of the columns. Warp w owns superblock row w % 4 of the block,
+/// and every other superblock of the split from the (w / 4)-th on. Warps that read the same columns
+/// of x do so at about the same time. Split-K: partial sums go through memory, and the last block
+/// of a row to arrive adds them in their order: the same bits on every run.
 template <class Codes, int tiles, bool inside>
 __global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
   auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles>*>(dynamic_shared());
@@ -321,7 +320,7 @@ __global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, insid
   __syncthreads();
   FewRowsSums<tiles> sums = {};
   sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
-  __syncthreads();  // nobody reads the table any more
+  __syncthreads();  // all threads are done reading the table
   for (int turn = 0; turn < few_rows_column_warps; ++turn) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();

@@ -5,7 +5,7 @@
 namespace nibblenet {
 namespace {
 
-/// One thread a weight, in device order.
+/// One thread per weight, in device order.
 __global__ void renew_fp16_kernel(HalfCopies fp16, const float* w, int channels, int taps, int64_t count) {
   for_each_index(count, [&](int64_t i) {
     const auto filter = static_cast<int>(i / fp16.length);

@@ -4,19 +4,18 @@
 #include "kernels/cuda/weights/superblock.h"
 #include "kernels/cuda/weights/weight_cuda.h"
 
-// The fp16 copies of weights that train, which the tensor cores multiply.
+// Fp16 copies of weights that train. The tensor cores multiply these copies.
 
 namespace nibblenet {
 
-/// Place of weight k (in device order) of a filter in PyTorch's order.
+/// Index in PyTorch's order of weight k (device order) of a filter.
 __device__ __forceinline__ int64_t torch_index(int filter, int k, int channels, int taps) {
   const int tap = k / channels;
   return (static_cast<int64_t>(filter) * channels + (k - tap * channels)) * taps + tap;
 }
 
-/// The fp16 copies of a weight that trains, in device order: rows for the gradients, and
-/// superblocks for the forward product where it has them. Weights are multiplied by `factor` before
-/// they are rounded.
+/// The fp16 copies of one weight, in device order: rows for the gradients, and superblocks for the
+/// forward product where it has them. Weights are multiplied by `factor`, then rounded.
 struct HalfCopies {
   f16* rows = nullptr;  ///< [K, R S C]; null: no copies
   unsigned char* superblocks = nullptr;
@@ -29,7 +28,7 @@ struct HalfCopies {
     store_element(rows, static_cast<int64_t>(filter) * length + column, w * factor);
     if (superblocks != nullptr) store_element(superblock_pair(filter, column), column % 2, w * factor);
   }
-  /// Of an even column and the next one; rows are of even length.
+  /// Stores an even column and the next one. Rows have even length.
   __device__ void store_pair(int filter, int column, const float2& w) const {
     if (rows == nullptr) return;
     const uint32_t word = pair_of_fp16(w.x * factor, w.y * factor);
@@ -38,7 +37,7 @@ struct HalfCopies {
   }
 
  private:
-  /// Where the fp16 values of an even column and the next one lie.
+  /// Address of the fp16 values of an even column and the next one.
   __device__ f16* superblock_pair(int filter, int column) const {
     const Superblocks::Place place = Superblocks::place(filter, column);
     return reinterpret_cast<f16*>(superblocks + layout.offset(filter, column) +

@@ -6,16 +6,17 @@
 namespace nibblenet {
 namespace {
 
-// A maximum does not depend on the order in which it is taken, and non-negative floats are ordered
-// as their bits: the atomics below give the same bits on every run.
+// The atomic maxima below give the same bits on every run: a maximum does not depend on the order,
+// and non-negative floats compare like their bits.
 
-/// The bits of |largest| over the complement of its index: of equal magnitudes the first one wins.
+/// Key for the largest magnitude: its bits above the complement of its index. Of equal magnitudes
+/// the first one wins.
 __device__ __forceinline__ unsigned long long magnitude_key(float weight, int64_t index) {
   return static_cast<unsigned long long>(__float_as_uint(fabsf(weight))) << 32 |
          (0xFFFFFFFFULL - static_cast<unsigned long long>(index));
 }
 
-/// Extremes of a run of weights in one group, on their way to memory.
+/// Extremes of a run of weights in one group, before they go to memory.
 struct RunExtremes {
   unsigned long long below = 0;  ///< bits of -lowest
   unsigned long long above = 0;  ///< bits of highest
@@ -38,8 +39,8 @@ struct RunExtremes {
 
 constexpr int64_t run_length = 64;
 
-/// keys[3, G] = maxima over each group, zeros before. A thread owns `run_length` neighbours of one
-/// channel and writes whenever the group changes.
+/// keys[3, G] = maxima over each group; they start from zeros. A thread owns `run_length`
+/// neighbours of one channel and writes whenever the group changes.
 __global__ void find_extremes_kernel(unsigned long long* keys, const float* weights, GroupMap map,
                                      const uint32_t* blocks, int64_t runs_of_channel, int64_t runs) {
   for_each_index(runs, [&](int64_t run) {
@@ -62,7 +63,8 @@ __global__ void find_extremes_kernel(unsigned long long* keys, const float* weig
   });
 }
 
-/// As the quantizer on the host: a group of zeros, or one whose step underflows, holds exact zeros.
+/// Same codes as the quantizer on the host. A group of zeros, or one whose step underflows, holds
+/// exact zeros.
 __device__ __forceinline__ uint32_t code_of(float weight, const Step& group, const Codebook& codebook, bool affine) {
   if (group.step == 0.0F) return codebook.zero_code;
   const float x = weight / group.step;
@@ -70,7 +72,7 @@ __device__ __forceinline__ uint32_t code_of(float weight, const Step& group, con
   return static_cast<uint32_t>(fminf(fmaxf(rintf(x) + group.zero_point, 0.0F), codebook.scale_to));
 }
 
-/// codes of [K, channel_elements] weights. A thread owns eight neighbours of one channel: `bits`
+/// Encodes [K, channel_elements] weights. A thread owns eight neighbours of one channel: `bits`
 /// whole bytes.
 __global__ void encode_kernel(uint8_t* codes, int64_t stride, const float* weights, GroupMap map,
                               const uint32_t* blocks, const Step* steps, Codebook codebook, bool affine,

@@ -5,15 +5,15 @@
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/weights/superblock.h"
 
-// The one way to a weight. A product sees a filter as a row of `length` weights and asks for eight
-// neighbours of it at a time; whether they lie there as floats, fp16 values or packed codes is the
-// business of the three readers below, and a kernel is compiled for each of them.
+// Readers of weights in any storage. A product sees a filter as a row of `length` weights and loads
+// eight neighbours at a time. The three readers below do that for floats, fp16 values and packed
+// codes; a kernel is compiled for each reader.
 //
-// Order inside a row: tap by tap, and inside a tap channel by channel ("device order"), so that the
-// eight activations they meet are neighbours in a channels-last image. Packed codes and fp16 values
-// lie in this order in device memory; float32 weights, which training changes and files hold, keep
-// PyTorch's (channel by channel, inside it tap by tap). Behind a flatten there is one tap, and the
-// two orders are the same.
+// Device order: inside a row, tap by tap, and inside a tap channel by channel. The eight
+// activations that they are multiplied by are then neighbours in a channels-last image. Packed
+// codes and fp16 values lie in device order. Float32 weights, which training changes and files
+// hold, keep PyTorch's order: channel by channel, inside it tap by tap. Linear layers have one tap,
+// so the two orders are equal.
 
 namespace nibblenet {
 
@@ -25,12 +25,12 @@ struct FilterSizes {
   int length = 0;    ///< C R S
 };
 
-/// Values of the 2^n codes, handed to a kernel by value: they cost no device memory.
+/// Values of the 2^n codes, passed to a kernel by value: they use no device memory.
 struct CodeValues {
   float values[256];
 };
 
-/// What the decoded values of a group are multiplied by.
+/// Scale of each group: decoded values are multiplied by it.
 struct GroupSteps {
   const void* scales = nullptr;
   ScaleType type = ScaleType::f32;
@@ -49,7 +49,7 @@ struct Float32Weights {
 
   __device__ void prepare(CodeValues&) const {}
 
-  /// Weights [k, k + 8) of a row in device order; zeros outside. `k` is a multiple of 8.
+  /// Loads weights [k, k + 8) of a row in device order, with zeros outside. `k` is a multiple of 8.
   __device__ void load8(int row, int k, const CodeValues&, float (&w)[8]) const {
     const float* filter = values + static_cast<int64_t>(row) * sizes.length;
     int tap = k / sizes.channels;
@@ -68,7 +68,7 @@ struct Float32Weights {
 struct Float16Weights {
   FilterSizes sizes;
   const f16* values;         ///< [K, taps, C]
-  bool superblocks = false;  ///< or so
+  bool superblocks = false;  ///< in superblocks instead
 
   __device__ void prepare(CodeValues&) const {}
 
@@ -89,15 +89,14 @@ struct Float16Weights {
   }
 };
 
-/// Codes of any scheme: linear, FP8 and the codebooks differ in their values alone, block ids in
-/// where the group of a weight is read.
+/// Packed codes of any scheme. Linear, FP8 and codebook schemes differ only in their values; with
+/// block ids, the group of a weight is read from memory.
 struct PackedWeights {
   FilterSizes sizes;
   PackedView packed;         ///< codes and block ids in device order; `values` null unless the tensor brought its own
   CodeValues fixed;          ///< the method's values, used where packed.values is null
-  bool superblocks = false;  ///< how the codes lie; block ids lie row by row
-  /// Whole rows share a step, and the result is multiplied by it: what is decoded here is the value
-  /// of the code alone.
+  bool superblocks = false;  ///< layout of the codes; block ids lie row by row
+  /// Whole rows share a step, which the epilogue applies: load8() returns the code's value alone.
   bool step_in_epilogue = false;
 
   /// Copies the codebook to shared memory; the caller's next barrier makes it visible.
@@ -107,13 +106,13 @@ struct PackedWeights {
       table.values[i] = source[i];
   }
 
-  /// Codes [k, k + 8) of a row, the first one lowest. `k` is a multiple of 8.
+  /// Loads codes [k, k + 8) of a row, the first one lowest. `k` is a multiple of 8.
   __device__ uint64_t load_codes(int row, int k) const {
     return superblocks ? load_from_superblock(row, k) : load_from_row(row, k);
   }
 
-  /// Eight neighbours are one lane's: two pairs in each of two chunks. A call of its own: inlined,
-  /// it would take registers that the float32 kernel does not have.
+  /// Eight neighbours belong to one lane: two pairs in each of two chunks. Not inlined: that would
+  /// take registers which the float32 kernel does not have.
   __device__ __noinline__ uint64_t load_from_superblock(int row, int k) const {
     const int bits = packed.bits;
     const Superblocks layout(sizes.rows, sizes.length, bits);
@@ -138,7 +137,7 @@ struct PackedWeights {
     return codes;
   }
 
-  /// Eight codes are `bits` whole bytes: at most three aligned words hold them.
+  /// Eight codes are `bits` whole bytes, in at most three aligned words.
   __device__ uint64_t load_from_row(int row, int k) const {
     const int byte = k / 8 * packed.bits;
     const int words = static_cast<int>(packed.code_stride / 4);
@@ -161,14 +160,14 @@ struct PackedWeights {
     return packed.zero_points == nullptr ? 0.0F : static_cast<float>(packed.zero_points[group]);
   }
 
-  /// Group of weight k of a row; `channel` and `tap` are its place.
+  /// Group of weight k of a row, which lies at `channel` and `tap`.
   __device__ int64_t group(int row, int k, int channel, int tap) const {
     if (packed.block_ids != nullptr)
       return read_field(packed.block_ids + row * packed.block_id_stride, k, packed.block_id_bits);
     return packed.groups.group(row, static_cast<int64_t>(channel) * sizes.taps + tap);
   }
 
-  /// Whether weights [k, k + 8) of a row certainly share one group.
+  /// Whether weights [k, k + 8) of a row are known to share one group.
   __device__ bool shares_group(int k) const {
     if (packed.block_ids != nullptr) return false;
     const Granularity::Kind kind = packed.groups.kind;

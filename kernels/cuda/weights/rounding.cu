@@ -15,12 +15,12 @@ struct Ends {
         highest(codebook.values[codebook.ordered_codes[static_cast<size_t>(codebook.count) - 1]]) {}
 };
 
-/// What a weight is rounded to: its code where codes stay, else that of the nearest value.
+/// Code of a rounded weight: `master` itself where codes stay, else the code of the nearest value.
 __device__ __forceinline__ uint8_t rounded_code(const Codebook& codebook, float master, float step, bool by_code) {
   return by_code ? static_cast<uint8_t>(master) : encode(codebook, master / step);
 }
 
-/// values = (nearest value to master / step) step. One thread a weight.
+/// values = (nearest value to master / step) step. One thread per weight.
 __global__ void round_weights_kernel(float* values, const float* master, const float* steps, GroupMap map,
                                      Codebook codebook, bool by_code, int64_t count) {
   for_each_index(count, [&](int64_t i) {
@@ -31,14 +31,14 @@ __global__ void round_weights_kernel(float* values, const float* master, const f
   });
 }
 
-/// Weights [begin, end) of a channel hold every weight of its group number `local`, and perhaps
-/// others.
+/// Weights [begin, end) of a channel, which hold all weights of its group number `local`, and
+/// perhaps others.
 struct Stretch {
   int64_t begin;
   int64_t end;
 };
 
-/// Groups of which one output channel has a part.
+/// Number of groups that one output channel has a part of.
 __device__ __host__ __forceinline__ int64_t groups_of_channel(const GroupMap& map) {
   switch (map.kind) {
     case Granularity::Kind::row:
@@ -63,8 +63,8 @@ __device__ __forceinline__ Stretch stretch_of(const GroupMap& map, int64_t local
   return {first, first + length < map.channel_elements ? first + length : map.channel_elements};
 }
 
-/// dweights in place, and parts[K, L] = sums of dweights (value - x) over what a channel has of its
-/// L groups: see kernels/training.h. One warp owns one part, its lanes take turns; the sum is the
+/// Updates dweights in place; parts[K, L] = sums of dweights (value - x) over a channel's part of
+/// its L groups (kernels/training.h). One warp per part; its lanes take turns. The sums are the
 /// same on every run.
 __global__ void round_weights_backward_kernel(float* dweights, float* parts, const float* master, const float* steps,
                                               GroupMap map, Codebook codebook, bool by_code, Ends ends,
@@ -100,8 +100,8 @@ __global__ void round_weights_backward_kernel(float* dweights, float* parts, con
   }
 }
 
-/// dsteps[G] from parts[K, L]: group g of a matrix of tiles, or the only one, spans the `channels`
-/// output channels from g / L times as many on. One warp a group.
+/// dsteps[G] from parts[K, L]. Group g of a tiled matrix, or the only group, spans `channels`
+/// output channels, from g / L times that many on. One warp per group.
 __global__ void add_parts_kernel(float* dsteps, const float* parts, int64_t local_groups, int64_t channels,
                                  int64_t all_channels, int64_t groups) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
@@ -128,8 +128,8 @@ struct WarpSums {
 };
 
 /// parts[blocks, 256] = sums of dweights step over a block's share of the weights, for the 16 codes
-/// from 16 blockIdx.y on: a thread keeps 16 sums of its own, warps add theirs up, and the block
-/// adds up its warps.
+/// from 16 blockIdx.y on. A thread keeps 16 sums, warps add theirs up, and the block adds up its
+/// warps.
 __global__ void value_gradients_kernel(float* parts, const float* dweights, const float* master, const float* steps,
                                        GroupMap map, Codebook codebook, bool by_code, int64_t count) {
   WarpSums& warp_sums = shared<WarpSums>();
@@ -156,7 +156,7 @@ __global__ void value_gradients_kernel(float* parts, const float* dweights, cons
 }
 
 /// dcodebook[256] = sums of parts[blocks, 256] over the blocks; 0 for codes beyond `codes`. One
-/// thread a code.
+/// thread per code.
 __global__ void add_value_parts_kernel(float* dcodebook, const float* parts, int64_t blocks, int64_t codes) {
   for_each_index(256, [&](int64_t code) {
     float sum = 0.0F;
@@ -167,7 +167,8 @@ __global__ void add_value_parts_kernel(float* dcodebook, const float* parts, int
 
 Work sums_of(int64_t parts) { return {.bytes = 4.0 * static_cast<double>(parts)}; }
 
-/// Has to come first: it needs dL/dvalues, which the other kernel overwrites.
+/// Gradient of the codebook. Must run before round_weights_backward_kernel, which overwrites
+/// dL/dvalues.
 void value_gradients(TensorView<float> dcodebook, TensorView<const float> dweights, TensorView<const float> master,
                      const RoundingRule& rule, Workspace& workspace, Stream& stream) {
   const int64_t codes = int64_t{1} << rule.codebook.bits;

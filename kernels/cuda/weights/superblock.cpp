@@ -19,7 +19,7 @@ void add_to_half_word(uint8_t* bytes, uint32_t bits) {
   std::memcpy(bytes, &value, sizeof(value));
 }
 
-/// Byte of a code's first and second half word inside its superblock.
+/// Bytes of a code's first and second half word inside its superblock.
 struct CodeBytes {
   FieldPlace field;
   int first;
@@ -33,7 +33,7 @@ CodeBytes bytes_of(const Superblocks& blocks, int64_t row, int64_t column, int b
   return {field, blocks.byte_of_word(place, field.word) + odd, blocks.byte_of_word(place, field.word + 1) + odd};
 }
 
-/// `block` is zero where the code lies.
+/// Writes a code. `block` must be zero there.
 void write_code(uint8_t* block, const CodeBytes& at, uint32_t code) {
   add_to_half_word(block + at.first, code >> at.field.rest << at.field.shift);
   if (at.field.rest > 0) add_to_half_word(block + at.second, code & ((1U << at.field.rest) - 1U));

@@ -42,13 +42,13 @@ class Superblocks {
     return (row / size * tile_columns_ + column / size) * bytes_each();
   }
 
-  /// Where the two codes of columns `column` (even) and `column` + 1 lie.
+  /// Position of the two codes of columns `column` (even) and `column` + 1.
   struct Place {
     int lane;
     int chunk;
     int value;
   };
-  /// Place of a weight in its superblock.
+  /// Position of a weight in its superblock.
   static constexpr Place place(int row, int column) {
     row %= size;
     column %= size;
@@ -67,13 +67,13 @@ class Superblocks {
   int bits_ = 0;
 };
 
-/// Bits of value j in the half words of a chunk, n bits each.
+/// Bit field of value j, n bits wide, in the half words of a chunk.
 struct FieldPlace {
   int word;   ///< in which its first bit lies
   int shift;  ///< from the half word's lowest bit
   int rest;   ///< bits that lie in the next word; 0: none
 };
-/// Place of a value's field in a lane's words.
+/// Bit field of a value in a lane's words.
 constexpr FieldPlace field_place(int value, int bits) {
   const int first = value * bits;
   const int beyond = first % 16 + bits - 16;
@@ -83,8 +83,8 @@ constexpr FieldPlace field_place(int value, int bits) {
 /// The same 16 bits in both halves of a word.
 constexpr uint32_t in_both_halves(uint32_t bits) { return bits * 0x10001U; }
 
-/// Whether rows of `columns` codes take as superblocks no more bytes than channel by channel, each
-/// padded to 16 bytes.
+/// Whether rows of `columns` codes take no more bytes as superblocks than in channel layout, where
+/// each row is padded to 16 bytes.
 bool superblocks_fit(int64_t rows, int64_t columns, int bits);
 
 /// Codes [rows, channel_stride(columns, bits)] as superblocks; zeros outside the matrix.

@@ -9,14 +9,15 @@
 
 namespace nibblenet {
 
-/// Steps of a matrix whose steps are the same all over a row of a superblock.
+/// Scales of a matrix in superblocks. Inside a superblock, all weights of a row share one scale.
 struct SuperblockSteps {
   GroupSteps steps;
   const uint8_t* zero_points = nullptr;  ///< null: symmetric
   int rows_of_group = 1;                 ///< how many rows share one
   int groups_per_row = 0;                ///< of a row
   int run = 0;                           ///< columns, a multiple of 64; 0: whole rows
-  /// They cannot be left to the epilogue: they differ along a row, or are shared between some rows.
+  /// Whether scales are applied inside the k loop, not in the epilogue: a row has several, or
+  /// several rows share one.
   bool differ = false;
 
   explicit SuperblockSteps(const WeightCuda& w)
@@ -34,14 +35,15 @@ struct SuperblockSteps {
   }
   SuperblockSteps() = default;
 
-  /// Whether they, or zero points, are applied superblock by superblock.
+  /// Whether scales, or zero points, are applied per superblock.
   bool inside() const { return differ || zero_points != nullptr; }
-  /// Groups of the `tile_column`-th superblock of a row lie so far behind those of the first one.
+  /// Distance of the groups of superblock `tile_column` of a row from those of its first
+  /// superblock.
   __device__ int groups_before(int tile_column) const { return run == 0 ? 0 : tile_column * Superblocks::size / run; }
 };
 
-/// Groups of a lane's rows of a superblock row, two in each fragment, at the first column. Rows
-/// outside have the last one's.
+/// Groups of a lane's rows of a superblock row, two per fragment, at the first column. Rows past
+/// the end get the last row's group.
 struct RowGroups {
   int first[8];
 
@@ -54,7 +56,7 @@ struct RowGroups {
   }
 };
 
-/// Superblocks, and what makes fp16 values of them.
+/// Superblocks with the scales and values that turn them into fp16 values.
 struct SuperblockWeights {
   Superblocks layout;
   const uint8_t* codes = nullptr;
@@ -66,20 +68,20 @@ struct SuperblockWeights {
   float step_factor = 1.0F;  ///< what steps that differ are multiplied by, for fp16 values
   int rows = 0;
 
-  /// By all threads; the caller's next barrier makes the table visible.
+  /// Fills the look-up table. All threads; the caller's next barrier makes it visible.
   template <class Codes>
   __device__ void prepare(typename Codes::Table& table) const {
     Codes{}.prepare(table, fixed, stored, value_factor);
   }
 };
 
-/// Power of two that values of codes, or fp16 values, were or are multiplied by.
+/// Power of two that the values of codes, or fp16 values in memory, are multiplied by.
 inline float factor_of_values(const WeightCuda& w) {
   if (w.form() == WeightForm::float16) return w.normalisation();
   return w.traits().integers ? 1.0F : w.value_normalisation();
 }
 
-/// Calls f.template operator()<Codes>() with what turns the superblocks of `w` into fp16 values.
+/// Calls f.template operator()<Codes>() with the type that unpacks the superblocks of `w`.
 template <class F>
 void with_codes(const WeightCuda& w, F f) {
   const auto of_bits = [&]<int bits>() {

@@ -4,14 +4,14 @@
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock.h"
 
-// From a lane's n words of a chunk (kernels/cuda/weights/superblock.h) to the fp16 values that
-// mma.m16n8k16 multiplies: 16 registers of two fp16 values, a[f][r] the r-th one of fragment f. Two
-// ways: linear codes are turned into integers without leaving the registers, the codes of every
-// other method are looked up, of 2 bits in two words, else in shared memory.
+// Unpacking: a lane's n words of a chunk (weights/superblock.h) become the fp16 values of
+// mma.m16n8k16: 16 registers of two fp16 values, a[f][r] being the r-th of fragment f. Linear codes
+// become integers without leaving the registers. Codes of all other methods are looked up: codes of
+// 2 bits in two words, wider ones in shared memory.
 
 namespace nibblenet {
 
-/// A lane's words of a superblock in device memory, chunk by chunk.
+/// Loads a lane's words of a superblock in device memory, chunk by chunk.
 template <int bits>
 __device__ __forceinline__ void load_superblock(const uint8_t* superblock,
                                                 uint32_t (&words)[Superblocks::chunks][bits]) {
@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_superblock(const uint8_t* superblock,
   }
 }
 
-/// Two codes that cross from one word into the next: the masks of their bits there and here.
+/// Masks of two codes that cross from one word into the next.
 struct CrossingMasks {
   uint32_t lower;  ///< in the next word, in place
   uint32_t upper;  ///< of this word, shifted down by 16 - n
@@ -36,17 +36,17 @@ constexpr CrossingMasks crossing_masks(int rest, int bits) {
   return {lower, in_both_halves((1U << bits) - 1U) ^ lower};
 }
 
-/// Bits of the half 2^-p, and of -1024 2^-p - zero: exact, since they are of 11 bits at most.
+/// Bits of the fp16 values 2^-p and -1024 2^-p - zero. Both are exact: they have at most 11 bits.
 constexpr uint32_t half_of_power(int p) { return static_cast<uint32_t>(15 - p) << 10; }
 constexpr uint32_t half_of_offset(int p, int zero) {
   const int magnitude = 1024 + (zero << p);  // times 2^p; below 2048
   return 0x8000U | static_cast<uint32_t>(25 - p) << 10 | static_cast<uint32_t>(magnitude - 1024);
 }
 
-/// Codes of n bits as the integers code - (2^(n-1) - 1): what linear codes stand for, and affine
-/// ones up to a constant. A field at bit p of the mantissa of 1024 is the half 1024 + code 2^p, and
-/// one multiplication and addition makes the integer of it, without rounding (the trick of
-/// FasterTransformer, also in Marlin, Frantar 2024, arXiv 2408.11743).
+/// Codes of n bits as the integers code - (2^(n-1) - 1): the values of linear codes, and of affine
+/// ones up to a constant. A field at bit p of the mantissa of 1024 is the fp16 value 1024 + code
+/// 2^p. One fused multiply-add turns it into the integer, without rounding (FasterTransformer's
+/// trick; also in Marlin, Frantar 2024, arXiv 2408.11743).
 template <int n>
 struct IntegerCodes {
   static constexpr int bits = n;
@@ -62,7 +62,7 @@ struct IntegerCodes {
   }
 
  private:
-  /// After unrolling, all but the words is known to the compiler.
+  /// After unrolling, the compiler knows everything but the words.
   static __device__ __forceinline__ uint32_t integers_of(const uint32_t (&words)[n], int value) {
     constexpr uint32_t magic = in_both_halves(0x6400U);  // 1024
     const FieldPlace at = field_place(value, n);
@@ -73,7 +73,7 @@ struct IntegerCodes {
       return without_bias(and_or(words[at.word + 1], masks.lower, upper), 0);
     }
     if (n == 8 && at.shift == 8) return without_bias(__byte_perm(word, magic, 0x5351), 0);  // one instruction, not two
-    // Beyond the mantissa: fields from 8 on share one shifted word.
+    // Beyond the mantissa, fields from bit 8 on share one shifted word.
     const int down = at.shift + n <= 10 ? 0 : at.shift < 8 ? at.shift : 8;
     const int place = at.shift - down;
     return without_bias(and_or(word >> down, in_both_halves(((1U << n) - 1U) << place), magic), place);
@@ -91,9 +91,8 @@ inline __device__ uint32_t half_bits(float value) {
   return half.bits;
 }
 
-/// Codes of n bits as fp16 from a table in shared memory, of which every lane has a copy in a bank
-/// of its own: no two lanes ever wait for each other, whatever they look up. Up to 4 bits an entry
-/// is both values of a pair.
+/// Codes of n bits as fp16, from a table in shared memory. Every lane has a copy in a bank of its
+/// own, so that look-ups never conflict. Up to 4 bits, an entry holds both values of a pair.
 template <int n>
 struct CodebookCodes {
   static constexpr int bits = n;
@@ -104,8 +103,8 @@ struct CodebookCodes {
     uint32_t fp16[entries][32];
   };
 
-  /// By all threads; the caller's next barrier makes the table visible. Values are multiplied by
-  /// `factor`.
+  /// Fills the table with values times `factor`. All threads; the caller's next barrier makes it
+  /// visible.
   __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
     const float* values = stored != nullptr ? stored : fixed.values;
     for (int i = static_cast<int>(threadIdx.x); i < entries * 32; i += static_cast<int>(blockDim.x)) {
@@ -133,9 +132,9 @@ struct CodebookCodes {
  private:
   static constexpr int entry_shift = 7;  ///< an entry and its copies take 128 bytes
 
-  /// The values of the two codes `shift` bits above the start of either half word.
+  /// Values of the two codes `shift` bits above the start of either half word.
   static __device__ __forceinline__ uint32_t pair_of(SharedPlace of_lane, uint32_t word, int shift) {
-    // Bytes are one instruction, and one more makes an address of them.
+    // Extracting a byte is one instruction; one more turns it into an address.
     if constexpr (n == 4) return entry_of_byte(of_lane, paired_nibbles(word, shift % 8), shift / 8);
     if constexpr (n == 8)
       return join(entry_of_byte(of_lane, word, shift / 8), entry_of_byte(of_lane, word, shift / 8 + 2));
@@ -147,9 +146,8 @@ struct CodebookCodes {
                 load_shared(of_lane + (moved_down(word, shift + 16 - entry_shift) & mask)));
   }
 
-  /// Of four bits: the codes `shift` bits above the start of either half word as the lowest byte,
-  /// those eight bits further up as the next one. After unrolling, a word is taken apart twice for
-  /// four pairs.
+  /// 4-bit codes: the lowest byte gets the codes `shift` bits above the start of either half word,
+  /// the next byte those eight bits further up. After unrolling, two extractions serve four pairs.
   static __device__ __forceinline__ uint32_t paired_nibbles(uint32_t word, int shift) {
     return select_bits(0x0F0F0F0FU, word >> shift, word >> (shift + 12));
   }
@@ -160,14 +158,14 @@ struct CodebookCodes {
   static __device__ __forceinline__ uint32_t moved_down(uint32_t word, int by) {
     return by < 0 ? word << -by : word >> by;
   }
-  /// The lower half of each.
+  /// Joins the lower halves of two words.
   static __device__ __forceinline__ uint32_t join(uint32_t even, uint32_t odd) {
     return __byte_perm(even, odd, 0x5410);
   }
 };
 
-/// Codes of two bits: the four fp16 values that they stand for are two words, from which a
-/// permutation of bytes takes those of a pair.
+/// Codes of 2 bits: their four fp16 values are two words. One byte permutation selects the values
+/// of a pair.
 template <>
 struct CodebookCodes<2> {
   static constexpr int bits = 2;
@@ -186,12 +184,12 @@ struct CodebookCodes<2> {
     const uint32_t low = load_shared(shared_place(&table.fp16[0])), high = load_shared(shared_place(&table.fp16[1]));
 #pragma unroll
     for (int word = 0; word < 2; ++word) {
-      // Four pairs' even codes in a byte, their odd ones in the next; the other four pairs' in the
-      // upper half.
+      // The even codes of four pairs in one byte, their odd codes in the next; the other four pairs
+      // in the upper half.
       const uint32_t bytes = __byte_perm(words[word], 0, 0x3120);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // Code c is bytes 2c and 2c + 1, two digits of a permutation.
+        // Code c selects bytes 2c and 2c + 1: two digits of a permutation.
         const uint32_t digits = (bytes >> 2 * i & 0x03030303U) * 0x22U + 0x10101010U;
         const int value = 8 * word + i;
         a[value / 4][value % 4] = permute_bytes(low, high, digits);
@@ -201,7 +199,7 @@ struct CodebookCodes<2> {
   }
 };
 
-/// No codes at all: weights that are fp16 values, in the same order.
+/// Weights that are fp16 values, in the same order: nothing to unpack.
 struct HalfCodes {
   static constexpr int bits = 16;
   static constexpr bool integers = false;

@@ -12,8 +12,7 @@
 namespace nibblenet {
 namespace {
 
-/// [K, C, taps] as [K, taps, C]: index k of a filter in device order lies at this index in
-/// PyTorch's.
+/// Device order [K, taps, C] of a weight [K, C, taps]: maps index k of a filter to PyTorch's order.
 struct DeviceOrder {
   int64_t channels;
   int64_t taps;
@@ -21,8 +20,8 @@ struct DeviceOrder {
   int64_t operator()(int64_t k) const { return k % channels * taps + k / channels; }
 };
 
-/// Fields of `bits` bits, channel by channel, from the file's order to the device's. The bytes stay
-/// as many.
+/// Reorders fields of `bits` bits from the file's order to device order, channel by channel. The
+/// number of bytes stays.
 std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& shape, int bits) {
   const DeviceOrder order(shape);
   if (order.taps == 1 || fields.empty()) return fields;
@@ -38,8 +37,8 @@ std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& 
   return result;
 }
 
-/// Codes in device order as superblocks. The one code that linear schemes do not use stands for 0,
-/// as in their codebook: kernels that take codes for integers must not meet it.
+/// Codes in device order as superblocks. Linear schemes have one unused code, which their codebook
+/// reads as 0. It is replaced by 0's code, for kernels that take codes as integers.
 std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
   const int64_t rows = packed.shape[0];
   const int64_t columns = packed.shape.inner_elements();
@@ -67,7 +66,7 @@ std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
   return superblocks_of(std::move(codes), packed);
 }
 
-/// Rows of fp16 values in place, as superblocks.
+/// Turns rows of fp16 values into superblocks, in place.
 void fp16_to_superblocks(std::vector<f16>& fp16, const Shape& shape) {
   constexpr int bits = 16;
   if (best_layout(shape) != WeightLayout::superblocks) fail<Error>("superblocks of fp16, {}", to_string(shape));

@@ -7,8 +7,8 @@
 namespace nibblenet {
 namespace {
 
-/// How many neighbours in a row share a scale, in device order and from a multiple of it on: all of
-/// them where it is as long as the row, nothing where scales change more freely.
+/// Number of neighbours in a row that share a scale, in device order, counted from a multiple of
+/// that number. The row's length where all do. Returns nothing where scales change more freely.
 std::optional<int64_t> run_of_scales(const PackedTensor& packed) {
   const bool matrix = packed.shape.rank() == 2;
   const int64_t columns = packed.shape.inner_elements();
@@ -32,7 +32,7 @@ std::optional<int64_t> run_of_scales(const PackedTensor& packed) {
   return std::nullopt;
 }
 
-/// Matrices, and filters whose taps begin at the superblocks' borders.
+/// Matrices, and filters whose taps begin at superblock borders.
 bool suits_superblocks(const Shape& shape) {
   return shape.rank() == 2 || (shape.rank() == 4 && shape[1] % Superblocks::size == 0);
 }
@@ -40,7 +40,7 @@ bool suits_superblocks(const Shape& shape) {
 }  // namespace
 
 bool suits_superblocks(const PackedTensor& packed) {
-  // Scales that change along a row do so at the superblocks' borders only.
+  // Scales that change along a row may change at superblock borders only.
   const auto run = run_of_scales(packed);
   if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;
   return suits_superblocks(packed.shape);
