@@ -1,9 +1,9 @@
 #include <fmt/core.h>
 
-#include <chrono>
 #include <cmath>
 #include <optional>
 
+#include "engine/core/stopwatch.h"
 #include "layers/network/network.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
@@ -37,10 +37,6 @@ struct Options {
            !packing.calibration.calibrated() && packing.calibration.ranges.empty() && !packing.allocation.given();
   }
 };
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, int bits) {
   std::string name = input.stem().string();
@@ -101,13 +97,13 @@ void save(const std::filesystem::path& output, const StateDict& dict, const Opti
 
 /// Writes a packed model again with its codes compressed or not; not a bit of them changes.
 void repack(const Options& options, const std::filesystem::path& input, const StateDict& dict, Backend& backend) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const std::filesystem::path output =
       !options.output.empty() ? std::filesystem::path(options.output)
                               : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
                                                                   options.compress ? "compressed" : "uncompressed");
   save(output, dict, options);
-  show_result(options, input, output, seconds_since(start), backend);
+  show_result(options, input, output, watch.seconds(), backend);
 }
 
 /// The sizes of the schemes by the formula, without looking at a weight.
@@ -175,9 +171,9 @@ void pack(const Options& options) {
   flags.expect_fit(dict);  // before the long work
   if (options.dry_run) return show_estimate(options, input, dict, schemes);
 
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);
-  nlohmann::json json = {{"calibration_seconds", seconds_since(start)}, {"allocation", nullptr}};
+  nlohmann::json json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
   describe(dict.metadata, flags.calibration, measured);
   WeightPacker packer(flags.calibration, measured, *backend);
@@ -191,7 +187,7 @@ void pack(const Options& options) {
     reports = pack_all(dict, schemes, packer, calibration);
   }
   save(output, dict, options);
-  const double seconds = seconds_since(start);
+  const double seconds = watch.seconds();
   json["gptq"] = print_reports(reports);
   show_result(options, input, output, seconds, *backend, std::move(json));
 }

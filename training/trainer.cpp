@@ -1,15 +1,13 @@
 #include "training/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 
+#include "engine/core/stopwatch.h"
 #include "layers/cross_entropy.h"
 #include "layers/network/image_feed.h"
 
 namespace nibblenet {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
   int64_t weights = 0, zeros = 0;
@@ -19,8 +17,6 @@ double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
   }
   return weights == 0 ? 0.0 : static_cast<double>(zeros) / static_cast<double>(weights);
 }
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// Copies to the host that nobody waits for; what they write has to outlive this.
 class HostCopies {
@@ -131,14 +127,14 @@ EpochReport Trainer::report(const Evaluation& tested, double seconds, int64_t im
 
 bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   Backend& backend = network_.backend();
-  const auto start = Clock::now();
+  const Stopwatch watch;
   int64_t images = 0;
   std::vector<int32_t> labels;
   const auto after_step = [&](int64_t batch) {
     ++position_.batch;
     ++position_.step;
     images += batch;
-    seconds = seconds_since(start);
+    seconds = watch.seconds();
     return callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
   };
   const auto labels_of = [&](std::span<const int64_t> indices) {

@@ -1,18 +1,14 @@
 #include "layers/network/evaluate.h"
 
 #include <algorithm>
-#include <chrono>
 
+#include "engine/core/stopwatch.h"
 #include "layers/cross_entropy.h"
 #include "layers/network/image_feed.h"
 #include "layers/network/pass.h"
 
 namespace nibblenet {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// Collects logits and losses batch by batch where the network computes: nothing waits for a batch
 /// until finish().
@@ -68,7 +64,7 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
   const bool raw = network.folded();
   ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .raw = raw}, network.precision());
   Evaluation timing;
-  const auto start = Clock::now();
+  const Stopwatch watch;
   int64_t done = 0;
   const auto run = [&](auto images) {  // prepared ones, or bytes
     for (Batch batch; feed.next(batch, images); done += batch.size()) {
@@ -81,7 +77,7 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
   else
     run(ConstActivations());
   network.backend().synchronize();
-  timing.seconds = seconds_since(start);
+  timing.seconds = watch.seconds();
   timing.prepare_seconds = feed.loader().prepare_seconds();
   timing.wait_seconds = feed.loader().wait_seconds();
   if (on_progress) on_progress(done, dataset.size());
@@ -124,11 +120,11 @@ Evaluation evaluate_features(Network& network, TensorView<const float> features,
   Scorer scorer(network, {labels.begin(), labels.end()});
   Pass pass(network, network.classifier_begin(), network.layers().size(), {batch_size, features.size(1)},
             Pass::Mode::inference);
-  const auto start = Clock::now();
+  const Stopwatch watch;
   for (int64_t first = 0; first < images; first += batch_size)
     scorer.add(pass.forward(features.slice(first, std::min(batch_size, images - first))), first);
   Evaluation result = scorer.finish();
-  result.seconds = seconds_since(start);
+  result.seconds = watch.seconds();
   return result;
 }
 

@@ -1,25 +1,15 @@
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "engine/core/stopwatch.h"
 #include "kernels/backend.h"
 
 namespace nibblenet::tools {
-
-/// Milliseconds of wall clock since it was made.
-class Stopwatch {
- public:
-  double milliseconds() const { return std::chrono::duration<double, std::milli>(Clock::now() - start_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start_ = Clock::now();
-};
 
 /// Median and spread of the time of something, in milliseconds.
 struct Latency {
