@@ -46,6 +46,14 @@ std::vector<float> unpacked_codes(const PackedTensor& packed) {
   return codes;
 }
 
+/// "linear, fp8-e4m3, …"
+std::string trainable_methods() {
+  std::string names;
+  for (const MethodTraits& traits : method_table())
+    if (!traits.sorted) names += fmt::format("{}{}", names.empty() ? "" : ", ", traits.name);
+  return names;
+}
+
 void pin_zero(std::vector<float>& values) {
   if (values.empty()) return;
   *std::ranges::min_element(values, {}, [](float value) { return std::fabs(value); }) = 0.0F;
@@ -55,10 +63,8 @@ void pin_zero(std::vector<float>& values) {
 
 void expect_trainable(const Scheme& scheme, std::string_view name) {
   if (traits_of(scheme.method).sorted || scheme.zero_point)
-    fail<UsageError>(
-        "{}: {} cannot be trained; supported: linear, fp8-e4m3, fp8-e5m2, dynamic-tree, nf4, fp4 and "
-        "kmeans, without zero-point",
-        name, to_string(scheme));
+    fail<UsageError>("{}: {} cannot be trained; supported, without zero-point: {}", name, to_string(scheme),
+                     trainable_methods());
 }
 
 QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master,
