@@ -68,10 +68,7 @@ struct Result {
 
 SimulationReport simulate_model(StateDict& model, const SimulatedScheme& scheme) {
   Progress progress("simulating", "weights");
-  return simulate_weights(model, scheme, [&](int64_t done, int64_t total) {
-    progress.update(done, total);
-    if (interrupted()) throw Stopped("stopped while simulating");
-  });
+  return simulate_weights(model, scheme, [&](int64_t done, int64_t total) { progress.update_or_stop(done, total); });
 }
 
 /// Simulated weights are evaluated in float32, unless --precision says otherwise.
@@ -104,11 +101,7 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
   Network network(*backend, std::move(dict), precision, tables ? &*tables : nullptr);
   Progress progress("evaluating", "images");
   Result result{.model = path.string(),
-                .evaluation = evaluate(network, dataset, preprocess, options.batch,
-                                       [&](int64_t done, int64_t total) {
-                                         progress.update(done, total);
-                                         return interrupted();
-                                       }),
+                .evaluation = evaluate(network, dataset, preprocess, options.batch, std::ref(progress)),
                 .ledger = network.ledger(),
                 .file_bytes = network.file_bytes(),
                 .header_bytes = network.header_bytes(),
@@ -193,13 +186,7 @@ std::optional<double> largest_difference(const Result& one, const Result& other)
 
 /// The same images through both models: which of them only one model gets right.
 nlohmann::json compare(const Result& result, const Result& other) {
-  int64_t only_this = 0, only_other = 0;
-  for (int64_t i = 0; i < result.evaluation.images; ++i) {
-    const auto is_right = [i](const Evaluation& e) { return e.predicted(i) == e.labels[static_cast<size_t>(i)]; };
-    const bool right = is_right(result.evaluation), other_right = is_right(other.evaluation);
-    only_this += right && !other_right ? 1 : 0;
-    only_other += other_right && !right ? 1 : 0;
-  }
+  const auto [only_this, only_other] = discordant(result.evaluation, other.evaluation);
   const double p = mcnemar_p(only_this, only_other);
   const double points = 100 * (result.evaluation.accuracy() - other.evaluation.accuracy());
   const int64_t resident = sum(result.ledger, "").resident.total();

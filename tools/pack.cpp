@@ -90,8 +90,7 @@ void show_result(const Options& options, const std::filesystem::path& input, con
 void save(const std::filesystem::path& output, const StateDict& dict, const Options& options) {
   Progress progress("encoding", "weights");
   save_state_dict(output, dict, options.compression(), [&](int64_t done, int64_t total, const std::string& weight) {
-    if (interrupted()) throw Stopped("stopped; nothing was written");
-    progress.update(done, total, weight);
+    progress.update_or_stop(done, total, weight);
   });
 }
 
@@ -119,7 +118,7 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
                thousands(std::llround(size)));
   };
   for (const Parameter& parameter : dict.parameters) {
-    if (parameter.shape().rank() < 2) continue;
+    if (!parameter.is_weight()) continue;
     const Scheme scheme = schemes(parameter);
     const int64_t count = parameter.shape().elements();
     const double size = estimated_size(scheme, parameter.shape()).total();
@@ -139,11 +138,8 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
                                   std::optional<Calibration>& calibration) {
   Progress progress("packing", "weights");
   std::vector<LayerReport> reports = pack_weights(
-      dict, schemes, packer,
-      [&](int64_t done, int64_t total, const std::string& weight) {
-        if (interrupted()) throw Stopped("stopped; nothing was written");
-        progress.update(done, total, weight);
-      },
+      dict, std::ref(schemes), packer,
+      [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); },
       [&](const std::string& weight) {
         if (calibration) calibration->hessians.erase(weight);
       });
@@ -176,7 +172,7 @@ void pack(const Options& options) {
   nlohmann::json json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
   describe(dict.metadata, flags.calibration, measured);
-  WeightPacker packer(flags.calibration, measured, *backend);
+  WeightPacker packer = flags.calibration.packer(measured, *backend);
   std::vector<LayerReport> reports;
   if (calibration) json["data_set"] = data_set_json(*calibration);
   if (flags.allocation.given()) {

@@ -46,13 +46,6 @@ std::map<std::string, int64_t> parse_channels(const std::vector<std::string>& te
   return counts;
 }
 
-int64_t weights_of(const StateDict& model) {
-  int64_t weights = 0;
-  for (const Parameter& parameter : model.parameters)
-    weights += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
-  return weights;
-}
-
 /// Says in the file what was removed, and what that was judged by.
 void describe(std::map<std::string, std::string>& metadata, const std::vector<PrunedChannels>& pruned,
               const Calibration& calibration) {
@@ -73,17 +66,15 @@ void prune(const Options& options) {
   if (model.packed())
     fail<UsageError>("{} is packed: prune the float model it came from, or tools/export it first", input.string());
   check_channels(model, counts);
-  const int64_t weights_before = weights_of(model);
+  const int64_t weights_before = model.weight_count();
 
   const auto backend = options.device.make();
   const Calibration calibration = options.calibration.obtain(input, model, *backend).value();
   std::vector<PrunedChannels> pruned;
   {
     Progress progress("pruning", "channels");
-    pruned = prune_channels(model, calibration, counts, [&](int64_t removed, int64_t of) {
-      if (interrupted()) throw Stopped("stopped; nothing was written");
-      progress.update(removed, of);
-    });
+    pruned = prune_channels(model, calibration, counts,
+                            [&](int64_t removed, int64_t of) { progress.update_or_stop(removed, of); });
   }
   describe(model.metadata, pruned, calibration);
   save_state_dict(options.output, model);
@@ -95,14 +86,14 @@ void prune(const Options& options) {
     layers.push_back(
         {{"layer", layer.layer}, {"channels", layer.channels}, {"kept", layer.kept}, {"error", layer.error}});
   }
-  fmt::print("{} of {} weights remain in {}\n", weights_of(model), weights_before, options.output);
+  fmt::print("{} of {} weights remain in {}\n", model.weight_count(), weights_before, options.output);
   const nlohmann::json data = data_set_json(calibration);
   print_if_standin(data["stand_in"]);
   write_json(options.json, {{"input", input.string()},
                             {"output", options.output},
                             {"data_set", data},
                             {"weights_before", weights_before},
-                            {"weights", weights_of(model)},
+                            {"weights", model.weight_count()},
                             {"layers", layers}});
 }
 

@@ -66,15 +66,8 @@ std::function<const Calibration&()> calibration_of(const Options& options, const
 int64_t groups_of(const StateDict& model, Granularity::Kind kind) {
   int64_t groups = 0;
   for (const Parameter& parameter : model.parameters)
-    if (parameter.shape().rank() > 1) groups += make_group_map({kind}, parameter.shape()).groups;
+    if (parameter.is_weight()) groups += make_group_map({kind}, parameter.shape()).groups;
   return groups;
-}
-
-int64_t weights_of(const StateDict& model) {
-  int64_t weights = 0;
-  for (const Parameter& parameter : model.parameters)
-    if (parameter.shape().rank() > 1) weights += parameter.shape().elements();
-  return weights;
 }
 
 std::string result_line(const Row& row) {
@@ -146,7 +139,7 @@ void sweep(const Options& options) {
                       .device = backend->name(),
                       .threads = omp_get_max_threads(),
                       .precision = std::string(to_string(precision)),
-                      .weights = weights_of(model),
+                      .weights = model.weight_count(),
                       .row_groups = groups_of(model, Granularity::Kind::row),
                       .channel_groups = groups_of(model, Granularity::Kind::channel)});
   check_disk(folder, model, schemes, options.keep_models);

@@ -34,4 +34,18 @@ Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t lim
       path.string());
 }
 
+Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep) {
+  std::array<int64_t, 256> sizes{}, seen{};
+  for (const uint8_t label : all.labels) ++sizes[label];
+  Dataset part{
+      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
+  for (size_t i = 0; i < all.images.size(); ++i) {
+    const uint8_t label = all.labels[i];
+    if (!keep(seen[label]++, sizes[label])) continue;
+    part.images.push_back(all.images[i]);
+    part.labels.push_back(label);
+  }
+  return part;
+}
+
 }  // namespace nibblenet

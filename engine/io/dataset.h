@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,6 +47,9 @@ struct Dataset {
 /// IoError or FormatError (broken archive, wrong record length, label out of range, undecodable
 /// image, nothing in the split) naming the file.
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0);
+
+/// The images of which `keep`(position within their class, size of the class) holds, in their order.
+Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep);
 
 /// CIFAR-10's class names in label order.
 const std::array<std::string, 10>& cifar10_classes();

@@ -249,6 +249,15 @@ const PackedTensor& Parameter::packed_values() const {
   return std::get<PackedTensor>(value);
 }
 
+Tensor<float> Parameter::dequantized() const {
+  Tensor<float> copy(host_memory(), shape(), MemoryCategory::data);
+  if (packed())
+    dequantize(packed_values(), copy.view());
+  else
+    std::ranges::copy(values().view(), copy.data());
+  return copy;
+}
+
 const Parameter* StateDict::find(std::string_view name) const {
   const auto found = std::ranges::find(parameters, name, &Parameter::name);
   return found == parameters.end() ? nullptr : &*found;
@@ -263,6 +272,12 @@ const Parameter& StateDict::at(std::string_view name) const {
 }
 
 Parameter& StateDict::at(std::string_view name) { return const_cast<Parameter&>(std::as_const(*this).at(name)); }
+
+int64_t StateDict::weight_count() const {
+  int64_t weights = 0;
+  for (const Parameter& parameter : parameters) weights += parameter.is_weight() ? parameter.shape().elements() : 0;
+  return weights;
+}
 
 bool StateDict::packed() const { return std::ranges::any_of(parameters, &Parameter::packed); }
 
@@ -332,18 +347,8 @@ void save_pth(const std::filesystem::path& path, const StateDict& dict) {
 StateDict dequantized(const StateDict& dict) {
   StateDict result;
   result.metadata = dict.metadata;
-  for (const Parameter& parameter : dict.parameters) {
-    Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
-    if (parameter.packed()) {
-      dequantize(parameter.packed_values(), values.view());
-    } else {
-      std::ranges::copy(parameter.values().view(), values.data());
-    }
-    Parameter copy;
-    copy.name = parameter.name;
-    copy.value = std::move(values);
-    result.parameters.push_back(std::move(copy));
-  }
+  for (const Parameter& parameter : dict.parameters)
+    result.parameters.push_back({.name = parameter.name, .value = parameter.dequantized()});
   return result;
 }
 

@@ -23,11 +23,14 @@ struct Parameter {
   std::string stored_as = "float32";  ///< its elements' type in that file, by PyTorch's name; of a float one
 
   bool packed() const { return std::holds_alternative<PackedTensor>(value); }
+  bool is_weight() const { return shape().rank() > 1; }  ///< else a bias
   const Shape& shape() const;
   /// Throws FormatError for a packed one.
   Tensor<float>& values();
   const Tensor<float>& values() const;
   const PackedTensor& packed_values() const;
+  /// A copy of the values as float32, packed or not.
+  Tensor<float> dequantized() const;
 };
 
 /// The parameters of a network, in the order of the file, and the file's own metadata.
@@ -44,7 +47,8 @@ struct StateDict {
   /// Throws FormatError naming what is missing.
   Parameter& at(std::string_view name);
   const Parameter& at(std::string_view name) const;
-  bool packed() const;  ///< at least one parameter is
+  bool packed() const;           ///< at least one parameter is
+  int64_t weight_count() const;  ///< numbers in all weights, biases aside
 };
 
 /// Metadata key of the input size a model was trained with, in pixels.

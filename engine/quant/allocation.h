@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -29,5 +30,10 @@ std::vector<Allocation> allocation_front(std::span<const std::vector<AllocationC
 
 /// The allocation of least loss within `bytes`. Returns nothing if even the smallest is larger.
 std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t bytes);
+
+/// The smallest allocation whose `measured` loss is at most `most`, by bisection: the larger one is
+/// taken to lose less. Returns nothing if even the largest loses more.
+std::optional<Allocation> smallest_within(std::span<const Allocation> front, double most,
+                                          const std::function<double(const Allocation&)>& measured);
 
 }  // namespace nibblenet

@@ -40,8 +40,7 @@ class Scorer {
     double loss_sum = 0;
     for (const float loss : losses.view()) loss_sum += static_cast<double>(loss);
     result_.loss = loss_sum / static_cast<double>(images_);
-    for (int64_t i = 0; i < images_; ++i)
-      result_.correct += result_.predicted(i) == result_.labels[static_cast<size_t>(i)] ? 1 : 0;
+    for (int64_t i = 0; i < images_; ++i) result_.correct += result_.right(i) ? 1 : 0;
     return std::move(result_);
   }
 
@@ -68,7 +67,7 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
   int64_t done = 0;
   const auto run = [&](auto images) {  // prepared ones, or bytes
     for (Batch batch; feed.next(batch, images); done += batch.size()) {
-      if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped before the end");
+      report_progress(on_progress, done, dataset.size());
       use(pass.forward(images), done);
     }
   };
@@ -89,6 +88,15 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
 int64_t Evaluation::predicted(int64_t image) const {
   const TensorView<const float> row = logits.view().slice(image, 1);
   return std::max_element(row.begin(), row.end()) - row.begin();
+}
+
+Discordant discordant(const Evaluation& first, const Evaluation& second) {
+  Discordant counts;
+  for (int64_t i = 0; i < first.images; ++i) {
+    counts.first += first.right(i) && !second.right(i) ? 1 : 0;
+    counts.second += second.right(i) && !first.right(i) ? 1 : 0;
+  }
+  return counts;
 }
 
 std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {

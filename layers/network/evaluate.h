@@ -1,16 +1,13 @@
 #pragma once
 
-#include <functional>
 #include <vector>
 
+#include "engine/core/progress.h"
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
 #include "layers/network/network.h"
 
 namespace nibblenet {
-
-/// Progress callback: items done, and their total. Return true to stop.
-using OnProgress = std::function<bool(int64_t done, int64_t total)>;
 
 /// Result of a network on a data set.
 struct Evaluation {
@@ -26,7 +23,16 @@ struct Evaluation {
   double accuracy() const { return images == 0 ? 0.0 : static_cast<double>(correct) / static_cast<double>(images); }
   double images_per_second() const { return seconds > 0 ? static_cast<double>(images) / seconds : 0.0; }
   int64_t predicted(int64_t image) const;  ///< class of the largest logit, the first one of equals
+  bool right(int64_t image) const { return predicted(image) == labels[static_cast<size_t>(image)]; }
 };
+
+/// Images that only one of two evaluations gets right.
+struct Discordant {
+  int64_t first = 0;
+  int64_t second = 0;
+};
+/// Both evaluations are of the same images.
+Discordant discordant(const Evaluation& first, const Evaluation& second);
 
 /// Runs every image through the network. Throws UsageError if a label exceeds the network's
 /// classes, Interrupted if `on_progress` asks to stop.
@@ -36,12 +42,6 @@ Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& 
 /// evaluate() from cached features: x is [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
                              int64_t batch_size);
-
-/// The user asked to stop. An operation that saves its work has saved it.
-class Interrupted : public Error {
- public:
-  using Error::Error;
-};
 
 /// Features (output of the flatten) of every image of a data set: [images, features] in the
 /// backend's memory.

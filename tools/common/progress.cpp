@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include "tools/common/command_line.h"
 #include "tools/common/standard_streams.h"
 
 namespace nibblenet::tools {
@@ -39,6 +40,16 @@ void Progress::update(int64_t done, int64_t total, const std::string& note) {
                              total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0, rate,
                              unit_, left, note.empty() ? "" : ", " + note, terminal_ ? "" : "\n"));
   drawn_ = true;
+}
+
+bool Progress::operator()(int64_t done, int64_t total) {
+  update(done, total);
+  return interrupted();
+}
+
+void Progress::update_or_stop(int64_t done, int64_t total, const std::string& note) {
+  if (interrupted()) throw Stopped("stopped; nothing was written");
+  update(done, total, note);
 }
 
 void Progress::finish() {

@@ -18,6 +18,10 @@ class Progress {
 
   /// Prints the state, at most a few times a second.
   void update(int64_t done, int64_t total, const std::string& note = "");
+  /// As update(). True when the user has asked to stop: this makes it an OnProgress.
+  bool operator()(int64_t done, int64_t total);
+  /// As update(). Throws Stopped when the user has asked to stop and nothing is written yet.
+  void update_or_stop(int64_t done, int64_t total, const std::string& note = "");
   /// Removes or completes the line; what is printed next starts on a fresh one.
   void finish();
 

@@ -7,13 +7,6 @@
 namespace nibblenet::tools {
 namespace {
 
-int64_t count_weights(const StateDict& model) {
-  int64_t weights = 0;
-  for (const Parameter& parameter : model.parameters)
-    weights += parameter.shape().rank() > 1 ? parameter.shape().elements() : 0;
-  return weights;
-}
-
 void add(SimulationReport& report, SimulatedLayer layer) {
   if (layer.need.distinct > report.total.need.distinct) {
     report.total.need = layer.need;
@@ -42,9 +35,9 @@ SimulationReport simulate_weights(StateDict& model, const SimulatedScheme& schem
                                   const std::function<void(int64_t done, int64_t total)>& on_progress) {
   if (model.packed()) fail<UsageError>("{} needs a float model; this one is packed", to_string(scheme));
   SimulationReport report{.scheme = scheme, .total = {.name = "total"}};
-  const int64_t total = count_weights(model);
+  const int64_t total = model.weight_count();
   for (Parameter& parameter : model.parameters) {
-    if (parameter.shape().rank() < 2) continue;  // biases stay as they are
+    if (!parameter.is_weight()) continue;  // biases stay as they are
     const TensorView<const float> weights = parameter.values().view();
     Tensor<float> simulated(host_memory(), weights.shape(), MemoryCategory::data);
     simulate(simulated.view(), weights, scheme, parameter.name);

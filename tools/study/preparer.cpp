@@ -1,9 +1,9 @@
 #include "tools/study/preparer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <ctime>
 
+#include "engine/core/stopwatch.h"
 #include "layers/network/network_spec.h"
 #include "tools/common/class_names.h"
 
@@ -11,14 +11,9 @@ namespace nibblenet::tools {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 /// Processor time of all threads, which other programs on the machine change least.
 double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
 
 /// Weights behind one scale, then, lie in whole rows: how many values a row needs says how many
 /// bits a code does.
@@ -39,19 +34,6 @@ std::optional<int> tree_bits(const SweepScheme& scheme) {
   return by_row && packed->method == Method::dynamic_tree ? std::optional(packed->bits) : std::nullopt;
 }
 
-Tensor<float> copy_of(TensorView<const float> values) {
-  Tensor<float> copy(host_memory(), values.shape(), MemoryCategory::data);
-  std::ranges::copy(values, copy.data());
-  return copy;
-}
-
-Tensor<float> values_of(const Parameter& parameter) {
-  if (!parameter.packed()) return copy_of(parameter.values().view());
-  Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
-  dequantize(parameter.packed_values(), values.view());
-  return values;
-}
-
 /// What tells one calibration from another, wherever its images lie.
 std::string identity_of(const Calibration& calibration) {
   return fmt::format("{} images; {} positions; seed {}; {} pixels; {}", calibration.images, calibration.positions,
@@ -67,10 +49,10 @@ Preparer::Preparer(const SweepFolder& folder, const SweepInputs& inputs, std::fu
 }
 
 StateDict Preparer::operator()(const SweepScheme& scheme, Measurement& result) {
-  const auto start = Clock::now();
+  const Stopwatch watch;
   StateDict dict = std::visit([&](const auto& each) { return prepare(each, result); }, scheme);
   if (const std::optional<int> bits = tree_bits(scheme)) result.exponent_counts = counts_of_all(*bits);
-  result.prepare_seconds = seconds_since(start);
+  result.prepare_seconds = watch.seconds();
   return dict;
 }
 
@@ -151,11 +133,10 @@ StateDict Preparer::packed_by(const Scheme& scheme) const {
   for (const Parameter& parameter : inputs_.model.parameters) {
     say_("packing " + nibblenet::to_string(scheme));
     Parameter copy{.name = parameter.name};
-    if (is_weight(parameter)) {
+    if (parameter.is_weight())
       copy.value = inputs_.backend.quantize(parameter.values().view(), scheme, parameter.name);
-    } else {
-      copy.value = copy_of(parameter.values().view());
-    }
+    else
+      copy.value = parameter.dequantized();
     dict.parameters.push_back(std::move(copy));
   }
   return dict;
@@ -166,13 +147,13 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   const Calibration* calibration = calibration_for(flags);
   StateDict dict = copy_of_model();
   describe(dict.metadata, flags.calibration, calibration);
-  WeightPacker packer(flags.calibration, calibration, inputs_.backend);
+  WeightPacker packer = flags.calibration.packer(calibration, inputs_.backend);
   if (flags.allocation.given()) {
     allocate_and_pack(flags, dict, packer, inputs_.backend, DataSource(inputs_.data));
     return dict;
   }
   SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
-  pack_weights(dict, schemes, packer, [&](int64_t done, int64_t total, const std::string&) {
+  pack_weights(dict, std::ref(schemes), packer, [&](int64_t done, int64_t total, const std::string&) {
     say_(fmt::format("{}: {:.0f} % packed", recipe.text,
                      100.0 * static_cast<double>(done) / static_cast<double>(total)));
   });
@@ -218,7 +199,7 @@ void Preparer::compress(const StateDict& dict, Measurement& result) const {
 
 void Preparer::compare(const StateDict& dict, bool count_values, Measurement& result) const {
   for (const Weights& layer : layers_) {
-    const Tensor<float> values = values_of(dict.at(layer.parameter->name));
+    const Tensor<float> values = dict.at(layer.parameter->name).dequantized();
     result.errors.emplace_back(layer.name, quantization_error(layer.view(), values.view()));
     if (count_values) take_larger(result.need, bits_needed(values.view()));
   }

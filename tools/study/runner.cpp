@@ -11,8 +11,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
-
 class Sweep {
  public:
   Sweep(SweepFolder& folder, const SweepInputs& inputs, std::span<const SweepScheme> schemes,
@@ -123,7 +121,7 @@ class Sweep {
 double expected_bytes(const Scheme& scheme, const StateDict& model) {
   double bytes = 1e5;  // header, biases, padding
   for (const Parameter& parameter : model.parameters) {
-    if (!is_weight(parameter)) continue;
+    if (!parameter.is_weight()) continue;
     bytes += estimated_size(scheme, parameter.shape()).total();
     if (traits_of(scheme.method).sorted) bytes += 2.0 * static_cast<double>(parameter.shape().elements());
   }
@@ -134,7 +132,7 @@ double expected_bytes(const Scheme& scheme, const StateDict& model) {
 double expected_bytes(const Recipe&, const StateDict& model) {
   double bytes = 1e5;
   for (const Parameter& parameter : model.parameters)
-    if (is_weight(parameter)) bytes += 1.25 * static_cast<double>(parameter.shape().elements());
+    if (parameter.is_weight()) bytes += 1.25 * static_cast<double>(parameter.shape().elements());
   return bytes;
 }
 

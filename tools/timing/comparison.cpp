@@ -117,10 +117,7 @@ void Comparison::measure_accuracy() {
   for (Measured& measured : sides_) {
     Progress progress(measured.side->name() + ", accuracy", "images");
     measured.accuracy =
-        evaluate(measured.side->network(), *options_.images, preprocess, batch, [&](int64_t done, int64_t total) {
-          progress.update(done, total);
-          return interrupted();
-        }).accuracy();
+        evaluate(measured.side->network(), *options_.images, preprocess, batch, std::ref(progress)).accuracy();
     fmt::print("{:<26} accuracy {:.2f} % of {}\n", measured.side->name(), 100 * *measured.accuracy,
                options_.images->size());
   }

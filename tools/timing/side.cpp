@@ -69,7 +69,7 @@ StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& sche
   StateDict copy = copy_of(floats);
   if (!scheme) return copy;
   for (Parameter& parameter : copy.parameters)
-    if (parameter.shape().rank() > 1)
+    if (parameter.is_weight())
       parameter.value = quantize(std::as_const(parameter).values().view(), *scheme, parameter.name);
   return copy;
 }

@@ -4,118 +4,22 @@
 
 #include <algorithm>
 
-#include "engine/quant/allocation.h"
-#include "tools/common/command_line.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "training/compression/allocation_verifier.h"
 
 namespace nibblenet::tools {
 namespace {
 
 constexpr int64_t batch_size = 64;
 
-/// The images of which `keep`(position within their class, size of the class) holds.
-template <class Keep>
-Dataset subset(const Dataset& all, Keep keep) {
-  std::array<int64_t, 256> sizes{}, seen{};
-  for (const uint8_t label : all.labels) ++sizes[label];
-  Dataset part{
-      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
-  for (size_t i = 0; i < all.images.size(); ++i) {
-    const uint8_t label = all.labels[i];
-    if (!keep(seen[label]++, sizes[label])) continue;
-    part.images.push_back(all.images[i]);
-    part.labels.push_back(label);
-  }
-  return part;
-}
-
 /// Every other image of each class, starting with the first or the second one.
 Dataset half_of(const Dataset& all, bool first) {
   return subset(all, [&](int64_t position, int64_t) { return (position % 2 == 0) == first; });
 }
 
-/// Quantizes a weight in one way once, however often it is asked for.
-class Quantizations {
- public:
-  explicit Quantizations(const QuantizeWeight& quantize) : quantize_(quantize) {}
-  const PackedTensor& operator()(const Parameter& weight, const Candidate& candidate) {
-    const std::string key = weight.name + "=" + to_string(candidate);
-    const auto known = known_.find(key);
-    return known != known_.end() ? known->second : known_.emplace(key, quantize_(weight, candidate)).first->second;
-  }
-
- private:
-  const QuantizeWeight& quantize_;
-  std::map<std::string, PackedTensor> known_;
-};
-
-/// What an allocation does on images that no choice was made on.
-struct Verified {
-  double float_accuracy = 0;
-  double accuracy = 0;
-  double float_loss = 0;
-  double loss = 0;
-  double divergence = 0;  ///< mean, of the predictions from float
-  int64_t only_float = 0;
-  int64_t only_packed = 0;
-  double lost_points() const { return 100 * (float_accuracy - accuracy); }
-};
-
-class Verifier {
- public:
-  Verifier(Network& network, const StateDict& floats, const Dataset& images, int image_size, Quantizations& quantize)
-      : network_(network),
-        floats_(floats),
-        images_(images),
-        preprocess_(Preprocess::for_image_size(image_size)),
-        quantize_(quantize),
-        expected_(run("verifying: float")) {}
-
-  Verified operator()(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
-    std::map<std::string, Candidate> chosen;
-    for (size_t i = 0; i < measured.size(); ++i)
-      chosen[measured[i].name] = measured[i].choices[allocation.choices[i]].candidate;
-    std::vector<std::unique_ptr<Weight>> originals;
-    for (Layer& layer : network_.layers()) {
-      if (!layer.spec.has_parameters()) continue;
-      const std::string name = layer.spec.name + ".weight";
-      const PackedTensor& packed = quantize_(floats_.at(name), chosen.at(name));
-      originals.push_back(network_.backend().make_weight(packed, network_.precision()));
-      std::swap(originals.back(), layer.weight);
-    }
-    const Evaluation actual = run("verifying: packed");
-    auto original = originals.begin();
-    for (Layer& layer : network_.layers())
-      if (layer.spec.has_parameters()) std::swap(*original++, layer.weight);
-
-    Verified verified{expected_.accuracy(), actual.accuracy(), expected_.loss, actual.loss,
-                      mean_divergence(expected_.logits.view(), actual.logits.view())};
-    for (int64_t i = 0; i < actual.images; ++i) {
-      const int32_t label = actual.labels[static_cast<size_t>(i)];
-      const bool float_right = expected_.predicted(i) == label, packed_right = actual.predicted(i) == label;
-      verified.only_float += float_right && !packed_right ? 1 : 0;
-      verified.only_packed += !float_right && packed_right ? 1 : 0;
-    }
-    return verified;
-  }
-
- private:
-  Evaluation run(const char* label) {
-    Progress progress(label, "images");
-    return evaluate(network_, images_, preprocess_, batch_size, [&](int64_t done, int64_t total) {
-      progress.update(done, total);
-      return interrupted();
-    });
-  }
-
-  Network& network_;
-  const StateDict& floats_;
-  const Dataset& images_;
-  Preprocess preprocess_;
-  Quantizations& quantize_;
-  Evaluation expected_;
-};
+/// Verifies an allocation with a line of progress.
+using Verify = std::function<Verified(const Allocation&)>;
 
 /// A row a layer, a column a width or step, and what `value` makes of each; the chosen one in
 /// brackets.
@@ -155,8 +59,8 @@ nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const All
                            {"float_loss", verified.float_loss},
                            {"loss", verified.loss},
                            {"divergence", verified.divergence},
-                           {"only_float", verified.only_float},
-                           {"only_packed", verified.only_packed}}}};
+                           {"only_float", verified.right.first},
+                           {"only_packed", verified.right.second}}}};
   for (size_t i = 0; i < measured.size(); ++i) {
     const Candidate& chosen = measured[i].choices[allocation.choices[i]].candidate;
     nlohmann::json layer = {{"name", measured[i].name}, {"scheme", to_string(chosen.scheme)}, {"step", chosen.step}};
@@ -172,23 +76,13 @@ nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const All
   return json;
 }
 
-/// The smallest allocation that loses no more than `points` on the verifier's images: a search by
-/// halves, since what is larger is expected to lose less.
-Allocation smallest_within(double points, const std::vector<Allocation>& front,
-                           const std::vector<WeightSensitivity>& measured, Verifier& verify) {
-  size_t low = 0, high = front.size() - 1;
-  const double least = verify(measured, front[high]).lost_points();
-  if (least > points)
+Allocation losing_at_most(double points, const std::vector<Allocation>& front, const Verify& verify) {
+  const auto lost = [&](const Allocation& allocation) { return verify(allocation).lost_points(); };
+  const std::optional<Allocation> smallest = smallest_within(front, points, lost);
+  if (!smallest)
     fail<UsageError>("--max-loss {}: even the widest codes lose {:.2f} points on the images that verify", points,
-                     least);
-  while (low < high) {
-    const size_t middle = low + (high - low) / 2;
-    if (verify(measured, front[middle]).lost_points() <= points)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return front[high];
+                     lost(front.back()));
+  return *smallest;
 }
 
 Allocation within(int64_t budget, const std::vector<Allocation>& front, const std::string& target,
@@ -201,7 +95,7 @@ Allocation within(int64_t budget, const std::vector<Allocation>& front, const st
 /// The allocation that meets the target, and what it cannot be met by: the smallest file or number
 /// of bits.
 Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured, int64_t other_bytes,
-                  Verifier& verify) {
+                  const Verify& verify) {
   int64_t weights = 0;
   std::vector<std::vector<AllocationChoice>> layers;
   for (const WeightSensitivity& weight : measured) {
@@ -214,7 +108,7 @@ Allocation choose(const AllocationOptions& options, const std::vector<WeightSens
                        choice.divergence});
   }
   const std::vector<Allocation> front = allocation_front(layers);
-  if (options.max_loss >= 0) return smallest_within(options.max_loss, front, measured, verify);
+  if (options.max_loss >= 0) return losing_at_most(options.max_loss, front, verify);
   const int64_t smallest = front.front().bytes;
   if (options.target_bits > 0)
     return within(
@@ -268,36 +162,35 @@ AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, co
                           const Dataset& images, int64_t other_bytes, const Candidates& candidates,
                           const QuantizeWeight& quantize) {
   const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
-  const int image_size = image_size_of(floats);
-  StateDict copy = dequantized(floats);
-  Network network(backend, std::move(copy), backend.preferred_precision());
-  Quantizations quantizations(quantize);
+  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(floats));
+  Network network(backend, dequantized(floats), backend.preferred_precision());
+  const QuantizeWeight quantize_once = remembered(quantize);
   std::vector<WeightSensitivity> measured;
   {
     Progress progress("measuring choices", "choices");
     measured = measure_sensitivity(
-        network, floats, measuring, Preprocess::for_image_size(image_size), batch_size, candidates,
-        [&](const Parameter& weight, const Candidate& candidate) { return quantizations(weight, candidate); },
-        options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored,
-        [&](int64_t done, int64_t total) {
-          progress.update(done, total);
-          return interrupted();
-        });
+        network, floats, measuring, preprocess, batch_size, candidates, quantize_once,
+        options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored, std::ref(progress));
   }
 
-  Verifier verify(network, floats, verifying, image_size, quantizations);
+  std::optional<Progress> progress(std::in_place, "verifying: float", "images");
+  AllocationVerifier verifier(network, floats, verifying, preprocess, batch_size, quantize_once, std::ref(*progress));
+  const auto verify = [&](const Allocation& allocation) {
+    progress.emplace("verifying: packed", "images");
+    return verifier(chosen_candidates(measured, allocation), std::ref(*progress));
+  };
   const Allocation chosen = choose(options, measured, other_bytes, verify);
-  const Verified verified = verify(measured, chosen);
+  const Verified verified = verify(chosen);
+  progress.reset();
   print_tables(measured, chosen);
   fmt::print(
       "verified on {} other training images: {:.2f} % against {:.2f} % in float (-{} +{}), cross-entropy {:.5f} "
       "against {:.5f}, divergence {:.5f} (sum of the layers' own: {:.5f})\n",
-      verifying.size(), 100 * verified.accuracy, 100 * verified.float_accuracy, verified.only_float,
-      verified.only_packed, verified.loss, verified.float_loss, verified.divergence, chosen.loss);
+      verifying.size(), 100 * verified.accuracy, 100 * verified.float_accuracy, verified.right.first,
+      verified.right.second, verified.loss, verified.float_loss, verified.divergence, chosen.loss);
   AllocatedWeights result;
-  for (size_t i = 0; i < measured.size(); ++i)
-    result.weights[measured[i].name] =
-        quantizations(floats.at(measured[i].name), measured[i].choices[chosen.choices[i]].candidate);
+  for (const auto& [weight, candidate] : chosen_candidates(measured, chosen))
+    result.weights[weight] = quantize_once(floats.at(weight), candidate);
   result.json = to_json(measured, chosen, verified, options);
   return result;
 }

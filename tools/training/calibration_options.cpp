@@ -134,7 +134,7 @@ RangeRule parse_range(const std::string& text) {
       text);
 }
 
-QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) const {
+QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight, float step) const {
   QuantizeOptions options;
   options.range = calibrated() ? Range::search : Range::max;
   for (const std::string& text : ranges) {
@@ -150,15 +150,25 @@ QuantizeOptions CalibrationFlags::quantize_options(const std::string& weight) co
   if (!uses_gptq() && passes.value_or(0) > 0) throw UsageError("--passes belongs to --rounding gptq");
   options.rounding = uses_gptq() ? Rounding::gptq : Rounding::nearest;
   options.rate_weight = rate_weight.value_or(0);
+  if (step > 0) {
+    options.range = Range::step;
+    options.deviations = step;
+    if (uses_gptq()) options.rate_weight = rate_weight.value_or(best_rate_weight);
+  }
   if (uses_gptq()) options.passes = passes_of(options);
   return options;
+}
+
+WeightPacker CalibrationFlags::packer(const Calibration* calibration, Backend& backend) const {
+  return {[flags = *this](const std::string& weight, float step) { return flags.quantize_options(weight, step); },
+          calibration, backend};
 }
 
 void CalibrationFlags::expect_ranges_used(const StateDict& model) const {
   for (const std::string& text : ranges) {
     const RangeRule rule = parse_range(text);
     if (std::ranges::none_of(model.parameters, [&](const Parameter& parameter) {
-          return parameter.shape().rank() > 1 && matches_layer(rule.pattern, parameter.name);
+          return parameter.is_weight() && matches_layer(rule.pattern, parameter.name);
         }))
       fail<UsageError>("--range {}: no layer of this name", text);
   }
@@ -173,11 +183,7 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
   Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
-  Calibration calibration =
-      calibrate(network, images_found.dataset, preprocess, {.seed = seed}, [&](int64_t done, int64_t total) {
-        progress.update(done, total);
-        return interrupted();
-      });
+  Calibration calibration = calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress));
   progress.finish();
   calibration.data =
       fmt::format("{}, {}", images_found.dataset.description, images_found.split == Split::train ? "train" : "test");

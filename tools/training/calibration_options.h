@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "engine/quant/quantizer.h"
-#include "training/compression/calibration.h"
+#include "training/compression/weight_packer.h"
 
 namespace nibblenet::tools {
 
@@ -43,9 +43,11 @@ struct CalibrationFlags {
   int passes_of(const QuantizeOptions& options) const {
     return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
   }
-  /// For one weight; without `hessian` and reports. Throws UsageError for options that need a
-  /// calibration where none is asked for.
-  QuantizeOptions quantize_options(const std::string& weight) const;
+  /// QuantizeOptionsOf these flags. Throws UsageError for options that need a calibration where none
+  /// is asked for.
+  QuantizeOptions quantize_options(const std::string& weight, float step = 0) const;
+  /// What packs by these flags, which it copies. `calibration` may be null.
+  WeightPacker packer(const Calibration* calibration, Backend& backend) const;
   /// Throws UsageError when a --range names none of the model's weights.
   void expect_ranges_used(const StateDict& model) const;
   /// Measures the Hessians of the model's layers on training images, or reads them; nothing when

@@ -6,8 +6,6 @@
 namespace nibblenet::tools {
 namespace {
 
-bool is_weight(const Parameter& parameter) { return parameter.shape().rank() > 1; }
-
 /// What there is to choose from for a weight: the scheme that the flags give it, at each width that
 /// there is.
 std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
@@ -65,72 +63,10 @@ void PackingFlags::validate() const {
 void PackingFlags::expect_fit(const StateDict& model) const {
   SchemeChoice schemes(scheme, calibration.uses_gptq(), network_of(model));
   for (const Parameter& parameter : model.parameters)
-    if (is_weight(parameter))
+    if (parameter.is_weight())
       nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter), parameter.name);
   schemes.expect_all_used();
   calibration.expect_ranges_used(model);
-}
-
-PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidate& candidate,
-                                      const std::function<void(int64_t)>& on_weights, LayerReport* report) {
-  const TensorView<const float> weights = parameter.values().view();
-  QuantizeOptions options = flags_.quantize_options(parameter.name);
-  if (candidate.step > 0) {
-    options.range = Range::step;
-    options.deviations = candidate.step;
-    if (uses_gptq()) {
-      options.rate_weight = flags_.rate_weight.value_or(best_rate_weight);
-      options.passes = flags_.passes_of(options);
-    }
-  }
-  if (calibration_ == nullptr && options.range == Range::max)
-    return backend_.quantize(weights, candidate.scheme, parameter.name);
-  LayerReport own;
-  LayerReport& heard = report != nullptr ? *report : own;
-  heard.weight = parameter.name;
-  options.report = &heard.gptq;
-  std::vector<float> fisher;
-  if (calibration_ != nullptr) {
-    options.hessian = &calibration_->hessians.at(parameter.name);
-    fisher = relative_fisher(fisher_of(*calibration_, parameter.name), weights.size(0));
-    options.fisher = fisher;
-  }
-  if (uses_gptq()) options.factor = &factor_of(parameter.name, options.order);
-  options.on_columns = [&](int64_t columns, int64_t of) {
-    if (on_weights) return on_weights(weights.elements() / of * columns);
-    if (interrupted()) throw Stopped("stopped; nothing was written");
-  };
-  return quantize(weights, candidate.scheme, parameter.name, options);
-}
-
-const HessianFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
-  if (factored_ == weight) return factor_;
-  factor_ = {};  // before the next one is made: the largest takes 340 MB
-  factored_.clear();
-  factor_ = factorize(calibration_->hessians.at(weight), order);
-  factored_ = weight;
-  return factor_;
-}
-
-std::vector<LayerReport> pack_weights(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
-                                      const OnPacking& on_packing,
-                                      const std::function<void(const std::string& weight)>& on_packed) {
-  int64_t total = 0, done = 0;
-  for (const Parameter& parameter : dict.parameters) total += is_weight(parameter) ? parameter.shape().elements() : 0;
-  std::vector<LayerReport> reports;
-  for (Parameter& parameter : dict.parameters) {
-    if (!is_weight(parameter)) continue;
-    const auto show = [&](int64_t weights) { on_packing(done + weights, total, parameter.name); };
-    show(0);
-    const int64_t count = parameter.shape().elements();
-    LayerReport report;
-    parameter.value = packer(parameter, {schemes(parameter)}, show, &report);
-    if (packer.uses_gptq()) reports.push_back(std::move(report));
-    if (on_packed) on_packed(parameter.name);
-    done += count;
-    show(0);
-  }
-  return reports;
 }
 
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
@@ -138,7 +74,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   constexpr int64_t header_at_most = 10'000;
   int64_t other_bytes = header_at_most;
   for (const Parameter& parameter : dict.parameters)
-    if (!is_weight(parameter)) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+    if (!parameter.is_weight()) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
   Dataset images = flags.allocation.load_images(data, packer.calibration_images());
   const std::string match = match_classes(images, dict, data.asked_for());
   print_match(match);
@@ -148,7 +84,11 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
         return flags.allocation.chooses_steps() ? every_step(flags, weight)
                                                 : every_width(flags, weight, network_of(dict));
       },
-      [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate); });
+      [&](const Parameter& weight, const Candidate& candidate) {
+        return packer(weight, candidate, [](int64_t) {
+          if (interrupted()) throw Stopped("stopped; nothing was written");
+        });
+      });
   if (flags.allocation.chooses_steps()) {
     dict.metadata["range"] = "step, of each layer";
     if (flags.calibration.uses_gptq()) {

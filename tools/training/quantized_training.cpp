@@ -22,15 +22,6 @@ Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, c
   return *own;
 }
 
-Tensor<float> float_values(const Parameter& parameter) {
-  Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
-  if (parameter.packed())
-    dequantize(parameter.packed_values(), values.view());
-  else
-    std::ranges::copy(parameter.values().view(), values.data());
-  return values;
-}
-
 }  // namespace
 
 void QuantizedTrainingFlags::add_to(CLI::App& app) {
@@ -68,18 +59,18 @@ TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_
            std::ranges::any_of(features, [&](const std::string& name) { return weight.name == name + ".weight"; });
   };
   for (const Parameter& parameter : initial.parameters) {
-    if (parameter.shape().rank() < 2) continue;
+    if (!parameter.is_weight()) continue;
     const Scheme asked = asked_scheme(*this, choice, parameter);
     if (!is_frozen(parameter)) expect_trainable(asked, parameter.name);
   }
   choice.expect_all_used();
   start.parameters = dequantized(initial);
   for (Parameter& parameter : initial.parameters) {
-    if (parameter.shape().rank() < 2 || (is_frozen(parameter) && parameter.packed())) continue;
+    if (!parameter.is_weight() || (is_frozen(parameter) && parameter.packed())) continue;
     const Scheme asked = asked_scheme(*this, choice, parameter);
     if (parameter.packed() && parameter.packed_values().scheme == asked) continue;
-    const Tensor<float> values = float_values(parameter);
-    parameter.value = backend.quantize(values.view(), asked, parameter.name);
+    parameter.value =
+        backend.quantize(std::as_const(start.parameters).at(parameter.name).values().view(), asked, parameter.name);
   }
   start.packed = std::move(initial);
   return start;

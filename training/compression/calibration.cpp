@@ -175,7 +175,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   for (Batch batch; feed.next(batch, images); done += batch.size()) {
     TensorView<const float> x = images.floats();
     for (Stage& stage : stages) {
-      if (on_progress && on_progress(done, dataset.size())) throw Interrupted("stopped; nothing was written");
+      report_progress(on_progress, done, dataset.size());
       const std::vector<float> copy = backend.to_host(x);
       stage.inputs.add({copy.data(), x.shape()}, done);
       if (stage.begin == fisher.begin()) fisher.add(x, done);
@@ -254,7 +254,7 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
     fail<UsageError>("{} was measured on another model: calibrate this one with --calibrate DATA", name);
   file.verify();
   for (const Parameter& parameter : model.parameters) {
-    if (parameter.shape().rank() < 2) continue;
+    if (!parameter.is_weight()) continue;
     const int64_t inputs = parameter.shape().inner_elements();
     const TensorEntry& entry = file.at(parameter.name);
     // Compared before anything is allocated: what the model needs and no more.

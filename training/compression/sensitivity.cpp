@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <memory>
 
 #include "engine/quant/entropy.h"
 #include "layers/network/image_feed.h"
@@ -71,6 +73,15 @@ std::string to_string(const Candidate& candidate) {
   return candidate.step > 0 ? fmt::format("{}, step {}", scheme, candidate.step) : scheme;
 }
 
+QuantizeWeight remembered(QuantizeWeight quantize) {
+  return [quantize = std::move(quantize), known = std::make_shared<std::map<std::string, PackedTensor>>()](
+             const Parameter& weight, const Candidate& candidate) {
+    const std::string key = weight.name + "=" + to_string(candidate);
+    const auto found = known->find(key);
+    return found != known->end() ? found->second : known->emplace(key, quantize(weight, candidate)).first->second;
+  };
+}
+
 double mean_divergence(TensorView<const float> p_logits, TensorView<const float> q_logits) {
   expect_shape(q_logits.shape(), p_logits.shape(), "logits to compare");
   double sum = 0;
@@ -117,7 +128,7 @@ std::vector<WeightSensitivity> measure_sensitivity(Network& network, const State
     sensitivity.name = weight.name;
     sensitivity.weights = weight.shape().elements();
     for (const Candidate& candidate : choices[i]) {
-      if (on_progress && on_progress(done, total)) throw Interrupted("stopped; nothing was written");
+      report_progress(on_progress, done, total);
       const PackedTensor packed = quantize(weight, candidate);
       std::unique_ptr<Weight> original = network.backend().make_weight(packed, network.precision());
       std::swap(original, layer.weight);

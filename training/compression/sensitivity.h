@@ -38,6 +38,9 @@ struct WeightSensitivity {
 using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)>;
 using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
 
+/// Makes each candidate once, however often it is asked for.
+QuantizeWeight remembered(QuantizeWeight quantize);
+
 /// Which bytes of a choice are to be known: compressing each takes time.
 enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
 

@@ -89,6 +89,20 @@ TEST(Cifar10, LimitKeepsTheFirstOfEachClassInOrder) {
   EXPECT_THROW(kept(-2), UsageError);
 }
 
+TEST(Dataset, ASubsetIsChosenByThePlaceWithinTheClass) {
+  const TemporaryFolder folder;
+  write_bytes(folder.path() / "batches.meta.txt", bytes_of_text("a\nb\n"));
+  write_bytes(folder.path() / "data_batch_1.bin", cifar_batch({1, 1, 0, 1, 0, 1, 0, 0}));
+  const Dataset all = load_dataset(folder.path(), Split::train);
+  const Dataset second = subset(all, [](int64_t position, int64_t) { return position == 1; });
+  EXPECT_THAT(first_bytes(second), ElementsAre(1, 4));
+  EXPECT_THAT(second.labels, ElementsAre(1, 0));
+  EXPECT_EQ(second.classes, all.classes);
+  EXPECT_THAT(first_bytes(subset(all, [](int64_t position, int64_t size) { return position == size - 1; })),
+              ElementsAre(5, 7));
+  EXPECT_EQ(subset(all, [](int64_t, int64_t) { return false; }).size(), 0);
+}
+
 TEST(Cifar10, RefusesBrokenBatches) {
   const TemporaryFolder folder;
   const auto batch = folder.path() / "data_batch_1.bin";

@@ -86,6 +86,21 @@ TEST(Allocation, NeverExceedsTheBudget) {
   EXPECT_EQ(best_within(front, 1000)->choices, (std::vector<size_t>{0, 0}));
 }
 
+TEST(Allocation, TheSmallestWithinALossIsFoundByFewMeasurements) {
+  std::vector<Allocation> front;
+  for (int64_t bytes = 0; bytes < 100; ++bytes) front.push_back({.bytes = bytes});
+  for (int64_t wanted = 0; wanted < 100; ++wanted) {
+    int measured = 0;
+    const auto loss = [&](const Allocation& allocation) {
+      ++measured;
+      return static_cast<double>(99 - allocation.bytes);
+    };
+    EXPECT_EQ(smallest_within(front, static_cast<double>(99 - wanted), loss)->bytes, wanted);
+    EXPECT_LE(measured, 8) << "1 + log2(100)";
+  }
+  EXPECT_FALSE(smallest_within(front, -1, [](const Allocation&) { return 0.0; }).has_value());
+}
+
 TEST(Allocation, RefusesWhatCannotBeCompared) {
   EXPECT_THROW(allocation_front(Layers{{{1, 0.0}}, {}}), UsageError);
   EXPECT_THROW(allocation_front(Layers{{{1, std::numeric_limits<double>::quiet_NaN()}}}), UsageError);
