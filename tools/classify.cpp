@@ -11,6 +11,7 @@
 #include "engine/io/archive.h"
 #include "engine/io/image.h"
 #include "engine/io/preprocess.h"
+#include "layers/network/image_batch.h"
 #include "layers/network/pass.h"
 #include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
@@ -101,18 +102,17 @@ class Classifier {
         batch_(std::clamp<size_t>(most, 1, largest_batch(image_size))),
         threads_(threads > 0 ? static_cast<unsigned>(threads) : std::max(1U, std::thread::hardware_concurrency())),
         pass_(network, 0, network.layers().size(), shape(batch_), Pass::Mode::inference),
-        host_(host_memory(), shape(batch_), MemoryCategory::data),
-        device_(network.backend(), shape(batch_), MemoryCategory::data),
-        rounded_(network.backend(), batch_bytes(), MemoryCategory::data),
+        images_(network.backend(), preprocess_, static_cast<int64_t>(batch_), network.precision(), std::nullopt),
         logits_(batch_ * static_cast<size_t>(network.classes())) {}
 
   /// How many pictures a call takes at most.
   size_t batch() const { return batch_; }
 
   void classify(std::span<Picture> pictures, int64_t top) {
+    const TensorView<float> images = images_.host_images().slice(0, static_cast<int64_t>(pictures.size()));
     parallel_for(pictures.size(), std::min(threads_, most_decoders), 1,
-                 [&](size_t i) { prepare(pictures[i], row(i)); });
-    const TensorView<const float> output = pass_.forward(upload(pictures.size()));
+                 [&](size_t i) { prepare(pictures[i], images.slice(static_cast<int64_t>(i), 1).span()); });
+    const TensorView<const float> output = pass_.forward(images_.upload(images));
     network_.backend().copy_to_host(logits_.data(), output.data(), output.span().size_bytes());
     const auto classes = static_cast<size_t>(network_.classes());
     for (size_t i = 0; i < pictures.size(); ++i) {
@@ -135,15 +135,6 @@ class Classifier {
     return std::clamp<size_t>(batch * pixels / (size * size), 1, batch);
   }
   Shape shape(size_t images) const { return {static_cast<int64_t>(images), preprocess_.crop, preprocess_.crop, 3}; }
-  std::span<float> row(size_t i) {
-    const auto size = static_cast<size_t>(host_.shape().inner_elements());
-    return host_.view().span().subspan(i * size, size);
-  }
-  /// Float16 networks take their images in float16, as `eval` gives them.
-  size_t batch_bytes() const {
-    if (network_.precision() == Precision::float32) return 0;
-    return static_cast<size_t>(shape(batch_).elements()) * bytes_of(network_.precision());
-  }
 
   /// Reads one picture like those of the data set: resized, cropped, normalised. An error is kept
   /// with the picture.
@@ -165,25 +156,13 @@ class Classifier {
     }
   }
 
-  ConstActivations upload(size_t images) {
-    Backend& backend = network_.backend();
-    const auto view = std::as_const(device_).view().slice(0, static_cast<int64_t>(images));
-    backend.copy_from_host(device_.data(), host_.data(), view.span().size_bytes());
-    if (network_.precision() == Precision::float32) return view;
-    const Activations rounded(rounded_.data(), view.shape(), network_.precision());
-    backend.convert(rounded, view);
-    return rounded;
-  }
-
   Network& network_;
   Preprocess preprocess_;
   size_t batch_;
   unsigned threads_;
   Pass pass_;
-  Tensor<float> host_;         // [batch, crop, crop, 3]
-  Tensor<float> device_;       // the same
-  Buffer<std::byte> rounded_;  // the same in the network's precision, unless that is float32
-  std::vector<float> logits_;  // [batch, classes]
+  ImageBatch images_;
+  std::vector<float> logits_;  ///< [batch, classes]
 };
 
 /// A name that is safe to print: file and class names may hold commands to a terminal.

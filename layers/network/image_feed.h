@@ -1,19 +1,17 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
 #include "engine/io/loader.h"
-#include "kernels/backend.h"
+#include "layers/network/image_batch.h"
 
 namespace nibblenet {
 
 /// Tables that prepare images of this data set's size. Throws UsageError unless all have one size.
 ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preprocess);
 
-/// Batches of prepared images in a backend's memory. If the backend can prepare images and all have
-/// one size, their bytes are uploaded and the backend prepares them. Otherwise the loader's thread
-/// does.
+/// Batches of a data set's prepared images in a backend's memory. The backend prepares them if it
+/// can and all have one size. Otherwise the loader's thread does.
 class ImageFeed {
  public:
   /// `precision`: wanted precision of the images; images prepared on the host are float32. With
@@ -28,14 +26,8 @@ class ImageFeed {
   const Loader& loader() const { return *loader_; }
 
  private:
-  Backend& backend_;
-  int64_t crop_;
-  Precision precision_;
-  std::unique_ptr<ImagePreparer> preparer_;  ///< null: the loader prepares
+  ImageBatch images_;
   std::unique_ptr<Loader> loader_;
-  Buffer<uint8_t> pixels_;  ///< a batch's bytes as in the data set; with a preparer, or raw
-  Buffer<Augmentation> augmentations_;
-  Buffer<std::byte> prepared_;
 };
 
 }  // namespace nibblenet

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
 
-#include "engine/io/augmentation.h"
 #include "engine/io/preprocess.h"
+#include "layers/network/image_batch.h"
 #include "layers/network/pass.h"
 
 namespace nibblenet::tools {
@@ -21,28 +20,6 @@ inline constexpr int small_size = 32;
 
 /// Tables of T32's preparation, for networks that are folded with it.
 ResampleTables small_image_tables(int image_size);
-
-/// Prepares batches of small images: on the device where it can, else on the host's threads.
-class BatchPreparer {
- public:
-  /// Prepares batches of one size on the backend.
-  BatchPreparer(Backend& backend, int image_size, int64_t batch, Precision precision);
-  /// `images`: [batch, 32, 32, 3] in the backend's memory, the same as `host` has. Valid until the
-  /// next call.
-  ConstActivations run(TensorView<const uint8_t> images, TensorView<const uint8_t> host);
-
- private:
-  void prepare_on_host(TensorView<const uint8_t> host);
-
-  Backend& backend_;
-  Shape shape_;
-  Precision precision_;
-  std::unique_ptr<ImagePreparer> on_device_;
-  Tensor<Augmentation> augmentations_;
-  Buffer<std::byte> prepared_;
-  std::vector<Preprocessor> on_host_;  ///< one a thread
-  Tensor<float> staging_;              ///< where the device's memory is not the host's
-};
 
 /// Forward passes of one batch of random images, the same ones for every network. Not of zeros:
 /// processors are faster, and use less power, on those.
@@ -61,6 +38,7 @@ class TimedForward {
 
  private:
   TensorView<const float> forward();
+  ConstActivations prepare_on_host();
 
   Network& network_;
   Task task_;
@@ -68,9 +46,10 @@ class TimedForward {
   Tensor<float> images_;  ///< T224
   Buffer<f16> fp16_;      ///< the same, for a float16 network
   ConstActivations input_;
-  Tensor<uint8_t> host_bytes_;  ///< T32
-  Tensor<uint8_t> bytes_;
-  std::optional<BatchPreparer> preparer_;
+  Tensor<uint8_t> host_bytes_;         ///< T32
+  std::optional<ImageBatch> batch_;    ///< the same, uploaded
+  TensorView<const uint8_t> bytes_;    ///< in batch_, which takes them
+  std::vector<Preprocessor> on_host_;  ///< one a thread, where batch_ takes no bytes
   std::vector<float> logits_;
 };
 
