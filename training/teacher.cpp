@@ -7,8 +7,8 @@
 namespace nibblenet {
 namespace {
 
-/// Logits to weight softmax(logits) + (1 - weight) onehot(label), in place; returns the entropy of
-/// the result.
+/// Turns logits into weight softmax(logits) + (1 - weight) onehot(label), in place. Returns the
+/// entropy of the result.
 double mix_with_label(std::span<float> row, double weight, int32_t label) {
   const std::vector<double> p = softmax(row);
   double entropy = 0;

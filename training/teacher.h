@@ -17,24 +17,23 @@ struct DistillationOptions {
   std::string fingerprint;  ///< of its parameters
 };
 
-/// What the logits of a batch should be.
+/// Targets for the softmax of a batch's logits.
 struct SoftTargets {
   TensorView<const float> distributions;  ///< [N, classes] in the backend's memory, valid until the next ones
-  double entropy = 0;                     ///< mean of the rows: the cross-entropy that is left when they are met
+  double entropy = 0;                     ///< mean over the rows: the least cross-entropy that is possible
 };
 
-/// A network whose predictions another one learns. First look_at() a batch, then ask for its
-/// targets().
+/// A network whose predictions another one learns. Call look_at() with a batch, then targets().
 class Teacher {
  public:
   /// Distils from `network` with this weight.
   Teacher(Network& network, double weight, const Preprocess& preprocess, int64_t batch_size);
 
-  /// Predicts all images of a data set, for look_at() by their position.
+  /// Predicts all images of a data set once, so that look_at() can take their positions.
   void predict(const Dataset& dataset, const OnProgress& on_progress);
   void look_at(ConstActivations images);
   void look_at(std::span<const int64_t> positions);
-  /// weight softmax(logits) + (1 - weight) onehot(label), of the batch that was looked at.
+  /// Returns weight softmax(logits) + (1 - weight) onehot(label) of the last look_at()'s batch.
   SoftTargets targets(std::span<const int32_t> labels);
 
  private:

@@ -113,7 +113,7 @@ void TrainedParameters::set_weights(const Trained& trained, const std::vector<fl
   round(trained);
 }
 
-/// Has to follow every change of a weight.
+/// Must follow every change of a weight.
 void TrainedParameters::round(const Trained& trained) {
   Weight& weight = *layer_of(trained).weight;
   if (trained.quantized) trained.quantized->round(weight.values());

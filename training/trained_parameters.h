@@ -17,40 +17,42 @@ struct LayerSparsity {
   int64_t zeros = 0;
 };
 
-/// What training moves.
+/// Parameters that training changes.
 enum class Learned : uint8_t {
   everything,  ///< by SGD; in packed form the master weights, and with them the codes, scales and codebooks
   scales,      ///< in packed form, by Adam: scales, codebooks and biases; the codes stay
 };
 
-/// The parameters of a network that training moves, and what SGD keeps for each of them: its
-/// momentum and, where a layer trains in packed form, the weights before rounding.
+/// Parameters of a network that training changes. SGD keeps a momentum for each of them and, where
+/// a layer trains in packed form, the weights before rounding.
 class TrainedParameters {
  public:
-  /// Those of the layers from `first` on. With Learned::scales, weights that are not packed do not
-  /// move.
+  /// Trains the layers from `first` on. With Learned::scales, weights that are not packed do not
+  /// change.
   TrainedParameters(Network& network, size_t first, Learned learned);
 
-  /// From here on, the weights that `packed` holds in packed form are what it says: frozen ones to
-  /// the bit; trained ones start from its scales and codebook, with the network's float weights
-  /// before rounding. Throws as QuantizedWeight.
+  /// Trains in packed form every weight that `packed` holds in packed form. Frozen weights take its
+  /// bits. Trained ones start from its scales and codebook, with the network's float weights as
+  /// master weights. Throws as QuantizedWeight.
   void quantize(StateDict packed, bool keep_zeros);
   bool quantized() const { return quantized_; }
 
-  /// The `number`-th step (from 1) on a layer from its gradient: of SGD or, with Learned::scales,
-  /// of Adam at SGD's learning rate. Float weights take the fused step where the backend has one.
+  /// Takes step `number` (from 1) on a layer from its gradient: a step of SGD or, with
+  /// Learned::scales, of Adam at SGD's learning rate. Float weights take the fused step where the
+  /// backend has one.
   void update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters, int64_t number);
 
-  /// The part of each trained layer's weights, before rounding, that is 0.
+  /// Fraction of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;
-  /// Prunes every trained layer to where the ramp stands that began at `from`, layer by layer.
+  /// Prunes every trained layer to the ramp's fraction at `progress`. `from`: the fraction of each
+  /// layer where the ramp began.
   void prune(const PruningOptions& options, const std::vector<double>& from, double progress);
-  /// Of each trained layer, rounded where it trains in packed form.
+  /// Counts zeros of each trained layer, after rounding where it trains in packed form.
   std::vector<LayerSparsity> sparsity() const;
 
-  /// A copy of all parameters of the network in host memory, packed where they are.
+  /// Copies all parameters of the network to host memory. Packed weights stay packed.
   StateDict model() const;
-  /// Adds what is needed beside model() to go on with the same bits.
+  /// Adds the state that a resumed run needs beside model() to continue with the same bits.
   void save(StateDict& masters, StateDict& momenta) const;
   /// Throws FormatError or ShapeError for tensors that are missing or do not fit.
   void restore(const StateDict& masters, const StateDict& momenta);
@@ -60,11 +62,11 @@ class TrainedParameters {
     size_t layer = 0;
     Tensor<float> weight_momentum;  ///< of SGD
     Tensor<float> bias_momentum;
-    Adam bias_adam;                              ///< in their place
+    Adam bias_adam;                              ///< replaces both momenta with Learned::scales
     std::unique_ptr<QuantizedWeight> quantized;  ///< null: float weights
   };
   Trained& trained_of(const Layer& layer);
-  /// What SGD moves: the weights before rounding.
+  /// The weights before rounding, which SGD changes.
   TensorView<float> weights_of(const Trained& trained) const;
   void set_weights(const Trained& trained, const std::vector<float>& weights);
   void round(const Trained& trained);

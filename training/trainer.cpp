@@ -18,7 +18,7 @@ double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
   return weights == 0 ? 0.0 : static_cast<double>(zeros) / static_cast<double>(weights);
 }
 
-/// Copies to the host that nobody waits for; what they write has to outlive this.
+/// Asynchronous copies to the host. Their destinations must outlive this.
 class HostCopies {
  public:
   explicit HostCopies(Backend& backend) : backend_(backend) {}

@@ -28,7 +28,7 @@ struct TrainingOptions {
   double weight_decay = 0.0;
   double dropout = 0.5;
   Schedule schedule = Schedule::constant;
-  bool flip = false;                         ///< half of the images, as the loader does
+  bool flip = false;                         ///< mirror half of the images (LoaderOptions)
   bool shift = false;                        ///< likewise
   bool cut = false;                          ///< likewise
   Precision precision = Precision::float32;  ///< of activations; the network is made for it
@@ -50,19 +50,19 @@ std::string to_json(const TrainingOptions& options);
 /// Throws FormatError when the text is not what to_json writes.
 TrainingOptions training_options_from_json(const std::string& text);
 
-/// What happened in one epoch.
+/// Results of one epoch.
 struct EpochReport {
   int64_t epoch = 0;  ///< from 1
   double loss = 0;    ///< mean training loss, dropout on; with a teacher, the divergence from its targets
   double train_accuracy = 0;
   double test_loss = 0;
   double test_accuracy = 0;
-  double seconds = 0;  ///< of training, without the test
+  double seconds = 0;  ///< of training, tests aside
   double images_per_second = 0;
-  double sparsity = 0;  ///< part of the trained weights that is exactly 0, behind the epoch; measured when pruning
+  double sparsity = 0;  ///< fraction of the trained weights that is 0 after the epoch; measured when pruning
 };
 
-/// Where a run stands; with the parameters and momenta, all there is to resume from.
+/// Position of a run. With the parameters and momenta it is all that resuming needs.
 struct TrainingPosition {
   int64_t epoch = 0;    ///< complete epochs
   int64_t batch = 0;    ///< complete batches of the next one
@@ -75,12 +75,12 @@ struct TrainingPosition {
   std::vector<EpochReport> history;
 };
 
-/// A checkpoint, taken apart.
+/// Contents of a checkpoint.
 struct Checkpoint {
-  StateDict parameters;  ///< in float32: of what trains in packed form, the weights before rounding
+  StateDict parameters;  ///< in float32; of a weight that trains in packed form, the values before rounding
   StateDict packed;      ///< all parameters as model() gives them; empty for a run in float32
-  StateDict masters;     ///< what else is rounded, by name
-  StateDict momenta;     ///< under the names of what they belong to
+  StateDict masters;     ///< other values before rounding, by name
+  StateDict momenta;     ///< under the names of their parameters
   TrainingOptions options;
   TrainingPosition position;
 };
@@ -106,11 +106,11 @@ class Trainer {
 
   const TrainingPosition& position() const { return position_; }
 
-  /// Trains in packed form what `packed` holds in packed form, before anything else: see
-  /// TrainedParameters. Then every epoch's test is of the packed model.
+  /// Trains in packed form: see TrainedParameters::quantize(). Call it before anything else. Every
+  /// epoch then tests the packed model.
   void quantize(StateDict packed);
-  /// Learns this network's predictions too, by options.distillation; before anything else. It stays
-  /// where it is.
+  /// Learns this network's predictions too, by options.distillation. Call it before anything else.
+  /// `teacher` must outlive the trainer.
   void learn_from(Network& teacher);
   /// The network as it is to be saved: packed where it trains in packed form.
   StateDict model() const { return parameters_.model(); }
@@ -118,8 +118,8 @@ class Trainer {
 
   /// model(), momenta, options and position in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
-  /// Continues from a checkpoint whose parameters the network was made from, and whose packed ones
-  /// it was quantized to.
+  /// Continues from a checkpoint. Requires: the network was made from its parameters, and
+  /// quantize() got its packed ones.
   void restore(const Checkpoint& checkpoint);
 
  private:
@@ -127,10 +127,10 @@ class Trainer {
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's
   /// memory.
   void step(ConstActivations x, std::span<const int32_t> labels);
-  /// The batch's losses and, in dlogits_, the gradient of their mean; returns what of each loss
-  /// cannot be avoided.
+  /// Writes the batch's losses and, in dlogits_, the gradient of their mean. Returns the part of
+  /// each loss that no logits can avoid.
   double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
-  /// Gradients, and a step against them; no step where gradients in float16 are not finite.
+  /// Computes gradients and takes a step. Skips the step if gradients in float16 are not finite.
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();

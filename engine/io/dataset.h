@@ -48,7 +48,7 @@ struct Dataset {
 /// image, nothing in the split) naming the file.
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0);
 
-/// The images of which `keep`(position within their class, size of the class) holds, in their order.
+/// The images of which `keep`(position within the class, size of the class) holds, in order.
 Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep);
 
 /// CIFAR-10's class names in label order.

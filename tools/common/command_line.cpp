@@ -11,7 +11,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "layers/network/evaluate.h"
+#include "engine/core/progress.h"
 #include "tools/common/aliases.h"
 #include "tools/common/standard_streams.h"
 

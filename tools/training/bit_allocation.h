@@ -16,10 +16,10 @@ namespace nibblenet::tools {
 struct AllocationOptions {
   double target_bits = 0;   ///< 0: no such target
   double target_size = 0;   ///< MB of the file; 0: no such target
-  double target_file = 0;   ///< the same of a compressed file whose layers' steps are chosen
+  double target_file = 0;   ///< MB of the compressed file, whose layers' steps are chosen
   double max_loss = -1;     ///< points of accuracy; below 0: no such target
   int64_t images = 500;     ///< to measure on; as many others verify the choice
-  bool compressed = false;  ///< of the file that will be written: what its targets are compared with
+  bool compressed = false;  ///< the file will be compressed, and --target-size is its size then
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
@@ -28,9 +28,8 @@ struct AllocationOptions {
   /// Bytes are those of the compressed file.
   bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
   double file_target() const { return std::max(target_size, target_file); }
-  /// Training images to measure and to verify on: behind the `calibrated` ones that codes were
-  /// chosen by, as far as there are so many. On images that rounding made up for its errors on,
-  /// those look smaller than they are.
+  /// Training images to measure and to verify on. They lie behind the `calibrated` ones that codes
+  /// were chosen by, if there are enough: on those, errors look smaller than they are.
   Dataset load_images(DataSource& data, int64_t calibrated) const;
 };
 
@@ -40,10 +39,10 @@ struct AllocatedWeights {
   nlohmann::json json;
 };
 
-/// Measures what every candidate costs on one half of the given training images, chooses exactly,
-/// verifies the choice on the other half, and prints the table of what it weighed. `other_bytes` is
-/// what the file holds beside packed weights. Throws UsageError that names the nearest target when
-/// the given one cannot be met.
+/// Measures every candidate on one half of the given training images, chooses exactly, verifies the
+/// choice on the other half, and prints a table of the candidates. `other_bytes`: bytes of the file
+/// beside packed weights. Throws UsageError that names the nearest target when the given one cannot
+/// be met.
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, int64_t other_bytes, const Candidates& candidates,
                           const QuantizeWeight& quantize);

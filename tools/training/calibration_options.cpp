@@ -19,8 +19,8 @@ struct CalibrationImages {
   Split split = Split::train;
 };
 
-/// Training images; of data that has none, test images, with a warning. A folder test/ is taken for
-/// the data set's half.
+/// Loads training images or, with a warning, test images of data that has no others. A folder test/
+/// stands for the data set's test split.
 CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());

@@ -38,21 +38,21 @@ struct CalibrationFlags {
   void add_choice_to(CLI::App& app);
   bool calibrated() const { return !data.empty() || !load.empty(); }
   bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "gptq"; }
-  /// 2 unless given, and none of codes meant for --compress: what refining takes off their error it
-  /// adds to their bits.
+  /// 2 unless given, but 0 for codes meant for --compress: there, passes add as many bits as they
+  /// take off the error.
   int passes_of(const QuantizeOptions& options) const {
     return passes.value_or(options.range == Range::step || options.rate_weight > 0 ? 0 : 2);
   }
-  /// QuantizeOptionsOf these flags. Throws UsageError for options that need a calibration where none
-  /// is asked for.
+  /// QuantizeOptionsOf these flags. Throws UsageError for options that need a calibration if there
+  /// is none.
   QuantizeOptions quantize_options(const std::string& weight, float step = 0) const;
   /// What packs by these flags, which it copies. `calibration` may be null.
   WeightPacker packer(const Calibration* calibration, Backend& backend) const;
   /// Throws UsageError when a --range names none of the model's weights.
   void expect_ranges_used(const StateDict& model) const;
-  /// Measures the Hessians of the model's layers on training images, or reads them; nothing when
-  /// neither is asked for. Warns on the standard error when the data has no training images and
-  /// test images have to do.
+  /// Measures the Hessians of the model's layers on training images, or reads them. Returns nothing
+  /// if the flags ask for neither. Warns on the standard error when the data has no training images
+  /// and test images have to do.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,
                                     Backend& backend) const;
 };
@@ -60,8 +60,8 @@ struct CalibrationFlags {
 /// "data_set" of a tool's JSON: what the calibration was measured on.
 nlohmann::json data_set_json(const Calibration& calibration);
 
-/// What a packed file says about how its codes were chosen: nothing where that was the plain way.
-/// Without a calibration it is null.
+/// Adds to a packed file's metadata how its codes were chosen; adds nothing for the default.
+/// `calibration` may be null.
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
               const Calibration* calibration);
 

@@ -6,8 +6,7 @@
 namespace nibblenet::tools {
 namespace {
 
-/// What there is to choose from for a weight: the scheme that the flags give it, at each width that
-/// there is.
+/// Candidates of a weight: the scheme that the flags give it, at every width of its method.
 std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
   SchemeFlags scheme = flags.scheme;
   const MethodTraits& traits = traits_of(scheme.method.empty() ? Method::linear : parse_method(scheme.method));
@@ -19,9 +18,9 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   return candidates;
 }
 
-/// The same for --target-file: `linear` at steps about a factor of the square root of 2 apart, half
-/// of that where the largest layer's megabytes are decided, each at the narrowest width that
-/// reaches the largest weight. What the codes take in the file hangs on the step, not on the width.
+/// Candidates of a weight for --target-file: `linear` at steps about a factor of the square root of
+/// 2 apart, and closer where the largest layer's size is decided. Each has the narrowest width that
+/// reaches the largest weight: the step decides the size in the file, the width does not.
 std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
   Scheme scheme = default_scheme(Method::linear, 8);
   scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);

@@ -26,8 +26,8 @@ struct PackingFlags {
 };
 
 /// Packs every weight of `dict` in place, each as is chosen for it on training images of `data`,
-/// and prints what was weighed. Returns the report of the choice. Throws UsageError for a target
-/// that cannot be met and for images of classes that the model does not know.
+/// and prints a table of the candidates. Returns the report of the choice. Throws UsageError for a
+/// target that cannot be met and for images of classes that the model does not know.
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
                                  DataSource data);
 

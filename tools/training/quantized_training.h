@@ -10,8 +10,8 @@
 
 namespace nibblenet::tools {
 
-/// What training starts from: the network's float weights and, for training in packed form, the
-/// packed model whose scales, codebooks and frozen layers it takes (else empty).
+/// Start of a training: the network's float weights and, for training in packed form, the packed
+/// model whose scales, codebooks and frozen layers it takes (else empty).
 struct TrainingStart {
   StateDict parameters;
   StateDict packed;
@@ -43,7 +43,7 @@ struct PruningFlags {
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
-  /// All but the layers that differ. Throws UsageError for those without --prune.
+  /// Options without `layers`. Throws UsageError for --prune-layer without --prune.
   PruningOptions options(bool enabled) const;
   /// PruningOptions::layers, of a run that trains the features too, or the classifier alone. Throws
   /// UsageError for patterns that name no trained layer.

@@ -21,20 +21,20 @@ struct SchemeFlags {
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
-  /// Nothing but --bits and --layer: the measured defaults.
+  /// Whether no flag but --bits and --layer is given: then the measured defaults apply.
   bool only_bits() const;
 };
 
 /// Whether a shell pattern names a weight ("LAYER.weight") or its layer ("LAYER").
 bool matches_layer(const std::string& pattern, const std::string& weight);
 
-/// The scheme of every weight: the flags' or the measured default, and what --layer says otherwise.
+/// The scheme of every weight: --layer's, the flags', or the measured default.
 class SchemeChoice {
  public:
   /// `gptq`: codes will be chosen by GPTQ, which has defaults of its own. Throws UsageError for
   /// flags that make no scheme.
   SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network);
-  /// One scheme for all, but for what `layers` (--layer) say otherwise.
+  /// One scheme for all weights but those that `layers` (--layer) name.
   SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network);
   /// Throws UsageError for flags that make no scheme, whatever the network.
   static void check(const SchemeFlags& flags);
@@ -42,7 +42,7 @@ class SchemeChoice {
   int bits() const { return bits_; }
   /// The scheme of a weight. Throws UsageError where none fits.
   Scheme operator()(const Parameter& weight);
-  /// What --layer says of a weight; nothing where none names it.
+  /// The scheme that --layer gives a weight; nothing if no pattern names it.
   std::optional<Scheme> overridden(const std::string& weight);
   /// Throws UsageError when a --layer has named no weight so far.
   void expect_all_used() const;

@@ -15,7 +15,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
 /// The epochs, for --json.
 nlohmann::json history_json(const std::vector<EpochReport>& history);
 
-/// The part of each trained layer that is 0, for --json; printed when weights were pruned.
+/// Fraction of each trained layer that is 0, for --json. Prints it too if asked.
 nlohmann::json show_sparsity(const Trainer& trainer, bool print);
 
 }  // namespace nibblenet::tools

@@ -7,7 +7,7 @@ namespace nibblenet {
 namespace {
 
 constexpr double beta1 = 0.9, beta2 = 0.999;
-/// Gradients far below this, as of what no image reaches, move nothing.
+/// Gradients far below this change nothing. Numbers that no image reaches have such gradients.
 constexpr double epsilon = 1e-12;
 
 double root_mean_square(std::span<const float> values) {

@@ -81,8 +81,7 @@ class LayerInputs {
   std::vector<float> rows_;  ///< im2col, of a batch
 };
 
-/// The stretch of the network from one layer with parameters up to the next, and what the first of
-/// them is given.
+/// The layers from one with parameters up to the next, and the inputs of the first of them.
 struct Stage {
   std::string weight;
   size_t begin;

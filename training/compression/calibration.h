@@ -30,26 +30,26 @@ struct CalibrationOptions {
   uint64_t seed = 1;
 };
 
-/// Output positions of a convolution to look at in each of `images` images: neighbouring windows
-/// say much the same, so that beyond some 40 rows for each input of the widest convolution, further
-/// images are worth more than positions.
+/// Output positions of a convolution to look at in each of `images` images. Neighbouring windows
+/// hold much the same values. Beyond about 40 rows for each input of the widest convolution, more
+/// images help more than more positions.
 int64_t positions_for(int64_t images);
 
-/// Runs all images through the float network, layer by layer, and sums x^T x of what every layer
-/// with parameters gets: rows of a matrix product, im2col rows of a convolution (in the order of
-/// its OIHW weights) at output positions drawn without repetition by seed, layer and image. Behind
-/// the features it also runs backward, for the Fisher diagonal. Memory: D^2 floats a layer, the
-/// activations of a batch, and a gradient of the largest linear weight, whatever the number of
-/// images. `data` and the fingerprints are left empty. Throws UsageError without images,
+/// Runs all images through the float network and sums x^T x of the inputs of every layer with
+/// parameters. A linear layer's x are its input rows. A convolution's x are im2col rows, in the
+/// order of its OIHW weights. Their output positions are drawn without repetition by seed, layer
+/// and image. The classifier also runs backward, for the Fisher diagonal. Memory: D^2 floats a
+/// layer, the activations of a batch, and a gradient of the largest linear weight, for any number
+/// of images. `data` and the fingerprints are left empty. Throws UsageError without images,
 /// Interrupted when `on_progress` asks to stop.
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
                       CalibrationOptions options, const OnProgress& on_progress = {});
 
-/// Checksums that tell one data set, one float model from another.
+/// Checksums that identify a data set and a float model.
 std::string fingerprint_of(const Dataset& dataset);
 std::string fingerprint_of(const StateDict& model);
 
-/// The Fisher diagonal of a weight's outputs, or nothing for a convolution's.
+/// The Fisher diagonal of a weight's outputs; empty for a convolution.
 std::span<const float> fisher_of(const Calibration& calibration, const std::string& weight);
 
 /// Writes the upper triangles and the rest as safetensors, atomically.

@@ -10,7 +10,7 @@
 
 namespace nibblenet {
 
-/// What became of the channels (neurons, of a linear layer) of one layer.
+/// Result of pruning one layer's channels (neurons of a linear layer).
 struct PrunedChannels {
   std::string layer;  ///< its name
   int64_t channels = 0;
@@ -22,10 +22,9 @@ struct PrunedChannels {
 /// classes, and for counts that do not fit.
 void check_channels(const StateDict& model, const std::map<std::string, int64_t>& counts);
 
-/// Structured pruning: of each layer in `counts` that many channels remain, those that
-/// keep_channels() finds in the layer behind it. What is left is a narrower float network. The last
-/// layers come first, so that those before them heed only what remains. Throws UsageError as
-/// check_channels() does.
+/// Structured pruning: keeps `counts` channels of each layer, those that keep_channels() finds in
+/// the layer behind it. The result is a narrower float network. The last layers are pruned first,
+/// so that earlier layers consider only the channels that remain. Throws as check_channels().
 std::vector<PrunedChannels> prune_channels(StateDict& model, const Calibration& calibration,
                                            const std::map<std::string, int64_t>& counts,
                                            const OnRemoval& on_removal = {});

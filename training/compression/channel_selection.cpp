@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t parts_at_once = 64;
 
-/// Inputs that are left, in rows: the inverse of their Hessian, and behind it the weights from each
-/// of them to all outputs. Both change in the same way when inputs are removed.
+/// The remaining inputs. A row each: its row of the inverse Hessian, then its weights to all
+/// outputs. Removing inputs changes both in the same way.
 class Inputs {
  public:
   Inputs(TensorView<const float> weights, const HessianFactor& factor, std::span<const float> fisher,
@@ -70,8 +70,8 @@ class Inputs {
   float* row(int64_t i) { return rows_.data() + i * width(); }
   const float* row(int64_t i) const { return rows_.data() + i * width(); }
 
-  /// Each of the rows b[n, inputs] becomes b A, A being the inverse of what the inverse Hessian
-  /// holds of these inputs. False when rounding has left no positive definite inverse.
+  /// Replaces each row of b[n, inputs] by b A, where A inverts the inverse Hessian's block of these
+  /// inputs. Returns false if rounding has left that block indefinite.
   bool solve(std::span<const int64_t> inputs, float* b, int64_t n) const {
     const auto size = static_cast<int64_t>(inputs.size());
     std::vector<float> square(static_cast<size_t>(size * size));
@@ -85,7 +85,7 @@ class Inputs {
     throw Error("rounding has left the inverse Hessian indefinite; calibrate on more images, or keep more channels");
   }
 
-  /// NaN when there is none. Throws nothing: threads share the work.
+  /// NaN if solve() fails. Throws nothing, because it runs in parallel threads.
   double cost_of(const Channel& channel) const {
     const int64_t size = channel.end - channel.begin;
     std::vector<int64_t> inputs(static_cast<size_t>(size));
@@ -105,7 +105,7 @@ class Inputs {
     return cost;
   }
 
-  /// Drops the rows and the columns of inputs, in place: what moves moves forward.
+  /// Drops the rows and columns of inputs, in place.
   void close_gaps(std::span<const int64_t> removed) {
     const int64_t all = width();
     std::vector<int64_t> left;
@@ -173,8 +173,7 @@ std::vector<int64_t> channels_left(const Inputs& inputs, int64_t channel_size, i
   return kept;
 }
 
-/// weights[K, C inputs] of some channels only: those of inputs that are left as they have become,
-/// and of dead ones as they were.
+/// weights[K, C inputs] of some channels: updated for inputs that remain, unchanged for dead ones.
 Tensor<float> weights_left(TensorView<const float> weights, const Inputs& inputs, std::span<const int64_t> channels,
                            int64_t channel_size) {
   const int64_t outputs = weights.size(0), all = weights.shape().inner_elements();

@@ -8,14 +8,13 @@
 
 namespace nibblenet {
 
-/// How much the predictions care about each output of the linear layers: E[(dL/dy_k)^2], y being
-/// what the layer gives before its ReLU and L the cross-entropy of a label that is drawn from the
-/// network's own predictions: the diagonal of the Fisher information (Martens 2014, arXiv
-/// 1412.1193, section 5), which is the curvature of the Kullback-Leibler divergence from these
-/// predictions. No true label is looked at.
+/// Diagonal of the Fisher information of the linear layers' outputs (Martens 2014, arXiv 1412.1193,
+/// section 5): E[(dL/dy_k)^2]. y is a layer's output before its ReLU. L is the cross-entropy of a
+/// label drawn from the network's own predictions; true labels are not used. The diagonal is the
+/// curvature of the Kullback-Leibler divergence from these predictions.
 ///
-/// A batch gives the gradients of its biases, sums over images. With the loss of every image times
-/// a random sign, the mean square of such a sum is the sum of the squares (Hutchinson's estimate).
+/// The gradient of a bias is a sum over the images of a batch. Each image's loss gets a random
+/// sign, so that the expected square of the sum is the sum of the squares (Hutchinson's estimate).
 class FisherDiagonal {
  public:
   /// `batch_size` bounds the batches of add(). The network stays as it is, its weights are float.
@@ -23,10 +22,10 @@ class FisherDiagonal {
 
   /// Index of the layer whose inputs add() takes: the first linear one.
   size_t begin() const { return begin_; }
-  /// x[N, D], what that layer is given for N images, in the backend's memory; `first` is the number
+  /// Adds N images by x[N, D], that layer's inputs, in the backend's memory. `first` is the number
   /// of the first image.
   void add(TensorView<const float> x, int64_t first);
-  /// By weight: one number for each output, a mean over the images.
+  /// Returns, by weight, one number for each output: a mean over the images.
   std::map<std::string, std::vector<float>> finish() const;
 
  private:

@@ -16,14 +16,14 @@ uint32_t magnitude_bits(float weight) { return std::bit_cast<uint32_t>(weight) &
 constexpr int half_bits = 16;
 constexpr size_t half_values = size_t{1} << half_bits;
 
-/// A magnitude, and how many of the same bits come before it.
+/// A magnitude, and how many equal ones come before it.
 struct Rank {
   uint32_t bits;
   int64_t before;
 };
 
-/// How often each value of the magnitudes' upper halves occurs; of the lower ones, where the upper
-/// one is `upper`.
+/// Counts each value of the magnitudes' upper 16 bits or, given `upper`, of the lower bits behind
+/// it.
 std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std::optional<uint32_t> upper) {
   std::vector<int64_t> counts(half_values);
   for (const auto& weights : layers) {
@@ -45,15 +45,15 @@ std::vector<int64_t> count_halves(std::span<const std::span<float>> layers, std:
   return counts;
 }
 
-/// The value that holds the element of this rank, which becomes its rank among those of the value.
+/// Returns the value that holds the element of this rank. `rank` becomes its rank within the value.
 uint32_t take_rank(std::span<const int64_t> counts, int64_t& rank) {
   uint32_t value = 0;
   while (rank >= counts[value]) rank -= counts[value++];
   return value;
 }
 
-/// The magnitude of a rank, 0 for the smallest, by two passes over the weights instead of a copy to
-/// sort.
+/// Finds the magnitude of a rank (0: the smallest) by two passes over the weights, without a sorted
+/// copy.
 Rank find_rank(std::span<const std::span<float>> layers, int64_t rank) {
   const uint32_t upper = take_rank(count_halves(layers, {}), rank);
   const uint32_t lower = take_rank(count_halves(layers, upper), rank);

@@ -17,11 +17,10 @@ struct PruningOptions {
   std::map<std::string, double> layers;  ///< fractions of layers that differ
 };
 
-/// Where the ramp stands: `from` at its start, `to` at its end, never below `from`.
+/// Fraction on the ramp: `from` at its start, `to` at its end, never below `from`.
 double ramped_fraction(double from, double to, double progress);
 
-/// The batches in front of which weights are pruned: about 60 of them, the last one at the end of
-/// the ramp.
+/// Steps before which weights are pruned: about 60 of them, the last one at the end of the ramp.
 class PruningSchedule {
  public:
   /// Reaches its fraction at `until` of `steps`.
@@ -35,11 +34,11 @@ class PruningSchedule {
   int64_t interval_;
 };
 
-/// Weights that are exactly 0.
+/// Counts weights that are exactly 0.
 int64_t count_zeros(std::span<const float> weights);
 
-/// Sets the smallest weights of all the layers together to 0, as many as make up `fraction` of them
-/// with those that are 0 already; of equal magnitudes the first ones.
+/// Sets the smallest weights of all layers together to 0, so that `fraction` of them is 0. Of equal
+/// magnitudes the first ones go.
 void prune_smallest(std::span<const std::span<float>> layers, double fraction);
 
 }  // namespace nibblenet

@@ -29,7 +29,7 @@ struct Spacing {
   }
 };
 
-/// Whether a scale has left its side of 0, where it has to stay.
+/// Whether a scale has changed its sign or become 0, which it must not.
 bool crosses_zero(float before, float after) {
   return before != 0 && (after == 0 || std::signbit(after) != std::signbit(before));
 }

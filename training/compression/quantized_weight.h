@@ -14,9 +14,8 @@ namespace nibblenet {
 /// points.
 void expect_trainable(const Scheme& scheme, std::string_view name);
 
-/// A weight that trains in its packed form. What SGD moves are float master weights, which the
-/// forward pass sees rounded to what the packed weight decodes to, bit for bit. Beside them it
-/// learns
+/// A weight that trains in packed form. SGD changes float master weights. The forward pass sees them
+/// rounded to the values that the packed weight decodes to, bit for bit. It also learns
 ///   the scales: LSQ's gradient (Esser 2020, arXiv 1902.08153);
 ///   the values of a trained codebook: each the sum of its weights' gradients (Han 2016, arXiv
 ///   1510.00149).
@@ -28,29 +27,29 @@ class QuantizedWeight {
   /// nearest to 0 of a trained codebook becomes 0. Throws as expect_trainable.
   QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master, bool keep_zeros,
                   std::string name);
-  /// With the codes of `packed`, which stay: for step_scales().
+  /// Keeps the codes of `packed`: for step_scales().
   QuantizedWeight(Backend& backend, const PackedTensor& packed, std::string name);
 
-  /// The master weights, in the backend's memory. round() has to follow when they were written to.
+  /// The master weights, in the backend's memory. Call round() after writing to them.
   TensorView<float> master() { return master_.view(); }
-  /// values = the master weights, rounded.
+  /// Writes the rounded master weights to `values`.
   void round(TensorView<float> values);
-  /// One step of SGD on everything that is learned, from dweights = dL/d(rounded values), which is
-  /// overwritten; `momentum` is that of the master weights, and weight decay is for them alone.
-  /// round() has to follow.
+  /// One step of SGD on everything that is learned, from dweights = dL/d(rounded values), which it
+  /// overwrites. `momentum` and weight decay are those of the master weights. Call round()
+  /// afterwards.
   void step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters);
-  /// The `number`-th step of Adam (from 1) on scales and values alone, from dweights. A value of 0
-  /// stays 0.
+  /// Step `number` of Adam (from 1) on scales and values alone, from dweights. A value of 0 stays
+  /// 0.
   void step_scales(TensorView<float> dweights, double learning_rate, int64_t number);
 
   /// The packed weight whose decoded values are what round() gives.
   PackedTensor packed() const;
 
-  /// Adds what has to be kept beside packed() and the momentum to go on with the same bits: the
-  /// weights and W.scales before rounding, and the momenta of W.scales and W.codebook.
+  /// Adds the state that a resumed run needs beside packed() and the momentum: the weights and
+  /// W.scales before rounding, and the momenta of W.scales and W.codebook.
   void save(StateDict& masters, StateDict& momenta) const;
-  /// The inverse, for one that was made from the same packed() and master weights. Throws
-  /// FormatError or ShapeError for tensors that are missing or do not fit.
+  /// Reads what save() added. Requires: this was made from the same packed() and master weights.
+  /// Throws FormatError or ShapeError for tensors that are missing or do not fit.
   void restore(const StateDict& masters, const StateDict& momenta);
 
  private:

@@ -35,7 +35,7 @@ void run_batches(Network& network, size_t begin, size_t end, TensorView<const fl
     use(pass.forward(x.slice(first, std::min(batch, x.size(0) - first))), first);
 }
 
-/// The output of layers [begin, end), which are not none, for all images.
+/// The output of layers [begin, end), at least one, for all images.
 Tensor<float> advance(Network& network, size_t begin, size_t end, TensorView<const float> x, int64_t batch_size) {
   Backend& backend = network.backend();
   Shape shape = x.shape();

@@ -8,8 +8,8 @@
 
 namespace nibblenet {
 
-/// One way to store one weight: its scheme and, above 0, the step of its groups in root mean
-/// squares (Range::step).
+/// One way to store one weight: its scheme and, if above 0, the fixed step of its groups in root
+/// mean squares (Range::step).
 struct Candidate {
   Scheme scheme;
   float step = 0;
@@ -41,15 +41,14 @@ using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const
 /// Makes each candidate once, however often it is asked for.
 QuantizeWeight remembered(QuantizeWeight quantize);
 
-/// Which bytes of a choice are to be known: compressing each takes time.
+/// Which bytes of a choice to measure: compressing each takes time.
 enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
 
-/// Stores one weight after the other in every candidate way and looks what the predictions for
-/// `images` become. The divergence needs no labels and, unlike the loss, is no difference of two
-/// noisy numbers: it is never negative, and 0 only where nothing changed. `network` holds the
-/// weights of `floats` and holds them again afterwards. Inputs of the layer at hand are kept for
-/// all images, so that the layers before it run once. Progress counts choices; throws Interrupted
-/// when it asks to stop.
+/// Stores one weight at a time in every candidate way and measures the predictions for `images`.
+/// The divergence needs no labels. Unlike a difference of losses it is not noisy: it is never
+/// negative, and 0 only if nothing changed. `network` holds the weights of `floats` and holds them
+/// again afterwards. Inputs of the layer at hand are kept for all images, so that the layers before
+/// it run once. Progress counts choices; throws Interrupted when it asks to stop.
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
                                                    const Candidates& candidates, const QuantizeWeight& quantize,
