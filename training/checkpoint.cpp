@@ -26,11 +26,31 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_su
 namespace {
 
 constexpr const char* options_key = "training_options";
+constexpr int64_t most_epochs = 1'000'000;  // steps of all of them can be counted
+
+/// Throws FormatError for a value of `file` that reading has changed: a name that no enum has and
+/// that became its first one, or a number that does not fit its type.
+void expect_unchanged(const nlohmann::json& read, const nlohmann::json& file, std::string_view what) {
+  if (!file.is_structured()) {
+    // As text, because an unsigned integer equals the negative one of the same bits.
+    const bool same = file.is_number_integer() && read.is_number_integer() ? read.dump() == file.dump() : read == file;
+    if (!same) fail<FormatError>("{} cannot be read: {} is not what this program writes there", what, file.dump());
+  } else if (file.type() == read.type()) {
+    for (const auto& [key, value] : file.items())
+      if (file.is_array())
+        expect_unchanged(read.at(std::stoul(key)), value, what);
+      else if (read.contains(key))
+        expect_unchanged(read.at(key), value, what);
+  }
+}
 
 template <class T>
 T from_json(const std::string& text, std::string_view what) {
   try {
-    return nlohmann::json::parse(text).get<T>();
+    const nlohmann::json file = nlohmann::json::parse(text);
+    T value = file.get<T>();
+    expect_unchanged(value, file, what);
+    return value;
   } catch (const nlohmann::json::exception& error) {
     fail<FormatError>("{} cannot be read: {}", what, error.what());
   }
@@ -74,7 +94,7 @@ void expect(bool valid, std::string_view message) {
 }  // namespace
 
 void validate(const TrainingOptions& options) {
-  expect(options.epochs >= 1, "--epochs must be 1 or more");
+  expect(options.epochs >= 1 && options.epochs <= most_epochs, "--epochs must lie in 1…1000000");
   expect(options.batch_size >= 1 && options.batch_size <= 65536, "--batch must lie in 1…65536");
   expect(options.learning_rate > 0 && options.learning_rate < 1e6, "--lr must be positive");
   expect(options.momentum >= 0 && options.momentum < 1, "--momentum must lie in [0, 1)");
@@ -115,12 +135,23 @@ void Trainer::save_checkpoint(const std::filesystem::path& path) const {
 
 void Trainer::restore(const Checkpoint& checkpoint) {
   const TrainingPosition& position = checkpoint.position;
-  if (position.epoch < 0 || position.batch < 0 || position.batch > batches_ || position.step < 0)
-    fail<FormatError>("the checkpoint's position (epoch {}, batch {}) does not fit {} batches an epoch: other data?",
-                      position.epoch, position.batch, batches_);
+  if (position.epoch > options_.epochs)
+    fail<UsageError>("--epochs {}: the checkpoint has {} behind it; give more", options_.epochs, position.epoch);
+  const bool in_range = position.epoch >= 0 && position.batch >= 0 && position.batch <= batches_ &&
+                        position.step == position.epoch * batches_ + position.batch;
+  if (!in_range || position.images != std::min(position.batch * options_.batch_size, train_.size()))
+    fail<FormatError>(
+        "the checkpoint's position (epoch {}, batch {}, step {}, {} images) does not fit {} batches an "
+        "epoch: other data?",
+        position.epoch, position.batch, position.step, position.images, batches_);
+  if (position.correct < 0 || position.correct > position.images)
+    fail<FormatError>("the checkpoint has {} of {} images right", position.correct, position.images);
+  if (static_cast<int64_t>(position.history.size()) != position.epoch)
+    fail<FormatError>("the checkpoint stands at epoch {} but tells of {}", position.epoch, position.history.size());
   for (const double sparsity : position.start_sparsity)
     if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
-  if (!is_loss_scale(position.loss_scale)) fail<FormatError>("the checkpoint's loss scale makes no sense");
+  if (!is_loss_scale(position.loss_scale) || position.loss_scale.skipped > position.step)
+    fail<FormatError>("the checkpoint's loss scale makes no sense");
   parameters_.restore(checkpoint.masters, checkpoint.momenta);
   position_ = position;
 }

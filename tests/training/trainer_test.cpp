@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
@@ -166,6 +167,58 @@ TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
   EXPECT_EQ(trainer.position().history.size(), 3U);
   trainer.save_checkpoint(path);
   EXPECT_NO_THROW(load_checkpoint(path));
+}
+
+TEST_F(TrainerTest, ACheckpointThatContradictsItselfIsRefused) {
+  const auto backend = make_test_backend(0);
+  const auto path = folder_->path() / "odd.safetensors";
+  TrainingOptions chosen = options(true, false);
+  {
+    Network network(*backend, small_alexnet(1));
+    Trainer trainer(network, train_, test_, chosen);
+    ASSERT_FALSE(trainer.run(
+        {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 3; }}));
+    trainer.save_checkpoint(path);
+  }
+  const auto restore = [&](const auto& change) {
+    Checkpoint checkpoint = load_checkpoint(path);
+    change(checkpoint.position);
+    Network network(*backend, small_alexnet(1));
+    Trainer trainer(network, train_, test_, chosen);
+    trainer.restore(checkpoint);
+  };
+  constexpr int64_t most = std::numeric_limits<int64_t>::max();
+  EXPECT_NO_THROW(restore([](TrainingPosition&) {}));
+  EXPECT_THROW(restore([](auto& p) { p.epoch = 3, p.batch = 0, p.history.clear(); }), FormatError);
+  EXPECT_THROW(restore([](auto& p) { p.history.clear(); }), FormatError);
+  EXPECT_THROW(restore([](auto& p) { p.epoch = most; }), UsageError);
+  for (const int64_t wrong : {most, most - 1, -most - 1, int64_t{-1}}) {
+    EXPECT_THROW(restore([&](auto& p) { p.batch = wrong; }), FormatError) << wrong;
+    EXPECT_THROW(restore([&](auto& p) { p.step = wrong; }), FormatError) << wrong;
+    EXPECT_THROW(restore([&](auto& p) { p.images = wrong; }), FormatError) << wrong;
+    EXPECT_THROW(restore([&](auto& p) { p.correct = wrong; }), FormatError) << wrong;
+    EXPECT_THROW(restore([&](auto& p) { p.loss_scale.skipped = wrong; }), FormatError) << wrong;
+  }
+  chosen.epochs = most;
+  EXPECT_THROW(restore([](TrainingPosition&) {}), UsageError);
+}
+
+/// A name that no enum has must not become its first one, nor a number another.
+TEST_F(TrainerTest, OptionsThatReadingWouldChangeAreRefused) {
+  const std::string good = to_json(options(true, true));
+  for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
+           {R"("schedule":"warmup-cosine")", R"("schedule":"warmup-bosine")"},
+           {R"("precision":"float32")", R"("precision":"float64")"},
+           {R"("learned":"all")", R"("learned":"ball")"},
+           {R"("image_size":64)", R"("image_size":4294967360)"},
+           {R"("epochs":3)", R"("epochs":3.5)"},
+           {R"("epochs":3)", R"("epochs":9223372036854775807)"},
+           {R"("seed":)", R"("seed":-)"}}) {
+    std::string text = good;
+    ASSERT_NE(text.find(from), text.npos) << from << " in " << text;
+    text.replace(text.find(from), from.size(), to);
+    EXPECT_THROW(training_options_from_json(text), FormatError) << to;
+  }
 }
 
 TEST_F(TrainerTest, LearnsTheStandIn) {
