@@ -119,6 +119,7 @@ TEST_F(OldNames, OfASweepsFolderAreStillRead) {
   std::string rows, line;
   for (std::istringstream text(lines_before); std::getline(text, line);) {
     nlohmann::json row = nlohmann::json::parse(line);
+    row.erase("xxh3");  // rows had none
     row.erase("compressed_file");
     row.at("size").erase("file");
     if (row.at("scheme") == "pack --calibrated --passes 1") row["scheme"] = "pack --calibrated --refinements 1";

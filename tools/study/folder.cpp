@@ -46,6 +46,30 @@ std::string read_text_file(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+/// How a line of results.jsonl begins; the checksum of the row without it follows.
+constexpr std::string_view line_start = R"({"xxh3":")";
+constexpr size_t checksum_digits = 16;
+
+std::string checksum_of_row(const std::string& row) {
+  return nibblenet::checksum_of(bytes_of(std::span<const char>(row)));
+}
+
+std::string line_of(const std::string& row) {
+  return fmt::format("{}{}\",{}\n", line_start, checksum_of_row(row), row.substr(1));
+}
+
+/// The row of a line; those of older programs have no checksum. Throws FormatError when it does not
+/// fit.
+json parse_line(const std::string& line) {
+  json row = json::parse(line);
+  if (row.erase("xxh3") == 0) return row;
+  const size_t begin = line_start.size() + checksum_digits + 2;  // behind the quote and the comma
+  if (!line.starts_with(line_start) || line.size() < begin ||
+      line.substr(line_start.size(), checksum_digits) != checksum_of_row("{" + line.substr(begin)))
+    fail<FormatError>("its checksum does not fit");
+  return row;
+}
+
 /// A setting that rows of one folder share, and how a command asks for the folder's.
 struct Setting {
   const char* key;
@@ -184,7 +208,7 @@ void SweepFolder::read_rows(int64_t images) {
     ++number;
     try {
       if (end == std::string::npos) fail<FormatError>("cut short");
-      Row row = row_of(json::parse(line));
+      Row row = row_of(parse_line(line));
       if (row.images != images || find(row.scheme) != nullptr) fail<FormatError>("of other images, or twice");
       kept += line + '\n';
       rows_.push_back(std::move(row));
@@ -205,7 +229,7 @@ const Row* SweepFolder::find(std::string_view scheme) const {
 void SweepFolder::append(const json& row) {
   const fs::path file = path_ / results_file;
   rows_.push_back(row_of(row));
-  write_all(results_, row.dump() + '\n', file);
+  write_all(results_, line_of(row.dump()), file);
   if (fdatasync(results_.get()) != 0) fail_io("write", file);
 }
 

@@ -37,7 +37,7 @@ struct Measurement {
   double prepare_seconds = 0;                     ///< quantizing, writing, reading back, errors
 };
 
-/// One line of results.jsonl, without its end.
+/// One line of results.jsonl, without its checksum and end.
 nlohmann::json to_json(const Measurement& measurement);
 
 /// For every image, whether the largest logit is its label's.
