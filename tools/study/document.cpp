@@ -95,13 +95,12 @@ std::string claim_in_words(const std::vector<Row>& rows, const Row& simulated) {
   const Row* absolute = find_row(rows, to_string(SweepScheme(others[0])));
   const Row* with_sign = find_row(rows, to_string(SweepScheme(others[1])));
   if (absolute == nullptr || with_sign == nullptr) return {};
-  const auto points = [&](const Row& row) { return 100 * (row.accuracy - rows.front().accuracy); };
+  const auto compared = [&](const Row& row) { return against_float(row, rows.front()); };
   return fmt::format(
-      "{} claims {} bits, and a row of its values holds up to {} different ones, which takes {} bits: {:+.2f} points "
-      "against float. True {}-bit codes of the same tree and the same absolute maxima: {:+.2f} points; with signed "
-      "maxima, at no cost in size: {:+.2f} points.",
-      simulated.scheme, simulated.bits, simulated.need->distinct, simulated.need->bits, points(simulated),
-      simulated.bits, points(*absolute), points(*with_sign));
+      "{} claims {} bits, and a row of its values holds up to {} different ones, which takes {} bits: {}. True {}-bit "
+      "codes of the same tree and the same absolute maxima: {}; with signed maxima, at no cost in size: {}.",
+      simulated.scheme, simulated.bits, simulated.need->distinct, simulated.need->bits, compared(simulated),
+      simulated.bits, compared(*absolute), compared(*with_sign));
 }
 
 std::string notebook_claim(const Row& row) {
@@ -158,8 +157,9 @@ std::string row_cost(const nlohmann::json& setup) {
 std::string front_in_words(const std::vector<Row>& rows) {
   std::string text;
   for (const Row* row : pareto_front(rows, Place::resident))
-    text += fmt::format("{}{} ({:.2f} MB, {} %)", text.empty() ? "" : ", ", row->scheme,
-                        static_cast<double>(row->size->resident.total()) / 1e6, percent(row->accuracy));
+    text += fmt::format("{}{} ({:.2f} MB, {} %, p {}{})", text.empty() ? "" : ", ", row->scheme,
+                        static_cast<double>(row->size->resident.total()) / 1e6, percent(row->accuracy),
+                        row->mcnemar_p < 0.0001 ? "" : "= ", p_text(row->mcnemar_p));
   return text;
 }
 
@@ -173,8 +173,10 @@ Section sizes_section(const std::vector<Row>& rows, const nlohmann::json& setup)
       "measured size and stand in no column but their claim's.");
   section.paragraphs.push_back(row_cost(setup));
   if (const std::string front = front_in_words(rows); !front.empty())
-    section.paragraphs.push_back("On the front (none is at once smaller and more accurate on these images): " + front +
-                                 ".");
+    section.paragraphs.push_back(
+        "On the front (none is at once smaller and right on more of these images, chance included; McNemar's p says "
+        "which differences from float are more than chance): " +
+        front + ".");
   Table table{.caption = "Sizes in MB",
               .columns = {"scheme", "codes", "scales", "estimated", "file", "difference", "resident", "difference",
                           "bits/weight"}};

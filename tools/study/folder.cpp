@@ -221,6 +221,15 @@ void SweepFolder::read_rows(int64_t images) {
   if (!damaged_lines_.empty()) write_text_file(file, kept);
 }
 
+json SweepFolder::setup() const {
+  json told = setup_;
+  for (const char* key : {"model", "data"}) {
+    const fs::path path = fs::path(told.at(key).get<std::string>() + "/").lexically_normal();  // ends in "/", once
+    told[key] = path.parent_path().filename().string();
+  }
+  return told;
+}
+
 const Row* SweepFolder::find(std::string_view scheme) const {
   const auto found = std::ranges::find(rows_, scheme, &Row::scheme);
   return found == rows_.end() ? nullptr : &*found;

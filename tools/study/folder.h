@@ -60,8 +60,8 @@ class SweepFolder {
   SweepFolder(std::filesystem::path path, const SweepSetup& setup);
 
   const std::filesystem::path& path() const { return path_; }
-  /// The setup that the folder's first run wrote; paths are as that run was given them.
-  const nlohmann::json& setup() const { return setup_; }
+  /// The setup that the folder's first run wrote, as a report may tell it: of paths, the names.
+  nlohmann::json setup() const;
   /// Finished rows in the order of the file, and the numbers of its lines that were no rows, which
   /// are dropped.
   const std::vector<Row>& rows() const { return rows_; }

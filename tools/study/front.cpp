@@ -43,7 +43,8 @@ Section frontier_section(const std::vector<Row>& rows, const nlohmann::json& set
       "are distances from the float model). Resident: bytes on the device while the network runs. File: packed codes "
       "as they are; compressed: the same codes entropy-coded, so that accuracy and resident size are the same. Times "
       "smaller: float32 weights against the smallest file. Front: no other row is at once smaller, resident or "
-      "in its smallest file, and more accurate on these images.");
+      "in its smallest file, and right on more of these images: p says which differences from float are more than "
+      "chance.");
   const auto calibrated = std::ranges::find_if(rows, [](const Row& row) { return !row.calibration.empty(); });
   if (calibrated != rows.end())
     section.paragraphs.push_back(

@@ -104,8 +104,9 @@ std::string Key::commands(int page_height) const {
   for (size_t i = 0; i < entries.size(); ++i) {
     const int line = static_cast<int>(i) % lines(), column = static_cast<int>(i) / lines();
     const double y = (height() - 18 - 22.0 * line) / page_height;
-    const double x = (24.0 + (plot_width - 48.0) / columns * column) / plot_width;
-    const auto& [label, style] = entries[i];
+    const double x = (24.0 + (plot_width - 48.0) / columns() * column) / plot_width;
+    auto [label, style] = entries[i];
+    if (constexpr size_t most = 96; label.size() > most) label.replace(most / 2, label.size() - most + 1, "…");
     const bool sample = style.dash > 0 || style.point > 0;
     text += fmt::format("set label {} '{}' at screen {:.5f}, screen {:.5f} left noenhanced\n", i + 1, label,
                         x + (sample ? 44.0 / plot_width : 0.0), y);
@@ -127,6 +128,10 @@ Key key_of(const std::vector<Series>& all, bool with_lines) {
     if (!with_lines) key.entries.back().second.dash = 0;
   }
   return key;
+}
+
+std::string y_label(std::string_view text) {
+  return fmt::format("set label 400 '{}' at screen {:.5f}, graph 0.5 center rotate by 90\n", text, 18.0 / plot_width);
 }
 
 std::string panel(int page_height, int bottom, int top) {

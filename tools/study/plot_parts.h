@@ -79,13 +79,16 @@ std::string data_of(const std::vector<Series>& all);
 /// What draws them, behind a first curve: each starts with a comma.
 std::string curves_of(const std::vector<Series>& all, bool with_lines = true);
 
-/// A key below the panels, in two columns: as many lines as it takes, so that it covers
-/// nothing.
+/// A key below the panels, in two columns, or in one where a label needs the width: as many lines
+/// as it takes, so that it covers nothing. Labels beyond that width are cut in the middle.
 struct Key {
   std::vector<std::pair<std::string, Style>> entries;
-  int columns = 2;
 
-  int lines() const { return (static_cast<int>(entries.size()) + columns - 1) / columns; }
+  /// Their number, that of their lines, and pixels of the key.
+  int columns() const {
+    return std::ranges::any_of(entries, [](const auto& entry) { return entry.first.size() > 44; }) ? 1 : 2;
+  }
+  int lines() const { return (static_cast<int>(entries.size()) + columns() - 1) / columns(); }
   int height() const { return 22 * lines() + 16; }
 
   /// Drawn as objects in pixels of the page, from the bottom up.
@@ -94,6 +97,9 @@ struct Key {
 
 /// The key of a plot's series.
 Key key_of(const std::vector<Series>& all, bool with_lines = true);
+
+/// The label of a panel's y axis, at the left edge whatever the widths of its numbers.
+std::string y_label(std::string_view text);
 
 /// Margins of a panel between two heights of the page, in pixels from its bottom.
 std::string panel(int page_height, int bottom, int top);

@@ -14,7 +14,7 @@ struct AxisRange {
   double high;
 };
 
-/// Percent, with a little room, never beyond 0 and 100.
+/// Percent, with a little room, above for the front's numbers too; never beyond 0 and 100.
 AxisRange accuracy_range(const std::vector<Row>& rows, bool zoomed) {
   const double reference = 100 * rows.front().accuracy;
   double low = 100, high = 0;
@@ -28,7 +28,7 @@ AxisRange accuracy_range(const std::vector<Row>& rows, bool zoomed) {
   if (zoomed) low = std::max(std::min(low, reference - 1), reference - 3);
   high = std::max(high, std::min(100 * interval.high, zoomed ? reference + 3 : 100.0));
   const double room = std::max(0.05 * (high - low), 0.1);
-  return {std::max(0.0, low - room), std::min(100.0, high + room)};
+  return {std::max(0.0, low - room), std::min(100.0, high + 2 * room)};
 }
 
 constexpr Style float_style{.colour = "#606870", .dash = 1, .line_width = 1.5};
@@ -50,17 +50,18 @@ std::string float_curves(const Row& row) {
 }
 
 /// Two panels over one key: everything, and what lies close to float.
-std::string accuracy_panels(const std::vector<Row>& rows, int height, int key_height, const std::string& setup,
+std::string accuracy_panels(const std::vector<Row>& rows, int height, const Key& key, const std::string& setup,
                             const std::string& x_label, const std::string& curves, const std::string& close_up) {
   const AxisRange all = accuracy_range(rows, false), close = accuracy_range(rows, true);
-  const int top = height - 44, middle = key_height + (top - key_height) / 2;
-  std::string text = std::string(plot_frame) + setup + "set ylabel 'accuracy in %'\n";
+  const int top = height - 44, middle = key.height() + (top - key.height()) / 2;
+  std::string text = std::string(plot_frame) + setup + y_label("accuracy in %");
   text += "set multiplot\nset title 'all schemes' offset 0,-0.5\nset xlabel ''\nset format x ''\n" +
           panel(height, middle + 30, top);
   text += fmt::format("set yrange [{:.4f}:{:.4f}]\nplot {}\n", all.low, all.high, curves);
   text += fmt::format(
       "set title 'close to float: the axis starts at {:.1f} %, what lies below is cut off' offset 0,-0.5\n", close.low);
-  text += "set xlabel '" + x_label + "'\nset format x '%g'\n" + panel(height, key_height + 70, middle - 15);
+  text += key.commands(height);  // once: each panel draws what is set
+  text += "set xlabel '" + x_label + "'\nset format x '%g'\n" + panel(height, key.height() + 70, middle - 15);
   text +=
       fmt::format("set yrange [{:.4f}:{:.4f}]\nplot {}{}\nunset multiplot\n", close.low, close.high, curves, close_up);
   return text;
@@ -81,8 +82,8 @@ Plot accuracy_against_bits(const std::vector<Row>& rows) {
           "of one "
           "width are set side by side.",
           plot_width, height,
-          data_of(all) + float_band(rows.front(), {1.55, 8.45}) + key.commands(height) +
-              accuracy_panels(rows, height, key.height(), bits_axis, "bits a code (simulated: claimed)",
+          data_of(all) + float_band(rows.front(), {1.55, 8.45}) +
+              accuracy_panels(rows, height, key, bits_axis, "bits a code (simulated: claimed)",
                               float_curves(rows.front()) + curves_of(all), "")};
 }
 
@@ -98,8 +99,17 @@ struct MegabyteAxis {
       range.low = std::min(range.low, megabytes(*row, place) / 1.1);
       range.high = std::max(range.high, megabytes(*row, place) * 1.1);
     }
-    commands = fmt::format("set logscale x 2\nset xrange [{:.6f}:{:.6f}]\nset xtics ({})\n", range.low, range.high,
-                           "0.01,0.02,0.05,0.1,0.2,0.5,1,2,3,5,7,10,15,20,25,30,40,50,60,80,100,120,150,180,240");
+    std::string tics;
+    double last = 0;
+    for (const double tic : {0.01, 0.02, 0.05, 0.1,  0.2,  0.5,  1.0,  2.0,   3.0,   5.0,   7.0,   10.0, 15.0,
+                             20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 120.0, 150.0, 180.0, 240.0}) {
+      const double pixels = plot_width * std::log(tic / last) / std::log(range.high / range.low);
+      if (pixels < 60) continue;  // their labels would touch
+      last = tic;
+      tics += fmt::format("{}{}", tics.empty() ? "" : ",", tic);
+    }
+    commands =
+        fmt::format("set logscale x 2\nset xrange [{:.6f}:{:.6f}]\nset xtics ({})\n", range.low, range.high, tics);
   }
 };
 
@@ -139,8 +149,8 @@ Plot accuracy_against_size(const std::vector<Row>& rows, Place place) {
                       "Simulated schemes have no size and are not here.",
                       place == Place::resident ? "resident" : "in the file"),
           plot_width, height,
-          data_of(all) + float_band(rows.front(), axis.range) + front + key.commands(height) +
-              accuracy_panels(rows, height, key.height(), axis.commands, title_of(place), curves,
+          data_of(all) + float_band(rows.front(), axis.range) + front +
+              accuracy_panels(rows, height, key, axis.commands, title_of(place), curves,
                               ", \\\n  $front using 1:2:3 with labels offset 0,1 notitle")};
 }
 
@@ -165,8 +175,9 @@ Plot loss_against_size(const std::vector<Row>& rows, Place place) {
                       place == Place::resident ? "resident" : "in the file", shown_above_float),
           plot_width, height,
           data_of(all) + front + key.commands(height) + std::string(plot_frame) + axis.commands +
-              fmt::format("set yrange [{:.6f}:{:.6f}]\nset ylabel 'cross-entropy'\nset xlabel '{}'\n",
-                          low - 0.05 * (high - low), high, title_of(place)) +
+              y_label("cross-entropy") +
+              fmt::format("set yrange [{:.6f}:{:.6f}]\nset xlabel '{}'\n", low - 0.05 * (high - low), high,
+                          title_of(place)) +
               "set title 'loss per byte'\n" + panel(height, key.height() + 70, height - 44) +
               fmt::format("plot {:.6f} with lines {} notitle{}, \\\n  $front using 1:2:3 with labels offset 0,1 "
                           "notitle\n",
@@ -199,7 +210,9 @@ Plot bytes_against_bits(const std::vector<Row>& rows) {
   const std::vector<Bar> bars = bars_of(rows);
   std::string lines;
   double highest = 0;
+  size_t longest = 0;
   for (const Bar& bar : bars) {
+    longest = std::max(longest, bar.label.size());
     const ResidentSize& r = bar.size;
     const auto other = static_cast<double>(r.zero_points + r.codebooks + r.padding);
     const auto codes = static_cast<double>(r.codes), scales = static_cast<double>(r.scales),
@@ -221,7 +234,8 @@ Plot bytes_against_bits(const std::vector<Row>& rows) {
   }
   const bool crowded = bars.size() > 24;
   if (!crowded) curves += ", \\\n  $bars using 0:6:(sprintf('%.2f', $6)) with labels offset 0,0.6 notitle";
-  const int height = 470 + key.height();
+  const int room = 30 + static_cast<int>(longest) * (crowded ? 6 : 5);  // for the labels, as they are turned
+  const int height = 360 + room + key.height();
   return {
       "bytes_bits",
       "Resident bytes by bits and groups: codes shrink with the width, scales do not. Labels: bits and granularity.",
@@ -231,10 +245,10 @@ Plot bytes_against_bits(const std::vector<Row>& rows) {
           "noborder\n" +
           fmt::format("set xtics rotate by {} right{}\nset grid noxtics\n", crowded ? 90 : 35,
                       crowded ? " font ',9'" : "") +
-          "set ylabel 'MB resident, without biases'\nset title 'code and scale bytes'\n" +
+          y_label("MB resident, without biases") + "set title 'code and scale bytes'\n" +
           fmt::format("set yrange [0:{:.6f}]\nset xrange [-0.6:{:.1f}]\n", highest * 1.08,
                       static_cast<double>(bars.size()) - 0.4) +
-          panel(height, key.height() + 110, height - 44) + curves + "\n"};
+          panel(height, key.height() + room, height - 44) + curves + "\n"};
 }
 
 Plot error_against_bits(const std::vector<Row>& rows) {
@@ -247,9 +261,9 @@ Plot error_against_bits(const std::vector<Row>& rows) {
       "Mean squared error of all weights against bits a code, on a logarithmic axis. Hollow points on dashed lines are "
       "simulated: their bits are claimed.",
       plot_width, height,
-      data_of(all) + key.commands(height) + std::string(plot_frame) + bits_axis +
-          "set logscale y\nset format y '10^{%L}'\nset ylabel 'mean squared error' \n"
-          "set xlabel 'bits a code (simulated: claimed)'\nset title 'error of the weights'\n" +
+      data_of(all) + key.commands(height) + std::string(plot_frame) + bits_axis + y_label("mean squared error") +
+          "set logscale y\nset format y '10^{%L}'\nset xlabel 'bits a code (simulated: claimed)'\nset title 'error of "
+          "the weights'\n" +
           panel(height, key.height() + 70, height - 44) + "plot " + curves_of(all).substr(2) + "\n"};
 }
 

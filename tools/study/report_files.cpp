@@ -90,6 +90,7 @@ background:var(--paper)}
 h1{font-size:1.6rem;line-height:1.2}
 h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line);padding-bottom:.25rem}
 p{max-width:44rem}
+p,h1,h3,figcaption{overflow-wrap:anywhere}
 figure{margin:1.5rem 0}
 .plot{overflow-x:auto}
 figure svg{display:block;width:100%;min-width:40rem;max-width:54rem;height:auto;color:var(--ink)}
@@ -100,7 +101,8 @@ h3{font-size:.95rem;margin:1.5rem 0 .3rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right}
 th{vertical-align:bottom;white-space:normal;min-width:4.5rem}
 .text{text-align:left}
-th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);white-space:normal;overflow-wrap:anywhere;
+min-width:min(12rem,40vw);max-width:min(24rem,40vw)}
 tbody tr:nth-child(even) td{background:var(--stripe)}
 tbody tr.simulated td{background:var(--mark)}
 @media print{body{max-width:none;font-size:10pt}.scroll{overflow:visible}table{font-size:7pt}th,td{padding:.1rem .3rem}
@@ -164,6 +166,7 @@ std::string html(const Document& document, const Figures& figures) {
   std::string text = fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
       "<meta name=\"color-scheme\" content=\"light dark\">\n<title>{0}</title>\n<style>{1}</style>\n</head>\n"
       "<body>\n<h1>{0}</h1>\n",
       title, style);
