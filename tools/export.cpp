@@ -8,7 +8,13 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-void export_model(const std::string& model, const std::string& format, const std::string& output, Checksums checksums) {
+/// model.safetensors becomes model_float32.pth beside it.
+std::filesystem::path default_output(const std::filesystem::path& model, const std::string& format) {
+  return model.parent_path() / fmt::format("{}_float32.{}", model.stem().string(), format);
+}
+
+void export_model(const std::string& model, const std::string& format, const std::filesystem::path& output,
+                  Checksums checksums) {
   const StateDict dict = dequantized(load_model(model, checksums));
   if (format == "pth") {
     save_pth(output, dict);
@@ -17,7 +23,7 @@ void export_model(const std::string& model, const std::string& format, const std
   } else {
     save_state_dict(output, dict);
   }
-  fmt::print("wrote {} parameters in float32 to {}\n", dict.parameters.size(), output);
+  fmt::print("wrote {} parameters in float32 to {}\n", dict.parameters.size(), output.string());
 }
 
 }  // namespace
@@ -30,7 +36,11 @@ int main(int argc, char** argv) {
   app.add_option("--to", format, "Format: safetensors, or pth as torch.save writes it")
       ->check(CLI::IsMember({"safetensors", "pth"}))
       ->default_val("safetensors");
-  app.add_option("-o,--output", output, "File to write")->required()->type_name("FILE");
+  app.add_option("-o,--output", output, "File to write; default: the name of FILE with _float32, beside FILE")
+      ->type_name("FILE");
   add_strict_option(app, checksums);
-  return run_tool(app, argc, argv, [&] { export_model(model, format, output, checksums); });
+  return run_tool(app, argc, argv, [&] {
+    export_model(model, format, output.empty() ? default_output(model, format) : std::filesystem::path(output),
+                 checksums);
+  });
 }

@@ -235,6 +235,10 @@ void finetune(Options& options, Given given) {
   const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
   fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,
              fmt::format(fmt::runtime(packed ? "eval {}" : "pack {} --bits 4"), output.string()));
+  std::error_code error;
+  if (const auto bytes = std::filesystem::file_size(checkpoint_of(output), error); !error)
+    fmt::print("the checkpoint stays: {}, {:.1f} MB; only --resume with more --epochs needs it\n",
+               checkpoint_of(output).string(), static_cast<double>(bytes) / 1e6);
   const LossScale& scale = trainer.position().loss_scale;
   if (options.training.precision == Precision::float16)
     fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,

@@ -349,6 +349,16 @@ TEST_F(EvalTest, LimitTakesTheFirstImagesOfEveryClass) {
   EXPECT_EQ(row, 50);
 }
 
+TEST_F(EvalTest, AnExportIsNamedAfterItsModel) {
+  std::filesystem::create_directory(at("folder"));
+  succeed("pack small.safetensors --bits 4 -o folder/packed.v2.safetensors");
+  succeed("export folder/packed.v2.safetensors");
+  succeed("export folder/packed.v2.safetensors --to pth");
+  const StateDict expected = dequantized(model("folder/packed.v2.safetensors"));
+  for (const char* name : {"folder/packed.v2_float32.safetensors", "folder/packed.v2_float32.pth"})
+    EXPECT_TRUE(same_bits(expected, model(name))) << name;
+}
+
 TEST_F(EvalTest, APackedModelEqualsItsExport) {
   for (const MethodTraits& method : method_table()) {
     SCOPED_TRACE(method.name);

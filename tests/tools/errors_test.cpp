@@ -177,7 +177,7 @@ TEST_F(ErrorsTest, WrongArguments) {
                                      {"--device tpu", "--device"},
                                      {"--magic", "--magic"}}},
                                    {"inspect", {{"", "FILE"}, {"small.safetensors --magic", "--magic"}}},
-                                   {"export small.safetensors", {{"", "--output"}, {"-o x.onnx --to onnx", "--to"}}},
+                                   {"export small.safetensors", {{"-o x.onnx --to onnx", "--to"}}},
                                    {"bench small.safetensors",
                                     {{"--batch 0", "--batch"},
                                      {"--batch 1,x", "--batch"},

@@ -57,6 +57,11 @@ TEST_F(FinetuneTest, WritesModelCheckpointAndJson) {
   EXPECT_EQ(report.at("test_accuracy"), report.at("epochs").back().at("test_accuracy"));
   for (const char* word : {"epoch 1/2: loss ", "epoch 2/2: loss ", "test accuracy ", "images/s", models[0].c_str()})
     EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+  EXPECT_NE(outcome.out.find(fmt::format("the checkpoint stays: {}, {:.1f} MB; only --resume",
+                                         report.at("checkpoint").get<std::string>(),
+                                         static_cast<double>(fs::file_size(report.at("checkpoint"))) / 1e6)),
+            std::string::npos)
+      << outcome;
   // The model knows its image size: what evaluates it need not be told.
   EXPECT_EQ(load_state_dict(models[0]).metadata.at("image_size"), "64");
   // Features are frozen when a model is given.
