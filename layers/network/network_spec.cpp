@@ -7,8 +7,6 @@
 #include <cmath>
 
 #include "engine/core/random.h"
-#include "layers/conv2d.h"
-#include "layers/pooling.h"
 
 namespace nibblenet {
 namespace {
@@ -132,26 +130,6 @@ std::vector<std::string> classifier_names(const NetworkSpec& network) {
 }
 
 std::vector<std::string> layer_names(const NetworkSpec& network) { return names_of(network, has_parameters); }
-
-Shape LayerSpec::output_shape(const Shape& input) const {
-  switch (kind) {
-    case LayerKind::conv2d:
-      return conv2d_output_shape(input, weight, window);
-    case LayerKind::max_pool2d:
-      return max_pool2d_output_shape(input, window);
-    case LayerKind::adaptive_average_pool2d:
-      return {input[0], output_size, output_size, input[3]};
-    case LayerKind::flatten:
-      return {input[0], input.inner_elements()};
-    case LayerKind::dropout:
-      return input;
-    case LayerKind::linear:
-      if (input.rank() != 2 || input[1] != weight[1])
-        fail<ShapeError>("{}: input {} does not fit weight {}", name, to_string(input), to_string(weight));
-      return {input[0], weight[0]};
-  }
-  fail<ShapeError>("unknown layer kind {}", static_cast<int>(kind));
-}
 
 std::vector<LayerSpec> layers_of(const StateDict& parameters) {
   const NetworkSpec& network = network_of(parameters);

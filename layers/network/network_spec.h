@@ -5,30 +5,10 @@
 #include <vector>
 
 #include "engine/io/state_dict.h"
-#include "kernels/shapes.h"
 #include "layers/network/default_schemes.h"
+#include "layers/network/layer_kinds.h"
 
 namespace nibblenet {
-
-/// What a layer does.
-enum class LayerKind : uint8_t { conv2d, max_pool2d, adaptive_average_pool2d, flatten, dropout, linear };
-
-/// Whether a layer of this kind has a weight and a bias.
-inline bool has_parameters(LayerKind kind) { return kind == LayerKind::conv2d || kind == LayerKind::linear; }
-
-/// A layer of a network of given sizes. One loop walks these forward, one backward.
-struct LayerSpec {
-  LayerKind kind = LayerKind::conv2d;
-  std::string name;                    ///< PyTorch's, of layers with parameters, else empty
-  Shape weight;                        ///< [K, C, R, R] or [K, C]
-  Window window;                       ///< convolution and max pooling
-  Epilogue epilogue = Epilogue::none;  ///< the ReLU behind a convolution or matrix product
-  int64_t output_size = 0;             ///< adaptive pooling: P = Q
-
-  bool has_parameters() const { return nibblenet::has_parameters(kind); }
-  /// Shape of this layer's output; throws ShapeError when `input` does not fit.
-  Shape output_shape(const Shape& input) const;
-};
 
 /// What a convolution and the batch norm behind it are called in the variant of a network that has
 /// batch norms.

@@ -3,10 +3,7 @@
 #include <algorithm>
 
 #include "layers/conv2d.h"
-#include "layers/dropout.h"
-#include "layers/linear.h"
 #include "layers/network/fusion.h"
-#include "layers/pooling.h"
 
 namespace nibblenet {
 namespace {
@@ -86,9 +83,11 @@ void Pass::plan_training(const Shape& input, int64_t largest) {
   overflow_ = Tensor<uint32_t>(backend, {1}, MemoryCategory::activations);
 }
 
-DropoutKey Pass::dropout_key(size_t index) const {
+LayerMemory Pass::memory_of(size_t index) {
   constexpr uint64_t layers_at_most = 64;
-  return {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0};
+  return {.argmax = {argmax_[index].data(), live_[index].shape()},
+          .probability = dropout_.probability,
+          .key = {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0}};
 }
 
 TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {
@@ -133,7 +132,7 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
     if (last > i)
       run_pooled(i, y, x);
     else
-      run_layer(i, y, x, {});
+      run_layer(i, y, x);
     x = y;
     i = last;
   }
@@ -176,38 +175,15 @@ TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
       continue;
     }
     live_[i] = {outputs_[i].data(), with_batch(shapes_[i], batch), last ? Precision::float32 : precision};
-    if (network_->layers()[begin_ + i].spec.kind == LayerKind::dropout)
-      dropout_forward(*training_, live_[i], x, dropout_.probability, dropout_key(i));
-    else
-      run_layer(i, live_[i], x, {argmax_[i].data(), live_[i].shape()});
+    run_layer(i, live_[i], x, memory_of(i));
     x = live_[i];
   }
   return x.floats();
 }
 
-/// Any layer but dropout. `argmax` is null when no backward pass follows.
-void Pass::run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax) {
-  Backend& backend = network_->backend();
-  Layer& layer = network_->layers()[begin_ + index];
-  switch (layer.spec.kind) {
-    case LayerKind::conv2d:
-      conv2d_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.window, layer.spec.epilogue);
-      break;
-    case LayerKind::max_pool2d:
-      max_pool2d_forward(backend, y, argmax, x, layer.spec.window);
-      break;
-    case LayerKind::adaptive_average_pool2d:
-      adaptive_average_pool2d_forward(backend, y, x);
-      break;
-    case LayerKind::flatten:
-      flatten_forward(backend, y, x);
-      break;
-    case LayerKind::linear:
-      linear_forward(backend, y, x, *layer.weight, layer.bias.view(), layer.spec.epilogue);
-      break;
-    case LayerKind::dropout:
-      break;
-  }
+void Pass::run_layer(size_t index, Activations y, ConstActivations x, const LayerMemory& memory) {
+  const Layer& layer = network_->layers()[begin_ + index];
+  forward_layer(network_->backend(), layer.spec, y, x, layer.weight.get(), layer.bias.view(), memory);
 }
 
 }  // namespace nibblenet

@@ -18,30 +18,6 @@ struct DropoutPlan {
   uint64_t step = 0;
 };
 
-/// The gradient of one layer's weight, and that of its bias.
-struct StoredGradients {
-  TensorView<float> dw;
-  TensorView<float> dbias;
-};
-
-/// Source of one layer's parameter gradients: those of the operands dy and x, times `factor`, which
-/// store() or apply() computes.
-struct GradientSource {
-  ConstActivations dy;  ///< in front of the layer's epilogue
-  ConstActivations x;   ///< the layer's input
-  float factor = 1.0F;
-  const LayerSpec& spec;
-  Backend& backend;
-  StoredGradients scratch;
-
-  /// Computes dw and dbias into the scratch, which the next layer overwrites.
-  StoredGradients store() const;
-  /// Whether the backend can apply() the gradient.
-  bool fuses_step() const;
-  /// Fused weight gradient and SGD: dw is never stored.
-  void apply(const TrainedLayer& layer, const SgdParameters& parameters) const;
-};
-
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned
 /// from the shapes when the pass is made: two alternating buffers for inference, in the network's
 /// precision; every layer's output, and two gradients, for training. Training in float16 keeps the
@@ -82,9 +58,6 @@ class Pass {
   ConstActivations infer(ConstActivations x, size_t first = 0);
   void plan_training(const Shape& input, int64_t largest);
   TensorView<const float> forward_and_keep(ConstActivations x);
-  /// dx of a layer without parameters.
-  void backward_layer(size_t index, Activations dx, ConstActivations dy);
-  void data_gradient(size_t index, Activations dx, ConstActivations dy);
   void use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use);
   ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
   /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay,
@@ -98,8 +71,9 @@ class Pass {
   size_t last_fused(size_t index, ConstActivations x) const;
   /// A convolution, max pooling, and a flatten where y is flat, in one operation.
   void run_pooled(size_t index, Activations y, ConstActivations x);
-  void run_layer(size_t index, Activations y, ConstActivations x, TensorView<uint8_t> argmax);
-  DropoutKey dropout_key(size_t index) const;
+  void run_layer(size_t index, Activations y, ConstActivations x, const LayerMemory& memory = {});
+  /// Of the batch at hand.
+  LayerMemory memory_of(size_t index);
 
   Network* network_;
   Training* training_ = nullptr;  ///< null: inference

@@ -1,31 +1,6 @@
-#include "layers/conv2d.h"
-#include "layers/dropout.h"
-#include "layers/linear.h"
 #include "layers/network/pass.h"
-#include "layers/pooling.h"
 
 namespace nibblenet {
-
-StoredGradients GradientSource::store() const {
-  if (spec.kind == LayerKind::conv2d)
-    conv2d_backward_weight(backend.training(), scratch.dw, scratch.dbias, dy, x, spec.window);
-  else
-    linear_backward_weight(backend.training(), scratch.dw, scratch.dbias, dy, x);
-  if (factor != 1.0F) {
-    backend.convert(scratch.dw, scratch.dw, factor);
-    backend.convert(scratch.dbias, scratch.dbias, factor);
-  }
-  return scratch;
-}
-
-bool GradientSource::fuses_step() const { return backend.training().fuses_step(dy, x, spec.window); }
-
-void GradientSource::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
-  if (spec.kind == LayerKind::conv2d)
-    conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
-  else
-    linear_backward_step(backend.training(), layer, dy, x, factor, parameters);
-}
 
 bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_weight_gradient, float loss_scale) {
   if (mode_ != Mode::training) throw Error("backward() needs a training pass");
@@ -37,12 +12,10 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
   for (size_t i = shapes_.size(); i-- > lowest;) {
     if (passes_through_[i]) continue;
     const Activations dx = i == lowest ? Activations() : gradient_of(i - 1, live_[i - 1].shape(), dy);
-    if (!network_->layers()[begin_ + i].spec.has_parameters()) {
-      backward_layer(i, dx, dy);
-    } else {
-      if (dx.data() != nullptr) data_gradient(i, dx, dy);
-      if (!in_fp16()) use_gradient(i, dy, 1.0F, on_weight_gradient);
-    }
+    const Layer& layer = network_->layers()[begin_ + i];
+    if (dx.data() != nullptr)
+      backward_layer(*training_, layer.spec, dx, dy, layer.weight.get(), memory_of(i), store_of(i - 1));
+    if (layer.spec.has_parameters() && !in_fp16()) use_gradient(i, dy, 1.0F, on_weight_gradient);
     dy = dx;
   }
   if (!in_fp16()) return true;
@@ -80,14 +53,6 @@ GradientStore Pass::store_of(size_t index) {
   return store;
 }
 
-void Pass::data_gradient(size_t index, Activations dx, ConstActivations dy) {
-  Layer& layer = network_->layers()[begin_ + index];
-  if (layer.spec.kind == LayerKind::conv2d)
-    conv2d_backward_data(*training_, dx, dy, *layer.weight, layer.spec.window, store_of(index - 1));
-  else
-    linear_backward_data(*training_, dx, dy, *layer.weight, store_of(index - 1));
-}
-
 void Pass::use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use) {
   Layer& layer = network_->layers()[begin_ + index];
   use(layer, {.dy = dy,
@@ -96,30 +61,6 @@ void Pass::use_gradient(size_t index, ConstActivations dy, float factor, const O
               .spec = layer.spec,
               .backend = network_->backend(),
               .scratch = {{dw_.data(), layer.spec.weight}, {dbias_.data(), {layer.spec.weight[0]}}}});
-}
-
-void Pass::backward_layer(size_t index, Activations dx, ConstActivations dy) {
-  const LayerSpec& spec = network_->layers()[begin_ + index].spec;
-  const GradientStore store = store_of(index - 1);
-  switch (spec.kind) {
-    case LayerKind::max_pool2d:
-      max_pool2d_backward(*training_, dx, dy, {argmax_[index].data(), dy.shape()}, spec.window, store);
-      break;
-    case LayerKind::adaptive_average_pool2d:
-      adaptive_average_pool2d_backward(*training_, dx, dy);
-      training_->finish_gradient(dx, store);
-      break;
-    case LayerKind::flatten:
-      flatten_backward(*training_, dx, dy);
-      training_->finish_gradient(dx, store);
-      break;
-    case LayerKind::dropout:
-      dropout_backward(*training_, dx, dy, dropout_.probability, dropout_key(index), store);
-      break;
-    case LayerKind::conv2d:
-    case LayerKind::linear:
-      break;
-  }
 }
 
 }  // namespace nibblenet

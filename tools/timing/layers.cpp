@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layers/conv2d.h"
-#include "layers/linear.h"
-#include "layers/pooling.h"
+#include "layers/network/network_spec.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -122,13 +120,7 @@ class LoneLayer {
   void run(Operands& operands) {
     const Activations y(operands.y.data(), output_, written_);
     const ConstActivations x(operands.x.data(), input_, precision_);
-    const TensorView<const float> bias = std::as_const(operands.bias).view();
-    if (spec_.kind == LayerKind::conv2d)
-      conv2d_forward(backend_, y, x, *operands.weight, bias, spec_.window, spec_.epilogue);
-    else if (spec_.kind == LayerKind::linear)
-      linear_forward(backend_, y, x, *operands.weight, bias, spec_.epilogue);
-    else
-      max_pool2d_forward(backend_, y, {}, x, spec_.window);
+    forward_layer(backend_, spec_, y, x, operands.weight.get(), std::as_const(operands.bias).view(), {});
   }
 
   Backend& backend_;

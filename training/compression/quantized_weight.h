@@ -14,8 +14,8 @@ namespace nibblenet {
 /// points.
 void expect_trainable(const Scheme& scheme, std::string_view name);
 
-/// A weight that trains in packed form. SGD changes float master weights. The forward pass sees them
-/// rounded to the values that the packed weight decodes to, bit for bit. It also learns
+/// A weight that trains in packed form. SGD changes float master weights. The forward pass sees
+/// them rounded to the values that the packed weight decodes to, bit for bit. It also learns
 ///   the scales: LSQ's gradient (Esser 2020, arXiv 1902.08153);
 ///   the values of a trained codebook: each the sum of its weights' gradients (Han 2016, arXiv
 ///   1510.00149).
