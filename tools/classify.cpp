@@ -5,9 +5,9 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
-#include <thread>
 
 #include "engine/core/parallel.h"
+#include "engine/core/threads.h"
 #include "engine/io/archive.h"
 #include "engine/io/image.h"
 #include "engine/io/preprocess.h"
@@ -100,7 +100,7 @@ class Classifier {
       : network_(network),
         preprocess_(Preprocess::for_image_size(image_size)),
         batch_(std::clamp<size_t>(most, 1, largest_batch(image_size))),
-        threads_(threads > 0 ? static_cast<unsigned>(threads) : std::max(1U, std::thread::hardware_concurrency())),
+        threads_(threads > 0 ? static_cast<unsigned>(threads) : default_threads()),
         pass_(network, 0, network.layers().size(), shape(batch_), Pass::Mode::inference),
         images_(network.backend(), preprocess_, static_cast<int64_t>(batch_), network.precision(), std::nullopt),
         logits_(batch_ * static_cast<size_t>(network.classes())) {}

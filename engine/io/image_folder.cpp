@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 #include <tuple>
 
 #include "engine/core/parallel.h"
+#include "engine/core/threads.h"
 #include "engine/io/image.h"
 
 namespace nibblenet {
@@ -87,7 +87,7 @@ Dataset ImageFolderReader::finish(int64_t limit) {
 
   std::vector<RgbImage> decoded(pictures_.size());
   std::atomic<size_t> total = 0;
-  const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1U, max_threads);
+  const unsigned threads = std::min(default_threads(), max_threads);
   parallel_for(pictures_.size(), threads, pictures_at_once, [&](size_t i) {
     Picture& picture = pictures_[i];
     if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "engine/core/threads.h"
 #include "kernels/cpu/convolutions_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 #include "kernels/cpu/weight_cpu.h"
@@ -13,9 +14,14 @@ namespace nibblenet {
 
 CpuBackend::CpuBackend(int threads) : threads_(threads) {
   if (threads < 0) fail<UsageError>("--threads {}: must be 0 (all cores) or more", threads);
-  if (threads_ == 0) threads_ = omp_get_num_procs();
-  omp_set_num_threads(threads_);
+  if (threads_ == 0) threads_ = static_cast<int>(default_threads());
   omp_set_dynamic(0);
+  omp_set_num_threads(threads_);
+  // OMP_THREAD_LIMIT may give fewer, and oneDNN would wait for the missing ones for ever.
+#pragma omp parallel
+#pragma omp single
+  threads_ = omp_get_num_threads();
+  omp_set_num_threads(threads_);
   convolutions_ = std::make_unique<Convolutions>();
 }
 

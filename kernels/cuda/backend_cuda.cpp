@@ -87,7 +87,7 @@ std::optional<double> CudaBackend::joules() {
   try {
     if (!energy_) energy_.emplace();
     return energy_->joules();
-  } catch (const CudaError&) {  // a driver without NVML, or not for this GPU
+  } catch (const Error&) {  // a driver without NVML, or not for this GPU
     return std::nullopt;
   }
 }

@@ -19,7 +19,7 @@ std::optional<std::string> cudnn_problem() {
     cudnn();
     cublas_lt();
     return std::nullopt;
-  } catch (const CudaError& error) {
+  } catch (const Error& error) {
     return error.what();
   }
 }

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/cuda/device/shared_library.h"
+#include "engine/core/shared_library.h"
 
 /// Declares a pointer to a function of the member `library`, and finds the function by its name.
 #define NIBBLENET_FUNCTION(pointer, function) decltype(&function) pointer = library.find<decltype(&function)>(#function)

@@ -8,6 +8,12 @@
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
 namespace nibblenet::testing {
 namespace {
 
@@ -240,6 +246,24 @@ TEST_F(ErrorsTest, AFullDiskBehindTheStandardOutput) {
     EXPECT_EQ(outcome.code, 1) << line << outcome;
     EXPECT_EQ(std::ranges::count(outcome.err, '\n'), 1) << line << outcome;
   }
+}
+
+TEST_F(ErrorsTest, LittleAddressSpaceIsNoReasonToHang) {
+  if (sanitized) GTEST_SKIP() << "sanitizers reserve terabytes";
+  for (const char* tool : {"finetune", "prune", "pack", "eval", "inspect", "export", "bench", "classify", "sweep"}) {
+    std::vector<std::string> words = command(fmt::format("{} --help", tool));
+    words.insert(words.begin(), {"/bin/sh", "-c", "ulimit -v 200000; exec timeout 60 \"$@\"", "sh"});
+    const Outcome outcome = Child(words, at(""), environment_, at(".small").string()).wait();
+    EXPECT_EQ(outcome.code, 0) << tool << outcome;
+  }
+  // What needs OpenBLAS says so.
+  std::vector<std::string> words =
+      command("pack small.safetensors --calibrate standin --bits 4 --threads 1 -o x.safetensors");
+  words.insert(words.begin(), {"/bin/sh", "-c", "exec timeout 60 \"$@\"", "sh"});
+  environment_.emplace_back("NIBBLENET_OPENBLAS=/nowhere/libopenblas.so.0");
+  const Outcome outcome = Child(words, at(""), environment_, at(".small").string()).wait();
+  EXPECT_EQ(outcome.code, 1) << outcome;
+  EXPECT_NE(outcome.err.find("cannot load libopenblas.so.0"), std::string::npos) << outcome;
 }
 
 TEST_F(ErrorsTest, HelpNamesEveryFlagOfTheContract) {

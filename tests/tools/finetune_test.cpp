@@ -123,6 +123,30 @@ TEST_F(FinetuneTest, ResetReinitialisesWhatItSays) {
   refuse(finetune + "--image-size 64 --init seven.safetensors --reset none", "--reset none", 2);
 }
 
+TEST_F(FinetuneTest, TakesTheThreadsThatOpenMpReallyGives) {
+  const std::string line =
+      "finetune --data standin --image-size 64 --init small.safetensors --freeze none --batch 20 "
+      "--epochs 1 --threads 2 --out ";
+  const StateDict alone = [&] {
+    succeed(from_small + "--freeze none --batch 20 --epochs 1 --out alone.safetensors");
+    return model("alone.safetensors");
+  }();
+  environment_.emplace_back("OMP_THREAD_LIMIT=1");
+  const Outcome limited = succeed(line + "limited.safetensors");
+  EXPECT_NE(limited.out.find("CPU, 1 threads"), std::string::npos) << limited;
+  EXPECT_TRUE(same_bits(alone, model("limited.safetensors")));
+  environment_.back() = "OMP_DYNAMIC=true";
+  succeed(line + "dynamic.safetensors");
+}
+
+TEST_F(FinetuneTest, ThreadsFollowTheEnvironment) {
+  environment_.emplace_back("OMP_NUM_THREADS=3");
+  const std::string line =
+      "finetune --data standin --image-size 64 --init small.safetensors --epochs 1 --out out.safetensors ";
+  EXPECT_NE(succeed(line).out.find("CPU, 3 threads"), std::string::npos);
+  EXPECT_NE(succeed(line + "--threads 1").out.find("CPU, 1 threads"), std::string::npos);
+}
+
 TEST_F(FinetuneTest, LimitsTakeTheSameNumberOfEveryClass) {
   const std::string line = from_small + "--out out.safetensors --json out.json " + still;
   succeed(line + "--train-limit 25 --test-limit 10");

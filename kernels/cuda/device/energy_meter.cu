@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/device/check.h"
 #include "kernels/cuda/device/energy_meter.h"
-#include "kernels/cuda/device/shared_library.h"
+#include "engine/core/shared_library.h"
 
 namespace nibblenet {
 

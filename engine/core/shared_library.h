@@ -15,7 +15,7 @@ namespace nibblenet {
 class SharedLibrary {
  public:
   /// Loads the file that the environment variable `variable` names, else the library `name` from
-  /// the system's paths, else from the CUDA toolkit's folder. Throws CudaError.
+  /// the system's paths, else from the CUDA toolkit's folder. Throws Error.
   SharedLibrary(std::string name, const char* variable) : name_(std::move(name)) {
     std::vector<std::string> candidates = {name_, "/usr/local/cuda/lib64/" + name_};
     const char* given = std::getenv(variable);
@@ -24,14 +24,14 @@ class SharedLibrary {
       handle_ = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (handle_ != nullptr) return;
     }
-    fail<CudaError>("cannot load {}; install it, or name its file in {} ({})", name_, variable, dlerror());
+    fail<Error>("cannot load {}; install it, or name its file in {} ({})", name_, variable, dlerror());
   }
 
-  /// The library's `symbol`. Throws CudaError if there is none.
+  /// The library's `symbol`. Throws Error if there is none.
   template <class Function>
   Function find(const char* symbol) const {
     void* function = dlsym(handle_, symbol);
-    if (function == nullptr) fail<CudaError>("{} has no {}; another version is needed", name_, symbol);
+    if (function == nullptr) fail<Error>("{} has no {}; another version is needed", name_, symbol);
     return reinterpret_cast<Function>(function);
   }
 

@@ -1,0 +1,60 @@
+#include "engine/core/threads.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <thread>
+
+namespace nibblenet {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Processors by one cgroup's quota and period in microseconds; nothing without a quota.
+std::optional<double> quota_in(const fs::path& folder) {
+  double quota = 0, period = 0;
+  if (std::ifstream both(folder / "cpu.max"); both >> quota >> period && quota > 0 && period > 0)
+    return quota / period;  // version 2; "max 100000" is no quota
+  std::ifstream quota_file(folder / "cpu.cfs_quota_us"), period_file(folder / "cpu.cfs_period_us");
+  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0) return quota / period;
+  return std::nullopt;
+}
+
+unsigned processors_of_process() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return static_cast<unsigned>(CPU_COUNT(&set));
+  return std::max(1U, std::thread::hardware_concurrency());  // more than a cpu_set_t counts
+}
+
+}  // namespace
+
+std::optional<unsigned> quota_of_processors(const fs::path& membership, const fs::path& root) {
+  std::optional<double> least;
+  std::ifstream lines(membership);
+  for (std::string line; std::getline(lines, line);) {  // "ID:CONTROLLERS:/PATH"; version 2 names no controllers
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+    // In a container the path may be the host's, and the folder of its own cgroup be the root.
+    for (fs::path path = fs::path(line.substr(second + 1)).relative_path();; path = path.parent_path()) {
+      const std::optional<double> quota = quota_in(root / controllers / path);
+      if (quota && (!least || *quota < *least)) least = quota;
+      if (path.empty()) break;
+    }
+  }
+  // Rounded down: a thread more than the quota has time for makes the others wait for it.
+  if (!least) return std::nullopt;
+  return static_cast<unsigned>(std::clamp(*least, 1.0, 4096.0));
+}
+
+unsigned default_threads() {
+  if (const char* variable = std::getenv("OMP_NUM_THREADS"); variable != nullptr)
+    if (const int number = std::atoi(variable); number > 0) return static_cast<unsigned>(std::min(number, 1024));
+  return std::max(1U, std::min(processors_of_process(), quota_of_processors().value_or(4096)));
+}
+
+}  // namespace nibblenet
