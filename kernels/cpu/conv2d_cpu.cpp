@@ -2,6 +2,7 @@
 #include <array>
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <tuple>
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/convolutions_cpu.h"
@@ -35,59 +36,39 @@ struct Geometry {
 
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 
-// oneDNN 3 has no operation descriptors; it passes their parts to the primitive descriptors.
+/// Compiles a pass from its parts; `hint`: none, or the forward pass that a backward pass belongs to.
+template <class Pass, class... Hint, class... Parts>
+typename Pass::primitive_desc compile_pass(const dnnl::engine& engine, const std::tuple<Hint...>& hint,
+                                           const Parts&... parts) {
+  return std::apply(
+      [&](const Hint&... forward) -> typename Pass::primitive_desc {
+#if DNNL_VERSION_MAJOR >= 3  // which has no operation descriptors
+        return {engine, parts..., forward...};
+#else
+        return {{parts...}, engine, forward...};
+#endif
+      },
+      hint);
+}
+
 dnnl::convolution_forward::primitive_desc forward_desc(const Geometry& g, dnnl::prop_kind kind,
                                                        const dnnl::engine& engine) {
-#if DNNL_VERSION_MAJOR >= 3
-  return {engine,
-          kind,
-          direct,
-          activation_desc(g.x),
-          filter_desc(g.w),
-          bias_desc(g.w[0]),
-          activation_desc(g.y),
-          g.strides(),
-          g.padding(),
-          g.padding()};
-#else
-  return {{kind, direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
-           g.padding(), g.padding()},
-          engine};
-#endif
+  return compile_pass<dnnl::convolution_forward>(engine, std::tuple(), kind, direct, activation_desc(g.x),
+                                                 filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
+                                                 g.padding(), g.padding());
 }
 
 dnnl::convolution_backward_data::primitive_desc backward_data_desc(const Geometry& g, const dnnl::engine& engine) {
-  const auto hint = forward_desc(g, dnnl::prop_kind::forward_training, engine);
-#if DNNL_VERSION_MAJOR >= 3
-  return {engine,      direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(),
-          g.padding(), hint};
-#else
-  return {{direct, activation_desc(g.x), filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(), g.padding()},
-          engine,
-          hint};
-#endif
+  return compile_pass<dnnl::convolution_backward_data>(
+      engine, std::tuple(forward_desc(g, dnnl::prop_kind::forward_training, engine)), direct, activation_desc(g.x),
+      filter_desc(g.w), activation_desc(g.y), g.strides(), g.padding(), g.padding());
 }
 
 dnnl::convolution_backward_weights::primitive_desc backward_weights_desc(const Geometry& g,
                                                                          const dnnl::engine& engine) {
-  const auto hint = forward_desc(g, dnnl::prop_kind::forward_training, engine);
-#if DNNL_VERSION_MAJOR >= 3
-  return {engine,
-          direct,
-          activation_desc(g.x),
-          filter_desc(g.w),
-          bias_desc(g.w[0]),
-          activation_desc(g.y),
-          g.strides(),
-          g.padding(),
-          g.padding(),
-          hint};
-#else
-  return {{direct, activation_desc(g.x), filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(),
-           g.padding(), g.padding()},
-          engine,
-          hint};
-#endif
+  return compile_pass<dnnl::convolution_backward_weights>(
+      engine, std::tuple(forward_desc(g, dnnl::prop_kind::forward_training, engine)), direct, activation_desc(g.x),
+      filter_desc(g.w), bias_desc(g.w[0]), activation_desc(g.y), g.strides(), g.padding(), g.padding());
 }
 
 /// oneDNN takes mutable pointers even for data that it only reads.

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/weight_cpu.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -134,12 +135,6 @@ void run_tile(const Path& path, const Strip& s, int pixels, const float* const* 
   int64_t first = 0;
   for (; first + path.width <= s.channels; first += path.width) path.tiles[pixels - 1](s, x, y, first, path.width);
   if (first < s.channels) tiles_portable[static_cast<size_t>(pixels - 1)](s, x, y, first, s.channels - first);
-}
-
-Buffer<float> copy_of(MemoryResource& memory, const std::vector<float>& source, MemoryCategory category) {
-  Buffer<float> buffer(memory, source.size(), category);
-  std::ranges::copy(source, buffer.data());
-  return buffer;
 }
 
 }  // namespace

@@ -3,17 +3,6 @@
 #include <algorithm>
 
 namespace nibblenet {
-namespace {
-
-template <class T>
-Buffer<T> copy_of(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category) {
-  if (source.empty()) return {};
-  Buffer<T> buffer(memory, source.size(), category);
-  std::copy(source.begin(), source.end(), buffer.data());
-  return buffer;
-}
-
-}  // namespace
 
 dnnl::memory::desc plain_filter_desc(const Shape& shape) {
   return {{shape[0], shape[1], shape[2], shape[3]}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::oihw};

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <vector>
 
 #include "engine/quant/packed_tensor.h"
 #include "kernels/weight.h"
@@ -53,6 +55,15 @@ class PackedWeightCpu final : public Weight {
   PackedView view_;
   ResidentSize resident_;
 };
+
+/// A copy of host values in `memory`; an empty buffer for no values.
+template <class T>
+Buffer<T> copy_of(MemoryResource& memory, const std::vector<T>& source, MemoryCategory category) {
+  if (source.empty()) return {};
+  Buffer<T> buffer(memory, source.size(), category);
+  std::ranges::copy(source, buffer.data());
+  return buffer;
+}
 
 /// oneDNN's descriptor of a filter in PyTorch's order.
 dnnl::memory::desc plain_filter_desc(const Shape& shape);
