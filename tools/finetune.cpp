@@ -1,5 +1,6 @@
 #include <fmt/chrono.h>
 #include <fmt/ranges.h>
+#include <omp.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -37,6 +38,7 @@ struct Options {
   std::string teacher;
   double teacher_weight = 1;
   bool fetch = false;
+  bool other_images = false;  ///< resumes on images that are not the checkpoint's
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
   QuantizedTrainingFlags quantize;
@@ -179,14 +181,59 @@ struct Given {
   bool image_size;
 };
 
+/// The images of a resumed run are those of its checkpoint, unless --data names others.
+DataSource find_images(const Options& options, const std::optional<Checkpoint>& checkpoint) {
+  std::error_code error;
+  const char* variable = std::getenv("NIBBLENET_DATA");
+  const bool named = !options.data.empty() || (variable != nullptr && *variable != '\0');
+  if (!named && checkpoint && std::filesystem::exists(checkpoint->source.data, error))
+    return find_data(checkpoint->source.data);
+  return find_data(options.data);
+}
+
+std::string fingerprint_of(const Images& images) {
+  return nibblenet::fingerprint_of(images.train) + nibblenet::fingerprint_of(images.test);
+}
+
+/// Throws UsageError for other images than the checkpoint's, unless they are insisted on; says what
+/// else makes the result that of another run.
+void check_source(const Options& options, const TrainingSource& before, const TrainingSource& now) {
+  if (before.fingerprint.empty()) return;
+  if (before.fingerprint != now.fingerprint && !options.other_images)
+    fail<UsageError>(
+        "--resume {}: {} holds other images than those that it was trained on, which lay at {}: give these with "
+        "--data, or --other-images to go on with the others",
+        options.resume, now.data, before.data);
+  std::string changed;
+  if (before.fingerprint != now.fingerprint) changed = "other images";
+  if (before.device != now.device)
+    changed += fmt::format("{}{} in place of {}", changed.empty() ? "" : ", ", now.device, before.device);
+  else if (before.threads != now.threads && now.device == "cpu")
+    changed += fmt::format("{}{} threads in place of {}", changed.empty() ? "" : ", ", now.threads, before.threads);
+  if (!changed.empty()) fmt::print("resumes with {}: not the bits of a run that was never stopped\n", changed);
+}
+
+/// The whole command that goes on with a checkpoint.
+std::string resume_command(const Options& options, const TrainingSource& source,
+                           const std::filesystem::path& checkpoint) {
+  std::string command =
+      fmt::format("tools/finetune --resume {} --data {}", shell_quoted(checkpoint.string()), shell_quoted(source.data));
+  if (options.device.device != "auto") command += " --device " + options.device.device;
+  if (source.device == "cpu") command += fmt::format(" --threads {}", source.threads);
+  if (options.other_images) command += " --other-images";
+  if (!options.output.empty()) command += " --out " + shell_quoted(options.output);
+  if (!options.json.empty()) command += " --json " + shell_quoted(options.json);
+  return command;
+}
+
 void finetune(Options& options, Given given) {
   const bool from_model = options.resume.empty() && options.init != "random";
   const InitialModel initial = from_model ? find_initial_model(options) : InitialModel{};
   if (options.fetch) return;
-  DataSource data = find_data(options.data);
   std::optional<Checkpoint> checkpoint;
-  if (!options.resume.empty()) {
-    checkpoint = load_checkpoint(options.resume);
+  if (!options.resume.empty()) checkpoint = load_checkpoint(options.resume);
+  DataSource data = find_images(options, checkpoint);
+  if (checkpoint) {
     const int64_t epochs = options.training.epochs;
     options.training = checkpoint->options;
     if (given.epochs) options.training.epochs = epochs;
@@ -201,6 +248,12 @@ void finetune(Options& options, Given given) {
     fail<UsageError>("{} has no {} images", data.path().string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
+  if (checkpoint) images.match_with(checkpoint->parameters);
+  const TrainingSource source{.data = data.path().string(),
+                              .fingerprint = fingerprint_of(images),
+                              .device = std::string(backend->name()),
+                              .threads = omp_get_max_threads()};
+  if (checkpoint) check_source(options, checkpoint->source, source);
   TrainingStart start = checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
                                    : start_from(options, initial, given.image_size, images, *backend);
   const bool packed = start.packed.packed();
@@ -211,6 +264,7 @@ void finetune(Options& options, Given given) {
   if (teacher) trainer.learn_from(*teacher);
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
+  trainer.note_source(source);
 
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
                                        : checkpoint            ? output_of(options.resume, network.spec(), packed)
@@ -221,7 +275,8 @@ void finetune(Options& options, Given given) {
              options.training.freeze_features ? "frozen" : "trained", backend->description(),
              teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
-  train(trainer, options.training, checkpoint_of(output));
+  const std::filesystem::path saved = checkpoint_of(output);
+  train(trainer, options.training, saved, resume_command(options, source, saved));
 
   StateDict result = trainer.model();
   result.metadata[image_size_key] = std::to_string(options.training.image_size);
@@ -375,6 +430,8 @@ int main(int argc, char** argv) {
   options.device.add_to(app);
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
+  app.add_flag("--other-images", options.other_images,
+               "With --resume: go on although the images are not those that the checkpoint was trained on");
   app.add_option("--out", options.output,
                  "Model to write; default: weights/model_<date>_<time>_final_frozen_<network>.safetensors. "
                  "Checkpoints lie beside it")

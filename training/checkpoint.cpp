@@ -22,10 +22,12 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, tes
                                    images_per_second, sparsity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
                                    start_sparsity, history)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSource, data, fingerprint, device, threads)
 
 namespace {
 
 constexpr const char* options_key = "training_options";
+constexpr const char* source_key = "training_source";
 constexpr int64_t most_epochs = 1'000'000;  // steps of all of them can be counted
 
 /// Throws FormatError for a value of `file` that reading has changed: a name that no enum has and
@@ -130,6 +132,13 @@ void Trainer::save_checkpoint(const std::filesystem::path& path) const {
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
   dict.metadata[training_position_key] = nlohmann::json(position_).dump();
+  // Names of folders may be any bytes; metadata is UTF-8.
+  const auto text = [](const nlohmann::json& json) {
+    return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  };
+  if (!source_.fingerprint.empty()) dict.metadata[source_key] = text(source_);
+  if (static_cast<int64_t>(train_.classes.size()) == network_.classes())
+    dict.metadata[class_names_key] = text(train_.classes);
   save_state_dict(path, dict);
 }
 
@@ -163,6 +172,8 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
   Checkpoint checkpoint;
   checkpoint.options = training_options_from_json(dict.metadata[options_key]);
   checkpoint.position = from_json<TrainingPosition>(dict.metadata[training_position_key], "the checkpoint's position");
+  if (const auto source = dict.metadata.find(source_key); source != dict.metadata.end())
+    checkpoint.source = from_json<TrainingSource>(source->second, "what the checkpoint says of its images");
   checkpoint.momenta = take_from_under(momentum_prefix, dict);
   checkpoint.masters = take_from_under(master_prefix, dict);
   if (!dict.packed()) {

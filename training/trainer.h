@@ -50,6 +50,14 @@ std::string to_json(const TrainingOptions& options);
 /// Throws FormatError when the text is not what to_json writes.
 TrainingOptions training_options_from_json(const std::string& text);
 
+/// What else a run's bits depend on: a resumed run that differs in it is another run.
+struct TrainingSource {
+  std::string data;         ///< path of the images, as it was given or found
+  std::string fingerprint;  ///< of both splits' pixels and labels; empty: the checkpoint is of 0.1 and does not say
+  std::string device;       ///< the backend's name
+  int64_t threads = 0;      ///< of the CPU
+};
+
 /// Results of one epoch.
 struct EpochReport {
   int64_t epoch = 0;  ///< from 1
@@ -83,6 +91,7 @@ struct Checkpoint {
   StateDict momenta;     ///< under the names of their parameters
   TrainingOptions options;
   TrainingPosition position;
+  TrainingSource source;
 };
 /// Throws FormatError when the file is no checkpoint.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
@@ -116,7 +125,9 @@ class Trainer {
   StateDict model() const { return parameters_.model(); }
   std::vector<LayerSparsity> sparsity() const { return parameters_.sparsity(); }
 
-  /// model(), momenta, options and position in one file; atomic.
+  /// What checkpoints say of where the run's images came from. Before the first checkpoint.
+  void note_source(TrainingSource source) { source_ = std::move(source); }
+  /// model(), momenta, options, position, classes and source in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
   /// Continues from a checkpoint. Requires: the network was made from its parameters, and
   /// quantize() got its packed ones.
@@ -143,6 +154,7 @@ class Trainer {
   TrainingOptions options_;
   Preprocess preprocess_;
   TrainingPosition position_;
+  TrainingSource source_;
   int64_t batches_;  ///< in an epoch
   TrainedParameters parameters_;
 

@@ -116,6 +116,14 @@ Precision DeviceOptions::precision_on(const Backend& backend) const {
   return chosen;
 }
 
+std::string shell_quoted(const std::string& word) {
+  constexpr std::string_view plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:=,+@%";
+  if (!word.empty() && word.find_first_not_of(plain) == word.npos) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
+}
+
 void add_json_option(CLI::App& app, std::string& path) {
   app.add_option("--json", path, "Write the results as JSON to FILE ('-': standard output)")->type_name("FILE");
 }

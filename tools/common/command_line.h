@@ -35,6 +35,9 @@ struct DeviceOptions {
   Precision precision_on(const Backend& backend) const;
 };
 
+/// `word` as a shell takes it for one word.
+std::string shell_quoted(const std::string& word);
+
 /// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the
 /// standard error).
 void add_json_option(CLI::App& app, std::string& path);

@@ -10,7 +10,8 @@
 
 namespace nibblenet::tools {
 
-void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint) {
+void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint,
+           const std::string& resume_command) {
   using Clock = std::chrono::steady_clock;
   std::optional<Progress> progress;
   auto last_saved = Clock::now();
@@ -50,7 +51,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   if (!complete && trainer.position().step == first_step)
     throw Stopped("stopped before the first step; nothing was written");
   trainer.save_checkpoint(checkpoint);
-  if (!complete) throw Stopped(fmt::format("stopped; continue with: tools/finetune --resume {}", checkpoint.string()));
+  if (!complete) throw Stopped("stopped; continue with: " + resume_command);
 }
 
 nlohmann::json history_json(const std::vector<EpochReport>& history) {

@@ -9,8 +9,9 @@
 namespace nibblenet::tools {
 
 /// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on
-/// Ctrl-C, which throws Stopped.
-void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint);
+/// Ctrl-C, which throws Stopped with the command that goes on.
+void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint,
+           const std::string& resume_command);
 
 /// The epochs, for --json.
 nlohmann::json history_json(const std::vector<EpochReport>& history);
