@@ -11,6 +11,7 @@
 #include "engine/quant/size.h"
 #include "kernels/cuda/routes.h"
 #include "layers/network/batch_norm.h"
+#include "layers/network/foreign_names.h"
 #include "layers/network/layer_routes.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
@@ -142,8 +143,7 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const R
     fmt::print("{}: {} checksums verified{}\n", model, checked, checked == 0 ? " (the file has none)" : "");
     json["verified"] = checked;
   }
-  StateDict dict = load_state_dict(model, checksums);
-  print_warnings(dict);
+  StateDict dict = read_model(model, checksums);
   fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)),
              thousands(dict.header_bytes));
   fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min",
@@ -153,6 +153,7 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const R
     print(tensor);
     json["tensors"].push_back(tensor);
   }
+  if (routes.wanted) adopt_names(dict);
   if (routes.wanted) json["routes"] = print_routes(dict, routes);
   json["file"] = model;
   json["bytes"] = dict.file_bytes;

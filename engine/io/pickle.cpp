@@ -19,6 +19,10 @@ enum Opcode : uint8_t {
   BININT = 'J',
   BININT1 = 'K',
   BININT2 = 'M',
+  POP = '0',
+  POP_MARK = '1',
+  BINBYTES = 'B',
+  SHORT_BINBYTES = 'C',
   NONE = 'N',
   BINPERSID = 'Q',
   REDUCE = 'R',
@@ -47,8 +51,18 @@ enum Opcode : uint8_t {
   NEWTRUE = 0x88,
   NEWFALSE = 0x89,
   LONG1 = 0x8A,
+  LONG4 = 0x8B,
   SHORT_BINUNICODE = 0x8C,
+  BINUNICODE8 = 0x8D,
+  BINBYTES8 = 0x8E,
   EMPTY_SET = 0x8F,
+  ADDITEMS = 0x90,
+  FROZENSET = 0x91,
+  NEWOBJ_EX = 0x92,
+  STACK_GLOBAL = 0x93,
+  MEMOIZE = 0x94,
+  FRAME = 0x95,
+  BYTEARRAY8 = 0x96,
 };
 
 class PickleMachine {
@@ -142,15 +156,12 @@ class PickleMachine {
     return values;
   }
 
-  void push_tuple(const std::vector<PickleId>& items) {
-    const PickleId tuple = heap_.add({.kind = PickleKind::tuple});
-    for (const PickleId item : items) heap_.append(tuple, item);
-    push(tuple);
-  }
+  /// A length of 64 bits is no larger than the bytes that follow, or take_bytes() refuses it.
+  std::string_view take_counted() { return take_bytes(static_cast<size_t>(take<uint64_t>())); }
 
-  /// LONG1: two's complement, as many bytes as it says.
-  void push_long() {
-    const std::string_view bytes = take_bytes(take<uint8_t>());
+  /// LONG1 and LONG4: two's complement, as many bytes as they say.
+  void push_long(size_t count) {
+    const std::string_view bytes = take_bytes(count);
     if (bytes.size() > sizeof(int64_t)) return push({.kind = PickleKind::large_integer, .text = bytes});
     const bool negative = !bytes.empty() && (static_cast<uint8_t>(bytes.back()) & 0x80) != 0;
     int64_t value = negative ? -1 : 0;
@@ -163,6 +174,20 @@ class PickleMachine {
     const std::string_view name = take_line();
     // Module and name lie one behind the other in the pickle, with the line's end between them.
     push({.kind = PickleKind::symbol, .text = {module.data(), module.size() + 1 + name.size()}});
+  }
+
+  /// STACK_GLOBAL: module and name are texts of their own.
+  void push_stack_global() {
+    const std::vector<PickleId> names = pop_last(2);
+    for (const PickleId each : names)
+      if (heap_[each].kind != PickleKind::text) refuse("a global whose name is no text");
+    push({.kind = PickleKind::symbol, .text = heap_.symbol(heap_[names[0]].text, heap_[names[1]].text)});
+  }
+
+  void push_container(PickleKind kind, const std::vector<PickleId>& items) {
+    const PickleId container = heap_.add({.kind = kind});
+    for (const PickleId item : items) heap_.append(container, item);
+    push(container);
   }
 
   bool push_value(uint8_t opcode) {
@@ -184,19 +209,32 @@ class PickleMachine {
         push_integer(take<uint16_t>());
         return true;
       case LONG1:
-        push_long();
+        push_long(take<uint8_t>());
+        return true;
+      case LONG4:
+        push_long(take<uint32_t>());
         return true;
       case BINFLOAT:
         take_bytes(sizeof(double));
         push({.kind = PickleKind::real});
         return true;
       case BINUNICODE:
+      case BINBYTES:
       case BINSTRING:
         push_text(take_bytes(take<uint32_t>()));
         return true;
       case SHORT_BINUNICODE:
+      case SHORT_BINBYTES:
       case SHORT_BINSTRING:
         push_text(take_bytes(take<uint8_t>()));
+        return true;
+      case BINUNICODE8:
+      case BINBYTES8:
+      case BYTEARRAY8:
+        push_text(take_counted());
+        return true;
+      case STACK_GLOBAL:
+        push_stack_global();
         return true;
       case GLOBAL:
         push_global();
@@ -206,7 +244,15 @@ class PickleMachine {
     }
   }
 
+  /// An object that is filled like a dict is one of some class of its own; other objects keep
+  /// nothing.
   void append_to(PickleKind kind, std::string_view what, const std::vector<PickleId>& items) {
+    expect(1);
+    PickleValue& filled = heap_[stack_.back()];
+    if (filled.kind == PickleKind::object && kind == PickleKind::dict)
+      filled.kind = PickleKind::dict;
+    else if (filled.kind == PickleKind::object)
+      return;
     const PickleId container = top(kind, what);
     if (kind == PickleKind::dict && items.size() % 2 != 0) refuse("a key has no value");
     for (const PickleId item : items) heap_.append(container, item);
@@ -231,12 +277,24 @@ class PickleMachine {
         push({.kind = PickleKind::tuple});
         return true;
       case TUPLE:
-        push_tuple(pop_to_mark());
+        push_container(PickleKind::tuple, pop_to_mark());
         return true;
       case TUPLE1:
       case TUPLE2:
       case TUPLE3:
-        push_tuple(pop_last(opcode - TUPLE1 + 1U));
+        push_container(PickleKind::tuple, pop_last(opcode - TUPLE1 + 1U));
+        return true;
+      case FROZENSET:
+        push_container(PickleKind::set, pop_to_mark());
+        return true;
+      case ADDITEMS:
+        append_to(PickleKind::set, "set", pop_to_mark());
+        return true;
+      case POP:  // behind a value that holds itself
+        pop();
+        return true;
+      case POP_MARK:
+        pop_to_mark();
         return true;
       case APPEND:
         append_to(PickleKind::list, "list", pop_last(1));
@@ -272,6 +330,9 @@ class PickleMachine {
       case BINPUT:
         remember(take<uint8_t>());
         return true;
+      case MEMOIZE:
+        remember(static_cast<uint32_t>(memo_.size()));
+        return true;
       case LONG_BINPUT:
         remember(take<uint32_t>());
         return true;
@@ -290,6 +351,9 @@ class PickleMachine {
     const PickleId arguments = pop();
     const PickleId callable = pop();
     if (heap_[arguments].kind != PickleKind::tuple) refuse("arguments that are no tuple");
+    // getattr() of a class makes an object here; what that would make is one, too.
+    if (heap_[callable].kind == PickleKind::object)
+      return push({.kind = PickleKind::object, .text = heap_[callable].text});
     if (heap_[callable].kind != PickleKind::symbol) refuse("it calls something that is no global");
     push(actions_.call(heap_[callable].text, arguments));
   }
@@ -299,6 +363,15 @@ class PickleMachine {
       case PROTO:
         take<uint8_t>();  // the opcodes that follow say what is needed
         return true;
+      case FRAME:
+        take<uint64_t>();  // how many bytes to read at once; what follows is read as it comes
+        return true;
+      case NEWOBJ_EX: {
+        const PickleId keywords = pop();
+        if (heap_[keywords].kind != PickleKind::dict) refuse("keywords that are no dict");
+        call();
+        return true;
+      }
       case REDUCE:
       case NEWOBJ:
         call();
@@ -306,7 +379,7 @@ class PickleMachine {
       case BUILD: {
         const PickleId state = pop();
         expect(1);
-        actions_.build(stack_.back(), state);
+        if (heap_[stack_.back()].kind != PickleKind::object) actions_.build(stack_.back(), state);
         return true;
       }
       case BINPERSID:
@@ -340,6 +413,14 @@ void PickleHeap::append(PickleId container, PickleId item) {
     fail<FormatError>("{}: broken pickle: more than {} references between values, no state dict has as many", name_,
                       most_references);
   values_[container].items.push_back(item);
+}
+
+std::string_view PickleHeap::symbol(std::string_view module, std::string_view name) {
+  constexpr size_t longest = 1024, most = 4096;
+  if (module.size() + name.size() > longest || symbols_.size() >= most)
+    fail<FormatError>("{}: broken pickle: a global's name of {} bytes, or more than {} of them", name_,
+                      module.size() + name.size(), most);
+  return *symbols_.insert(fmt::format("{}\n{}", module, name)).first;
 }
 
 PickleId run_pickle(PickleSource& source, PickleHeap& heap, PickleActions& actions) {

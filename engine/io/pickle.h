@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,7 +23,7 @@ enum class PickleKind : uint8_t {
   integer,
   large_integer,  ///< beyond 64 bits: `text` holds its little-endian bytes
   real,           ///< its value is not kept: nothing in a state dict needs it
-  text,           ///< str, or bytes of Python 2
+  text,           ///< str, bytes or bytearray
   tuple,
   list,
   set,
@@ -31,6 +32,7 @@ enum class PickleKind : uint8_t {
   storage,    ///< `integer` is its place among the storages of a PthObjects
   tensor,     ///< `integer` is its place among the tensors of a PthObjects
   parameter,  ///< an old Parameter object: `items` is its tensor, or empty
+  object,     ///< what some other global would make: `text` is that symbol; nothing else is kept
 };
 
 /// A value in a pickle: its kind, and the fields of that kind.
@@ -52,16 +54,20 @@ class PickleHeap {
   /// Adds a value, and appends an item to a container. Throws FormatError for too many.
   PickleId add(PickleValue value);
   void append(PickleId container, PickleId item);
+  /// "module\nname", which the heap keeps. Throws FormatError for a long one and for too many.
+  std::string_view symbol(std::string_view module, std::string_view name);
   const PickleValue& operator[](PickleId id) const { return values_[id]; }
   PickleValue& operator[](PickleId id) { return values_[id]; }
 
  private:
   std::string name_;
   std::deque<PickleValue> values_;
+  std::set<std::string> symbols_;
   size_t references_ = 0;
 };
 
-/// What a pickle may ask for beyond plain values. The machine calls nothing by itself.
+/// What a pickle may ask for beyond plain values. The machine calls nothing by itself, and what a
+/// value that is an object is asked to do is passed over.
 class PickleActions {
  public:
   virtual ~PickleActions() = default;
@@ -80,9 +86,9 @@ struct PickleSource {
   std::string name;  ///< for messages: file, or file and entry
 };
 
-/// Runs one pickle up to its STOP and returns the value it leaves. Understands the opcodes of
-/// protocol 2 that PyTorch writes, the texts of Python 2 and of protocol 4, and nothing else.
-/// Throws FormatError with the byte where it stands.
+/// Runs one pickle up to its STOP and returns the value it leaves. Understands the opcodes that
+/// Python's pickler writes in protocols 2 to 5, buffers out of band and registered extensions
+/// aside. Throws FormatError with the byte where it stands.
 PickleId run_pickle(PickleSource& source, PickleHeap& heap, PickleActions& actions);
 
 }  // namespace nibblenet

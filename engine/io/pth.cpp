@@ -13,10 +13,12 @@
 namespace nibblenet {
 namespace {
 
-/// Keys under which training scripts put a state dict beside an optimizer's, and prefixes that
-/// DataParallel and torch.compile put before every name.
-constexpr std::array<std::string_view, 4> wrappers = {"state_dict", "model_state_dict", "model", "net"};
-constexpr std::array<std::string_view, 2> prefixes = {"module.", "_orig_mod."};
+/// Keys under which training scripts put a state dict beside an optimizer's, and those of weights
+/// averaged over steps.
+constexpr std::array<std::string_view, 8> wrappers = {"state_dict", "model_state_dict", "model",  "net",
+                                                      "network",    "weights",          "params", "module"};
+constexpr std::array<std::string_view, 8> averaged = {"model_ema", "ema_state_dict", "state_dict_ema", "ema",
+                                                      "ema_model", "params_ema",     "swa_state_dict", "swa_model"};
 
 constexpr int most_wrappers = 8;  // around each other; a cycle ends here
 
@@ -37,20 +39,23 @@ class StateDictFinder {
   StateDictFinder(const PthContents& contents, const std::string& file)
       : heap_(contents.heap), objects_(contents.objects), file_(file) {}
 
-  std::vector<NamedRecord> find(PickleId root) const {
+  /// `key`, unless empty, is what lies around the tensors, or a prefix of their names.
+  std::vector<NamedRecord> find(PickleId root, std::string& key) {
+    if (heap_[root].kind == PickleKind::object)
+      fail<FormatError>("{}: it holds an object of {}, which only its own source code can load; {}", file_,
+                        objects_.class_of(root), pth_advice);
     if (heap_[root].kind != PickleKind::dict)
       fail<FormatError>("{}: it holds no dict of tensors; {}", file_, pth_advice);
-    std::vector<NamedRecord> tensors = tensors_of(unwrapped(root));
+    std::vector<NamedRecord> tensors = tensors_of(unwrapped(root, key));
     if (tensors.empty()) fail<FormatError>("{}: it holds no tensors{}; {}", file_, keys_of(root), pth_advice);
     std::set<std::string_view> names;
     for (const NamedRecord& each : tensors)
       if (!names.insert(each.name).second)
         fail<FormatError>("{}: the tensor {} occurs twice; fetch or write the file again", file_, in_quotes(each.name));
-    for (const std::string_view prefix : prefixes)
-      if (std::ranges::all_of(tensors, [&](const NamedRecord& each) { return each.name.starts_with(prefix); }))
-        for (NamedRecord& each : tensors) each.name.remove_prefix(prefix.size());
     return tensors;
   }
+  /// What there is to say about the choice.
+  const std::vector<std::string>& notes() const { return notes_; }
 
  private:
   /// Calls visit(key, value) for every pair of a dict whose key is a text.
@@ -60,23 +65,53 @@ class StateDictFinder {
       if (heap_[items[i]].kind == PickleKind::text) visit(heap_[items[i]].text, items[i + 1]);
   }
 
-  /// The dict under the first of the wrappers' keys that has one.
-  std::optional<PickleId> wrapped(PickleId dict) const {
-    for (const std::string_view wrapper : wrappers) {
-      std::optional<PickleId> found;
+  struct Wrapped {
+    std::string_view key;
+    PickleId dict;
+  };
+
+  /// A dict of tensors or of dicts: not, say, one of options.
+  bool may_hold_tensors(PickleId id) const {
+    if (heap_[id].kind != PickleKind::dict) return false;
+    bool found = false;
+    for_each(id, [&](std::string_view key, PickleId value) {
+      const PickleKind kind = heap_[value].kind;
+      found = found || objects_.tensor(value) != nullptr || kind == PickleKind::dict ||
+              (kind == PickleKind::object && key.ends_with(".weight"));
+    });
+    return found;
+  }
+
+  /// The dict under the first of these keys that has one.
+  std::optional<Wrapped> wrapped(PickleId dict, std::span<const std::string_view> keys) const {
+    for (const std::string_view wrapper : keys) {
+      std::optional<Wrapped> found;
       for_each(dict, [&](std::string_view key, PickleId value) {
-        if (key == wrapper && heap_[value].kind == PickleKind::dict) found = value;
+        if (key == wrapper && may_hold_tensors(value)) found = {wrapper, value};
       });
       if (found) return found;
     }
     return std::nullopt;
   }
 
-  PickleId unwrapped(PickleId dict) const {
+  /// `wanted` is emptied where it has led somewhere.
+  PickleId unwrapped(PickleId dict, std::string& wanted) {
+    bool chosen = false;  // by `wanted`
     for (int depth = 0; depth <= most_wrappers; ++depth) {
-      const std::optional<PickleId> inner = wrapped(dict);
-      if (!inner) return dict;
-      dict = *inner;
+      const std::string_view key = wanted;
+      if (const std::optional<Wrapped> asked = wrapped(dict, {&key, 1}); asked && !key.empty()) {
+        chosen = true;
+        wanted.clear();
+        dict = asked->dict;
+        continue;
+      }
+      const std::optional<Wrapped> plain = wrapped(dict, wrappers), mean = wrapped(dict, averaged);
+      if (!plain && !mean) return dict;
+      if (plain && mean && !chosen)
+        notes_.push_back(fmt::format("takes the weights under {}, not the averaged ones under {}: --key {} takes those",
+                                     in_quotes(plain->key), in_quotes(mean->key), mean->key));
+      if (!plain && !chosen) notes_.push_back(fmt::format("takes the averaged weights under {}", in_quotes(mean->key)));
+      dict = plain ? plain->dict : mean->dict;
     }
     fail<FormatError>("{}: more than {} dicts lie in each other; {}", file_, most_wrappers, pth_advice);
   }
@@ -85,16 +120,21 @@ class StateDictFinder {
     std::vector<NamedRecord> tensors;
     for_each(dict, [&](std::string_view key, PickleId value) {
       if (const PthTensorRecord* tensor = objects_.tensor(value)) tensors.push_back({key, tensor});
+      if (heap_[value].kind == PickleKind::object && (key.ends_with(".weight") || key.ends_with(".bias")))
+        fail<FormatError>("{}: {} is made by {}, which this program does not know; {}", file_, in_quotes(key),
+                          objects_.class_of(value), pth_advice);
     });
     return tensors;
   }
 
-  /// " under its keys 'epoch', 'weights'", the first few of them.
+  /// " under its keys 'epoch', 'weights' (an object of 'my.Net')", the first few of them.
   std::string keys_of(PickleId dict) const {
     std::string text;
     int shown = 0;
-    for_each(dict, [&](std::string_view key, PickleId) {
-      if (++shown <= 8) text += (shown == 1 ? " under its keys " : ", ") + in_quotes(key);
+    for_each(dict, [&](std::string_view key, PickleId value) {
+      if (++shown > 8) return;
+      text += (shown == 1 ? " under its keys " : ", ") + in_quotes(key);
+      if (heap_[value].kind == PickleKind::object) text += fmt::format(" (an object of {})", objects_.class_of(value));
     });
     return text;
   }
@@ -102,6 +142,7 @@ class StateDictFinder {
   const PickleHeap& heap_;
   const PthObjects& objects_;
   const std::string& file_;
+  std::vector<std::string> notes_;
 };
 
 /// Copies the elements of a strided tensor, whose first one `from` begins with, one behind the
@@ -120,12 +161,15 @@ void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<ui
 }  // namespace
 
 struct PthFile::Impl {
-  explicit Impl(const std::filesystem::path& file) : path(file), content(InputFile(file).read_all()) {
+  Impl(const std::filesystem::path& file, std::string wanted)
+      : path(file), content(InputFile(file).read_all()), key(std::move(wanted)) {
     const std::string name = path.string();
     PthContents contents(name);
     read_pth(content.bytes(), name, contents);
     big_endian = contents.big_endian;
-    add_tensors(StateDictFinder(contents, name).find(contents.root), contents.objects);
+    StateDictFinder finder(contents, name);
+    add_tensors(finder.find(contents.root, key), contents.objects);
+    notes = finder.notes();
     entries = std::move(contents.entries);
     for (size_t i = 0; i < tensors.size(); ++i) index.emplace(tensors[i].name, i);
   }
@@ -158,6 +202,8 @@ struct PthFile::Impl {
 
   std::filesystem::path path;
   FileBytes content;
+  std::string key;  ///< empty once it has been found
+  std::vector<std::string> notes;
   bool big_endian = false;
   std::vector<ZipEntry> entries;
   std::vector<PthTensor> tensors;
@@ -172,7 +218,8 @@ bool PthTensor::contiguous() const {
   return true;
 }
 
-PthFile::PthFile(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
+PthFile::PthFile(const std::filesystem::path& path, const std::string& key)
+    : impl_(std::make_unique<Impl>(path, key)) {}
 PthFile::~PthFile() = default;
 PthFile::PthFile(PthFile&&) noexcept = default;
 PthFile& PthFile::operator=(PthFile&&) noexcept = default;
@@ -180,6 +227,8 @@ PthFile& PthFile::operator=(PthFile&&) noexcept = default;
 const std::filesystem::path& PthFile::path() const { return impl_->path; }
 int64_t PthFile::file_bytes() const { return static_cast<int64_t>(impl_->content.bytes().size()); }
 const std::vector<PthTensor>& PthFile::tensors() const { return impl_->tensors; }
+const std::vector<std::string>& PthFile::notes() const { return impl_->notes; }
+const std::string& PthFile::key_left() const { return impl_->key; }
 
 const PthTensor* PthFile::find(std::string_view name) const {
   const auto found = impl_->index.find(name);

@@ -25,14 +25,15 @@ struct PthTensor {
 /// later, or the stream of earlier versions. Opening validates the archive, the pickle (nothing in
 /// it is run), every storage and every tensor's bounds. The tensors together take at most what the
 /// file holds. They are looked for in the file's dict, or under "state_dict", "model_state_dict",
-/// "model" or "net". Names lose a prefix "module." or "_orig_mod." that all have. Whatever is no
-/// tensor is left out. docs/formats.md lists what is understood.
+/// "model" and so on, averaged weights ("model_ema") last. Whatever is no tensor is left out. docs/formats.md lists
+/// what is understood.
 ///
 /// Throws IoError where it cannot open, FormatError for anything wrong inside, naming the file.
 class PthFile {
  public:
-  /// Opens a file that torch.save wrote. Throws IoError or FormatError.
-  explicit PthFile(const std::filesystem::path& path);
+  /// Opens a file that torch.save wrote. `key`, unless empty, names the dict to look in. Throws
+  /// IoError or FormatError.
+  explicit PthFile(const std::filesystem::path& path, const std::string& key = "");
   ~PthFile();
   PthFile(PthFile&&) noexcept;
   PthFile& operator=(PthFile&&) noexcept;
@@ -41,6 +42,10 @@ class PthFile {
   /// Size of the file in bytes.
   int64_t file_bytes() const;
   const std::vector<PthTensor>& tensors() const;  ///< in the order of the dict
+  /// Which weights were taken where there are others, one line each.
+  const std::vector<std::string>& notes() const;
+  /// The key, where no dict has it: it may be a prefix of names. Empty otherwise.
+  const std::string& key_left() const;
   const PthTensor* find(std::string_view name) const;
   /// Throws FormatError when there is no such tensor.
   const PthTensor& at(std::string_view name) const;

@@ -19,6 +19,7 @@ using namespace std::string_view_literals;
 constexpr std::string_view legacy_magic = "\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19."sv;
 constexpr int64_t legacy_version = 1001;
 constexpr uint8_t pickle_protocol = 0x80;  // the opcode that every pickle begins with
+constexpr uint8_t pickle_frame = 0x95;
 constexpr std::string_view tar_magic = "ustar";
 constexpr size_t tar_magic_at = 257;
 
@@ -130,9 +131,12 @@ void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& cont
 /// machines swap them, and PyTorch does not look at the flag in the system information when it
 /// reads.
 void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
-  if (!text_of(bytes).substr(std::min<size_t>(2, bytes.size())).starts_with(legacy_magic))
+  // Protocol 4 and later put the pickle into a frame.
+  size_t begin = 2;
+  if (bytes.size() > begin && bytes[begin] == pickle_frame) begin += 1 + sizeof(uint64_t);
+  if (!text_of(bytes).substr(std::min(begin, bytes.size())).starts_with(legacy_magic))
     fail<FormatError>("{}: a pickle that torch.save did not write, or a file cut off; {}", file, pth_advice);
-  PickleSource source{.bytes = bytes, .position = 2 + legacy_magic.size(), .name = file};
+  PickleSource source{.bytes = bytes, .position = begin + legacy_magic.size(), .name = file};
   const PickleValue& version = contents.heap[run_pickle(source, contents.heap, contents.objects)];
   if (version.kind != PickleKind::integer || version.integer != legacy_version)
     fail<FormatError>("{}: PyTorch's old file format of a version other than {}", file, legacy_version);

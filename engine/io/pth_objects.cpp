@@ -1,6 +1,7 @@
 #include "engine/io/pth_objects.h"
 
 #include <algorithm>
+#include <array>
 
 #include "engine/io/safetensors_header.h"
 
@@ -10,6 +11,20 @@ namespace {
 constexpr size_t most_dimensions = 8;
 constexpr size_t most_tensors = size_t{1} << 17;
 constexpr uint64_t most_elements = uint64_t{1} << 58;  // Shape counts no further, nor does a tensor of 16-byte elements
+
+/// Modules and functions that a pickle calls to run something, and that no checkpoint holds.
+bool runs_programs(std::string_view symbol) {
+  constexpr std::array<std::string_view, 20> modules = {
+      "os",     "posix",  "nt",      "subprocess", "sys",      "shutil",     "socket", "importlib", "runpy",     "pty",
+      "ctypes", "pickle", "_pickle", "marshal",    "commands", "webbrowser", "code",   "timeit",    "torch.hub", "pip"};
+  constexpr std::array<std::string_view, 10> functions = {
+      "eval", "exec", "execfile", "compile", "open", "file", "input", "load", "_load_from_bytes", "__import__"};
+  const std::string_view module = symbol.substr(0, symbol.find('\n')), name = symbol.substr(module.size() + 1);
+  const bool standard = module == "builtins" || module == "__builtin__" || module.starts_with("torch");
+  return std::ranges::find(modules, module) != modules.end() ||
+         std::ranges::find(modules, module.substr(0, module.find('.'))) != modules.end() ||
+         (standard && std::ranges::find(functions, name) != functions.end());
+}
 
 }  // namespace
 
@@ -44,11 +59,18 @@ PickleId PthObjects::call(std::string_view symbol, PickleId arguments) {
     counts(size, "a size");
     return size;
   }
-  fail<FormatError>(
-      "{}: it asks to call {}, which is no part of a state dict (nothing was run); if you trust the file, load it in "
-      "PyTorch and save a state dict: torch.save(model.state_dict(), FILE)",
-      file_, symbol_name(symbol));
+  if (symbol == "collections\ndefaultdict") return heap_.add({.kind = PickleKind::dict});
+  if (symbol == "collections\nCounter") return make_counter(arguments);
+  if (symbol == "torch._tensor\n_rebuild_from_type_v2") return make_subclass(arguments);
+  if (runs_programs(symbol))
+    fail<FormatError>(
+        "{}: it asks to call {}, which is no part of a state dict (nothing was run); if you trust the file, load it in "
+        "PyTorch and save a state dict: torch.save(model.state_dict(), FILE)",
+        file_, symbol_name(symbol));
+  return heap_.add({.kind = PickleKind::object, .text = symbol});
 }
+
+std::string PthObjects::class_of(PickleId object) const { return symbol_name(heap_[object].text); }
 
 void PthObjects::build(PickleId object, PickleId state) {
   const PickleKind kind = heap_[object].kind;
@@ -155,6 +177,21 @@ PickleId PthObjects::make_dict(PickleId arguments) {
     for (const PickleId item : value.items) heap_.append(dict, item);
   }
   return dict;
+}
+
+/// Counter() or Counter({…}).
+PickleId PthObjects::make_counter(PickleId arguments) {
+  const std::vector<PickleId>& given = items(arguments, 0, "the arguments of a Counter");
+  return !given.empty() && heap_[given[0]].kind == PickleKind::dict ? given[0] : heap_.add({.kind = PickleKind::dict});
+}
+
+/// A tensor with attributes, or of a class of its own: function, class, arguments, attributes.
+PickleId PthObjects::make_subclass(PickleId arguments) {
+  const std::vector<PickleId>& given = items(arguments, 4, "the arguments of a tensor");
+  const PickleValue& function = heap_[given[0]];
+  if (function.kind != PickleKind::symbol || !function.text.starts_with("torch._utils\n"))
+    refuse("a tensor made by something else than PyTorch");
+  return call(function.text, given[2]);
 }
 
 /// Arguments: storage, offset, sizes, strides, and what does not matter here: requires_grad, hooks,

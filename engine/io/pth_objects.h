@@ -32,9 +32,9 @@ struct PthTensorRecord {
   uint64_t elements = 0;
 };
 
-/// What the pickles of torch.save may call, and nothing else: ordered dicts, tensors and
-/// parameters, over storages that persistent ids name. Anything else is refused with the advice to
-/// save a state dict. Nothing is ever run.
+/// What the pickles of torch.save may call: dicts, tensors and parameters, over storages that
+/// persistent ids name. Any other global makes an object that holds nothing but its name; one by
+/// which a pickle runs programs is refused. Nothing is ever run.
 class PthObjects final : public PickleActions {
  public:
   PthObjects(PickleHeap& heap, std::string file) : heap_(heap), file_(std::move(file)) {}
@@ -47,6 +47,8 @@ class PthObjects final : public PickleActions {
   const std::vector<PthStorage>& storages() const { return storages_; }
   /// Place among the storages of the one with that key; throws FormatError when there is none.
   size_t storage_of(std::string_view key) const;
+  /// "'my.net.Net'" of an object of that class.
+  std::string class_of(PickleId object) const;
   /// The tensor that a value stands for, itself or as a parameter; nullptr for any other value.
   const PthTensorRecord* tensor(PickleId id) const;
   /// Of one element of a storage: what the pickle says of the views of it, the first one where they
@@ -65,6 +67,8 @@ class PthObjects final : public PickleActions {
   std::vector<int64_t> counts(PickleId id, std::string_view what) const;
 
   PickleId make_dict(PickleId arguments);
+  PickleId make_counter(PickleId arguments);
+  PickleId make_subclass(PickleId arguments);
   PickleId make_tensor(std::span<const PickleId> arguments, const PthElement* dtype);
   PickleId make_parameter(PickleId arguments);
   PickleId expect_tensor(PickleId id) const;

@@ -1,5 +1,6 @@
 #include "engine/io/safetensors.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -13,8 +14,23 @@ namespace {
 static_assert(std::endian::native == std::endian::little,
               "the format is little-endian and its bytes are used in place");
 
+/// Files that stand where a model should: what a server or Git put there in its place.
+void refuse_text(const InputFile& file, const std::string& name) {
+  const FileBytes begin = file.read(0, std::min<uint64_t>(file.size(), 512));
+  std::string_view text(reinterpret_cast<const char*>(begin.bytes().data()), begin.bytes().size());
+  text.remove_prefix(std::min(text.find_first_not_of("\xEF\xBB\xBF \t\r\n"), text.size()));
+  if (text.starts_with("version https://git-lfs"))
+    fail<FormatError>("{}: a Git LFS pointer, a text in the model's place; fetch the model with git lfs pull", name);
+  if (text.starts_with('<') && (text.find("html") != text.npos || text.find("HTML") != text.npos))
+    fail<FormatError>("{}: an HTML page, not a model; a download got a page for people: fetch the file itself", name);
+  const auto is_printable = [](char c) { return c == '\t' || c == '\n' || c == '\r' || (c >= ' ' && c != 0x7F); };
+  if (!text.empty() && std::ranges::all_of(text, is_printable))
+    fail<FormatError>("{}: a text, not a model: it begins with {}", name, in_quotes(text.substr(0, 40)));
+}
+
 /// The length and the JSON in front of the data.
 FileBytes read_header(const InputFile& file, const std::string& name) {
+  refuse_text(file, name);
   if (file.size() < safetensors_prefix)
     fail<FormatError>("{}: {} bytes are too few for a safetensors file; fetch or write the file again", name,
                       file.size());

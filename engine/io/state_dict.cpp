@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <deque>
+#include <optional>
 #include <set>
 
 #include "engine/io/pth.h"
@@ -115,8 +116,27 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
   return parameter;
 }
 
-/// PyTorch's counter beside a batch norm: no parameter, and nothing that inference reads.
-bool counts_batches(std::string_view name) { return name.ends_with(".num_batches_tracked"); }
+/// Scalars beside the weights: PyTorch's counter of batches, profilers' counts of operations, the
+/// number of steps that were averaged. No parameters, and nothing that inference reads.
+bool leaves_out(StateDict& dict, const std::string& name, std::span<const int64_t> sizes) {
+  const std::string part = name.substr(name.rfind('.') + 1);
+  for (const char* parameter : {"weight", "bias", "running_mean", "running_var"})
+    if (part == parameter) return false;
+  if (std::ranges::any_of(sizes, [](int64_t size) { return size != 1; })) return false;
+  if (part != "num_batches_tracked") dict.left_out.push_back(name);
+  return true;
+}
+
+/// The name without `key` and its dot in front; nothing where it does not begin so.
+std::optional<std::string> under(const std::string& key, const std::string& name) {
+  if (key.empty()) return name;
+  if (!name.starts_with(key + ".")) return std::nullopt;
+  return name.substr(key.size() + 1);
+}
+
+void expect_found(const StateDict& dict, const std::string& key, const std::string& file) {
+  if (!key.empty() && dict.parameters.empty()) fail<UsageError>("--key {}: {} has nothing under it", key, file);
+}
 
 /// The name that PyTorch has for a type that read_float reads.
 std::string_view torch_name(DType dtype) {
@@ -171,7 +191,7 @@ std::string expect_format(const std::map<std::string, std::string>& metadata, co
   return format;
 }
 
-StateDict load_safetensors(const std::filesystem::path& path) {
+StateDict load_safetensors(const std::filesystem::path& path, const std::string& wanted) {
   const SafetensorsFile file(path);
   StateDict dict;
   dict.metadata = file.metadata();
@@ -193,41 +213,46 @@ StateDict load_safetensors(const std::filesystem::path& path) {
   }
   for (const TensorEntry& entry : file.tensors()) {
     if (consumed.contains(entry.name)) continue;
-    if (counts_batches(entry.name)) {
+    const std::optional<std::string> name = under(wanted, entry.name);
+    if (!name || leaves_out(dict, entry.name, entry.sizes)) {
       dict.header_bytes += static_cast<int64_t>(entry.bytes.size());
       continue;
     }
     Parameter parameter;
-    parameter.name = entry.name;
+    parameter.name = *name;
     parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
     parameter.stored_as = torch_name(entry.dtype);
     parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
     dict.parameters.push_back(std::move(parameter));
   }
   if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
+  expect_found(dict, wanted, path.string());
   return dict;
 }
 
-StateDict load_pth(const std::filesystem::path& path, Checksums checksums) {
-  const PthFile file(path);
+StateDict load_pth(const std::filesystem::path& path, const Reading& reading) {
+  const PthFile file(path, reading.key);
   StateDict dict;
   try {
     file.verify();
   } catch (const FormatError& error) {
-    if (checksums == Checksums::strict) throw;
+    if (reading.checksums == Checksums::strict) throw;
     dict.warnings.emplace_back(error.what());
   }
   dict.file_bytes = dict.header_bytes = file.file_bytes();
   for (const PthTensor& tensor : file.tensors()) {
-    if (counts_batches(tensor.name)) continue;
+    const std::optional<std::string> name = under(file.key_left(), tensor.name);
+    if (!name || leaves_out(dict, tensor.name, tensor.sizes)) continue;
     Parameter parameter;
-    parameter.name = tensor.name;
+    parameter.name = *name;
     parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);
     parameter.stored_as = tensor.element->name;
     parameter.file_bytes = tensor.file_bytes;
     dict.header_bytes -= tensor.file_bytes;
     dict.parameters.push_back(std::move(parameter));
   }
+  dict.notes = file.notes();
+  expect_found(dict, file.key_left(), path.string());
   return dict;
 }
 
@@ -281,8 +306,8 @@ int64_t StateDict::weight_count() const {
 
 bool StateDict::packed() const { return std::ranges::any_of(parameters, &Parameter::packed); }
 
-StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums) {
-  return is_pth(path) ? load_pth(path, checksums) : load_safetensors(path);
+StateDict load_state_dict(const std::filesystem::path& path, const Reading& reading) {
+  return is_pth(path) ? load_pth(path, reading) : load_safetensors(path, reading.key);
 }
 
 void save_state_dict(const std::filesystem::path& path, const StateDict& dict, Compression compression,

@@ -40,6 +40,8 @@ struct StateDict {
   int64_t file_bytes = 0;             ///< the size of the file; 0 when not read from a file
   int64_t header_bytes = 0;           ///< of these, what is no parameter's data
   std::vector<std::string> warnings;  ///< what reading found wrong and let pass, one line each, naming the file
+  std::vector<std::string> left_out;  ///< names of scalars that are no parameters: "total_ops", "n_averaged"
+  std::vector<std::string> notes;     ///< which weights were taken where the file has others, one line each
 
   /// The parameter of this name, or null.
   Parameter* find(std::string_view name);
@@ -60,11 +62,20 @@ inline constexpr const char* class_names_key = "classes";
 /// error.
 enum class Checksums : uint8_t { warn, strict };
 
+/// How to read a file.
+struct Reading {
+  Checksums checksums = Checksums::warn;
+  std::string key;  ///< takes the weights that lie under this name, in a dict or as a prefix; empty: the only ones
+
+  Reading() = default;
+  Reading(Checksums checksums_wanted) : checksums(checksums_wanted) {}  // NOLINT: a Checksums is one
+};
+
 /// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model,
 /// compressed or not, or a state dict that PyTorch saved (PthFile): the content tells, not the
-/// name. Counters of batches (num_batches_tracked) are left out. Every checksum that the file has
+/// name. Counters of batches (num_batches_tracked) and other scalars are left out. Every checksum that the file has
 /// is computed and compared. Throws IoError or FormatError.
-StateDict load_state_dict(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
+StateDict load_state_dict(const std::filesystem::path& path, const Reading& reading = {});
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as
 ///   W.codes U8 [K, stride]   W.scales F32 or F16 [groups]   W.zero_points U8 [groups]

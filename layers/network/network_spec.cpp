@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "engine/core/random.h"
+#include "engine/io/safetensors_header.h"
 
 namespace nibblenet {
 namespace {
@@ -31,10 +32,20 @@ std::vector<std::string> names_of(const NetworkSpec& network, auto&& wanted) {
   return names;
 }
 
+/// "'layer1.0.conv1.weight', 'fc.bias' and 100 more": what a file that does not fit has.
+std::string some_names(const StateDict& parameters) {
+  const size_t count = parameters.parameters.size();
+  if (count == 0) return "none at all";
+  const std::string text =
+      in_quotes(parameters.parameters.front().name) + ", " + in_quotes(parameters.parameters.back().name);
+  return count > 2 ? fmt::format("{} and {} more", text, count - 2) : text;
+}
+
 const Shape& shape_of(const NetworkSpec& network, const StateDict& parameters, const std::string& name) {
   const Parameter* found = parameters.find(name);
   if (found == nullptr)
-    fail<FormatError>("the model has no parameter {}: not the state dict of {}?", name, network.title);
+    fail<FormatError>("the model has no parameter {}: not the state dict of {}? it has {}", name, network.title,
+                      some_names(parameters));
   return found->shape();
 }
 
@@ -117,7 +128,8 @@ const NetworkSpec& network_of(const StateDict& parameters) {
   const auto nearest = std::ranges::min_element(networks(), {}, missing);
   if (missing(*nearest) > 0) refuse_two_towers(parameters);
   if (missing(*nearest) == static_cast<int64_t>(layer_names(*nearest).size()))
-    fail<FormatError>("the model has no layer of a network that this program knows: {}", all_of(&NetworkSpec::title));
+    fail<FormatError>("the model has no layer of a network that this program knows ({}); it has {}",
+                      all_of(&NetworkSpec::title), some_names(parameters));
   return *nearest;
 }
 

@@ -5,8 +5,10 @@
 #include <optional>
 
 #include "engine/io/pth.h"
+#include "engine/io/safetensors_header.h"
 #include "engine/io/training_state.h"
 #include "layers/network/batch_norm.h"
+#include "layers/network/foreign_names.h"
 #include "layers/network/network_spec.h"
 #include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
@@ -37,6 +39,19 @@ bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
   }
 }
 
+/// --key. A process reads its models by one.
+std::string& weights_key() {
+  static std::string key;
+  return key;
+}
+
+bool is_foreign(const std::filesystem::path& path) {
+  if (is_pth(path)) return true;
+  const std::map<std::string, std::string> metadata = safetensors_metadata(path);
+  const auto format = metadata.find("format");
+  return format == metadata.end() || !format->second.starts_with("nibblenet");
+}
+
 }  // namespace
 
 std::filesystem::path find_model(const std::string& given, ModelKind kind) {
@@ -57,11 +72,23 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
   return newest->path();
 }
 
-StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
-  StateDict dict = load_state_dict(path, checksums);
+StateDict read_model(const std::filesystem::path& path, Checksums checksums) {
+  Reading reading = checksums;
+  if (is_foreign(path)) reading.key = weights_key();
+  StateDict dict = load_state_dict(path, reading);
   print_warnings(dict);
+  for (const std::string& note : dict.notes) fmt::print("{}: {}\n", path.string(), note);
+  if (!dict.left_out.empty())
+    fmt::print("{}: leaves out {} scalars that are no parameters: {}{}\n", path.string(), dict.left_out.size(),
+               in_quotes(dict.left_out.front()), dict.left_out.size() > 1 ? " and so on" : "");
+  return dict;
+}
+
+StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
+  StateDict dict = read_model(path, checksums);
   if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
+    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", path.string(), note);
     if (const int folded = fold_batch_norms(dict); folded > 0)
       fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", path.string(), folded);
     layers_of(dict);
@@ -87,6 +114,10 @@ void add_strict_option(CLI::App& app, Checksums& checksums) {
   app.add_flag_callback(
       "--strict", [&checksums] { checksums = Checksums::strict; },
       "Refuse a .pth whose checksums do not fit, instead of a warning");
+  app.add_option("--key", weights_key(),
+                 "Of a file of another program that holds several models, averaged weights beside plain ones for "
+                 "instance: take those under NAME")
+      ->type_name("NAME");
 }
 
 }  // namespace nibblenet::tools

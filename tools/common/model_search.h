@@ -20,6 +20,9 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind);
 /// lists.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
+/// What the file holds, under the file's own names: load_model() without its checks.
+StateDict read_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
+
 /// Opens a model's file, so that its faults are known before other work starts. Throws IoError or
 /// FormatError.
 void check_model_file(const std::filesystem::path& path);
@@ -27,7 +30,8 @@ void check_model_file(const std::filesystem::path& path);
 /// Prints to the standard error the minor faults that reading a model found.
 void print_warnings(const StateDict& dict);
 
-/// Adds --strict, as every tool that reads a MODEL has it.
+/// Adds --strict and --key, as every tool that reads a MODEL has them. load_model() takes the
+/// weights under the key from files that are not of this program's own formats.
 void add_strict_option(CLI::App& app, Checksums& checksums);
 
 /// What a MODEL argument may be, for help texts.
