@@ -218,13 +218,22 @@ class ArchivedEntry final : public FileEntry {
   size_t& room_;
 };
 
+/// Whether it is a link to a folder that it lies in.
+bool leads_back(const std::filesystem::directory_entry& item) {
+  std::error_code error;
+  if (!item.is_symlink(error) || !item.is_directory(error)) return false;
+  const auto target = std::filesystem::canonical(item.path(), error);
+  const auto place = std::filesystem::canonical(item.path().parent_path(), error);
+  return error || std::mismatch(target.begin(), target.end(), place.begin(), place.end()).first == target.end();
+}
+
 void walk_folder(const std::filesystem::path& folder, const std::function<void(FileEntry&)>& visit) {
   namespace fs = std::filesystem;
   try {
     for (fs::recursive_directory_iterator item(folder, fs::directory_options::follow_directory_symlink), end;
          item != end; ++item) {
-      // The depth limit also ends circles of links.
-      if (item.depth() + 1 >= max_walk_depth || item->path().filename().string().front() == '.')
+      // The depth limit also ends circles of links that go through several folders.
+      if (item.depth() + 1 >= max_walk_depth || item->path().filename().string().front() == '.' || leads_back(*item))
         item.disable_recursion_pending();
       std::error_code dangling;
       if (!item->is_regular_file(dangling)) continue;

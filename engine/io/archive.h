@@ -44,8 +44,8 @@ class FileEntry {
 /// truncated or corrupt one.
 void walk_files(const std::filesystem::path& path, const std::function<void(FileEntry&)>& visit);
 
-/// <archive>/<folder>/train/<class>/<file>: one folder more than a data set has.
-inline constexpr int max_walk_depth = 4;
+/// <archive>/<folder>/train/<class>/<folders>/<file>: some folders more than a data set has.
+inline constexpr int max_walk_depth = 8;
 
 /// The whole content of a file on disk. Throws IoError, or FormatError when it has more than `most`
 /// bytes.

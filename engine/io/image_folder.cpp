@@ -22,21 +22,24 @@ constexpr size_t pictures_at_once = 16;  // that a thread takes
 
 bool ImageFolderReader::take(FileEntry& entry) {
   const auto& parts = entry.parts();
-  if (parts.size() != 3 && parts.size() != 4) return false;
-  const std::string& folder = parts[parts.size() - 3];
-  if (folder != "train" && folder != "test") return false;
+  const auto is_split = [&](size_t place) {
+    return parts.size() >= place + 3 && (parts[place] == "train" || parts[place] == "test");
+  };
+  const size_t place = is_split(1) ? 1 : 0;
+  if (!is_split(place)) return false;
+  const std::string& folder = parts[place];
   const PictureKind kind = picture_kind(parts.back());
   if (kind == PictureKind::unreadable)
     fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg and .png",
                       entry.location());
   if (kind == PictureKind::none) return false;
 
-  const std::string root = parts.size() == 4 ? parts[0] : "";
+  const std::string root = place == 1 ? parts[0] : "";
   if (!root_) root_ = root;
   if (*root_ != root)
     fail<FormatError>("{} holds more than one data set: pictures in '{}' and '{}'", path_.string(), *root_ + "/train",
                       root + "/" + folder);
-  const std::string& class_name = parts[parts.size() - 2];
+  const std::string& class_name = parts[place + 1];
   classes_.insert(class_name);
   if (classes_.size() > max_classes)
     fail<FormatError>("{} has more than {} classes, which is not supported", path_.string(), max_classes);
@@ -44,6 +47,7 @@ bool ImageFolderReader::take(FileEntry& entry) {
 
   Picture picture;
   picture.class_name = class_name;
+  for (size_t i = place + 1; i + 1 < parts.size(); ++i) picture.folder += (i > place + 1 ? "/" : "") + parts[i];
   picture.file_name = parts.back();
   picture.location = entry.location();
   picture.on_disk = entry.on_disk();
@@ -69,7 +73,7 @@ void ImageFolderReader::order_and_limit(const std::vector<std::string>& classes,
   const int64_t most = images_per_class(limit, classes.size());
   for (Picture& picture : pictures_)
     picture.label = static_cast<uint8_t>(std::ranges::find(classes, picture.class_name) - classes.begin());
-  const auto key = [](const Picture& picture) { return std::tie(picture.label, picture.file_name); };
+  const auto key = [](const Picture& picture) { return std::tie(picture.label, picture.folder, picture.file_name); };
   std::ranges::sort(pictures_, {}, key);
   const auto twice = std::ranges::adjacent_find(pictures_, {}, key);
   if (twice != pictures_.end()) fail<FormatError>("{} is there twice", twice->location);
@@ -86,18 +90,29 @@ Dataset ImageFolderReader::finish(int64_t limit) {
   order_and_limit(dataset.classes, limit);
 
   std::vector<RgbImage> decoded(pictures_.size());
+  std::vector<std::string> problems(pictures_.size());
   std::atomic<size_t> total = 0;
   const unsigned threads = std::min(default_threads(), max_threads);
   parallel_for(pictures_.size(), threads, pictures_at_once, [&](size_t i) {
     Picture& picture = pictures_[i];
     if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);
-    decoded[i] = decode_image(picture.file, picture.location);
+    try {
+      decoded[i] = decode_image(picture.file, picture.location);
+    } catch (const FormatError& error) {
+      problems[i] = error.what();
+    }
     picture.file = {};
     const size_t so_far = total += decoded[i].pixels.size();
     if (so_far > max_total_bytes)
       fail<FormatError>("{} has more than {} bytes of pixels in one split; use a limit", path_.string(),
                         max_total_bytes);
   });
+
+  const auto broken = std::ranges::find_if_not(problems, &std::string::empty);
+  if (const auto count = std::ranges::count_if(problems, [](const std::string& each) { return !each.empty(); });
+      count > 1)
+    fail<FormatError>("{}; {} of {} pictures cannot be read", *broken, count, problems.size());
+  if (broken != problems.end()) throw FormatError(*broken);
 
   dataset.images.reserve(decoded.size());
   dataset.labels.reserve(decoded.size());

@@ -12,8 +12,8 @@
 
 namespace nibblenet {
 
-/// Gathers the pictures of train/<class>/ and test/<class>/ from a walk, one folder further down at
-/// most.
+/// Gathers the pictures of train/<class>/ and test/<class>/ from a walk, those of folders inside a
+/// class too; train/ and test/ lie one folder further down at most.
 class ImageFolderReader {
  public:
   ImageFolderReader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
@@ -24,12 +24,13 @@ class ImageFolderReader {
   /// Whether any picture of either split came by.
   bool found() const { return !classes_.empty(); }
   /// Decodes the pictures, on several threads, in label order, then by file name. Call once, at the
-  /// end. Throws FormatError (naming the first picture that is broken), UsageError.
+  /// end. Throws FormatError (naming the first picture that is broken, and how many are), UsageError.
   Dataset finish(int64_t limit);
 
  private:
   struct Picture {
     std::string class_name;
+    std::string folder;  ///< "class/a/b": pictures are in the order of this, then of the file's name
     std::string file_name;
     std::string location;
     std::filesystem::path on_disk;  // empty: `file` holds the bytes

@@ -183,6 +183,27 @@ TEST(ImageFolder, NamesTheFirstBrokenPictureWhateverTheTiming) {
   for (int i = 0; i < 200; ++i)
     write_bytes(folder.path() / fmt::format("train/a/{:03}.png", i), i % 50 == 33 ? Bytes{1, 2, 3} : colour(1));
   for (int run = 0; run < 10; ++run) EXPECT_THAT(refusal(folder.path()), HasSubstr("train/a/033.png"));
+  EXPECT_THAT(refusal(folder.path()), HasSubstr("4 of 200 pictures cannot be read"));
+}
+
+/// torchvision's ImageFolder sorts folders by their whole path, then the files of each.
+TEST(ImageFolder, ReadsTheFoldersInsideAClass) {
+  const TemporaryFolder folder;
+  for (const char* root : {"", "photos/"}) {
+    std::vector<FileToPack> files;
+    uint8_t byte = 0;
+    for (const char* name : {"cat/z.png", "cat/a b/y.png", "cat/a/b/x.png", "cat/a/w.png", "dog/deep/1/2/v.png"})
+      files.push_back({root + std::string("train/") + name, colour(++byte)});
+    const auto plain = folder.path() / fmt::format("plain{}", root);
+    for (const auto& file : files) write_bytes(plain / file.name, file.content);
+    std::filesystem::create_directory_symlink(plain / root, plain / root / "train/cat/a/back");
+    write_tar(folder.path() / "x.tar", files);
+    for (const auto& path : {plain, folder.path() / "x.tar"}) {
+      const Dataset dataset = load_dataset(path, Split::train);
+      EXPECT_THAT(dataset.labels, ElementsAre(3, 3, 3, 3, 5)) << path;
+      EXPECT_THAT(first_bytes(dataset), ElementsAre(1, 4, 2, 3, 5)) << path;
+    }
+  }
 }
 
 TEST(ImageFolder, RefusesWhatItCannotTell) {
