@@ -2,6 +2,7 @@
 
 #include <csignal>
 
+#include "engine/io/dataset.h"
 #include "tests/tools/run.h"
 #include "tools/common/command_line.h"
 
