@@ -1,7 +1,10 @@
 #include "tools/common/progress.h"
 
 #include <fmt/core.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 #include "tools/common/command_line.h"
 #include "tools/common/standard_streams.h"
@@ -9,13 +12,34 @@
 namespace nibblenet::tools {
 namespace {
 
-std::string time_left(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
+/// Characters in a line of the terminal behind the standard error; 0 where that is not known.
+size_t terminal_width() {
+  winsize size = {};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+}  // namespace
+
+std::string duration_text(double seconds) {
+  const auto whole = static_cast<int64_t>(std::min(seconds, 1e9) + 0.5);
   return whole >= 3600 ? fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60)
                        : fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
-}  // namespace
+std::string progress_line(const std::string& label, const std::string& unit, int64_t done, int64_t total, double rate,
+                          const std::string& note, size_t width) {
+  std::string line = fmt::format("{}: {}/{} {} ({:.0f} %)", label, done, total, unit,
+                                 total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0);
+  if (rate > 0) line += fmt::format(", {:.1f} {}/s", rate, unit);
+  if (rate > 0 && done < total)
+    line += fmt::format(", {} left", duration_text(static_cast<double>(total - done) / rate));
+  if (!note.empty()) line += ", " + note;
+  if (width > 0 && line.size() > width) {
+    while (width > 0 && (line[width] & 0xC0) == 0x80) --width;  // no half of a character
+    line.resize(width);
+  }
+  return line;
+}
 
 Progress::Progress(std::string label, std::string unit)
     : label_(std::move(label)),
@@ -34,11 +58,10 @@ void Progress::update(int64_t done, int64_t total, const std::string& note) {
   last_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const double rate = static_cast<double>(done - first_done_) / seconds;
-  const std::string left = rate > 0 ? time_left(static_cast<double>(total - done) / rate) : "?";
-  write_progress(fmt::format("{}{}: {}/{} {} ({:.0f} %), {:.1f} {}/s, {} left{}{}", terminal_ ? "\r\033[K" : "", label_,
-                             done, total, unit_,
-                             total > 0 ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0.0, rate,
-                             unit_, left, note.empty() ? "" : ", " + note, terminal_ ? "" : "\n"));
+  // The last column stays free: a full line would wrap.
+  const size_t columns = terminal_ ? terminal_width() : 0;
+  const std::string line = progress_line(label_, unit_, done, total, rate, note, columns > 1 ? columns - 1 : 0);
+  write_progress(terminal_ ? "\r\033[K" + line : line + "\n");
   drawn_ = true;
 }
 

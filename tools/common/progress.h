@@ -6,6 +6,14 @@
 
 namespace nibblenet::tools {
 
+/// "1:02:03" or "2:03".
+std::string duration_text(double seconds);
+
+/// "label: 3/10 units (30 %), 1.5 units/s, 0:05 left, note", cut to `width` characters; 0: not cut.
+/// Without a rate there is no time left.
+std::string progress_line(const std::string& label, const std::string& unit, int64_t done, int64_t total, double rate,
+                          const std::string& note, size_t width);
+
 /// One line on the standard error that shows how far long work has come: done, total, rate and time
 /// left. Redrawn in place on a terminal, printed every ten seconds elsewhere.
 class Progress {
