@@ -13,6 +13,7 @@
 
 #include "engine/core/progress.h"
 #include "tools/common/aliases.h"
+#include "tools/common/numbers.h"
 #include "tools/common/standard_streams.h"
 
 namespace nibblenet::tools {
@@ -59,6 +60,7 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     std::vector<std::string> arguments(argv + 1, argv + argc);
     take_old_names(app, arguments);
     std::ranges::reverse(arguments);  // as CLI11 takes them
+    check_numbers(app);
     app.parse(std::move(arguments));
     const CLI::Option* json = app.get_option_no_throw("--json");
     if (json != nullptr && json->count() > 0 && json->as<std::string>() == "-") keep_standard_output_for_json();
