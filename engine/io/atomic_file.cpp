@@ -2,43 +2,104 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 
 #include "engine/core/error.h"
 
 namespace nibblenet {
 namespace {
 
-/// Where the file really goes. Renaming over /dev/null would succeed for root, and cost the machine
-/// its /dev/null.
-std::filesystem::path resolve(const std::filesystem::path& path) {
+namespace fs = std::filesystem;
+
+fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
+
+/// Where the file really goes; nothing where there is a pipe or a device to write to. Renaming over
+/// /dev/null would succeed for root, and cost the machine its /dev/null.
+std::optional<fs::path> resolve(const fs::path& path) {
   std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (std::filesystem::is_directory(status)) fail_io("write", path, EISDIR);
-  if (!std::filesystem::exists(status)) return path;
-  if (!std::filesystem::is_regular_file(status))
-    fail<IoError>("cannot write {}: it is no ordinary file; choose another name", path.string());
-  return std::filesystem::canonical(path);
+  const fs::file_status status = fs::status(path, error);
+  if (fs::is_directory(status)) fail_io("write", path, EISDIR);
+  if (!fs::exists(status)) return path;
+  const std::string text = path.string();
+  if (fs::is_fifo(status) || fs::is_character_file(status) || text.starts_with("/dev/fd/") || text == "/dev/stdout")
+    return std::nullopt;
+  if (!fs::is_regular_file(status)) fail<IoError>("cannot write {}: it is no ordinary file; choose another name", text);
+  return fs::canonical(path);
+}
+
+bool is_linked(const FileDescriptor& file) {
+  struct stat status = {};
+  return fstat(file.get(), &status) == 0 && status.st_nlink > 0;
+}
+
+/// Opens a temporary file and locks it while it is open, so that remove_left_over() can tell it
+/// from those of killed processes. Not open, with errno set, where that fails: EWOULDBLOCK where
+/// another one has the lock.
+FileDescriptor open_locked(const fs::path& path, int flags) {
+  for (;;) {
+    FileDescriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666));
+    if (!file.is_open()) return file;
+    if (flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      file.close();
+      errno = EWOULDBLOCK;
+      return {};
+    }                                  // some file systems know no locks, and keep what is left over
+    if (is_linked(file)) return file;  // else another process took it for left over before it was locked
+  }
+}
+
+/// Removes temporary files that no process has open any more.
+void remove_left_over(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(".nibblenet-") || !name.ends_with(".tmp")) continue;
+    const FileDescriptor file(open(entry.path().c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (file.is_open() && flock(file.get(), LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());
+  }
+}
+
+/// For writing; a pipe needs a reader already.
+FileDescriptor open_directly(const fs::path& path) {
+  FileDescriptor file(open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC | O_NONBLOCK));
+  if (file.is_open()) fcntl(file.get(), F_SETFL, O_APPEND);  // wait for slow readers
+  return file;
+}
+
+/// Two names of one file have one claim.
+fs::path claim_path(const fs::path& target) {
+  const fs::path file = resolve(target).value_or(target);
+  return folder_of(file) / fmt::format(".nibblenet-{:016x}.tmp", std::hash<std::string>()(file.filename().string()));
 }
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::filesystem::path& target) : target_(resolve(target)) {
-  // The name is new even with several threads, processes, or machines that share the folder: O_EXCL
-  // decides.
-  static std::atomic<unsigned> counter{0};
-  do {
-    temporary_ = folder() / fmt::format(".nibblenet-{}-{}.tmp", getpid(), counter++);
-    file_ = FileDescriptor(open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  } while (!file_.is_open() && errno == EEXIST);
+AtomicFile::AtomicFile(const fs::path& target) : target_(target) {
+  const std::optional<fs::path> resolved = resolve(target);
+  if (!resolved) {
+    file_ = open_directly(target);
+  } else {
+    target_ = *resolved;
+    const fs::path folder = folder_of(target_);
+    remove_left_over(folder);
+    // The name is new even with several threads, processes, or machines that share the folder:
+    // O_EXCL decides.
+    static std::atomic<unsigned> counter{0};
+    do {
+      temporary_ = folder / fmt::format(".nibblenet-{}-{}.tmp", getpid(), counter++);
+      file_ = open_locked(temporary_, O_EXCL);
+    } while (!file_.is_open() && (errno == EEXIST || errno == EWOULDBLOCK));
+  }
   if (!file_.is_open()) fail_io("write", target_);
 }
 
 AtomicFile::~AtomicFile() {
-  if (!committed_) unlink(temporary_.c_str());
+  if (file_.is_open() && !temporary_.empty()) unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(std::span<const uint8_t> bytes) {
@@ -51,14 +112,39 @@ void AtomicFile::write(std::span<const uint8_t> bytes) {
 }
 
 void AtomicFile::commit() {
-  if (fsync(file_.get()) != 0 || !file_.close()) fail_io("write", target_);
+  if (temporary_.empty()) {
+    if (!file_.close()) fail_io("write", target_);
+    return;
+  }
+  if (fsync(file_.get()) != 0) fail_io("write", target_);
   if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_io("replace", target_);
-  committed_ = true;
+  temporary_.clear();
+  if (!file_.close()) fail_io("write", target_);  // locked until it has its name
   // The new name is on the disk only once its folder is. Some file systems cannot flush a folder:
   // no reason to fail.
-  const FileDescriptor directory(open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const FileDescriptor directory(open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.is_open() && fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io("flush the folder of", target_);
+}
+
+FileClaim::FileClaim(const fs::path& target) : path_(claim_path(target)), file_(open_locked(path_, 0)) {
+  if (file_.is_open()) return;
+  if (errno == EWOULDBLOCK)
+    fail<IoError>("cannot write {}: another run is about to; wait for its end, or choose another name",
+                  target.string());
+  fail_io("write", target);
+}
+
+std::optional<FileClaim> FileClaim::try_claim(const fs::path& target) {
+  fs::path path = claim_path(target);
+  FileDescriptor file = open_locked(path, 0);
+  if (file.is_open()) return FileClaim(std::move(path), std::move(file));
+  if (errno != EWOULDBLOCK) fail_io("write", target);
+  return std::nullopt;
+}
+
+FileClaim::~FileClaim() {
+  if (file_.is_open()) unlink(path_.c_str());
 }
 
 }  // namespace nibblenet

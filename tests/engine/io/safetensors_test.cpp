@@ -561,7 +561,7 @@ TEST_F(SafetensorsTest, WritingSaysWhatIsWrongWithThePath) {
   };
   EXPECT_THAT(write(path("no/such/folder.safetensors")), AllOf(HasSubstr("no/such/folder"), HasSubstr("No such file")));
   EXPECT_THAT(write(folder_.path()), HasSubstr("folder"));
-  EXPECT_THAT(write("/dev/full"), HasSubstr("no ordinary file"));
+  EXPECT_THAT(write("/dev/full"), HasSubstr("No space left"));
   EXPECT_THAT(write(path(std::string(300, 'n'))), HasSubstr("too long"));
   EXPECT_TRUE(names_in(folder_.path()).empty());
 }
