@@ -10,6 +10,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/common/simulation.h"
@@ -237,6 +238,7 @@ std::string simulation_names() {
 void eval(const Options& options) {
   const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
+  const auto claim = claim_output("--logits", options.logits, OutputKind::logits, {model, options.compare});
   check_model_file(model);  // a missing or broken file is reported before the images are read
   if (!options.compare.empty()) check_model_file(options.compare);
   DataSource data = find_data(options.data);

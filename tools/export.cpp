@@ -2,6 +2,7 @@
 
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
 
 namespace {
 
@@ -15,6 +16,7 @@ std::filesystem::path default_output(const std::filesystem::path& model, const s
 
 void export_model(const std::string& model, const std::string& format, const std::filesystem::path& output,
                   Checksums checksums) {
+  const auto claim = claim_output("-o", output, OutputKind::exported, {model});
   const StateDict dict = dequantized(load_model(model, checksums));
   if (format == "pth") {
     save_pth(output, dict);
@@ -39,6 +41,7 @@ int main(int argc, char** argv) {
   app.add_option("-o,--output", output, "File to write; default: the name of FILE with _float32, beside FILE")
       ->type_name("FILE");
   add_strict_option(app, checksums);
+  add_force_option(app);
   return run_tool(app, argc, argv, [&] {
     export_model(model, format, output.empty() ? default_output(model, format) : std::filesystem::path(output),
                  checksums);

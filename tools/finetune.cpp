@@ -11,6 +11,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
 #include "tools/common/pretrained.h"
 #include "tools/common/report.h"
 #include "tools/training/quantized_training.h"
@@ -37,6 +38,7 @@ struct Options {
   std::string json;
   std::string teacher;
   double teacher_weight = 1;
+  double checkpoint_seconds = 120;
   bool fetch = false;
   bool other_images = false;  ///< resumes on images that are not the checkpoint's
   Checksums checksums = Checksums::warn;
@@ -63,23 +65,33 @@ InitialModel find_initial_model(const Options& options) {
   return {options.init, false};
 }
 
-/// The name that the original notebooks give. Packed models' names say that training was packed.
-std::filesystem::path default_output(const NetworkSpec& network, bool packed) {
-  const std::time_t now = std::time(nullptr);
-  return project_root() / "weights" /
-         fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_{}{}.safetensors", fmt::localtime(now), network.name,
-                     packed ? "_qat" : "");
-}
-
 std::filesystem::path checkpoint_of(const std::filesystem::path& output) {
   return output.parent_path() / (output.stem().string() + ".checkpoint.safetensors");
 }
 
+/// The name the original notebooks give; packed models say that they are trained as such. Claimed:
+/// where another run of this second has it, a number is added.
+std::filesystem::path default_output(const NetworkSpec& network, bool packed, std::optional<FileClaim>& claim) {
+  const std::filesystem::path folder = project_root() / "weights";
+  std::filesystem::create_directories(folder);
+  const std::string name = fmt::format("model_{:%Y%m%d_%H%M%S}_final_frozen_{}{}", fmt::localtime(std::time(nullptr)),
+                                       network.name, packed ? "_qat" : "");
+  for (int number = 1;; ++number) {
+    const std::filesystem::path output =
+        folder / fmt::format("{}{}.safetensors", name, number == 1 ? "" : fmt::format("_{}", number));
+    std::optional<FileClaim> own = FileClaim::try_claim(output);
+    if (!own || std::filesystem::exists(output) || std::filesystem::exists(checkpoint_of(output))) continue;
+    claim.emplace(std::move(*own));
+    return output;
+  }
+}
+
 /// x.checkpoint.safetensors continues into x.safetensors.
-std::filesystem::path output_of(const std::filesystem::path& checkpoint, const NetworkSpec& network, bool packed) {
+std::filesystem::path output_of(const std::filesystem::path& checkpoint, const NetworkSpec& network, bool packed,
+                                std::optional<FileClaim>& claim) {
   const std::string stem = checkpoint.stem().string();
   constexpr std::string_view suffix = ".checkpoint";
-  if (!stem.ends_with(suffix)) return default_output(network, packed);
+  if (!stem.ends_with(suffix)) return default_output(network, packed, claim);
   return checkpoint.parent_path() / (stem.substr(0, stem.size() - suffix.size()) + ".safetensors");
 }
 
@@ -221,6 +233,7 @@ std::string resume_command(const Options& options, const TrainingSource& source,
   if (options.device.device != "auto") command += " --device " + options.device.device;
   if (source.device == "cpu") command += fmt::format(" --threads {}", source.threads);
   if (options.other_images) command += " --other-images";
+  if (options.checkpoint_seconds != 120) command += fmt::format(" --checkpoint-every {}", options.checkpoint_seconds);
   if (!options.output.empty()) command += " --out " + shell_quoted(options.output);
   if (!options.json.empty()) command += " --json " + shell_quoted(options.json);
   return command;
@@ -266,17 +279,22 @@ void finetune(Options& options, Given given) {
   if (checkpoint) trainer.restore(*checkpoint);
   trainer.note_source(source);
 
+  std::optional<FileClaim> claim;
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
-                                       : checkpoint            ? output_of(options.resume, network.spec(), packed)
-                                                               : default_output(network.spec(), packed);
+                                       : checkpoint ? output_of(options.resume, network.spec(), packed, claim)
+                                                    : default_output(network.spec(), packed, claim);
   prepare_output(output);
+  const auto given_claim = claim ? std::nullopt
+                                 : claim_output("--out", output, OutputKind::model,
+                                                {initial.file, options.resume, options.training.distillation.teacher});
+  expect_replaceable(checkpoint_of(output), options.resume);
   fmt::print("{}: {} training and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),
              options.training.freeze_features ? "frozen" : "trained", backend->description(),
              teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
   const std::filesystem::path saved = checkpoint_of(output);
-  train(trainer, options.training, saved, resume_command(options, source, saved));
+  train(trainer, options.training, saved, options.checkpoint_seconds, resume_command(options, source, saved));
 
   StateDict result = trainer.model();
   result.metadata[image_size_key] = std::to_string(options.training.image_size);
@@ -315,6 +333,7 @@ void finetune(Options& options, Given given) {
                             {"skipped_steps", scale.skipped},
                             {"sparsity", sparsity},
                             {"peak_bytes", backend->meter().peak_total()}});
+  trainer.save_checkpoint(checkpoint_of(output));  // last: it takes more room than the model
 }
 
 /// Flags that a checkpoint has already settled.
@@ -428,6 +447,10 @@ int main(int argc, char** argv) {
                  "Part of the loss that is the distance from --distill's predictions; the labels have the rest")
       ->capture_default_str();
   options.device.add_to(app);
+  app.add_option("--checkpoint-every", options.checkpoint_seconds, "Write a checkpoint so often while training")
+      ->check(CLI::Range(0.0, 1e9))
+      ->type_name("SECONDS")
+      ->capture_default_str();
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
   app.add_flag("--other-images", options.other_images,

@@ -8,6 +8,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/training/packing.h"
@@ -101,6 +102,7 @@ void repack(const Options& options, const std::filesystem::path& input, const St
       !options.output.empty() ? std::filesystem::path(options.output)
                               : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
                                                                   options.compress ? "compressed" : "uncompressed");
+  const auto claim = claim_output("-o", output, OutputKind::model, {input});
   save(output, dict, options);
   show_result(options, input, output, watch.seconds(), backend);
 }
@@ -166,6 +168,7 @@ void pack(const Options& options) {
 
   flags.expect_fit(dict);  // before the long work
   if (options.dry_run) return show_estimate(options, input, dict, schemes);
+  const auto claim = claim_output("-o", output, OutputKind::model, {input});
 
   const Stopwatch watch;
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);

@@ -5,6 +5,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/training/calibration_options.h"
@@ -62,6 +63,7 @@ void prune(const Options& options) {
   if (!options.calibration.calibrated())
     throw UsageError("which channels matter is measured: give --calibrate DATA or --calibration FILE");
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
+  const auto claim = claim_output("-o", options.output, OutputKind::exported, {input});
   StateDict model = load_model(input, options.checksums);
   if (model.packed())
     fail<UsageError>("{} is packed: prune the float model it came from, or tools/export it first", input.string());

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "engine/io/safetensors.h"
 #include "engine/io/training_state.h"
 #include "training/trainer.h"
 
@@ -102,7 +103,7 @@ void validate(const TrainingOptions& options) {
   expect(options.momentum >= 0 && options.momentum < 1, "--momentum must lie in [0, 1)");
   expect(options.weight_decay >= 0 && options.weight_decay < 1e6, "--weight-decay must be 0 or more");
   expect(options.dropout >= 0 && options.dropout < 1, "--dropout must lie in [0, 1)");
-  expect(options.image_size >= 1, "--image-size must be positive");
+  expect(options.image_size >= 1 && options.image_size <= 4096, "--image-size must lie in 1…4096");
   expect_fraction(options.pruning.fraction, "--prune");
   for (const auto& [layer, fraction] : options.pruning.layers) expect_fraction(fraction, "--prune-layer " + layer);
   expect(options.pruning.until >= 0 && options.pruning.until <= 1, "--prune-until must lie in [0, 1]");
@@ -163,6 +164,15 @@ void Trainer::restore(const Checkpoint& checkpoint) {
     fail<FormatError>("the checkpoint's loss scale makes no sense");
   parameters_.restore(checkpoint.masters, checkpoint.momenta);
   position_ = position;
+}
+
+bool is_of_finished_run(const std::filesystem::path& path) {
+  const auto metadata = safetensors_metadata(path);
+  const auto options = metadata.find(options_key), position = metadata.find(training_position_key);
+  if (options == metadata.end() || position == metadata.end())
+    fail<FormatError>("{} is not a checkpoint of a training run", path.string());
+  return from_json<TrainingPosition>(position->second, "the checkpoint's position").epoch >=
+         training_options_from_json(options->second).epochs;
 }
 
 Checkpoint load_checkpoint(const std::filesystem::path& path) {

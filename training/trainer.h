@@ -95,6 +95,8 @@ struct Checkpoint {
 };
 /// Throws FormatError when the file is no checkpoint.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
+/// Whether the run of a checkpoint has done all its epochs; reads no tensor. Throws FormatError.
+bool is_of_finished_run(const std::filesystem::path& path);
 
 /// Fine-tunes a network by SGD. Frozen features without augmentation are computed once and kept.
 class Trainer {

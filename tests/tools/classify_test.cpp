@@ -70,6 +70,7 @@ TEST_F(ClassifyTest, AgreesWithEval) {
 TEST_F(ClassifyTest, OneIsABlockAndManyAreATable) {
   write_picture("a.png", 40, 50, 1);
   write_bytes(at("b.jpg"), grey_jpeg());
+  EXPECT_EQ(run("classify a.png --model small.safetensors", "/dev/full").code, 1) << "a full disk";
   const Outcome one = succeed("classify a.png --model small.safetensors --top 2");
   EXPECT_NE(one.out.find("a.png (40 x 50 pixels)\n"), std::string::npos) << one;
   EXPECT_EQ(std::ranges::count(one.out, '%'), 2) << one;

@@ -8,12 +8,14 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
+#include <optional>
 #include <sstream>
 
 #include "engine/core/progress.h"
+#include "engine/io/safetensors.h"
 #include "tools/common/aliases.h"
 #include "tools/common/numbers.h"
+#include "tools/common/outputs.h"
 #include "tools/common/standard_streams.h"
 
 namespace nibblenet::tools {
@@ -63,7 +65,9 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     check_numbers(app);
     app.parse(std::move(arguments));
     const CLI::Option* json = app.get_option_no_throw("--json");
-    if (json != nullptr && json->count() > 0 && json->as<std::string>() == "-") keep_standard_output_for_json();
+    const std::string json_path = json != nullptr && json->count() > 0 ? json->as<std::string>() : "";
+    if (json_path == "-") keep_standard_output_for_json();
+    const std::optional<FileClaim> claim = claim_output("--json", json_path == "-" ? "" : json_path, OutputKind::json);
     body();
     return finish();
   } catch (const CLI::ParseError& error) {
@@ -96,7 +100,9 @@ void DeviceOptions::add_to(CLI::App& app) {
          "weights, to compare with)")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "cudnn"}))
       ->capture_default_str();
-  app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024))->capture_default_str();
+  app.add_option("--threads", threads, "CPU threads; 0: OMP_NUM_THREADS, else the cores that the process may use")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
 }
 
 void DeviceOptions::add_precision_to(CLI::App& app) {
@@ -128,6 +134,7 @@ std::string shell_quoted(const std::string& word) {
 
 void add_json_option(CLI::App& app, std::string& path) {
   app.add_option("--json", path, "Write the results as JSON to FILE ('-': standard output)")->type_name("FILE");
+  add_force_option(app);
 }
 
 void write_json(const std::string& path, nlohmann::json document) {
@@ -140,10 +147,9 @@ void write_json(const std::string& path, nlohmann::json document) {
       throw IoError("cannot write to the standard output");
     return;
   }
-  std::ofstream file(path);
-  file << text << '\n';
-  file.close();
-  if (!file) fail<IoError>("cannot write {}: is the folder there and writable, the disk not full?", path);
+  AtomicFile file(path);
+  file.write(bytes_of(std::span<const char>(text + '\n')));
+  file.commit();
 }
 
 std::filesystem::path project_root() {

@@ -39,7 +39,7 @@ struct DeviceOptions {
 std::string shell_quoted(const std::string& word);
 
 /// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the
-/// standard error).
+/// standard error), which run_tool() claims, and --force.
 void add_json_option(CLI::App& app, std::string& path);
 /// Writes the document when a path was given. Throws IoError.
 void write_json(const std::string& path, nlohmann::json document);

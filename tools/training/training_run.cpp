@@ -2,22 +2,31 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 
 #include "tools/common/command_line.h"
+#include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 
 namespace nibblenet::tools {
 
-void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint,
+void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
            const std::string& resume_command) {
   using Clock = std::chrono::steady_clock;
   std::optional<Progress> progress;
-  auto last_saved = Clock::now();
+  const auto start = Clock::now();
+  auto last_saved = start;
+  const int64_t first_step = trainer.position().step;
   const auto save_when_due = [&] {
-    if (Clock::now() - last_saved < std::chrono::minutes(2)) return;
-    trainer.save_checkpoint(checkpoint);
+    if (std::chrono::duration<double>(Clock::now() - last_saved).count() < seconds) return;
+    try {
+      trainer.save_checkpoint(checkpoint);
+    } catch (const IoError& error) {
+      progress->finish();
+      fmt::print(stderr, "no checkpoint, training goes on: {}\n", error.what());
+    }
     last_saved = Clock::now();
   };
   Trainer::Callbacks callbacks;
@@ -29,9 +38,14 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   callbacks.on_step = [&](const TrainingPosition& position, int64_t batches, double images_per_second) {
     if (position.batch == 1 || !progress)
       progress.emplace(fmt::format("epoch {}/{}", position.epoch + 1, options.epochs), "batches");
+    const double each = std::chrono::duration<double>(Clock::now() - start).count() /
+                        static_cast<double>(std::max<int64_t>(1, position.step - first_step));
+    const double steps_left =
+        static_cast<double>(options.epochs) * static_cast<double>(batches) - static_cast<double>(position.step);
     progress->update(position.batch, batches,
-                     fmt::format("loss {:.4f}, {:.1f} images/s",
-                                 position.loss_sum / static_cast<double>(position.images), images_per_second));
+                     fmt::format("loss {:.4f}, {:.1f} images/s, all epochs {} left",
+                                 position.loss_sum / static_cast<double>(position.images), images_per_second,
+                                 duration_text(each * steps_left)));
     save_when_due();
     return interrupted();
   };
@@ -45,13 +59,28 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
         options.pruning.enabled ? fmt::format(", {:.2f} % zeros", 100 * report.sparsity) : "");
     std::fflush(stdout);
   };
-  const int64_t first_step = trainer.position().step;
   const bool complete = !interrupted() && trainer.run(callbacks);
   progress.reset();
-  if (!complete && trainer.position().step == first_step)
-    throw Stopped("stopped before the first step; nothing was written");
+  if (complete) return;
+  if (trainer.position().step == first_step) throw Stopped("stopped before the first step; nothing was written");
   trainer.save_checkpoint(checkpoint);
-  if (!complete) throw Stopped("stopped; continue with: " + resume_command);
+  throw Stopped("stopped; continue with: " + resume_command);
+}
+
+void expect_replaceable(const std::filesystem::path& checkpoint, const std::filesystem::path& resumed) {
+  std::error_code error;
+  if (overwriting_forced() || !std::filesystem::exists(checkpoint, error)) return;
+  if (!resumed.empty() && std::filesystem::equivalent(checkpoint, resumed, error)) return;
+  try {
+    if (is_of_finished_run(checkpoint)) return;
+  } catch (const Error& unreadable) {
+    fail<UsageError>("{} would be replaced and is no checkpoint ({}); choose another --out, or add --force",
+                     checkpoint.string(), unreadable.what());
+  }
+  fail<UsageError>(
+      "{0} is that of a run that was stopped: go on with tools/finetune --resume {0}, choose another "
+      "--out, or add --force to begin anew",
+      checkpoint.string());
 }
 
 nlohmann::json history_json(const std::vector<EpochReport>& history) {

@@ -8,10 +8,15 @@
 
 namespace nibblenet::tools {
 
-/// Runs the training with a progress line, a checkpoint every two minutes, and one at the end or on
-/// Ctrl-C, which throws Stopped with the command that goes on.
-void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint,
+/// Runs the training with a progress line and a checkpoint every `seconds`; one that cannot be
+/// written is reported, and training goes on. A request to stop saves one, too, and throws Stopped
+/// with the command that goes on. At the end the caller saves.
+void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
            const std::string& resume_command);
+
+/// Throws UsageError where `checkpoint` exists and is not that of a run that is done: it would be
+/// lost. The run that was resumed from it may write it.
+void expect_replaceable(const std::filesystem::path& checkpoint, const std::filesystem::path& resumed);
 
 /// The epochs, for --json.
 nlohmann::json history_json(const std::vector<EpochReport>& history);
