@@ -84,6 +84,15 @@ Options as_usual(Options options) {
   return options;
 }
 
+/// NaN is the likeliest class of no image, and differs from nothing: what it leads to is no result.
+void expect_numbers(const Result& result) {
+  const auto logits = result.evaluation.logits.view().span();
+  const auto lost = std::ranges::count_if(logits, [](float logit) { return !std::isfinite(logit); });
+  if (lost > 0)
+    fail<FormatError>("{}: {} of {} logits are NaN or infinite; tools/inspect shows which weights are", result.model,
+                      lost, logits.size());
+}
+
 /// The data set's labels become the model's.
 Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const Options& options, bool data_asked_for,
                       const std::optional<SimulatedScheme>& scheme = std::nullopt) {
@@ -116,6 +125,7 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
                 .routes = layer_routes(network, {options.batch, image_size, image_size, 3}),
                 .folded = network.folded(),
                 .data = data_set_json(dataset, match)};
+  if (!scheme) expect_numbers(result);  // the notebooks' defects may well overflow
   return result;
 }
 
@@ -187,6 +197,8 @@ std::optional<double> largest_difference(const Result& one, const Result& other)
 
 /// The same images through both models: which of them only one model gets right.
 nlohmann::json compare(const Result& result, const Result& other) {
+  expect_numbers(result);
+  expect_numbers(other);
   const auto [only_this, only_other] = discordant(result.evaluation, other.evaluation);
   const double p = mcnemar_p(only_this, only_other);
   const double points = 100 * (result.evaluation.accuracy() - other.evaluation.accuracy());

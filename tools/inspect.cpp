@@ -22,9 +22,22 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
+/// Extremes of some values, NaN as soon as one of them is; and how many are no numbers.
 struct ValueRange {
   float low = std::numeric_limits<float>::infinity();
   float high = -std::numeric_limits<float>::infinity();
+  int64_t values = 0;
+  int64_t nan = 0;
+  int64_t infinite = 0;
+
+  void add(const ValueRange& other) {
+    const bool lost = std::isnan(low) || std::isnan(other.low);
+    low = lost ? NAN : std::min(low, other.low);
+    high = lost ? NAN : std::max(high, other.high);
+    values += other.values;
+    nan += other.nan;
+    infinite += other.infinite;
+  }
 };
 
 ValueRange range_of(const Parameter& parameter) {
@@ -38,11 +51,17 @@ ValueRange range_of(const Parameter& parameter) {
     values = parameter.values().view();
   }
   ValueRange range;
-  for (const float value : values) {
-    range.low = std::min(range.low, value);
-    range.high = std::max(range.high, value);
-  }
+  for (const float value : values)
+    range.add({.low = value, .high = value, .values = 1, .nan = std::isnan(value), .infinite = std::isinf(value)});
   return range;
+}
+
+/// Null in JSON, which has no NaN and no infinity, where there is no such number.
+void add_range(nlohmann::json& json, const ValueRange& range) {
+  json["min"] = range.low;
+  json["max"] = range.high;
+  json["nan"] = range.nan;
+  json["infinite"] = range.infinite;
 }
 
 /// How many weights have which decimal exponent: entry e counts codes whose value lies in
@@ -67,11 +86,17 @@ std::vector<int64_t> exponents_of_codes(const PackedTensor& packed) {
   return counts;
 }
 
-nlohmann::json describe(const Parameter& parameter) {
-  const ValueRange range = range_of(parameter);
-  nlohmann::json json = {{"name", parameter.name},  {"shape", parameter.shape().sizes()}, {"scheme", "float32"},
-                         {"bits_per_weight", 32.0}, {"bytes", parameter.file_bytes},      {"min", range.low},
-                         {"max", range.high}};
+double file_bits(int64_t bytes, int64_t values) {
+  return values > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(values) : 0.0;
+}
+
+nlohmann::json describe(const Parameter& parameter, const ValueRange& range) {
+  nlohmann::json json = {{"name", parameter.name},
+                         {"shape", parameter.shape().sizes()},
+                         {"scheme", parameter.stored_as},
+                         {"bits_per_weight", file_bits(parameter.file_bytes, range.values)},
+                         {"bytes", parameter.file_bytes}};
+  add_range(json, range);
   if (!parameter.packed()) return json;
   const PackedTensor& packed = parameter.packed_values();
   SizeRow row{.weights = packed.shape.elements(), .groups = packed.groups(), .resident = resident_size(packed)};
@@ -81,7 +106,7 @@ nlohmann::json describe(const Parameter& parameter) {
   json["entropy"] = code_entropy(packed);
   json["compressed"] = parameter.compressed_bytes > 0;
   json["compressed_bytes"] = parameter.compressed_bytes;
-  json["file_bits_per_weight"] = static_cast<double>(parameter.file_bytes) * 8 / static_cast<double>(row.weights);
+  json["file_bits_per_weight"] = file_bits(parameter.file_bytes, row.weights);
   if (const auto counts = exponents_of_codes(packed); !counts.empty()) {
     json["exponent_counts"] = std::vector<int64_t>(counts.begin(), counts.end() - 1);
     json["zeros"] = counts.back();
@@ -94,8 +119,9 @@ void print(const nlohmann::json& tensor) {
   for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : "x") + std::to_string(size.get<int64_t>());
   fmt::print("{:<20} {:<14} {:<28} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", tensor["name"].get<std::string>(), shape,
              tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
-             thousands(tensor["bytes"].get<int64_t>()), tensor["min"].is_null() ? NAN : tensor["min"].get<double>(),
-             tensor["max"].is_null() ? NAN : tensor["max"].get<double>());
+             thousands(tensor["bytes"].get<int64_t>()), tensor["min"].get<double>(), tensor["max"].get<double>());
+  if (const auto nan = tensor["nan"].get<int64_t>(), infinite = tensor["infinite"].get<int64_t>(); nan + infinite > 0)
+    fmt::print("  no numbers: {} NaN, {} infinite\n", thousands(nan), thousands(infinite));
   if (tensor.value("compressed", false))
     fmt::print(
         "  codes compressed to {} bytes; {:.3f} bits a weight in the file, order-0 entropy of the codes {:.3f}\n",
@@ -148,11 +174,24 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const R
              thousands(dict.header_bytes));
   fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min",
              "max");
+  ValueRange all;
+  int64_t bytes = 0;
   for (const Parameter& parameter : dict.parameters) {
-    const nlohmann::json tensor = describe(parameter);
+    const ValueRange range = range_of(parameter);
+    all.add(range);
+    bytes += parameter.file_bytes;
+    const nlohmann::json tensor = describe(parameter, range);
     print(tensor);
     json["tensors"].push_back(tensor);
   }
+  nlohmann::json total = {{"name", "total"},
+                          {"shape", {all.values}},
+                          {"scheme", ""},
+                          {"bytes", bytes},
+                          {"bits_per_weight", file_bits(bytes, all.values)}};
+  add_range(total, all);
+  print(total);
+  json["total"] = total;
   if (routes.wanted) adopt_names(dict);
   if (routes.wanted) json["routes"] = print_routes(dict, routes);
   json["file"] = model;

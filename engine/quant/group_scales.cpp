@@ -11,10 +11,15 @@
 namespace nibblenet {
 namespace {
 
+/// The scale of a group before it is rounded to its stored type.
+float exact_scale(const Extremes& group, const Scheme& scheme) {
+  const float scale = scheme.zero_point ? group.highest - group.lowest : group.largest;
+  return scheme.sign == ScaleSign::absolute ? std::fabs(scale) : scale;
+}
+
 /// The scale of a group, rounded to its stored type.
 float stored_scale(const Extremes& group, const Scheme& scheme, float scale_to) {
-  float scale = scheme.zero_point ? group.highest - group.lowest : group.largest;
-  if (scheme.sign == ScaleSign::absolute) scale = std::fabs(scale);
+  float scale = exact_scale(group, scheme);
   if (scheme.scale == ScaleType::f16) return f16_to_f32(f32_to_f16(scale));
   // Near the end of float32's range, the outermost value may decode to infinity.
   while (std::isfinite(scale) && !std::isfinite(scale_to * (scale / scale_to))) scale = std::nextafter(scale, 0.0F);
@@ -79,12 +84,20 @@ std::vector<Step> store_scales(PackedTensor& packed, const std::vector<Extremes>
   packed.scales.resize(extremes.size() * scale_bytes);
   if (scheme.zero_point) packed.zero_points.resize(extremes.size());
 
+  // A group this much smaller than the largest is nothing beside it: its scale may become 0.
+  constexpr float negligible = 1e-3F;
+  float largest = 0;
+  for (const Extremes& group : extremes) largest = std::max(largest, std::fabs(exact_scale(group, scheme)));
+
   std::vector<Step> steps(extremes.size());
   for (size_t group = 0; group < extremes.size(); ++group) {
     const GroupScale chosen = scale_of(extremes[group], scheme, scale_to);
     if (!std::isfinite(chosen.scale))
       fail<Error>("{}: the scale of group {} is beyond the range of {}; supported: {}", name, group,
                   to_string(scheme.scale), scheme.scale == ScaleType::f16 ? "f32" : "schemes without zero-point");
+    if (chosen.scale == 0 && std::fabs(exact_scale(extremes[group], scheme)) > negligible * largest)
+      fail<Error>("{}: the scale of group {} is {:g}, which {} rounds to 0; supported: f32", name, group,
+                  exact_scale(extremes[group], scheme), to_string(scheme.scale));
     const uint16_t half = f32_to_f16(chosen.scale);
     const void* bytes = scheme.scale == ScaleType::f16 ? static_cast<const void*>(&half) : &chosen.scale;
     std::memcpy(packed.scales.data() + group * scale_bytes, bytes, scale_bytes);

@@ -510,6 +510,62 @@ TEST_F(InspectTest, ShowsEveryTensorWithItsRange) {
   }
 }
 
+TEST_F(InspectTest, TotalsAndCountsWhatIsNoNumber) {
+  const auto row_of = [](const std::string& out, const std::string& name) {
+    const size_t begin = out.find("\n" + name + " ") + 1;
+    return out.substr(begin, out.find('\n', begin) - begin);
+  };
+  StateDict small = model("small.safetensors");
+  succeed("inspect small.safetensors --json out.json");
+  const nlohmann::json whole = json("out.json").at("total");
+  int64_t values = 0, bytes = 0;
+  float least = INFINITY, most = -INFINITY;
+  for (const Parameter& parameter : small.parameters) {
+    values += parameter.shape().elements();
+    bytes += parameter.file_bytes;
+    least = std::min(least, *std::ranges::min_element(parameter.values().view().span()));
+    most = std::max(most, *std::ranges::max_element(parameter.values().view().span()));
+  }
+  EXPECT_EQ(whole.at("shape"), nlohmann::json({values}));
+  EXPECT_EQ(whole.at("bytes"), bytes);
+  EXPECT_EQ(whole.at("bits_per_weight"), 32.0);
+  EXPECT_EQ(whole.at("min").get<float>(), least);
+  EXPECT_EQ(whole.at("max").get<float>(), most);
+  EXPECT_EQ(whole.at("nan"), 0);
+
+  auto odd = small.at("features.3.bias").values().view();
+  odd[1] = NAN;
+  odd[2] = odd[3] = -INFINITY;
+  save_state_dict(at("odd.safetensors"), small);
+  const Outcome outcome = succeed("inspect odd.safetensors --json out.json");
+  EXPECT_NE(outcome.out.find("no numbers: 1 NaN, 2 infinite"), std::string::npos) << outcome;
+  for (const char* name : {"features.3.bias", "total"})
+    EXPECT_NE(row_of(outcome.out, name).find("nan"), std::string::npos) << outcome;
+  EXPECT_EQ(row_of(outcome.out, "features.3.weight").find("nan"), std::string::npos) << outcome;
+  EXPECT_EQ(json("out.json").at("total").at("nan"), 1);
+  EXPECT_EQ(json("out.json").at("total").at("infinite"), 2);
+}
+
+TEST_F(InspectTest, NamesTheTypeThatElementsAreStoredIn) {
+  const std::vector<uint8_t> bytes(16);
+  write_safetensors(at("types.safetensors"),
+                    {{"half", DType::f16, {2, 4}, bytes},
+                     {"bfloat", DType::bf16, {8}, bytes},
+                     {"single", DType::f32, {4}, bytes},
+                     {"double", DType::f64, {2}, bytes}},
+                    {{"format", "pt"}});
+  succeed("inspect types.safetensors --json out.json");
+  std::map<std::string, std::pair<std::string, double>> found;
+  const nlohmann::json report = json("out.json");
+  for (const auto& tensor : report.at("tensors"))
+    found[tensor.at("name")] = {tensor.at("scheme"), tensor.at("bits_per_weight")};
+  const std::map<std::string, std::pair<std::string, double>> expected = {{"half", {"float16", 16}},
+                                                                          {"bfloat", {"bfloat16", 16}},
+                                                                          {"single", {"float32", 32}},
+                                                                          {"double", {"float64", 64}}};
+  EXPECT_EQ(found, expected);
+}
+
 TEST_F(InspectTest, VerifyFindsAFlippedBitInAnyTensor) {
   succeed("pack small.safetensors --bits 4 --zero-point -o packed.safetensors");
   EXPECT_NE(succeed("inspect packed.safetensors --verify").out.find("32 checksums verified"), std::string::npos);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/core/random.h"
+#include "tests/engine/io/io_helpers.h"
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
 
@@ -79,6 +80,32 @@ TEST_F(ErrorsTest, TruncatedModels) {
   }
 }
 
+TEST_F(ErrorsTest, TwentyFlippedBitsAreRefusedByEveryTool) {
+  succeed("pack small.safetensors --compress -o packed.safetensors");
+  succeed("finetune --init small.safetensors --data standin --image-size 64 --epochs 1 --out trained.safetensors");
+  write_bytes(at("grey.png"), png(32, 32, Bytes(size_t{32} * 32 * 3, 128)));
+  std::vector<std::string> lines = readers;
+  lines.emplace_back("classify grey.png --model FILE");
+  Random random(2);
+  for (const std::string& line : lines) {
+    const bool float_only = line.starts_with("prune") || line.starts_with("pack") || line.starts_with("sweep");
+    const char* source = line.find("--resume") != line.npos ? "trained.checkpoint.safetensors"
+                         : float_only                       ? "small.safetensors"
+                                                            : "packed.safetensors";
+    const std::string text = read_text(at(source));
+    const int64_t header = SafetensorsFile(at(source)).header_bytes();
+    for (int i = 0; i < 20; ++i) {
+      const auto place = static_cast<size_t>(static_cast<float>(i < 10 ? header : static_cast<int64_t>(text.size())) *
+                                             random.uniform());
+      SCOPED_TRACE(::testing::Message() << line << ": " << source << ", byte " << place << ", bit " << i % 8);
+      std::string flipped = text;
+      flipped[place] = static_cast<char>(flipped[place] ^ (1 << i % 8));
+      write_text(at("flipped.safetensors"), flipped);
+      refuse(with_file(line, "flipped.safetensors"), "flipped.safetensors", 1);
+    }
+  }
+}
+
 TEST_F(ErrorsTest, ModelsOfSomethingElse) {
   StateDict foreign;
   foreign.parameters.push_back({.name = "layer.weight", .value = random_tensor({3, 4}, 1)});
@@ -91,6 +118,19 @@ TEST_F(ErrorsTest, ModelsOfSomethingElse) {
   broken.at("classifier.4.weight").values().data()[100] = NAN;
   save_state_dict(at("nan.safetensors"), broken);
   refuse("pack nan.safetensors", "classifier.4.weight", 1);
+
+  for (const float value : {NAN, INFINITY}) {
+    StateDict biased = small_alexnet(1);
+    biased.at("classifier.6.bias").values().data()[3] = value;
+    save_state_dict(at("biased.safetensors"), biased);
+    refuse("pack biased.safetensors", "classifier.6.bias", 1);
+    refuse("eval biased.safetensors --data standin --limit 10", "biased.safetensors: 10 of 100 logits", 1);
+    refuse("eval small.safetensors --compare biased.safetensors --data standin --limit 10", "10 of 100 logits", 1);
+  }
+  StateDict small = small_alexnet(1);
+  for (float& weight : small.at("classifier.4.weight").values().view()) weight *= 1e-9F;
+  save_state_dict(at("tiny.safetensors"), small);
+  refuse("pack tiny.safetensors --scale f16", "classifier.4.weight", 1);
 
   StateDict sized = small_alexnet(1);
   sized.metadata["image_size"] = "huge";

@@ -313,6 +313,20 @@ TEST(Quantize, RefusesWhatItCannotRepresentAndNamesTheTensor) {
   EXPECT_THAT(error_of({4e4F, -4e4F}, "linear:4:f16:zero-point"), HasSubstr("range of f16"));
   EXPECT_THAT(error_of({3e38F, -3e38F}, "linear:4:zero-point"), HasSubstr("range of f32"));
   EXPECT_EQ(error_of({65519.0F, -65519.0F}, "linear:4:f16"), "no error");
+  // 2^-25 and below are 0 in f16: a whole layer would be lost. What is nothing beside the rest may
+  // become 0.
+  for (const float tiny : {2.9e-8F, 1e-12F, 1e-40F}) {
+    EXPECT_THAT(error_of({tiny, -tiny / 2}, "linear:4:f16"), AllOf(HasSubstr("features.0.weight"), HasSubstr("f32")));
+    EXPECT_THAT(error_of({tiny, -tiny}, "nf4:f16"), HasSubstr("rounds to 0"));
+    EXPECT_EQ(error_of({tiny, -tiny}, "linear:4:f32"), "no error");
+    const auto two_channels = [&](std::vector<float> weights) {
+      quantize(view(weights, {2, 1}), parse_scheme("linear:4:channel:f16"), "w");
+    };
+    EXPECT_THROW(two_channels({tiny, tiny}), Error);
+    EXPECT_NO_THROW(two_channels({tiny, 0.5F}));
+  }
+  EXPECT_EQ(error_of({3.1e-8F, 0}, "linear:4:f16"), "no error");
+  EXPECT_EQ(error_of({0, 0}, "linear:4:f16"), "no error");
 
   const std::vector<float> weights(8);
   EXPECT_THROW(quantize(view(weights, {8}), Scheme{}, "w"), ShapeError);
