@@ -24,7 +24,7 @@ class ImageFolderReader {
   /// Whether any picture of either split came by.
   bool found() const { return !classes_.empty(); }
   /// Decodes the pictures, on several threads, in label order, then by file name. Call once, at the
-  /// end. Throws FormatError (naming the first picture that is broken, and how many are), UsageError.
+  /// end. Throws UsageError, or FormatError that names the first broken picture and counts them.
   Dataset finish(int64_t limit);
 
  private:

@@ -25,8 +25,8 @@ struct PthTensor {
 /// later, or the stream of earlier versions. Opening validates the archive, the pickle (nothing in
 /// it is run), every storage and every tensor's bounds. The tensors together take at most what the
 /// file holds. They are looked for in the file's dict, or under "state_dict", "model_state_dict",
-/// "model" and so on, averaged weights ("model_ema") last. Whatever is no tensor is left out. docs/formats.md lists
-/// what is understood.
+/// "model" and so on, averaged weights ("model_ema") last. Whatever is no tensor is left out.
+/// docs/formats.md lists what is understood.
 ///
 /// Throws IoError where it cannot open, FormatError for anything wrong inside, naming the file.
 class PthFile {

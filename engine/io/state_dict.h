@@ -73,8 +73,8 @@ struct Reading {
 
 /// Reads a float checkpoint (F32, F16, BF16 or F64 under PyTorch's names), a packed model,
 /// compressed or not, or a state dict that PyTorch saved (PthFile): the content tells, not the
-/// name. Counters of batches (num_batches_tracked) and other scalars are left out. Every checksum that the file has
-/// is computed and compared. Throws IoError or FormatError.
+/// name. Counters of batches (num_batches_tracked) and other scalars are left out. Every checksum
+/// that the file has is computed and compared. Throws IoError or FormatError.
 StateDict load_state_dict(const std::filesystem::path& path, const Reading& reading = {});
 
 /// Writes every parameter as it is: float ones as F32 under their names, packed ones as

@@ -36,7 +36,8 @@ struct Geometry {
 
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 
-/// Compiles a pass from its parts; `hint`: none, or the forward pass that a backward pass belongs to.
+/// Compiles a pass from its parts. `hint` is none, or the forward pass that a backward pass belongs
+/// to.
 template <class Pass, class... Hint, class... Parts>
 typename Pass::primitive_desc compile_pass(const dnnl::engine& engine, const std::tuple<Hint...>& hint,
                                            const Parts&... parts) {

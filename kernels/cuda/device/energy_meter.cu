@@ -1,8 +1,8 @@
 #include <cuda_runtime_api.h>
 
+#include "engine/core/shared_library.h"
 #include "kernels/cuda/device/check.h"
 #include "kernels/cuda/device/energy_meter.h"
-#include "engine/core/shared_library.h"
 
 namespace nibblenet {
 
