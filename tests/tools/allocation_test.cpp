@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tests/tools/run.h"
+#include "tools/common/data_search.h"
 #include "tools/training/bit_allocation.h"
 
 // pack --target-bits, --target-size, --max-loss.
@@ -102,12 +103,13 @@ TEST_F(Allocation, IsMeasuredOnImagesThatRoundingDidNotSee) {
     return std::span(images.pixels).subspan(image.offset, static_cast<size_t>(3 * image.width * image.height));
   };
   const Dataset seen = load_dataset(at("standin"), Split::train, 100);
-  const Dataset behind = options.load_images(at("standin"), 100);
+  tools::DataSource standin(at("standin"));
+  const Dataset behind = options.load_images(standin, 100);
   EXPECT_EQ(behind.size(), 60);
   for (size_t i = 0; i < behind.images.size(); ++i)
     for (size_t j = 0; j < seen.images.size(); ++j)
       ASSERT_FALSE(std::ranges::equal(pixels(behind, i), pixels(seen, j)));
-  EXPECT_EQ(options.load_images(at("standin"), 180).size(), 60) << "of 200 images: the last ones";
+  EXPECT_EQ(options.load_images(standin, 180).size(), 60) << "of 200 images: the last ones";
 }
 
 TEST_F(Allocation, MoreMayBeLostInFewerBits) {
