@@ -308,18 +308,13 @@ void finetune(Options& options, Given given) {
   const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
   fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,
              fmt::format(fmt::runtime(packed ? "eval {}" : "pack {} --bits 4"), output.string()));
-  std::error_code error;
-  if (const auto bytes = std::filesystem::file_size(checkpoint_of(output), error); !error)
-    fmt::print("the checkpoint stays: {}, {:.1f} MB; only --resume with more --epochs needs it\n",
-               checkpoint_of(output).string(), static_cast<double>(bytes) / 1e6);
   const LossScale& scale = trainer.position().loss_scale;
   if (options.training.precision == Precision::float16)
     fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,
                trainer.position().step);
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
-  print_if_standin(train_set.stand_in());
   write_json(options.json, {{"output", output.string()},
-                            {"checkpoint", checkpoint_of(output).string()},
+                            {"checkpoint", saved.string()},
                             {"device", backend->name()},
                             {"data", train_set.description},
                             {"data_set", data_set_json(train_set, images.match)},
@@ -333,7 +328,10 @@ void finetune(Options& options, Given given) {
                             {"skipped_steps", scale.skipped},
                             {"sparsity", sparsity},
                             {"peak_bytes", backend->meter().peak_total()}});
-  trainer.save_checkpoint(checkpoint_of(output));  // last: it takes more room than the model
+  trainer.save_checkpoint(saved);  // last: it takes more room than the model
+  fmt::print("the checkpoint stays: {}, {:.1f} MB; only --resume with more --epochs needs it\n", saved.string(),
+             static_cast<double>(std::filesystem::file_size(saved)) / 1e6);
+  print_if_standin(train_set.stand_in());
 }
 
 /// Flags that a checkpoint has already settled.

@@ -26,7 +26,7 @@ TEST(InferenceOnlyBackend, HasAtMostTwentyFiveFunctionsToWrite) {
   EXPECT_LE(functions, most_functions);
   std::cout << "a backend that only infers writes " << functions << " functions\n";
   const std::string guide = read_text(NIBBLENET_SOURCE "/CONTRIBUTING.md");
-  EXPECT_NE(guide.find(fmt::format("interfaces: {} to infer", functions)), std::string::npos);
+  EXPECT_NE(guide.find(fmt::format("{} pure functions are enough to infer", functions)), std::string::npos);
 }
 
 TEST(InferenceOnlyBackend, RefusesToTrainInOneLine) {
