@@ -18,6 +18,8 @@ Dataset half_of(const Dataset& all, bool first) {
   return subset(all, [&](int64_t position, int64_t) { return (position % 2 == 0) == first; });
 }
 
+constexpr double smallest_target = 1e-6, largest_target = 1e9;  // MB: a byte, and more than any disk has
+
 /// Verifies an allocation with a line of progress.
 using Verify = std::function<Verified(const Allocation&)>;
 
@@ -133,17 +135,17 @@ void AllocationOptions::add_to(CLI::App& app) {
   auto* size = app.add_option("--target-size", target_size,
                               "The same for a file of at most MB (10^6 bytes), as --compress makes it if that is given")
                    ->type_name("MB")
-                   ->check(CLI::PositiveNumber);
+                   ->check(CLI::Range(smallest_target, largest_target));
   auto* file = app.add_option("--target-file", target_file,
                               "The smallest change of predictions in a compressed file of at most MB: chooses each "
                               "layer's step between linear codes (as --range step:X) and implies --compress; "
                               "--rate-weight has its say")
                    ->type_name("MB")
-                   ->check(CLI::PositiveNumber);
+                   ->check(CLI::Range(smallest_target, largest_target));
   auto* loss = app.add_option("--max-loss", max_loss,
                               "The smallest that loses at most POINTS of accuracy on training images kept for that")
                    ->type_name("POINTS")
-                   ->check(CLI::NonNegativeNumber);
+                   ->check(CLI::Range(0.0, 100.0));
   bits->excludes(size)->excludes(file)->excludes(loss);
   size->excludes(file)->excludes(loss);
   file->excludes(loss);
