@@ -34,8 +34,11 @@ namespace cuda {
 void mma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
   expect_fit(mma::fits(f.shape), "mma", f.shape);
   const ConvolutionSizes& s = f.shape.sizes;
-  MmaProduct p{.weights = superblock_operand(f.w), .x = f.x.fp16().data(), .pixels = *mma::blocks_of(f.shape)};
-  p.epilogue = superblock_epilogue(f, p.weights);
+  const SuperblockWeights weights = superblock_operand(f.w);
+  const MmaProduct p{.weights = weights,
+                     .x = f.x.fp16().data(),
+                     .pixels = *mma::blocks_of(f.shape),
+                     .epilogue = superblock_epilogue(f, weights)};
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
   with_codes(f.w, [&]<class Codes>() { start<Codes>(p, work, workspace, stream); });
 }
