@@ -34,7 +34,7 @@ std::string header_text(const std::vector<const TensorToWrite*>& tensors, std::m
     return item.first.starts_with(checksum_prefix) || item.first == header_checksum_key;
   });
   if (metadata.try_emplace(std::string(format_key), float_format).second)
-    metadata[std::string(version_key)] = checked_version;
+    metadata.insert_or_assign(std::string(version_key), std::string(checked_version));
   for (const TensorToWrite* tensor : tensors)
     metadata[std::string(checksum_prefix) + tensor->name] = checksum_of(tensor->bytes);
 
