@@ -4,8 +4,8 @@
 
 #include <filesystem>
 #include <fstream>
-#include <functional>
 
+#include "tests/engine/io/io_helpers.h"
 #include "tests/support/golden.h"
 
 namespace nibblenet::testing {
@@ -16,16 +16,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 namespace fs = std::filesystem;
-
-template <class E>
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "";
-}
 
 StateDict dict_of(const std::vector<std::string>& names) {
   StateDict dict;
