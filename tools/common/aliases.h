@@ -8,22 +8,22 @@
 
 namespace nibblenet::tools {
 
-// The names that 0.1 gave to flags, their values, keys of JSON, columns of CSV and plots. Release
-// 0.2 takes and writes them beside the new ones; 0.3 drops this file and its calls.
+// Old names: what 0.1 called some flags, values of flags, JSON keys, CSV columns and plots. Release
+// 0.2 reads and writes them beside the new names; 0.3 drops this file and its calls.
 
-/// Replaces old names of `app`'s flags and of their values in `arguments`, and says so on the
-/// standard error, one line a name and process. Throws UsageError where a flag is given by both of
-/// its names.
+/// Replaces old names of `app`'s flags and of their values in `arguments`. The first use of each
+/// old name prints one line to the standard error. Throws UsageError when a flag is given by both
+/// of its names.
 void take_old_names(const CLI::App& app, std::vector<std::string>& arguments);
 
-/// Gives every renamed key of `document`, at any depth, its other name as well, for readers of old
-/// files and of new ones.
+/// Adds the other name of every renamed key of `document`, at any depth: the new name to old files,
+/// the old name for old readers.
 void add_both_names(nlohmann::json& document);
 
-/// The column's name, and the old one where it has one.
+/// The name of a CSV column, followed by its old name if it has one.
 std::vector<std::string> names_of_column(const std::string& column);
 
-/// Copies plots in `folder` that have an old name to it.
+/// Copies each plot in `folder` that has an old name to a file of that name.
 void copy_to_old_plots(const std::filesystem::path& folder);
 
 }  // namespace nibblenet::tools

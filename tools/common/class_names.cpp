@@ -35,7 +35,7 @@ std::string read_as(Reading reading, const std::string& name) {
   return folded == "plane" || folded == "aeroplane" ? "airplane" : folded;
 }
 
-/// Place of `name` among the names, by the strictest reading that finds just one.
+/// Index of `name` among the names, by the strictest reading that matches exactly one.
 std::optional<size_t> place_of(const std::string& name, const std::vector<std::string>& names) {
   for (const Reading reading : {Reading::exact, Reading::folded, Reading::synonyms}) {
     const auto is_it = [&, wanted = read_as(reading, name)](const std::string& each) {
@@ -54,13 +54,13 @@ std::string list_of(const std::vector<std::string>& names) {
   return names.size() > most_shown ? fmt::format("{} and {} more", text, names.size() - most_shown) : text;
 }
 
-/// What a data set's labels become, and what of its classes finds no place.
+/// The model's label of each class of the data, and the classes that have no counterpart.
 struct Match {
-  std::vector<size_t> labels;        ///< of the model, one for each class of the data that has images
-  std::vector<std::string> unknown;  ///< classes with images that the model does not have, or has for another one
+  std::vector<size_t> labels;        ///< the model's label of each class of the data; 0 for one without images
+  std::vector<std::string> unknown;  ///< classes with images that the model lacks, or that another class took
   std::vector<std::string> renamed;  ///< "'car' is 'automobile'"
   std::vector<std::string> absent;   ///< classes of the model without images
-  bool moved = false;                ///< some label changes
+  bool moved = false;                ///< at least one label changes
 };
 
 Match match(const Dataset& data, const std::vector<std::string>& model) {
@@ -113,7 +113,7 @@ std::vector<std::string> class_names(const std::map<std::string, std::string>& m
 }
 
 std::string class_names_text(const std::vector<std::string>& names) {
-  // Names come from folders, whose names may be any bytes.
+  // The names are those of folders, which may hold bytes that are not UTF-8.
   return nlohmann::json(names).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 

@@ -16,25 +16,24 @@ namespace nibblenet::tools {
 /// `classes` names.
 std::vector<std::string> class_names(const std::map<std::string, std::string>& metadata, int64_t classes);
 
-/// The names as a model's metadata holds them, under class_names_key: a JSON list.
+/// The names as a JSON list: the value of class_names_key in a model's metadata.
 std::string class_names_text(const std::vector<std::string>& names);
 
-/// Whether two lists name the same classes in the same order: case, spaces, hyphens, underscores
-/// and the usual synonyms (automobile, car; airplane, aeroplane, plane) aside.
+/// Whether two lists name the same classes in the same order. Case, spaces, hyphens and underscores
+/// do not count, nor do the usual synonyms (automobile, car; airplane, aeroplane, plane).
 bool same_classes(const std::vector<std::string>& a, const std::vector<std::string>& b);
 
-/// Makes a data set's labels those of a model, by the names of the classes that have images, and
-/// its list of classes the model's. A model without names takes the data's labels by position, if
-/// it has as many classes and the names are not CIFAR-10's. Returns one line for people where that
-/// is more than comparing equal lists, else "". Throws UsageError that names both lists when they
-/// do not fit. The stand-in is taken by position by every model of ten classes when it was
-/// `asked_for`, and refused else by models whose classes it does not have.
+/// Replaces a data set's labels and list of classes by the model's. Classes that have images are
+/// matched by name. Labels keep their position where names do not match and the model has as many
+/// classes as the data: for a model whose metadata has no names, and for the stand-in when it was
+/// `asked_for`. Returns one line that says what was matched, or "" when the lists are equal. Throws
+/// UsageError that names both lists when they do not fit.
 std::string match_classes(Dataset& data, const StateDict& model, bool asked_for = true);
 
-/// Prints the line of match_classes(), if there is one.
+/// Prints the line that match_classes() returned, if it is not empty.
 void print_match(const std::string& match);
 
-/// "data_set" of a tool's JSON.
+/// The value of "data_set" in a tool's JSON.
 nlohmann::json data_set_json(const Dataset& data, const std::string& match);
 
 }  // namespace nibblenet::tools

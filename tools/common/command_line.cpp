@@ -21,8 +21,8 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Where JSON goes with --json -: the standard output, while text for people moves to the standard
-/// error.
+/// Where --json - writes: a copy of the original standard output. Text for people moves to the
+/// standard error.
 FILE* json_output = stdout;
 
 void keep_standard_output_for_json() {
@@ -37,7 +37,7 @@ constexpr int exit_error = 1;
 constexpr int exit_usage = 2;
 constexpr int exit_interrupted = 130;
 
-/// Messages of libraries may hold several lines; ours are one.
+/// Messages of libraries may hold several lines; a tool prints one.
 std::string one_line(std::string text) {
   for (char& c : text)
     if (c == '\n' || c == '\r') c = ' ';

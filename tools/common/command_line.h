@@ -12,9 +12,8 @@
 
 namespace nibblenet::tools {
 
-/// Parses the arguments, runs the tool, and is the one place where errors are caught: prints one
-/// line and returns the exit code. 0 done, 1 an error (lost output too), 2 bad arguments, 130
-/// stopped by a signal.
+/// Parses the arguments, runs the tool, catches every error and prints it as one line. Returns the
+/// exit code: 0 done, 1 an error (lost output included), 2 bad arguments, 130 stopped by a signal.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
 /// Thrown when work ended early on request; the message says how to go on.
@@ -23,25 +22,26 @@ class Stopped : public Error {
   using Error::Error;
 };
 
-/// --device and --threads, as every computing tool has them, and --precision for those that do not
+/// --device and --threads, which every tool that computes has, and --precision of those that do not
 /// train.
 struct DeviceOptions {
   std::string device = "auto";
   int threads = 0;
   std::string precision = "auto";
-  void add_to(CLI::App& app);
-  void add_precision_to(CLI::App& app);
+  void add_to(CLI::App& app);            ///< --device, --threads
+  void add_precision_to(CLI::App& app);  ///< --precision
   std::unique_ptr<Backend> make() const;
+  /// What --precision means on this backend. Throws UsageError when the backend lacks it.
   Precision precision_on(const Backend& backend) const;
 };
 
-/// `word` as a shell takes it for one word.
+/// `word`, quoted where a shell would otherwise not read it as one word.
 std::string shell_quoted(const std::string& word);
 
-/// Adds --json FILE ('-' is the standard output; what is printed for people then goes to the
-/// standard error), which run_tool() claims, and --force.
+/// Adds --json FILE and --force. With '-' JSON goes to the standard output, and text for people to
+/// the standard error. run_tool() claims FILE before the work starts.
 void add_json_option(CLI::App& app, std::string& path);
-/// Writes the document when a path was given. Throws IoError.
+/// Writes the document to `path`; does nothing when it is empty. Throws IoError.
 void write_json(const std::string& path, nlohmann::json document);
 
 /// The project's root: NIBBLENET_ROOT, which the launcher sets, else the current folder.

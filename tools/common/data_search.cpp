@@ -23,7 +23,8 @@ bool is_archive(const fs::path& path) {
   return name.ends_with(".tar") || name.ends_with(".tar.gz") || name.ends_with(".tgz");
 }
 
-/// What load_dataset may read inside data/: the folder itself, a known subfolder, or archives.
+/// What load_dataset() may read in data/: the folder itself when it holds known names, else its
+/// archives.
 std::vector<fs::path> inside(const fs::path& folder) {
   std::error_code error;
   for (const char* marker : {"data_batch_1.bin", "test_batch.bin", "train", "test", "cifar-10-batches-bin"})

@@ -8,35 +8,37 @@
 
 namespace nibblenet::tools {
 
-/// Labelled images that a tool was given or found: a path, or several to try in turn.
+/// Where a tool's labelled images lie: the path that the user gave, or several that were found.
 class DataSource {
  public:
-  /// A path that somebody named: there is no other to try.
+  /// The path that the user gave.
   explicit DataSource(std::filesystem::path given) : candidates_{std::move(given)}, asked_for_(true) {}
-  /// Paths that were found, in the order to try them; `why` says how.
+  /// Paths that were found, in the order to try them; `why` says how they were found.
   DataSource(std::vector<std::filesystem::path> found, std::string why)
       : candidates_(std::move(found)), why_(std::move(why)) {}
 
-  /// Reads a split, as load_dataset does. The first call settles which path it is: where several
-  /// were found, one that cannot be read is passed over, with the reason on the standard error.
+  /// Reads a split by load_dataset(). The first call chooses the path and prints it: of several
+  /// that were found, it passes over those that cannot be read and prints why to the standard
+  /// error.
   Dataset load(Split split, int64_t limit);
-  /// The path; before the first load(), the one to be tried first.
+  /// The chosen path; before the first load(), the one that it tries first.
   const std::filesystem::path& path() const { return candidates_.front(); }
+  /// Whether the user gave the path.
   bool asked_for() const { return asked_for_; }
 
  private:
   std::vector<std::filesystem::path> candidates_;
-  std::string why_;  ///< printed once the path is settled; empty when it is
+  std::string why_;  ///< how the paths were found; empty once the chosen one is printed
   bool asked_for_ = false;
 };
 
-/// Where the images come from: `given` (--data) if not empty, else NIBBLENET_DATA, else data/ at
-/// the project's root; else CIFAR-10 is downloaded there; offline, a stand-in is drawn into
-/// data/standin. Prints which it was. Throws when `given` or NIBBLENET_DATA name nothing that
-/// exists.
+/// Finds the images: `given` (--data) if not empty, else NIBBLENET_DATA, else data/ at the
+/// project's root. When data/ has none, downloads CIFAR-10 there or, offline, draws a stand-in into
+/// data/standin. Prints a path that the user gave; DataSource::load() prints one that was found.
+/// Throws UsageError when `given` or NIBBLENET_DATA names nothing that exists.
 DataSource find_data(const std::string& given);
 
-/// Says, as the last line of a result, that it was made on the stand-in, if it was.
+/// Prints that the result was made on the stand-in, if it was. Tools call it last.
 void print_if_standin(bool standin);
 
 /// Help text of --data.

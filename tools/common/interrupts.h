@@ -2,9 +2,9 @@
 
 namespace nibblenet::tools {
 
-/// Ctrl-C (SIGINT), SIGTERM and SIGHUP ask to stop from here on; another SIGINT or SIGTERM, more
-/// than a tenth of a second later, ends the program at once. Call before any thread starts: one
-/// thread takes the signals, and threads inherit that all others block them.
+/// Makes SIGINT (Ctrl-C), SIGTERM and SIGHUP ask the program to stop. Another SIGINT or SIGTERM,
+/// more than a tenth of a second later, ends it at once. Call this before any thread starts: one
+/// thread receives the signals, all others inherit a mask that blocks them.
 void catch_interrupts();
 /// Whether to stop: a signal asked for it, or the reader of the standard output is gone.
 bool interrupted();

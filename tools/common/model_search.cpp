@@ -16,8 +16,8 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Names that models go by: ours, PyTorch's, and those of the original notebooks, which have no
-/// ending.
+/// Whether a file has the ending of a model: ours, PyTorch's, or none, as the original notebooks
+/// wrote them.
 bool has_model_name(const std::filesystem::path& path) {
   const std::string ending = path.extension().string();
   return ending == ".safetensors" || ending == ".pth" || ending == ".pt" || ending.empty();
@@ -26,7 +26,7 @@ bool has_model_name(const std::filesystem::path& path) {
 bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
   try {
     if (is_pth(path)) {
-      const PthFile file(path);  // broken ones throw
+      const PthFile file(path);  // a broken file throws
       return kind == ModelKind::fine_tuned && !is_published(path);
     }
     const auto metadata = safetensors_metadata(path);
@@ -39,7 +39,7 @@ bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
   }
 }
 
-/// --key. A process reads its models by one.
+/// The value of --key, for every model that the process reads.
 std::string& weights_key() {
   static std::string key;
   return key;

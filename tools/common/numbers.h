@@ -4,9 +4,9 @@
 
 namespace nibblenet::tools {
 
-/// Makes every option of `app` that takes a number, by the name of its type, refuse what is none:
-/// NaN, infinity, and what is beyond 64 bits or a double. CLI11 alone wraps, saturates, or lets NaN
-/// through every range.
+/// Makes every option of `app` that takes a number refuse NaN, infinity, and what does not fit 64
+/// bits or a double. The name of an option's type (N, X, MB, …) tells that it takes a number. CLI11
+/// alone wraps, saturates, or lets NaN pass every range.
 void check_numbers(CLI::App& app);
 
 }  // namespace nibblenet::tools

@@ -22,7 +22,7 @@ bool holds_logits(const fs::path& path) {
   }
 }
 
-/// gzip, bzip2, xz, JPEG, PNG or tar.
+/// Whether a file begins like gzip, bzip2, xz, JPEG, PNG or tar.
 bool holds_images(const fs::path& path) {
   using namespace std::string_view_literals;
   std::array<char, 512> block = {};
@@ -36,7 +36,7 @@ bool holds_images(const fs::path& path) {
   return text.substr(257).starts_with("ustar");
 }
 
-/// What speaks against replacing the file; nothing where all is well.
+/// Why the file must not be replaced; empty when it may.
 std::string objection(const fs::path& target, OutputKind kind, const std::vector<fs::path>& inputs) {
   std::error_code error;
   if (fs::is_symlink(target, error) && !fs::exists(target, error)) return "is a link to a file that does not exist";

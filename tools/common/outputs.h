@@ -10,22 +10,23 @@
 
 namespace nibblenet::tools {
 
-/// What a file to be written is: what it may replace without --force, and where it may go.
+/// The kind of an output decides what it may replace without --force, and where it may go. Only a
+/// model needs a regular file, since the tool reads it back; others may go to a pipe or a device.
 enum class OutputKind {
-  model,     ///< an ordinary file, which is read again; replaces anything but images and archives
-  exported,  ///< the same, or a pipe or device
+  model,     ///< replaces anything but images and archives
+  exported,  ///< replaces anything but images and archives
   logits,    ///< replaces logits only
   json       ///< replaces JSON only
 };
 
-/// Adds --force, which lets claim_output() pass what it refuses.
+/// Adds --force, with which claim_output() refuses no existing file.
 void add_force_option(CLI::App& app);
 /// Whether --force was given.
 bool overwriting_forced();
 
-/// Claims the file `target` that `option` names, before the work starts; nothing for no name, a
-/// pipe or a device. Throws IoError where it could not be written, and without --force UsageError
-/// where it is one of `inputs`, a link to nothing, or another kind of file.
+/// Claims `target`, the file that `option` names, before the work starts. Returns nothing when
+/// `target` is empty, a pipe or a device. Throws IoError when it cannot be written. Without --force
+/// throws UsageError when it is one of `inputs`, a dangling link, or holds another kind of content.
 std::optional<FileClaim> claim_output(const std::string& option, const std::filesystem::path& target, OutputKind kind,
                                       const std::vector<std::filesystem::path>& inputs = {});
 

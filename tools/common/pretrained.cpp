@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 fs::path weights_folder() { return project_root() / "weights"; }
 
-/// Empty when there is no manifest.
+/// The entries of weights/manifest.json; none when there is no such file.
 std::vector<PublishedModel> manifest() {
   const fs::path path = weights_folder() / "manifest.json";
   std::ifstream file(path);
@@ -37,7 +37,7 @@ fs::path file_of(const PublishedModel& model) {
   return weights_folder() / model.url.substr(model.url.find_last_of('/') + 1);
 }
 
-/// "7be5be79" of "alexnet-owt-7be5be79.pth"; empty where the name has no such digits.
+/// "7be5be79" of "alexnet-owt-7be5be79.pth"; empty when the name has no such digits.
 std::string hash_in_name(const fs::path& file) {
   constexpr size_t digits = 8;
   const std::string ending = file.extension().string();

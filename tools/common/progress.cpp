@@ -35,7 +35,7 @@ std::string progress_line(const std::string& label, const std::string& unit, int
     line += fmt::format(", {} left", duration_text(static_cast<double>(total - done) / rate));
   if (!note.empty()) line += ", " + note;
   if (width > 0 && line.size() > width) {
-    while (width > 0 && (line[width] & 0xC0) == 0x80) --width;  // no half of a character
+    while (width > 0 && (line[width] & 0xC0) == 0x80) --width;  // does not cut a UTF-8 character
     line.resize(width);
   }
   return line;
@@ -52,7 +52,7 @@ Progress::~Progress() { finish(); }
 
 void Progress::update(int64_t done, int64_t total, const std::string& note) {
   const auto now = std::chrono::steady_clock::now();
-  if (first_done_ < 0) first_done_ = done;  // what a resumed run had done before does not count for the rate
+  if (first_done_ < 0) first_done_ = done;  // the rate does not count what a resumed run had done before
   const auto pause = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10'000);
   if (now - last_ < pause) return;
   last_ = now;

@@ -9,16 +9,16 @@ namespace nibblenet::tools {
 /// "1:02:03" or "2:03".
 std::string duration_text(double seconds);
 
-/// "label: 3/10 units (30 %), 1.5 units/s, 0:05 left, note", cut to `width` characters; 0: not cut.
-/// Without a rate there is no time left.
+/// "label: 3/10 units (30 %), 1.5 units/s, 0:05 left, note". `rate` is in units a second; at 0 the
+/// rate and the time left are omitted. `width` is the most characters; 0: any number.
 std::string progress_line(const std::string& label, const std::string& unit, int64_t done, int64_t total, double rate,
                           const std::string& note, size_t width);
 
-/// One line on the standard error that shows how far long work has come: done, total, rate and time
-/// left. Redrawn in place on a terminal, printed every ten seconds elsewhere.
+/// A progress line of long work on the standard error: done, total, rate and time left. On a
+/// terminal it is redrawn in place; elsewhere it is printed every ten seconds.
 class Progress {
  public:
-  /// Progress of `label`, counted in `unit`.
+  /// `label` names the work, `unit` what is counted.
   Progress(std::string label, std::string unit);
   ~Progress();
   Progress(const Progress&) = delete;
@@ -26,11 +26,12 @@ class Progress {
 
   /// Prints the state, at most a few times a second.
   void update(int64_t done, int64_t total, const std::string& note = "");
-  /// As update(). True when the user has asked to stop: this makes it an OnProgress.
+  /// Calls update(). Returns true when the user has asked to stop, as an OnProgress does.
   bool operator()(int64_t done, int64_t total);
-  /// As update(). Throws Stopped when the user has asked to stop and nothing is written yet.
+  /// Calls update(), or throws Stopped when the user has asked to stop. For work that has written
+  /// nothing yet: the message says so.
   void update_or_stop(int64_t done, int64_t total, const std::string& note = "");
-  /// Removes or completes the line; what is printed next starts on a fresh one.
+  /// Removes the line from a terminal, so that other text can follow.
   void finish();
 
  private:

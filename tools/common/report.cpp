@@ -8,7 +8,7 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Measured against estimated, in percent of the estimate.
+/// Measured minus estimated, in percent of the estimate.
 std::string difference(double measured, double estimated) {
   return estimated > 0 ? fmt::format("{:+.3f} %", 100.0 * (measured - estimated) / estimated) : "-";
 }

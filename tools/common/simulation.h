@@ -11,15 +11,15 @@
 
 namespace nibblenet::tools {
 
-/// A simulation's effect on one layer's weights, or on all.
+/// A simulation's effect on the weights of one layer, or of all layers.
 struct SimulatedLayer {
   std::string name;  ///< "features.0"
-  int64_t row = 0;   ///< weights in a row: a short one cannot show many values
-  ValueNeed need;    ///< of all: the largest, and its layer's row
+  int64_t row = 0;   ///< length of `need`'s row: a short row cannot hold many different values
+  ValueNeed need;    ///< most different values in a row of the layer, or of any layer
   QuantizationError error;
 };
 
-/// A simulation's effect on a layer.
+/// A simulation's effect on a network.
 struct SimulationReport {
   SimulatedScheme scheme;
   std::vector<SimulatedLayer> layers;
@@ -27,15 +27,16 @@ struct SimulationReport {
   ExponentCounts exponents;  ///< dynamic tree only: the notebooks' "exponent counts" of the whole network
 };
 
-/// Replaces every weight of a float model by the notebooks' version of it; biases stay. Calls back
-/// with the weights done and their total. Throws UsageError for a model that is packed.
+/// Replaces every weight of a float model by its value in the notebooks' simulation; biases stay.
+/// `on_progress` hears how many weights are done, and their total. Throws UsageError for a packed
+/// model.
 SimulationReport simulate_weights(StateDict& model, const SimulatedScheme& scheme,
                                   const std::function<void(int64_t done, int64_t total)>& on_progress = {});
 
-/// Claimed bits beside the bits that the values need, errors per layer and in all, and exponent
-/// counts.
+/// A table of each layer and the total: claimed bits, bits that the values need, errors; below it
+/// the exponent counts.
 std::string simulation_table(const SimulationReport& report);
-/// The "simulation" object of eval's JSON.
+/// "simulation" in eval's JSON.
 nlohmann::json simulation_json(const SimulationReport& report);
 
 }  // namespace nibblenet::tools

@@ -50,10 +50,11 @@ FILE* guarded(Stream& stream, FILE* original, int buffering) {
 void guard_standard_streams() {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
-  // A closed descriptor would become that of the next file opened, a model for instance, and
-  // messages would go there. Through this one nothing can be written.
+  // The next file that is opened, a model for instance, would get the number of a closed
+  // descriptor, and messages would go into it. /dev/null, opened for reading, takes the number
+  // instead.
   for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-    if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDONLY);  // takes the lowest free one
+    if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDONLY);  // takes the lowest free number
   stdout = guarded(output, stdout, isatty(STDOUT_FILENO) != 0 ? _IOLBF : _IOFBF);
   stderr = guarded(errors, stderr, _IONBF);
 }

@@ -4,18 +4,18 @@
 
 namespace nibblenet::tools {
 
-/// Makes stdout and stderr streams on which every write succeeds: a full disk or a reader that is
-/// gone costs text, never work. Flushes stdout before each text on stderr, so a log of both is in
-/// order. Ignores the signals of writing (SIGPIPE, SIGXFSZ). Call it first in main.
+/// Replaces stdout and stderr by streams on which every write succeeds: a full disk or a closed
+/// pipe loses text, but stops no work. Text on stderr first flushes stdout, so a log of both is in
+/// order. Ignores SIGPIPE and SIGXFSZ. run_tool() calls it first.
 void guard_standard_streams();
 
-/// The errno of the first write to the standard output that failed; 0 while there is none.
+/// The errno of the first write to the standard output that failed; 0 if none has.
 int standard_output_error();
-/// Likewise for the standard error. Progress lines do not count.
+/// The errno of the first write to the standard error that failed, progress lines aside; 0 if none
+/// has.
 int standard_error_error();
 
-/// Writes a line of progress to the standard error, after the text that stdout holds. A failure is
-/// ignored.
+/// Flushes stdout, then writes a progress line to the standard error. Ignores failures.
 void write_progress(std::string_view text);
 
 }  // namespace nibblenet::tools
