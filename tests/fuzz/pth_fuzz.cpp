@@ -2,24 +2,14 @@
 // With clang, libFuzzer drives the entry below; with any compiler, mutate.cpp drives it through
 // mutations of valid files.
 
-#include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstdint>
-#include <cstdlib>
-
 #include "engine/io/pth.h"
+#include "tests/fuzz/fuzz_file.h"
 
 namespace {
 
-/// Stops the fuzzer: the input that was being tried breaks a promise of the reader.
-void require(bool promise) {
-  if (!promise) std::abort();
-}
-
 void read_everything(const std::filesystem::path& path) {
   using namespace nibblenet;
+  using fuzz::require;
   const PthFile file(path);
   int64_t storages = 0;
   std::vector<uint8_t> scratch;
@@ -40,11 +30,8 @@ void read_everything(const std::filesystem::path& path) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const int descriptor = memfd_create("fuzz", 0);
-  static const std::string path = fmt::format("/proc/self/fd/{}", descriptor);
-  require(descriptor >= 0 && ftruncate(descriptor, 0) == 0 &&
-          pwrite(descriptor, data, size, 0) == static_cast<ssize_t>(size));
   try {
+    const std::string& path = nibblenet::fuzz::as_file({data, size});
     nibblenet::is_pth(path);
     read_everything(path);
   } catch (const nibblenet::FormatError&) {  // the only way in which an input may be refused
