@@ -26,8 +26,8 @@ double best_seconds(Backend& backend, double seconds, const std::string& label, 
   return time_warm([&] { return milliseconds_of(backend, work); }, seconds, label).p10 / 1000;
 }
 
-/// The faster of ReLU, which writes what it reads, and max pooling of 4 x 4 pixels, which hardly
-/// writes.
+/// The faster of two rates: ReLU, which writes as much as it reads, and max pooling of 4 x 4
+/// pixels, which writes a sixteenth.
 double bytes_per_second(Backend& backend, double seconds) {
   constexpr int64_t side = 64, channels = 64, side_after = side / 4;
   const auto wanted = static_cast<int64_t>(backend.bytes_that_empty_caches() / sizeof(float));
@@ -70,7 +70,7 @@ class SquareProduct {
   std::unique_ptr<Weight> weight_;
 };
 
-/// Of a square product, large enough to hide all else.
+/// The rate of a square product that is large enough to hide the cost of a launch.
 double operations_per_second(Backend& backend, Precision precision, double seconds) {
   constexpr int64_t smallest = 128, largest = 8192;
   constexpr double long_enough = 5;  // milliseconds
@@ -85,8 +85,8 @@ double operations_per_second(Backend& backend, Precision precision, double secon
   }
 }
 
-/// A recording of so many of the smallest operations, each of which waits for the one before;
-/// nothing where the backend makes none.
+/// Seconds of a recording of `operations` tiny operations, each of which waits for the one before;
+/// nothing when the backend records nothing.
 std::optional<double> chain_seconds(Backend& backend, int64_t operations, double seconds) {
   Tensor<float> x = random_on(backend, {1});
   const auto work = [&] {

@@ -10,20 +10,19 @@
 
 namespace nibblenet::tools {
 
-/// What a device did at best, just now: what layers' times are held against.
+/// The measured peak rates of a device, which the times of layers are compared with.
 struct Ceilings {
-  double bytes_per_second = 0;               ///< large buffers read and written, or read: the faster of the two
+  double bytes_per_second = 0;               ///< the faster of reading a large buffer, and reading and writing it
   double float32_per_second = 0;             ///< operations in large products; a multiplication and an addition are two
-  std::optional<double> float16_per_second;  ///< where the device has it
-  std::string products_by;                   ///< whose products these were
-  /// Recordings of so many of the smallest operations, one after the other, and the seconds they
-  /// take: what a pass of as many operations takes at least. Empty where the backend records
-  /// nothing.
+  std::optional<double> float16_per_second;  ///< the same in float16, if the device has it
+  std::string products_by;                   ///< description of the backend that computed the products
+  /// Pairs of n and the seconds that a recording of n tiny dependent operations takes: the least
+  /// that a pass of n operations takes. Empty when the backend records nothing.
   std::vector<std::pair<int64_t, double>> chains;
 };
 
-/// `products`: whose products are the measure, the backend itself or a library's. Throws Stopped on
-/// Ctrl-C.
+/// Measures `backend`; each measurement samples for `seconds`. `products` computes the products:
+/// the backend itself or a library's. Throws Stopped on Ctrl-C.
 Ceilings measure_ceilings(Backend& backend, Backend& products, double seconds);
 
 /// The ceilings in bench's JSON.

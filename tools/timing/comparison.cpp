@@ -27,7 +27,7 @@ double relative_difference(const std::vector<float>& a, const std::vector<float>
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
-/// Rows of `classes` whose largest value is in the same place.
+/// The part of the rows [classes] whose largest value is in the same place in `a` and `b`.
 double agreement_of(const std::vector<float>& a, const std::vector<float>& b, int64_t classes) {
   const auto row_count = static_cast<int64_t>(a.size()) / classes;
   int64_t same = 0;
@@ -48,7 +48,7 @@ nlohmann::json or_null(const std::optional<T>& value) {
 
 struct Rounds {
   double median = 0;  ///< of the rounds' medians
-  double spread = 0;  ///< between their largest and smallest, relative to the smallest
+  double spread = 0;  ///< largest median / smallest median - 1
 };
 
 Rounds rounds_of(const std::vector<Latency>& latencies) {
@@ -123,7 +123,7 @@ void Comparison::measure_accuracy() {
   }
 }
 
-/// Sides take turns, in an order that rotates: a machine that slows down slows all of them.
+/// Sides take turns in an order that rotates, so that a machine that slows down slows all of them.
 void Comparison::time_round(int64_t batch, int round) {
   for (size_t i = 0; i < sides_.size(); ++i) {
     Measured& measured = sides_[(i + static_cast<size_t>(round)) % sides_.size()];

@@ -17,27 +17,27 @@ namespace nibblenet::tools {
 /// Options of bench --compare.
 struct ComparisonOptions {
   std::vector<int64_t> batches;
-  double seconds = 1;         ///< each measurement samples for so long
-  int rounds = 2;             ///< the whole is repeated, to see how far it spreads
-  double energy_seconds = 0;  ///< a warm pass's energy is measured for so long, from prepared images; 0: it is not
-  int image_size = 224;
-  const Dataset* images = nullptr;  ///< 32 x 32, what every side's accuracy is measured on; may be null
+  double seconds = 1;               ///< sampling time of each measurement
+  int rounds = 2;                   ///< times that the whole is repeated, to see how far it spreads
+  double energy_seconds = 0;        ///< time to measure the energy of warm T224 passes; 0: not measured
+  int image_size = 224;             ///< input pixels
+  const Dataset* images = nullptr;  ///< images of 32 x 32 to measure accuracy on; may be null
 };
 
-/// The same network on several sides, which take turns: every task, batch size and state of the
-/// caches; layers alone; and how far each side's logits are from the first side's.
+/// A comparison of one network on several sides, which take turns. It times every task, batch size
+/// and state of the caches, and each layer alone, and compares each side's logits with the first's.
 class Comparison {
  public:
-  /// The backends outlive it. `floats` is the model that all sides are made from; the first side is
-  /// what the others' logits are compared with. Throws UsageError without a side.
+  /// All sides are made from `floats`, which outlives this.
   Comparison(const ComparisonOptions& options, const StateDict& floats);
 
-  /// Adds a side to the comparison.
+  /// Adds a side, whose backend outlives this. The others' logits are compared with the first
+  /// side's.
   void add(const SideSpec& spec, Backend& backend);
-  /// `on_batch` is called when a batch size is done: to_json() then holds all of its results.
-  /// Throws Stopped on Ctrl-C.
+  /// Measures. Calls `on_batch` after each batch size: to_json() then holds all of its results.
+  /// Throws UsageError without a side, Stopped on Ctrl-C.
   void run(const std::function<void()>& on_batch = {});
-  /// "sides": what a script for another framework writes in the same form; see
+  /// The value of "sides" in bench's JSON. Scripts for other frameworks write the same form: see
   /// tests/peers/README.md.
   nlohmann::json to_json() const;
 
@@ -50,16 +50,16 @@ class Comparison {
   };
   struct Measured {
     std::unique_ptr<Side> side;
-    std::map<Key, std::vector<Latency>> latencies;  ///< one a round
-    std::map<Key, std::optional<int64_t>> operations;
-    std::map<Key, double> joules;  ///< of an image
-    std::map<int64_t, std::vector<LayerTiming>> layers;
-    double relative_error = 0;
-    double agreement = 1;
+    std::map<Key, std::vector<Latency>> latencies;       ///< one a round
+    std::map<Key, std::optional<int64_t>> operations;    ///< in a recorded pass
+    std::map<Key, double> joules;                        ///< of an image
+    std::map<int64_t, std::vector<LayerTiming>> layers;  ///< by batch size
+    double relative_error = 0;                           ///< of the logits x from the first side's r: ||x - r|| / ||r||
+    double agreement = 1;  ///< part of the images with the same likeliest class as the first side's
     std::optional<double> accuracy;
   };
 
-  /// One for each backend: they are large.
+  /// The sweep of a backend. Sides of one backend share it, since it is large.
   CacheSweep& sweep_of(Backend& backend);
   void check_logits();
   void measure_accuracy();

@@ -9,7 +9,7 @@ namespace nibblenet::tools {
 namespace {
 
 constexpr int64_t most_copies = 64;
-constexpr int64_t most_in_a_row = 20;  ///< operations between two looks at the clock; fewer where each takes long
+constexpr int64_t most_in_a_row = 20;  ///< runs between two looks at the clock; fewer when a run takes long
 
 /// Everything that one run of a layer touches.
 struct Operands {
@@ -19,7 +19,7 @@ struct Operands {
   Buffer<std::byte> y;
 };
 
-/// A layer alone, on operands that come in turn.
+/// A layer alone, which cycles through copies of its operands.
 class LoneLayer {
  public:
   LoneLayer(Backend& backend, const LayerSpec& spec, const StateDict& parameters, const Shape& input,
@@ -34,7 +34,8 @@ class LoneLayer {
     add();
   }
 
-  /// As many copies as go beyond `bytes`; false when that is more than most_copies.
+  /// Makes copies of the operands until all together exceed `bytes`. Returns false, and makes none,
+  /// when that takes more than most_copies.
   bool go_beyond(size_t bytes) {
     const auto wanted = static_cast<int64_t>(static_cast<double>(bytes) / this->bytes()) + 2;
     if (wanted > most_copies) return false;
@@ -42,8 +43,7 @@ class LoneLayer {
     return true;
   }
 
-  /// Milliseconds of one run, as the mean of some in a row, replayed where the backend records
-  /// them.
+  /// Milliseconds of one run: the mean of several in a row, replayed if the backend records.
   double once() {
     if (!prepared_ || (recording_ && !recording_->current())) prepare();
     const Stopwatch watch;
@@ -68,8 +68,8 @@ class LoneLayer {
   }
 
  private:
-  /// Runs everything once before it is recorded, which also says how long it takes. All operands
-  /// come equally often.
+  /// Runs every copy once, chooses the number of runs in a row by that time, and records them. Each
+  /// copy occurs equally often.
   void prepare() {
     const auto copies = static_cast<int64_t>(operands_.size());
     run(operands_.front());
@@ -105,7 +105,7 @@ class LoneLayer {
     operands_.push_back(std::move(operands));
   }
 
-  /// Positive, as behind a ReLU.
+  /// Fills an input with positive values, like the output of a ReLU.
   void fill(Buffer<std::byte>& x) {
     const std::vector<float> values = random_values(input_.elements(), 0, 1);
     if (precision_ == Precision::float32) {

@@ -9,23 +9,23 @@
 
 namespace nibblenet::tools {
 
-/// One layer by itself, at one batch size.
+/// The time of one layer alone, at one batch size.
 struct LayerTiming {
-  std::string name;  ///< PyTorch's; of the pooling behind it, the same with "+pool"
-  double bytes = 0;  ///< weights as they are stored, bias, input and output, once each
-  double flops = 0;
+  std::string name;  ///< PyTorch's, like "features.0"; "features.0+pool" for the pooling behind it
+  double bytes = 0;  ///< stored weights, bias, input and output, once each
+  double flops = 0;  ///< multiplications and additions of its product; 0 for a pooling
   Latency warm;
-  std::optional<Latency> cold;  ///< nothing where there was no memory for enough copies
+  std::optional<Latency> cold;  ///< nothing when that would take too many copies of the operands
 };
 
-/// Convolutions, pools and linear layers of a model, each alone, many times in a row with nothing
-/// waited for in between, as one recording where the backend makes any. Warm: the same operands.
-/// Cold: operands in turn from so many copies that none is in a cache when its turn comes. Throws
+/// Times each convolution, pooling and linear layer of a model alone: many runs in a row without a
+/// wait, as one recording if the backend records. Warm runs use the same operands. Cold runs cycle
+/// through so many copies of the operands that none is in a cache when its turn comes. Throws
 /// Stopped on Ctrl-C.
 std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& parameters, Precision precision,
                                      int64_t image_size, int64_t batch, double seconds, const std::string& label);
 
-/// A layer's times in bench's JSON.
+/// The times of a layer as bench's JSON holds them.
 nlohmann::json to_json(const LayerTiming& timing);
 
 }  // namespace nibblenet::tools

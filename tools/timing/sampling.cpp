@@ -11,15 +11,15 @@
 namespace nibblenet::tools {
 namespace {
 
-/// How often to do something: until `seconds` are over and it was done `often` times; where that
-/// would take more than `most_times` the seconds, less often, but `at_least` times.
+/// When to stop repeating: after `seconds` and `often` repetitions. When these would take more than
+/// `most_times` the seconds, earlier, but not before `at_least` repetitions.
 struct Budget {
   double seconds;
   int often;
   int at_least;
   static constexpr double most_times = 10;
 
-  /// How often it will be, as far as `done` times in `spent` milliseconds tell.
+  /// The repetitions to expect in all, after `done` of them took `spent` milliseconds.
   int64_t expected(int done, double spent) const {
     const double each = spent / done, time = 1000 * seconds;
     return static_cast<int64_t>(
@@ -58,7 +58,7 @@ CacheSweep::CacheSweep(Backend& backend)
     : backend_(backend),
       buffer_(backend, {static_cast<int64_t>(backend.bytes_that_empty_caches() / sizeof(float))},
               MemoryCategory::data) {
-  // A first value for every element: reading what was never written would not go to memory.
+  // Writes every element first: reads of memory that was never written would not reach it.
   const std::vector<float> ones(size_t{1} << 20, 1.0F);
   for (int64_t done = 0; done < buffer_.elements();) {
     const int64_t count = std::min(static_cast<int64_t>(ones.size()), buffer_.elements() - done);
@@ -121,7 +121,7 @@ std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double 
     } while (watch.milliseconds() < milliseconds);
   };
   const auto count = [&] { return backend.joules().value_or(0); };
-  /// The count when it changes next.
+  /// Runs the work until the device's count changes, and returns the new count.
   const auto renewed = [&] {
     const double before = count();
     for (const Stopwatch watch; watch.milliseconds() < 1e4;) {

@@ -5,7 +5,7 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Takes `word` off the text's beginning or end, if it is there.
+/// Removes `word` from the text's front or back. Returns whether it was there.
 bool take_front(std::string& text, std::string_view word) {
   if (!text.starts_with(word)) return false;
   text.erase(0, word.size());
@@ -35,7 +35,7 @@ SideSpec parse_side(const std::string& text, const std::string& device) {
 }
 
 std::vector<std::string> default_sides(bool on_gpu, bool with_baseline) {
-  std::vector<std::string> sides;  // a braced "float32" is out of bounds to GCC 14
+  std::vector<std::string> sides;  // no braced list: GCC 14 warns of an array bound in "float32"
   sides.emplace_back("float32");
   if (on_gpu) sides.emplace_back("float16");
   for (int bits = 8; bits >= 2; --bits) sides.push_back(fmt::format("linear:{}:channel", bits));

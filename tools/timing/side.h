@@ -9,32 +9,31 @@
 
 namespace nibblenet::tools {
 
-/// One of those that a comparison sets side by side: weights, who computes, and how.
+/// One side of a comparison: how weights are stored, which device computes, and in what precision.
 struct SideSpec {
-  std::string name;              ///< as it was given
-  std::optional<Scheme> scheme;  ///< nothing: float weights
-  std::string device;
+  std::string name;                    ///< the text that the side was parsed from
+  std::optional<Scheme> scheme;        ///< nothing: float weights
+  std::string device;                  ///< "cpu", "cuda" or "cudnn"
   std::optional<Precision> precision;  ///< nothing: what the device prefers
-  bool folded = false;                 ///< the first convolution, with the resize
+  bool folded = false;                 ///< whether the first convolution is folded with the resize
 };
 
-/// "float32", "float16" or a scheme, "cudnn:" in front of it for the baseline instead of `device`,
-/// "+fold" behind it. Throws UsageError.
+/// Parses "[cudnn:]WEIGHTS[+fold]", where WEIGHTS is float32, float16 or a scheme. "cudnn:" selects
+/// the baseline instead of `device`. Throws UsageError.
 SideSpec parse_side(const std::string& text, const std::string& device);
 
-/// What --compare sets side by side when nobody says otherwise: on the CPU, or on a GPU with or
-/// without the baseline.
+/// The sides of --compare without --sides: on the CPU, or on a GPU with or without the baseline.
 std::vector<std::string> default_sides(bool on_gpu, bool with_baseline);
 
-/// A model's parameters once more.
+/// A copy of a model's parameters and metadata.
 StateDict copy_of(const StateDict& dict);
-/// Float weights, packed where a scheme is given; the biases as they are. Throws UsageError.
+/// A copy whose weights are packed if a scheme is given; biases stay float. Throws UsageError.
 StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& scheme);
 
-/// A side that is ready to run.
+/// A side of a comparison, ready to run.
 class Side {
  public:
-  /// A side on a backend, made from float parameters.
+  /// Makes the network of a side from float parameters.
   Side(const SideSpec& spec, Backend& backend, const StateDict& floats, const ResampleTables& tables);
 
   const std::string& name() const { return spec_.name; }
