@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# report.sh [ARCHITECTURE...]: registers, spills and shared memory of every CUDA kernel as the
-# compiler reports them, for the architectures of CUDAARCHS or those given, like 90a. Fails when a
-# kernel spills registers to memory.
+# report.sh [ARCHITECTURE...]: prints registers, spills and shared memory of every CUDA kernel, as
+# the compiler reports them. ARCHITECTURE is like 90a; default: CUDAARCHS, else 80, 89 and 90a.
+# Fails when a kernel spills registers to memory.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/compile.sh"
@@ -12,7 +12,7 @@ fi
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 for architecture in "$@"; do
-  # A log carries its source's room: conv.few_pixels.cu.90a.log.
+  # A log is named after the source and its folder: conv.few_pixels.cu.90a.log.
   (cd "$root/kernels/cuda" && find . -name '*.cu' -printf '%P\n') |
     xargs -P "$(nproc)" -I{} bash -c 'compile "$1" "$root/kernels/cuda/$2" /dev/null >"$3/${2//\//.}.$1.log"' \
       _ "$architecture" {} "$logs"

@@ -13,18 +13,18 @@ namespace {
 
 constexpr int64_t batch_size = 64;
 
-/// Every other image of each class, starting with the first or the second one.
+/// Half of the images of each class: those at even positions (`first`), or at odd ones.
 Dataset half_of(const Dataset& all, bool first) {
   return subset(all, [&](int64_t position, int64_t) { return (position % 2 == 0) == first; });
 }
 
 constexpr double smallest_target = 1e-6, largest_target = 1e9;  // MB: a byte, and more than any disk has
 
-/// Verifies an allocation with a line of progress.
+/// Verifies an allocation, and shows progress.
 using Verify = std::function<Verified(const Allocation&)>;
 
-/// A row a layer, a column a width or step, and what `value` makes of each; the chosen one in
-/// brackets.
+/// Prints a row a layer and a column a width or step, which shows `value` of it; brackets mark the
+/// chosen one.
 template <class Value>
 void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation, Value value) {
   for (size_t i = 0; i < measured.size(); ++i) {
@@ -94,8 +94,8 @@ Allocation within(int64_t budget, const std::vector<Allocation>& front, const st
   return *best;
 }
 
-/// The allocation that meets the target, and what it cannot be met by: the smallest file or number
-/// of bits.
+/// The allocation that changes predictions least within the target, or for --max-loss the smallest.
+/// Throws UsageError that names the smallest file or number of bits when none meets the target.
 Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured, int64_t other_bytes,
                   const Verify& verify) {
   int64_t weights = 0;

@@ -11,38 +11,39 @@
 
 namespace nibblenet::tools {
 
-/// --target-bits, --target-size, --target-file, --max-loss: pack chooses how to store each layer
-/// itself.
+/// --target-bits, --target-size, --target-file and --max-loss: pack chooses each layer's scheme.
 struct AllocationOptions {
-  double target_bits = 0;   ///< 0: no such target
+  double target_bits = 0;   ///< bits a weight; 0: no such target
   double target_size = 0;   ///< MB of the file; 0: no such target
-  double target_file = 0;   ///< MB of the compressed file, whose layers' steps are chosen
+  double target_file = 0;   ///< MB of the compressed file, by choice of step sizes; 0: no such target
   double max_loss = -1;     ///< points of accuracy; below 0: no such target
-  int64_t images = 500;     ///< to measure on; as many others verify the choice
-  bool compressed = false;  ///< the file will be compressed, and --target-size is its size then
+  int64_t images = 500;     ///< images to measure on; as many others verify the choice
+  bool compressed = false;  ///< whether the file will be compressed: --target-size then means that size
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
   bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
   bool chooses_steps() const { return target_file > 0; }
-  /// Bytes are those of the compressed file.
+  /// Whether a choice costs the bytes that it takes in a compressed file.
   bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
+  /// Target of the file's size, in MB; 0 when there is none.
   double file_target() const { return std::max(target_size, target_file); }
-  /// Training images to measure and to verify on. They lie behind the `calibrated` ones that codes
-  /// were chosen by, if there are enough: on those, errors look smaller than they are.
+  /// Loads training images to measure and to verify on. Skips the first `calibrated` images, which
+  /// codes were chosen by, if the data has enough others: on those, errors look smaller than they
+  /// are.
   Dataset load_images(DataSource& data, int64_t calibrated) const;
 };
 
-/// The network's weights, each stored as was chosen for it, and the report of the choice.
+/// The packed weights that an allocation chose, and its report.
 struct AllocatedWeights {
   std::map<std::string, PackedTensor> weights;
   nlohmann::json json;
 };
 
-/// Measures every candidate on one half of the given training images, chooses exactly, verifies the
-/// choice on the other half, and prints a table of the candidates. `other_bytes`: bytes of the file
-/// beside packed weights. Throws UsageError that names the nearest target when the given one cannot
-/// be met.
+/// Chooses a candidate for every weight: measures all on half of `images`, takes the best that
+/// meets the target, verifies it on the other half, and prints a table. `other_bytes` are those of
+/// the file beside the packed weights. When the target cannot be met, throws UsageError that says
+/// what can: the smallest size, or the loss of the widest codes.
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, int64_t other_bytes, const Candidates& candidates,
                           const QuantizeWeight& quantize);

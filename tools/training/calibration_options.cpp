@@ -20,8 +20,8 @@ struct CalibrationImages {
   Split split = Split::train;
 };
 
-/// Loads training images or, with a warning, test images of data that has no others. A folder test/
-/// stands for the data set's test split.
+/// Loads training images, or test images with a warning when the data has no others. `path` may be
+/// the folder test/ of a data set, which selects its test split.
 CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());

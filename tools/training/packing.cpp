@@ -6,7 +6,7 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Candidates of a weight: the scheme that the flags give it, at every width of its method.
+/// The candidates of a weight: its scheme by the flags, at every width of the method.
 std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
   SchemeFlags scheme = flags.scheme;
   const MethodTraits& traits = traits_of(scheme.method.empty() ? Method::linear : parse_method(scheme.method));
@@ -18,9 +18,10 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   return candidates;
 }
 
-/// Candidates of a weight for --target-file: `linear` at steps about a factor of the square root of
-/// 2 apart, and closer where the largest layer's size is decided. Each has the narrowest width that
-/// reaches the largest weight: the step decides the size in the file, the width does not.
+/// The candidates of a weight for --target-file: `linear` at 16 steps, each about sqrt(2) times the
+/// one before. They are closer from 1 to 2, where the largest layer's size is decided. Each has the
+/// narrowest width that reaches the largest weight: the size in the file depends on the step, not
+/// on the width.
 std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
   Scheme scheme = default_scheme(Method::linear, 8);
   scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);
@@ -38,7 +39,7 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
   return candidates;
 }
 
-/// Throws UsageError for flags that say what the targets are to choose.
+/// Throws UsageError for flags that set what the targets choose.
 void expect_free_choice(const PackingFlags& flags) {
   const SchemeFlags& scheme = flags.scheme;
   if (!flags.allocation.given()) return;

@@ -12,7 +12,7 @@
 
 namespace nibblenet::tools {
 
-/// How a float model's weights become codes: all of it in flags.
+/// All flags that say how a float model's weights become codes.
 struct PackingFlags {
   SchemeFlags scheme;
   CalibrationFlags calibration;
@@ -20,14 +20,14 @@ struct PackingFlags {
 
   /// Throws UsageError for flags that contradict each other.
   void validate() const;
-  /// Throws UsageError for what does not fit the model: a pattern that names nothing, a scheme
-  /// without such a range.
+  /// Throws UsageError for flags that do not fit the model: a pattern that names no layer, a range
+  /// that a scheme does not have.
   void expect_fit(const StateDict& model) const;
 };
 
-/// Packs every weight of `dict` in place, each as is chosen for it on training images of `data`,
-/// and prints a table of the candidates. Returns the report of the choice. Throws UsageError for a
-/// target that cannot be met and for images of classes that the model does not know.
+/// Chooses a candidate for every weight of `dict` on training images of `data` (see allocate()),
+/// and packs the weights in place. Returns the report of the choice. Throws UsageError for a target
+/// that cannot be met, and for images of classes that the model does not know.
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
                                  DataSource data);
 

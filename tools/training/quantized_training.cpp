@@ -10,7 +10,8 @@ namespace {
 
 constexpr std::string_view as_packed = "packed";
 
-/// The scheme of a weight that has none of its own: where `packed` was asked for, that is an error.
+/// The scheme that the flags request for a weight. Throws UsageError for `--quantize packed` when
+/// the weight is not packed and --layer does not name it.
 Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, const Parameter& weight) {
   const std::optional<Scheme> own =
       weight.packed() ? std::optional(weight.packed_values().scheme) : std::optional<Scheme>();

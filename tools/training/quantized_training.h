@@ -10,8 +10,8 @@
 
 namespace nibblenet::tools {
 
-/// Start of a training: the network's float weights and, for training in packed form, the packed
-/// model whose scales, codebooks and frozen layers it takes (else empty).
+/// The start of a training: the network's float weights, and the packed model that training in
+/// packed form takes scales, codebooks and frozen layers from (else empty).
 struct TrainingStart {
   StateDict parameters;
   StateDict packed;
@@ -25,27 +25,28 @@ struct QuantizedTrainingFlags {
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
   bool given() const { return !scheme.empty(); }
-  /// Before any work. Throws UsageError for schemes that cannot be read.
+  /// Throws UsageError for schemes that cannot be parsed. Needs no model.
   void validate() const;
-  /// `initial` may be packed, whole or in part. A packed weight stays as it is when its layer is
-  /// frozen or when its scheme is what was asked for; every other weight is packed anew from its
-  /// values. Throws UsageError for schemes that cannot be trained, and for `packed` where a weight
-  /// is not.
+  /// The start of a training from `initial`, which may be packed, whole or in part. A packed weight
+  /// stays when its layer is frozen, or when it has the requested scheme; every other weight is
+  /// packed from its values. Throws UsageError for schemes that cannot be trained, and for
+  /// `--quantize packed` when a weight is not packed.
   TrainingStart start_from(StateDict initial, bool freeze_features, Backend& backend) const;
 };
 
-/// --prune and what belongs to it.
+/// --prune, --prune-scope, --prune-layer and --prune-until: pruning of single weights.
 struct PruningFlags {
-  double fraction = 0;
-  std::string scope = "layer";
+  double fraction = 0;              ///< of each trained layer's weights, in [0, 1)
+  std::string scope = "layer";      ///< "layer" or "global"
   std::vector<std::string> layers;  ///< --prune-layer, each PATTERN=FRACTION
-  double until = 0.6;
+  double until = 0.6;               ///< part of the training after which the fraction is reached
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
-  /// Options without `layers`. Throws UsageError for --prune-layer without --prune.
+  /// The options but for PruningOptions::layers. `enabled`: whether --prune was given. Throws
+  /// UsageError for --prune-layer without --prune.
   PruningOptions options(bool enabled) const;
-  /// PruningOptions::layers, of a run that trains the features too, or the classifier alone. Throws
+  /// PruningOptions::layers of a run that trains all layers, or the classifier alone. Throws
   /// UsageError for patterns that name no trained layer.
   std::map<std::string, double> fractions(const NetworkSpec& network, bool freeze_features) const;
 };

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int default_bits = 4;
 
-/// The scheme that the flags ask for if they say more than --bits.
+/// The scheme of flags that say more than --bits.
 Scheme chosen_scheme(const SchemeFlags& flags) {
   const Method method = flags.method.empty() ? Method::linear : parse_method(flags.method);
   const MethodTraits& traits = traits_of(method);

@@ -11,7 +11,7 @@ namespace nibblenet::tools {
 
 /// The flags that say how weights are stored.
 struct SchemeFlags {
-  std::optional<int> bits;  ///< --bits; 4 unless given, or what the method has
+  std::optional<int> bits;  ///< --bits; nothing: 4, or the method's only width
   std::string method;
   std::string granularity;
   std::string scale;
@@ -21,34 +21,35 @@ struct SchemeFlags {
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
-  /// Whether no flag but --bits and --layer is given: then the measured defaults apply.
+  /// Whether --bits and --layer are the only flags given: then the measured defaults apply.
   bool only_bits() const;
 };
 
-/// Whether a shell pattern names a weight ("LAYER.weight") or its layer ("LAYER").
+/// Whether a shell pattern matches the name of a weight ("LAYER.weight") or of its layer ("LAYER").
 bool matches_layer(const std::string& pattern, const std::string& weight);
 
 /// The scheme of every weight: --layer's, the flags', or the measured default.
 class SchemeChoice {
  public:
-  /// `gptq`: codes will be chosen by GPTQ, which has defaults of its own. Throws UsageError for
-  /// flags that make no scheme.
+  /// `gptq`: whether GPTQ chooses the codes, for which other defaults measured best. Throws
+  /// UsageError for flags that make no scheme.
   SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network);
-  /// One scheme for all weights but those that `layers` (--layer) name.
+  /// One scheme for all weights but those that `layers` (--layer) match.
   SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network);
-  /// Throws UsageError for flags that make no scheme, whatever the network.
+  /// Throws UsageError for flags that make no scheme in any network.
   static void check(const SchemeFlags& flags);
 
+  /// The width of weights that no --layer matches.
   int bits() const { return bits_; }
   /// The scheme of a weight. Throws UsageError where none fits.
   Scheme operator()(const Parameter& weight);
-  /// The scheme that --layer gives a weight; nothing if no pattern names it.
+  /// The scheme that --layer gives a weight; nothing if no pattern matches.
   std::optional<Scheme> overridden(const std::string& weight);
-  /// Throws UsageError when a --layer has named no weight so far.
+  /// Throws UsageError when a --layer has matched no weight so far.
   void expect_all_used() const;
 
  private:
-  /// "LAYER*=linear:8:channel": the layers a pattern names get this scheme.
+  /// One --layer, like "features.*=linear:8:channel".
   struct Override {
     std::string pattern;
     Scheme scheme;

@@ -8,20 +8,22 @@
 
 namespace nibblenet::tools {
 
-/// Runs the training with a progress line and a checkpoint every `seconds`; one that cannot be
-/// written is reported, and training goes on. A request to stop saves one, too, and throws Stopped
-/// with the command that goes on. At the end the caller saves.
+/// Runs a training, with a progress line and a checkpoint every `seconds`. A checkpoint that cannot
+/// be written is reported, and training continues. A request to stop writes a checkpoint and throws
+/// Stopped with `resume_command`. The caller writes the last checkpoint.
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
            const std::string& resume_command);
 
-/// Throws UsageError where `checkpoint` exists and is not that of a run that is done: it would be
-/// lost. The run that was resumed from it may write it.
+/// Throws UsageError when writing `checkpoint` would lose that of an unfinished run, or a file of
+/// another kind. `resumed` (may be empty), the checkpoint that this run continues, may be replaced,
+/// and with --force any.
 void expect_replaceable(const std::filesystem::path& checkpoint, const std::filesystem::path& resumed);
 
-/// The epochs, for --json.
+/// The epochs as --json writes them.
 nlohmann::json history_json(const std::vector<EpochReport>& history);
 
-/// Fraction of each trained layer that is 0, for --json. Prints it too if asked.
+/// The fraction of each trained layer's weights that are 0, as --json writes it; with `print` also
+/// printed.
 nlohmann::json show_sparsity(const Trainer& trainer, bool print);
 
 }  // namespace nibblenet::tools
