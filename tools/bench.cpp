@@ -195,7 +195,7 @@ void compare(const Options& options) {
   const Ceilings ceilings = measure_ceilings(own, baseline, options.seconds);
   fmt::print("{}\n", own.description());
   print(ceilings);
-  if (options.energy_seconds > 0 && !own.joules()) fmt::print("energy: not measured, nobody counts this device's\n");
+  if (options.energy_seconds > 0 && !own.joules()) fmt::print("energy: not measured, this device does not count it\n");
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,
@@ -230,38 +230,39 @@ void compare(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Times the forward pass of a float or packed model against the batch size, from images in the device's memory to "
-      "logits in the host's. Warm: one pass after the other, so that weights and images stay in the caches as far as "
-      "they fit. Cold: before each pass more memory is written than the caches hold; that writing is not timed. "
-      "Printed "
-      "are medians, the 10th and the 90th percentile; images/s are the warm median's. Each batch size is warmed up for "
-      "50 passes and half a second, then sampled until --seconds are over and there are 30 samples, warm and cold; "
-      "where these would take more than ten times --seconds, there are fewer, but at least 3. Passes shorter than 2 ms "
-      "are timed several in a row when warm.",
+      "Times the forward pass of a float or packed model at several batch sizes, up to the logits in the host's "
+      "memory. Warm: one pass after the other, so that weights and images stay in the caches as far as they fit. Cold: "
+      "before each pass, untimed, bench writes more memory than the caches hold. It prints medians, the 10th and the "
+      "90th percentile; images/s follow from the warm median. Each batch size is warmed up for 50 passes and half a "
+      "second, then sampled warm and cold until --seconds are over and there are 30 samples. Where these would take "
+      "more than ten times --seconds, there are fewer, but at least 3. Warm passes shorter than 2 ms are timed several "
+      "in a row.",
       "bench");
   Options options;
   app.add_option("MODEL", options.model,
-                 fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files));
+                 fmt::format("Float or packed model ({}); without it the newest packed one in weights/, or the newest "
+                             "fine-tuned one with --compare",
+                             model_files));
   app.add_option("--batch", options.batches, "Batch sizes, separated by commas")
       ->delimiter(',')
       ->allow_extra_args(false)  // what follows may be MODEL
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_option("--seconds", options.seconds, "Sample each batch size for so long, warm and again cold")
+  app.add_option("--seconds", options.seconds, "Sampling time of each batch size, warm and again cold")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   app.add_option(
          "--task", options.task,
-         "T224: from prepared images, in the precision that they are computed in. T32: from the bytes of 32 x 32 "
-         "images, which are enlarged first")
+         "T224: starts from prepared images in the device's memory, in the precision of the computation. T32: starts "
+         "from the bytes of 32 x 32 images, which are enlarged first")
       ->check(CLI::IsMember({"T224", "T32"}))
       ->capture_default_str();
   auto* fold = app.add_flag("--fold-first", options.fold_first,
-                            "T32 with the first convolution folded with the resize and the normalisation");
+                            "Time T32 with the first convolution folded with the resize and the normalisation");
   auto* compare_flag =
       app.add_flag("--compare", options.compare,
-                   "Pack a float MODEL in several ways and time all of them, by turns, in both tasks, as a whole and "
-                   "layer by layer, beside what the device did at best; on a GPU beside cuDNN and cuBLASLt")
+                   "Pack a float MODEL in several ways and time all of them by turns: in both tasks, as a whole and "
+                   "layer by layer, beside the device's peak rates; on a GPU also beside cuDNN and cuBLASLt")
           ->excludes(fold);
   app.add_option(
          "--sides", options.sides,
@@ -271,20 +272,21 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false)
       ->needs(compare_flag)
       ->type_name("LIST");
-  app.add_option("--rounds", options.rounds, "Repeat a comparison so often, to see how far it spreads")
+  app.add_option("--rounds", options.rounds, "How often to repeat a comparison, to see how far it spreads")
       ->check(CLI::Range(1, 100))
       ->needs(compare_flag)
       ->capture_default_str();
   app.add_option("--energy", options.energy_seconds,
-                 "Compare the energy of an image, too, running each side and batch size for so many SECONDS; on GPUs "
-                 "that count it, whoever uses them. A second or more: counts are renewed some ten times a second")
+                 "Compare the energy of an image, too: run each side and batch size for SECONDS. Take 1 or more: the "
+                 "counter changes about ten times a second. Only on GPUs with such a counter, which counts the work of "
+                 "other processes as well")
       ->check(CLI::Range(0.0, 3600.0))
       ->needs(compare_flag)
       ->type_name("SECONDS");
   app.add_option("--data", options.data, "Compare accuracy, too, on the test images there")
       ->needs(compare_flag)
       ->type_name("PATH");
-  app.add_option("--limit", options.limit, "On the first N/classes images of every class; 0: all")
+  app.add_option("--limit", options.limit, "With --data: on the first N/classes images of every class; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->needs(compare_flag)
       ->capture_default_str();

@@ -66,7 +66,7 @@ std::vector<Picture> find_pictures(const std::vector<std::string>& arguments) {
       continue;
     }
     std::vector<Picture> found = pictures_in(argument);
-    if (found.empty()) fail<UsageError>("the folder {} holds no .jpg, .jpeg or .png", argument);
+    if (found.empty()) fail<UsageError>("the folder {} holds no .jpg, .jpeg, .png or .bmp", argument);
     std::ranges::move(found, std::back_inserter(pictures));
   }
   return pictures;
@@ -281,14 +281,14 @@ void classify(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Says what pictures show: the likeliest classes and their probabilities. Takes JPEG and PNG of any size, up to "
-      "64 MiB and 100 million pixels; like a data set's, they are resized (shorter side, bilinear), cropped to the "
-      "middle and normalised, and turned by no orientation tag. Of several pictures a broken one does not stop the "
-      "others; the exit status is then 1.",
+      "Says what pictures show: the likeliest classes and their probabilities. Takes JPEG, PNG and BMP of up to 64 MiB "
+      "and 100 million pixels. Prepares them like the images of a data set: resized (shorter side, bilinear), cropped "
+      "to the middle, normalised; orientation tags are ignored. A broken picture does not stop the others; the exit "
+      "status is then 1.",
       "classify");
   Options options;
   app.add_option("IMAGE", options.images,
-                 "JPEG or PNG files, or folders (their .jpg, .jpeg and .png, four levels deep)")
+                 "JPEG, PNG or BMP files, or folders (their .jpg, .jpeg, .png and .bmp, four levels deep)")
       ->required();
   app.add_option("--model", options.model,
                  fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files))

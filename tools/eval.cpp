@@ -134,8 +134,8 @@ void print(const Result& result) {
   const Interval interval = wilson_interval(e.correct, e.images);
   fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n",
              100 * e.accuracy(), e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
-  fmt::print("{:.1f} images/s; preparing images took {:.2f} s beside {:.2f} s, {:.2f} s of it waited for\n",
-             e.images_per_second(), e.prepare_seconds, e.seconds, e.wait_seconds);
+  fmt::print("{:.1f} images/s: {:.2f} s, {:.2f} s of it waiting for images; a thread prepared them in {:.2f} s\n",
+             e.images_per_second(), e.seconds, e.wait_seconds, e.prepare_seconds);
   if (result.simulation) {
     fmt::print("{}", simulation_table(*result.simulation));
     return;
@@ -298,8 +298,8 @@ int main(int argc, char** argv) {
   options.device.add_precision_to(app);
   app.add_flag("--fold-first", options.fold_first,
                "Fold the first convolution with the resize and the normalisation in front of it: for 32 x 32 images "
-               "enlarged to 224, 9.3 million multiplications instead of 70.3. Without the resize's rounding to bytes: "
-               "results differ a little. Of MODEL only: --compare evaluates the other one as usual");
+               "enlarged to 224, 9.3 million multiplications instead of 70.3. Results differ a little, since the "
+               "resized image is not rounded to bytes. Applies to MODEL, not to --compare's");
   app.add_option("--compare", options.compare,
                  "Evaluate a second model on the same images and compare image by image (McNemar)")
       ->type_name("MODEL");
@@ -309,9 +309,9 @@ int main(int argc, char** argv) {
                          simulation_names() + " (NAME[:BITS]). Such weights have no size")
           ->type_name("NAME");
   app.add_option("--repair", options.repair,
-                 "Of a simulated-linear or simulated-linear-row, mend these defects, to see which does the damage: "
-                 "overflow (clamp, do not wrap), truncation (round), range (let it include 0), zero-point (shift it "
-                 "onto int8's), precision (compute in double), or all; a list with commas")
+                 "Repair defects of simulated-linear or simulated-linear-row, to see which does the damage: overflow "
+                 "(clamp, do not wrap), truncation (round), range (let it include 0), zero-point (shift it onto "
+                 "int8's), precision (compute in double), or all; a list with commas")
       ->needs(simulate)
       ->type_name("LIST");
   app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")

@@ -409,14 +409,14 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option(
          "--augment", options.augment,
-         "flip: mirror every other training image at random; flip-shift: also move each by up to an eighth of its "
-         "side, black behind it; flip-shift-cut: also hide a square of half its side; none")
+         "flip: mirror half of the training images, at random; flip-shift: also move each by up to an eighth of its "
+         "side, which leaves black behind; flip-shift-cut: also hide a square of half its side; none")
       ->check(CLI::IsMember({"flip", "flip-shift", "flip-shift-cut", "none"}))
       ->capture_default_str();
   app.add_option(
          "--precision", options.precision,
-         "float16: activations and their gradients in float16 on the tensor cores, float32 weights and momenta, and a "
-         "loss scale that finds itself; needs --device cuda")
+         "float16: mixed precision, with activations and their gradients in float16 on the tensor cores, weights and "
+         "momenta in float32, and an automatic loss scale; needs --device cuda")
       ->check(CLI::IsMember({"float32", "float16"}))
       ->capture_default_str();
   auto* image_size = app.add_option("--image-size", t.image_size,
@@ -433,19 +433,20 @@ int main(int argc, char** argv) {
   options.prune.add_to(app);
   app.add_option(
          "--learn", options.learn,
-         "With --quantize, all: weights, scales, kmeans' values and biases, by SGD; scales: the codes stay, the "
-         "rest learns by Adam, in steps of --lr (then 0.003) times its root mean square")
+         "With --quantize, all: weights, scales, kmeans' values and biases learn by SGD; scales: the codes stay, and "
+         "the others learn by Adam, in steps of --lr (default here 0.003) times their root mean square")
       ->check(CLI::IsMember({"all", "scales"}))
       ->capture_default_str();
   app.add_option("--distill", options.teacher,
-                 "Learn what this model predicts for each training image, in place of its label: what a packed network "
-                 "should do is what its float one does")
+                 "Learn what this model predicts for each training image, in place of its label: for a packed network, "
+                 "what its float network predicts")
       ->type_name("FILE");
   app.add_option("--distill-weight", options.teacher_weight,
-                 "Part of the loss that is the distance from --distill's predictions; the labels have the rest")
+                 "Part of the loss, from 0 to 1, that is the distance from --distill's predictions; the labels have "
+                 "the rest")
       ->capture_default_str();
   options.device.add_to(app);
-  app.add_option("--checkpoint-every", options.checkpoint_seconds, "Write a checkpoint so often while training")
+  app.add_option("--checkpoint-every", options.checkpoint_seconds, "Write a checkpoint every SECONDS while training")
       ->check(CLI::Range(0.0, 1e9))
       ->type_name("SECONDS")
       ->capture_default_str();

@@ -214,7 +214,8 @@ int main(int argc, char** argv) {
   options.packing.calibration.add_source_to(app);
   options.packing.calibration.add_choice_to(app);
   options.packing.allocation.add_to(app);
-  app.add_option("--data", options.data, std::string("For targets and --max-loss, without --calibrate. ") + data_help)
+  app.add_option("--data", options.data,
+                 std::string("Images for targets and --max-loss; default: those of --calibrate. ") + data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(
       "--compress,!--no-compress", options.compress,
@@ -222,7 +223,7 @@ int main(int argc, char** argv) {
       "same. On a packed MODEL, --compress or --no-compress alone rewrites it with the same codes; its default output "
       "is MODEL's name with _compressed or _uncompressed");
   app.add_flag("--dry-run", options.dry_run,
-               "Say which scheme every layer gets and what that takes by the formula; write nothing");
+               "Print the scheme and the size by the formula of every layer; write nothing");
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   add_json_option(app, options.json);

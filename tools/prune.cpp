@@ -61,7 +61,7 @@ void describe(std::map<std::string, std::string>& metadata, const std::vector<Pr
 void prune(const Options& options) {
   const std::map<std::string, int64_t> counts = parse_channels(options.channels);
   if (!options.calibration.calibrated())
-    throw UsageError("which channels matter is measured: give --calibrate DATA or --calibration FILE");
+    throw UsageError("prune measures which channels matter: give --calibrate DATA or --calibration FILE");
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   const auto claim = claim_output("-o", options.output, OutputKind::exported, {input});
   StateDict model = load_model(input, options.checksums);
@@ -103,16 +103,15 @@ void prune(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Removes output channels (of a linear layer: neurons) of a float model without training: those whose loss the "
-      "weights behind them, "
-      "chosen anew, make up for best. The narrower float model is there to be packed, fine-tuned or evaluated.",
+      "Removes output channels (of a linear layer: neurons) of a float model without training: those that the next "
+      "layer can best make up for with new weights. Writes a narrower float model, to pack, fine-tune or evaluate.",
       "prune");
   Options options;
   app.add_option("MODEL", options.model,
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));
   app.add_option("--channels", options.channels,
-                 "How many channels of a layer remain; repeatable. Those of the last layer are the "
-                 "classes. With --device cuda, multiples of 64 in convolutions keep their fastest kernels")
+                 "How many channels or neurons of a layer remain; repeatable. The last layer's are the classes, which "
+                 "all remain. Convolutions keep their fastest CUDA kernels at multiples of 64")
       ->required()
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("LAYER=COUNT");

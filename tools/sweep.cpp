@@ -83,8 +83,8 @@ void warn_of_other_programs(const SweepFolder& folder) {
       folder.rows(), [own = checksum_of_program()](const Row& row) { return row.program != own; });
   if (others > 0)
     fmt::print(stderr,
-               "warning: another build of sweep measured {} of them, which may compute or round otherwise: for rows of "
-               "one, choose another --out\n",
+               "warning: another build of sweep measured {} of them and may compute or round differently; for rows of "
+               "one build, choose another --out\n",
                others);
 }
 
@@ -205,20 +205,18 @@ int main(int argc, char** argv) {
   app.add_option(
          "--preset", options.preset,
          "notebooks: the original notebooks' set, simulated and as true n-bit codes (the default); full: every method, "
-         "width and "
-         "granularity; frontier: what pack does best at every width, with and without a calibration, and what it "
-         "takes compressed (needs --calibrate or --calibration)")
+         "width and granularity; frontier: what pack does best at every width, with and without a calibration, plain "
+         "and compressed (needs --calibrate or --calibration)")
       ->check(CLI::IsMember({"notebooks", "full", "frontier"}));
-  app.add_option(
-         "--schemes", options.schemes,
-         "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point], "
-         "simulated-METHOD:BITS, or what pack is told: 'pack --bits 3 --calibrated'; instead of a preset, or on "
-         "top of a --preset; repeatable")
+  app.add_option("--schemes", options.schemes,
+                 "Schemes separated by commas, METHOD:BITS:GRANULARITY[:f16][:absolute|signed][:zero-point], "
+                 "simulated-METHOD:BITS, or options of pack: 'pack --bits 3 --calibrated'; instead of a preset, or on "
+                 "top of a --preset; repeatable")
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("LIST");
   app.add_option("--models", options.models,
-                 "Packed models of the same network that were made otherwise, by training for instance: measured as "
-                 "they are, beside the rest; repeatable")
+                 "Packed models of the same network that were made otherwise, by training for instance: measured "
+                 "unchanged, beside the schemes; repeatable")
       ->allow_extra_args(false)
       ->type_name("FILE");
   options.calibration.add_source_to(app);
@@ -234,8 +232,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 4096));
   CLI::Option* keep =
       app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
-                   "Leave every packed model in DIR once it is measured (default with the notebooks preset "
-                   "alone); without it each is deleted");
+                   "Keep every packed model in DIR once it is measured (default with the notebooks preset alone), or "
+                   "delete each");
   add_strict_option(app, options.checksums);
   options.device.add_to(app);
   options.device.add_precision_to(app);

@@ -97,7 +97,7 @@ std::string sentence(const Match& match) {
 std::string standin_refusal(const std::vector<std::string>& known) {
   return fmt::format(
       "there are no images but the offline stand-in's, and the model knows {}: give images with --data PATH or "
-      "NIBBLENET_DATA (the stand-in's own path takes these all the same)",
+      "NIBBLENET_DATA; to use the stand-in all the same, name its path",
       list_of(known));
 }
 

@@ -113,10 +113,10 @@ void print_warnings(const StateDict& dict) {
 void add_strict_option(CLI::App& app, Checksums& checksums) {
   app.add_flag_callback(
       "--strict", [&checksums] { checksums = Checksums::strict; },
-      "Refuse a .pth whose checksums do not fit, instead of a warning");
+      "Refuse a .pth whose checksums do not match, instead of warning");
   app.add_option("--key", weights_key(),
-                 "Of a file of another program that holds several models, averaged weights beside plain ones for "
-                 "instance: take those under NAME")
+                 "For a file of another program that holds several models, like plain and averaged weights: take those "
+                 "under NAME")
       ->type_name("NAME");
 }
 

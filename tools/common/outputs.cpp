@@ -42,7 +42,7 @@ std::string objection(const fs::path& target, OutputKind kind, const std::vector
   if (fs::is_symlink(target, error) && !fs::exists(target, error)) return "is a link to a file that does not exist";
   if (!fs::is_regular_file(target, error)) return {};
   for (const fs::path& input : inputs)
-    if (!input.empty() && fs::equivalent(target, input, error)) return "is what is read, too";
+    if (!input.empty() && fs::equivalent(target, input, error)) return "is read, too";
   if (fs::file_size(target, error) == 0) return {};
   switch (kind) {
     case OutputKind::json: {
@@ -59,7 +59,7 @@ std::string objection(const fs::path& target, OutputKind kind, const std::vector
 }  // namespace
 
 void add_force_option(CLI::App& app) {
-  app.add_flag("--force", forced, "Write even over a file that is read, or that holds something else");
+  app.add_flag("--force", forced, "Overwrite even a file that is read, or that holds something else");
 }
 
 bool overwriting_forced() { return forced; }

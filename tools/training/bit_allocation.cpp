@@ -128,22 +128,24 @@ Allocation choose(const AllocationOptions& options, const std::vector<WeightSens
 void AllocationOptions::add_to(CLI::App& app) {
   auto* bits =
       app.add_option("--target-bits", target_bits,
-                     "Choose each layer's width so that the weights take at most X bits on average, scales and "
-                     "all, and the predictions change least; measured on the training images of --data")
+                     "Choose each layer's width so that the weights, scales included, take at most X bits on average "
+                     "and the predictions change least; measured on the training images of --data")
           ->type_name("X")
           ->check(CLI::Range(1.0, 32.0));
   auto* size = app.add_option("--target-size", target_size,
-                              "The same for a file of at most MB (10^6 bytes), as --compress makes it if that is given")
+                              "Choose each layer's width for a file of at most MB (10^6 bytes): compressed if "
+                              "--compress is given, else plain")
                    ->type_name("MB")
                    ->check(CLI::Range(smallest_target, largest_target));
   auto* file = app.add_option("--target-file", target_file,
-                              "The smallest change of predictions in a compressed file of at most MB: chooses each "
-                              "layer's step between linear codes (as --range step:X) and implies --compress; "
-                              "--rate-weight has its say")
+                              "Choose each layer's step size of linear codes (as --range step:X) so that the "
+                              "compressed file takes at most MB and the predictions change least; implies --compress; "
+                              "--rate-weight counts")
                    ->type_name("MB")
                    ->check(CLI::Range(smallest_target, largest_target));
   auto* loss = app.add_option("--max-loss", max_loss,
-                              "The smallest that loses at most POINTS of accuracy on training images kept for that")
+                              "Choose the smallest model that loses at most POINTS of accuracy on training images that "
+                              "are kept for that")
                    ->type_name("POINTS")
                    ->check(CLI::Range(0.0, 100.0));
   bits->excludes(size)->excludes(file)->excludes(loss);

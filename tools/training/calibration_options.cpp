@@ -64,17 +64,17 @@ std::string passes_text(const CalibrationFlags& flags) {
 
 void CalibrationFlags::add_source_to(CLI::App& app) {
   auto* calibrate = app.add_option("--calibrate", data,
-                                   "Measure on training images of DATA (as eval's --data) which errors of rounding "
+                                   "Measure on training images of DATA (as eval's --data) which rounding errors "
                                    "matter: the Hessian of every layer's inputs")
                         ->type_name("DATA");
   app.add_option("--calibration-images", images, "How many of them, the same number of every class; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->needs(calibrate);
-  app.add_option("--calibration-seed", seed, "Draws the output positions of convolutions that are looked at")
+  app.add_option("--calibration-seed", seed, "Seed that draws the output positions of convolutions to measure at")
       ->capture_default_str()
       ->needs(calibrate);
-  app.add_option("--save-calibration", save, "Keep what was measured, for --calibration")
+  app.add_option("--save-calibration", save, "Write what was measured, for --calibration")
       ->type_name("FILE")
       ->needs(calibrate);
   app.add_option("--calibration", load, "Hessians measured before, on this model")
@@ -105,8 +105,8 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
       ->type_name("LAMBDA");
   app.add_option(
          "--range", ranges,
-         "Scale of a group: max, from its largest weight (kmeans: its root mean square); search, the one of 33 with "
-         "the least squared error, weighed by the inputs' squares with a calibration; or, for linear, step:X, values "
+         "Scale of a group. max: from its largest weight (kmeans: its root mean square). search: the one of 33 with "
+         "the least squared error, which a calibration weighs by the inputs' squares. step:X, linear only: values lie "
          "X root mean squares of the group apart, which suits --compress. PATTERN=R for some layers; repeatable, the "
          "last match counts. Default: search with a calibration, else max")
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL
