@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks
 # (80 and 90a, or those given). Fails when unpacking linear codes takes more instructions than it
-# should, when a kernel touches local memory, or when its inner loop does not read codes 16 bytes at
-# a time. Needs nvdisasm, of the environment's NVDISASM or PATH; without one it says so and exits
-# with 77.
+# should, when a kernel touches local memory, when its inner loop does not read codes 16 bytes at a
+# time, or when a kernel may read weights before the kernel before has made them. Needs nvdisasm, of
+# the environment's NVDISASM or PATH; without one it says so and exits with 77.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../tools/kernels/compile.sh"
@@ -28,7 +28,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows,gemm/mma,conv/few_pixels}.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows,gemm/{mma,wgmma},conv/few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 
@@ -60,18 +60,18 @@ for architecture in "$@"; do
     }' "$code/unpack_probe.cu.$architecture.sass" || failed=1
 done
 
-# Codes are read as data that nothing writes (LDG ... CONSTANT), n times a superblock, or copied to
-# shared memory in a loop of their own (LDGSTS). A loop is what lies between a label and the last
-# branch back to it; the inner one is the shortest that multiplies.
+# Codes are read past the L1 cache (LDG ... NA), n times a superblock, or copied to shared memory in
+# a loop of their own (LDGSTS). A loop is what lies between a label and the last branch back to it;
+# the inner one is the shortest that multiplies.
 echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
-  [[ $sass != *unpack_probe* ]] || continue
+  [[ $sass != *@(unpack_probe|wgmma)* ]] || continue
   awk -v file="$(basename "$sass" .sass)" '
     function report(    i, read, copied, narrow, bits, bad) {
       if (kernel == "" || !multiplies) return
       bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
       for (i = first; i <= last; ++i) {
-        read += line[i] ~ /LDG\.E[^ ]*\.128\.CONSTANT/
+        read += line[i] ~ /LDG\.E\.NA[^ ]*\.128/
         copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
         narrow += line[i] ~ /LDGSTS/ && line[i] !~ /\.128/
       }
@@ -102,5 +102,29 @@ for sass in "$code"/*.sass; do
       }
     }
     END { report(); if (!seen) print file ": no kernel that multiplies"; exit failed || !seen }' "$sass" || failed=1
+done
+
+# The assembler moves reads of constant data (LDG ... CONSTANT) in front of the PDL wait (ACQBULK).
+# Kernels whose weights the kernel before may make read nothing before it.
+echo "kernels that read global memory too early, or as constant data"
+for sass in "$code"/*.sass; do
+  awk -v file="$(basename "$sass" .sass)" '
+    function report(what) {
+      if (!reported[kernel what]++) print file ", " kernel " " what "  WRONG"
+      failed = 1
+    }
+    /^\.text\./ {
+      kernel = substr($1, 7)
+      waits = file ~ /\.8[0-9]$/  # GPUs without PDL
+      late = kernel ~ /few_pixels_kernel|wgmma_pixel_kernel/
+      seen += late
+    }
+    / ACQBULK/ { waits = 1 }
+    / LDG(STS)?\./ && late && !waits { report("reads before the PDL wait") }
+    / LDG\.[^ ]*CONSTANT/ { report("reads constant data") }
+    END {
+      if (!seen && file ~ /few_pixels|wgmma/) { print file ": no kernel that waits"; failed = 1 }
+      exit failed
+    }' "$sass" || failed=1
 done
 exit "${failed:-0}"

@@ -144,13 +144,14 @@ __device__ __forceinline__ uint32_t nan_fp16x2(uint32_t a) {
   return d;
 }
 
-/// Loads 16 aligned bytes that are read once, bypassing the L1 cache. Requires that no kernel
-/// writes them while this one runs.
+/// Loads 16 aligned bytes that are read once, bypassing the L1 cache. The load stays behind a PDL
+/// wait before it. ld.global.nc would not: the assembler takes its bytes for constant.
 __device__ __forceinline__ uint4 load_once_16(const void* source) {
   uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(source));
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(source)
+               : "memory");
   return v;
 }
 
