@@ -9,7 +9,7 @@
 
 namespace nibblenet {
 
-/// The purpose of an allocation. The ledger of a packed model has one row per weight category.
+/// The purpose of an allocation: the meter counts bytes by it, and reports list them by it.
 enum class MemoryCategory : uint8_t {
   codes,        ///< n-bit codes of packed weights, with their alignment padding
   scales,       ///< one per group of packed weights
@@ -19,7 +19,7 @@ enum class MemoryCategory : uint8_t {
   biases,       ///< float32, never quantized
   weights,      ///< float32 weights
   gradients,    ///< of weights and biases
-  optimizer,    ///< momentum
+  optimizer,    ///< momenta, and scales that train
   activations,  ///< outputs of layers, kept for the backward pass when training
   features,     ///< cached outputs of frozen layers
   workspace,    ///< scratch of kernels: panels of dequantized weights, reordered copies
@@ -37,7 +37,7 @@ std::string_view to_string(MemoryCategory category);
 /// those of the data, not of an allocator.
 class MemoryMeter {
  public:
-  /// Counts an allocation, and its end.
+  /// Counts an allocation, and its release.
   void add(MemoryCategory category, size_t bytes) noexcept;
   void remove(MemoryCategory category, size_t bytes) noexcept;
 

@@ -4,7 +4,7 @@
 
 namespace nibblenet {
 
-/// Wall clock since it was made.
+/// Measures the wall-clock time since its construction.
 class Stopwatch {
  public:
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }

@@ -39,14 +39,14 @@ std::optional<unsigned> quota_of_processors(const fs::path& membership, const fs
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
-    // In a container the path may be the host's, and the folder of its own cgroup be the root.
+    // In a container the path may be the host's, while `root` is the container's own cgroup.
     for (fs::path path = fs::path(line.substr(second + 1)).relative_path();; path = path.parent_path()) {
       const std::optional<double> quota = quota_in(root / controllers / path);
       if (quota && (!least || *quota < *least)) least = quota;
       if (path.empty()) break;
     }
   }
-  // Rounded down: a thread more than the quota has time for makes the others wait for it.
+  // Rounded down: the others would wait for a thread that the quota has no time for.
   if (!least) return std::nullopt;
   return static_cast<unsigned>(std::clamp(*least, 1.0, 4096.0));
 }

@@ -5,12 +5,13 @@
 
 namespace nibblenet {
 
-/// How many threads work takes that is not told: what OMP_NUM_THREADS says, else as many as there
-/// are processors that this process may run on, within the quota of its cgroup. At least 1.
+/// The default number of threads, at least 1: OMP_NUM_THREADS, else the processors that this
+/// process may run on, within the quota of its cgroup.
 unsigned default_threads();
 
-/// Whole processors within the quota of processor time of this process's cgroup and those above it,
-/// version 1 or 2; nothing where there is no quota. `membership` and `root` differ in tests only.
+/// The quota of processor time of this process, in whole processors: the smallest of its cgroup and
+/// those above it, in version 1 or 2. Nothing when there is no quota. Only tests pass other values
+/// of `membership` and `root`.
 std::optional<unsigned> quota_of_processors(const std::filesystem::path& membership = "/proc/self/cgroup",
                                             const std::filesystem::path& root = "/sys/fs/cgroup");
 

@@ -27,7 +27,7 @@ struct SymbolLayout {
   int64_t all_runs() const { return codes.channels * runs(); }
 };
 
-/// Symbols [first, first + out.size()) of a channel.
+/// Reads symbols [first, first + out.size()) of a channel.
 void read_symbols(const uint8_t* channel, const SymbolLayout& layout, int64_t first, std::span<uint8_t> out);
 
 /// The static models of one tensor.

@@ -84,7 +84,7 @@ std::vector<Step> store_scales(PackedTensor& packed, const std::vector<Extremes>
   packed.scales.resize(extremes.size() * scale_bytes);
   if (scheme.zero_point) packed.zero_points.resize(extremes.size());
 
-  // A group this much smaller than the largest is nothing beside it: its scale may become 0.
+  // A group this much smaller than the largest does not matter: its scale may become 0.
   constexpr float negligible = 1e-3F;
   float largest = 0;
   for (const Extremes& group : extremes) largest = std::max(largest, std::fabs(exact_scale(group, scheme)));
@@ -143,7 +143,7 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
     }
     size_t best = 0;
     for (size_t i = 1; i < factors.size(); ++i)
-      if (!(errors[i] >= errors[best])) best = i;  // not a number: the scale was beyond its type's range
+      if (!(errors[i] >= errors[best])) best = i;  // NaN: the scale was beyond its type's range
     result[static_cast<size_t>(group)] = scaled(whole, factors[best]);
   }
   return result;

@@ -28,7 +28,8 @@ inline uint32_t code_of(float weight, const Step& group, const Codebook& codeboo
 }
 
 /// Fills the scales and zero points of `packed`. Returns the steps for choosing its codes. Throws
-/// Error naming the tensor for a scale beyond the range of its type.
+/// Error naming the tensor for a scale that its type rounds to infinity, or to 0 although it is
+/// more than a thousandth of the largest.
 std::vector<Step> store_scales(PackedTensor& packed, const std::vector<Extremes>& extremes, float scale_to,
                                std::string_view name);
 

@@ -84,7 +84,8 @@ void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int6
 
 /// Rounds every weight to the nearest value of its scheme. Deterministic; uses all OpenMP threads.
 /// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4 and tensors
-/// without elements, Error naming `name` for NaN, Inf, or a scale beyond the range of its type.
+/// without elements, Error naming `name` for NaN, Inf, or scales that their type cannot hold (see
+/// store_scales()).
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name);
 
 /// Decodes all weights to float32; `out` has the packed tensor's shape.

@@ -32,7 +32,7 @@ struct RansSlots {
 /// Frequencies of one model, cumulated for encoding.
 class RansEncoderModel {
  public:
-  /// They sum to 2^precision; up to 256 of them.
+  /// Cumulates up to 256 frequencies that sum to 2^precision.
   RansEncoderModel(std::span<const uint32_t> frequencies, int precision) : precision_(precision) {
     uint32_t start = 0;
     for (size_t symbol = 0; symbol < frequencies.size(); ++symbol) {
@@ -112,7 +112,7 @@ class RansEncoder {
 /// zero, and complete() returns false.
 class RansDecoder {
  public:
-  /// At least rans_state_bytes.
+  /// Requires: a chunk of at least rans_state_bytes.
   explicit RansDecoder(std::span<const uint8_t> chunk)
       : next_(chunk.data() + rans_state_bytes), end_(chunk.data() + chunk.size()) {
     std::memcpy(states_.data(), chunk.data(), rans_state_bytes);

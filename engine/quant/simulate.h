@@ -10,9 +10,9 @@
 
 namespace nibblenet {
 
-/// What the original notebooks call quantization: float32 in, float32 out. simulate() gives their
-/// very bits, defects included, so that their tables can be rebuilt and set beside results of codes
-/// that really have n bits. Simulated weights are float32 weights: they have no size of their own.
+/// A quantizer of the original notebooks: float32 in, float32 out. simulate() gives their exact
+/// bits, defects included, so that their tables can be rebuilt and compared with true n-bit codes.
+/// Simulated weights are float32 weights: they have no size of their own.
 enum class Simulation : uint8_t { linear, linear_row, fp8, dynamic_tree, stable_embedding };
 
 /// A row of the simulations' table.
@@ -24,14 +24,14 @@ struct SimulationTraits {
   std::string_view summary;
 };
 
-/// Every simulation there is, in the order of the enum.
+/// All simulations, in the order of the enum.
 std::span<const SimulationTraits> simulation_table();
 
-/// What may be mended of the notebooks' linear quantizers, to see which of their defects does the
+/// Repairs of the notebooks' linear quantizers, each of one defect, to see which defect does the
 /// damage.
 struct LinearRepairs {
-  bool overflow = false;    ///< what int8 cannot hold is clamped, not wrapped around
-  bool truncation = false;  ///< rounded to nearest, not cut
+  bool overflow = false;    ///< values beyond int8 are clamped, not wrapped around
+  bool truncation = false;  ///< values are rounded to nearest, not truncated
   bool range = false;       ///< min and max are widened to include 0
   bool zero_point = false;  ///< a whole number is added to w S, so that min…max falls on -128…127, wherever it lies
   bool precision = false;   ///< S, w S and the quotient in double, not float
@@ -51,25 +51,24 @@ LinearRepairs parse_linear_repairs(std::string_view text);
 /// A simulation at a claimed width.
 struct SimulatedScheme {
   Simulation simulation;
-  int bits;  ///< as the notebooks claim them; bits_needed() tells what they are
+  int bits;  ///< that the notebooks claim; bits_needed() measures the true number
   LinearRepairs repairs = {};
   friend bool operator==(const SimulatedScheme&, const SimulatedScheme&) = default;
 };
 
-/// Whether `text` starts as the names of simulations do ("simulated-…"), be it one or not.
+/// Whether `text` starts with "simulated-", like the names of simulations.
 bool names_simulation(std::string_view text);
 
-/// NAME[:BITS][+REPAIR…], without BITS the most there are. Throws UsageError that lists what is
-/// supported.
+/// Parses NAME[:BITS][+REPAIR…]; default of BITS: the method's most. Throws UsageError that lists
+/// what is supported.
 SimulatedScheme parse_simulated_scheme(std::string_view text);
 /// "simulated-dynamic-tree:4", "simulated-linear-row:8+overflow+truncation"
 std::string to_string(const SimulatedScheme& scheme);
-/// Throws UsageError for a width that the notebooks do not have, and for repairs of what is not
-/// linear.
+/// Throws UsageError for a width that the notebooks do not have, and for repairs of a simulation
+/// that is not linear.
 void validate(const SimulatedScheme& scheme);
 
-/// The notebooks' numbers for one weight tensor (OI or OIHW; biases are never touched), bit for
-/// bit:
+/// Writes the notebooks' values of one weight tensor (OI or OIHW), bit for bit:
 ///
 ///   linear            S = (1/(max - min)) * 255 of the tensor; w S cut to an integer and wrapped
 ///                     to int8, over S
@@ -89,22 +88,22 @@ void validate(const SimulatedScheme& scheme);
 void simulate(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme,
               std::string_view name = "weights");
 
-/// How many weights have e = 0, 1, …: the notebooks' "exponent counts". e ends at bits - 1, where
-/// zeros fall, too; a row of zeros counts as e = 0, as 0 / 0 does there.
+/// The notebooks' "exponent counts": how many weights have e = 0, 1, …, bits - 1. Zeros count as
+/// bits - 1, but those of a row of zeros as 0, like the 0 / 0 of the notebooks.
 struct ExponentCounts {
   std::array<int64_t, 8> counts{};
 };
 /// Counts weights by the decimal exponent of their dynamic-tree code.
 ExponentCounts exponent_counts(TensorView<const float> weights, int bits, std::string_view name = "weights");
 
-/// What it would take to store values that share a scale: the largest number of distinct values in
-/// a row (a run of the last dimension), and the bits that number them. Rows of the stable embedding
-/// share several scales; its figure is that of a code that has no block number beside it.
+/// The need of values that share a scale: the most distinct values in a row (a run of the last
+/// dimension), and the bits that number them. A row of the stable embedding has several scales; its
+/// figure is that of a code without a block id.
 struct ValueNeed {
   int64_t distinct = 0;
   int bits = 0;  ///< ceil(log2(distinct))
 };
-/// Bits that storing these simulated values needs.
+/// Counts the bits that storing these simulated values needs.
 ValueNeed bits_needed(TensorView<const float> simulated);
 
 }  // namespace nibblenet

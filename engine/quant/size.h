@@ -8,16 +8,16 @@
 
 namespace nibblenet {
 
-/// What the formula says of one tensor or a sum of them, in bytes. It forgets zero points, block
-/// ids and padding, as such formulas do: the difference to what is measured shows them (fractions
-/// of a byte add up over tensors).
+/// The size of one tensor, or of several added up, by the usual formula, in bytes. The formula
+/// omits zero points, block ids, codebooks and padding, so they appear as its difference from the
+/// measured size. Fractions of a byte add up over tensors.
 struct EstimatedSize {
   double codes = 0;   ///< weights x bits / 8
   double scales = 0;  ///< groups x 32 bits, as the original notebooks count; f16 scales count 16
   double total() const { return codes + scales; }
 };
 
-/// Bytes that weights really occupy, by what they are for.
+/// The bytes that weights occupy in memory, by purpose.
 struct ResidentSize {
   int64_t codes = 0;  ///< codes without padding, rounded up to a byte per channel
   int64_t scales = 0;
@@ -42,13 +42,13 @@ struct SizeRow {
   double bits_per_weight() const;  ///< (codes + scales + zero points + block ids + codebooks) * 8 / weights; float: 32
 };
 
-/// Sums of rows, named `name`. The scheme is the one all rows share, else "mixed".
+/// The sum of some rows, named `name`. The scheme is the one that all rows share, else "mixed".
 SizeRow sum(const std::vector<SizeRow>& rows, std::string name);
 
-/// From the scheme alone: no tensor is needed.
+/// The size by the formula, from scheme and shape alone.
 EstimatedSize estimated_size(const Scheme& scheme, const Shape& shape);
 EstimatedSize estimated_size(const PackedTensor& packed);
-/// What the tensor's own vectors hold; `biases` and `weights` are 0.
+/// The bytes of the tensor's own vectors; `biases` and `weights` are 0.
 ResidentSize resident_size(const PackedTensor& packed);
 
 }  // namespace nibblenet

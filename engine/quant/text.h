@@ -8,7 +8,7 @@
 
 namespace nibblenet {
 
-/// A number without sign, all of `text`; nothing when it is something else or too large.
+/// Parses all of `text` as a number without sign; nothing when it is something else or too large.
 inline std::optional<int64_t> parse_integer(std::string_view text) {
   if (text.empty() || text[0] == '-') return std::nullopt;
   int64_t value = 0;
@@ -17,7 +17,7 @@ inline std::optional<int64_t> parse_integer(std::string_view text) {
   return value;
 }
 
-/// The parts between separators; one empty part for an empty text.
+/// Splits a text at its separators. An empty text gives one empty part.
 inline std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
   for (size_t end = text.find(separator); end != std::string_view::npos; end = text.find(separator)) {
