@@ -22,8 +22,8 @@ namespace {
 constexpr size_t smallest_piece = size_t{1} << 12;
 constexpr size_t largest_piece = size_t{1} << 22;
 
-// What is read from an archive may take up this many times its own bytes, and this many more.
-// Pictures and CIFAR-10 do not shrink by half; zeros shrink to a thousandth.
+// All that is read from an archive may take `most_growth` times its bytes, plus the allowance.
+// Pictures and CIFAR-10 hardly compress; zeros shrink to a thousandth.
 constexpr size_t most_growth = 100;
 constexpr size_t growth_allowance = size_t{64} << 20;
 
@@ -35,7 +35,7 @@ File open_file(const std::filesystem::path& path) {
   return file;
 }
 
-/// Reads to the end in growing pieces, so that memory follows what is really there.
+/// Reads to the end in growing pieces, so that memory follows the bytes that are there.
 /// `read_some(data, size)` returns the bytes it got, 0 at the end.
 template <class ReadSome>
 std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome read_some) {
@@ -54,8 +54,8 @@ std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome
   }
 }
 
-/// The bytes of a tar, decompressed where they are gzip's. zlib compares each member's CRC-32 and
-/// length, which libarchive's own filter passes over.
+/// The bytes of a tar, decompressed if they are gzip's. zlib checks each member's CRC-32 and
+/// length; libarchive's own filter does not.
 class TarSource {
  public:
   explicit TarSource(const std::filesystem::path& path) : file_(open_file(path)), path_(path) {
@@ -83,7 +83,7 @@ class TarSource {
       if (stream_.avail_in == 0) refill();
       if (stream_.avail_in == 0 && in_member_) fail<FormatError>("the gzip stream is cut off");
       if (stream_.avail_in == 0) return {};
-      if (!in_member_ && members_ > 0 && *stream_.next_in == 0) {  // padding, which tapes and tar need
+      if (!in_member_ && members_ > 0 && *stream_.next_in == 0) {  // padding, as on tapes
         padded_ = true;
         ++stream_.next_in;
         --stream_.avail_in;
@@ -105,7 +105,7 @@ class TarSource {
     }
   }
 
-  /// What libarchive calls; an exception must not pass through it.
+  /// The callback of libarchive, which no exception may pass through.
   static la_ssize_t read(archive* reader, void* self, const void** buffer) {
     try {
       const std::span<const uint8_t> bytes = static_cast<TarSource*>(self)->next();
@@ -135,8 +135,8 @@ class TarSource {
   int64_t members_ = 0;
 };
 
-/// Nothing when the path is empty or a part of it is hidden; "." is no part, and ".." counts as
-/// hidden.
+/// Splits a path into its parts, "." left out. Nothing when no part is left, or one is hidden; ".."
+/// counts as hidden.
 std::optional<std::vector<std::string>> visible_parts(std::string_view path) {
   std::vector<std::string> parts;
   while (!path.empty()) {
@@ -191,8 +191,8 @@ class ArchivedEntry final : public FileEntry {
         fail<FormatError>("{} cannot be read, the archive is truncated or corrupt: {}", location(),
                           reason != nullptr ? reason : "no reason given");
       }
-      // Holes cost an archive nothing and us memory: a kilobyte of archive could ask for all there
-      // is.
+      // Holes take nothing in an archive, but memory here: a kilobyte of archive could ask for all
+      // of it.
       const bool hole = static_cast<uint64_t>(offset) != content.size();
       if (hole && (size > 0 || status == ARCHIVE_EOF))
         fail<FormatError>("{} is stored as a sparse file, which is not supported; repack it without --sparse",
@@ -218,7 +218,7 @@ class ArchivedEntry final : public FileEntry {
   size_t& room_;
 };
 
-/// Whether it is a link to a folder that it lies in.
+/// Whether an item is a link to a folder that contains it.
 bool leads_back(const std::filesystem::directory_entry& item) {
   std::error_code error;
   if (!item.is_symlink(error) || !item.is_directory(error)) return false;
@@ -256,7 +256,7 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     const char* text = archive_error_string(source.get());
     return text != nullptr ? text : "no reason given";
   };
-  // Only what is promised: every further format would be more code that meets untrusted bytes.
+  // Only the promised format: every further one would be more code that reads untrusted bytes.
   archive_read_support_format_tar(source.get());
   if (archive_read_open(source.get(), &bytes, nullptr, TarSource::read, nullptr) != ARCHIVE_OK)
     fail<FormatError>("{} is neither a folder nor a .tar or .tar.gz archive: {}", path.string(), reason());
@@ -267,7 +267,7 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     const int status = archive_read_next_header(source.get(), &header);
     if (status == ARCHIVE_EOF) break;
     // A warning means a name outside the locale or an odd attribute: the file itself is fine.
-    // "Retry" would pass over a damaged header, and the file with it.
+    // After "retry", libarchive would skip a damaged header together with its file.
     if (status != ARCHIVE_OK && status != ARCHIVE_WARN)
       fail<FormatError>("{} is truncated or corrupt, or no .tar or .tar.gz archive: {}", path.string(), reason());
     const auto type = archive_entry_filetype(header);

@@ -18,8 +18,8 @@ namespace fs = std::filesystem;
 
 fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
 
-/// Where the file really goes; nothing where there is a pipe or a device to write to. Renaming over
-/// /dev/null would succeed for root, and cost the machine its /dev/null.
+/// The file to replace, with links resolved; nothing when `path` is a pipe or a device, which is
+/// written directly. Renaming over /dev/null would succeed for root, and destroy it.
 std::optional<fs::path> resolve(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
@@ -38,8 +38,8 @@ bool is_linked(const FileDescriptor& file) {
 }
 
 /// Opens a temporary file and locks it while it is open, so that remove_left_over() can tell it
-/// from those of killed processes. Not open, with errno set, where that fails: EWOULDBLOCK where
-/// another one has the lock.
+/// from those of killed processes. On failure returns a file that is not open and sets errno:
+/// EWOULDBLOCK when another process has the lock.
 FileDescriptor open_locked(const fs::path& path, int flags) {
   for (;;) {
     FileDescriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666));
@@ -48,12 +48,12 @@ FileDescriptor open_locked(const fs::path& path, int flags) {
       file.close();
       errno = EWOULDBLOCK;
       return {};
-    }                                  // some file systems know no locks, and keep what is left over
-    if (is_linked(file)) return file;  // else another process took it for left over before it was locked
+    }                                  // a file system without locks: left-over files stay there
+    if (is_linked(file)) return file;  // else another process removed it before it was locked
   }
 }
 
-/// Removes temporary files that no process has open any more.
+/// Removes temporary files that no process has open.
 void remove_left_over(const fs::path& folder) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
@@ -64,14 +64,14 @@ void remove_left_over(const fs::path& folder) {
   }
 }
 
-/// For writing; a pipe needs a reader already.
+/// Opens a pipe or device for writing. A pipe needs a reader already.
 FileDescriptor open_directly(const fs::path& path) {
   FileDescriptor file(open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC | O_NONBLOCK));
   if (file.is_open()) fcntl(file.get(), F_SETFL, O_APPEND);  // wait for slow readers
   return file;
 }
 
-/// Two names of one file have one claim.
+/// The path of the locked file of a claim, the same for all names of a file.
 fs::path claim_path(const fs::path& target) {
   const fs::path file = resolve(target).value_or(target);
   return folder_of(file) / fmt::format(".nibblenet-{:016x}.tmp", std::hash<std::string>()(file.filename().string()));
@@ -120,8 +120,8 @@ void AtomicFile::commit() {
   if (rename(temporary_.c_str(), target_.c_str()) != 0) fail_io("replace", target_);
   temporary_.clear();
   if (!file_.close()) fail_io("write", target_);  // locked until it has its name
-  // The new name is on the disk only once its folder is. Some file systems cannot flush a folder:
-  // no reason to fail.
+  // The new name is on the disk only once its folder is flushed. A file system that cannot flush a
+  // folder is no error.
   const FileDescriptor directory(open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.is_open() && fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
     fail_io("flush the folder of", target_);

@@ -9,13 +9,14 @@
 
 namespace nibblenet {
 
-/// A file under a temporary name in the folder of `target`, that becomes `target` on commit() and
-/// vanishes otherwise: a killed run or a full disk leaves the old file or the new one, never half
-/// of one. Links are followed. Pipes and character devices are written directly. What killed runs
-/// left in that folder is removed. Throws IoError with the reason of the operating system.
+/// A file that is written as a whole or not at all. Bytes go to a temporary file beside `target`;
+/// commit() renames it to `target`, else it is removed. After a kill or on a full disk there is the
+/// old file or the new one, never half of one. Follows links. Writes pipes and character devices
+/// directly. Errors are IoErrors with the reason of the operating system.
 class AtomicFile {
  public:
-  /// Opens a temporary file beside `target`. Throws IoError.
+  /// Opens a temporary file beside `target`, and removes those that killed runs left there. Throws
+  /// IoError.
   explicit AtomicFile(const std::filesystem::path& target);
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -23,22 +24,22 @@ class AtomicFile {
 
   /// Appends bytes. Throws IoError, for a full disk too.
   void write(std::span<const uint8_t> bytes);
-  /// Flushed to the disk, then renamed.
+  /// Flushes the file to the disk, then renames it. Throws IoError.
   void commit();
 
  private:
   std::filesystem::path target_;
-  std::filesystem::path temporary_;  ///< empty: `target_` is written directly, or is whole
+  std::filesystem::path temporary_;  ///< empty: `target_` is written directly, or is committed
   FileDescriptor file_;
 };
 
-/// The right to write `target` later, which one FileClaim of all processes has at a time. Taking it
-/// shows that files can be made in that folder.
+/// A lock on the right to write `target` later: at most one FileClaim of all processes has it.
+/// Taking it also proves that the folder can be written.
 class FileClaim {
  public:
-  /// Throws IoError where another process has the claim, or the folder cannot be written.
+  /// Throws IoError when another claim exists, or the folder cannot be written.
   explicit FileClaim(const std::filesystem::path& target);
-  /// Nothing where another one has the claim. Throws IoError where the folder cannot be written.
+  /// Returns nothing when another claim exists. Throws IoError when the folder cannot be written.
   static std::optional<FileClaim> try_claim(const std::filesystem::path& target);
   FileClaim(FileClaim&&) = default;
   ~FileClaim();
@@ -46,7 +47,7 @@ class FileClaim {
  private:
   FileClaim(std::filesystem::path path, FileDescriptor file) : path_(std::move(path)), file_(std::move(file)) {}
 
-  std::filesystem::path path_;  ///< of a file that holds nothing but a lock
+  std::filesystem::path path_;  ///< an empty file that is locked
   FileDescriptor file_;
 };
 

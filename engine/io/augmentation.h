@@ -4,8 +4,8 @@
 
 namespace nibblenet {
 
-/// A change of an image before its preparation: it moves by `right` and `down` pixels, with black
-/// where nothing came from, and is then mirrored.
+/// A change of an image before its preparation: it is shifted by `right` and `down` pixels, the gap
+/// is filled with black, then it is mirrored.
 struct Augmentation {
   int32_t right = 0;
   int32_t down = 0;

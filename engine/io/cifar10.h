@@ -18,17 +18,17 @@ inline constexpr size_t cifar_plane_bytes = size_t{cifar_side} * cifar_side;
 inline constexpr size_t cifar_record_bytes = 1 + 3 * cifar_plane_bytes;
 inline constexpr int cifar_train_files = 5;
 
-/// Gathers the files of a CIFAR-10 binary data set from a walk. They may come in any order.
+/// Gathers the files of a CIFAR-10 binary data set during a walk, in any order.
 class Cifar10Reader {
  public:
   Cifar10Reader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
-  /// True when the file belongs to the format. Reads it when it belongs to the split. Throws
+  /// Returns whether the file belongs to the format. Reads it when it belongs to the split. Throws
   /// FormatError.
   bool take(FileEntry& entry);
-  /// Whether any batch of either split came by.
+  /// Whether the walk met a batch of either split.
   bool found() const { return found_; }
-  /// The data set in the order of its files and records. Throws FormatError or UsageError. Call
-  /// once, at the end.
+  /// Returns the data set in the order of its files and records. Call it once, at the end. Throws
+  /// FormatError or UsageError.
   Dataset finish(int64_t limit);
 
  private:

@@ -30,7 +30,7 @@ Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t lim
   if (folder.found()) return folder.finish(limit);
   fail<FormatError>(
       "{} holds no data set; supported are CIFAR-10's binary version (data_batch_1.bin … test_batch.bin) "
-      "and image folders (train/<class>/*.jpg|jpeg|png, test/<class>/…), as a folder, .tar or .tar.gz",
+      "and image folders (train/<class>/*.jpg|jpeg|png|bmp, test/<class>/…), as a folder, .tar or .tar.gz",
       path.string());
 }
 

@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr long connect_seconds = 8;  // offline must be told soon
+constexpr long connect_seconds = 8;  // an offline user learns it soon
 constexpr long stall_seconds = 30;
 constexpr long stall_bytes_per_second = 1024;
 constexpr long most_redirects = 5;
@@ -51,8 +51,8 @@ void remove_file(const fs::path& path) {
   if (error) fail<IoError>("cannot remove {}: {}", path.string(), error.message());
 }
 
-/// Where arriving bytes go. Nothing may be thrown through libcurl, so errors wait here until it
-/// returns.
+/// The target of arriving bytes. No exception may pass through libcurl, so errors wait here until
+/// it returns.
 struct Sink {
   const fs::path& path;
   FILE* file;
@@ -93,7 +93,7 @@ void set_option(CURL* curl, CURLoption option, Value value) {
                   curl_easy_strerror(code));
 }
 
-/// Appends to `part` what `url` has beyond it.
+/// Downloads the rest of `url` that `part` does not have yet, and appends it.
 Transfer transfer(const std::string& url, const fs::path& part, int64_t expected, const DownloadProgress& progress) {
   static const CURLcode global = curl_global_init(CURL_GLOBAL_DEFAULT);
   const Curl curl(global == CURLE_OK ? curl_easy_init() : nullptr, curl_easy_cleanup);
@@ -137,7 +137,7 @@ Transfer transfer(const std::string& url, const fs::path& part, int64_t expected
                       ? fmt::format(" ({} of {} bytes are kept; run again to go on)", sink.received, expected)
                       : "");
   }
-  // On the disk before the rename, or a power cut could leave a whole name with half a file.
+  // The bytes reach the disk before the rename: a power cut must not leave half a file under `to`.
   if (std::fflush(file.get()) != 0 || fsync(fileno(file.get())) != 0)
     fail<IoError>("cannot write {}: {}", part.string(), reason_of(errno));
   return Transfer::done;
@@ -172,8 +172,8 @@ void download(const std::string& url, const fs::path& to, const Checksum& expect
 
   fs::path part = to;
   part += ".part";
-  // A part that is too long, that the server cannot continue, or that leads to a wrong checksum was
-  // of another file or version: that is worth one new start, but only one.
+  // A part that is too long, that the server cannot continue, or that leads to a wrong checksum
+  // belonged to another file or version. It is worth one new start, but only one.
   bool resumed = length_of(part) > 0;
   for (;;) {
     if (length_of(part) > expected_bytes) remove_file(part);

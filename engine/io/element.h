@@ -7,8 +7,8 @@
 
 namespace nibblenet {
 
-/// Elements that lie one behind the other, on any address, as float32: exact for F32, F16 and BF16,
-/// rounded to nearest for F64. False, with nothing written, for other types. `bytes` holds as many
+/// Converts contiguous elements at any address to float32: exactly from F32, F16 and BF16, rounded
+/// to nearest from F64. Returns false, and writes nothing, for other types. `bytes` holds as many
 /// elements as `out`.
 bool floats_from(DType dtype, std::span<const uint8_t> bytes, std::span<float> out);
 

@@ -9,7 +9,7 @@
 
 namespace nibblenet {
 
-/// Some bytes of a file, in memory of their own.
+/// A copy of some bytes of a file.
 class FileBytes {
  public:
   FileBytes() = default;
@@ -23,17 +23,17 @@ class FileBytes {
   size_t size_ = 0;
 };
 
-/// An ordinary file, open for reading. Its bytes are copied, not mapped: a mapping raises SIGBUS
-/// when another process cuts the file short, and changes when it writes there.
+/// A regular file, open for reading. Its bytes are copied, not mapped: a mapping raises SIGBUS when
+/// another process truncates the file, and changes when one writes to it.
 class InputFile {
  public:
-  /// Throws IoError when there is no ordinary file of that name to open.
+  /// Throws IoError when `path` is no regular file, or cannot be opened.
   explicit InputFile(const std::filesystem::path& path);
 
-  /// Size of the file in bytes, as it was when it was opened.
+  /// Size of the file in bytes when it was opened.
   uint64_t size() const { return size_; }
-  /// The bytes [begin, begin + count), which lie within size(). Throws IoError when they are not
-  /// there any more, or are more than this machine's memory.
+  /// Reads the bytes [begin, begin + count), which lie within size(). Throws IoError when the file
+  /// has become shorter, or when they are more than this machine's memory.
   FileBytes read(uint64_t begin, uint64_t count) const;
   FileBytes read_all() const { return read(0, size_); }
 

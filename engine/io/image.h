@@ -15,21 +15,21 @@ struct RgbImage {
   std::vector<uint8_t> pixels;
 };
 
-/// What is refused before any memory is spent on it: a small file can claim to be an enormous
-/// picture.
+/// Largest file and picture that are read. They are checked before memory is allocated, since a
+/// small file can claim to be an enormous picture.
 inline constexpr size_t max_image_file_bytes = size_t{64} << 20;
 inline constexpr int64_t max_image_pixels = 100'000'000;
-/// What one byte of a compressed file can stand for: deflate shrinks 1032 to 1, and a PNG puts
-/// eight pixels into a byte. No block of a JPEG comes near that.
+/// Most pixels that one byte of a compressed file can stand for: deflate shrinks 1032 bytes to 1,
+/// and a byte of a PNG holds up to eight pixels. A JPEG stays far below.
 inline constexpr int64_t max_pixels_per_file_byte = 8 * 1032;
 
-/// What a file's name says about it.
+/// Whether a file's name is that of a picture, and of one that decode_image() reads.
 enum class PictureKind : uint8_t { none, readable, unreadable };
-/// By the extension, in any case: .jpg, .jpeg, .png and .bmp are read; pictures such as .webp are
-/// not.
+/// The kind by the extension, in upper or lower case: .jpg, .jpeg, .png and .bmp are readable,
+/// other pictures such as .webp are not.
 PictureKind picture_kind(std::string_view file_name);
 
-/// Decodes a JPEG, PNG or BMP, whatever the file is called, to the pixels of Pillow's
+/// Decodes a JPEG, PNG or BMP, told by its content, to the pixels of Pillow's
 /// `Image.open(f).convert("RGB")`:
 ///
 /// | format | decoder       | against Pillow                                                |
@@ -38,11 +38,11 @@ PictureKind picture_kind(std::string_view file_name);
 /// | PNG    | libpng        | equal, but for 16-bit grey: the high byte, where Pillow clips |
 /// | BMP    | stb_image     | to one step; run-length coded ones are refused                |
 ///
-/// Transparency is dropped. Orientation tags are not followed (as in torchvision's image folders).
-/// Throws FormatError naming `name` for anything else, for pictures beyond the limits above (before
-/// memory is spent on them) and for damaged ones: where data ends before the last pixel, or a PNG's
-/// CRC is wrong. Like Pillow it reads JPEGs with stray bytes between segments, at restart markers
-/// or in place of the end marker.
+/// Transparency is dropped. Orientation tags are ignored, as in torchvision's image folders. Throws
+/// FormatError naming `name` for other files, for pictures beyond the limits above (before memory
+/// is allocated) and for damaged ones: data that ends before the last pixel, or a wrong CRC of a
+/// PNG. Like Pillow, it reads JPEGs with stray bytes between segments, at restart markers or in
+/// place of the end marker.
 RgbImage decode_image(std::span<const uint8_t> file, std::string_view name);
 
 }  // namespace nibblenet

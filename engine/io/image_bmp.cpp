@@ -7,7 +7,7 @@
 #include "engine/core/error.h"
 #include "engine/io/image_decoders.h"
 
-#define STBI_ASSERT(condition) ((void)0)  // on what files say: a wrong pixel at worst
+#define STBI_ASSERT(condition) ((void)0)  // a file can violate these: a wrong pixel at worst
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_BMP
@@ -26,7 +26,7 @@
 namespace nibblenet {
 namespace {
 
-/// What decode_bmp needs to know of a header. Offsets are bytes from the file's beginning.
+/// The fields of a header that decode_bmp() needs. Offsets are bytes from the file's beginning.
 struct BmpHeader {
   uint32_t pixels_at = 0;
   uint32_t palette_at = 0;
@@ -56,8 +56,8 @@ BmpHeader parse_header(std::span<const uint8_t> file) {
   return header;
 }
 
-/// The file with a palette for every value that a pixel can have, black where it has none:
-/// stb_image would take such colours from memory that nobody wrote.
+/// The file with its palette extended by black to every value that a pixel can have: stb_image
+/// would read missing colours from uninitialised memory.
 std::vector<uint8_t> with_whole_palette(std::span<const uint8_t> file, const BmpHeader& header) {
   const size_t colour_bytes = header.palette_at == 26 ? 3 : 4;
   const size_t most = size_t{1} << header.bits;
@@ -72,7 +72,7 @@ std::vector<uint8_t> with_whole_palette(std::span<const uint8_t> file, const Bmp
   return whole;
 }
 
-/// A file in memory as stb_image reads it, so that reading past its end does not go unnoticed.
+/// A file in memory for stb_image, which notices a read past its end.
 struct Source {
   std::span<const uint8_t> rest;
   bool ended_early = false;

@@ -23,7 +23,7 @@ RgbImage decode_png(std::span<const uint8_t> file, std::string_view name);
 RgbImage decode_bmp(std::span<const uint8_t> file, std::string_view name);
 
 /// Runs calls of a C library that reports an error by longjmp to `failed`. Returns whether `calls`
-/// came to its end. Requires: nothing inside `calls` needs a destructor.
+/// finished. Requires: nothing inside `calls` needs a destructor.
 template <class Calls>
 bool runs_without_longjmp(std::jmp_buf& failed, const Calls& calls) {
   if (setjmp(failed) != 0) return false;

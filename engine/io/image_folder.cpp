@@ -16,7 +16,7 @@ constexpr size_t max_total_bytes = size_t{16} << 30;  // compressed pictures, an
 constexpr size_t max_pictures = 10'000'000;
 constexpr size_t max_classes = 256;  // labels are bytes
 constexpr unsigned max_threads = 8;
-constexpr size_t pictures_at_once = 16;  // that a thread takes
+constexpr size_t pictures_at_once = 16;  // each thread takes so many
 
 }  // namespace
 
@@ -30,7 +30,7 @@ bool ImageFolderReader::take(FileEntry& entry) {
   const std::string& folder = parts[place];
   const PictureKind kind = picture_kind(parts.back());
   if (kind == PictureKind::unreadable)
-    fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg and .png",
+    fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg, .png and .bmp",
                       entry.location());
   if (kind == PictureKind::none) return false;
 
@@ -60,7 +60,7 @@ bool ImageFolderReader::take(FileEntry& entry) {
   return true;
 }
 
-/// CIFAR-10's order when all classes are among its ten, else the alphabetical one.
+/// The classes in label order: CIFAR-10's ten when all are among them, else alphabetical.
 std::vector<std::string> ImageFolderReader::label_order() const {
   const auto& cifar = cifar10_classes();
   const bool all_cifar = std::ranges::all_of(

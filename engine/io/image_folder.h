@@ -12,25 +12,26 @@
 
 namespace nibblenet {
 
-/// Gathers the pictures of train/<class>/ and test/<class>/ from a walk, those of folders inside a
-/// class too; train/ and test/ lie one folder further down at most.
+/// Gathers the pictures of train/<class>/ and test/<class>/ during a walk, also those in folders
+/// inside a class. train/ and test/ lie at the top or one folder down.
 class ImageFolderReader {
  public:
   ImageFolderReader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
-  /// True when the file is a picture of either split. Inside an archive the split's are read, still
-  /// compressed; in a folder only their names are kept. Throws FormatError for kinds of pictures
-  /// that are not supported.
+  /// Returns whether the file is a picture of either split. Keeps the split's pictures: from an
+  /// archive their bytes, still compressed, from a folder their names. Throws FormatError for kinds
+  /// of pictures that are not supported.
   bool take(FileEntry& entry);
-  /// Whether any picture of either split came by.
+  /// Whether the walk met a picture of either split.
   bool found() const { return !classes_.empty(); }
-  /// Decodes the pictures, on several threads, in label order, then by file name. Call once, at the
-  /// end. Throws UsageError, or FormatError that names the first broken picture and counts them.
+  /// Decodes the pictures on several threads, and returns them in label order, then by file name.
+  /// Call it once, at the end. Throws UsageError, or FormatError that names the first broken
+  /// picture and counts them.
   Dataset finish(int64_t limit);
 
  private:
   struct Picture {
     std::string class_name;
-    std::string folder;  ///< "class/a/b": pictures are in the order of this, then of the file's name
+    std::string folder;  ///< "class/a/b": pictures are sorted by this, then by the file's name
     std::string file_name;
     std::string location;
     std::filesystem::path on_disk;  // empty: `file` holds the bytes

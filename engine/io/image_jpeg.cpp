@@ -14,8 +14,8 @@
 namespace nibblenet {
 namespace {
 
-/// More than any encoder writes. Each costs a walk over the whole picture, whatever its few bytes
-/// say.
+/// More scans than any encoder writes. Each costs a pass over the whole picture, even when it has
+/// only a few bytes.
 constexpr int max_scans = 200;
 
 /// a * b / 255, rounded, for bytes: Pillow's formula.
@@ -33,10 +33,10 @@ void convert_inverted_cmyk(const uint8_t* cmyk, int width, uint8_t* rgb) {
   }
 }
 
-/// libjpeg-turbo with Pillow's settings: the defaults, which are the exact integer DCT (islow) and
-/// smooth ("fancy") upsampling of colours. As in Pillow a warning changes nothing, and a file whose
-/// data ends before its pixels is an error: libjpeg's own source would make up an end marker there,
-/// ours asks for more and gets none.
+/// Decodes by libjpeg-turbo with Pillow's settings: the defaults, which are the exact integer DCT
+/// (islow) and smooth ("fancy") upsampling of colours. As in Pillow, a warning changes nothing, and
+/// a file that ends before its last pixel is an error. libjpeg's own source would insert an end
+/// marker there; this one reports that there is no more data.
 class JpegReader {
  public:
   JpegReader(std::span<const uint8_t> file, std::string_view name) : file_(file), name_(name) {}
@@ -79,7 +79,7 @@ class JpegReader {
     decoder->src->bytes_in_buffer -= skipped;
   }
 
-  /// `calls` return whether the data sufficed.
+  /// Runs calls of libjpeg. `calls` returns whether the data sufficed.
   template <class Calls>
   void run(const Calls& calls) {
     bool sufficed = false;

@@ -10,8 +10,8 @@
 namespace nibblenet {
 namespace {
 
-/// libpng, which zeroes the colours that a palette lacks, and checks the CRC of every chunk up to
-/// the last pixel.
+/// Decodes by libpng, which zeroes the colours that a palette lacks, and checks the CRC of every
+/// chunk up to the last pixel.
 class PngReader {
  public:
   PngReader(std::span<const uint8_t> file, std::string_view name) : file_(file), rest_(file), name_(name) {}
@@ -55,7 +55,7 @@ class PngReader {
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // expect_image_size has the limits
     png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow: the stream's own claim may be wrong
-    // Nothing but pixels matters: text, colour profiles and transparency are not even unpacked.
+    // Only pixels matter: text, colour profiles and transparency are not even decompressed.
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
     constexpr png_byte transparency[] = "tRNS";
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, transparency, 1);

@@ -218,7 +218,7 @@ TEST(ImageFolder, RefusesWhatItCannotTell) {
   write_bytes(folder.path() / "f/copy/test/a/1.png", colour(1));
   EXPECT_THAT(refusal(folder.path() / "f"), HasSubstr("more than one data set"));
   write_bytes(folder.path() / "g/train/a/1.webp", colour(1));
-  EXPECT_THAT(refusal(folder.path() / "g"), HasSubstr("supported are .jpg, .jpeg and .png"));
+  EXPECT_THAT(refusal(folder.path() / "g"), HasSubstr("supported are .jpg, .jpeg, .png and .bmp"));
   write_bytes(folder.path() / "h/train/a/1.png", colour(1));
   write_bytes(folder.path() / "h/test_batch.bin", cifar_batch({1}));
   EXPECT_THAT(refusal(folder.path() / "h"), HasSubstr("both"));
