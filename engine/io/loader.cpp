@@ -24,14 +24,14 @@ constexpr uint64_t flip_stream = 0x666C6970'00000000ULL;     // "flip"
 constexpr uint64_t shift_stream = 0x73686966'00000000ULL;    // "shif"
 constexpr uint64_t cut_stream = 0x63757400'00000000ULL;      // "cut"
 
-/// What a hidden square shows: about the mean of natural images, which the network sees as 0.
+/// Colour of a hidden square: about the mean of natural images, which the network sees as 0.
 constexpr std::array<uint8_t, 3> hidden_colour = {124, 116, 104};
 
 size_t pixel_bytes(const Dataset::Image& image) {
   return static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
 }
 
-/// Processor time of the calling thread: unlike a clock on the wall, it does not grow while others
+/// Processor time of the calling thread. Unlike the wall clock, it stands still while others
 /// compute.
 double thread_seconds() {
   timespec time{};
@@ -48,8 +48,8 @@ void hide_square(uint8_t* image, int width, int height, int x, int y) {
       std::ranges::copy(hidden_colour, image + (static_cast<size_t>(row) * static_cast<size_t>(width) + column) * 3);
 }
 
-/// target = image moved right by dx pixels and down by dy, with black where nothing came from. |dx|
-/// < width.
+/// target = image shifted right by dx and down by dy pixels, the gap filled with black. Requires:
+/// |dx| < width.
 void write_shifted(uint8_t* target, const uint8_t* image, int width, int height, int dx, int dy) {
   const auto row_bytes = static_cast<size_t>(width) * 3;
   const auto kept = static_cast<size_t>(width - std::abs(dx)) * 3;
@@ -71,8 +71,9 @@ std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int6
   return order;
 }
 
-/// Batch b lives in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
-/// when next() asks for batch b - 1: so one batch is computed on while the next one is prepared.
+/// Batch b lies in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
+/// when next() asks for batch b - 1. So the thread prepares a batch while the caller computes on
+/// the one before.
 struct Loader::State {
   struct Slot {
     Buffer<float> images;
@@ -159,7 +160,7 @@ void Loader::State::run() {
   }
 }
 
-/// False when told to stop.
+/// Prepares a batch. Returns false when told to stop.
 bool Loader::State::fill(Slot& slot, int64_t batch) {
   const int64_t begin = batch * options.batch_size;
   slot.size = std::min(options.batch_size, dataset.size() - begin);
@@ -202,7 +203,7 @@ void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
   slot.indices.data()[at] = index;
 }
 
-/// A function of the seed, the epoch and the image.
+/// Draws the flip and shift of an image.
 Augmentation Loader::State::augmentation(const Dataset::Image& image, uint64_t index) const {
   const auto epoch = static_cast<uint64_t>(options.epoch);
   Augmentation result;
@@ -216,7 +217,7 @@ Augmentation Loader::State::augmentation(const Dataset::Image& image, uint64_t i
   return result;
 }
 
-/// Likewise. The image as it is, or in `cut`.
+/// The pixels of an image; with options.cut a copy in `cut`, a random square of which is hidden.
 const uint8_t* Loader::State::with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels) {
   if (!options.cut) return pixels;
   cut.assign(pixels, pixels + pixel_bytes(image));
@@ -234,7 +235,7 @@ Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const Loade
 
 Loader::~Loader() {
   {
-    const std::lock_guard lock(state_->mutex);  // or the thread could miss it between its check and its sleep
+    const std::lock_guard lock(state_->mutex);  // else the thread could miss `stop` between its check and its sleep
     state_->stop = true;
   }
   state_->changed.notify_all();
@@ -252,8 +253,7 @@ bool Loader::next(Batch& batch) {
     state.given_back = state.upcoming;
     state.changed.notify_all();
     state.changed.wait(lock, [&state] { return state.filled > state.upcoming || state.error != nullptr; });
-    // Batches from before the error are given out first, so that what a caller sees does not depend
-    // on timing.
+    // Batches before the error come first, so that what the caller gets does not depend on timing.
     if (state.filled <= state.upcoming) std::rethrow_exception(state.error);
   }
   state.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();

@@ -6,8 +6,8 @@
 namespace nibblenet {
 namespace {
 
-// A network of 1,000 layers with the state of its optimizer has 100,000 values; a hostile file gets
-// no further.
+// Limits for hostile files. A network of 1,000 layers with the state of its optimizer has 100,000
+// values.
 constexpr size_t most_values = size_t{1} << 20;
 constexpr size_t most_references = size_t{1} << 22;
 
@@ -120,7 +120,7 @@ class PickleMachine {
   void push_text(std::string_view text) { push({.kind = PickleKind::text, .text = text}); }
   void push_integer(int64_t value) { push({.kind = PickleKind::integer, .integer = value}); }
 
-  /// First place of the stack that the running opcode may touch: none below the last mark.
+  /// First place of the stack that the current opcode may touch: that of the last mark.
   size_t floor() const { return marks_.empty() ? 0 : marks_.back(); }
 
   void expect(size_t values) const {
@@ -147,7 +147,7 @@ class PickleMachine {
     return stack_.back();
   }
 
-  /// The values above the last mark, which goes with them.
+  /// Removes the last mark and the values above it, and returns these.
   std::vector<PickleId> pop_to_mark() {
     if (marks_.empty()) refuse("there is no mark");
     std::vector<PickleId> values(stack_.begin() + static_cast<ptrdiff_t>(marks_.back()), stack_.end());
@@ -156,10 +156,10 @@ class PickleMachine {
     return values;
   }
 
-  /// A length of 64 bits is no larger than the bytes that follow, or take_bytes() refuses it.
+  /// Takes bytes after their length in 64 bits; take_bytes() refuses a length that is too large.
   std::string_view take_counted() { return take_bytes(static_cast<size_t>(take<uint64_t>())); }
 
-  /// LONG1 and LONG4: two's complement, as many bytes as they say.
+  /// LONG1 and LONG4: a number of `count` bytes in two's complement.
   void push_long(size_t count) {
     const std::string_view bytes = take_bytes(count);
     if (bytes.size() > sizeof(int64_t)) return push({.kind = PickleKind::large_integer, .text = bytes});
@@ -172,7 +172,7 @@ class PickleMachine {
   void push_global() {
     const std::string_view module = take_line();
     const std::string_view name = take_line();
-    // Module and name lie one behind the other in the pickle, with the line's end between them.
+    // Module, line end and name are contiguous in the pickle, which is the form of a symbol.
     push({.kind = PickleKind::symbol, .text = {module.data(), module.size() + 1 + name.size()}});
   }
 
@@ -244,8 +244,8 @@ class PickleMachine {
     }
   }
 
-  /// An object that is filled like a dict is one of some class of its own; other objects keep
-  /// nothing.
+  /// Appends to the container on top of the stack. An object that is filled like a dict becomes
+  /// one; other objects keep nothing.
   void append_to(PickleKind kind, std::string_view what, const std::vector<PickleId>& items) {
     expect(1);
     PickleValue& filled = heap_[stack_.back()];
@@ -351,7 +351,7 @@ class PickleMachine {
     const PickleId arguments = pop();
     const PickleId callable = pop();
     if (heap_[arguments].kind != PickleKind::tuple) refuse("arguments that are no tuple");
-    // getattr() of a class makes an object here; what that would make is one, too.
+    // getattr() of a class makes an object here; calling that makes an object, too.
     if (heap_[callable].kind == PickleKind::object)
       return push({.kind = PickleKind::object, .text = heap_[callable].text});
     if (heap_[callable].kind != PickleKind::symbol) refuse("it calls something that is no global");

@@ -24,14 +24,14 @@ class FileDescriptor {
 
   int get() const { return descriptor_; }
   bool is_open() const { return descriptor_ >= 0; }
-  /// False, with errno set, when the system reports that something was lost on the way to the disk.
+  /// Closes the file. Returns false and sets errno when the system reports that data was lost.
   bool close();
 
  private:
   int descriptor_ = -1;
 };
 
-/// Throws IoError "cannot <action> <path>: <reason>; <what to do about it>" for an errno value.
+/// Throws IoError "cannot <action> <path>: <reason>; <advice>" for an errno value.
 [[noreturn]] void fail_io(std::string_view action, const std::filesystem::path& path, int error = errno);
 
 }  // namespace nibblenet

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int32_t half_step = 1 << (resample_precision - 1);
 
-/// Pillow, Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter, in
-/// double as there. Output pixels begin … begin + size of `resized`.
+/// The weights of output pixels [begin, begin + size) of `resized`, in double like Pillow's
+/// Resample.c: precompute_coeffs and normalize_coeffs_8bpc for the triangle filter.
 ResampleAxis make_axis(int source, int64_t resized, int64_t begin, int size) {
   const double scale = static_cast<double>(source) / static_cast<double>(resized);
   const double filter_scale = std::max(scale, 1.0);  // shrinking widens the filter: antialiasing
@@ -125,7 +125,7 @@ void Preprocessor::run(const uint8_t* image, int width, int height, bool flip, f
 }
 
 void Preprocessor::State::prepare(int width, int height) {
-  tables = {};  // no half-made ones when memory runs out
+  tables = {};  // none are half-made when memory runs out
   ResampleTables made = make_resample_tables(parameters, width, height);
   first_row = made.vertical.first.front();
   const int end_row = made.vertical.first.back() + made.vertical.count.back();
@@ -133,8 +133,8 @@ void Preprocessor::State::prepare(int width, int height) {
   tables = std::move(made);
 }
 
-/// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` mirrors
-/// here, where it costs nothing: column x is written to its mirror's place.
+/// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` writes
+/// column x to its mirror's place, which costs nothing.
 void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
   const auto crop = static_cast<size_t>(parameters.crop);
   const size_t row_count = rows.size() / (crop * 3);

@@ -22,9 +22,8 @@ constexpr std::array<std::string_view, 8> averaged = {"model_ema", "ema_state_di
 
 constexpr int most_wrappers = 8;  // around each other; a cycle ends here
 
-// Tensors that share storages, or repeat their elements (a stride of 0), take up more than the file
-// does. A real network shares a few weights; what takes up many times its file has been made to
-// fill the memory.
+// Tensors that share storages, or repeat their elements (a stride of 0), take more memory than the
+// file. A real network shares a few weights; a hostile file shares them to fill the memory.
 constexpr uint64_t most_growth = 8;
 constexpr uint64_t growth_allowance = 1 << 20;
 
@@ -39,7 +38,7 @@ class StateDictFinder {
   StateDictFinder(const PthContents& contents, const std::string& file)
       : heap_(contents.heap), objects_(contents.objects), file_(file) {}
 
-  /// `key`, unless empty, is what lies around the tensors, or a prefix of their names.
+  /// `key`, unless empty, is the key of the dict of tensors, or a prefix of their names.
   std::vector<NamedRecord> find(PickleId root, std::string& key) {
     if (heap_[root].kind == PickleKind::object)
       fail<FormatError>("{}: it holds an object of {}, which only its own source code can load; {}", file_,
@@ -54,7 +53,7 @@ class StateDictFinder {
         fail<FormatError>("{}: the tensor {} occurs twice; fetch or write the file again", file_, in_quotes(each.name));
     return tensors;
   }
-  /// What there is to say about the choice.
+  /// One line for each choice among several dicts.
   const std::vector<std::string>& notes() const { return notes_; }
 
  private:
@@ -70,7 +69,7 @@ class StateDictFinder {
     PickleId dict;
   };
 
-  /// A dict of tensors or of dicts: not, say, one of options.
+  /// Whether a value is a dict of tensors or of dicts, and not one of options, for instance.
   bool may_hold_tensors(PickleId id) const {
     if (heap_[id].kind != PickleKind::dict) return false;
     bool found = false;
@@ -94,7 +93,7 @@ class StateDictFinder {
     return std::nullopt;
   }
 
-  /// `wanted` is emptied where it has led somewhere.
+  /// The innermost dict of tensors. Clears `wanted` once it has selected a dict.
   PickleId unwrapped(PickleId dict, std::string& wanted) {
     bool chosen = false;  // by `wanted`
     for (int depth = 0; depth <= most_wrappers; ++depth) {
@@ -145,8 +144,8 @@ class StateDictFinder {
   std::vector<std::string> notes_;
 };
 
-/// Copies the elements of a strided tensor, whose first one `from` begins with, one behind the
-/// other.
+/// Copies the elements of a strided tensor into row-major order. `from` begins with its first
+/// element.
 void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<uint8_t> to) {
   const size_t element_bytes = tensor.element->bytes;
   std::vector<int64_t> index(tensor.sizes.size());

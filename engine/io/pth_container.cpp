@@ -14,8 +14,8 @@ namespace {
 
 using namespace std::string_view_literals;
 
-/// PROTO 2, LONG1 of 10 bytes, STOP: the number 0x1950a86a20f9469cfc6c, by which the old format
-/// begins.
+/// LONG1 of 10 bytes, STOP: the number 0x1950a86a20f9469cfc6c, with which the old format begins
+/// after PROTO.
 constexpr std::string_view legacy_magic = "\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19."sv;
 constexpr int64_t legacy_version = 1001;
 constexpr uint8_t pickle_protocol = 0x80;  // the opcode that every pickle begins with
@@ -91,7 +91,7 @@ void read_zip(std::span<const uint8_t> bytes, const std::string& file, PthConten
   }
 }
 
-/// The storages of the old format: for each key, in the order of the list, the number of elements
+/// Reads the storages of the old format: for each key of the list, in order, the number of elements
 /// and the elements.
 void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& contents) {
   const auto cut_off = [&](uint64_t expected) {
@@ -127,8 +127,8 @@ void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& cont
     fail<FormatError>("{}: {} bytes follow the last tensor", source.name, source.bytes.size() - source.position);
 }
 
-/// The format before PyTorch 1.6. Its elements are always little-endian: writers on big-endian
-/// machines swap them, and PyTorch does not look at the flag in the system information when it
+/// Reads the format before PyTorch 1.6. Its elements are always little-endian: writers on
+/// big-endian machines swap them, and PyTorch ignores the flag in the system information when it
 /// reads.
 void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
   // Protocol 4 and later put the pickle into a frame.
@@ -153,8 +153,7 @@ bool is_safetensors(std::span<const uint8_t> bytes) { return bytes.size() > 8 &&
 PthContents::PthContents(const std::string& file) : heap(file), objects(heap, file) {}
 
 bool looks_like_pth(std::span<const uint8_t> bytes) {
-  // The first bytes of a safetensors file are a length, which may look like anything; then comes
-  // JSON.
+  // A safetensors file begins with a length, whose bytes may have any values, before its JSON.
   if (bytes.empty() || is_safetensors(bytes)) return false;
   return looks_like_zip(bytes) || bytes[0] == pickle_protocol || looks_like_tar(bytes);
 }

@@ -5,10 +5,10 @@
 
 namespace nibblenet {
 
-/// What to do about a file of PyTorch that holds something else.
+/// Advice in messages about a file of PyTorch that holds no state dict.
 inline constexpr std::string_view pth_advice = "save a state dict instead: torch.save(model.state_dict(), FILE)";
 
-/// A file of PyTorch, taken apart: the object that was saved, and the bytes of every storage.
+/// The parts of a PyTorch file: the object that was saved, and the bytes of every storage.
 struct PthContents {
   explicit PthContents(const std::string& file);
 
@@ -19,10 +19,10 @@ struct PthContents {
   std::vector<ZipEntry> entries;  ///< none in the old format
 };
 
-/// The first bytes of a file that looks_like_pth looks at.
+/// How many bytes of a file looks_like_pth() needs.
 inline constexpr uint64_t pth_signature_bytes = 512;
 
-/// Whether bytes begin as a zip archive, a pickle or a tar archive does, and not as a safetensors
+/// Whether bytes begin like a zip archive, a pickle or a tar archive, and not like a safetensors
 /// file.
 bool looks_like_pth(std::span<const uint8_t> bytes);
 

@@ -14,8 +14,8 @@ struct PthElement {
   std::string_view name;     ///< "float32", as in torch.float32
   std::string_view storage;  ///< "FloatStorage", as in torch.FloatStorage; empty where only untyped storages hold it
   uint8_t bytes;             ///< of one element
-  uint8_t word_bytes;        ///< what is swapped where the byte order is foreign: half an element when complex
-  std::optional<DType> dtype = std::nullopt;  ///< where safetensors knows it too
+  uint8_t word_bytes;        ///< of the numbers whose byte order is swapped: half an element when complex
+  std::optional<DType> dtype = std::nullopt;  ///< the type in safetensors, if it has it
 
   bool untyped() const { return name.empty(); }
 };
@@ -25,9 +25,9 @@ struct PthElement {
 const PthElement* find_pth_dtype(std::string_view symbol);
 const PthElement* find_pth_storage(std::string_view symbol);
 
-/// Elements that lie one behind the other as float32: rounded to nearest from float64, exact from
-/// every other type. Integers that float32 cannot hold make it return false, and so do types that
-/// are no real numbers (complex, quantized, packed, untyped).
+/// Converts contiguous elements to float32: rounded to nearest from float64, exactly from every
+/// other type. Returns false for integers that float32 cannot hold, and for types that are no real
+/// numbers (complex, quantized, packed, untyped).
 bool floats_from(const PthElement& element, std::span<const uint8_t> bytes, std::span<float> out);
 
 /// Reverses the bytes of every word in place.

@@ -12,7 +12,7 @@ constexpr size_t most_dimensions = 8;
 constexpr size_t most_tensors = size_t{1} << 17;
 constexpr uint64_t most_elements = uint64_t{1} << 58;  // Shape counts no further, nor does a tensor of 16-byte elements
 
-/// Modules and functions that a pickle calls to run something, and that no checkpoint holds.
+/// Whether a symbol is of a module or function that runs something, which no checkpoint needs.
 bool runs_programs(std::string_view symbol) {
   constexpr std::array<std::string_view, 20> modules = {
       "os",     "posix",  "nt",      "subprocess", "sys",      "shutil",     "socket", "importlib", "runpy",     "pty",
@@ -194,8 +194,8 @@ PickleId PthObjects::make_subclass(PickleId arguments) {
   return call(function.text, given[2]);
 }
 
-/// Arguments: storage, offset, sizes, strides, and what does not matter here: requires_grad, hooks,
-/// metadata.
+/// Arguments: storage, offset, sizes, strides; the others (requires_grad, hooks, metadata) are
+/// ignored.
 PickleId PthObjects::make_tensor(std::span<const PickleId> arguments, const PthElement* dtype) {
   if (heap_[arguments[0]].kind != PickleKind::storage) refuse("a tensor without a storage");
   if (tensors_.size() >= most_tensors) refuse("more than {} tensors, no network has as many", most_tensors);

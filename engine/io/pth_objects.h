@@ -7,14 +7,14 @@
 
 namespace nibblenet {
 
-/// The bytes behind one or several tensors, under the key that the pickle calls them by.
+/// The bytes of one or several tensors.
 struct PthStorage {
-  std::string_view key;
-  uint64_t bytes = 0;               ///< what the pickle says there are
-  std::span<const uint8_t> data{};  ///< those bytes, once they have been found
+  std::string_view key;             ///< its name in the pickle
+  uint64_t bytes = 0;               ///< its size as the pickle says
+  std::span<const uint8_t> data{};  ///< the bytes, once they have been found
 };
 
-/// Part of a storage, seen as elements of one type: what a tensor lies in.
+/// Part of a storage as elements of one type, which hold a tensor.
 struct PthStorageView {
   size_t storage = 0;  ///< place in PthObjects::storages()
   const PthElement* element = nullptr;
@@ -32,9 +32,9 @@ struct PthTensorRecord {
   uint64_t elements = 0;
 };
 
-/// What the pickles of torch.save may call: dicts, tensors and parameters, over storages that
-/// persistent ids name. Any other global makes an object that holds nothing but its name; one by
-/// which a pickle runs programs is refused. Nothing is ever run.
+/// The actions of torch.save's pickles: they make dicts, tensors and parameters, over storages that
+/// persistent ids name. Any other global makes an object that holds nothing but its name. A global
+/// that runs programs is refused. Nothing is ever run.
 class PthObjects final : public PickleActions {
  public:
   PthObjects(PickleHeap& heap, std::string file) : heap_(heap), file_(std::move(file)) {}
@@ -45,14 +45,13 @@ class PthObjects final : public PickleActions {
 
   std::vector<PthStorage>& storages() { return storages_; }
   const std::vector<PthStorage>& storages() const { return storages_; }
-  /// Place among the storages of the one with that key; throws FormatError when there is none.
+  /// The place in storages() of the one with this key. Throws FormatError when there is none.
   size_t storage_of(std::string_view key) const;
   /// "'my.net.Net'" of an object of that class.
   std::string class_of(PickleId object) const;
   /// The tensor that a value stands for, itself or as a parameter; nullptr for any other value.
   const PthTensorRecord* tensor(PickleId id) const;
-  /// Of one element of a storage: what the pickle says of the views of it, the first one where they
-  /// differ.
+  /// The element type of a storage: that of its first view in the pickle.
   const PthElement& element_of(size_t storage) const { return *elements_[storage]; }
 
  private:

@@ -104,8 +104,8 @@ class ZipWriter {
   explicit ZipWriter(AtomicFile& file) : file_(file) {}
 
   void add(const std::string& name, std::span<const uint8_t> content) {
-    // What both headers say alike: flags (UTF-8 names), method (stored), time, date, CRC-32, sizes,
-    // length of the name.
+    // The fields that both headers share: flags (UTF-8 names), method (stored), time, date, CRC-32,
+    // sizes, length of the name.
     std::string common;
     append<uint16_t>(common, 0x0800);
     append<uint16_t>(common, 0);

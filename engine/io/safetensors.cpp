@@ -14,7 +14,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little,
               "the format is little-endian and its bytes are used in place");
 
-/// Files that stand where a model should: what a server or Git put there in its place.
+/// Refuses text files, which a server or Git may put in a model's place.
 void refuse_text(const InputFile& file, const std::string& name) {
   const FileBytes begin = file.read(0, std::min<uint64_t>(file.size(), 512));
   std::string_view text(reinterpret_cast<const char*>(begin.bytes().data()), begin.bytes().size());
@@ -28,7 +28,7 @@ void refuse_text(const InputFile& file, const std::string& name) {
     fail<FormatError>("{}: a text, not a model: it begins with {}", name, in_quotes(text.substr(0, 40)));
 }
 
-/// The length and the JSON in front of the data.
+/// Reads the length and the JSON in front of the data.
 FileBytes read_header(const InputFile& file, const std::string& name) {
   refuse_text(file, name);
   if (file.size() < safetensors_prefix)
@@ -68,7 +68,7 @@ bool demands_checksums(const std::map<std::string, std::string>& metadata) {
 }  // namespace
 
 struct SafetensorsFile::Impl {
-  /// The data is read once the header says that the file is whole.
+  /// Reads the data once the header shows that the file is complete.
   explicit Impl(const std::filesystem::path& file_path) : path(file_path) {
     const InputFile file(path);
     const FileBytes head = read_header(file, path.string());

@@ -15,10 +15,10 @@ namespace nibblenet {
 
 /// Element types of the safetensors format that this project reads or writes.
 enum class DType : uint8_t { boolean, u8, i8, u16, i16, f16, bf16, i32, u32, f32, i64, u64, f64 };
-size_t size_of(DType dtype);
-std::string_view to_string(DType dtype);  ///< "F32", …: the format's own names
+size_t size_of(DType dtype);              ///< bytes of an element
+std::string_view to_string(DType dtype);  ///< the format's own names: "F32", …
 
-/// One tensor inside an open file. `bytes` points into what SafetensorsFile holds.
+/// One tensor of an open file. `bytes` points into the memory of the SafetensorsFile.
 struct TensorEntry {
   std::string name;
   DType dtype = DType::f32;
@@ -26,14 +26,14 @@ struct TensorEntry {
   std::span<const uint8_t> bytes;
 };
 
-/// A safetensors file, read into memory, fully validated on opening: header length against file
-/// size, JSON shape, known types, every size and offset, no overlap, no gap, no duplicate names,
-/// and the header's checksum where it has one. The data is read once the header is valid; verify()
-/// checks its checksums. Throws IoError (cannot open, or cut short by another process meanwhile) or
-/// FormatError (anything wrong inside), naming the file.
+/// A safetensors file, read into memory. Opening validates it: header length against file size, the
+/// JSON's structure, known types, every size and offset, no overlap, no gap, no duplicate names,
+/// and the header's checksum if it has one. The data is read once the header is valid; verify()
+/// checks the checksums of the tensors.
 class SafetensorsFile {
  public:
-  /// Reads the file and checks its header. Throws IoError or FormatError.
+  /// Reads the file and checks its header. Throws IoError when it cannot be opened, or became
+  /// shorter meanwhile, FormatError for any fault inside, naming the file.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
@@ -45,13 +45,14 @@ class SafetensorsFile {
   int64_t header_bytes() const;  ///< the 8-byte length and the JSON: everything that is not tensor data
   const std::map<std::string, std::string>& metadata() const;
   const std::vector<TensorEntry>& tensors() const;  ///< in file order
+  /// The tensor of this name, or null.
   const TensorEntry* find(std::string_view name) const;
   /// Throws FormatError when there is no such tensor.
   const TensorEntry& at(std::string_view name) const;
 
-  /// Recomputes the xxh3 checksum of every tensor that has one (metadata "xxh3:<tensor>") and
-  /// throws FormatError naming the first that differs, or has none in a file that has others and
-  /// names our format. Returns how many were checked.
+  /// Recomputes the xxh3 checksum of every tensor that has one (metadata "xxh3:<tensor>"). Returns
+  /// how many that are. Throws FormatError naming the first that differs, or that has none in a
+  /// file that needs them all: one whose header has a checksum, or one of ours with any checksum.
   int verify() const;
 
  private:
@@ -63,12 +64,12 @@ class SafetensorsFile {
 /// FormatError.
 std::map<std::string, std::string> safetensors_metadata(const std::filesystem::path& path);
 
-/// An F32, F16, BF16 or F64 tensor as float32, whatever its rank up to 4. Throws FormatError for
-/// other types.
+/// Reads an F32, F16, BF16 or F64 tensor of up to 4 dimensions as float32. Throws FormatError for
+/// other types and more dimensions.
 Tensor<float> read_float(const SafetensorsFile& file, const TensorEntry& entry, MemoryResource& memory,
                          MemoryCategory category);
 
-/// What is to be written: views of somebody's memory, valid until write_safetensors returns.
+/// A tensor to write: a view of the caller's memory, valid until write_safetensors() returns.
 struct TensorToWrite {
   std::string name;
   DType dtype = DType::f32;
@@ -81,15 +82,13 @@ std::span<const uint8_t> bytes_of(std::span<const T> values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size_bytes()};
 }
 
-/// Writes a file atomically: a temporary file in the same folder, flushed to the disk, then renamed
-/// over `path`, so that a killed run or a full disk leaves the old file or the new one, never half
-/// of one. Adds checksums to the metadata: of the header ("header_xxh3") and of every tensor
-/// ("xxh3:…"). Checksums handed in are dropped: they belong to another file. Where the metadata
-/// name no format, it is "nibblenet-float". Tensor data starts on a multiple of 8 bytes (the header
-/// is padded with spaces), tensors of wide elements come first, else the order is kept: so each
-/// starts on a multiple of its element. Throws IoError with the reason of the operating system,
-/// ShapeError when bytes and sizes disagree, FormatError for names that are taken, reserved or not
-/// UTF-8.
+/// Writes a file atomically (AtomicFile). Adds checksums to the metadata: of the header
+/// ("header_xxh3") and of every tensor ("xxh3:…"); checksums in `metadata` belong to another file
+/// and are dropped. The format is "nibblenet-float" unless the metadata name another. Tensor data
+/// starts at a multiple of 8 bytes, since spaces pad the header. Tensors of wide elements come
+/// first, so each starts at a multiple of its element; else the order is kept. Throws IoError with
+/// the reason of the operating system, ShapeError when bytes and sizes disagree, FormatError for
+/// names that occur twice, are reserved or not UTF-8.
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

@@ -8,13 +8,13 @@
 namespace nibblenet {
 namespace {
 
-/// Keys without which a file would be read as something else.
+/// Metadata keys that decide how a file is read.
 constexpr std::array<std::string_view, 7> own_keys = {format_key, version_key,        header_checksum_key, "image_size",
                                                       "classes",  "training_options", "training_position"};
-/// What stands before the colon of "scheme:features.0.weight".
+/// Prefixes of metadata keys, before the colon: "scheme:features.0.weight".
 constexpr std::array<std::string_view, 4> own_prefixes = {"xxh3", "scheme", "shape", "compression"};
 
-/// Whether `text` becomes `word` when one character is put in, taken out or replaced.
+/// Whether inserting, removing or replacing one character turns `text` into `word`.
 bool one_edit_apart(std::string_view text, std::string_view word) {
   if (text.size() > word.size()) std::swap(text, word);
   if (word.size() - text.size() > 1 || text == word) return false;
@@ -37,7 +37,7 @@ std::string_view misspelt(std::string_view key) {
 }  // namespace
 
 std::string checksum_of(std::span<const uint8_t> bytes) {
-  // XXH3 takes no null pointer, which is what an empty span may hold.
+  // XXH3 takes no null pointer, which an empty span may hold.
   return fmt::format("{:016x}", XXH3_64bits(bytes.empty() ? "" : static_cast<const void*>(bytes.data()), bytes.size()));
 }
 

@@ -34,8 +34,8 @@ constexpr std::array<DTypeTraits, 13> dtype_table = {{
     {DType::f64, "F64", 8},
 }};
 
-// Far above any model's. A header of 100 MB could ask for millions, a gigabyte of memory and many
-// seconds.
+// Limits far above any model. Without them, a header of 100 MB could ask for millions of tensors, a
+// gigabyte of memory and many seconds.
 constexpr size_t most_tensors = 131'072;
 constexpr size_t most_metadata = 4 * most_tensors;  // checksum, scheme, shape and compression of each
 constexpr size_t most_dimensions = 64;
@@ -49,8 +49,8 @@ std::string supported_dtypes() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-/// Walks the JSON as it is read and keeps only what the format knows. Building a document first
-/// would lose duplicate names and would let a small file ask for a lot of memory.
+/// Handles the JSON while it is parsed, and keeps only what the format defines. A document would
+/// lose duplicate names, and would let a small file ask for a lot of memory.
 class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderReader(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
@@ -234,8 +234,7 @@ std::string json_text(const std::string& text, const std::filesystem::path& path
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes, const std::string& file) {
   SafetensorsHeader header;
   HeaderReader reader(file, header);
-  // The parser would skip a byte order mark and take a NUL for the end of the text; the format
-  // knows neither.
+  // The parser would skip a byte order mark and end at a NUL; the format has neither.
   if (!json.starts_with('{')) reader.refuse("it does not begin with '{{'");
   if (const size_t nul = json.find('\0'); nul != std::string_view::npos) reader.refuse("no valid JSON at byte {}", nul);
   nlohmann::json::sax_parse(json.begin(), json.end(), &reader);

@@ -24,12 +24,11 @@ void check(const std::vector<TensorToWrite>& tensors, const std::filesystem::pat
   }
 }
 
-/// The length prefix and the JSON, padded with spaces so that the data behind it starts on a
-/// multiple of 8 bytes.
+/// The length prefix and the JSON, padded with spaces so that the data starts at a multiple of 8
+/// bytes.
 std::string header_text(const std::vector<const TensorToWrite*>& tensors, std::map<std::string, std::string> metadata,
                         const std::filesystem::path& path) {
-  // A checksum handed in comes from another file: it may name a tensor that is not here or has
-  // other bytes.
+  // Given checksums are of another file: they may name tensors that are not here, or differ here.
   std::erase_if(metadata, [](const auto& item) {
     return item.first.starts_with(checksum_prefix) || item.first == header_checksum_key;
   });
@@ -66,8 +65,8 @@ std::string header_text(const std::vector<const TensorToWrite*>& tensors, std::m
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   check(tensors, path);
-  // Wide elements first: every tensor then starts on a multiple of its own element, for readers
-  // that use it in place.
+  // Wide elements first: every tensor then starts at a multiple of its element, for readers that
+  // use it in place.
   std::vector<const TensorToWrite*> ordered(tensors.size());
   std::ranges::transform(tensors, ordered.begin(), [](const TensorToWrite& tensor) { return &tensor; });
   std::ranges::stable_sort(ordered, std::ranges::greater{},

@@ -14,8 +14,8 @@ constexpr float side = static_cast<float>(cifar_side);
 
 using Colour = std::array<float, 3>;
 
-/// What one picture is made of. Only +, -, *, / and square roots lead from the random bits to the
-/// bytes, so that every machine draws the same ones.
+/// The parameters of one picture. Only +, -, *, / and square roots lead from the random bits to the
+/// bytes, so that every machine draws the same bytes.
 struct Scene {
   Colour figure{};
   Colour ground{};
@@ -30,8 +30,7 @@ float between(Random& random, float low, float high) { return low + (high - low)
 
 Scene draw_scene(Random& random) {
   Scene scene;
-  // Two colours that differ enough to be told apart, which of them is the brighter one being
-  // chance.
+  // Draws until the two colours differ enough. Either may be the brighter one.
   float contrast = 0;
   while (contrast < 120) {
     contrast = 0;
@@ -52,15 +51,15 @@ Scene draw_scene(Random& random) {
   return scene;
 }
 
-/// Distance from the middle of a stripe's band of `period`: -period/4 in the middle of one,
-/// +period/4 between two.
+/// Signed distance to the edge of stripes of `period`: -period/4 in the middle of a stripe,
+/// +period/4 in the middle between two.
 float wave(float position, float period) {
   const float phase = position / period - std::floor(position / period);
   return (std::abs(phase - 0.5F) - 0.25F) * period;
 }
 
-/// Signed distance in pixels to the class's figure at (u, v) from its centre: negative inside.
-/// Classes as in standin_classes().
+/// Signed distance in pixels from (u, v), relative to the centre, to the class's figure: negative
+/// inside. Labels are those of standin_classes().
 float distance_to_figure(size_t label, float u, float v, float radius) {
   const float from_centre = std::sqrt(u * u + v * v);
   const float across = std::max(std::abs(u), std::abs(v));
@@ -97,7 +96,7 @@ float distance_to_figure(size_t label, float u, float v, float radius) {
   }
 }
 
-/// One record of the binary format: the label, then the planes.
+/// Draws one record of the binary format: the label, then the planes.
 void draw(Random& random, uint8_t label, uint8_t* record) {
   const Scene scene = draw_scene(random);
   record[0] = label;
@@ -119,7 +118,7 @@ void draw(Random& random, uint8_t label, uint8_t* record) {
   }
 }
 
-/// Every ten images hold each class once, in an order that changes from ten to ten.
+/// The label of an image: each ten images hold every class once, from a random one on.
 uint8_t label_of(uint64_t seed, uint64_t stream, int64_t index) {
   const auto ten = static_cast<uint64_t>(index / 10);
   return static_cast<uint8_t>((static_cast<uint64_t>(index % 10) + random_bits(seed, stream, ten) % 10) % 10);
@@ -138,8 +137,8 @@ std::string names_text() {
   return text;
 }
 
-/// Images [begin, end) of a split. Each has a stream of its own, so that any part can be drawn
-/// alone.
+/// Writes images [begin, end) of a split. Each has its own random stream, so that any part can be
+/// drawn alone.
 void write_batch(const std::filesystem::path& path, Split split, int64_t begin, int64_t end, uint64_t seed) {
   const uint64_t split_stream = split == Split::train ? 0 : uint64_t{1} << 40;
   const uint64_t label_stream = (uint64_t{1} << 41) + split_stream;
@@ -151,7 +150,8 @@ void write_batch(const std::filesystem::path& path, Split split, int64_t begin, 
   write_file(path, reinterpret_cast<const char*>(records.data()), records.size());
 }
 
-/// Never draws over a real data set: what is there must have our class names.
+/// Makes the folder. Throws UsageError when it holds a data set with other class names: the
+/// stand-in never replaces a real one.
 void prepare_folder(const std::filesystem::path& folder) {
   namespace fs = std::filesystem;
   std::error_code error;
@@ -166,7 +166,7 @@ void prepare_folder(const std::filesystem::path& folder) {
     foreign = fs::exists(folder / "data_batch_1.bin") || fs::exists(folder / "test_batch.bin");
   }
   if (foreign) fail<UsageError>("{} holds another data set; choose another folder for the stand-in", folder.string());
-  // First of all files, so that an interrupted run is recognised as ours.
+  // This file comes first, so that the next run recognises what an interrupted one left.
   const std::string text = names_text();
   write_file(names, text.data(), text.size());
 }
@@ -195,8 +195,7 @@ void write_standin(const std::filesystem::path& folder, int64_t train_images, in
   prepare_folder(folder);
   for (int64_t part = 0; part < cifar_train_files; ++part) {
     const auto path = folder / fmt::format("data_batch_{}.bin", part + 1);
-    // Rounded up, so that with fewer than five images the first files have them: empty files are
-    // not valid.
+    // Rounded up, so that fewer than five images go to the first files: empty files are not valid.
     const int64_t share = (train_images + cifar_train_files - 1) / cifar_train_files;
     const int64_t begin = std::min(train_images, part * share);
     const int64_t end = std::min(train_images, begin + share);

@@ -15,13 +15,13 @@ namespace nibblenet {
 namespace {
 
 constexpr std::string_view packed_format = "nibblenet-packed";
-constexpr std::string_view plain_version = "1";       ///< read still, not written
-constexpr std::string_view compressed_version = "2";  ///< likewise
+constexpr std::string_view plain_version = "1";       ///< still read, no longer written
+constexpr std::string_view compressed_version = "2";  ///< still read, no longer written
 constexpr std::string_view scheme_prefix = "scheme:";
 constexpr std::string_view shape_prefix = "shape:";
 constexpr std::string_view compression_prefix = "compression:";
 constexpr std::string_view stream_suffix = ".rans";
-constexpr std::string_view rans_method = "rans:";  ///< and the checksum of what the stream decodes to
+constexpr std::string_view rans_method = "rans:";  ///< the checksum of the decoded bytes follows
 
 constexpr std::array<std::string_view, 7> part_suffixes = {".codes",    ".scales",     ".zero_points",   ".block_ids",
                                                            ".codebook", ".codes.rans", ".block_ids.rans"};
@@ -43,7 +43,7 @@ Shape parse_shape(std::string_view text, std::string_view name) {
   return Shape(sizes);
 }
 
-/// The bytes of one part of a packed weight, which has to be of the type the format says.
+/// The bytes of one part of a packed weight. Throws FormatError unless it has the format's type.
 std::span<const uint8_t> part(const SafetensorsFile& file, const std::string& name, DType dtype) {
   const TensorEntry& entry = file.at(name);
   if (entry.dtype != dtype)
@@ -58,8 +58,8 @@ std::vector<uint8_t> bytes_or_none(const SafetensorsFile& file, const std::strin
   return {bytes.begin(), bytes.end()};
 }
 
-/// A tensor of codes, from its stream where the file holds that instead. `decoded_before` is what
-/// streams of this file have already been decoded to: the limit of one holds for all.
+/// Reads a tensor of codes, decompressed if the file holds its stream. `decoded_before` counts the
+/// bytes that streams of this file were decoded to: max_decoded_bytes limits their sum.
 std::vector<uint8_t> read_codes(const SafetensorsFile& file, const std::string& name, const CodeLayout& layout,
                                 int64_t& decoded_before) {
   const std::string stream_name = name + std::string(stream_suffix);
@@ -116,8 +116,8 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
   return parameter;
 }
 
-/// Scalars beside the weights: PyTorch's counter of batches, profilers' counts of operations, the
-/// number of steps that were averaged. No parameters, and nothing that inference reads.
+/// Whether a tensor is a scalar that inference does not read: PyTorch's counter of batches,
+/// profilers' counts of operations, the number of averaged steps. Notes its name in `dict`.
 bool leaves_out(StateDict& dict, const std::string& name, std::span<const int64_t> sizes) {
   const std::string part = name.substr(name.rfind('.') + 1);
   for (const char* parameter : {"weight", "bias", "running_mean", "running_var"})
@@ -127,7 +127,7 @@ bool leaves_out(StateDict& dict, const std::string& name, std::span<const int64_
   return true;
 }
 
-/// The name without `key` and its dot in front; nothing where it does not begin so.
+/// The name without the prefix `key` and its dot; nothing when it has another prefix.
 std::optional<std::string> under(const std::string& key, const std::string& name) {
   if (key.empty()) return name;
   if (!name.starts_with(key + ".")) return std::nullopt;
@@ -138,7 +138,7 @@ void expect_found(const StateDict& dict, const std::string& key, const std::stri
   if (!key.empty() && dict.parameters.empty()) fail<UsageError>("--key {}: {} has nothing under it", key, file);
 }
 
-/// The name that PyTorch has for a type that read_float reads.
+/// PyTorch's name of a type that read_float() reads.
 std::string_view torch_name(DType dtype) {
   switch (dtype) {
     case DType::f16:
@@ -152,7 +152,8 @@ std::string_view torch_name(DType dtype) {
   }
 }
 
-/// "features.3.weight" before "features.10.weight": numbers between dots are compared as numbers.
+/// Compares names part by part, numbers as numbers: "features.3.weight" before
+/// "features.10.weight".
 bool in_network_order(const Parameter& a, const Parameter& b) {
   const auto key = [](std::string_view name) {
     std::vector<std::pair<int64_t, std::string_view>> parts;
@@ -165,15 +166,15 @@ bool in_network_order(const Parameter& a, const Parameter& b) {
     }
     return parts;
   };
-  // "features" comes before "classifier": the other way round than the alphabet has it, as have
-  // "weight" and "bias".
+  // Words are in reverse alphabetical order: "features" before "classifier", "weight" before
+  // "bias".
   return std::ranges::lexicographical_compare(key(a.name), key(b.name), [](const auto& x, const auto& y) {
     return x.first != y.first ? x.first < y.first : x.second > y.second;
   });
 }
 
-/// The format that a file names. Throws FormatError when it is one of ours that holds no model, or
-/// of a version that this program does not know.
+/// The format in a file's metadata. Throws FormatError for one of ours that holds no model, and for
+/// a version that this program does not know.
 std::string expect_format(const std::map<std::string, std::string>& metadata, const std::string& file) {
   const auto value_of = [&](std::string_view key) {
     const auto found = metadata.find(std::string(key));
@@ -324,11 +325,11 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict, C
   const auto add = [&](std::string name, DType dtype, std::vector<int64_t> sizes, std::span<const uint8_t> bytes) {
     if (!bytes.empty()) tensors.push_back({std::move(name), dtype, std::move(sizes), bytes});
   };
-  std::deque<std::vector<uint8_t>> streams;  // a deque: what is written views them
-  int64_t decoded = 0;                       // what the streams decode to: readers have a limit
+  std::deque<std::vector<uint8_t>> streams;  // a deque, since `tensors` holds views of its elements
+  int64_t decoded = 0;                       // bytes that the streams decode to; readers limit them
   const auto add_codes = [&](const std::string& name, const CodeLayout& layout, const std::vector<uint8_t>& codes) {
-    // Block ids of more than 8 bits stay as they are: all blocks are equally large, so there is
-    // next to nothing to gain.
+    // Block ids of more than 8 bits stay plain: blocks have equal sizes, so compression gains
+    // almost nothing.
     const bool fits = layout.bits <= 8 && layout.bytes() <= max_decoded_bytes - decoded;
     auto stream = compression == Compression::rans && fits ? compressed_if_smaller(codes, layout) : std::nullopt;
     if (!stream) return add(name, DType::u8, {layout.channels, layout.stride()}, codes);

@@ -6,8 +6,8 @@
 
 namespace nibblenet {
 
-/// Names of a checkpoint's training state: the key of its position in the metadata, and the
-/// prefixes of momenta and master weights.
+/// Names of the training state in a checkpoint: the metadata key of its position, and the prefixes
+/// of momenta and master weights.
 inline constexpr const char* training_position_key = "training_position";
 inline constexpr std::string_view momentum_prefix = "momentum.";
 inline constexpr std::string_view master_prefix = "latent.";
@@ -15,7 +15,7 @@ inline constexpr std::string_view master_prefix = "latent.";
 /// Moves the parameters under a prefix out of the dict, and strips the prefix from their names.
 StateDict take_from_under(std::string_view prefix, StateDict& from);
 
-/// Removes the training state of a checkpoint. Returns false if the dict is none.
+/// Removes the training state of a checkpoint. Returns false if the dict is no checkpoint.
 bool drop_training_state(StateDict& dict);
 
 }  // namespace nibblenet

@@ -38,17 +38,17 @@ std::string_view text(std::span<const uint8_t> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-/// What the directory says of one entry, before its local header has been seen.
+/// An entry of the central directory.
 struct DirectoryEntry {
   std::string_view name;
   uint16_t method = 0;  ///< 0: stored
   uint32_t crc = 0;
-  uint64_t size = 0;    ///< of the content
-  uint64_t stored = 0;  ///< of what lies in the archive
+  uint64_t size = 0;    ///< bytes of the content
+  uint64_t stored = 0;  ///< bytes in the archive
   uint64_t header = 0;  ///< place of the local header
 };
 
-/// Where the central directory lies.
+/// The place of the central directory.
 struct Directory {
   uint64_t entries = 0;
   uint64_t begin = 0;
@@ -65,7 +65,7 @@ class ZipReader {
     std::ranges::sort(entries, {}, &DirectoryEntry::header);
     std::vector<ZipEntry> result;
     result.reserve(entries.size());
-    uint64_t free = 0;  // no entry lies beyond this place yet
+    uint64_t free = 0;  // entries so far end here
     for (const DirectoryEntry& entry : entries) {
       if (entry.header < free) refuse("entry {} overlaps the one before it", in_quotes(entry.name));
       result.push_back(locate(entry, directory.begin));
@@ -81,7 +81,7 @@ class ZipReader {
                       fmt::format(format, std::forward<Args>(args)...));
   }
 
-  /// Place of the end record, searched backwards, as a comment of any content may follow it.
+  /// The place of the end record. Searches backwards, since a comment of any content may follow it.
   size_t find_end() const {
     if (archive_.size() >= end_bytes)
       for (size_t at = archive_.size() - end_bytes;; --at) {
@@ -112,8 +112,8 @@ class ZipReader {
     return directory;
   }
 
-  /// Replaces what the plain end record says by what the zip64 one says; they must agree where the
-  /// plain one is not full. Returns the place of that record.
+  /// Replaces the fields of the plain end record by those of the zip64 one. Both must agree unless
+  /// the plain field is full. Returns the place of the zip64 record.
   size_t read_zip64_end(size_t locator, Directory& directory) const {
     const auto at = number<uint64_t>(archive_, locator + 8);
     if (locator < zip64_end_bytes || at > locator - zip64_end_bytes ||
@@ -168,8 +168,8 @@ class ZipReader {
     return entry;
   }
 
-  /// Numbers that are full in the entry itself stand in an extra field, in this order and only
-  /// those.
+  /// Reads the fields that are full in the entry from its zip64 extra field, which holds only
+  /// those, in this order.
   void read_zip64(DirectoryEntry& entry, std::span<const uint8_t> extra) const {
     std::vector<uint64_t*> full;
     for (uint64_t* value : {&entry.size, &entry.stored, &entry.header})

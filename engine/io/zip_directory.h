@@ -8,26 +8,28 @@
 
 namespace nibblenet {
 
-/// One file inside a zip archive that is in memory.
+/// One file in a zip archive in memory. Name and bytes point into the archive.
 struct ZipEntry {
-  std::string_view name;           ///< points into the archive
-  std::span<const uint8_t> bytes;  ///< its content, used in place
-  bool compressed = false;         ///< `bytes` are what a compressor made of the content
-  uint32_t crc = 0;                ///< CRC-32 as the directory records it; 0 where the writer computed none
+  std::string_view name;
+  std::span<const uint8_t> bytes;  ///< the stored bytes: the content, unless `compressed`
+  bool compressed = false;
+  uint32_t crc = 0;  ///< CRC-32 in the directory; 0 when the writer computed none
 };
 
-/// Whether bytes begin as a zip archive with an entry does.
+/// Whether bytes begin like a zip archive with an entry.
 bool looks_like_zip(std::span<const uint8_t> bytes);
 
-/// The entries of a zip archive, in the order of their contents, from its central directory alone,
-/// as local headers may leave sizes and checksums to a descriptor behind the data. Zip64 is
-/// understood; encrypted entries and archives over several disks are not. Throws FormatError,
-/// naming `file`, unless every name is new, relative and free of "..", every content lies between
-/// its local header and the directory, no two overlap, and each local header agrees with the
-/// directory. Layout: PKWARE's APPNOTE, sections 4.3.6 to 4.3.16 and 4.5.3.
+/// Reads the entries of a zip archive, in the order of their contents. Sizes and checksums come
+/// from the central directory, since local headers may leave them to a descriptor behind the data.
+/// Reads zip64, but no encrypted entries and no archives over several disks. Throws FormatError,
+/// naming `file`, unless
+///  - every name occurs once, is relative and has no "..";
+///  - every content lies between its local header and the directory, and no two overlap;
+///  - each local header agrees with the directory.
+/// Layout: PKWARE's APPNOTE, sections 4.3.6 to 4.3.16 and 4.5.3.
 std::vector<ZipEntry> read_zip_directory(std::span<const uint8_t> archive, const std::string& file);
 
-/// CRC-32 of bytes as zip archives record it.
+/// CRC-32 of some bytes, as in zip archives.
 uint32_t crc32_of(std::span<const uint8_t> bytes);
 
 }  // namespace nibblenet
