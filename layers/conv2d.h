@@ -14,19 +14,19 @@ Shape conv2d_output_shape(const Shape& x, const Shape& w, Window window);
 void conv2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Window window, Epilogue epilogue);
 
-/// Fused: y = max_pool2d(conv2d_forward(x, w), pool), or y[N, K P Q], which is that flattened. For
-/// backends whose route() has a kernel for it.
+/// Fused convolution and max pooling: y[N, P, Q, K] = max_pool2d(conv2d_forward(x, w), pool), or
+/// y[N, K P Q], the same flattened. For backends whose route() has a kernel for it.
 void conv2d_max_pool2d_forward(Inference& backend, Activations y, ConstActivations x, Weight& w,
                                TensorView<const float> bias, Window window, Epilogue epilogue, Window pool);
 
-/// Gradients dx, or dw and dbias, from dy = dLoss/d(x * w + bias), the gradient before the
-/// epilogue.
+/// Data gradient dx, or weight gradients dw and dbias, from dy = dLoss/d(x * w + bias), the
+/// gradient before the epilogue.
 void conv2d_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w, Window window,
                           const GradientStore& store = {});
 void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window);
-/// Fused weight gradient, times `factor`, and SGD: dw and dbias are never stored. For backends
-/// whose fuses_step() says yes.
+/// Fused weight gradient, times `factor`, and SGD: dw and dbias are never stored. For operands of
+/// which fuses_step() is true.
 void conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
                           Window window, float factor, SgdParameters parameters);
 

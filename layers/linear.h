@@ -9,8 +9,8 @@ namespace nibblenet {
 void linear_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue);
 
-/// Gradients dx, or dw and dbias, from dy, the gradient before the epilogue; and the fused SGD step
-/// of conv2d.h.
+/// Data gradient dx, weight gradients dw and dbias, or the fused SGD step (see conv2d.h), from dy,
+/// the gradient before the epilogue.
 void linear_backward_data(Training& backend, Activations dx, ConstActivations dy, Weight& w,
                           const GradientStore& store = {});
 void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,

@@ -2,8 +2,8 @@
 
 namespace nibblenet {
 
-/// torchvision's AlexNet ("One weird trick", Krizhevsky 2014, arXiv 1404.5997). A fresh one has the
-/// tail of the original notebooks, with 1024 neurons in front of the classes; torchvision has 4096.
+/// torchvision's AlexNet ("One weird trick", Krizhevsky 2014, arXiv 1404.5997). A fresh one has
+/// 1024 neurons in front of the classes, like the original notebooks; torchvision's has 4096.
 NetworkSpec alexnet() {
   using enum LayerKind;
   constexpr Window pooling{.size = 3, .stride = 2, .padding = 0};

@@ -2,8 +2,8 @@
 
 namespace nibblenet {
 
-/// The convolutions hold a twentieth of the weights and feel rounding most: fine groups cost them
-/// next to nothing.
+/// The convolutions hold a twentieth of the weights and are the most sensitive to rounding: small
+/// groups cost few bytes there.
 constinit const DefaultSchemes measured_schemes = {{
     {"linear:2:block:16:f16:zero-point", "linear:2:channel:zero-point"},
     {"linear:3:block:16:f16:zero-point", "linear:3:channel:zero-point"},

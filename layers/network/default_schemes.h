@@ -8,7 +8,7 @@
 
 namespace nibblenet {
 
-/// Schemes of convolutions' filters and of linear layers' matrices.
+/// The default schemes of one width: of convolutions' filters and of linear layers' matrices.
 struct DefaultScheme {
   std::string_view convolution;
   std::string_view linear;

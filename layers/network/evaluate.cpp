@@ -10,8 +10,8 @@
 namespace nibblenet {
 namespace {
 
-/// Collects logits and losses batch by batch where the network computes: nothing waits for a batch
-/// until finish().
+/// Collects logits and losses batch by batch in the backend's memory: nothing waits for a batch
+/// before finish().
 class Scorer {
  public:
   Scorer(Network& network, std::vector<int32_t> labels)

@@ -9,7 +9,7 @@
 
 namespace nibblenet {
 
-/// Result of a network on a data set.
+/// The results of a network on a data set.
 struct Evaluation {
   int64_t images = 0;
   int64_t correct = 0;
@@ -31,7 +31,7 @@ struct Discordant {
   int64_t first = 0;
   int64_t second = 0;
 };
-/// Both evaluations are of the same images.
+/// Counts these images. Requires: both evaluations are of the same images.
 Discordant discordant(const Evaluation& first, const Evaluation& second);
 
 /// Runs every image through the network. Throws UsageError if a label exceeds the network's
@@ -39,7 +39,7 @@ Discordant discordant(const Evaluation& first, const Evaluation& second);
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
                     const OnProgress& on_progress = {});
 
-/// evaluate() from cached features: x is [images, features] in the backend's memory.
+/// evaluate() from cached features [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
                              int64_t batch_size);
 

@@ -15,11 +15,11 @@ namespace {
 constexpr std::array<std::string_view, 5> wrappers = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
                                                       "_checkpoint_wrapped_module"};
 
-/// A name taken apart: "backbone." and "features.0.weight" of "backbone.features.module.0.weight".
+/// The parts of a name: "backbone." and "features.0.weight" of "backbone.features.module.0.weight".
 struct Name {
   std::string prefix;     ///< without wrappers
-  std::string in_file;    ///< what the file has in the prefix's place, without its last dot
-  std::string parameter;  ///< empty: it is of no network
+  std::string in_file;    ///< the prefix in the file, with wrappers, without its last dot
+  std::string parameter;  ///< empty when the name is of no network
 };
 
 /// First components of all networks' layers: "features", "classifier".
@@ -51,7 +51,7 @@ Name taken_apart(std::string_view text, const std::set<std::string_view>& stems)
   return name;
 }
 
-/// "model_ema.", "ema.", "swa_model.": where averaged weights lie.
+/// Whether a prefix is one of averaged weights: "model_ema.", "ema.", "swa_model.".
 bool is_averaged(const std::string& prefix) {
   std::string word;
   for (const char c : prefix) {
@@ -70,15 +70,15 @@ bool is_averaged(const std::string& prefix) {
 std::vector<std::string> adopt_names(StateDict& dict) {
   const std::set<std::string_view> known = stems();
   std::vector<Name> names;
-  std::map<std::string, std::string> prefixes;          // to what the file has in their place
-  std::map<std::string, std::set<std::string>> owners;  // of each parameter, the prefixes
+  std::map<std::string, std::string> prefixes;          // Name::in_file by Name::prefix
+  std::map<std::string, std::set<std::string>> owners;  // the prefixes of each parameter
   for (const Parameter& parameter : dict.parameters) {
     names.push_back(taken_apart(parameter.name, known));
     if (names.back().parameter.empty()) continue;
     prefixes.emplace(names.back().prefix, names.back().in_file);
     owners[names.back().parameter].insert(names.back().prefix);
   }
-  // Parts of one network may have prefixes of their own; two that have the same parameter are two
+  // Parts of one network may have different prefixes. Two prefixes with the same parameter are two
   // networks.
   std::set<std::string> rivals;
   for (const auto& [parameter, of] : owners)

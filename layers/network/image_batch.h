@@ -16,29 +16,30 @@ struct ImageSize {
   int height = 0;
 };
 
-/// What becomes of images' bytes in the backend's memory.
+/// Whether a backend prepares the images' bytes, or keeps them for a folded network.
 enum class ImageBytes : uint8_t { prepared, kept };
 
-/// A batch of images in a backend's memory. Their bytes are uploaded and prepared there if the
-/// backend can do so; otherwise images that the host has prepared are uploaded.
+/// A batch of images in a backend's memory. If the backend can prepare images, it gets their bytes;
+/// otherwise it gets images that the host has prepared.
 class ImageBatch {
  public:
-  /// Room for `most` images. `size` is that of all their bytes; without it the host prepares.
-  /// `precision` is wanted of images that the backend prepares; those of the host are float32.
+  /// Allocates room for `most` images. `size` is the size of every image; without it the host
+  /// prepares. The backend prepares images in `precision`; the host prepares them in float32.
   ImageBatch(Backend& backend, const Preprocess& preprocess, int64_t most, Precision precision,
              std::optional<ImageSize> size, ImageBytes bytes = ImageBytes::prepared);
 
-  /// Whether upload() takes bytes. Otherwise the host prepares.
+  /// Whether upload() takes bytes; otherwise the host prepares images.
   bool takes_bytes() const { return pixels_.size() > 0; }
   /// Uploads bytes [N, height, width, 3] and, if they are to be prepared, N augmentations. The view
   /// is valid until the next call.
   TensorView<const uint8_t> upload(TensorView<const uint8_t> pixels, std::span<const Augmentation> augmentations);
-  /// The uploaded bytes, prepared by the backend; valid until the next call.
+  /// Prepares the uploaded bytes on the backend. The result is valid until the next call.
   ConstActivations prepare();
 
-  /// Uploads images [N, crop, crop, 3] that the host has prepared; valid until the next call.
+  /// Uploads images [N, crop, crop, 3] that the host has prepared. The result is valid until the
+  /// next call.
   ConstActivations upload(TensorView<const float> images);
-  /// Where the host may prepare images, [most, crop, crop, 3]: from there upload() need not copy
+  /// Room for the host to prepare images in, [most, crop, crop, 3]. upload() copies nothing from it
   /// if the backend's memory is the host's.
   TensorView<float> host_images();
 

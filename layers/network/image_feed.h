@@ -10,12 +10,12 @@ namespace nibblenet {
 /// Tables that prepare images of this data set's size. Throws UsageError unless all have one size.
 ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preprocess);
 
-/// Batches of a data set's prepared images in a backend's memory. The backend prepares them if it
-/// can and all have one size. Otherwise the loader's thread does.
+/// Batches of a data set's images in a backend's memory. The backend prepares them if it can and
+/// all images have one size; otherwise the loader's thread does.
 class ImageFeed {
  public:
-  /// `precision`: wanted precision of the images; images prepared on the host are float32. With
-  /// options.raw they are not prepared: use next(…, pixels).
+  /// The backend prepares images in `precision`; the host prepares them in float32. With
+  /// options.raw nobody prepares them: use next(…, pixels).
   ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess& preprocess, LoaderOptions options,
             Precision precision);
 

@@ -13,10 +13,10 @@ enum class LayerKind : uint8_t { conv2d, max_pool2d, adaptive_average_pool2d, fl
 /// Whether a layer of this kind has a weight and a bias.
 inline bool has_parameters(LayerKind kind) { return kind == LayerKind::conv2d || kind == LayerKind::linear; }
 
-/// A layer of a network of given sizes. One loop walks these forward, one backward.
+/// A layer of a network, with its sizes. A pass walks these forward and backward.
 struct LayerSpec {
   LayerKind kind = LayerKind::conv2d;
-  std::string name;                    ///< PyTorch's, of layers with parameters, else empty
+  std::string name;                    ///< PyTorch's; empty without parameters
   Shape weight;                        ///< [K, C, R, R] or [K, C]
   Window window;                       ///< convolution and max pooling
   Epilogue epilogue = Epilogue::none;  ///< the ReLU behind a convolution or matrix product
@@ -27,30 +27,30 @@ struct LayerSpec {
   Shape output_shape(const Shape& input) const;
 };
 
-/// What layers of some kinds keep between their forward and their backward pass.
+/// What some kinds of layers keep from their forward for their backward pass.
 struct LayerMemory {
   TensorView<uint8_t> argmax;  ///< max pooling, of y's shape; no data where no backward pass follows
   float probability = 0;       ///< dropout
   DropoutKey key{};            ///< dropout
 };
 
-/// y = layer(x). `weight` is null where the layer has no parameters.
+/// y = layer(x). `weight` is null when the layer has no parameters.
 void forward_layer(Backend& backend, const LayerSpec& spec, Activations y, ConstActivations x, Weight* weight,
                    TensorView<const float> bias, const LayerMemory& memory);
-/// dx of a layer, from dy in front of its epilogue.
+/// Data gradient dx of a layer, from dy, the gradient before its epilogue.
 void backward_layer(Training& backend, const LayerSpec& spec, Activations dx, ConstActivations dy, Weight* weight,
                     const LayerMemory& memory, const GradientStore& store);
 
-/// The gradient of one layer's weight, and that of its bias.
+/// The gradients of one layer's weight and bias.
 struct StoredGradients {
   TensorView<float> dw;
   TensorView<float> dbias;
 };
 
-/// Source of one layer's parameter gradients: those of the operands dy and x, times `factor`, which
-/// store() or apply() computes.
+/// The operands of one layer's parameter gradients. store() or apply() computes these, times
+/// `factor`.
 struct GradientSource {
-  ConstActivations dy;  ///< in front of the layer's epilogue
+  ConstActivations dy;  ///< the gradient before the layer's epilogue
   ConstActivations x;   ///< the layer's input
   float factor = 1.0F;
   const LayerSpec& spec;

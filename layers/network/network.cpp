@@ -5,7 +5,7 @@
 namespace nibblenet {
 namespace {
 
-/// All but its resident size.
+/// A layer's row of the ledger, but for its resident size.
 SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, Precision precision) {
   SizeRow row;
   row.name = spec.name;
@@ -33,8 +33,8 @@ void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const P
   layer.size.resident.biases = static_cast<int64_t>(sizeof(float)) * bias.shape().elements();
 }
 
-/// Packed weights are dequantized: what is resident are floats or fp16 values, and is counted as
-/// such.
+/// Folds and uploads a layer. Packed weights are dequantized first: the folded filters are float32
+/// or fp16 values, and count as such.
 void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
                        Precision precision, const ResampleTables& tables) {
   Tensor<float> dequantized;

@@ -13,21 +13,21 @@ struct Layer {
   LayerSpec spec;
   std::unique_ptr<Weight> weight;        ///< null without parameters
   Tensor<float> bias;                    ///< [K]
-  std::unique_ptr<FoldedConv2d> folded;  ///< replaces both if the layer is folded with its images' preparation
+  std::unique_ptr<FoldedConv2d> folded;  ///< replaces weight and bias if folded with the images' preparation
   SizeRow size;                          ///< its row in the ledger; only with parameters
 };
 
-/// Copies values from a backend's memory to the host.
+/// Copies values from a backend's memory to a parameter on the host.
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values);
 
 /// A network whose parameters live in a backend's memory.
 class Network {
  public:
-  /// Takes over the parameters, and frees the host's copy of each once it is resident. `precision`:
-  /// of activations in inference, and of weights that are not packed; training and saving need
-  /// float32. `fold`: tables of the image preparation that is folded into the first convolution
-  /// (engine/core/fold.h); the network then infers from image bytes. Throws UsageError if folding
-  /// saves nothing.
+  /// A network for inference, or in float32 for training too. Takes over the parameters, and frees
+  /// the host's copy of each once it is resident. `precision` is that of activations, and of
+  /// weights that are not packed; state() needs float32. `fold`, unless null, holds tables of the
+  /// image preparation that is folded into the first convolution (engine/core/fold.h): the network
+  /// then infers from image bytes. Throws UsageError if folding saves nothing.
   Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32,
           const ResampleTables* fold = nullptr)
       : Network(backend, std::move(parameters), precision, fold, false) {}
@@ -54,7 +54,7 @@ class Network {
 
   /// One row for every layer with parameters. The sums equal the backend's meter to the byte.
   std::vector<SizeRow> ledger() const;
-  /// Size of the network's file, 0 without one. `header_bytes` belongs to no layer.
+  /// Bytes of the network's file, and of its part that belongs to no layer; 0 without a file.
   int64_t file_bytes() const { return file_bytes_; }
   int64_t header_bytes() const { return header_bytes_; }
 

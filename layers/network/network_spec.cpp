@@ -18,7 +18,7 @@ constexpr int default_image_size = 224;
 
 std::string weight_of(const LayerRow& row) { return std::string(row.name) + ".weight"; }
 
-/// Names, or titles, of all networks.
+/// The names, or titles, of all networks as a list for messages.
 std::string all_of(std::string_view NetworkSpec::*text) {
   std::vector<std::string_view> texts;
   for (const NetworkSpec& network : networks()) texts.push_back(network.*text);
@@ -32,7 +32,7 @@ std::vector<std::string> names_of(const NetworkSpec& network, auto&& wanted) {
   return names;
 }
 
-/// "'layer1.0.conv1.weight', 'fc.bias' and 100 more": what a file that does not fit has.
+/// "'layer1.0.conv1.weight', 'fc.bias' and 100 more": for messages about a file that does not fit.
 std::string some_names(const StateDict& parameters) {
   const size_t count = parameters.parameters.size();
   if (count == 0) return "none at all";
@@ -60,8 +60,8 @@ Shape weight_shape(const NetworkSpec& network, const StateDict& parameters, cons
   return weight;
 }
 
-/// Where a filter sees half of the channels that the layer in front of it gives, the network is cut
-/// in two.
+/// Throws FormatError for a grouped convolution: its filters have half as many channels as the
+/// layer in front of it gives.
 void refuse_two_towers(std::string_view weight, const Shape& shape, int64_t channels) {
   if (shape.rank() == 4 && 2 * shape[1] == channels)
     fail<FormatError>(
@@ -70,7 +70,7 @@ void refuse_two_towers(std::string_view weight, const Shape& shape, int64_t chan
         weight, to_string(shape), channels);
 }
 
-/// The same of a state dict whose names are of no network: its filters in their order.
+/// Looks for a grouped convolution in a state dict whose names are of no network.
 void refuse_two_towers(const StateDict& parameters) {
   int64_t channels = 0;
   for (const Parameter& parameter : parameters.parameters) {
@@ -96,7 +96,7 @@ Parameter empty_parameter(std::string name, Shape shape) {
   return parameter;
 }
 
-/// Puts a fresh layer into the dict, in the place of one of that name if there is one.
+/// Puts a fresh layer into the dict, over one of that name if there is one.
 void put_layer(StateDict& parameters, const std::string& name, Shape weight_shape, uint64_t seed, bool last) {
   Parameter weight = empty_parameter(name + ".weight", weight_shape);
   Parameter bias = empty_parameter(name + ".bias", {weight_shape[0]});

@@ -43,7 +43,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
   }
   if (mode == Mode::inference) {
     const Precision precision = network.precision();
-    // Floats that come in are converted into one of the buffers; what goes out is float32.
+    // A float32 input is converted into one of the buffers, and the output is float32.
     const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
     const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
                                   static_cast<size_t>(shape.elements()) * sizeof(float));
@@ -66,7 +66,8 @@ void Pass::plan_training(const Shape& input, int64_t largest) {
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const LayerSpec& spec = network_->layers()[begin_ + i].spec;
     const bool last = i + 1 == shapes_.size();
-    // What the layer below leaves to be masked or kept has to be written.
+    // Not behind a layer with parameters: this layer's backward step masks or keeps the gradient
+    // there.
     passes_through_[i] = i > 0 && !last && !network_->layers()[begin_ + i - 1].spec.has_parameters() &&
                          averages_nothing(spec, shapes_[i - 1], shapes_[i]);
     outputs_.push_back(passes_through_[i]
@@ -111,8 +112,8 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
   return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
 }
 
-/// Layers from `first` on, on the output of the one before, which lies in the first buffer if it is
-/// ours.
+/// Runs the layers from `first` on. `x` is the output of the layer before, in alternating_[0] if
+/// this pass computed it.
 ConstActivations Pass::infer(ConstActivations x, size_t first) {
   const Precision precision = network_->precision();
   const int64_t batch = x.size(0);

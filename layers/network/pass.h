@@ -10,18 +10,18 @@
 
 namespace nibblenet {
 
-/// How a pass draws its dropout masks: a function of the seed and the step, so that a resumed run
-/// draws the same ones.
+/// The dropout of a pass. Masks are a function of seed and step, so that a resumed run draws the
+/// same ones.
 struct DropoutPlan {
   float probability = 0.0F;
   uint64_t seed = 0;
   uint64_t step = 0;
 };
 
-/// Runs layers [begin, end) of a network on batches of up to a fixed size. All memory is planned
-/// from the shapes when the pass is made: two alternating buffers for inference, in the network's
-/// precision; every layer's output, and two gradients, for training. Training in float16 keeps the
-/// gradients at all layers with parameters besides.
+/// Runs layers [begin, end) of a network on batches of up to a fixed size. The constructor
+/// allocates all memory from the shapes. Inference has two alternating buffers in the network's
+/// precision. Training has every layer's output and two gradients; in float16 it also keeps the
+/// gradients at all layers with parameters.
 class Pass {
  public:
   /// Whether a pass infers or trains.
@@ -30,28 +30,27 @@ class Pass {
   /// starts behind the flatten.
   Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode mode);
 
-  /// The last layer's output for x, a batch in the backend's memory, in float32 whatever the
-  /// network's precision; valid until the next call. Inference on batches that come again from the
-  /// same place is recorded and replayed, where the backend can. With a training pass everything
-  /// backward() needs is kept; x must stay where it is until then.
+  /// The last layer's output for x, a batch in the backend's memory. It is float32 in any precision
+  /// of the network, and valid until the next call. An inference pass records work on a batch that
+  /// comes again from the same memory, and replays it, if the backend can. A training pass keeps
+  /// what backward() needs; x must stay valid until then.
   TensorView<const float> forward(ConstActivations x, const DropoutPlan& dropout = {});
-  /// The same from images[N, height, width, 3], bytes in the backend's memory, for a folded
-  /// network; the pass was made for inference from the first layer on, and for the shape that
-  /// prepared images would have.
+  /// The output of a folded network for images[N, height, width, 3], bytes in the backend's memory.
+  /// Requires: an inference pass from the first layer on, made for the shape of prepared images.
   TensorView<const float> forward(TensorView<const uint8_t> images);
-  /// Operations of the pass that was recorded last; nothing where none was.
+  /// The number of operations that were recorded last; nothing when none were.
   std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
 
-  /// Takes the gradient of one layer's parameters, and may change them: the data gradient has been
-  /// computed already.
+  /// Takes the gradient of one layer's parameters, and may change the parameters: the data gradient
+  /// has been computed already.
   using OnWeightGradient = std::function<void(Layer& layer, const GradientSource& gradient)>;
-  /// Backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls
-  /// on_weight_gradient layer by layer, last layer first.
+  /// The backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls
+  /// on_weight_gradient for each layer with parameters, the last layer first.
   ///
   /// In float16, gradients of activations are those of loss_scale times the loss (Micikevicius
-  /// 2018, arXiv 1710.03740, section 3.2); gradients of parameters are divided by it again. Returns
-  /// false, without a call, where a gradient of activations is not finite. In float32, loss_scale
-  /// is 1 and the result true.
+  /// 2018, arXiv 1710.03740, section 3.2); those of parameters are divided by it again. Returns
+  /// false, without a call, when a gradient of activations is not finite. In float32, loss_scale is
+  /// 1 and the result true.
   bool backward(TensorView<const float> dy, const OnWeightGradient& on_weight_gradient, float loss_scale = 1.0F);
 
  private:
@@ -60,19 +59,18 @@ class Pass {
   TensorView<const float> forward_and_keep(ConstActivations x);
   void use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use);
   ConstActivations first_gradient(TensorView<const float> dloss, float loss_scale);
-  /// Where the gradient of a layer's output is to be written, from one that lies in `dy`: to stay,
-  /// or for the next step.
+  /// The buffer for the gradient of a layer's output, which is not `dy`: one that is kept, or one
+  /// of the alternating two.
   Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
-  /// What becomes of it on its way there: it is the gradient in front of the layer's ReLU that is
-  /// stored.
+  /// The fused epilogue of that gradient: it is stored as the gradient before the layer's ReLU.
   GradientStore store_of(size_t index);
   bool in_fp16() const { return network_->precision() == Precision::float16; }
-  /// The last layer of those that the backend computes in one operation, from layer `index` on.
+  /// The last layer that the backend computes in one operation with layer `index`.
   size_t last_fused(size_t index, ConstActivations x) const;
-  /// A convolution, max pooling, and a flatten where y is flat, in one operation.
+  /// Runs a convolution, max pooling and, if y is flat, a flatten in one operation.
   void run_pooled(size_t index, Activations y, ConstActivations x);
   void run_layer(size_t index, Activations y, ConstActivations x, const LayerMemory& memory = {});
-  /// Of the batch at hand.
+  /// The memory of a layer for the current batch.
   LayerMemory memory_of(size_t index);
 
   Network* network_;
@@ -82,11 +80,11 @@ class Pass {
   std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch
   std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
   std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
-  std::vector<bool> passes_through_;               ///< training: layers whose output is their input, where it lies
+  std::vector<bool> passes_through_;               ///< training: layers whose output is their input
   std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only
   std::array<Buffer<std::byte>, 2> gradients_;     ///< of layer outputs, alternating
   std::vector<Buffer<std::byte>> kept_gradients_;  ///< training in float16: of layers with parameters
-  Buffer<std::byte> converted_;                    ///< training in float16: the batch, where it came in float32
+  Buffer<std::byte> converted_;                    ///< training in float16: a batch that came in float32
   Tensor<uint32_t> overflow_;                      ///< [1], training in float16
   Tensor<float> dw_;                               ///< as large as the largest weight of the range
   Tensor<float> dbias_;

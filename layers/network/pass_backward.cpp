@@ -19,7 +19,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
     dy = dx;
   }
   if (!in_fp16()) return true;
-  uint32_t found = 0;  // of the gradients that were kept: sums of finite fp16 values are finite
+  uint32_t found = 0;  // checks the kept gradients alone: float32 sums of finite fp16 values are finite
   network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
   if (found != 0) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
@@ -28,7 +28,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
   return true;
 }
 
-/// The last layer's, in front of its ReLU and times the scale.
+/// The gradient before the last layer's ReLU, times the scale.
 ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_scale) {
   const size_t last = shapes_.size() - 1;
   const GradientStore store = store_of(last);
@@ -39,7 +39,6 @@ ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_
   return dy;
 }
 
-/// Where dx of a layer is to be written that does not lie in dy's place.
 Activations Pass::gradient_of(size_t index, const Shape& shape, ConstActivations dy) {
   Buffer<std::byte>& alternating = gradients_[dy.data() == gradients_[0].data() ? 1 : 0];
   Buffer<std::byte>& kept = kept_gradients_[index];

@@ -10,16 +10,17 @@
 
 namespace nibblenet {
 
-/// Work on batches that a backend can record (Recorder::record), by where its operand lies.
+/// A cache of recordings (Recorder::record) of work on batches, by the batch's memory.
 class Replays {
  public:
-  /// What is recorded: it returns its result for a batch.
+  /// The work to record, which returns its result for a batch.
   using Work = std::function<ConstActivations(ConstActivations x)>;
 
-  /// work(x). When the same place, shape and precision come a second time the work is recorded, and
-  /// from then on replayed: for them it must always queue the same operations, on the same memory.
+  /// Returns work(x). When the same memory, shape and precision come a second time, records the
+  /// work; from then on replays it. Requires: for these, work() always queues the same operations
+  /// on the same memory.
   ConstActivations run(Recorder& backend, ConstActivations x, const Work& work);
-  /// Of what was recorded last; nothing where nothing was.
+  /// The number of operations in the last recording; nothing without one.
   std::optional<int64_t> operations() const;
 
  private:
@@ -30,7 +31,7 @@ class Replays {
   };
   Entry* find(ConstActivations x);
 
-  static constexpr size_t most = 4;  ///< as whole batches and the last, smaller one, from two places
+  static constexpr size_t most = 4;  ///< whole batches and the last, smaller one, each in two buffers
   std::vector<Entry> entries_;       ///< the oldest first
 };
 

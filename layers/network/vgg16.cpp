@@ -2,9 +2,9 @@
 
 namespace nibblenet {
 
-/// torchvision's VGG-16 (Simonyan and Zisserman 2014, arXiv 1409.1556, table 1, column D). Behind
-/// each convolution stand the names that it and its batch norm have in vgg16_bn. The average pool
-/// to 7 x 7 takes any input: at 32 pixels it repeats the one pixel that is left.
+/// torchvision's VGG-16 (Simonyan and Zisserman 2014, arXiv 1409.1556, table 1, column D). Each
+/// convolution's row ends with the names of it and its batch norm in vgg16_bn. The average pool to
+/// 7 x 7 takes any input: at 32 pixels it repeats the one remaining pixel.
 NetworkSpec vgg16() {
   using enum LayerKind;
   constexpr Window filter{.size = 3, .stride = 1, .padding = 1}, pooling{.size = 2, .stride = 2, .padding = 0};
