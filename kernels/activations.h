@@ -5,7 +5,7 @@
 
 namespace nibblenet {
 
-/// What activations, and weights that are not packed, are stored as. Sums are float32 either way.
+/// The element type of activations, and of weights that are not packed. Sums are float32 in both.
 /// Training in float16 keeps float32 weights beside the fp16 values.
 enum class Precision : uint8_t { float32, float16 };
 
@@ -15,7 +15,7 @@ constexpr std::string_view to_string(Precision precision) {
 }
 constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
 
-/// Bytes that an address is a multiple of, at most 16: so many a kernel can load at once.
+/// The alignment of an address in bytes, at most 16: as many as a kernel can load at once.
 inline int alignment_of(const void* data) {
   const auto address = reinterpret_cast<uintptr_t>(data) | 16U;
   return static_cast<int>(address & (~address + 1));

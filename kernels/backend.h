@@ -13,12 +13,12 @@
 
 namespace nibblenet {
 
-/// One kind of device: its memory and what it computes. Its interfaces are small classes in headers
-/// of their own; a backend that only infers implements their pure functions, fewer than 20 in all.
-/// A backend that trains implements Training too.
+/// A kind of device: its memory, and the operations on it. Each base class is a small interface in
+/// its own header. A backend that only infers implements the pure functions, fewer than 20 in all;
+/// one that trains implements Training too.
 class Backend : public BackendMemory, public Inference, public ImagePreparation, public Recorder, public Quantizer {
  public:
-  virtual std::string name() const = 0;         ///< as --device has it: "cpu", "cuda", "cudnn"
+  virtual std::string name() const = 0;         ///< the value of --device: "cpu", "cuda", "cudnn"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads
   /// Throws UsageError for a precision of activations that the backend does not compute in.
   virtual void expect_support(Precision precision) const = 0;
@@ -31,7 +31,7 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   /// Bytes to write in the backend's memory so that its caches hold nothing older.
   virtual size_t bytes_that_empty_caches() const { return size_t{256} << 20; }
 
-  /// Of a backend that fuses nothing, and has one kernel for everything.
+  /// The route on a backend that fuses nothing, and has one kernel for every product.
   std::optional<ForwardRoute> route(const Weight&, const ForwardQuestion& question) const override {
     if (question.pool.size > 0) return std::nullopt;
     return ForwardRoute{name()};
@@ -44,10 +44,10 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   }
 };
 
-/// device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto" (CUDA when this
-/// build has it and there is a GPU, else the CPU). `threads` 0: all cores. Where "auto" means the
-/// CPU although this build could use a GPU, the description says why. Throws UsageError for a
-/// device this build or machine does not have.
+/// Makes a backend. device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto"
+/// (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: default_threads().
+/// When "auto" means the CPU in a build that could use a GPU, the description says why. Throws
+/// UsageError for a device that this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();

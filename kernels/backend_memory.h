@@ -8,20 +8,20 @@
 
 namespace nibblenet {
 
-/// Bytes of a device's memory as its driver reports them. Other processes and the driver itself
-/// count too.
+/// Bytes of a device's memory as its driver reports them, those of other processes and of the
+/// driver included.
 struct DeviceMemory {
   size_t used = 0;
   size_t total = 0;
 };
 
-/// Memory of a backend, and copies between it and the host. Operations may return before they are
-/// done; they run in the order in which they were called, and copies keep that order.
+/// Memory of a backend, and copies between it and the host. Operations, copies included, run in the
+/// order of their calls, and may return before they are done.
 class BackendMemory : public MemoryResource {
  public:
-  /// Once it returns, `source` may change.
+  /// Copies to the device. `source` may change once this returns.
   virtual void copy_from_host(void* destination, const void* source, size_t bytes) = 0;
-  /// Waits for all earlier operations, then for the copy.
+  /// Copies to the host. Waits for all earlier operations, then for the copy.
   virtual void copy_to_host(void* destination, const void* source, size_t bytes) = 0;
   /// Copies without waiting: `destination` is complete after finish_copies() and must live until
   /// then. Later operations may overwrite `source`.
@@ -32,7 +32,7 @@ class BackendMemory : public MemoryResource {
   virtual void finish_copies() {}
   /// Waits until all operations are done.
   virtual void synchronize() {}
-  /// Returns nothing where the backend's memory is the process's.
+  /// The use of the device's memory; nothing when the backend's memory is the process's.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
 
   /// A copy of `values` in host memory, as a tensor or as a vector.

@@ -7,23 +7,23 @@
 
 namespace nibblenet {
 
-/// A forward product, to be asked which kernel computes it.
+/// A forward product, for the question which kernel computes it.
 struct ForwardQuestion {
   Shape x;
   Precision precision = Precision::float32;  ///< of x
   Precision y = Precision::float32;
   Window window = {};
   Window pool = {.size = 0};  ///< max pooling behind it, in the same kernel; a size of 0: none
-  bool flat = false;          ///< and PyTorch's flatten
-  bool aligned = true;        ///< x and y lie on 16 bytes
+  bool flat = false;          ///< PyTorch's flatten behind that, in the same kernel
+  bool aligned = true;        ///< x and y are 16-byte aligned
 };
 
-/// The answer.
+/// The route of a forward product: the kernels that compute it.
 struct ForwardRoute {
   std::string kernel;
-  std::string expansion = {};  ///< the kernel that expands weights for it first; empty: none
-  bool pools = false;
-  bool flattens = false;
+  std::string expansion = {};  ///< the kernel that first expands the weights; empty: none
+  bool pools = false;          ///< max pooling is fused
+  bool flattens = false;       ///< the flatten is fused
 };
 
 }  // namespace nibblenet

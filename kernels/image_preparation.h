@@ -12,7 +12,7 @@ namespace nibblenet {
 
 struct Augmentation;  // engine/io/augmentation.h
 
-/// Preparation of images of one size (engine/io/preprocess.h) where a backend computes.
+/// Preparation of images of one size (engine/io/preprocess.h) by a backend.
 class ImagePreparer {
  public:
   virtual ~ImagePreparer() = default;
@@ -26,11 +26,10 @@ class ImagePreparer {
 class FoldedConv2d {
  public:
   virtual ~FoldedConv2d() = default;
-  /// y[N, P, Q, K] = epilogue(that convolution) of images[N, height, width, 3], bytes in the
+  /// y[N, P, Q, K] = epilogue(convolution of images[N, height, width, 3]), whose bytes lie in the
   /// backend's memory.
   virtual void run(Activations y, TensorView<const uint8_t> images, Epilogue epilogue) = 0;
-  /// Bytes of the filters, with the tables that say which filter an output takes, and of the
-  /// biases.
+  /// Bytes of the filters, of the tables that select an output's filter, and of the biases.
   virtual ResidentSize resident() const = 0;
 };
 
@@ -38,10 +37,10 @@ class FoldedConv2d {
 class ImagePreparation {
  public:
   virtual ~ImagePreparation() = default;
-  /// Returns null where the host prepares images.
+  /// Returns null when the host has to prepare images.
   virtual std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables&) { return nullptr; }
-  /// Filters are stored in `precision`, that of the outputs. Throws UsageError where the backend
-  /// has no such convolution.
+  /// Makes a folded convolution with filters and outputs in `precision`. Throws UsageError when the
+  /// backend has none.
   virtual std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution&, Precision) {
     throw UsageError("this device does not fold the first convolution with the resize; leave --fold-first out");
   }

@@ -11,11 +11,12 @@
 
 namespace nibblenet {
 
-/// The operations of a forward pass. Outputs come first; all views lie in the backend's memory;
-/// layers/ checked the shapes. Results are the same bits on every run with the same thread count.
+/// The operations of a forward pass. Outputs come first. All views lie in the backend's memory.
+/// Callers (layers/) check the shapes. Results are the same bits on every run with the same number
+/// of threads.
 ///
-/// x is float32 or float16, and y may be float32 where x is float16. Float16 activations take
-/// packed or float16 weights, float32 ones packed or float32 weights. Sums are float32.
+/// x is float32 or float16; y may be float32 when x is float16. Float16 activations take packed or
+/// float16 weights, float32 activations packed or float32 weights. Sums are float32.
 class Inference {
  public:
   virtual ~Inference() = default;
@@ -33,11 +34,11 @@ class Inference {
   /// y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;
-  /// Which kernel computes a forward product, or one with its pooling. Returns nothing where the
-  /// backend does not fuse the latter. Runs nothing.
+  /// Says which kernel computes a forward product, with its pooling if the question has one.
+  /// Returns nothing when the backend does not fuse that pooling. Runs nothing.
   virtual std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const = 0;
   /// Fused convolution and max pooling: y = max_pool2d(conv2d_forward(x, w), pool), or y[N,KPQ],
-  /// which is that flattened. Throws Error where route() has no kernel for it.
+  /// the same flattened. Throws Error when route() has no kernel for it.
   virtual void conv2d_max_pool2d_forward(Activations, ConstActivations, Weight&, TensorView<const float> /*bias*/,
                                          Window, Epilogue, Window /*pool*/) {
     throw Error("this backend does not fuse convolution and max pooling");
@@ -61,8 +62,8 @@ class Inference {
   /// y[N, C H W] in PyTorch's order from x[N, H, W, C].
   virtual void flatten_forward(Activations y, ConstActivations x) = 0;
 
-  /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale, which is
-  /// empty unless a backward pass follows.
+  /// losses[n] = -log softmax(logits[n])[labels[n]]; dlogits = (softmax - onehot) * scale.
+  /// `dlogits` is empty unless a backward pass follows.
   virtual void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                              TensorView<const int32_t> labels, float scale) = 0;
 };

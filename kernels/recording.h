@@ -23,10 +23,9 @@ class Recording {
 class Recorder {
  public:
   virtual ~Recorder() = default;
-  /// Records the operations that `work` calls, and runs none of them. Returns null, without a call
-  /// of `work`, where the backend does not record.
-  /// Requires: `work` ran before with the same operands, so that it allocates nothing, and waits
-  /// for nothing.
+  /// Records the operations that `work` calls, and runs none of them. Returns null, without calling
+  /// `work`, when the backend does not record.
+  /// Requires: `work` has run before on the same operands, and neither allocates nor waits now.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& /*work*/) { return nullptr; }
 };
 

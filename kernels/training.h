@@ -21,17 +21,17 @@ struct SgdParameters {
   float learning_rate = 0.001F;
   float momentum = 0.9F;
   float weight_decay = 0.0F;
-  bool keep_zeros = false;  ///< pruned weights, which are exactly 0, stay 0, and so do their velocities
+  bool keep_zeros = false;  ///< weights that are 0 (pruned) stay 0, and their velocities too
 };
 
 /// Fused epilogue of a data gradient: applies the ReLU mask and checks for overflow before dx is
 /// written. Same bits as relu_backward followed by find_overflow.
 struct GradientStore {
   ConstActivations relu_output;   ///< of dx's shape and precision: dx is 0 where this is not positive; empty: no ReLU
-  TensorView<uint32_t> overflow;  ///< [1], becomes 1 where a masked element is not finite; empty: no check
+  TensorView<uint32_t> overflow;  ///< [1], becomes 1 when a masked element is not finite; empty: no check
 };
 
-/// What SGD moves of a layer, in the backend's memory.
+/// The tensors of a layer that SGD updates, in the backend's memory.
 struct TrainedLayer {
   Weight& weight;
   TensorView<float> bias;
@@ -39,12 +39,13 @@ struct TrainedLayer {
   TensorView<float> bias_velocity;
 };
 
-/// Rounding of weights that train in packed form: as packing with these scales and this codebook.
+/// How weights that train in packed form are rounded: like packing with these scales and this
+/// codebook.
 struct RoundingRule {
   GroupMap groups;                ///< of any granularity but `sorted`
   Codebook codebook;              ///< without zero points
   TensorView<const float> steps;  ///< [groups] scale / scale_to, in the backend's memory
-  bool by_code = false;           ///< the codes stay: `master` holds them, as numbers, in place of weights
+  bool by_code = false;           ///< the codes are fixed: `master` holds them, as numbers, instead of weights
 };
 
 /// The operations of a backward pass and of SGD. A backend that trains implements this beside
@@ -54,7 +55,7 @@ class Training {
   virtual ~Training() = default;
 
   /// A weight that trains on float16 activations (Micikevicius 2018, arXiv 1710.03740): float32
-  /// values, and fp16 copies that products use and changed() renews. Throws UsageError where the
+  /// values, and fp16 copies that products use and changed() renews. Throws UsageError when the
   /// backend trains in float32 only.
   virtual std::unique_ptr<Weight> make_trained_weight(TensorView<const float> /*host_values*/) {
     throw UsageError("--precision float16: this device trains in float32 only");
@@ -63,8 +64,7 @@ class Training {
   /// y[i] = x[rows[i]] over the first dimension; `rows` lies on the host.
   virtual void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) = 0;
 
-  /// y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass is the same map of
-  /// dy.
+  /// y = x / (1 - p) where the element's draw is >= p, else 0. The backward pass applies it to dy.
   virtual void dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                        const GradientStore& store = {}) = 0;
 
@@ -102,37 +102,38 @@ class Training {
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
 
-  /// Whether the backend fuses the weight gradient of such operands with SGD; a linear layer has no
-  /// window. Runs nothing.
+  /// Whether the backend fuses the weight gradient of these operands with SGD; a linear layer has
+  /// no window. Runs nothing.
   virtual bool fuses_step(ConstActivations /*dy*/, ConstActivations /*x*/, Window = {}) const { return false; }
   /// Fused weight gradient and SGD: dw and dbias, times `factor`, are never stored. Same bits as
-  /// the gradient followed by sgd_step of both, where keep_zeros is not for the bias. Throws Error
-  /// where fuses_step() says no.
+  /// the gradient followed by sgd_step of weight and bias, the latter without keep_zeros. Throws
+  /// Error when fuses_step() is false.
   virtual void backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
                              float /*factor*/, SgdParameters) {
     throw Error("this backend does not fuse weight gradients and SGD");
   }
 
-  /// found[0] = 1 where an element of x is not finite; else found keeps its value.
+  /// found[0] = 1 if an element of x is not finite; else found keeps its value.
   virtual void find_overflow(TensorView<uint32_t> found, ConstActivations x) = 0;
-  /// The epilogue that `store` describes, on a dx in memory: for operations that do not fuse it.
+  /// Applies the epilogue `store` to a dx in memory, for operations that do not fuse it.
   void finish_gradient(Activations dx, const GradientStore& store) {
     if (store.relu_output.data() != nullptr) relu_backward(dx, dx, store.relu_output);
     if (store.overflow.data() != nullptr) find_overflow(store.overflow, dx);
   }
 
-  /// values = master[K, ...] rounded: with x = master / step of its group, the codebook value
-  /// nearest to x, times step. These are the bits that packing by this rule and decoding give. A
-  /// group whose step is 0 holds zeros. With rule.by_code: the codebook value of code master, times
-  /// step.
+  /// values = master[K, ...], rounded: with x = master / step of its group, the codebook value
+  /// nearest to x, times step. These are the bits of packing by this rule and decoding. A group
+  /// whose step is 0 holds zeros. With rule.by_code: the codebook value of code master, times step.
   virtual void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) = 0;
-  /// dweights, in place, from dL/dvalues of round_weights to dL/dmaster as a straight-through
-  /// estimate: it is kept where x lies in the codebook's range, and outside it where a step against
-  /// the gradient leads back towards the range; else it becomes 0. dsteps[groups] = sum of dweights
-  /// (value - x), with the value alone outside the range (LSQ, Esser 2020, eq. 3). dcodebook[256] =
-  /// by code, the sum of dweights step over the weights that take the code (Han 2016); it may be
-  /// empty. Groups whose step is 0 get no gradients. With rule.by_code, dsteps = sum of dweights
-  /// value, and dweights stays.
+  /// Gradients of round_weights() by straight-through estimation:
+  ///   dweights   in place, dL/dvalues becomes dL/dmaster. It is kept where x lies in the codebook's
+  ///              range, or a step against the gradient leads towards the range; else it becomes 0
+  ///   dsteps     [groups], sum of dweights (value - x); of dweights value outside the range (LSQ,
+  ///              Esser 2020, eq. 3)
+  ///   dcodebook  [256] or empty, by code, sum of dweights step over the weights that take the code
+  ///              (Han 2016)
+  /// Groups whose step is 0 get no gradients. With rule.by_code, dsteps = sum of dweights value,
+  /// and dweights stays.
   virtual void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
                                       TensorView<const float> master, const RoundingRule& rule) = 0;
 };

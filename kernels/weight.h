@@ -10,15 +10,15 @@ namespace nibblenet {
 class Weight {
  public:
   virtual ~Weight() = default;
-  /// [K, C, R, S] or [K, C]; and whether the weight is packed codes.
+  /// The shape, [K, C, R, S] or [K, C]; and whether the weight is packed codes.
   virtual const Shape& shape() const = 0;
   virtual bool packed() const = 0;
   /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed
   /// and float16 weights.
   virtual TensorView<float> values() = 0;
-  /// Renews derived copies, such as reordered or fp16 ones. To be called after a write to values().
+  /// Renews derived copies, such as reordered or fp16 ones. Call it after a write to values().
   virtual void changed() = 0;
-  /// Bytes that this weight occupies, by what they are for (no biases).
+  /// The bytes that this weight occupies, by purpose; no biases.
   virtual ResidentSize resident() const = 0;
 };
 

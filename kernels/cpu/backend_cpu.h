@@ -5,10 +5,10 @@
 namespace nibblenet {
 
 /// The CPU backend: convolutions and matrix products by oneDNN, decoding and the rest by our own
-/// loops; all of them on OpenMP threads. Not for use from several threads at once.
+/// loops, all on OpenMP threads. Not thread-safe.
 class CpuBackend final : public Backend, public Training {
  public:
-  /// `threads` 0: all cores.
+  /// `threads` 0: default_threads().
   explicit CpuBackend(int threads = 0);
   ~CpuBackend() override;
 

@@ -16,12 +16,13 @@
 namespace nibblenet {
 namespace {
 
-/// Looks up codes [0, count): out[i] = values[code i] * step. `bytes` may be read up to `end`.
-/// Returns how many values it wrote: the vector versions stop before a load would pass `end`.
+/// The bytes of some codes, which may be read up to `end`.
 struct Span {
   const uint8_t* bytes;
   const uint8_t* end;
 };
+/// Looks up codes [0, count): out[i] = values[code i] * step. Returns how many values it wrote: the
+/// vector versions stop before a load would pass `end`.
 using LookUp = int64_t (*)(Span codes, int64_t count, const float* values, float step, float* out);
 
 #if defined(__x86_64__)
@@ -164,8 +165,7 @@ void look_up(DecodePath path, const PackedView& packed, const uint8_t* channel, 
 /// Subtracts the zero point from looked-up values and multiplies them by their groups' steps, run
 /// by run.
 void apply_steps(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
-  // Here the groups of consecutive runs are consecutive. Otherwise the map computes them by
-  // division.
+  // In blocks and rows, consecutive runs have consecutive groups, which saves the map's divisions.
   const bool consecutive =
       packed.groups.kind == Granularity::Kind::block || packed.groups.kind == Granularity::Kind::row;
   int64_t group = packed.groups.group(channel, k);

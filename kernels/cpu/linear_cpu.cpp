@@ -10,9 +10,7 @@
 namespace nibblenet {
 namespace {
 
-/// c[m, n] = op(a) op(b) + beta c, row-major. Each thread computes a slab of c's columns with
-/// oneDNN's single-threaded product. For our shapes that is faster than oneDNN's own threading. The
-/// bits depend on the slabs alone, not on the number of threads.
+/// A row-major operand of gemm().
 struct Matrix {
   const float* data;
   int64_t leading;  ///< elements from one row to the next
@@ -23,6 +21,7 @@ void check(dnnl::status status) {
   if (status != dnnl::status::success) throw Error("oneDNN refused a matrix product");
 }
 
+/// c[m, n] = op(a) op(b) + beta c, row-major, on the calling thread.
 void gemm(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float beta, float* c, int64_t ldc) {
   check(dnnl::sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', m, n, k, 1.0F, a.data, a.leading, b.data,
                     b.leading, beta, c, ldc));
@@ -30,6 +29,9 @@ void gemm(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float beta, float
 
 constexpr int64_t slab = 128;  // columns of c one thread computes at a time
 
+/// c[m, n] = op(a) op(b), row-major. Each thread computes slabs of c's columns with oneDNN's
+/// single-threaded product, which is faster for our shapes than oneDNN's own threading. The bits
+/// depend on the slabs alone, not on the number of threads.
 void gemm_in_slabs(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   const int64_t slabs = (n + slab - 1) / slab;

@@ -40,7 +40,7 @@ struct Ladder {
 
 constexpr int64_t stretch = 512;
 
-/// Of a run of weights: x = master / step, the nearest value, and its rank.
+/// Results for a run of weights: x = master / step, the nearest value, and its rank.
 struct Nearest {
   alignas(64) float x[stretch];
   alignas(64) float value[stretch];

@@ -8,9 +8,9 @@ namespace nibblenet {
 
 /// The baseline, for checks and benchmarks only. cuDNN and cuBLASLt compute products and their
 /// gradients, ReLU and max pooling, on weights dequantized to the precision of the activations. The
-/// CUDA backend computes the rest. The libraries have no counterpart for it (dropout with our
-/// random numbers, cross-entropy with its gradient, gathers, SGD, positions of maxima), or the
-/// network does not run it (the average pool is the identity).
+/// CUDA backend computes the rest: operations without a counterpart in the libraries (dropout with
+/// our random numbers, cross-entropy with its gradient, gathers, SGD, positions of maxima), and the
+/// adaptive average pool, which is the identity in AlexNet at 224 pixels.
 class CudnnBackend final : public CudaBackend {
  public:
   /// Throws CudaError when there is no GPU or one of the libraries cannot be loaded.
@@ -18,7 +18,7 @@ class CudnnBackend final : public CudaBackend {
 
   std::string name() const override { return "cudnn"; }
   std::string description() const override;
-  /// Returns null, too, once the libraries have done something that a graph cannot capture.
+  /// Also returns null once a graph could not capture a call of the libraries.
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
@@ -57,7 +57,7 @@ class CudnnBackend final : public CudaBackend {
 
  private:
   class WeightCudnn;
-  /// Filters in cuDNN's order, and the bias, in this precision of activations.
+  /// The filters in cuDNN's order, and the bias, for activations of this precision.
   const void* filters(const WeightCudnn& weight, Precision precision);
   void reorder(Buffer<float>& filters, TensorView<const float> values);
   const void* bias_as(WeightCudnn& weight, TensorView<const float> bias, Precision precision);

@@ -94,7 +94,7 @@ float ConvolutionCudnn::keep_fastest(Plan& plan, const std::function<cudnnStatus
   return least;
 }
 
-/// The fastest plan of cuDNN's graph, if it takes less than `least`.
+/// Finds the fastest plan of cuDNN's graph that takes less than `least` milliseconds.
 void ConvolutionCudnn::compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run) {
   for (size_t i = 0; i < plan.graph->plans(); ++i) {
     const std::optional<float> time = replayed_time(stream_, [&] { return run(i) == CUDNN_STATUS_SUCCESS; });

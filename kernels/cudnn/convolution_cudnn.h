@@ -59,7 +59,7 @@ class ConvolutionCudnn {
 
   Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision,
              Epilogue epilogue = Epilogue::none);
-  /// Milliseconds of the choice that was kept.
+  /// Times the choices and keeps the fastest. Returns its milliseconds.
   float keep_fastest(Plan& plan, const std::function<cudnnStatus_t(const Choice&)>& run);
   void compare_graph(Plan& plan, float least, const std::function<cudnnStatus_t(size_t)>& run);
   template <class Run>

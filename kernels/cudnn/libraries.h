@@ -8,13 +8,12 @@
 
 #include "engine/core/shared_library.h"
 
-/// Declares a pointer to a function of the member `library`, and finds the function by its name.
+/// Declares a pointer to a function, and finds the function in the member `library` by its name.
 #define NIBBLENET_FUNCTION(pointer, function) decltype(&function) pointer = library.find<decltype(&function)>(#function)
 
 namespace nibblenet {
 
-/// Functions of cuDNN 9 that the baseline calls. They are loaded at run time, so that our programs
-/// start without it.
+/// The functions of cuDNN 9 that the baseline calls, loaded at run time: programs start without it.
 struct Cudnn {
   SharedLibrary library{"libcudnn.so." + std::to_string(CUDNN_MAJOR), "NIBBLENET_CUDNN"};
   NIBBLENET_FUNCTION(get_version, cudnnGetVersion);
@@ -88,7 +87,7 @@ const Cudnn& cudnn();
 /// The library that NIBBLENET_CUBLASLT names, else the system's. Throws CudaError when it cannot be
 /// loaded.
 const CublasLt& cublas_lt();
-/// Why one of the two cannot be loaded, in one line. Empty if both can.
+/// Why one of the two cannot be loaded, in one line; nothing if both can.
 std::optional<std::string> cudnn_problem();
 
 /// Throw CudaError with `what` and the library's error text if the call failed.
