@@ -197,15 +197,12 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 template <class T>
 T atomicMax(T* target, T value) {
   const std::atomic_ref<T> atomic(*target);
-  T old = atomic.load();
-  while (old < value && !atomic.compare_exchange_weak(old, value)) {
+  T old = atomic.load(std::memory_order_relaxed);
+  while (old < value && !atomic.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
   }
   return old;
 }
 
-inline unsigned atomicAdd(unsigned* target, unsigned value) { return std::atomic_ref(*target).fetch_add(value); }
-/// A barrier or atomicAdd follows wherever it matters; those order the fibers.
-inline void __threadfence() {}
 template <class T>
 T __ldcg(const T* source) {
   return *source;
@@ -315,6 +312,10 @@ inline uint4 load_once_16(const void* source, std::source_location where = std::
   uint4 value;
   std::memcpy(&value, source, sizeof(value));
   return value;
+}
+
+inline unsigned atomic_add_acq_rel(unsigned* target, unsigned value) {
+  return std::atomic_ref(*target).fetch_add(value, std::memory_order_acq_rel);
 }
 
 inline void cp_async_16(void* target, const void* source, bool valid,

@@ -2,11 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "kernels/cuda/device/gpu.h"
+#include "kernels/cuda/gemm/split_k.cuh"
 #include "tests/hostexec/scheduler.h"
 
 // The harness itself: correct kernels give the same bits in every schedule, and each planted bug is
@@ -355,6 +357,55 @@ TEST_F(Harness, ThreadSanitizerFindsRacesBetweenBlocks) {
   std::vector<float> y(64);
   EXPECT_DEATH(run_grid("blocks", dim3(2), 32, [&] { y[static_cast<size_t>(thread())] = 1.0F; }), "data race");
   run_grid("blocks", dim3(2), 32, [&] { y[static_cast<size_t>(block() * 32 + thread())] = 1.0F; });
+}
+
+/// y[32] = the sum of what the blocks left in partial [blocks, 32], by the last block to arrive.
+template <class ArrivesLast>
+void split_kernel(float* y, float* partial, ArrivesLast arrives_last) {
+  const auto blocks = static_cast<int>(gridDim.x);
+  partial[block() * 32 + thread()] = static_cast<float>(block() + 1);
+  if (!arrives_last(blocks)) return;
+  y[thread()] = 0.0F;
+  for (int other = 0; other < blocks; ++other) y[thread()] += partial[other * 32 + thread()];
+}
+
+TEST_F(Harness, TheLastSplitToArriveSeesTheOthers) {
+  std::vector<float> partial(3 * 32);
+  unsigned semaphore = 0;
+  for (const Schedule& each : schedules) {
+    set_schedule(each);
+    std::vector<float> y(32);
+    run_grid("split", dim3(3), 32, [&] {
+      split_kernel(y.data(), partial.data(), [&](int splits) { return arrives_last(semaphore, splits); });
+    });
+    EXPECT_THAT(y, ::testing::Each(6.0F));
+    EXPECT_EQ(semaphore, 0U);
+  }
+}
+
+TEST_F(Harness, ThreadSanitizerFindsSemaphoresThatOrderTooLittle) {
+  if (!has_thread_sanitizer) GTEST_SKIP() << "this build has no ThreadSanitizer";
+  std::vector<float> y(32), partial(3 * 32);
+  unsigned semaphore = 0;
+  const auto run = [&]<std::memory_order order>(bool with_barrier) {
+    semaphore = 0;
+    run_grid("split", dim3(3), 32, [&] {
+      split_kernel(y.data(), partial.data(), [&](int splits) {
+        auto& arrival = shared<SplitArrival>();
+        if (with_barrier) __syncthreads();
+        if (thread() == 0)
+          arrival.last = std::atomic_ref(semaphore).fetch_add(1, order) == static_cast<unsigned>(splits) - 1;
+        __syncthreads();
+        return arrival.last;
+      });
+    });
+  };
+  EXPECT_DEATH(run.operator()<std::memory_order_relaxed>(true), "data race");
+  EXPECT_DEATH(run.operator()<std::memory_order_acquire>(true), "data race") << "no release";
+  EXPECT_DEATH(run.operator()<std::memory_order_release>(true), "data race") << "no acquire";
+  EXPECT_DEATH(run.operator()<std::memory_order_acq_rel>(false), "data race")
+      << "before the other threads have written";
+  run.operator()<std::memory_order_acq_rel>(true);
 }
 
 }  // namespace

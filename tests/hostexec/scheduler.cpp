@@ -95,9 +95,10 @@ struct Block {
   /// whoever asks first.
   std::array<std::pair<const void*, void*>, 32> shared{};
   size_t shared_count = 0;
-  // Addresses for order_before and order_after. Barriers take turns: whoever goes on late must not
+  // Addresses for order_before and order_after, on the heap: on the stack they would be those of the
+  // block before, and order this block behind it. Barriers take turns: whoever goes on late must not
   // be ordered behind those who have come to the next one already.
-  char barrier_point[2] = {};
+  std::vector<char> barrier_points = std::vector<char>(2);
   size_t barrier_turn = 0;
   std::vector<char> warp_posted;  // one a warp
   std::vector<char> warp_combined;
@@ -394,7 +395,7 @@ void block_barrier(std::source_location where) {
   for (const Fiber* other : block.fibers)
     if (other->wait == Wait::block && other->where.line() != where.line())
       fail<HostExecutionError>("{}: divergent barrier: {}, {}", place(), describe(*other), describe(self));
-  char* point = &block.barrier_point[block.barrier_turn];
+  char* point = &block.barrier_points[block.barrier_turn];
   order_before(point);
   if (++block.at_barrier == block.fibers.size()) {
     block.at_barrier = 0;

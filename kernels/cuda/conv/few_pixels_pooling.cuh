@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/conv/few_pixels_fit.h"
 #include "kernels/cuda/gemm/mma_tile.cuh"
+#include "kernels/cuda/gemm/split_k.cuh"
 
 // Fused max pooling for tiles that are smaller than a row of windows. Results go to memory. The
 // block that stores the last result of a pooled row then pools it, from the L2 cache. The bits do
@@ -102,16 +103,11 @@ __device__ __forceinline__ void pool_completed_rows(const RowPooling& pooling, c
   const int first = pooling.first_row(s, first_pixel);
   const int rows = pooling.last_row(s, end_pixel - 1) - first + 1;
   auto& completed = shared<CompletedRows>();
-  __threadfence();  // makes the stores visible before the count
   __syncthreads();
-  if (const auto thread = static_cast<int>(threadIdx.x); thread < rows) {
-    unsigned& semaphores = pooling.semaphores[tile_row * s.n * pooling.pool.p + first + thread];
-    const auto tiles = static_cast<unsigned>(pooling.row(s, first + thread).tiles);
-    completed.here[thread] = atomicAdd(&semaphores, 1U) == tiles - 1U;
-    if (completed.here[thread]) semaphores = 0;  // for the next product
-  }
+  if (const auto thread = static_cast<int>(threadIdx.x); thread < rows)
+    completed.here[thread] = count_arrival(pooling.semaphores[tile_row * s.n * pooling.pool.p + first + thread],
+                                           pooling.row(s, first + thread).tiles);
   __syncthreads();
-  __threadfence();
   for (int i = 0; i < rows; ++i)
     if (completed.here[i]) pool_row(pooling, s, first + i, tile_row * Superblocks::size);
 }

@@ -7,9 +7,8 @@
 //
 // A kernel may use: threadIdx.x, blockIdx, blockDim.x, gridDim; shared<T>(), dynamic_shared();
 // __syncthreads(), __syncwarp(mask), __shfl_sync, __shfl_down_sync, __shfl_xor_sync, __ballot_sync;
-// atomicMax on unsigned int and unsigned long long, atomicAdd on unsigned int, __threadfence(),
-// __ldcg; __byte_perm; the fp16 conversions of cuda_fp16.h; fmaf, expf, logf and similar functions;
-// and the wrappers below.
+// atomicMax on unsigned int and unsigned long long, which orders nothing; __ldcg; __byte_perm; the
+// fp16 conversions of cuda_fp16.h; fmaf, expf, logf and similar functions; and the wrappers below.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -39,8 +38,8 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
 
 /// PDL wait (programmatic dependent launch, Grid::pdl; compute capability 9.0 on): waits until the
 /// kernel before has ended and its writes are visible. Before it, a kernel may read weights, and
-/// may write nothing. That is safe: after weights change, a copy or a kernel without PDL brings the
-/// next batch, and starts only after all earlier work.
+/// may write nothing. That is safe: after weights change (Weight::changed()), a copy or a kernel
+/// without PDL brings the next batch, and starts only after all earlier work.
 __device__ __forceinline__ void pdl_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
@@ -153,6 +152,15 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
                : "l"(source)
                : "memory");
   return v;
+}
+
+/// Adds to a word in global memory, and returns what it was. Releases and acquires in the whole GPU:
+/// after a barrier it publishes what the block wrote, before a barrier the block sees what others
+/// published through this word.
+__device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned* target, unsigned value) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(target), "r"(value) : "memory");
+  return before;
 }
 
 /// cp.async: starts copying 16 aligned bytes from global to shared memory. Writes zeros, and does
