@@ -391,12 +391,12 @@ TEST_F(Harness, ThreadSanitizerFindsSemaphoresThatOrderTooLittle) {
     semaphore = 0;
     run_grid("split", dim3(3), 32, [&] {
       split_kernel(y.data(), partial.data(), [&](int splits) {
-        auto& arrival = shared<SplitArrival>();
+        auto& count = shared<SplitArrival>();
         if (with_barrier) __syncthreads();
         if (thread() == 0)
-          arrival.last = std::atomic_ref(semaphore).fetch_add(1, order) == static_cast<unsigned>(splits) - 1;
+          count.last = std::atomic_ref(semaphore).fetch_add(1, order) == static_cast<unsigned>(splits) - 1;
         __syncthreads();
-        return arrival.last;
+        return count.last;
       });
     });
   };

@@ -95,9 +95,9 @@ struct Block {
   /// whoever asks first.
   std::array<std::pair<const void*, void*>, 32> shared{};
   size_t shared_count = 0;
-  // Addresses for order_before and order_after, on the heap: on the stack they would be those of the
-  // block before, and order this block behind it. Barriers take turns: whoever goes on late must not
-  // be ordered behind those who have come to the next one already.
+  // Addresses for order_before and order_after. On the heap: on the stack they would be those of
+  // the block before, and order this block behind it. Two, which barriers use in turn: a thread
+  // that leaves a barrier late must not be ordered behind those that are at the next one already.
   std::vector<char> barrier_points = std::vector<char>(2);
   size_t barrier_turn = 0;
   std::vector<char> warp_posted;  // one a warp

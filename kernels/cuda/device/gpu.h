@@ -154,9 +154,9 @@ __device__ __forceinline__ uint4 load_once_16(const void* source) {
   return v;
 }
 
-/// Adds to a word in global memory, and returns what it was. Releases and acquires in the whole GPU:
-/// after a barrier it publishes what the block wrote, before a barrier the block sees what others
-/// published through this word.
+/// Adds to a word in global memory, and returns its value before. Releases and acquires in the
+/// whole GPU: behind a barrier it publishes what the block wrote; in front of a barrier the block
+/// sees what others published through this word.
 __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned* target, unsigned value) {
   unsigned before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(target), "r"(value) : "memory");

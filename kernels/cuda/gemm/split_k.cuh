@@ -8,11 +8,12 @@ struct SplitArrival {
   bool last;
 };
 
-/// Counts one arrival, and returns whether it is the last of `arrivals`. By one thread, behind a
-/// barrier of its block: it releases what the block wrote. In front of a barrier: the last one to
-/// arrive acquires what all wrote, for its block. The semaphore is 0 again then.
-__device__ __forceinline__ bool count_arrival(unsigned& semaphore, int arrivals) {
-  const bool last = atomic_add_acq_rel(&semaphore, 1U) == static_cast<unsigned>(arrivals) - 1U;
+/// Counts one block that is done, and returns whether it is the last of `blocks`. One thread calls
+/// it between two barriers of its block. Behind the first one it releases what the block wrote; in
+/// front of the second one the last block acquires what all blocks wrote. The semaphore is then 0
+/// again.
+__device__ __forceinline__ bool count_arrival(unsigned& semaphore, int blocks) {
+  const bool last = atomic_add_acq_rel(&semaphore, 1U) == static_cast<unsigned>(blocks) - 1U;
   if (last) semaphore = 0;  // for the next product
   return last;
 }
@@ -20,11 +21,11 @@ __device__ __forceinline__ bool count_arrival(unsigned& semaphore, int arrivals)
 /// Split-K semaphore: whether this block is the last of `splits` to arrive. The last block sees the
 /// other blocks' writes. All threads.
 __device__ __forceinline__ bool arrives_last(unsigned& semaphore, int splits) {
-  auto& arrival = shared<SplitArrival>();
+  auto& count = shared<SplitArrival>();
   __syncthreads();
-  if (threadIdx.x == 0) arrival.last = count_arrival(semaphore, splits);
+  if (threadIdx.x == 0) count.last = count_arrival(semaphore, splits);
   __syncthreads();
-  return arrival.last;
+  return count.last;
 }
 
 }  // namespace nibblenet
