@@ -222,7 +222,7 @@ void check_source(const Options& options, const TrainingSource& before, const Tr
     changed += fmt::format("{}{} in place of {}", changed.empty() ? "" : ", ", now.device, before.device);
   else if (before.threads != now.threads && now.device == "cpu")
     changed += fmt::format("{}{} threads in place of {}", changed.empty() ? "" : ", ", now.threads, before.threads);
-  if (!changed.empty()) fmt::print("resumes with {}: not the bits of a run that was never stopped\n", changed);
+  if (!changed.empty()) fmt::print("resumes with {}: the result may differ in bits from an unstopped run\n", changed);
 }
 
 /// The whole command that goes on with a checkpoint.

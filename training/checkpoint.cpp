@@ -157,7 +157,7 @@ void Trainer::restore(const Checkpoint& checkpoint) {
   if (position.correct < 0 || position.correct > position.images)
     fail<FormatError>("the checkpoint has {} of {} images right", position.correct, position.images);
   if (static_cast<int64_t>(position.history.size()) != position.epoch)
-    fail<FormatError>("the checkpoint stands at epoch {} but tells of {}", position.epoch, position.history.size());
+    fail<FormatError>("the checkpoint is at epoch {} but its history has {}", position.epoch, position.history.size());
   for (const double sparsity : position.start_sparsity)
     if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
   if (!is_loss_scale(position.loss_scale) || position.loss_scale.skipped > position.step)

@@ -130,7 +130,7 @@ void AtomicFile::commit() {
 FileClaim::FileClaim(const fs::path& target) : path_(claim_path(target)), file_(open_locked(path_, 0)) {
   if (file_.is_open()) return;
   if (errno == EWOULDBLOCK)
-    fail<IoError>("cannot write {}: another run is about to; wait for its end, or choose another name",
+    fail<IoError>("cannot write {}: another run is about to write it; wait for its end, or choose another name",
                   target.string());
   fail_io("write", target);
 }

@@ -101,7 +101,7 @@ void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& cont
         source.name, expected, source.position, source.bytes.size() - source.position);
   };
   if (contents.heap[keys].kind != PickleKind::list)
-    fail<FormatError>("{}: where the list of its storages should be is something else", source.name);
+    fail<FormatError>("{}: expected the list of its storages, found something else", source.name);
   std::set<std::string_view> seen;
   for (const PickleId id : contents.heap[keys].items) {
     const PickleValue& key = contents.heap[id];
@@ -141,7 +141,7 @@ void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthCon
   if (version.kind != PickleKind::integer || version.integer != legacy_version)
     fail<FormatError>("{}: PyTorch's old file format of a version other than {}", file, legacy_version);
   if (contents.heap[run_pickle(source, contents.heap, contents.objects)].kind != PickleKind::dict)
-    fail<FormatError>("{}: where the system information should be is something else", file);
+    fail<FormatError>("{}: expected the system information, found something else", file);
   contents.root = run_pickle(source, contents.heap, contents.objects);
   read_legacy_storages(source, run_pickle(source, contents.heap, contents.objects), contents);
 }

@@ -22,7 +22,7 @@ void refuse_text(const InputFile& file, const std::string& name) {
   if (text.starts_with("version https://git-lfs"))
     fail<FormatError>("{}: a Git LFS pointer, a text in the model's place; fetch the model with git lfs pull", name);
   if (text.starts_with('<') && (text.find("html") != text.npos || text.find("HTML") != text.npos))
-    fail<FormatError>("{}: an HTML page, not a model; a download got a page for people: fetch the file itself", name);
+    fail<FormatError>("{}: an HTML page, not a model; download the file itself, not the page that shows it", name);
   const auto is_printable = [](char c) { return c == '\t' || c == '\n' || c == '\r' || (c >= ' ' && c != 0x7F); };
   if (!text.empty() && std::ranges::all_of(text, is_printable))
     fail<FormatError>("{}: a text, not a model: it begins with {}", name, in_quotes(text.substr(0, 40)));

@@ -94,7 +94,7 @@ TEST_F(OutputsTest, OneRunWritesAFileAtATime) {
   ASSERT_TRUE(first.wait_for("epoch 1/")) << first.wait();
   for (const std::string& line :
        {train + "out.safetensors", std::string("export small.safetensors -o out.safetensors")})
-    refuse(line, "another run is about to", 1);
+    refuse(line, "another run is about to write it", 1);
   EXPECT_EQ(temporary_files().size(), 1U) << "the first run's claim stays";
   first.send(SIGTERM);
   first.wait();

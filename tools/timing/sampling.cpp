@@ -128,7 +128,7 @@ std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double 
       run_for(milliseconds_between_looks);
       if (const double now = count(); now != before) return now;
     }
-    fail<Error>("{}: the device's count of joules stands still", label);
+    fail<Error>("{}: the device's energy counter does not advance", label);
   };
   const double begin = renewed();
   passes = 0;

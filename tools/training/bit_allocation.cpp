@@ -41,11 +41,10 @@ void print_table(const std::vector<WeightSensitivity>& measured, const Allocatio
 }
 
 void print_tables(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
-  fmt::print(
-      "what each choice alone makes of the predictions (mean divergence from float, nats; chosen in brackets):\n");
+  fmt::print("predictions' mean divergence from float (nats), one weight compressed at a time; chosen in brackets:\n");
   print_table(measured, allocation, [](const MeasuredChoice& c) { return fmt::format("{:.5f}", c.divergence); });
   if (measured.front().choices.front().compressed_bytes == 0) return;
-  fmt::print("and what it takes in the compressed file (kB):\n");
+  fmt::print("size of each choice in the compressed file (kB):\n");
   print_table(measured, allocation, [](const MeasuredChoice& c) {
     return fmt::format("{:.1f}", static_cast<double>(c.compressed_bytes) / 1000);
   });
