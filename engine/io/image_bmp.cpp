@@ -43,8 +43,9 @@ T number_at(std::span<const uint8_t> file, size_t at) {
   return value;
 }
 
+constexpr uint32_t file_header = 14, oldest_header = 12;  // bytes
+
 BmpHeader parse_header(std::span<const uint8_t> file) {
-  constexpr uint32_t file_header = 14, oldest_header = 12;
   const auto header_bytes = number_at<uint32_t>(file, file_header);
   BmpHeader header;
   header.pixels_at = number_at<uint32_t>(file, 10);
@@ -57,17 +58,28 @@ BmpHeader parse_header(std::span<const uint8_t> file) {
 }
 
 /// The file with its palette extended by black to every value that a pixel can have: stb_image
-/// would read missing colours from uninitialised memory.
+/// would read missing colours from uninitialised memory. The oldest header, behind which stb_image
+/// counts four colours too few, becomes the one of 40 bytes.
 std::vector<uint8_t> with_whole_palette(std::span<const uint8_t> file, const BmpHeader& header) {
-  const size_t colour_bytes = header.palette_at == 26 ? 3 : 4;
+  const bool oldest = header.palette_at == file_header + oldest_header;
+  const size_t colour_bytes = oldest ? 3 : 4;
   const size_t most = size_t{1} << header.bits;
   const size_t there = (header.pixels_at - header.palette_at) / colour_bytes;
   const size_t kept = std::min({there, most, header.colours == 0 ? most : header.colours});
-  std::vector<uint8_t> whole(file.begin(),
-                             file.begin() + header.palette_at + static_cast<ptrdiff_t>(kept * colour_bytes));
-  whole.resize(header.palette_at + most * colour_bytes);
-  const auto pixels_at = static_cast<uint32_t>(whole.size());
-  std::memcpy(whole.data() + 10, &pixels_at, sizeof pixels_at);
+  std::vector<uint8_t> whole(file.begin(), file.begin() + header.palette_at);
+  const auto put = [&whole](size_t at, auto value) { std::memcpy(whole.data() + at, &value, sizeof value); };
+  if (oldest) {
+    whole.resize(file_header + 40);
+    put(14, uint32_t{40});
+    put(18, uint32_t{number_at<uint16_t>(file, 18)});  // width
+    put(22, header.height);
+    put(26, number_at<uint32_t>(file, 22));  // planes, bits
+  }
+  const size_t palette_at = whole.size();
+  whole.resize(palette_at + 4 * most);
+  for (size_t i = 0; i < kept; ++i)
+    std::memcpy(whole.data() + palette_at + 4 * i, file.data() + header.palette_at + i * colour_bytes, 3);
+  put(10, static_cast<uint32_t>(whole.size()));
   whole.insert(whole.end(), file.begin() + header.pixels_at, file.end());
   return whole;
 }

@@ -249,12 +249,22 @@ def broken_pngs():
     yield "more_data", png(20, 20, 2, 8, False, idat=lambda _, data: zlib.compress(data + bytes(5000)))
 
 
+def os2(bmp):
+    """A BMP with a palette behind the oldest header, of 12 bytes."""
+    pixels_at, _, width, height, planes, bits = struct.unpack_from("<IIiiHH", bmp, 10)
+    palette = b"".join(bmp[at:at + 3] for at in range(54, pixels_at, 4))
+    return (b"BM" + struct.pack("<IHHI", 26 + len(palette) + len(bmp) - pixels_at, 0, 0, 26 + len(palette)) +
+            struct.pack("<IHHHH", 12, width, height, planes, bits) + palette + bmp[pixels_at:])
+
+
 def bmps():
     for width, height in SIZES:
         picture = photo("RGBA", width, height)
         for mode in ("1", "L", "P", "RGB", "RGBA"):
             data = saved(picture.convert(mode), "BMP")
             yield f"bmp_{mode}", data
+            if mode in ("1", "L", "P"):
+                yield f"bmp_os2_{mode}", os2(data)
             if mode == "RGB":
                 size = struct.pack("<i", -height)
                 yield "bmp_top_down", data[:22] + size + data[26:]

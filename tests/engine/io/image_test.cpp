@@ -155,6 +155,27 @@ TEST(Image, DecodesBmps) {
   for (const int bits : {1, 4}) EXPECT_EQ(refusal(bmp(2, 1, bits, palette, {0xFF, 0, 0, 0})), "") << bits;
 }
 
+/// The header of OS/2: 12 bytes, and colours of three.
+TEST(Image, DecodesEveryColourOfTheOldestBmps) {
+  for (const int bits : {1, 4, 8}) {
+    const uint32_t colours = 1U << bits, last = colours - 1;
+    Bytes file = {'B', 'M'};
+    append_little_endian(file, 0, 8);
+    append_little_endian(file, 26 + 3 * colours, 4);
+    append_little_endian(file, 12, 4);
+    append_little_endian(file, 1, 2);
+    append_little_endian(file, 1, 2);
+    append_little_endian(file, 1, 2);
+    append_little_endian(file, static_cast<uint32_t>(bits), 2);
+    for (uint32_t colour = 0; colour < colours; ++colour) append_little_endian(file, (255 - colour) << 16 | 0x0203, 3);
+    for (const uint32_t colour : {0U, last / 2, last}) {
+      Bytes picture = file;
+      append_little_endian(picture, colour << (8 - bits), 4);
+      EXPECT_EQ(decode_image(picture, "x").pixels, (Bytes{static_cast<uint8_t>(255 - colour), 2, 3})) << bits;
+    }
+  }
+}
+
 TEST(Image, RefusesBmpsWithImpossibleHeaders) {
   for (const auto& [at, value] : std::vector<std::pair<size_t, Bytes>>{{10, {0, 0, 0, 0}},
                                                                        {10, {0xFF, 0xFF, 0xFF, 0x7F}},
