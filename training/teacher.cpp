@@ -1,5 +1,6 @@
 #include "training/teacher.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "layers/softmax.h"
@@ -50,6 +51,8 @@ void Teacher::look_at(std::span<const int64_t> positions) {
 }
 
 SoftTargets Teacher::targets(std::span<const int32_t> labels) {
+  if (!std::ranges::all_of(logits_, [](float logit) { return std::isfinite(logit); }))
+    fail<FormatError>("the teacher's logits are NaN or infinite; tools/inspect shows which of its weights are");
   const auto classes = static_cast<size_t>(network_.classes());
   double entropy = 0;
   for (size_t n = 0; n < labels.size(); ++n)

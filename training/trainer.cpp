@@ -1,6 +1,7 @@
 #include "training/trainer.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/core/stopwatch.h"
 #include "layers/cross_entropy.h"
@@ -113,6 +114,9 @@ bool Trainer::run(const Callbacks& callbacks) {
 }
 
 EpochReport Trainer::report(const Evaluation& tested, double seconds, int64_t images) const {
+  if (!std::isfinite(tested.loss))  // the last step's weights
+    fail<Error>("the test loss is no longer a number after epoch {}: lower --lr (now {})", position_.epoch,
+                options_.learning_rate);
   EpochReport report;
   report.epoch = position_.epoch;
   report.loss = position_.loss_sum / static_cast<double>(position_.images);

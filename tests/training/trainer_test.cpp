@@ -149,6 +149,34 @@ TEST_F(TrainerTest, ATeacherOfWeightZeroChangesNothing) {
   EXPECT_TRUE(same_bits(taught.state(), alone.state()));
 }
 
+TEST_F(TrainerTest, ATeacherOfNaNIsRefused) {
+  const auto backend = make_test_backend(0);
+  StateDict broken = small_alexnet(9);
+  broken.at("classifier.6.bias").values().data()[0] = std::numeric_limits<float>::quiet_NaN();
+  Network teacher(*backend, std::move(broken));
+  for (const auto& [freeze, flip] : ways) {
+    Network student(*backend, small_alexnet(1));
+    TrainingOptions taught = options(freeze, flip);
+    taught.distillation.weight = 0.5;
+    Trainer trainer(student, train_, test_, taught);
+    trainer.learn_from(teacher);
+    EXPECT_THROW(trainer.run({}), FormatError);
+  }
+}
+
+TEST_F(TrainerTest, ALastStepThatDivergesIsNoResult) {
+  const auto backend = make_test_backend(0);
+  Network network(*backend, small_alexnet(1));
+  TrainingOptions wild = options(false, false);
+  wild.epochs = 1;
+  wild.batch_size = 1000;
+  wild.learning_rate = 9e5;
+  wild.schedule = Schedule::constant;
+  Trainer trainer(network, train_, test_, wild);
+  EXPECT_THROW(trainer.run({}), Error);
+  EXPECT_TRUE(trainer.position().history.empty());
+}
+
 TEST_F(TrainerTest, ACheckpointBehindTheLastBatchOfAnEpochResumes) {
   const auto backend = make_test_backend(0);
   const auto path = folder_->path() / "edge.safetensors";
