@@ -106,6 +106,17 @@ TEST(ClassNames, AModelWithoutNamesTakesPositionsOfAsManyClasses) {
   EXPECT_THAT(refusal(data_of({"red", "blue"}), unnamed), HasSubstr("the data has 2: 'red', 'blue'"));
 }
 
+TEST(ClassNames, AModelWithoutNamesIsRefusedOnImagesThatAreNearlyCifars) {
+  const StateDict unnamed = small_alexnet(1, 10);
+  const std::string message =
+      refusal(data_of({"bird", "cat", "deer", "dog", "frog", "horse", "plane1", "ship", "truck", "vehicle"}), unnamed);
+  EXPECT_THAT(message, HasSubstr("'plane1', 'vehicle'"));
+  EXPECT_THAT(message, HasSubstr("CIFAR-10's, since it names none"));
+  // Ten animals of somebody's own: some of their names are CIFAR-10's, too.
+  Dataset animals = data_of({"ant", "bee", "bird", "cat", "cow", "deer", "dog", "elk", "fox", "gnu"});
+  EXPECT_THAT(match_classes(animals, unnamed), HasSubstr("by position"));
+}
+
 TEST(ClassNames, TheStandInIsForThoseWhoAskForIt) {
   const Names names(standin_classes().begin(), standin_classes().end());
   const StateDict model = model_of(Names(cifar10_classes().begin(), cifar10_classes().end()));
