@@ -177,7 +177,7 @@ void pack(const Options& options) {
 
   flags.expect_fit(dict);  // before the long work
   if (options.dry_run) return show_estimate(options, input, dict, schemes);
-  const auto claim = claim_output("-o", output, OutputKind::model, {input});
+  const auto claim = claim_output("-o", output, OutputKind::model, {input, flags.calibration.load});
 
   const Stopwatch watch;
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);

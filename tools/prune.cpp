@@ -63,7 +63,7 @@ void prune(const Options& options) {
   if (!options.calibration.calibrated())
     throw UsageError("prune measures which channels matter: give --calibrate DATA or --calibration FILE");
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
-  const auto claim = claim_output("-o", options.output, OutputKind::exported, {input});
+  const auto claim = claim_output("-o", options.output, OutputKind::exported, {input, options.calibration.load});
   StateDict model = load_model(input, options.checksums);
   if (model.packed())
     fail<UsageError>("{} is packed: prune the float model it came from, or tools/export it first", input.string());

@@ -125,6 +125,10 @@ TEST_F(OutputsTest, DefaultNamesAreClaimed) {
 
 TEST_F(OutputsTest, NothingIsOverwrittenByMistake) {
   write_text(at("archive.tar.gz"), "\x1f\x8b\x08");
+  write_text(at("note.txt"), "not to be lost");
+  succeed(train + "run.safetensors");
+  const std::string calibrate = "pack small.safetensors --calibrate standin --calibration-images 10 ";
+  succeed(calibrate + "-o packed.safetensors --save-calibration some.calibration");
   fs::create_symlink("nowhere.safetensors", at("dangling"));
   fs::create_hard_link(at("small.safetensors"), at("link.safetensors"));
   const std::string small = read_text(at("small.safetensors"));
@@ -133,14 +137,27 @@ TEST_F(OutputsTest, NothingIsOverwrittenByMistake) {
        {std::string("pack small.safetensors -o small.safetensors"),
         std::string("pack small.safetensors -o link.safetensors"),
         std::string("export small.safetensors -o small.safetensors"),
-        std::string("export small.safetensors -o archive.tar.gz"), std::string("export small.safetensors -o dangling"),
+        std::string("export small.safetensors -o archive.tar.gz"),
+        std::string("export small.safetensors -o dangling"),
         std::string("prune small.safetensors --calibrate standin --channels classifier.1=5 -o small.safetensors"),
         std::string(
             "pack small.safetensors -o out.safetensors --calibrate standin --save-calibration small.safetensors"),
-        eval + "--logits small.safetensors", eval + "--logits archive.tar.gz", eval + "--logits seven.safetensors",
-        eval + "--json small.safetensors", eval + "--json archive.tar.gz", eval + "--json dangling",
-        std::string("inspect small.safetensors --json seven.safetensors"), train + "small.safetensors",
-        train + "archive.tar.gz"})
+        eval + "--logits small.safetensors",
+        eval + "--logits archive.tar.gz",
+        eval + "--logits seven.safetensors",
+        eval + "--json small.safetensors",
+        eval + "--json archive.tar.gz",
+        eval + "--json dangling",
+        std::string("inspect small.safetensors --json seven.safetensors"),
+        train + "small.safetensors",
+        train + "archive.tar.gz",
+        std::string("pack small.safetensors -o note.txt"),
+        std::string("pack small.safetensors -o run.checkpoint.safetensors"),
+        std::string("export small.safetensors -o run.checkpoint.safetensors"),
+        train + "run.checkpoint.safetensors",
+        std::string("pack small.safetensors -o some.calibration"),
+        std::string("pack small.safetensors --calibration some.calibration -o some.calibration"),
+        calibrate + "-o other.safetensors --save-calibration packed.safetensors"})
     refuse(line, "--force", 2);
   EXPECT_EQ(read_text(at("small.safetensors")), small);
   EXPECT_EQ(read_text(at("archive.tar.gz")), "\x1f\x8b\x08");
@@ -148,6 +165,7 @@ TEST_F(OutputsTest, NothingIsOverwrittenByMistake) {
 
   // Replacing the same kind of file, or by request.
   for (int time = 0; time < 2; ++time) succeed(eval + "--logits logits.safetensors --json eval.json");
+  succeed(calibrate + "-o packed.safetensors --save-calibration some.calibration");
   succeed("pack small.safetensors -o small.safetensors --force");
   succeed("inspect seven.safetensors --json archive.tar.gz --force");
   EXPECT_TRUE(read_text(at("archive.tar.gz")).starts_with("{"));

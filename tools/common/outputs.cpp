@@ -1,10 +1,11 @@
 #include "tools/common/outputs.h"
 
-#include <array>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "engine/io/pth.h"
 #include "engine/io/safetensors.h"
+#include "engine/io/training_state.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -13,27 +14,29 @@ namespace fs = std::filesystem;
 
 bool forced = false;
 
-bool holds_logits(const fs::path& path) {
+/// What a file holds: "a model", "a checkpoint", "a calibration", "logits" or "something else".
+std::string_view content_of(const fs::path& path) {
   try {
     const SafetensorsFile file(path);
-    return file.tensors().size() == 2 && file.find("logits") != nullptr && file.find("labels") != nullptr;
+    if (file.metadata().contains(training_position_key)) return "a checkpoint";
+    if (const auto format = file.metadata().find("format"); format != file.metadata().end())
+      if (format->second == "nibblenet-calibration") return "a calibration";
+    return file.find("logits") != nullptr && file.find("labels") != nullptr ? "logits" : "a model";
   } catch (const Error&) {
-    return false;
+    return is_pth(path) ? "a model" : "something else";
   }
 }
 
-/// Whether a file begins like gzip, bzip2, xz, JPEG, PNG or tar.
-bool holds_images(const fs::path& path) {
-  using namespace std::string_view_literals;
-  std::array<char, 512> block = {};
-  std::ifstream(path, std::ios::binary).read(block.data(), block.size());
-  const std::string_view text(block.data(), block.size());
-  for (const std::string_view start : {"\x1f\x8b"sv, "BZh"sv,
-                                       "\xfd"
-                                       "7zXZ"sv,
-                                       "\xff\xd8\xff"sv, "\x89PNG"sv})
-    if (text.starts_with(start)) return true;
-  return text.substr(257).starts_with("ustar");
+/// What an output of this kind may replace.
+std::string_view content_of(OutputKind kind) {
+  switch (kind) {
+    case OutputKind::logits:
+      return "logits";
+    case OutputKind::calibration:
+      return "a calibration";
+    default:
+      return "a model";
+  }
 }
 
 /// Why the file must not be replaced; empty when it may.
@@ -44,16 +47,12 @@ std::string objection(const fs::path& target, OutputKind kind, const std::vector
   for (const fs::path& input : inputs)
     if (!input.empty() && fs::equivalent(target, input, error)) return "is read, too";
   if (fs::file_size(target, error) == 0) return {};
-  switch (kind) {
-    case OutputKind::json: {
-      std::ifstream file(target);
-      return nlohmann::json::accept(file) ? "" : "exists and holds no JSON";
-    }
-    case OutputKind::logits:
-      return holds_logits(target) ? "" : "exists and holds no logits";
-    default:
-      return holds_images(target) ? "exists and holds images or an archive" : "";
+  if (kind == OutputKind::json) {
+    std::ifstream file(target);
+    return nlohmann::json::accept(file) ? "" : "exists and holds no JSON";
   }
+  const std::string_view content = content_of(target);
+  return content == content_of(kind) ? "" : fmt::format("exists and holds {}", content);
 }
 
 }  // namespace

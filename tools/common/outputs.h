@@ -13,10 +13,11 @@ namespace nibblenet::tools {
 /// The kind of an output decides what it may replace without --force, and where it may go. Only a
 /// model needs a regular file, since the tool reads it back; others may go to a pipe or a device.
 enum class OutputKind {
-  model,     ///< replaces anything but images and archives
-  exported,  ///< replaces anything but images and archives
-  logits,    ///< replaces logits only
-  json       ///< replaces JSON only
+  model,        ///< replaces a model
+  exported,     ///< replaces a model
+  calibration,  ///< replaces a calibration
+  logits,       ///< replaces logits
+  json          ///< replaces JSON
 };
 
 /// Adds --force, with which claim_output() refuses no existing file.

@@ -179,7 +179,7 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
                                                     Backend& backend) const {
   if (!calibrated()) return std::nullopt;
   if (!load.empty()) return load_calibration(load, model);
-  const auto claim = claim_output("--save-calibration", save, OutputKind::exported, {model_path});
+  const auto claim = claim_output("--save-calibration", save, OutputKind::calibration, {model_path});
   CalibrationImages images_found = load_images(data, images);
   print_match(match_classes(images_found.dataset, model));
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
