@@ -1,11 +1,13 @@
 #include "tools/common/interrupts.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <string_view>
 #include <thread>
 
 #include "tools/common/standard_streams.h"
@@ -22,7 +24,11 @@ std::atomic<bool> asked_to_stop = false;
   Clock::time_point first;
   for (int signal = 0;;) {
     if (sigwait(&signals, &signal) != 0) continue;
-    if (!asked_to_stop.exchange(true)) first = Clock::now();
+    if (!asked_to_stop.exchange(true)) {
+      first = Clock::now();
+      constexpr std::string_view notice = "\nstopping; once more ends at once and saves nothing\n";
+      if (isatty(STDERR_FILENO) != 0) (void)!write(STDERR_FILENO, notice.data(), notice.size());
+    }
     // timeout(1) sends every signal twice; so does a terminal that closes.
     if (signal == SIGHUP || Clock::now() - first < std::chrono::milliseconds(100)) continue;
     std::signal(signal, SIG_DFL);
