@@ -22,6 +22,11 @@ std::vector<std::string> parse(const std::string& text, int64_t classes) {
   return list.get<std::vector<std::string>>();
 }
 
+/// A folder's name, which may be any bytes, as a model's metadata has it.
+std::string as_stored(const std::string& name) {
+  return nlohmann::json::parse(class_names_text({name})).at(0).get<std::string>();
+}
+
 /// Ways to read a name, from the strictest on.
 enum class Reading : uint8_t { exact, folded, synonyms };
 
@@ -71,7 +76,7 @@ Match match(const Dataset& data, const std::vector<std::string>& model) {
   result.labels.resize(data.classes.size());
   for (size_t i = 0; i < data.classes.size(); ++i) {
     if (!used[i]) continue;
-    const std::string& name = data.classes[i];
+    const std::string name = as_stored(data.classes[i]);
     const std::optional<size_t> place = place_of(name, model);
     if (!place || result.taken[*place] || *place > std::numeric_limits<uint8_t>::max()) {
       result.unknown.push_back(name);
@@ -135,7 +140,7 @@ std::string match_classes(Dataset& data, const StateDict& model, bool asked_for)
     return sentence(found);
   }
   const bool same_count = static_cast<int64_t>(data.classes.size()) == classes;
-  if (named && data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
+  if (data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
   if (same_count && data.stand_in() && named)
     return "the stand-in's are not the model's: labels are taken by position, and accuracy means nothing";
   // CIFAR-10's names are a guess where the model has none: half of them found says that it is right.
