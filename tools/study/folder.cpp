@@ -93,16 +93,6 @@ std::string shown(const json& document, const Setting& setting) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-/// Half-written files of a run that was killed.
-void remove_leftovers(const fs::path& folder) {
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
-    const bool half_written = name.starts_with(".nibblenet-") && name.ends_with(".tmp");
-    if (half_written || name == SweepFolder::passing_model) fs::remove(entry.path(), error);
-  }
-}
-
 }  // namespace
 
 void write_text_file(const fs::path& path, std::string_view text) {
@@ -157,7 +147,8 @@ SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::mo
     fail<UsageError>("{}: another sweep is at work in this folder; wait for it or choose another --out",
                      path_.string());
   check_setup(setup);
-  remove_leftovers(path_);
+  std::error_code none;
+  fs::remove(path_ / passing_model, none);  // of a run that was killed
   read_rows(setup.images);
   const fs::path results = path_ / results_file;
   results_ = FileDescriptor(open(results.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
