@@ -3,8 +3,11 @@
 #include <omp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <climits>
 #include <ctime>
+#include <numeric>
 #include <optional>
 
 #include "tools/common/class_names.h"
@@ -100,6 +103,8 @@ void prepare_output(const std::filesystem::path& output) {
   std::error_code error;
   if (std::filesystem::exists(output, error) && !std::filesystem::is_regular_file(output, error))
     fail<IoError>("cannot write {}: it is no ordinary file; choose another name", output.string());
+  if (const auto longest = checkpoint_of(output); longest.filename().native().size() > NAME_MAX)
+    fail<UsageError>("--out {}: {} would be too long a name; choose a shorter one", output.string(), longest.string());
   const std::filesystem::path folder = output.has_parent_path() ? output.parent_path() : ".";
   std::filesystem::create_directories(folder, error);
   if (!error && access(folder.c_str(), W_OK) != 0) error.assign(errno, std::generic_category());
@@ -176,14 +181,17 @@ std::optional<Network> load_teacher(DistillationOptions& options, Checksums chec
   if (class_count(parameters) != student.classes())
     fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
                      class_count(parameters), student.classes());
-  if (parameters.metadata.contains(class_names_key) &&
-      !same_classes(class_names(parameters.metadata, student.classes()), classes))
-    fail<UsageError>("--distill {}: its classes are not the data's, or in another order", options.teacher);
+  Dataset one_of_each{.classes = classes, .labels = std::vector<uint8_t>(classes.size())};
+  std::iota(one_of_each.labels.begin(), one_of_each.labels.end(), uint8_t{0});
+  match_classes(one_of_each, parameters);
+  if (!std::ranges::is_sorted(one_of_each.labels))
+    fail<UsageError>("--distill {}: its classes are the network's in another order", options.teacher);
   const std::string fingerprint =
       parameters.packed() ? fingerprint_of(dequantized(parameters)) : fingerprint_of(parameters);
   if (!options.fingerprint.empty() && options.fingerprint != fingerprint)
     fail<UsageError>("{} is not the model that the checkpoint learnt from: put that one there again", options.teacher);
   options.fingerprint = fingerprint;
+  options.teacher = std::filesystem::absolute(options.teacher).string();  // for a resumed run elsewhere
   return std::optional<Network>(std::in_place, backend, std::move(parameters), student.precision());
 }
 
@@ -198,9 +206,11 @@ DataSource find_images(const Options& options, const std::optional<Checkpoint>& 
   std::error_code error;
   const char* variable = std::getenv("NIBBLENET_DATA");
   const bool named = !options.data.empty() || (variable != nullptr && *variable != '\0');
-  if (!named && checkpoint && std::filesystem::exists(checkpoint->source.data, error))
-    return find_data(checkpoint->source.data);
-  return find_data(options.data);
+  if (named || !checkpoint || checkpoint->source.data.empty()) return find_data(options.data);
+  if (!std::filesystem::exists(checkpoint->source.data, error))
+    fail<UsageError>("--resume {}: its images lay at {} and are gone; say with --data where they are now",
+                     options.resume, checkpoint->source.data);
+  return find_data(checkpoint->source.data);
 }
 
 std::string fingerprint_of(const Images& images) {
@@ -262,7 +272,7 @@ void finetune(Options& options, Given given) {
 
   const auto backend = options.device.make();
   if (checkpoint) images.match_with(checkpoint->parameters);
-  const TrainingSource source{.data = data.path().string(),
+  const TrainingSource source{.data = std::filesystem::absolute(data.path()).string(),
                               .fingerprint = fingerprint_of(images),
                               .device = std::string(backend->name()),
                               .threads = omp_get_max_threads()};
