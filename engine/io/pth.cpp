@@ -45,8 +45,9 @@ class StateDictFinder {
                         objects_.class_of(root), pth_advice);
     if (heap_[root].kind != PickleKind::dict)
       fail<FormatError>("{}: it holds no dict of tensors; {}", file_, pth_advice);
-    std::vector<NamedRecord> tensors = tensors_of(unwrapped(root, key));
-    if (tensors.empty()) fail<FormatError>("{}: it holds no tensors{}; {}", file_, keys_of(root), pth_advice);
+    const PickleId dict = unwrapped(root, key);
+    std::vector<NamedRecord> tensors = tensors_of(dict);
+    if (tensors.empty()) fail<FormatError>("{}: it holds no tensors{}; {}", file_, keys_of(dict), advice_for(dict));
     std::set<std::string_view> names;
     for (const NamedRecord& each : tensors)
       if (!names.insert(each.name).second)
@@ -136,6 +137,19 @@ class StateDictFinder {
       if (heap_[value].kind == PickleKind::object) text += fmt::format(" (an object of {})", objects_.class_of(value));
     });
     return text;
+  }
+
+  /// What to do about a dict without tensors: take one of the dicts in it that has some.
+  std::string advice_for(PickleId dict) const {
+    std::string text;
+    for_each(dict, [&](std::string_view key, PickleId value) {
+      if (heap_[value].kind != PickleKind::dict || !text.empty()) return;
+      for_each(value, [&](std::string_view, PickleId inner) {
+        if (objects_.tensor(inner) != nullptr)
+          text = fmt::format("choose the model with --key NAME, like --key {}", key);
+      });
+    });
+    return text.empty() ? std::string(pth_advice) : text;
   }
 
   const PickleHeap& heap_;

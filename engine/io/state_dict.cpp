@@ -26,18 +26,17 @@ constexpr std::string_view rans_method = "rans:";  ///< the checksum of the deco
 constexpr std::array<std::string_view, 7> part_suffixes = {".codes",    ".scales",     ".zero_points",   ".block_ids",
                                                            ".codebook", ".codes.rans", ".block_ids.rans"};
 
-Shape parse_shape(std::string_view text, std::string_view name) {
+Shape parse_shape(std::string_view text, const std::string& where) {
   std::vector<int64_t> sizes;
   const char* at = text.data();
   const char* end = text.data() + text.size();
   while (true) {
     int64_t size = 0;
     const auto [next, error] = std::from_chars(at, end, size);
-    if (error != std::errc() || size < 1 || sizes.size() == Shape::max_rank)
-      fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
+    if (error != std::errc() || size < 1 || sizes.size() == Shape::max_rank || (next != end && *next != 'x'))
+      fail<FormatError>("{}: {} is not the shape of a packed weight", where, in_quotes(text));
     sizes.push_back(size);
     if (next == end) break;
-    if (*next != 'x') fail<FormatError>("{}: '{}' is not the shape of a packed weight", name, text);
     at = next + 1;
   }
   return Shape(sizes);
@@ -90,7 +89,7 @@ Parameter read_packed(const SafetensorsFile& file, const std::string& weight, st
   } catch (const UsageError& error) {
     fail<FormatError>("{}: scheme of {}: {}", file.path().string(), weight, error.what());
   }
-  packed.shape = parse_shape(shape->second, weight);
+  packed.shape = parse_shape(shape->second, file.path().string() + ": " + weight);
   packed.codes = read_codes(file, weight + ".codes", code_layout(packed), decoded_before);
   const auto scales = part(file, weight + ".scales", packed.scheme.scale == ScaleType::f16 ? DType::f16 : DType::f32);
   packed.scales.assign(scales.begin(), scales.end());
@@ -134,8 +133,11 @@ std::optional<std::string> under(const std::string& key, const std::string& name
   return name.substr(key.size() + 1);
 }
 
-void expect_found(const StateDict& dict, const std::string& key, const std::string& file) {
-  if (!key.empty() && dict.parameters.empty()) fail<UsageError>("--key {}: {} has nothing under it", key, file);
+/// `file` is a SafetensorsFile or a PthFile.
+void expect_found(const StateDict& dict, const std::string& key, const auto& file) {
+  if (key.empty() || !dict.parameters.empty()) return;
+  fail<UsageError>("--key {}: {} has nothing under it; it has {}", key, file.path().string(),
+                   file.tensors().empty() ? "no tensors" : in_quotes(file.tensors().front().name) + " and so on");
 }
 
 /// PyTorch's name of a type that read_float() reads.
@@ -187,8 +189,10 @@ std::string expect_format(const std::map<std::string, std::string>& metadata, co
                       float_format);
   const bool older = format == packed_format && (version == plain_version || version == compressed_version);
   if (version != checked_version && !older)
-    fail<FormatError>("{}: {} of version {}, this program reads versions {}, {} and {}", file, format,
-                      in_quotes(version), plain_version, compressed_version, checked_version);
+    fail<FormatError>("{}: {} of version {}, this program reads {}", file, format, in_quotes(version),
+                      format == packed_format
+                          ? fmt::format("versions {}, {} and {}", plain_version, compressed_version, checked_version)
+                          : fmt::format("version {}", checked_version));
   return format;
 }
 
@@ -208,7 +212,11 @@ StateDict load_safetensors(const std::filesystem::path& path, const std::string&
     for (const auto& [key, value] : file.metadata()) {
       if (!key.starts_with(scheme_prefix)) continue;
       const std::string weight = key.substr(scheme_prefix.size());
-      dict.parameters.push_back(read_packed(file, weight, value, decoded));
+      try {
+        dict.parameters.push_back(read_packed(file, weight, value, decoded));
+      } catch (const ShapeError& error) {
+        fail<FormatError>("{}: {}: {}", path.string(), weight, error.what());
+      }
       for (std::string_view suffix : part_suffixes) consumed.insert(weight + std::string(suffix));
     }
   }
@@ -227,7 +235,7 @@ StateDict load_safetensors(const std::filesystem::path& path, const std::string&
     dict.parameters.push_back(std::move(parameter));
   }
   if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
-  expect_found(dict, wanted, path.string());
+  expect_found(dict, wanted, file);
   return dict;
 }
 
@@ -253,7 +261,7 @@ StateDict load_pth(const std::filesystem::path& path, const Reading& reading) {
     dict.parameters.push_back(std::move(parameter));
   }
   dict.notes = file.notes();
-  expect_found(dict, file.key_left(), path.string());
+  expect_found(dict, file.key_left(), file);
   return dict;
 }
 

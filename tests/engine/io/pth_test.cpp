@@ -358,6 +358,9 @@ TEST_F(PthTest, WrappersAndOtherThings) {
                   dict(text("_metadata") + ordered_dict()) + "b"),
             "module.a module.b ");
   EXPECT_THAT(refusal(zip_file(dict(text("epoch") + "K\x05"), {})), HasSubstr("no tensors under its keys 'epoch'"));
+  const std::string two = dict(text("step") + "K\x05"s + text("gen") + two_floats() + text("disc") + two_floats());
+  EXPECT_THAT(refusal(zip_file(two, {floats({1, 2})})), HasSubstr("'gen', 'disc'; choose the model with --key NAME, "
+                                                                  "like --key gen"));
   EXPECT_THAT(refusal(zip_file("K\x05", {})), HasSubstr("no dict of tensors"));
   EXPECT_THAT(refusal(zip_file(dict(weights + weights), {floats({1, 2})})), HasSubstr("twice"));
 }

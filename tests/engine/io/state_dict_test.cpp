@@ -1,6 +1,6 @@
 #include "engine/io/state_dict.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <algorithm>
 #include <cstring>
@@ -227,6 +227,7 @@ TEST(StateDict, PackedModelsThatContradictThemselvesAreRefused) {
   const std::vector<uint8_t> wild_zero_points(35, 200);
   const std::vector<Corruption> corruptions = {
       {"unknown scheme", [&](auto&, auto& metadata) { metadata["scheme:" + weight] = "magic:4:channel"; }},
+      {"five dimensions", [&](auto&, auto& metadata) { metadata["shape:" + weight] = "35x67x1x1x1"; }},
       {"another width", [&](auto&, auto& metadata) { metadata["scheme:" + weight] = "linear:8:channel:zero-point"; }},
       {"another granularity",
        [&](auto&, auto& metadata) { metadata["scheme:" + weight] = "linear:4:tensor:zero-point"; }},
@@ -261,7 +262,8 @@ TEST(StateDict, PackedModelsThatContradictThemselvesAreRefused) {
     std::erase_if(metadata, [](const auto& item) { return item.first.starts_with("xxh3:"); });
     corruption.apply(tensors, metadata);
     write_safetensors(folder.path() / "bad", tensors, metadata);
-    EXPECT_THROW(load_state_dict(folder.path() / "bad"), Error);
+    EXPECT_THAT(testing::message_of<Error>([&] { load_state_dict(folder.path() / "bad"); }),
+                ::testing::HasSubstr((folder.path() / "bad").string()));
   }
 }
 
