@@ -98,6 +98,9 @@ std::vector<std::string> adopt_names(StateDict& dict) {
     notes.push_back(fmt::format("takes the weights {}, not the averaged ones under {}: --key {} takes those",
                                 plain[0].empty() ? "without a prefix" : "under " + in_quotes(plain[0]),
                                 in_quotes(prefixes[prefix]), prefixes[prefix]));
+  for (const auto& [prefix, in_file] : prefixes)
+    if (is_averaged(prefix) && !left.contains(prefix))
+      notes.push_back(fmt::format("takes the averaged weights under {}", in_quotes(in_file)));
   std::vector<Parameter> kept;
   std::set<std::string> taken;
   for (size_t i = 0; i < names.size(); ++i) {

@@ -147,7 +147,6 @@ std::vector<LayerSpec> layers_of(const StateDict& parameters) {
   const NetworkSpec& network = network_of(parameters);
   std::vector<LayerSpec> layers;
   int64_t inputs = image_channels;
-  size_t expected = 0;
   for (const LayerRow& row : network.layers) {
     LayerSpec layer{.kind = row.kind, .name = std::string(row.name), .window = row.window};
     if (row.kind == LayerKind::adaptive_average_pool2d) layer.output_size = row.outputs;
@@ -158,12 +157,15 @@ std::vector<LayerSpec> layers_of(const StateDict& parameters) {
       inputs = layer.weight[0];
       if (row.kind == LayerKind::conv2d) layer.window.size = layer.weight[2];
       if (&row != &network.layers.back()) layer.epilogue = Epilogue::relu;
-      expected += 2;
     }
     layers.push_back(std::move(layer));
   }
-  if (parameters.parameters.size() != expected)
-    fail<FormatError>("the model has {} parameters, {} has {}", parameters.parameters.size(), network.title, expected);
+  for (const Parameter& parameter : parameters.parameters)
+    if (std::ranges::none_of(layers, [&](const LayerSpec& layer) {
+          return layer.has_parameters() &&
+                 (parameter.name == layer.name + ".weight" || parameter.name == layer.name + ".bias");
+        }))
+      fail<FormatError>("the model has a parameter {}, which {} has not", in_quotes(parameter.name), network.title);
   return layers;
 }
 

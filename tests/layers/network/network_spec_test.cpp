@@ -52,6 +52,14 @@ TEST(NetworkSpec, TwoTowersAreRefused) {
                 ThrowsMessage<FormatError>(HasSubstr("two towers")));
 }
 
+TEST(NetworkSpec, AParameterOfNoLayerIsNamed) {
+  StateDict dict = testing::small_alexnet(1);
+  layers_of(dict);
+  dict.parameters.insert(dict.parameters.begin(), {.name = "features.1.bias", .value = testing::random_tensor({3}, 1)});
+  EXPECT_THAT([&] { layers_of(dict); },
+              ThrowsMessage<FormatError>(HasSubstr("'features.1.bias', which AlexNet has not")));
+}
+
 TEST(NetworkSpec, AFreshAlexNetIsTheNotebooks) {
   const StateDict fresh = random_network(alexnet, 10, 3);
   const std::vector<std::pair<std::string, Shape>> expected = {
