@@ -16,7 +16,9 @@ class Weight {
   /// The float32 values, [K, C, R, S] or [K, C], in the backend's memory. Throws Error for packed
   /// and float16 weights.
   virtual TensorView<float> values() = 0;
-  /// Renews derived copies, such as reordered or fp16 ones. Call it after a write to values().
+  /// Renews derived copies, such as reordered or fp16 ones. Call it after a write to values(), and
+  /// before the input of the next pass is copied or computed: kernels behind that input may read
+  /// weights before earlier work ends.
   virtual void changed() = 0;
   /// The bytes that this weight occupies, by purpose; no biases.
   virtual ResidentSize resident() const = 0;

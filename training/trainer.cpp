@@ -153,6 +153,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
       const int64_t batch = std::min(options_.batch_size, train_.size() - first);
       const std::span<const int64_t> rows(order.data() + first, static_cast<size_t>(batch));
       const TensorView<float> x = gathered_.view().slice(0, batch);
+      prune_when_due();
       backend.training().gather_rows(x, std::as_const(train_features_).view(), rows);
       labels_of(rows);
       if (teacher_) teacher_->look_at(rows);
@@ -172,7 +173,11 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
                   .first_batch = position_.batch},
                  network_.precision());
   ConstActivations x;
-  for (Batch batch; feed.next(batch, x);) {
+  const auto next = [&](Batch& batch) {
+    if (position_.batch < batches_) prune_when_due();  // before the batch comes: Weight::changed()
+    return feed.next(batch, x);
+  };
+  for (Batch batch; next(batch);) {
     labels_of(batch.indices);
     if (teacher_) teacher_->look_at(x);
     step(frozen_ ? frozen_->forward(x) : x, labels);
@@ -182,7 +187,6 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
 }
 
 void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
-  prune_when_due();
   const int64_t batch = x.size(0);
   const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
                                                                .seed = options_.seed,

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -475,6 +477,73 @@ TEST(MixedTraining, AResumedRunEndsInTheSameBits) {
     ASSERT_TRUE(resumed.run({}));
     EXPECT_TRUE(same_bits(whole.state(), network.state()));
     EXPECT_EQ(resumed.position().history.back().loss, uninterrupted.position().history.back().loss);
+  }
+}
+
+/// Watches whether a batch comes between a change of weights and the layers that may read them early.
+class OrderedBackend final : public CudaBackend {
+ public:
+  std::set<const void*> weights;  ///< values of the layers
+  int changes = 0;
+  int early_reads = 0;  ///< layers behind a change, with no batch between
+
+  void copy_from_host(void* to, const void* from, size_t bytes) override {
+    CudaBackend::copy_from_host(to, from, bytes);
+    if (!weights.contains(to)) return;
+    ++changes;
+    changed_ = true;
+  }
+  void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override {
+    CudaBackend::gather_rows(y, x, rows);
+    changed_ = false;
+  }
+  std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override {
+    return std::make_unique<Preparer>(CudaBackend::make_image_preparer(tables), changed_);
+  }
+  void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
+                      Epilogue epilogue) override {
+    early_reads += changed_ ? 1 : 0;
+    CudaBackend::conv2d_forward(y, x, w, bias, window, epilogue);
+  }
+  void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
+                      Epilogue epilogue) override {
+    early_reads += changed_ ? 1 : 0;
+    CudaBackend::linear_forward(y, x, w, bias, epilogue);
+  }
+
+ private:
+  struct Preparer final : ImagePreparer {
+    Preparer(std::unique_ptr<ImagePreparer> one, bool& changed) : preparer(std::move(one)), weights_changed(changed) {}
+    void run(Activations x, TensorView<const uint8_t> images, TensorView<const Augmentation> changes) override {
+      preparer->run(x, images, changes);
+      weights_changed = false;
+    }
+    std::unique_ptr<ImagePreparer> preparer;
+    bool& weights_changed;
+  };
+  bool changed_ = false;
+};
+
+TEST(MixedTraining, ABatchComesAfterWeightsArePruned) {
+  const Dataset images = noise(4);
+  for (const bool freeze : {true, false}) {
+    SCOPED_TRACE(freeze ? "features from memory" : "images");
+    OrderedBackend backend;
+    Network network = Network::for_training(backend, even_alexnet(1), Precision::float16);
+    for (const Layer& layer : network.layers())
+      if (layer.weight) backend.weights.insert(layer.weight->values().data());
+    Trainer trainer(network, images, images,
+                    {.freeze_features = freeze,
+                     .epochs = 1,
+                     .batch_size = 2,
+                     .precision = Precision::float16,
+                     .image_size = 67,
+                     .seed = 3,
+                     .pruning = {.enabled = true, .fraction = 0.5}});
+    backend.changes = 0;
+    EXPECT_TRUE(trainer.run({}));
+    EXPECT_GT(backend.changes, 0) << "weights were pruned";
+    EXPECT_EQ(backend.early_reads, 0);
   }
 }
 
