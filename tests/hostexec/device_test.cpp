@@ -5,11 +5,15 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 #include <vector>
 
+#include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/device/launch.cuh"
 #include "tests/hostexec/fake_runtime.h"
 #include "tests/kernels/schemes.h"
+#include "tests/support/golden.h"
 
 // Tests of kernels/cuda/device over a CUDA runtime that refuses when told to.
 
@@ -26,6 +30,7 @@ using testing::Values;
 class CudaDevice : public ::testing::Test {
  protected:
   void TearDown() override {
+    hostexec::set_architecture(90);
     hostexec::set_device_count(1);
     hostexec::set_memory_limit(size_t{4} << 30);
   }
@@ -147,6 +152,70 @@ TEST_F(CudaDevice, LaunchesCountTheirWork) {
   backend.relu_forward(x.view(), x.view());
   EXPECT_EQ(backend.stream().work().bytes - before.bytes, 80);
   EXPECT_EQ(backend.stream().launches(), 1);
+}
+
+TEST_F(CudaDevice, TheSharedMemoryThatAKernelMayHaveNeverShrinks) {
+  static const char kernel = 0, other = 0;
+  allow_shared_memory("kernel", &kernel, 16 << 10, false);
+  EXPECT_EQ(hostexec::allowed_shared_memory(&kernel), 0U) << "every kernel has that much";
+  allow_shared_memory("kernel", &kernel, 60 << 10, true);
+  const int before = hostexec::attributes_set();
+  allow_shared_memory("kernel", &kernel, 20 << 10, true);
+  EXPECT_EQ(hostexec::allowed_shared_memory(&kernel), 60U << 10);
+  EXPECT_EQ(hostexec::attributes_set(), before) << "nothing to set";
+  EXPECT_THAT(message_of<CudaError>([&] { allow_shared_memory("kernel", &kernel, 300 << 10, true); }),
+              HasSubstr("kernel: "));
+  EXPECT_EQ(hostexec::allowed_shared_memory(&kernel), 60U << 10);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 4; ++i)
+    threads.emplace_back([i] {
+      for (size_t kilobytes = 17 + i; kilobytes < 100; kilobytes += 4)
+        allow_shared_memory("kernel", &other, (117 - kilobytes) << 10, false);
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(hostexec::allowed_shared_memory(&other), 100U << 10);
+}
+
+/// conv2d_forward on a GPU of this compute capability.
+Values convolution_on(int architecture, const Values& x, const PackedTensor& packed) {
+  hostexec::set_architecture(architecture);
+  CudaBackend backend;
+  backend.choose_kernels(KernelChoice{KernelChoice::Mode::portable}.without(Product::few_pixels));
+  const Tensor<float> bias = on(backend, Values({packed.shape[0]}));
+  const Buffer<f16> input = testing::fp16_on(backend, x);
+  const auto weight = backend.make_weight(packed);
+  return testing::output_of(backend, {x.shape[0], x.shape[1], x.shape[2], packed.shape[0]}, [&](TensorView<float> y) {
+    backend.conv2d_forward(y, TensorView<const f16>(input.data(), x.shape), *weight, bias.view(), {3, 1, 1},
+                           Epilogue::none);
+  });
+}
+
+TEST_F(CudaDevice, AProductOfMuchSharedMemoryFitsTheSmallestBlocks) {
+  // 99 KB of slices and superblocks, were it not for what the kernel itself declares.
+  const Values x = uniform({1, 2, 85, 128}, 1);
+  const PackedTensor packed = quantized({64, 128, 3, 3}, parse_scheme("linear:4:channel"), 2);
+  EXPECT_TRUE(testing::same_bits(convolution_on(89, x, packed), convolution_on(90, x, packed)));
+}
+
+/// linear_forward on a GPU of this compute capability.
+Values product_on(int architecture, const Values& x, const Values& w) {
+  hostexec::set_architecture(architecture);
+  CudaBackend backend;
+  const Tensor<float> bias = on(backend, Values({w.shape[0]}));
+  const Buffer<f16> input = testing::fp16_on(backend, x);
+  const auto weight = backend.make_weight(w.view(), Precision::float16);
+  return testing::output_of(backend, {x.shape[0], w.shape[0]}, [&](TensorView<float> y) {
+    backend.linear_forward(y, TensorView<const f16>(input.data(), x.shape), *weight, bias.view(), Epilogue::none);
+  });
+}
+
+TEST_F(CudaDevice, LinearLayersThatGoRoundTheirRingsHaveTheSameBitsOnEveryGpu) {
+  const Values x = uniform({3, 384}, 1), w = uniform({128, 384}, 2);  // 12 pieces a warp, for rings of 6 and 9
+  const Values y = product_on(90, x, w);
+  EXPECT_TRUE(testing::same_bits(product_on(80, x, w), y));
+  CpuBackend cpu;
+  const Values expected = testing::linear(cpu, x, *cpu.make_weight(w.view()), Values({128}));
+  EXPECT_LE(testing::relative_error(y.view(), expected.view()), 2e-3);
 }
 
 }  // namespace

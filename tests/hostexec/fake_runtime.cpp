@@ -35,6 +35,8 @@ size_t memory_used = 0;
 int device_count = 1;
 int architecture = 90;
 std::map<void*, size_t> allocations;
+std::map<const void*, size_t> allowed_shared;
+int attributes_count = 0;
 std::optional<Actions> captured;
 std::map<const void*, size_t> page_locked;
 bool late_uploads = false;
@@ -63,6 +65,19 @@ void perform(std::function<void()> action) {
 void set_memory_limit(size_t bytes) { memory_limit = bytes; }
 void set_device_count(int count) { device_count = count; }
 void set_architecture(int number) { architecture = number; }
+int compiled_for() { return architecture; }
+size_t block_shared_limit() {
+  switch (architecture) {  // CUDA C++ Programming Guide, technical specifications per compute capability
+    case 80:
+      return 163 << 10;
+    case 90:
+      return 227 << 10;
+    default:
+      return 99 << 10;
+  }
+}
+size_t allowed_shared_memory(const void* kernel) { return allowed_shared[kernel]; }
+int attributes_set() { return attributes_count; }
 void set_late_uploads(bool late) { late_uploads = late; }
 void finish_uploads() {
   for (const auto& upload : std::exchange(uploads, {})) upload();
@@ -212,6 +227,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->multiProcessorCount = 1;
   properties->l2CacheSize = 1 << 20;
   properties->totalGlobalMem = memory_limit;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = architecture;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  ++attributes_count;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (static_cast<size_t>(value) > block_shared_limit()) return cudaErrorInvalidValue;
+  allowed_shared[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {

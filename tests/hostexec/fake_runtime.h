@@ -12,8 +12,17 @@ namespace nibblenet::hostexec {
 void set_memory_limit(size_t bytes);
 /// The number of devices that cudaGetDeviceCount reports.
 void set_device_count(int count);
-/// Compute capability that cudaGetDeviceProperties reports: 80 is 8.0. It is 90 at first.
+/// Compute capability that cudaGetDeviceProperties reports, and for which kernels count as
+/// compiled: 80 is 8.0. It is 90 at first.
 void set_architecture(int architecture);
+int compiled_for();
+
+/// Shared memory that a block may have there, in all.
+size_t block_shared_limit();
+/// Dynamic shared memory that a kernel is allowed by cudaFuncSetAttribute, and how often that was
+/// called for any kernel.
+size_t allowed_shared_memory(const void* kernel);
+int attributes_set();
 
 /// Delays copies from page-locked memory until somebody waits for the stream or it gets other work,
 /// as a busy GPU would.

@@ -14,6 +14,7 @@
 #include <source_location>
 
 #include "engine/core/half.h"
+#include "tests/hostexec/fake_runtime.h"
 #include "tests/hostexec/scheduler.h"
 
 #define threadIdx (::nibblenet::hostexec::state.thread_index)
@@ -257,6 +258,8 @@ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row,
   hostexec::LdmatrixSlot slot{&r, row};
   hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4_transposed", where, &slot, hostexec::load_transposed_matrices);
 }
+
+inline bool compiled_for_90() { return hostexec::compiled_for() >= 90; }
 
 using SharedPlace = uintptr_t;
 inline SharedPlace shared_place(const void* pointer) { return reinterpret_cast<SharedPlace>(pointer); }

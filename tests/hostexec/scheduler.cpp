@@ -95,6 +95,7 @@ struct Block {
   /// whoever asks first.
   std::array<std::pair<const void*, void*>, 32> shared{};
   size_t shared_count = 0;
+  size_t shared_bytes = 0;  ///< of all of them
   // Addresses for order_before and order_after. On the heap: on the stack they would be those of
   // the block before, and order this block behind it. Two, which barriers use in turn: a thread
   // that leaves a barrier late must not be ordered behind those that are at the next one already.
@@ -371,6 +372,10 @@ void* shared_object(const void* key, size_t size) {
   for (size_t i = 0; i < block.shared_count; ++i)
     if (block.shared[i].first == key) return block.shared[i].second;
   if (block.shared_count == block.shared.size()) throw HostExecutionError("too many shared objects in one block");
+  block.shared_bytes += (size + 15) / 16 * 16;
+  if (block.shared_bytes > block_shared_limit())
+    fail<HostExecutionError>("{}: {} bytes of shared memory, and a block has {}", place(), block.shared_bytes,
+                             block_shared_limit());
   void* object = nullptr;
 #ifdef HOSTEXEC_TSAN  // it is nobody's write
   AnnotateIgnoreReadsBegin(__FILE__, __LINE__);

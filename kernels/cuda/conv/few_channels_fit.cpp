@@ -6,8 +6,6 @@ namespace nibblenet::few_channels {
 namespace {
 
 constexpr int banks = 32;
-/// Dynamic shared memory that remains beside the look-up table.
-constexpr int most_shared_bytes = block_shared_bytes - 256 * static_cast<int>(sizeof(float));
 
 /// Template arguments of a kernel.
 struct Tiling {
@@ -55,7 +53,7 @@ OutputBands pooled_bands_of(const ConvolutionSizes& s, bool aligned, Tiling tili
   return with_input(b);
 }
 
-bool fits_memory(const OutputBands& b) { return b.shared_bytes() <= most_shared_bytes; }
+bool fits_memory(const OutputBands& b) { return b.shared_bytes() <= block_shared_bytes; }
 
 /// Whether the plan has enough blocks to fill the GPU; a smaller tiling gives more.
 bool enough(const OutputBands& b) {

@@ -1,7 +1,15 @@
-#include "kernels/cuda/device/check.h"
-#include "kernels/cuda/device/device.h"
+#include <map>
+#include <mutex>
+
+#include "kernels/cuda/device/launch.cuh"
 
 namespace nibblenet {
+namespace {
+
+/// Tells what kernels were compiled for.
+__global__ void empty_kernel() {}
+
+}  // namespace
 
 std::optional<std::string> cuda_problem() {
   int devices = 0;
@@ -13,7 +21,12 @@ std::optional<std::string> cuda_problem() {
   return std::nullopt;
 }
 
-Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
+Stream::Stream() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(empty_kernel)), "cudaFuncGetAttributes");
+  compiled_for_ = attributes.ptxVersion;
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+}
 
 Stream::~Stream() { cudaStreamDestroy(stream_); }
 
@@ -98,6 +111,28 @@ void* Device::allocate(size_t bytes) {
 }
 
 void Device::deallocate(void* data) noexcept { cudaFree(data); }
+
+void allow_shared_memory(const char* name, const void* kernel, size_t shared_bytes, bool pdl) {
+  struct Allowed {
+    size_t shared_bytes = 16 << 10;  ///< above this, with static shared memory, a kernel may need the attribute
+    bool split = false;              ///< towards shared memory
+  };
+  static std::mutex mutex;
+  static std::map<const void*, Allowed> kernels;
+  const std::lock_guard lock(mutex);
+  Allowed& allowed = kernels[kernel];
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    check(cudaFuncSetAttribute(kernel, attribute, value), name);
+  };
+  if (shared_bytes > allowed.shared_bytes) {
+    set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    allowed.shared_bytes = shared_bytes;
+  }
+  if (pdl && !allowed.split) {
+    set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    allowed.split = true;
+  }
+}
 
 void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream) {
   if (bytes == 0) return;

@@ -38,6 +38,8 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
 
   CUstream_st* get() const { return stream_; }
+  /// Compute capability, times 10, that the kernels which this device runs were compiled for.
+  int compiled_for() const { return compiled_for_; }
   /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
 
@@ -51,6 +53,7 @@ class Stream {
 
  private:
   CUstream_st* stream_ = nullptr;
+  int compiled_for_ = 0;
   Work work_;
   int64_t launches_ = 0;
 };

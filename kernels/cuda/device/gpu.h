@@ -52,6 +52,15 @@ __device__ __forceinline__ void pdl_trigger() {
 #endif
 }
 
+/// Whether this code is for compute capability 9.0 on, as Stream::compiled_for() says on the host.
+__device__ __forceinline__ constexpr bool compiled_for_90() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+
 /// A shared-memory address as a number. The compiler keeps additions to it as they are.
 using SharedPlace = unsigned;
 __device__ __forceinline__ SharedPlace shared_place(const void* pointer) { return shared_address(pointer); }

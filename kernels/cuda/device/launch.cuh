@@ -35,15 +35,11 @@ inline Work moves(std::initializer_list<ConstActivations> operands, double flops
   return work;
 }
 
-#ifndef GPU_HOST_EXECUTION
-/// Whether the kernel was compiled for GPUs with PDL. Code for older GPUs does not wait.
-template <class Kernel>
-bool knows_pdl(Kernel* kernel) {
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
-  return attributes.ptxVersion >= 90;
-}
-#endif
+/// Lets a kernel have this much dynamic shared memory, and at least what earlier launches asked for:
+/// a captured graph may still hold those. For PDL it also asks for the most shared memory in place
+/// of L1 cache: a multiprocessor must be idle to change that split, so all PDL kernels ask for one.
+/// Thread-safe. Throws CudaError, which names `name`.
+void allow_shared_memory(const char* name, const void* kernel, size_t shared_bytes, bool pdl);
 
 /// Starts a kernel: opens a profiler range `name`, launches, checks for errors, and counts the
 /// work. A grid without blocks starts nothing. All kernels start here.
@@ -51,6 +47,7 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, const Work& work, const Grid& grid, Stream& stream, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
+  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), grid.shared_bytes, grid.pdl);
 #ifdef GPU_HOST_EXECUTION
   hostexec::run_grid(
       name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
@@ -61,21 +58,11 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream.get();
-  constexpr size_t free_to_use = 16 << 10;  // above this, with static shared memory, a kernel may need the attribute
-  if (grid.shared_bytes > free_to_use)
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
-        name);
-  // All PDL kernels ask for the same split of L1 cache and shared memory: a multiprocessor must be
-  // idle to change it.
-  if (grid.pdl)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-          name);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = grid.pdl && knows_pdl(kernel) ? 1 : 0;
+  config.numAttrs = grid.pdl && stream.compiled_for() >= 90 ? 1 : 0;  // code for older GPUs does not wait
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);
