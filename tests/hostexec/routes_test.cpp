@@ -57,9 +57,12 @@ std::string kernel_of(const std::string& launch) {
 
 std::string kernels_launched() {
   std::string names;
-  for (const hostexec::Launch& launch : hostexec::take_launches())
+  for (const hostexec::Launch& launch : hostexec::take_launches()) {
+    constexpr size_t largest_static = 1 << 10;  // of kernels with dynamic shared memory
+    EXPECT_LE(launch.shared_bytes + largest_static, hostexec::block_shared_limit()) << launch.name;
     if (const std::string kernel = kernel_of(launch.name); !kernel.empty())
       names += fmt::format("{}{}", names.empty() ? "" : " ", kernel);
+  }
   return names;
 }
 
@@ -93,11 +96,9 @@ class DryBackends {
   DryBackends& operator=(const DryBackends&) = delete;
 
   CudaBackend& of(int architecture) {
+    hostexec::set_architecture(architecture);
     std::unique_ptr<CudaBackend>& backend = backends_[architecture];
-    if (backend == nullptr) {
-      hostexec::set_architecture(architecture);
-      backend = std::make_unique<CudaBackend>();
-    }
+    if (backend == nullptr) backend = std::make_unique<CudaBackend>();
     return *backend;
   }
 
@@ -232,6 +233,33 @@ TEST(Routes, LaunchersStartTheKernelsOfTheTable) {
   DryBackends backends;
   Launches launches(backends);
   testing::expect_routes_of_the_table(std::ref(launches));
+}
+
+/// Dynamic shared memory of a product's block with 4-bit weights, batch 1.
+size_t shared_bytes_of(CudaBackend& backend, const Shape& w) {
+  const auto weight = weight_of(backend, w, "linear:4:channel");
+  const auto bias = floats({w[0]});
+  hostexec::take_launches();
+  if (w.rank() == 2)
+    backend.linear_forward(view({1, w[0]}, Precision::float16), view({1, w[1]}, Precision::float16), *weight, bias,
+                           Epilogue::relu);
+  else
+    backend.conv2d_forward(view({1, 13, 13, w[0]}, Precision::float16), view({1, 13, 13, w[1]}, Precision::float16),
+                           *weight, bias, {3, 1, 1}, Epilogue::relu);
+  return hostexec::take_launches().at(0).shared_bytes;
+}
+
+TEST(Routes, BlocksOfNeighbouringLayersFitBesideEachOther) {
+  constexpr size_t multiprocessor = 228 << 10, of_system = 1 << 10;  // compute capability 9.0; for each block
+  DryBackends backends;
+  const size_t convolution = shared_bytes_of(backends.of(90), {256, 256, 3, 3});
+  const size_t first = shared_bytes_of(backends.of(90), {4096, 9216});
+  const size_t second = shared_bytes_of(backends.of(90), {1024, 4096});
+  EXPECT_GE(first, 9 * 16384) << "all that a block reads is in flight";
+  EXPECT_GT(2 * (first + of_system), multiprocessor) << "one to a multiprocessor: 128 blocks on 132";
+  EXPECT_LE(convolution + first + 2 * of_system, multiprocessor);
+  EXPECT_LE(first + second + 2 * of_system, multiprocessor);
+  EXPECT_LE(shared_bytes_of(backends.of(80), {4096, 9216}), 98 << 10) << "what every GPU has";
 }
 
 }  // namespace

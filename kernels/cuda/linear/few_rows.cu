@@ -10,8 +10,12 @@ namespace {
 
 template <class Codes, int tiles, bool inside>
 void start(const FewRows& p, const Work& work, Stream& stream) {
+  const int64_t superblocks = ceil_div(ceil_div(p.layout.tile_columns(), p.splits), few_rows_column_warps);
+  const size_t shared_bytes = stream.compiled_for() >= 90
+                                  ? FewRowsShared<Codes, tiles, few_rows_stages<Codes>(true)>::bytes(superblocks)
+                                  : FewRowsShared<Codes, tiles, few_rows_stages<Codes>(false)>::bytes(superblocks);
   const Grid grid{dim3(static_cast<unsigned>(ceil_div(p.layout.tile_rows(), few_rows_row_warps)), p.splits),
-                  few_rows_threads, sizeof(FewRowsShared<Codes, tiles>), true};
+                  few_rows_threads, shared_bytes, true};
   launch("few_rows_linear_forward", work, grid, stream, few_rows_kernel<Codes, tiles, inside>, p);
 }
 

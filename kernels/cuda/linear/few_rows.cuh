@@ -44,28 +44,40 @@ inline constexpr int few_rows_piece_loads = bits / few_rows_pieces<bits>;
 template <int bits>
 inline constexpr int few_rows_piece_chunks = Superblocks::chunks / few_rows_pieces<bits>;
 
-/// Shared memory of a block, which every GPU from compute capability 8.0 on offers.
-inline constexpr int few_rows_shared_bytes = 98 << 10;
+/// Most shared memory of a block. From compute capability 9.0 on it holds all of a block's weights
+/// in AlexNet's first linear layer at 4 bits. Two such blocks do not share a multiprocessor, which
+/// would keep others idle; a block of few_pixels.cuh or of the next linear layer still fits beside.
+constexpr int few_rows_shared_bytes(bool of_90) { return of_90 ? 145 << 10 : 98 << 10; }
 
-/// A ring of pieces per warp. A lane reads only what it copied itself, so there are no barriers.
-template <int bits, int stages>
-struct FewRowsRing {
-  uint4 pieces[few_rows_row_warps * few_rows_column_warps][stages][few_rows_piece_loads<bits>][32];
+/// A stage of the rings: a piece for each warp. A lane reads only what it copied itself, so there
+/// are no barriers.
+template <int bits>
+struct FewRowsStage {
+  uint4 pieces[few_rows_row_warps * few_rows_column_warps][few_rows_piece_loads<bits>][32];
 };
 /// Pieces of a warp in flight or in use: as many as shared memory holds.
 template <class Codes>
-inline constexpr int few_rows_stages = (few_rows_shared_bytes - static_cast<int>(sizeof(typename Codes::Table))) /
-                                       static_cast<int>(sizeof(FewRowsRing<Codes::bits, 1>));
+constexpr int few_rows_stages(bool of_90) {
+  return (few_rows_shared_bytes(of_90) - static_cast<int>(sizeof(typename Codes::Table))) /
+         static_cast<int>(sizeof(FewRowsStage<Codes::bits>));
+}
 
 /// Dynamic shared memory: the look-up table and the rings, then the sums of the block's rows.
 /// Padding spreads the columns of a fragment over the banks.
-template <class Codes, int tiles>
+template <class Codes, int tiles, int stages>
 union FewRowsShared {
   struct {
     alignas(16) typename Codes::Table table;
-    alignas(16) FewRowsRing<Codes::bits, few_rows_stages<Codes>> ring;
+    alignas(16) FewRowsStage<Codes::bits> ring[stages];
   } operands;
   float sums[8 * tiles][few_rows_block_rows + 4];
+
+  /// Bytes that a block needs whose warps have at most `superblocks` each.
+  static size_t bytes(int64_t superblocks) {
+    const int64_t used = superblocks * few_rows_pieces<Codes::bits>;
+    const size_t unused = static_cast<size_t>(stages > used ? stages - used : 0) * sizeof(FewRowsStage<Codes::bits>);
+    return sizeof(operands) - unused < sizeof(sums) ? sizeof(sums) : sizeof(operands) - unused;
+  }
 };
 
 /// A warp's superblocks: tile_column, tile_column + few_rows_column_warps, … before `end`, of
@@ -200,12 +212,13 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
 /// Sums of a warp's share. The first codes are in flight before the kernel before has ended. x and
 /// scales are read one superblock ahead. `inside`: scales, or zero points, are applied per
 /// superblock.
-template <class Codes, int tiles, bool inside>
+template <class Codes, int tiles, bool inside, int stages>
 __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
-                                                FewRowsShared<Codes, tiles>& memory, FewRowsSums<tiles>& total) {
+                                                FewRowsShared<Codes, tiles, stages>& memory,
+                                                FewRowsSums<tiles>& total) {
   constexpr int bits = Codes::bits;
-  constexpr int stages = few_rows_stages<Codes>;
-  auto& ring = memory.operands.ring.pieces[threadIdx.x / 32];
+  const unsigned warp = threadIdx.x / 32;
+  auto& ring = memory.operands.ring;
   pdl_wait();  // the kernel before made x
   const bool with_zero_points = inside && p.steps.zero_points != nullptr;
   const RowGroups groups(p.steps, p.epilogue.rows, share.tile_row);
@@ -234,11 +247,11 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
     for (int chunk = 0; chunk < Superblocks::chunks; chunk += few_rows_piece_chunks<bits>) {
       cp_async_wait<stages - 1>();
       uint32_t words[few_rows_piece_chunks<bits>][bits];
-      read_piece<bits>(ring[stage], words);
+      read_piece<bits>(ring[stage].pieces[warp], words);
 #pragma unroll
       for (int i = 0; i < few_rows_piece_chunks<bits>; ++i)
         multiply<Codes>(words[i], x, chunk + i, memory.operands.table, with_zero_points, sums, x_sums);
-      copy_piece<bits>(p, share, piece + stages, ring[stage]);
+      copy_piece<bits>(p, share, piece + stages, ring[stage].pieces[warp]);
       ++piece;
       stage = stage + 1 < stages ? stage + 1 : 0;
     }
@@ -291,19 +304,15 @@ __device__ __forceinline__ void finish_split(const FewRows& p, const float (&sum
   if (arrives_last(p.semaphores[blockIdx.x], p.splits)) add_splits(p, row);
 }
 
-/// Blocks per multiprocessor. Two have twice the copies in flight, and the next layer's copies
-/// begin before this layer ends.
+/// Blocks per multiprocessor that registers allow: the next layer's copies begin before this layer
+/// ends.
 template <int tiles, bool inside>
 inline constexpr int few_rows_blocks = tiles == 1 && !inside ? 2 : 1;
 
-/// Few-rows product: y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads. Block
-/// (x, y) owns 256 rows and split y of the columns. Warp w owns superblock row w % 4 of the block,
-/// and every other superblock of the split from the (w / 4)-th on. Warps that read the same columns
-/// of x do so at about the same time. Split-K: partial sums go through memory, and the last block
-/// of a row to arrive adds them in their order: the same bits on every run.
-template <class Codes, int tiles, bool inside>
-__global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
-  auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles>*>(dynamic_shared());
+/// A block of few_rows_kernel, with `stages` of the rings.
+template <class Codes, int tiles, bool inside, int stages>
+__device__ __forceinline__ void few_rows_block(const FewRows& p) {
+  auto& memory = *reinterpret_cast<FewRowsShared<Codes, tiles, stages>*>(dynamic_shared());
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int phase = warp / few_rows_row_warps;
   const int split = static_cast<int>(blockIdx.y);
@@ -314,18 +323,31 @@ __global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, insid
 
   pdl_trigger();
 #pragma unroll
-  for (int piece = 0; piece < few_rows_stages<Codes>; ++piece)
-    copy_piece<Codes::bits>(p, share, piece, memory.operands.ring.pieces[warp][piece]);
+  for (int piece = 0; piece < stages; ++piece)
+    copy_piece<Codes::bits>(p, share, piece, memory.operands.ring[piece].pieces[warp]);
   Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
   FewRowsSums<tiles> sums = {};
-  sum_superblocks<Codes, tiles, inside>(p, share, memory, sums);
+  sum_superblocks<Codes, tiles, inside, stages>(p, share, memory, sums);
   __syncthreads();  // all threads are done reading the table
   for (int turn = 0; turn < few_rows_column_warps; ++turn) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();
   }
   finish_split(p, memory.sums, split);
+}
+
+/// Few-rows product: y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads. Block
+/// (x, y) owns 256 rows and split y of the columns. Warp w owns superblock row w % 4 of the block,
+/// and every other superblock of the split from the (w / 4)-th on. Warps that read the same columns
+/// of x do so at about the same time. Split-K: partial sums go through memory, and the last block
+/// of a row to arrive adds them in their order: the same bits on every run.
+template <class Codes, int tiles, bool inside>
+__global__ void __launch_bounds__(few_rows_threads, few_rows_blocks<tiles, inside>) few_rows_kernel(FewRows p) {
+  if (compiled_for_90())
+    few_rows_block<Codes, tiles, inside, few_rows_stages<Codes>(true)>(p);
+  else
+    few_rows_block<Codes, tiles, inside, few_rows_stages<Codes>(false)>(p);
 }
 
 }  // namespace nibblenet
