@@ -5,6 +5,10 @@
 namespace nibblenet {
 namespace {
 
+// cuDNN may compile a plan's kernel for a second or more, and offers dozens.
+constexpr size_t most_plans = 8;
+constexpr double most_seconds = 20;  ///< for all plans of a convolution; a plan that was begun is finished
+
 /// Names of the graph's tensors.
 enum Tensor : int64_t { x_of = 1, filters_of, bias_of, y_of, convolved_of, biased_of };
 
@@ -83,12 +87,13 @@ ConvolutionGraph::ConvolutionGraph(const Shape& x, const Shape& y, Window window
                                .set(CUDNN_ATTR_OPERATIONGRAPH_OPS, {convolution, addition, relu}));
 
   const auto* device = keep(describe_device(properties));
-  find_plans(graph, device, CUDNN_HEUR_MODE_A);
-  find_plans(graph, device, CUDNN_HEUR_MODE_FALLBACK);
+  const Stopwatch watch;
+  find_plans(graph, device, CUDNN_HEUR_MODE_A, watch);
+  find_plans(graph, device, CUDNN_HEUR_MODE_FALLBACK, watch);
 }
 
 void ConvolutionGraph::find_plans(const GraphDescriptor* graph, const GraphDescriptor* device,
-                                  cudnnBackendHeurMode_t mode) {
+                                  cudnnBackendHeurMode_t mode, const Stopwatch& watch) {
   GraphDescriptor heuristic = GraphDescriptor(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)
                                   .set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, {graph})
                                   .set(CUDNN_ATTR_ENGINEHEUR_MODE, {mode})
@@ -106,7 +111,7 @@ void ConvolutionGraph::find_plans(const GraphDescriptor* graph, const GraphDescr
   for (int64_t count = ask(0, nullptr); count > 0; --count)
     results.push_back(configurations.emplace_back(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).get());
   const int64_t count = ask(static_cast<int64_t>(results.size()), results.data());
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count && plans_.size() < most_plans && watch.seconds() < most_seconds; ++i) {
     GraphDescriptor& configuration = configurations[static_cast<size_t>(i)];
     GraphDescriptor plan = GraphDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)
                                .set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, {&configuration})

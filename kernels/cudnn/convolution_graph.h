@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/core/stopwatch.h"
 #include "kernels/activations.h"
 #include "kernels/cudnn/graph_descriptor.h"
 #include "kernels/shapes.h"
@@ -16,8 +17,9 @@ namespace nibblenet {
 /// C].
 class ConvolutionGraph {
  public:
-  /// Gets the plans for the current GPU, or for the GPU that `properties` describes in cuDNN's
-  /// JSON. Throws CudaError if this cuDNN has no such interface or no such convolution.
+  /// Gets the most promising plans, at most eight, for the current GPU, or for the GPU that
+  /// `properties` describes in cuDNN's JSON. Throws CudaError if this cuDNN has no such interface or no such
+  /// convolution.
   ConvolutionGraph(const Shape& x, const Shape& y, Window window, Epilogue epilogue,
                    const std::string& properties = {});
 
@@ -32,7 +34,8 @@ class ConvolutionGraph {
     GraphDescriptor plan;
     size_t workspace;
   };
-  void find_plans(const GraphDescriptor* graph, const GraphDescriptor* device, cudnnBackendHeurMode_t mode);
+  void find_plans(const GraphDescriptor* graph, const GraphDescriptor* device, cudnnBackendHeurMode_t mode,
+                  const Stopwatch& watch);
 
   std::deque<GraphDescriptor> parts_;  ///< parts of the graph, which refer to each other
   std::vector<Plan> plans_;            ///< in cuDNN's expected order of speed

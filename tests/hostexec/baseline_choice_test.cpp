@@ -27,6 +27,7 @@ class BaselineChoice : public ::testing::Test {
  protected:
   int slow_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_slow_runs")); }
   int graph_runs() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_graph_runs")); }
+  int plans() const { return *static_cast<const int*>(dlsym(library_, "fake_cudnn_plans")); }
 
   /// An operation, its last output, and the output that is expected.
   struct Operation {
@@ -107,7 +108,9 @@ TEST_F(BaselineChoice, IsAPlanOfCudnnsGraphsInFloat16WhereThatIsFaster) {
       baseline_->conv2d_forward(TensorView<f16>(output.data(), result), TensorView<const f16>(input.data(), shape),
                                 *weight, offset.view(), window_of_slow_algorithms, epilogue);
     };
+    const int plans_before = plans();
     run();
+    EXPECT_EQ(plans() - plans_before, 8) << "of 40 that are offered: each may take a second";
     const int before = graph_runs(), slow_before = slow_runs();
     run();
     const auto recording = baseline_->record(run);

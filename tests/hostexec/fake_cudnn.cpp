@@ -206,6 +206,7 @@ cudnnStatus_t cudnnConvolutionBiasActivationForward(
     return CUDNN_STATUS_NOT_SUPPORTED;
   const bool outside = algorithm == static_cast<int>(refuses_graphs);
   if (outside ? handle->stream->capturing() : conv->stride == stride_of_no_graph) return CUDNN_STATUS_NOT_SUPPORTED;
+  if (fails(*x_desc)) return CUDNN_STATUS_EXECUTION_FAILED;
   if (!fit(*x_desc, *w_desc, *conv, *y_desc) || *static_cast<const float*>(alpha2) != 0.0F ||
       bias_desc->type != y_desc->type || bias_desc->sizes[1] != y_desc->sizes[1])
     return CUDNN_STATUS_BAD_PARAM;

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 
 #include "tests/hostexec/fake_stream.h"
 
@@ -47,6 +48,12 @@ enum Algorithm {
 constexpr int stride_of_no_graph = 7;
 /// Convolutions of this stride have slow algorithms only; their graphs are fast.
 constexpr int stride_of_slow_algorithms = 5;
+
+/// Whether a forward convolution of these images fails: FAKE_CUDNN_FAILS names a batch size.
+inline bool fails(const cudnnTensorStruct& x) {
+  const char* batch = std::getenv("FAKE_CUDNN_FAILS");
+  return batch != nullptr && x.sizes[0] == std::atoi(batch);
+}
 
 /// Counts a slow run, and takes a while.
 void be_slow();

@@ -126,10 +126,12 @@ bool is_whole(const GraphPart& part) {
   }
 }
 
-/// The plans that heuristics offer, the most promising first.
+/// The plans that heuristics offer, the most promising first, and many more.
 std::vector<Algorithm> offers(const GraphPart& heuristic) {
   if (*heuristic.values<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK) return {runs};
-  return {refuses_everything, refuses_graphs, differs_from_run_to_run, runs};
+  std::vector<Algorithm> plans = {refuses_everything, refuses_graphs, differs_from_run_to_run};
+  plans.resize(40, runs);
+  return plans;
 }
 
 cudnnTensorStruct tensor_of(const GraphPart& part) {
@@ -143,8 +145,9 @@ cudnnTensorStruct tensor_of(const GraphPart& part) {
 
 extern "C" {
 
-/// How often a graph ran. Tests read it.
+/// How often a graph ran, and how many plans were finalised. Tests read them.
 int fake_cudnn_graph_runs = 0;
+int fake_cudnn_plans = 0;
 
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t* descriptor) {
   *descriptor = new GraphPart{type, {}};
@@ -192,6 +195,7 @@ cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t descriptor) {
       part.part(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).behaviour == refuses_everything)
     return CUDNN_STATUS_NOT_SUPPORTED;
   part.finalized = true;
+  if (part.type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR) ++fake_cudnn_plans;
   return CUDNN_STATUS_SUCCESS;
 }
 
@@ -223,6 +227,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
       tensor_of(y),
       *convolution.values<float>(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA),
       count == 3};
+  if (fails(fused.x_desc)) return CUDNN_STATUS_EXECUTION_FAILED;
   if (w.strides[1] != 1 || !fit(fused.x_desc, fused.w_desc, fused.conv, fused.y_desc)) return CUDNN_STATUS_BAD_PARAM;
   const bool slow = configuration.behaviour == differs_from_run_to_run;
   handle->stream->perform([=, from = data(x), taps = data(filters), offset = data(bias), to = data(y)] {
