@@ -40,6 +40,24 @@ struct FewPixels {
   RowPooling pooling = {};
 };
 
+/// The window of an output pixel: where it begins, and which of its rows and columns are inside the
+/// image, and not in the padding.
+struct alignas(8) PixelWindow {
+  int first;        ///< element of x, channel 0
+  unsigned inside;  ///< bit r: row r; bit 16 + s: column s; none where there is no such pixel
+
+  __device__ PixelWindow(const Windows<f16>& windows, int pixel) : first(0), inside(0) {
+    const ConvolutionSizes& s = windows.sizes;
+    const Windows<f16>::Row row = windows.row(pixel);
+    if (row.image == nullptr) return;
+    first = static_cast<int>(row.image - windows.x) + (row.h * s.w + row.w) * s.c;
+    for (int i = 0; i < s.size; ++i) {
+      if (row.h + i >= 0 && row.h + i < s.h) inside |= 1U << i;
+      if (row.w + i >= 0 && row.w + i < s.w) inside |= 1U << (few_pixels_largest_window + i);
+    }
+  }
+};
+
 /// Dynamic shared memory of a block: the windows of its pixels and the epilogues of its rows.
 /// Beside them lie first the look-up table and each warp's pixels, 64 channels at a time; later
 /// each warp's sums. The padding spreads the columns of a fragment over the banks.
@@ -49,7 +67,7 @@ struct FewPixelsShared {
     alignas(16) typename Codes::Table table;
     alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][mma_warp_columns * slice_bytes];
   };
-  alignas(16) Windows<f16>::Row windows[mma_warp_columns];
+  alignas(16) PixelWindow windows[mma_warp_columns];
   alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
   union {
     Operands operands;
@@ -72,19 +90,23 @@ __device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_
 /// channels at one tap. Writes zeros in the padding, and for pixels that do not exist. Called by
 /// one warp.
 __device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
-                                             const Windows<f16>::Row (&rows)[mma_warp_columns], int tile_column,
+                                             const PixelWindow (&of_pixels)[mma_warp_columns], int tile_column,
                                              unsigned char* to) {
   constexpr int vectors = slice_bytes / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int slices = windows.sizes.c / slice_channels;
+  const ConvolutionSizes& s = windows.sizes;
+  const int slices = s.c / slice_channels;
   const int tap = tile_column / slices;
-  const int channel = (tile_column - tap * slices) * slice_channels + lane % vectors * 8;
+  const int row = tap / s.size;
+  const int column = tap - row * s.size;
+  const int element = (row * s.w + column) * s.c + (tile_column - tap * slices) * slice_channels + lane % vectors * 8;
 #pragma unroll
   for (int i = 0; i < mma_warp_columns * vectors / 32; ++i) {
-    const int column = lane / vectors + i * (32 / vectors);
-    const Windows<f16>::Row row = rows[column];
-    const f16* from = row.image != nullptr ? windows.at(row, tap, channel) : nullptr;
-    cp_async_16_cached(to + slice_offset(column, lane % vectors), from != nullptr ? from : windows.x, from != nullptr);
+    const int pixel = lane / vectors + i * (32 / vectors);
+    const PixelWindow window = of_pixels[pixel];
+    const bool inside = (window.inside >> row & window.inside >> (few_pixels_largest_window + column) & 1U) != 0;
+    cp_async_16_cached(to + slice_offset(pixel, lane % vectors), windows.x + (inside ? window.first + element : 0),
+                       inside);
   }
 }
 
@@ -236,7 +258,7 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
     if (const int first = tile_column + stage * few_pixels_warps; first < end)
       load_codes(p.weights, tile_row, first, words[stage]);
   p.weights.prepare<Codes>(memory.operands.table);
-  if (thread < mma_warp_columns) memory.windows[thread] = p.windows.row(first_pixel + thread);
+  if (thread < mma_warp_columns) memory.windows[thread] = PixelWindow(p.windows, first_pixel + thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
     const int of_block = thread - (few_pixels_threads - few_pixels_rows);
     const int row = tile_row * few_pixels_rows + of_block;

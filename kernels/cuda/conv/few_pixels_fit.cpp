@@ -9,8 +9,9 @@ bool multiplies_in_place(const WeightTraits& weight) {
 
 bool fits(const ProductCase& c) {
   return !c.linear && c.x == Precision::float16 && c.sizes.c % slice_channels == 0 && c.sizes.c > 0 &&
-         c.x_alignment == 16 && c.weight.form != WeightForm::float32 &&
-         (multiplies_in_place(c.weight) || !c.weight.trains);
+         c.x_alignment == 16 && c.sizes.size <= few_pixels_largest_window &&
+         int64_t{c.sizes.inputs()} * c.sizes.c <= std::numeric_limits<int>::max() &&
+         c.weight.form != WeightForm::float32 && (multiplies_in_place(c.weight) || !c.weight.trains);
 }
 
 bool fits_pooling(const ProductCase& c) {
