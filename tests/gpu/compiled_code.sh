@@ -63,10 +63,31 @@ done
 # Codes are read past the L1 cache (LDG ... NA), n times a superblock, or copied to shared memory in
 # a loop of their own (LDGSTS). A loop is what lies between a label and the last branch back to it;
 # the inner one is the shortest that multiplies.
+inner_loop='/^\.text\./ { report(); kernel = $1; n = stack = multiplies = shortest = 0; first = 1; last = 0; delete label }
+  /^\.L_[^ ]*:/ { label[substr($1, 1, length($1) - 1)] = n + 1 }
+  /^ +\/\*[0-9a-f]+\*\/ / {
+    line[++n] = $0
+    if ($0 ~ / (LDL|STL)[. ]/) ++stack
+    if ($0 ~ / HMMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
+    if (match($0, /BRA[^`]*`\(\.L_[^)]*\)/)) {
+      target = substr($0, RSTART, RLENGTH - 1)
+      sub(/.*\(/, "", target)
+      if (target in label) {
+        for (i = label[target]; i <= n && !(i in product); ++i);
+        length_now = n - label[target]
+        if (i <= n && (!shortest || length_now < shortest || first == label[target])) {
+          shortest = length_now
+          first = label[target]
+          last = n
+        }
+      }
+    }
+  }
+'
 echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
   [[ $sass != *@(unpack_probe|wgmma)* ]] || continue
-  awk -v file="$(basename "$sass" .sass)" '
+  awk -v file="$(basename "$sass" .sass)" "$inner_loop"'
     function report(    i, read, copied, narrow, bits, bad) {
       if (kernel == "" || !multiplies) return
       bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
@@ -81,27 +102,28 @@ for sass in "$code"/*.sass; do
       failed = failed || bad
       ++seen
     }
-    /^\.text\./ { report(); kernel = $1; n = stack = multiplies = shortest = 0; first = 1; last = 0; delete label }
-    /^\.L_[^ ]*:/ { label[substr($1, 1, length($1) - 1)] = n + 1 }
-    /^ +\/\*[0-9a-f]+\*\/ / {
-      line[++n] = $0
-      if ($0 ~ / (LDL|STL)[. ]/) ++stack
-      if ($0 ~ / HMMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
-      if (match($0, /BRA[^`]*`\(\.L_[^)]*\)/)) {
-        target = substr($0, RSTART, RLENGTH - 1)
-        sub(/.*\(/, "", target)
-        if (target in label) {
-          for (i = label[target]; i <= n && !(i in product); ++i);
-          length_now = n - label[target]
-          if (i <= n && (!shortest || length_now < shortest || first == label[target])) {
-            shortest = length_now
-            first = label[target]
-            last = n
-          }
-        }
-      }
-    }
     END { report(); if (!seen) print file ": no kernel that multiplies"; exit failed || !seen }' "$sass" || failed=1
+done
+
+# Instructions of an inner loop for each superblock, which is `products` HMMA instructions. The loop
+# of few_pixels also holds the products of fragments by scales (192 instructions), which run only
+# where weights have zero points or share scales between rows.
+echo "instructions a superblock in the inner loop, 4-bit linear codes"
+count_loop() {
+  awk -v file="$(basename "$1" .sass)" -v pattern="$2" -v products="$3" -v most="$4" "$inner_loop"'
+    function report(    i, multiplies, count, bad) {
+      if (kernel !~ pattern || !last) return
+      for (i = first; i <= last; ++i) multiplies += line[i] ~ / HMMA\./
+      count = (last - first + 1) * products / multiplies
+      bad = count > most
+      printf "%-25s %d, at most %d%s\n", file, count, most, bad ? "  TOO MANY" : ""
+      failed = failed || bad
+      ++seen
+    }
+    END { report(); if (!seen) print file ": no kernel " pattern; exit failed || !seen }' "$1"
+}
+for architecture in "$@"; do
+  count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4E' 64 $((440 + 192)) || failed=1
 done
 
 # The assembler moves reads of constant data (LDG ... CONSTANT) in front of the PDL wait (ACQBULK).
