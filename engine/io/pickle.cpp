@@ -1,5 +1,6 @@
 #include "engine/io/pickle.h"
 
+#include <array>
 #include <cstring>
 #include <unordered_map>
 
@@ -11,59 +12,7 @@ namespace {
 constexpr size_t most_values = size_t{1} << 20;
 constexpr size_t most_references = size_t{1} << 22;
 
-/// Opcodes, named as Python's pickletools does.
-enum Opcode : uint8_t {
-  MARK = '(',
-  STOP = '.',
-  BINFLOAT = 'G',
-  BININT = 'J',
-  BININT1 = 'K',
-  BININT2 = 'M',
-  POP = '0',
-  POP_MARK = '1',
-  BINBYTES = 'B',
-  SHORT_BINBYTES = 'C',
-  NONE = 'N',
-  BINPERSID = 'Q',
-  REDUCE = 'R',
-  BINSTRING = 'T',
-  SHORT_BINSTRING = 'U',
-  BINUNICODE = 'X',
-  EMPTY_LIST = ']',
-  APPEND = 'a',
-  BUILD = 'b',
-  GLOBAL = 'c',
-  APPENDS = 'e',
-  BINGET = 'h',
-  LONG_BINGET = 'j',
-  BINPUT = 'q',
-  LONG_BINPUT = 'r',
-  SETITEM = 's',
-  TUPLE = 't',
-  SETITEMS = 'u',
-  EMPTY_DICT = '}',
-  EMPTY_TUPLE = ')',
-  PROTO = 0x80,
-  NEWOBJ = 0x81,
-  TUPLE1 = 0x85,
-  TUPLE2 = 0x86,
-  TUPLE3 = 0x87,
-  NEWTRUE = 0x88,
-  NEWFALSE = 0x89,
-  LONG1 = 0x8A,
-  LONG4 = 0x8B,
-  SHORT_BINUNICODE = 0x8C,
-  BINUNICODE8 = 0x8D,
-  BINBYTES8 = 0x8E,
-  EMPTY_SET = 0x8F,
-  ADDITEMS = 0x90,
-  FROZENSET = 0x91,
-  NEWOBJ_EX = 0x92,
-  STACK_GLOBAL = 0x93,
-  MEMOIZE = 0x94,
-  FRAME = 0x95,
-  BYTEARRAY8 = 0x96,
-};
+constexpr uint8_t stop = '.';
 
 class PickleMachine {
  public:
@@ -74,13 +23,89 @@ class PickleMachine {
     while (true) {
       opcode_at_ = source_.position;
       const auto opcode = take<uint8_t>();
-      if (opcode == STOP) return pop();
-      if (!push_value(opcode) && !change_container(opcode) && !use_memo(opcode) && !act(opcode))
-        refuse("opcode {:#04x} is none that torch.save writes for a state dict", opcode);
+      if (opcode == stop) return pop();
+      const Action action = actions()[opcode];
+      if (action == nullptr) refuse("opcode {:#04x} is none that torch.save writes for a state dict", opcode);
+      action(*this);
     }
   }
 
  private:
+  using Action = void (*)(PickleMachine&);
+  struct Instruction {
+    uint8_t opcode;
+    Action action;
+  };
+
+  /// What an opcode does; null for one that no state dict has. Each stands beside its name in
+  /// Python's pickletools.
+  static const std::array<Action, 256>& actions() {
+    using Machine = PickleMachine;
+    using enum PickleKind;
+    static constexpr Instruction instructions[] = {
+        // values
+        {'N', [](Machine& m) { m.push(PickleValue{}); }},                     // NONE
+        {0x88, [](Machine& m) { m.push({.kind = boolean, .integer = 1}); }},  // NEWTRUE
+        {0x89, [](Machine& m) { m.push({.kind = boolean, .integer = 0}); }},  // NEWFALSE
+        {'J', [](Machine& m) { m.push_integer(m.take<int32_t>()); }},         // BININT
+        {'K', [](Machine& m) { m.push_integer(m.take<uint8_t>()); }},         // BININT1
+        {'M', [](Machine& m) { m.push_integer(m.take<uint16_t>()); }},        // BININT2
+        {0x8A, [](Machine& m) { m.push_long(m.take<uint8_t>()); }},           // LONG1
+        {0x8B, [](Machine& m) { m.push_long(m.take<uint32_t>()); }},          // LONG4
+        {'G', [](Machine& m) { m.push_real(); }},                             // BINFLOAT
+        {'U', [](Machine& m) { m.push_text<uint8_t>(); }},                    // SHORT_BINSTRING
+        {'C', [](Machine& m) { m.push_text<uint8_t>(); }},                    // SHORT_BINBYTES
+        {0x8C, [](Machine& m) { m.push_text<uint8_t>(); }},                   // SHORT_BINUNICODE
+        {'T', [](Machine& m) { m.push_text<uint32_t>(); }},                   // BINSTRING
+        {'B', [](Machine& m) { m.push_text<uint32_t>(); }},                   // BINBYTES
+        {'X', [](Machine& m) { m.push_text<uint32_t>(); }},                   // BINUNICODE
+        {0x8D, [](Machine& m) { m.push_text<uint64_t>(); }},                  // BINUNICODE8
+        {0x8E, [](Machine& m) { m.push_text<uint64_t>(); }},                  // BINBYTES8
+        {0x96, [](Machine& m) { m.push_text<uint64_t>(); }},                  // BYTEARRAY8
+        {'c', [](Machine& m) { m.push_global(); }},                           // GLOBAL
+        {0x93, [](Machine& m) { m.push_stack_global(); }},                    // STACK_GLOBAL
+        // containers
+        {'(', [](Machine& m) { m.push_mark(); }},                               // MARK
+        {'0', [](Machine& m) { m.pop(); }},                                     // POP, behind a value that holds itself
+        {'1', [](Machine& m) { m.pop_to_mark(); }},                             // POP_MARK
+        {']', [](Machine& m) { m.push({.kind = list}); }},                      // EMPTY_LIST
+        {'}', [](Machine& m) { m.push({.kind = dict}); }},                      // EMPTY_DICT
+        {0x8F, [](Machine& m) { m.push({.kind = set}); }},                      // EMPTY_SET
+        {')', [](Machine& m) { m.push({.kind = tuple}); }},                     // EMPTY_TUPLE
+        {'t', [](Machine& m) { m.push_container(tuple, m.pop_to_mark()); }},    // TUPLE
+        {0x85, [](Machine& m) { m.push_container(tuple, m.pop_last(1)); }},     // TUPLE1
+        {0x86, [](Machine& m) { m.push_container(tuple, m.pop_last(2)); }},     // TUPLE2
+        {0x87, [](Machine& m) { m.push_container(tuple, m.pop_last(3)); }},     // TUPLE3
+        {0x91, [](Machine& m) { m.push_container(set, m.pop_to_mark()); }},     // FROZENSET
+        {'a', [](Machine& m) { m.append_to(list, "list", m.pop_last(1)); }},    // APPEND
+        {'e', [](Machine& m) { m.append_to(list, "list", m.pop_to_mark()); }},  // APPENDS
+        {0x90, [](Machine& m) { m.append_to(set, "set", m.pop_to_mark()); }},   // ADDITEMS
+        {'s', [](Machine& m) { m.append_to(dict, "dict", m.pop_last(2)); }},    // SETITEM
+        {'u', [](Machine& m) { m.append_to(dict, "dict", m.pop_to_mark()); }},  // SETITEMS
+        // the memo
+        {'q', [](Machine& m) { m.remember(m.take<uint8_t>()); }},                       // BINPUT
+        {'r', [](Machine& m) { m.remember(m.take<uint32_t>()); }},                      // LONG_BINPUT
+        {0x94, [](Machine& m) { m.remember(static_cast<uint32_t>(m.memo_.size())); }},  // MEMOIZE
+        {'h', [](Machine& m) { m.recall(m.take<uint8_t>()); }},                         // BINGET
+        {'j', [](Machine& m) { m.recall(m.take<uint32_t>()); }},                        // LONG_BINGET
+        // calls
+        {'R', [](Machine& m) { m.call(); }},                          // REDUCE
+        {0x81, [](Machine& m) { m.call(); }},                         // NEWOBJ
+        {0x92, [](Machine& m) { m.call_with_keywords(); }},           // NEWOBJ_EX
+        {'b', [](Machine& m) { m.build(); }},                         // BUILD
+        {'Q', [](Machine& m) { m.push(m.actions_.load(m.pop())); }},  // BINPERSID
+        // hints: the protocol, how many bytes to read at once
+        {0x80, [](Machine& m) { m.take<uint8_t>(); }},   // PROTO
+        {0x95, [](Machine& m) { m.take<uint64_t>(); }},  // FRAME
+    };
+    static constexpr auto by_opcode = [] {
+      std::array<Action, 256> table{};
+      for (const Instruction& each : instructions) table[each.opcode] = each.action;
+      return table;
+    }();
+    return by_opcode;
+  }
+
   template <class... Args>
   [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
     fail<FormatError>("{}: broken pickle at byte {}: {}", source_.name, opcode_at_,
@@ -117,7 +142,6 @@ class PickleMachine {
     stack_.push_back(id);
   }
   void push(PickleValue value) { push(heap_.add(std::move(value))); }
-  void push_text(std::string_view text) { push({.kind = PickleKind::text, .text = text}); }
   void push_integer(int64_t value) { push({.kind = PickleKind::integer, .integer = value}); }
 
   /// First place of the stack that the current opcode may touch: that of the last mark.
@@ -156,8 +180,21 @@ class PickleMachine {
     return values;
   }
 
-  /// Takes bytes after their length in 64 bits; take_bytes() refuses a length that is too large.
-  std::string_view take_counted() { return take_bytes(static_cast<size_t>(take<uint64_t>())); }
+  /// Pushes the text behind its length; take_bytes() refuses a length that is too large.
+  template <class Length>
+  void push_text() {
+    push({.kind = PickleKind::text, .text = take_bytes(static_cast<size_t>(take<Length>()))});
+  }
+
+  void push_real() {
+    take_bytes(sizeof(double));
+    push({.kind = PickleKind::real});
+  }
+
+  void push_mark() {
+    if (marks_.size() >= most_values) refuse("it holds more marks than any state dict");
+    marks_.push_back(stack_.size());
+  }
 
   /// LONG1 and LONG4: a number of `count` bytes in two's complement.
   void push_long(size_t count) {
@@ -190,60 +227,6 @@ class PickleMachine {
     push(container);
   }
 
-  bool push_value(uint8_t opcode) {
-    switch (opcode) {
-      case NONE:
-        push(PickleValue{});
-        return true;
-      case NEWTRUE:
-      case NEWFALSE:
-        push({.kind = PickleKind::boolean, .integer = opcode == NEWTRUE});
-        return true;
-      case BININT:
-        push_integer(take<int32_t>());
-        return true;
-      case BININT1:
-        push_integer(take<uint8_t>());
-        return true;
-      case BININT2:
-        push_integer(take<uint16_t>());
-        return true;
-      case LONG1:
-        push_long(take<uint8_t>());
-        return true;
-      case LONG4:
-        push_long(take<uint32_t>());
-        return true;
-      case BINFLOAT:
-        take_bytes(sizeof(double));
-        push({.kind = PickleKind::real});
-        return true;
-      case BINUNICODE:
-      case BINBYTES:
-      case BINSTRING:
-        push_text(take_bytes(take<uint32_t>()));
-        return true;
-      case SHORT_BINUNICODE:
-      case SHORT_BINBYTES:
-      case SHORT_BINSTRING:
-        push_text(take_bytes(take<uint8_t>()));
-        return true;
-      case BINUNICODE8:
-      case BINBYTES8:
-      case BYTEARRAY8:
-        push_text(take_counted());
-        return true;
-      case STACK_GLOBAL:
-        push_stack_global();
-        return true;
-      case GLOBAL:
-        push_global();
-        return true;
-      default:
-        return false;
-    }
-  }
-
   /// Appends to the container on top of the stack. An object that is filled like a dict becomes
   /// one; other objects keep nothing.
   void append_to(PickleKind kind, std::string_view what, const std::vector<PickleId>& items) {
@@ -258,61 +241,6 @@ class PickleMachine {
     for (const PickleId item : items) heap_.append(container, item);
   }
 
-  bool change_container(uint8_t opcode) {
-    switch (opcode) {
-      case MARK:
-        if (marks_.size() >= most_values) refuse("it holds more marks than any state dict");
-        marks_.push_back(stack_.size());
-        return true;
-      case EMPTY_LIST:
-        push({.kind = PickleKind::list});
-        return true;
-      case EMPTY_DICT:
-        push({.kind = PickleKind::dict});
-        return true;
-      case EMPTY_SET:
-        push({.kind = PickleKind::set});
-        return true;
-      case EMPTY_TUPLE:
-        push({.kind = PickleKind::tuple});
-        return true;
-      case TUPLE:
-        push_container(PickleKind::tuple, pop_to_mark());
-        return true;
-      case TUPLE1:
-      case TUPLE2:
-      case TUPLE3:
-        push_container(PickleKind::tuple, pop_last(opcode - TUPLE1 + 1U));
-        return true;
-      case FROZENSET:
-        push_container(PickleKind::set, pop_to_mark());
-        return true;
-      case ADDITEMS:
-        append_to(PickleKind::set, "set", pop_to_mark());
-        return true;
-      case POP:  // behind a value that holds itself
-        pop();
-        return true;
-      case POP_MARK:
-        pop_to_mark();
-        return true;
-      case APPEND:
-        append_to(PickleKind::list, "list", pop_last(1));
-        return true;
-      case APPENDS:
-        append_to(PickleKind::list, "list", pop_to_mark());
-        return true;
-      case SETITEM:
-        append_to(PickleKind::dict, "dict", pop_last(2));
-        return true;
-      case SETITEMS:
-        append_to(PickleKind::dict, "dict", pop_to_mark());
-        return true;
-      default:
-        return false;
-    }
-  }
-
   void remember(uint32_t place) {
     expect(1);
     if (memo_.size() >= most_values) refuse("it remembers more values than any state dict");
@@ -323,28 +251,6 @@ class PickleMachine {
     const auto found = memo_.find(place);
     if (found == memo_.end()) refuse("it recalls value {}, which it did not remember", place);
     push(found->second);
-  }
-
-  bool use_memo(uint8_t opcode) {
-    switch (opcode) {
-      case BINPUT:
-        remember(take<uint8_t>());
-        return true;
-      case MEMOIZE:
-        remember(static_cast<uint32_t>(memo_.size()));
-        return true;
-      case LONG_BINPUT:
-        remember(take<uint32_t>());
-        return true;
-      case BINGET:
-        recall(take<uint8_t>());
-        return true;
-      case LONG_BINGET:
-        recall(take<uint32_t>());
-        return true;
-      default:
-        return false;
-    }
   }
 
   void call() {
@@ -358,36 +264,15 @@ class PickleMachine {
     push(actions_.call(heap_[callable].text, arguments));
   }
 
-  bool act(uint8_t opcode) {
-    switch (opcode) {
-      case PROTO:
-        take<uint8_t>();  // the opcodes that follow say what is needed
-        return true;
-      case FRAME:
-        take<uint64_t>();  // how many bytes to read at once; what follows is read as it comes
-        return true;
-      case NEWOBJ_EX: {
-        const PickleId keywords = pop();
-        if (heap_[keywords].kind != PickleKind::dict) refuse("keywords that are no dict");
-        call();
-        return true;
-      }
-      case REDUCE:
-      case NEWOBJ:
-        call();
-        return true;
-      case BUILD: {
-        const PickleId state = pop();
-        expect(1);
-        if (heap_[stack_.back()].kind != PickleKind::object) actions_.build(stack_.back(), state);
-        return true;
-      }
-      case BINPERSID:
-        push(actions_.load(pop()));
-        return true;
-      default:
-        return false;
-    }
+  void call_with_keywords() {
+    if (heap_[pop()].kind != PickleKind::dict) refuse("keywords that are no dict");
+    call();
+  }
+
+  void build() {
+    const PickleId state = pop();
+    expect(1);
+    if (heap_[stack_.back()].kind != PickleKind::object) actions_.build(stack_.back(), state);
   }
 
   PickleSource& source_;
