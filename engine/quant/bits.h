@@ -33,15 +33,6 @@ constexpr uint32_t read_field(const uint8_t* channel, int64_t index, int bits) {
   return (word >> shift) & ((1U << bits) - 1U);
 }
 
-/// Writes field `index` of a zero-initialised channel; bits <= 25.
-inline void write_field(uint8_t* channel, int64_t index, int bits, uint32_t value) {
-  const int64_t first = index * bits;
-  const int shift = static_cast<int>(first & 7);
-  uint8_t* bytes = channel + (first >> 3);
-  const uint64_t word = static_cast<uint64_t>(value) << shift;
-  for (int i = 0; i * 8 < shift + bits; ++i) bytes[i] |= static_cast<uint8_t>(word >> (8 * i));
-}
-
 /// Writes the fields of one channel in order, and each byte once; bits <= 25.
 class FieldWriter {
  public:

@@ -241,11 +241,4 @@ GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hes
   return result;
 }
 
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian, ColumnOrder order,
-                const GptqOptions& options) {
-  if (hessian.inputs != packed.shape.inner_elements())
-    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(packed.shape), hessian.inputs);
-  return gptq(packed, weights, factorize(hessian, order), options);
-}
-
 }  // namespace nibblenet

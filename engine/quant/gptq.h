@@ -52,8 +52,4 @@ struct GptqReport {
 GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const HessianFactor& factor,
                 const GptqOptions& options = {});
 
-/// gptq() from the Hessian itself. Throws Error if no damping makes it positive definite.
-GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian,
-                ColumnOrder order = ColumnOrder::natural, const GptqOptions& options = {});
-
 }  // namespace nibblenet

@@ -104,27 +104,4 @@ Hessian from_upper_triangle(std::span<const float> values, int64_t inputs) {
   return hessian;
 }
 
-std::vector<double> output_error(TensorView<const float> weights, TensorView<const float> rounded,
-                                 const Hessian& hessian) {
-  expect_shape(rounded.shape(), weights.shape(), "rounded weights");
-  const int64_t n = hessian.inputs;
-  if (weights.shape().inner_elements() != n)
-    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(weights.shape()), n);
-  std::vector<double> errors(static_cast<size_t>(weights.size(0)));
-#pragma omp parallel for
-  for (int64_t row = 0; row < weights.size(0); ++row) {
-    const auto difference = [&](int64_t k) {
-      return static_cast<double>(weights[row * n + k]) - static_cast<double>(rounded[row * n + k]);
-    };
-    double error = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      double product = 0;
-      for (int64_t j = 0; j < n; ++j) product += static_cast<double>(hessian.at(i, j)) * difference(j);
-      error += difference(i) * product;
-    }
-    errors[static_cast<size_t>(row)] = error;
-  }
-  return errors;
-}
-
 }  // namespace nibblenet

@@ -28,7 +28,6 @@ class HessianAccumulator {
 
   /// Adds rows[n, D], in host memory. Throws ShapeError for another D.
   void add(TensorView<const float> rows);
-  int64_t rows() const { return rows_; }
   /// The mean over all rows. Throws Error if there are none.
   Hessian finish() &&;
 
@@ -46,10 +45,5 @@ std::vector<float> upper_triangle(const Hessian& hessian);
 /// Hessian has: NaN, infinity, a negative square, a product above the root of its squares' product
 /// (Cauchy-Schwarz).
 Hessian from_upper_triangle(std::span<const float> values, int64_t inputs);
-
-/// Output error of every output channel: (w - v) H (w - v)^T for weights w and rounded weights v,
-/// [K, ...]. This is the plain reference, in float64. Throws ShapeError if sizes disagree.
-std::vector<double> output_error(TensorView<const float> weights, TensorView<const float> rounded,
-                                 const Hessian& hessian);
 
 }  // namespace nibblenet

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/core/random.h"
+#include "tests/engine/quant/fields.h"
 
 namespace nibblenet {
 namespace {
@@ -22,7 +23,7 @@ TEST(Bits, FieldsAreLittleEndianAndDense) {
   // 1, 2, …, 8 in 3 bits (8 wraps to 0 in the last field): 001 010 011 100 101 110 111 000, lowest
   // first.
   std::vector<uint8_t> bytes(3);
-  for (uint32_t i = 0; i < 8; ++i) write_field(bytes.data(), i, 3, (i + 1) & 7U);
+  for (uint32_t i = 0; i < 8; ++i) testing::write_field(bytes.data(), i, 3, (i + 1) & 7U);
   EXPECT_EQ(bytes, (std::vector<uint8_t>{0xD1, 0x58, 0x1F}));
 }
 
@@ -38,7 +39,7 @@ TEST(Bits, EveryWidthReadsWhatWasWritten) {
       std::vector<uint32_t> values;
       for (int64_t i = 0; i < count; ++i) {
         values.push_back(static_cast<uint32_t>(random.below(uint64_t{1} << bits)));
-        write_field(one_by_one.data(), i, bits, values.back());
+        testing::write_field(one_by_one.data(), i, bits, values.back());
         writer.put(values.back(), bits);
       }
       writer.finish();

@@ -11,6 +11,7 @@ namespace {
 using testing::bell_shaped;
 using testing::correlated_hessian;
 using testing::error_under;
+using testing::gptq;
 using testing::row_errors;
 using testing::view;
 

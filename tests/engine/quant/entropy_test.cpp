@@ -11,6 +11,7 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/entropy_model.h"
 #include "engine/quant/rans.h"
+#include "tests/engine/quant/fields.h"
 
 namespace nibblenet {
 namespace {
@@ -24,7 +25,7 @@ Bytes packed_codes(const CodeLayout& layout, const Draw& draw, uint64_t seed = 1
   Random random(seed);
   for (int64_t channel = 0; channel < layout.channels; ++channel)
     for (int64_t i = 0; i < layout.elements; ++i)
-      write_field(codes.data() + channel * layout.stride(), i, layout.bits, draw(random, channel));
+      testing::write_field(codes.data() + channel * layout.stride(), i, layout.bits, draw(random, channel));
   return codes;
 }
 
@@ -124,7 +125,8 @@ TEST(Entropy, InputsThatDifferAreCodedInputByInput) {
   Random random(3);
   for (int64_t channel = 0; channel < layout.channels; ++channel)
     for (int64_t i = 0; i < layout.elements; ++i)
-      write_field(codes.data() + channel * layout.stride(), i, 3, i < 35 ? 5U : static_cast<uint32_t>(random.below(8)));
+      testing::write_field(codes.data() + channel * layout.stride(), i, 3,
+                           i < 35 ? 5U : static_cast<uint32_t>(random.below(8)));
   Bytes stream = encode_codes(codes, layout);
   EXPECT_EQ(stream[3], 1) << "transposed";
   EXPECT_LT(static_cast<double>(stream.size()), 1.1 * 300 * 35 * 3 / 8);

@@ -12,6 +12,7 @@
 #include "engine/quant/entropy_model.h"
 #include "engine/quant/quantizer.h"
 #include "tests/engine/quant/cases.h"
+#include "tests/engine/quant/fields.h"
 #include "tests/engine/quant/hessians.h"
 
 namespace nibblenet {
@@ -20,9 +21,12 @@ namespace {
 using testing::bell_shaped;
 using testing::correlated_hessian;
 using testing::error_under;
+using testing::gptq;
 using testing::identity;
+using testing::output_error;
 using testing::row_errors;
 using testing::view;
+using testing::write_field;
 
 /// The inverse of a positive definite matrix, Gauss and Jordan.
 std::vector<std::vector<double>> inverse(std::vector<std::vector<double>> a) {

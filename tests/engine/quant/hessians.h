@@ -5,8 +5,7 @@
 #include <vector>
 
 #include "engine/core/random.h"
-#include "engine/quant/hessian.h"
-#include "engine/quant/packed_tensor.h"
+#include "engine/quant/gptq.h"
 
 namespace nibblenet::testing {
 
@@ -45,6 +44,37 @@ inline Hessian identity(int64_t inputs) {
   Hessian hessian{.inputs = inputs, .values = std::vector<float>(static_cast<size_t>(inputs * inputs))};
   for (int64_t i = 0; i < inputs; ++i) hessian.values[static_cast<size_t>(i * inputs + i)] = 1;
   return hessian;
+}
+
+/// gptq() from the Hessian itself.
+inline GptqReport gptq(PackedTensor& packed, TensorView<const float> weights, const Hessian& hessian,
+                       ColumnOrder order = ColumnOrder::natural, const GptqOptions& options = {}) {
+  return nibblenet::gptq(packed, weights, factorize(hessian, order), options);
+}
+
+/// Output error of every output channel: (w - v) H (w - v)^T for weights w and rounded weights v,
+/// [K, ...]. This is the plain reference, in float64.
+inline std::vector<double> output_error(TensorView<const float> weights, TensorView<const float> rounded,
+                                        const Hessian& hessian) {
+  expect_shape(rounded.shape(), weights.shape(), "rounded weights");
+  const int64_t n = hessian.inputs;
+  if (weights.shape().inner_elements() != n)
+    fail<ShapeError>("weights {} and a Hessian of {} inputs", to_string(weights.shape()), n);
+  std::vector<double> errors(static_cast<size_t>(weights.size(0)));
+#pragma omp parallel for
+  for (int64_t row = 0; row < weights.size(0); ++row) {
+    const auto difference = [&](int64_t k) {
+      return static_cast<double>(weights[row * n + k]) - static_cast<double>(rounded[row * n + k]);
+    };
+    double error = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      double product = 0;
+      for (int64_t j = 0; j < n; ++j) product += static_cast<double>(hessian.at(i, j)) * difference(j);
+      error += difference(i) * product;
+    }
+    errors[static_cast<size_t>(row)] = error;
+  }
+  return errors;
 }
 
 inline std::vector<double> row_errors(const PackedTensor& packed, const std::vector<float>& weights,

@@ -12,6 +12,7 @@
 
 #include "engine/core/random.h"
 #include "engine/quant/bits.h"
+#include "tests/engine/quant/fields.h"
 
 namespace nibblenet {
 namespace {
@@ -64,7 +65,9 @@ const std::vector<Corruption> corruptions = {
     {"block ids of an unsorted scheme", "linear", [](PackedTensor& p) { p.block_ids.resize(16); },
      "expected 0 bytes of block ids, got 16"},
     {"block id beyond the blocks", "stable-embedding",
-     [](PackedTensor& p) { write_field(p.block_ids.data() + 2 * p.block_id_stride(), 26, p.block_id_bits(), 31); },
+     [](PackedTensor& p) {
+       testing::write_field(p.block_ids.data() + 2 * p.block_id_stride(), 26, p.block_id_bits(), 31);
+     },
      "block id 31 of a tensor of 27 blocks"},
     {"codebook of the wrong size", "linear", [](PackedTensor& p) { p.codebook.resize(15); },
      "expected 16 codebook values, got 15"},

@@ -8,6 +8,7 @@
 
 #include "engine/quant/quantizer.h"
 #include "layers/network/pass.h"
+#include "tests/engine/quant/hessians.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
@@ -151,7 +152,7 @@ TEST_F(CalibrationTest, GptqNeverGivesALayerMoreOutputErrorThanNearest) {
                                                {.rounding = rounding, .order = order, .hessian = &hessian});
           Tensor<float> rounded(host_memory(), values.shape(), MemoryCategory::data);
           dequantize(packed, rounded.view());
-          return output_error(values.view(), std::as_const(rounded).view(), hessian);
+          return testing::output_error(values.view(), std::as_const(rounded).view(), hessian);
         };
         const std::vector<double> nearest = errors(Rounding::nearest);
         const std::vector<double> by_gptq = errors(Rounding::gptq);

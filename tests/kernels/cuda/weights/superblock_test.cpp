@@ -8,6 +8,7 @@
 
 #include "engine/core/random.h"
 #include "engine/quant/bits.h"
+#include "tests/engine/quant/fields.h"
 
 namespace nibblenet {
 namespace {
@@ -25,7 +26,7 @@ std::vector<uint8_t> random_codes(const MatrixSize& size, int bits) {
   std::vector<uint8_t> codes(static_cast<size_t>(size.rows * stride));
   for (int64_t row = 0; row < size.rows; ++row)
     for (int64_t column = 0; column < size.columns; ++column)
-      write_field(codes.data() + row * stride, column, bits, static_cast<uint32_t>(random.below(1U << bits)));
+      testing::write_field(codes.data() + row * stride, column, bits, static_cast<uint32_t>(random.below(1U << bits)));
   return codes;
 }
 
@@ -81,7 +82,7 @@ TEST(Superblock, PaddingIsZeros) {
     std::vector<uint8_t> codes(static_cast<size_t>(size.rows * channel_stride(size.columns, bits)));
     for (int64_t row = 0; row < size.rows; ++row)
       for (int64_t column = 0; column < size.columns; ++column)
-        write_field(codes.data() + row * channel_stride(size.columns, bits), column, bits, (1U << bits) - 1U);
+        testing::write_field(codes.data() + row * channel_stride(size.columns, bits), column, bits, (1U << bits) - 1U);
     int64_t set = 0;
     for (const uint8_t byte : to_superblocks(codes, size.rows, size.columns, bits)) set += std::popcount(byte);
     EXPECT_EQ(set, size.rows * size.columns * bits);
