@@ -1,13 +1,13 @@
 #include "engine/io/pth_container.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <map>
 #include <optional>
 #include <set>
 
 #include "engine/io/safetensors_header.h"
+#include "engine/quant/text.h"
 
 namespace nibblenet {
 namespace {
@@ -47,9 +47,8 @@ std::string_view top_folder(const std::vector<ZipEntry>& entries, const std::str
 void check_version(std::span<const uint8_t> content, const std::string& file) {
   std::string_view text = text_of(content);
   while (text.ends_with('\n')) text.remove_suffix(1);
-  int version = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), version);
-  if (error != std::errc() || end != text.data() + text.size() || version < 1 || version > 10)
+  const std::optional<int64_t> version = parse_integer(text);
+  if (!version || *version < 1 || *version > 10)
     fail<FormatError>("{}: PyTorch's file version {}, versions 1 to 10 are supported", file, in_quotes(text));
 }
 

@@ -85,6 +85,10 @@ const PthElement* find_pth_storage(std::string_view symbol) {
   return nullptr;
 }
 
+std::string_view torch_name(DType dtype) {
+  return std::ranges::find(element_table, std::optional(dtype), &PthElement::dtype)->name;
+}
+
 bool floats_from(const PthElement& element, std::span<const uint8_t> bytes, std::span<float> out) {
   if (!element.dtype) {
     if (element.name != "float8_e4m3fn" && element.name != "float8_e5m2") return false;

@@ -25,6 +25,9 @@ struct PthElement {
 const PthElement* find_pth_dtype(std::string_view symbol);
 const PthElement* find_pth_storage(std::string_view symbol);
 
+/// PyTorch's name of an element type: "float16".
+std::string_view torch_name(DType dtype);
+
 /// Converts contiguous elements to float32: rounded to nearest from float64, exactly from every
 /// other type. Returns false for integers that float32 cannot hold, and for types that are no real
 /// numbers (complex, quantized, packed, untyped).

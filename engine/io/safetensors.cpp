@@ -58,10 +58,9 @@ SafetensorsHeader parse(std::span<const uint8_t> bytes, const InputFile& file, c
 
 /// Whether every tensor needs a checksum. Files of ours have all of them or none.
 bool demands_checksums(const std::map<std::string, std::string>& metadata) {
-  const auto format = metadata.find(std::string(format_key));
   const auto first = metadata.lower_bound(std::string(checksum_prefix));
   return metadata.contains(std::string(header_checksum_key)) ||
-         (format != metadata.end() && format->second.starts_with(format_prefix) && first != metadata.end() &&
+         (value_of(metadata, format_key).starts_with(format_prefix) && first != metadata.end() &&
           first->first.starts_with(checksum_prefix));
 }
 

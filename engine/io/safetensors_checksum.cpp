@@ -53,16 +53,17 @@ void check_header(std::span<const uint8_t> header, const std::string& file) {
                       file, in_quotes(expected), actual);
 }
 
+std::string_view value_of(const std::map<std::string, std::string>& metadata, std::string_view key) {
+  const auto found = metadata.find(std::string(key));
+  return found == metadata.end() ? std::string_view() : std::string_view(found->second);
+}
+
 void check_keys(const std::map<std::string, std::string>& metadata, bool checked, const std::string& file) {
-  const auto value_of = [&](std::string_view key) {
-    const auto found = metadata.find(std::string(key));
-    return found == metadata.end() ? std::string_view() : std::string_view(found->second);
-  };
-  const bool ours = value_of(format_key).starts_with(format_prefix);
+  const bool ours = value_of(metadata, format_key).starts_with(format_prefix);
   if (!checked && metadata.contains(std::string(header_checksum_key)))
     fail<FormatError>("{}: its header was written again by another program; leave out its metadata {} and {}…", file,
                       header_checksum_key, checksum_prefix);
-  if (!checked && ours && value_of(version_key) == checked_version)
+  if (!checked && ours && value_of(metadata, version_key) == checked_version)
     fail<FormatError>("{}: its header has no checksum; the file is damaged, fetch or write it again", file);
   if (!checked && !ours &&
       std::ranges::none_of(metadata, [](const auto& item) { return item.first.starts_with(checksum_prefix); }))

@@ -37,6 +37,9 @@ inline constexpr size_t checksum_digits = 16;
 /// covers the length and the JSON, with zeros in place of its digits.
 void check_header(std::span<const uint8_t> header, const std::string& file);
 
+/// The value of a metadata key; empty where there is none.
+std::string_view value_of(const std::map<std::string, std::string>& metadata, std::string_view key);
+
 /// Throws FormatError for damaged metadata: they lack a checksum that their version demands, have
 /// one that is not where check_header() looks, or hold a key that differs from one of ours by one
 /// character, whose value would be lost. `checked`: check_header() found a checksum.

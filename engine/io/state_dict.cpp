@@ -140,20 +140,6 @@ void expect_found(const StateDict& dict, const std::string& key, const auto& fil
                    file.tensors().empty() ? "no tensors" : in_quotes(file.tensors().front().name) + " and so on");
 }
 
-/// PyTorch's name of a type that read_float() reads.
-std::string_view torch_name(DType dtype) {
-  switch (dtype) {
-    case DType::f16:
-      return "float16";
-    case DType::bf16:
-      return "bfloat16";
-    case DType::f64:
-      return "float64";
-    default:
-      return "float32";
-  }
-}
-
 /// Compares names part by part, numbers as numbers: "features.3.weight" before
 /// "features.10.weight".
 bool in_network_order(const Parameter& a, const Parameter& b) {
@@ -177,12 +163,8 @@ bool in_network_order(const Parameter& a, const Parameter& b) {
 
 /// The format in a file's metadata. Throws FormatError for one of ours that holds no model, and for
 /// a version that this program does not know.
-std::string expect_format(const std::map<std::string, std::string>& metadata, const std::string& file) {
-  const auto value_of = [&](std::string_view key) {
-    const auto found = metadata.find(std::string(key));
-    return found == metadata.end() ? std::string() : found->second;
-  };
-  const std::string format = value_of(format_key), version = value_of(version_key);
+std::string_view expect_format(const std::map<std::string, std::string>& metadata, const std::string& file) {
+  const std::string_view format = value_of(metadata, format_key), version = value_of(metadata, version_key);
   if (!format.starts_with(format_prefix)) return format;
   if (format != packed_format && format != float_format)
     fail<FormatError>("{}: its format is {}, a model's is {} or {}", file, in_quotes(format), packed_format,
@@ -227,12 +209,10 @@ StateDict load_safetensors(const std::filesystem::path& path, const std::string&
       dict.header_bytes += static_cast<int64_t>(entry.bytes.size());
       continue;
     }
-    Parameter parameter;
-    parameter.name = *name;
-    parameter.value = read_float(file, entry, host_memory(), MemoryCategory::data);
-    parameter.stored_as = torch_name(entry.dtype);
-    parameter.file_bytes = static_cast<int64_t>(entry.bytes.size());
-    dict.parameters.push_back(std::move(parameter));
+    dict.parameters.push_back({.name = *name,
+                               .value = read_float(file, entry, host_memory(), MemoryCategory::data),
+                               .file_bytes = static_cast<int64_t>(entry.bytes.size()),
+                               .stored_as = std::string(torch_name(entry.dtype))});
   }
   if (packed) std::ranges::stable_sort(dict.parameters, in_network_order);
   expect_found(dict, wanted, file);
@@ -252,13 +232,11 @@ StateDict load_pth(const std::filesystem::path& path, const Reading& reading) {
   for (const PthTensor& tensor : file.tensors()) {
     const std::optional<std::string> name = under(file.key_left(), tensor.name);
     if (!name || leaves_out(dict, tensor.name, tensor.sizes)) continue;
-    Parameter parameter;
-    parameter.name = *name;
-    parameter.value = read_float(file, tensor, host_memory(), MemoryCategory::data);
-    parameter.stored_as = tensor.element->name;
-    parameter.file_bytes = tensor.file_bytes;
+    dict.parameters.push_back({.name = *name,
+                               .value = read_float(file, tensor, host_memory(), MemoryCategory::data),
+                               .file_bytes = tensor.file_bytes,
+                               .stored_as = std::string(tensor.element->name)});
     dict.header_bytes -= tensor.file_bytes;
-    dict.parameters.push_back(std::move(parameter));
   }
   dict.notes = file.notes();
   expect_found(dict, file.key_left(), file);

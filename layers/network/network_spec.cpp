@@ -3,11 +3,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
+#include "engine/quant/text.h"
 
 namespace nibblenet {
 namespace {
@@ -223,12 +223,10 @@ int image_size_of(const StateDict& parameters, int asked) {
   }
   const auto found = parameters.metadata.find(image_size_key);
   if (found == parameters.metadata.end()) return default_image_size;
-  int size = 0;
-  const std::string& text = found->second;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
-  if (error != std::errc() || end != text.data() + text.size() || size < network.smallest_image || size > largest_image)
-    fail<FormatError>("the model's metadata names the image size '{}': not a size this network takes", text);
-  return size;
+  const std::optional<int64_t> size = parse_integer(found->second);
+  if (!size || *size < network.smallest_image || *size > largest_image)
+    fail<FormatError>("the model's metadata names the image size '{}': not a size this network takes", found->second);
+  return static_cast<int>(*size);
 }
 
 void expect_image_size(const NetworkSpec& network, int64_t size) {

@@ -236,8 +236,7 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
   const SafetensorsFile file(path);
   const std::string name = path.string();
   const auto& metadata = file.metadata();
-  const auto format = metadata.find("format");
-  const bool ours = format != metadata.end() && format->second == calibration_format;
+  const bool ours = value_of(metadata, format_key) == calibration_format;
   const std::string version = ours ? text_of(metadata, "format_version", name) : "";
   if (version != older_version && version != checked_version)
     fail<FormatError>(
