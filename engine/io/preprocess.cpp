@@ -55,18 +55,6 @@ int64_t crop_begin(int64_t resized, int crop) {
 
 }  // namespace
 
-struct Preprocessor::State {
-  Preprocess parameters;
-  ResampleTables tables;      // for the size of the image that came last
-  int first_row = 0;          // source rows first_row … are resized horizontally
-  std::vector<uint8_t> rows;  // [needed source rows, crop, 3]
-  std::vector<int32_t> sums;  // [crop, 3], one output row before rounding
-
-  void prepare(int width, int height);
-  void resize_rows(const uint8_t* image, bool flip);
-  void write_row(int y, float* out);
-};
-
 Preprocess Preprocess::for_image_size(int size) {
   if (size < 1 || size > max_size)
     fail<UsageError>("an image size of {} is not supported; use 1 to {}", size, max_size);
@@ -106,46 +94,40 @@ ResampleTables make_resample_tables(const Preprocess& parameters, int width, int
   return tables;
 }
 
-Preprocessor::Preprocessor(const Preprocess& parameters) : state_(std::make_unique<State>()) {
-  state_->parameters = parameters;
+Preprocessor::Preprocessor(const Preprocess& parameters) : parameters_(parameters) {
   make_resample_tables(parameters, 1, 1);  // refuses parameters that make no sense
-  state_->sums.resize(static_cast<size_t>(parameters.crop) * 3);
+  sums_.resize(static_cast<size_t>(parameters.crop) * 3);
 }
-
-Preprocessor::~Preprocessor() = default;
-Preprocessor::Preprocessor(Preprocessor&&) noexcept = default;
-Preprocessor& Preprocessor::operator=(Preprocessor&&) noexcept = default;
 
 void Preprocessor::run(const uint8_t* image, int width, int height, bool flip, float* out) {
-  State& state = *state_;
-  const bool prepared = width == state.tables.width && height == state.tables.height;
-  if (!prepared || width < 1) state.prepare(width, height);
-  state.resize_rows(image, flip);
-  for (int y = 0; y < state.parameters.crop; ++y) state.write_row(y, out + static_cast<size_t>(y) * state.sums.size());
+  const bool prepared = width == tables_.width && height == tables_.height;
+  if (!prepared || width < 1) prepare(width, height);
+  resize_rows(image, flip);
+  for (int y = 0; y < parameters_.crop; ++y) write_row(y, out + static_cast<size_t>(y) * sums_.size());
 }
 
-void Preprocessor::State::prepare(int width, int height) {
-  tables = {};  // none are half-made when memory runs out
-  ResampleTables made = make_resample_tables(parameters, width, height);
-  first_row = made.vertical.first.front();
+void Preprocessor::prepare(int width, int height) {
+  tables_ = {};  // none are half-made when memory runs out
+  ResampleTables made = make_resample_tables(parameters_, width, height);
+  first_row_ = made.vertical.first.front();
   const int end_row = made.vertical.first.back() + made.vertical.count.back();
-  rows.resize(static_cast<size_t>(end_row - first_row) * static_cast<size_t>(made.crop) * 3);
-  tables = std::move(made);
+  rows_.resize(static_cast<size_t>(end_row - first_row_) * static_cast<size_t>(made.crop) * 3);
+  tables_ = std::move(made);
 }
 
 /// The horizontal pass, which PIL does first, for the rows that the crop depends on. `flip` writes
 /// column x to its mirror's place, which costs nothing.
-void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
-  const auto crop = static_cast<size_t>(parameters.crop);
-  const size_t row_count = rows.size() / (crop * 3);
+void Preprocessor::resize_rows(const uint8_t* image, bool flip) {
+  const auto crop = static_cast<size_t>(parameters_.crop);
+  const size_t row_count = rows_.size() / (crop * 3);
   for (size_t row = 0; row < row_count; ++row) {
-    const uint8_t* source = image + (static_cast<size_t>(first_row) + row) * static_cast<size_t>(tables.width) * 3;
-    uint8_t* target = rows.data() + row * crop * 3;
+    const uint8_t* source = image + (static_cast<size_t>(first_row_) + row) * static_cast<size_t>(tables_.width) * 3;
+    uint8_t* target = rows_.data() + row * crop * 3;
     for (size_t x = 0; x < crop; ++x) {
-      const int32_t* weights = tables.horizontal.weights.data() + x * static_cast<size_t>(tables.horizontal.taps);
-      const uint8_t* pixel = source + static_cast<size_t>(tables.horizontal.first[x]) * 3;
+      const int32_t* weights = tables_.horizontal.weights.data() + x * static_cast<size_t>(tables_.horizontal.taps);
+      const uint8_t* pixel = source + static_cast<size_t>(tables_.horizontal.first[x]) * 3;
       int32_t red = half_step, green = half_step, blue = half_step;
-      for (int t = 0; t < tables.horizontal.count[x]; ++t, pixel += 3) {
+      for (int t = 0; t < tables_.horizontal.count[x]; ++t, pixel += 3) {
         red += weights[t] * pixel[0];
         green += weights[t] * pixel[1];
         blue += weights[t] * pixel[2];
@@ -159,14 +141,14 @@ void Preprocessor::State::resize_rows(const uint8_t* image, bool flip) {
 }
 
 /// The vertical pass of one output row, and the table look-up that turns its bytes into floats.
-void Preprocessor::State::write_row(int y, float* out) {
-  const size_t row_bytes = sums.size();
+void Preprocessor::write_row(int y, float* out) {
+  const size_t row_bytes = sums_.size();
   const auto index = static_cast<size_t>(y);
-  const uint8_t* source = rows.data() + static_cast<size_t>(tables.vertical.first[index] - first_row) * row_bytes;
-  const int32_t* weights = tables.vertical.weights.data() + index * static_cast<size_t>(tables.vertical.taps);
-  int32_t* sum = sums.data();
+  const uint8_t* source = rows_.data() + static_cast<size_t>(tables_.vertical.first[index] - first_row_) * row_bytes;
+  const int32_t* weights = tables_.vertical.weights.data() + index * static_cast<size_t>(tables_.vertical.taps);
+  int32_t* sum = sums_.data();
   std::fill_n(sum, row_bytes, half_step);
-  for (int t = 0; t < tables.vertical.count[index]; ++t, source += row_bytes) {
+  for (int t = 0; t < tables_.vertical.count[index]; ++t, source += row_bytes) {
     // A weight of 1 is 2^22: cut into halves of 11 bits, each product is one 16-bit multiplication,
     // which every x86 processor does eight at a time, unlike 32-bit ones. The sum is exactly weight
     // * pixel.
@@ -179,7 +161,7 @@ void Preprocessor::State::write_row(int y, float* out) {
   }
   for (size_t i = 0; i < row_bytes; i += 3) {
     for (size_t channel = 0; channel < 3; ++channel)
-      out[i + channel] = tables.normalized[channel][resampled_byte(sum[i + channel])];
+      out[i + channel] = tables_.normalized[channel][resampled_byte(sum[i + channel])];
   }
 }
 

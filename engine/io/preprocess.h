@@ -2,7 +2,7 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
+#include <vector>
 
 #include "engine/core/resample.h"
 #include "engine/core/tensor.h"
@@ -36,17 +36,21 @@ class Preprocessor {
  public:
   /// Throws UsageError unless 1 <= crop <= resize <= 2 * max_size and the deviations are positive.
   explicit Preprocessor(const Preprocess& parameters);
-  ~Preprocessor();
-  Preprocessor(Preprocessor&&) noexcept;
-  Preprocessor& operator=(Preprocessor&&) noexcept;
 
   /// Prepares `image`, [height, width, 3] bytes, into `out`, [crop, crop, 3]. `flip` mirrors it
   /// left to right. Throws ShapeError when width or height is below 1.
   void run(const uint8_t* image, int width, int height, bool flip, float* out);
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  void prepare(int width, int height);
+  void resize_rows(const uint8_t* image, bool flip);
+  void write_row(int y, float* out);
+
+  Preprocess parameters_;
+  ResampleTables tables_;      ///< for the size of the image that came last
+  int first_row_ = 0;          ///< source rows first_row_ … are resized horizontally
+  std::vector<uint8_t> rows_;  ///< [needed source rows, crop, 3]
+  std::vector<int32_t> sums_;  ///< [crop, 3], one output row before rounding
 };
 
 }  // namespace nibblenet

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <map>
 #include <set>
 
-#include "engine/io/file_content.h"
 #include "engine/io/pth_container.h"
 #include "engine/io/safetensors_header.h"
 
@@ -171,57 +169,37 @@ void gather(const PthTensor& tensor, std::span<const uint8_t> from, std::span<ui
   }
 }
 
-}  // namespace
-
-struct PthFile::Impl {
-  Impl(const std::filesystem::path& file, std::string wanted)
-      : path(file), content(InputFile(file).read_all()), key(std::move(wanted)) {
-    const std::string name = path.string();
-    PthContents contents(name);
-    read_pth(content.bytes(), name, contents);
-    big_endian = contents.big_endian;
-    StateDictFinder finder(contents, name);
-    add_tensors(finder.find(contents.root, key), contents.objects);
-    notes = finder.notes();
-    entries = std::move(contents.entries);
-    for (size_t i = 0; i < tensors.size(); ++i) index.emplace(tensors[i].name, i);
-  }
-
-  void add_tensors(const std::vector<NamedRecord>& records, const PthObjects& objects) {
-    std::set<size_t> counted;
-    uint64_t total = 0;
-    const uint64_t limit = most_growth * content.bytes().size() + growth_allowance;
-    for (const auto& [name, record] : records) {
-      const PthStorage& storage = objects.storages()[record->view.storage];
-      uint64_t bytes = 0;
-      if (__builtin_mul_overflow(record->elements, uint64_t{record->view.element->bytes}, &bytes) ||
-          __builtin_add_overflow(total, bytes, &total) || total > limit)
-        fail<FormatError>(
-            "{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
-            "of expanded tensors",
-            path.string(), in_quotes(name), limit, content.bytes().size());
-      const bool first = counted.insert(record->view.storage).second;
-      tensors.push_back({.name = std::string(name),
-                         .element = record->view.element,
-                         .sizes = record->sizes,
-                         .strides = record->strides,
-                         .offset = record->offset,
-                         .elements = record->elements,
-                         .storage = storage.data.subspan(static_cast<size_t>(record->view.begin),
-                                                         static_cast<size_t>(record->view.bytes)),
-                         .file_bytes = first ? static_cast<int64_t>(storage.bytes) : 0});
-    }
-  }
-
-  std::filesystem::path path;
-  FileBytes content;
-  std::string key;  ///< empty once it has been found
-  std::vector<std::string> notes;
-  bool big_endian = false;
-  std::vector<ZipEntry> entries;
+/// The tensors with their bytes. Throws FormatError when they take up far more than the file does.
+std::vector<PthTensor> with_bytes(const std::vector<NamedRecord>& records, const PthObjects& objects,
+                                  const std::string& file, uint64_t file_bytes) {
   std::vector<PthTensor> tensors;
-  std::map<std::string, size_t, std::less<>> index;  ///< place of each name in `tensors`
-};
+  std::set<size_t> counted;
+  uint64_t total = 0;
+  const uint64_t limit = most_growth * file_bytes + growth_allowance;
+  for (const auto& [name, record] : records) {
+    const PthStorage& storage = objects.storages()[record->view.storage];
+    uint64_t bytes = 0;
+    if (__builtin_mul_overflow(record->elements, uint64_t{record->view.element->bytes}, &bytes) ||
+        __builtin_add_overflow(total, bytes, &total) || total > limit)
+      fail<FormatError>(
+          "{}: its tensors up to {} take up more than {} bytes, the file has {}; save copies (clone()) "
+          "of expanded tensors",
+          file, in_quotes(name), limit, file_bytes);
+    const bool first = counted.insert(record->view.storage).second;
+    tensors.push_back({.name = std::string(name),
+                       .element = record->view.element,
+                       .sizes = record->sizes,
+                       .strides = record->strides,
+                       .offset = record->offset,
+                       .elements = record->elements,
+                       .storage = storage.data.subspan(static_cast<size_t>(record->view.begin),
+                                                       static_cast<size_t>(record->view.bytes)),
+                       .file_bytes = first ? static_cast<int64_t>(storage.bytes) : 0});
+  }
+  return tensors;
+}
+
+}  // namespace
 
 bool PthTensor::contiguous() const {
   if (elements == 0) return true;
@@ -232,28 +210,15 @@ bool PthTensor::contiguous() const {
 }
 
 PthFile::PthFile(const std::filesystem::path& path, const std::string& key)
-    : impl_(std::make_unique<Impl>(path, key)) {}
-PthFile::~PthFile() = default;
-PthFile::PthFile(PthFile&&) noexcept = default;
-PthFile& PthFile::operator=(PthFile&&) noexcept = default;
-
-const std::filesystem::path& PthFile::path() const { return impl_->path; }
-int64_t PthFile::file_bytes() const { return static_cast<int64_t>(impl_->content.bytes().size()); }
-const std::vector<PthTensor>& PthFile::tensors() const { return impl_->tensors; }
-const std::vector<std::string>& PthFile::notes() const { return impl_->notes; }
-const std::string& PthFile::key_left() const { return impl_->key; }
-
-const PthTensor* PthFile::find(std::string_view name) const {
-  const auto found = impl_->index.find(name);
-  return found == impl_->index.end() ? nullptr : &impl_->tensors[found->second];
-}
-
-const PthTensor& PthFile::at(std::string_view name) const {
-  const PthTensor* tensor = find(name);
-  if (tensor == nullptr)
-    fail<FormatError>("{}: no tensor {} among its {}; is this the right file?", path().string(), in_quotes(name),
-                      tensors().size());
-  return *tensor;
+    : path_(path), content_(InputFile(path).read_all()), key_left_(key) {
+  const std::string name = path.string();
+  PthContents contents(name);
+  read_pth(content_.bytes(), name, contents);
+  StateDictFinder finder(contents, name);
+  tensors_ = with_bytes(finder.find(contents.root, key_left_), contents.objects, name, content_.bytes().size());
+  notes_ = finder.notes();
+  big_endian_ = contents.big_endian;
+  entries_ = std::move(contents.entries);
 }
 
 std::span<const uint8_t> PthFile::bytes_of(const PthTensor& tensor, std::vector<uint8_t>& scratch) const {
@@ -262,20 +227,20 @@ std::span<const uint8_t> PthFile::bytes_of(const PthTensor& tensor, std::vector<
   if (bytes == 0) return {};
   const std::span<const uint8_t> from = tensor.storage.subspan(static_cast<size_t>(tensor.offset) * element_bytes);
   const bool contiguous = tensor.contiguous();
-  if (contiguous && !impl_->big_endian) return from.first(bytes);
+  if (contiguous && !big_endian_) return from.first(bytes);
   if (contiguous) {
     scratch.assign(from.begin(), from.begin() + static_cast<ptrdiff_t>(bytes));
   } else {
     scratch.resize(bytes);
     gather(tensor, from, scratch);
   }
-  if (impl_->big_endian) swap_byte_order(*tensor.element, scratch);
+  if (big_endian_) swap_byte_order(*tensor.element, scratch);
   return scratch;
 }
 
 int PthFile::verify() const {
   int checked = 0;
-  for (const ZipEntry& entry : impl_->entries) {
+  for (const ZipEntry& entry : entries_) {
     if (entry.crc == 0) continue;  // not computed (torch.serialization.set_crc32_options), or empty
     if (const uint32_t actual = crc32_of(entry.bytes); actual != entry.crc)
       fail<FormatError>("{}: CRC-32 of {}: expected {:08x}, got {:08x}; the file is damaged, fetch or write it again",

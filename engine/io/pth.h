@@ -1,8 +1,8 @@
 #pragma once
 
-#include <memory>
-
+#include "engine/io/file_content.h"
 #include "engine/io/pth_element.h"
+#include "engine/io/zip_directory.h"
 
 namespace nibblenet {
 
@@ -32,22 +32,15 @@ class PthFile {
   /// Opens a file that torch.save wrote. `key`, unless empty, names the dict to look in. Throws
   /// IoError when it cannot be opened, FormatError for any fault inside, naming the file.
   explicit PthFile(const std::filesystem::path& path, const std::string& key = "");
-  ~PthFile();
-  PthFile(PthFile&&) noexcept;
-  PthFile& operator=(PthFile&&) noexcept;
 
-  const std::filesystem::path& path() const;
+  const std::filesystem::path& path() const { return path_; }
   /// Size of the file in bytes.
-  int64_t file_bytes() const;
-  const std::vector<PthTensor>& tensors() const;  ///< in the order of the dict
+  int64_t file_bytes() const { return static_cast<int64_t>(content_.bytes().size()); }
+  const std::vector<PthTensor>& tensors() const { return tensors_; }  ///< in the order of the dict
   /// One line for each choice of weights among several.
-  const std::vector<std::string>& notes() const;
+  const std::vector<std::string>& notes() const { return notes_; }
   /// The key when no dict has it, and it may be a prefix of names; else empty.
-  const std::string& key_left() const;
-  /// The tensor of this name, or null.
-  const PthTensor* find(std::string_view name) const;
-  /// Throws FormatError when there is no such tensor.
-  const PthTensor& at(std::string_view name) const;
+  const std::string& key_left() const { return key_left_; }
 
   /// The tensor's elements, row-major, in this machine's byte order. Returns the file's own bytes
   /// when they have that form, else a copy in `scratch`.
@@ -59,8 +52,13 @@ class PthFile {
   int verify() const;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::filesystem::path path_;
+  FileBytes content_;
+  std::string key_left_;
+  std::vector<std::string> notes_;
+  bool big_endian_ = false;
+  std::vector<ZipEntry> entries_;
+  std::vector<PthTensor> tensors_;
 };
 
 /// Whether a file's content, not its name, is that of a PyTorch file (or a tar archive, which

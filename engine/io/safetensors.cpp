@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "engine/io/element.h"
-#include "engine/io/file_content.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet {
@@ -66,53 +65,31 @@ bool demands_checksums(const std::map<std::string, std::string>& metadata) {
 
 }  // namespace
 
-struct SafetensorsFile::Impl {
-  /// Reads the data once the header shows that the file is complete.
-  explicit Impl(const std::filesystem::path& file_path) : path(file_path) {
-    const InputFile file(path);
-    const FileBytes head = read_header(file, path.string());
-    SafetensorsHeader header = parse(head.bytes(), file, path.string());
-    header_bytes = static_cast<int64_t>(head.bytes().size());
-    data = file.read(head.bytes().size(), file.size() - head.bytes().size());
-
-    metadata = std::move(header.metadata);
-    tensors.reserve(header.tensors.size());
-    for (SafetensorsHeader::Tensor& tensor : header.tensors) {
-      index.emplace(tensor.name, tensors.size());
-      tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.sizes),
-                         data.bytes().subspan(tensor.begin, tensor.end - tensor.begin)});
-    }
-  }
-
-  std::filesystem::path path;
-  FileBytes data;
-  int64_t header_bytes = 0;
-  std::map<std::string, std::string> metadata;
-  std::vector<TensorEntry> tensors;
-  std::map<std::string, size_t, std::less<>> index;  ///< place of each name in `tensors`
-};
-
 std::map<std::string, std::string> safetensors_metadata(const std::filesystem::path& path) {
   const InputFile file(path);
   return parse(read_header(file, path.string()).bytes(), file, path.string()).metadata;
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
-SafetensorsFile::~SafetensorsFile() = default;
-SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
-SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
+/// Reads the data once the header shows that the file is complete.
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
+  const InputFile file(path);
+  const FileBytes head = read_header(file, path.string());
+  SafetensorsHeader header = parse(head.bytes(), file, path.string());
+  header_bytes_ = static_cast<int64_t>(head.bytes().size());
+  data_ = file.read(head.bytes().size(), file.size() - head.bytes().size());
 
-const std::filesystem::path& SafetensorsFile::path() const { return impl_->path; }
-int64_t SafetensorsFile::file_bytes() const {
-  return impl_->header_bytes + static_cast<int64_t>(impl_->data.bytes().size());
+  metadata_ = std::move(header.metadata);
+  tensors_.reserve(header.tensors.size());
+  for (SafetensorsHeader::Tensor& tensor : header.tensors) {
+    index_.emplace(tensor.name, tensors_.size());
+    tensors_.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.sizes),
+                        data_.bytes().subspan(tensor.begin, tensor.end - tensor.begin)});
+  }
 }
-int64_t SafetensorsFile::header_bytes() const { return impl_->header_bytes; }
-const std::map<std::string, std::string>& SafetensorsFile::metadata() const { return impl_->metadata; }
-const std::vector<TensorEntry>& SafetensorsFile::tensors() const { return impl_->tensors; }
 
 const TensorEntry* SafetensorsFile::find(std::string_view name) const {
-  const auto found = impl_->index.find(name);
-  return found == impl_->index.end() ? nullptr : &impl_->tensors[found->second];
+  const auto found = index_.find(name);
+  return found == index_.end() ? nullptr : &tensors_[found->second];
 }
 
 const TensorEntry& SafetensorsFile::at(std::string_view name) const {

@@ -3,13 +3,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/core/tensor.h"
+#include "engine/io/file_content.h"
 
 namespace nibblenet {
 
@@ -35,16 +35,14 @@ class SafetensorsFile {
   /// Reads the file and checks its header. Throws IoError when it cannot be opened, or became
   /// shorter meanwhile, FormatError for any fault inside, naming the file.
   explicit SafetensorsFile(const std::filesystem::path& path);
-  ~SafetensorsFile();
-  SafetensorsFile(SafetensorsFile&&) noexcept;
-  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
 
-  const std::filesystem::path& path() const;
+  const std::filesystem::path& path() const { return path_; }
   /// Size of the file in bytes.
-  int64_t file_bytes() const;
-  int64_t header_bytes() const;  ///< the 8-byte length and the JSON: everything that is not tensor data
-  const std::map<std::string, std::string>& metadata() const;
-  const std::vector<TensorEntry>& tensors() const;  ///< in file order
+  int64_t file_bytes() const { return header_bytes_ + static_cast<int64_t>(data_.bytes().size()); }
+  /// The 8-byte length and the JSON: everything that is not tensor data.
+  int64_t header_bytes() const { return header_bytes_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::vector<TensorEntry>& tensors() const { return tensors_; }  ///< in file order
   /// The tensor of this name, or null.
   const TensorEntry* find(std::string_view name) const;
   /// Throws FormatError when there is no such tensor.
@@ -56,8 +54,12 @@ class SafetensorsFile {
   int verify() const;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::filesystem::path path_;
+  FileBytes data_;
+  int64_t header_bytes_ = 0;
+  std::map<std::string, std::string> metadata_;
+  std::vector<TensorEntry> tensors_;
+  std::map<std::string, size_t, std::less<>> index_;  ///< place of each name in `tensors_`
 };
 
 /// The metadata of a file whose header is valid, without reading its data. Throws IoError or

@@ -26,7 +26,7 @@ class PthToolsTest : public ToolsTest {
   std::string damaged() const {
     std::string content = read_text(at("small.pth"));
     const PthFile file(at("small.pth"));
-    const auto bias = file.at("classifier.6.bias").storage;
+    const auto bias = testing::tensor_named(file, "classifier.6.bias").storage;
     const size_t place = content.find(std::string(bias.begin(), bias.end()));
     content[place] = static_cast<char>(content[place] ^ 1);
     return content;

@@ -1,11 +1,12 @@
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "engine/io/zip_directory.h"
+#include "engine/io/pth.h"
 
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 #pragma GCC diagnostic ignored "-Wrestrict"  // GCC 12 sees overlaps in sums of strings where there are none (PR 105651)
@@ -15,6 +16,13 @@
 namespace nibblenet::testing {
 
 using namespace std::string_literals;
+
+/// The file's tensor of that name. Throws FormatError when it has none.
+inline const PthTensor& tensor_named(const PthFile& file, std::string_view name) {
+  const auto found = std::ranges::find(file.tensors(), name, &PthTensor::name);
+  if (found == file.tensors().end()) fail<FormatError>("there is no tensor {}", name);
+  return *found;
+}
 
 template <class T>
 std::string little_endian(T value) {

@@ -34,7 +34,8 @@ class PthTest : public ::testing::Test {
   }
   PthFile open(const std::string& content) const { return PthFile(in_memory(content)); }
   std::vector<float> read(const PthFile& file, std::string_view name) const {
-    const Tensor<float> tensor = read_float(file, file.at(name), host_memory(), MemoryCategory::data);
+    const Tensor<float> tensor =
+        read_float(file, testing::tensor_named(file, name), host_memory(), MemoryCategory::data);
     return {tensor.view().begin(), tensor.view().end()};
   }
   /// Every tensor, as a tool reads them.
@@ -73,7 +74,7 @@ TEST_P(PthGolden, HoldsTheValuesBesideIt) {
   ASSERT_EQ(file.tensors().size(), values.tensors().size());
   for (const TensorEntry& expected : values.tensors()) {
     SCOPED_TRACE(expected.name);
-    const PthTensor& tensor = file.at(expected.name);
+    const PthTensor& tensor = testing::tensor_named(file, expected.name);
     // The values' own file has scalars as tensors of one element, and bfloat16 as float32.
     if (!tensor.sizes.empty()) {
       EXPECT_EQ(tensor.sizes, expected.sizes);
@@ -313,7 +314,7 @@ TEST_F(PthTest, BigEndianComplexNumbersAreSwappedByHalves) {
   parts.push_back({"m/byteorder", "big"});
   const PthFile file = open(zip_of(parts));
   std::vector<uint8_t> scratch;
-  const auto bytes = file.bytes_of(file.at("z"), scratch);
+  const auto bytes = file.bytes_of(testing::tensor_named(file, "z"), scratch);
   EXPECT_EQ(std::string(bytes.begin(), bytes.end()), floats({1.5F, -2.25F}));
 }
 
