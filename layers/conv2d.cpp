@@ -1,7 +1,7 @@
 #include "layers/conv2d.h"
 
+#include "layers/gradient_store.h"
 #include "layers/pooling.h"
-#include "layers/relu.h"
 
 namespace nibblenet {
 
@@ -50,12 +50,6 @@ void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<
   expect_output(dy.shape(), x.shape(), dw.shape(), window);
   expect_shape(dbias.shape(), {dw.size(0)}, "convolution bias gradient");
   backend.conv2d_backward_weight(dw, dbias, dy, x, window);
-}
-
-void conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
-                          Window window, float factor, SgdParameters parameters) {
-  expect_output(dy.shape(), x.shape(), layer.weight.shape(), window);
-  backend.backward_step(layer, dy, x, window, factor, parameters);
 }
 
 }  // namespace nibblenet

@@ -25,9 +25,5 @@ void conv2d_backward_data(Training& backend, Activations dx, ConstActivations dy
                           const GradientStore& store = {});
 void conv2d_backward_weight(Training& backend, TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
                             ConstActivations x, Window window);
-/// Fused weight gradient, times `factor`, and SGD: dw and dbias are never stored. For operands of
-/// which fuses_step() is true.
-void conv2d_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
-                          Window window, float factor, SgdParameters parameters);
 
 }  // namespace nibblenet

@@ -1,6 +1,6 @@
 #include "layers/dropout.h"
 
-#include "layers/relu.h"
+#include "layers/gradient_store.h"
 
 namespace nibblenet {
 namespace {

@@ -1,6 +1,6 @@
 #include "layers/linear.h"
 
-#include "layers/relu.h"
+#include "layers/gradient_store.h"
 
 namespace nibblenet {
 namespace {
@@ -33,12 +33,6 @@ void linear_backward_weight(Training& backend, TensorView<float> dw, TensorView<
   expect_shape(dy.shape(), output_shape(x.shape(), dw.shape()), "linear output gradient");
   expect_shape(dbias.shape(), {dw.size(0)}, "linear bias gradient");
   backend.linear_backward_weight(dw, dbias, dy, x);
-}
-
-void linear_backward_step(Training& backend, const TrainedLayer& layer, ConstActivations dy, ConstActivations x,
-                          float factor, SgdParameters parameters) {
-  expect_shape(dy.shape(), output_shape(x.shape(), layer.weight.shape()), "linear output gradient");
-  backend.backward_step(layer, dy, x, {}, factor, parameters);
 }
 
 }  // namespace nibblenet

@@ -92,10 +92,8 @@ StoredGradients GradientSource::store() const {
 bool GradientSource::fuses_step() const { return backend.training().fuses_step(dy, x, spec.window); }
 
 void GradientSource::apply(const TrainedLayer& layer, const SgdParameters& parameters) const {
-  if (spec.kind == LayerKind::conv2d)
-    conv2d_backward_step(backend.training(), layer, dy, x, spec.window, factor, parameters);
-  else
-    linear_backward_step(backend.training(), layer, dy, x, factor, parameters);
+  expect_shape(dy.shape(), spec.output_shape(x.shape()), "output gradient of " + spec.name);
+  backend.training().backward_step(layer, dy, x, spec.window, factor, parameters);
 }
 
 }  // namespace nibblenet

@@ -127,8 +127,8 @@ class House(unittest.TestCase):
         self.assertEqual(lines(wrong_places("### network: a thing\n\n2 sources. Example: `vgg16`.\n\n" + entries)), [])
         self.assertEqual(lines(wrong_places("### network: a thing\n\n3 sources. Example: `vgg16`.\n\n" + entries)), [1])
         self.assertEqual(lines(wrong_places("### network: a thing\n\n2 sources. Example: `vgg17`.\n\n" + entries)), [5])
-        self.assertEqual(lines(wrong_places("### a: b\n\n1 source.\n\n1. `layers/relu.{h,cc}`: `relu_forward`\n"
-                                            "2. `layers/relu.h`: `relu`\n")), [5, 6, 1])
+        self.assertEqual(lines(wrong_places("### a: b\n\n1 source.\n\n1. `layers/linear.{h,cc}`: `linear_forward`\n"
+                                            "2. `layers/linear.h`: `relu`\n")), [5, 6, 1])
         self.assertEqual(lines(wrong_output("### network: a thing\n\n2 sources.\n\n" + entries)), [1])
 
 

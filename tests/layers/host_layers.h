@@ -9,7 +9,6 @@
 #include "layers/dropout.h"
 #include "layers/linear.h"
 #include "layers/pooling.h"
-#include "layers/relu.h"
 #include "tests/kernels/values.h"
 #include "tests/support/test_backend.h"
 
@@ -124,12 +123,14 @@ class HostLayers {
   }
   Values flatten_backward(const Values& dy, const Shape& x) { return map(dy, x, nibblenet::flatten_backward); }
 
-  Values relu(const Values& x) { return map(x, x.shape, relu_forward); }
+  Values relu(const Values& x) {
+    const auto input = put(x);
+    return output(x.shape, [&](TensorView<float> y) { backend_->relu_forward(y, input.view()); });
+  }
   Values relu_backward(const Values& dy, const Values& y) {
     const auto gradient = put(dy), result = put(y);
-    return output(y.shape, [&](TensorView<float> dx) {
-      nibblenet::relu_backward(backend_->training(), dx, gradient.view(), result.view());
-    });
+    return output(
+        y.shape, [&](TensorView<float> dx) { backend_->training().relu_backward(dx, gradient.view(), result.view()); });
   }
 
   Values dropout(const Values& x, float probability, DropoutKey key) {
