@@ -6,6 +6,7 @@
 #include <array>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <ranges>
 #include <set>
 #include <tuple>
 
@@ -42,12 +43,6 @@ constexpr size_t most_dimensions = 64;
 constexpr int64_t largest_tensor = int64_t{1} << 62;  // bytes; Shape counts no further
 
 const DTypeTraits& traits_of(DType dtype) { return dtype_table.at(static_cast<size_t>(dtype)); }
-
-std::string supported_dtypes() {
-  std::vector<std::string_view> names(dtype_table.size());
-  std::ranges::transform(dtype_table, names.begin(), &DTypeTraits::name);
-  return fmt::format("{}", fmt::join(names, ", "));
-}
 
 /// Handles the JSON while it is parsed, and keeps only what the format defines. A document would
 /// lose duplicate names, and would let a small file ask for a lot of memory.
@@ -117,7 +112,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
       const auto* found = std::ranges::find(dtype_table, std::string_view(value), &DTypeTraits::name);
       if (found == dtype_table.end())
         refuse("{} has elements of type {}, supported are {}", in_quotes(tensor_.name), in_quotes(value),
-               supported_dtypes());
+               fmt::join(std::views::transform(dtype_table, &DTypeTraits::name), ", "));
       tensor_.dtype = found->dtype;
     } else {
       refuse("a text {}", where());

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <ranges>
 #include <string_view>
 #include <vector>
 
@@ -88,12 +89,10 @@ std::span<const MethodTraits> method_table() { return methods; }
 const MethodTraits& traits_of(Method method) { return methods.at(static_cast<size_t>(method)); }
 
 Method parse_method(std::string_view name) {
-  std::vector<std::string_view> names;
-  for (const MethodTraits& traits : methods) {
+  for (const MethodTraits& traits : methods)
     if (traits.name == name) return traits.method;
-    names.push_back(traits.name);
-  }
-  fail<UsageError>("unknown method '{}'; supported: {}", name, fmt::join(names, ", "));
+  fail<UsageError>("unknown method '{}'; supported: {}", name,
+                   fmt::join(std::views::transform(methods, &MethodTraits::name), ", "));
 }
 
 std::string_view to_string(ScaleType type) { return type == ScaleType::f16 ? "f16" : "f32"; }

@@ -1,9 +1,11 @@
 #include "engine/quant/simulate.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
+#include <ranges>
 #include <vector>
 
 #include "engine/quant/magnitude_order.h"
@@ -45,18 +47,7 @@ std::string widths(const SimulationTraits& traits) {
                                             : fmt::format("{}:{}…{}", traits.name, traits.min_bits, traits.max_bits);
 }
 
-std::string supported() {
-  std::string list;
-  for (const SimulationTraits& traits : simulations) list += (list.empty() ? "" : ", ") + widths(traits);
-  return list;
-}
-
-std::string repair_names() {
-  std::string list;
-  for (const LinearRepairTraits& repair : linear_repairs)
-    list += fmt::format("{}{}", list.empty() ? "" : ", ", repair.name);
-  return list;
-}
+std::string supported() { return fmt::format("{}", fmt::join(std::views::transform(simulations, widths), ", ")); }
 
 /// Calls work(begin, count) for each run of the last dimension, on all threads.
 template <class Work>
@@ -75,20 +66,6 @@ float absolute_maximum(const float* weights, int64_t count) {
 
 // ---- linear
 
-struct ValueRange {
-  float lowest = std::numeric_limits<float>::infinity();
-  float highest = -std::numeric_limits<float>::infinity();
-};
-
-ValueRange range_of(const float* weights, int64_t count) {
-  ValueRange range;
-  for (int64_t i = 0; i < count; ++i) {
-    range.lowest = std::min(range.lowest, weights[i]);
-    range.highest = std::max(range.highest, weights[i]);
-  }
-  return range;
-}
-
 /// Converts to int8 as x86 does: truncates to int32 and keeps the low byte. Numbers outside int32
 /// become its lowest value, whose low byte is 0.
 template <class Real>
@@ -101,11 +78,15 @@ Real wrapped(Real value) {
 template <class Real>
 class LinearQuantizer {
  public:
-  LinearQuantizer(ValueRange range, LinearRepairs repairs) : repairs_(repairs) {
-    if (repairs.range) range = {std::min(range.lowest, 0.0F), std::max(range.highest, 0.0F)};
-    const auto lowest = static_cast<Real>(range.lowest);
+  LinearQuantizer(std::span<const float> weights, LinearRepairs repairs) : repairs_(repairs) {
+    auto [min, max] = std::ranges::minmax(weights);
+    if (repairs.range) {
+      min = std::min(min, 0.0F);
+      max = std::max(max, 0.0F);
+    }
+    const auto lowest = static_cast<Real>(min);
     // PyTorch divides a number by a tensor as 1 / tensor * number: two roundings.
-    scale_ = Real{1} / (static_cast<Real>(range.highest) - lowest) * Real{255};
+    scale_ = Real{1} / (static_cast<Real>(max) - lowest) * Real{255};
     if (repairs.zero_point && std::isfinite(scale_)) zero_point_ = std::nearbyint(Real{-128} - lowest * scale_);
   }
   float operator()(float weight) const {
@@ -124,28 +105,16 @@ class LinearQuantizer {
   Real zero_point_ = 0;
 };
 
-ValueRange range_of(TensorView<const float> weights) {
-  ValueRange range;
-  float& lowest = range.lowest;
-  float& highest = range.highest;
-#pragma omp parallel for reduction(min : lowest) reduction(max : highest)
-  for (int64_t i = 0; i < weights.elements(); ++i) {
-    lowest = std::min(lowest, weights[i]);
-    highest = std::max(highest, weights[i]);
-  }
-  return range;
-}
-
 template <class Real>
 void simulate_linear(TensorView<float> out, TensorView<const float> weights, const SimulatedScheme& scheme) {
   if (scheme.simulation == Simulation::linear_row) {
     for_each_row(weights.shape(), [&](int64_t begin, int64_t count) {
-      const LinearQuantizer<Real> quantizer(range_of(weights.data() + begin, count), scheme.repairs);
+      const LinearQuantizer<Real> quantizer({weights.data() + begin, static_cast<size_t>(count)}, scheme.repairs);
       for (int64_t i = begin; i < begin + count; ++i) out[i] = quantizer(weights[i]);
     });
     return;
   }
-  const LinearQuantizer<Real> quantizer(range_of(weights), scheme.repairs);
+  const LinearQuantizer<Real> quantizer(weights.span(), scheme.repairs);
 #pragma omp parallel for
   for (int64_t i = 0; i < weights.elements(); ++i) out[i] = quantizer(weights[i]);
 }
@@ -270,7 +239,8 @@ LinearRepairs parse_linear_repairs(std::string_view text) {
       repairs.*repair.flag = known = true;
     }
     if (!known)
-      fail<UsageError>("unknown repair '{}' of the linear simulations; supported: {}, all", name, repair_names());
+      fail<UsageError>("unknown repair '{}' of the linear simulations; supported: {}, all", name,
+                       fmt::join(std::views::transform(linear_repairs, &LinearRepairTraits::name), ", "));
   }
   return repairs;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ranges>
 
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
@@ -20,9 +21,7 @@ std::string weight_of(const LayerRow& row) { return std::string(row.name) + ".we
 
 /// The names, or titles, of all networks as a list for messages.
 std::string all_of(std::string_view NetworkSpec::*text) {
-  std::vector<std::string_view> texts;
-  for (const NetworkSpec& network : networks()) texts.push_back(network.*text);
-  return fmt::format("{}", fmt::join(texts, ", "));
+  return fmt::format("{}", fmt::join(std::views::transform(networks(), text), ", "));
 }
 
 std::vector<std::string> names_of(const NetworkSpec& network, auto&& wanted) {
