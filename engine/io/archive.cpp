@@ -15,6 +15,7 @@
 #include <system_error>
 
 #include "engine/core/error.h"
+#include "engine/io/posix_file.h"
 
 namespace nibblenet {
 namespace {
@@ -27,38 +28,11 @@ constexpr size_t largest_piece = size_t{1} << 22;
 constexpr size_t most_growth = 100;
 constexpr size_t growth_allowance = size_t{64} << 20;
 
-using File = std::unique_ptr<FILE, int (*)(FILE*)>;
-
-File open_file(const std::filesystem::path& path) {
-  File file(std::fopen(path.c_str(), "rb"), std::fclose);
-  if (file == nullptr) fail<IoError>("cannot open {}: {}", path.string(), std::generic_category().message(errno));
-  return file;
-}
-
-/// Reads to the end in growing pieces, so that memory follows the bytes that are there.
-/// `read_some(data, size)` returns the bytes it got, 0 at the end.
-template <class ReadSome>
-std::vector<uint8_t> read_all(const std::string& location, size_t most, ReadSome read_some) {
-  std::vector<uint8_t> content;
-  for (size_t used = 0;;) {
-    const size_t piece = std::clamp(used, smallest_piece, largest_piece);
-    content.resize(used + std::min(piece, most - used + 1));  // one byte beyond `most` shows that there is more
-    const size_t got = read_some(content.data() + used, content.size() - used);
-    used += got;
-    if (used > most) fail<FormatError>("{} has more than the {} bytes allowed here", location, most);
-    if (got == 0) {
-      content.resize(used);
-      content.shrink_to_fit();
-      return content;
-    }
-  }
-}
-
 /// The bytes of a tar, decompressed if they are gzip's. zlib checks each member's CRC-32 and
 /// length; libarchive's own filter does not.
 class TarSource {
  public:
-  explicit TarSource(const std::filesystem::path& path) : file_(open_file(path)), path_(path) {
+  explicit TarSource(const std::filesystem::path& path) : file_(open_stdio(path, "rb")), path_(path) {
     constexpr int gzip_only = 16;  // added to the bits of the window
     if (inflateInit2(&stream_, MAX_WBITS + gzip_only) != Z_OK)
       fail<IoError>("cannot open {}: out of memory", path.string());
@@ -125,7 +99,7 @@ class TarSource {
       fail<IoError>("cannot read {}: {}", path_.string(), std::generic_category().message(errno));
   }
 
-  File file_;
+  StdioFile file_;
   std::filesystem::path path_;
   std::vector<uint8_t> input_ = std::vector<uint8_t>(size_t{1} << 17), output_ = input_;
   z_stream stream_ = {};
@@ -304,14 +278,24 @@ void walk_files(const std::filesystem::path& path, const std::function<void(File
   walk_archive(path, visit);
 }
 
+/// Reads to the end in growing pieces, so that memory follows the bytes that are there.
 std::vector<uint8_t> read_file(const std::filesystem::path& path, size_t most) {
-  const File file = open_file(path);
-  return read_all(path.string(), most, [&](uint8_t* data, size_t size) {
-    const size_t got = std::fread(data, 1, size, file.get());
-    if (got < size && std::ferror(file.get()) != 0)
+  const StdioFile file = open_stdio(path, "rb");
+  std::vector<uint8_t> content;
+  for (size_t used = 0;;) {
+    const size_t piece = std::clamp(used, smallest_piece, largest_piece);
+    content.resize(used + std::min(piece, most - used + 1));  // one byte beyond `most` shows that there is more
+    const size_t got = std::fread(content.data() + used, 1, content.size() - used, file.get());
+    used += got;
+    if (used < content.size() && std::ferror(file.get()) != 0)
       fail<IoError>("cannot read {}: {}", path.string(), std::generic_category().message(errno));
-    return got;
-  });
+    if (used > most) fail<FormatError>("{} has more than the {} bytes allowed here", path.string(), most);
+    if (got == 0) {
+      content.resize(used);
+      content.shrink_to_fit();
+      return content;
+    }
+  }
 }
 
 }  // namespace nibblenet

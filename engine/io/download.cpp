@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/core/error.h"
+#include "engine/io/posix_file.h"
 
 namespace nibblenet {
 namespace {
@@ -25,18 +26,11 @@ constexpr long stall_seconds = 30;
 constexpr long stall_bytes_per_second = 1024;
 constexpr long most_redirects = 5;
 
-using File = std::unique_ptr<FILE, int (*)(FILE*)>;
 using Curl = std::unique_ptr<CURL, void (*)(CURL*)>;
 
 std::string_view name_of(Digest kind) { return kind == Digest::md5 ? "MD5" : "SHA-256"; }
 
 std::string reason_of(int error) { return std::generic_category().message(error); }
-
-File open_file(const fs::path& path, const char* mode) {
-  File file(std::fopen(path.c_str(), mode), std::fclose);
-  if (file == nullptr) fail<IoError>("cannot open {}: {}", path.string(), reason_of(errno));
-  return file;
-}
 
 /// Length of a file, -1 when there is none.
 int64_t length_of(const fs::path& path) {
@@ -100,7 +94,7 @@ Transfer transfer(const std::string& url, const fs::path& part, int64_t expected
   if (curl == nullptr) fail<IoError>("cannot download {}: libcurl does not start", url);
 
   const int64_t resumed = std::max<int64_t>(length_of(part), 0);
-  File file = open_file(part, "ab");
+  StdioFile file = open_stdio(part, "ab");
   Sink sink{part, file.get(), resumed, expected, progress};
   std::array<char, CURL_ERROR_SIZE> detail{};
   set_option(curl.get(), CURLOPT_URL, url.c_str());
@@ -150,7 +144,7 @@ std::string digest_of_file(const fs::path& path, Digest kind) {
   if (context == nullptr ||
       EVP_DigestInit_ex(context.get(), kind == Digest::md5 ? EVP_md5() : EVP_sha256(), nullptr) != 1)
     fail<IoError>("cannot check {}: this OpenSSL has no {}", path.string(), name_of(kind));
-  const File file = open_file(path, "rb");
+  const StdioFile file = open_stdio(path, "rb");
   std::vector<uint8_t> block(size_t{1} << 18);
   while (const size_t got = std::fread(block.data(), 1, block.size(), file.get()))
     EVP_DigestUpdate(context.get(), block.data(), got);

@@ -41,6 +41,12 @@ bool FileDescriptor::close() {
   return descriptor < 0 || ::close(descriptor) == 0;
 }
 
+StdioFile open_stdio(const std::filesystem::path& path, const char* mode) {
+  StdioFile file(std::fopen(path.c_str(), mode), std::fclose);
+  if (file == nullptr) fail<IoError>("cannot open {}: {}", path.string(), std::generic_category().message(errno));
+  return file;
+}
+
 void fail_io(std::string_view action, const std::filesystem::path& path, int error) {
   fail<IoError>("cannot {} {}: {}; {}", action, path.string(), std::generic_category().message(error), hint_for(error));
 }

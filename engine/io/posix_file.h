@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +32,11 @@ class FileDescriptor {
  private:
   int descriptor_ = -1;
 };
+
+/// An open file of the C library, closed when it goes out of scope.
+using StdioFile = std::unique_ptr<FILE, int (*)(FILE*)>;
+/// Throws IoError "cannot open <path>: <reason>".
+StdioFile open_stdio(const std::filesystem::path& path, const char* mode);
 
 /// Throws IoError "cannot <action> <path>: <reason>; <advice>" for an errno value.
 [[noreturn]] void fail_io(std::string_view action, const std::filesystem::path& path, int error = errno);
