@@ -2,17 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <ctime>
-#include <exception>
-#include <mutex>
 #include <numeric>
-#include <thread>
 
 #include "engine/core/random.h"
+#include "engine/core/stopwatch.h"
 
 namespace nibblenet {
 namespace {
@@ -71,209 +66,157 @@ std::vector<int64_t> epoch_order(int64_t size, bool shuffle, uint64_t seed, int6
   return order;
 }
 
-/// Batch b lies in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
-/// when next() asks for batch b - 1. So the thread prepares a batch while the caller computes on
-/// the one before.
-struct Loader::State {
-  struct Slot {
-    Buffer<float> images;
-    Buffer<uint8_t> pixels;
-    Buffer<Augmentation> augmentations;
-    Buffer<int32_t> labels;
-    Buffer<int64_t> indices;
-    int64_t size = 0;
-  };
-
-  State(const Dataset& data, const Preprocess& preprocess, const LoaderOptions& loader_options);
-  void run();
-  bool fill(Slot& slot, int64_t batch);
-  void prepare_image(Slot& slot, int64_t position, int64_t index);
-  Augmentation augmentation(const Dataset::Image& image, uint64_t index) const;
-  const uint8_t* with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels);
-
-  const Dataset& dataset;
-  const LoaderOptions options;
-  const int64_t crop;
-  Preprocessor preprocessor;
-  std::vector<int64_t> order;
-  std::vector<uint8_t> cut;    // an image with a part hidden
-  std::vector<uint8_t> moved;  // an image that was shifted
-  int64_t batches = 0;
-  std::array<Slot, 2> slots;
-
-  std::mutex mutex;  // guards filled, given_back, error
-  std::condition_variable changed;
-  int64_t filled = 0;      // batches before this one are, or were, ready
-  int64_t given_back = 0;  // the caller is done with batches before this one
-  std::exception_ptr error;
-  std::atomic<bool> stop = false;
-  std::atomic<double> prepare_seconds = 0;
-  int64_t upcoming = 0;     // the batch that next() gives out; only the calling thread's
-  double wait_seconds = 0;  // likewise
-  std::thread thread;
-};
-
-Loader::State::State(const Dataset& data, const Preprocess& preprocess, const LoaderOptions& loader_options)
-    : dataset(data), options(loader_options), crop(preprocess.crop), preprocessor(preprocess) {
-  if (options.batch_size < 1)
-    fail<UsageError>("a batch size of {} is not supported; use 1 or more", options.batch_size);
-  if (data.labels.size() != data.images.size())
-    fail<ShapeError>("a data set of {} images has {} labels", data.images.size(), data.labels.size());
-  batches = data.size() / options.batch_size + (data.size() % options.batch_size != 0 ? 1 : 0);
-  if (options.first_batch < 0 || options.first_batch > batches)
-    fail<UsageError>("cannot start at batch {} of an epoch of {}", options.first_batch, batches);
-  filled = given_back = upcoming = options.first_batch;
-  order = epoch_order(data.size(), options.shuffle, options.seed, options.epoch);
-  const auto most = static_cast<size_t>(std::min(options.batch_size, data.size()));
-  for (Slot& slot : slots) {
-    if (options.raw && data.size() > 0) {
-      slot.pixels = {host_memory(), most * pixel_bytes(data.images[0]), MemoryCategory::data};
+Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options)
+    : dataset_(dataset), options_(options), crop_(preprocess.crop), preprocessor_(preprocess) {
+  if (options_.batch_size < 1)
+    fail<UsageError>("a batch size of {} is not supported; use 1 or more", options_.batch_size);
+  if (dataset.labels.size() != dataset.images.size())
+    fail<ShapeError>("a data set of {} images has {} labels", dataset.images.size(), dataset.labels.size());
+  batches_ = dataset.size() / options_.batch_size + (dataset.size() % options_.batch_size != 0 ? 1 : 0);
+  if (options_.first_batch < 0 || options_.first_batch > batches_)
+    fail<UsageError>("cannot start at batch {} of an epoch of {}", options_.first_batch, batches_);
+  filled_ = given_back_ = upcoming_ = options_.first_batch;
+  order_ = epoch_order(dataset.size(), options_.shuffle, options_.seed, options_.epoch);
+  const auto most = static_cast<size_t>(std::min(options_.batch_size, dataset.size()));
+  for (Slot& slot : slots_) {
+    if (options_.raw && dataset.size() > 0) {
+      slot.pixels = {host_memory(), most * pixel_bytes(dataset.images[0]), MemoryCategory::data};
       slot.augmentations = {host_memory(), most, MemoryCategory::data};
     } else {
-      slot.images = {host_memory(), most * static_cast<size_t>(crop * crop * 3), MemoryCategory::data};
+      slot.images = {host_memory(), most * static_cast<size_t>(crop_ * crop_ * 3), MemoryCategory::data};
     }
     slot.labels = {host_memory(), most, MemoryCategory::data};
     slot.indices = {host_memory(), most, MemoryCategory::data};
   }
+  thread_ = std::thread([this] { run(); });
 }
 
-void Loader::State::run() {
+void Loader::run() {
   try {
-    for (int64_t batch = options.first_batch; batch < batches; ++batch) {
+    for (int64_t batch = options_.first_batch; batch < batches_; ++batch) {
       {
-        std::unique_lock lock(mutex);
-        changed.wait(lock, [&] { return stop || batch < given_back + 2; });
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stop_ || batch < given_back_ + 2; });
       }
-      if (!fill(slots[static_cast<size_t>(batch % 2)], batch)) return;
+      if (!fill(slots_[static_cast<size_t>(batch % 2)], batch)) return;
       {
-        const std::lock_guard lock(mutex);
-        filled = batch + 1;
+        const std::lock_guard lock(mutex_);
+        filled_ = batch + 1;
       }
-      changed.notify_all();
+      changed_.notify_all();
     }
   } catch (...) {
     {
-      const std::lock_guard lock(mutex);
-      error = std::current_exception();
+      const std::lock_guard lock(mutex_);
+      error_ = std::current_exception();
     }
-    changed.notify_all();
+    changed_.notify_all();
   }
 }
 
 /// Prepares a batch. Returns false when told to stop.
-bool Loader::State::fill(Slot& slot, int64_t batch) {
-  const int64_t begin = batch * options.batch_size;
-  slot.size = std::min(options.batch_size, dataset.size() - begin);
+bool Loader::fill(Slot& slot, int64_t batch) {
+  const int64_t begin = batch * options_.batch_size;
+  slot.size = std::min(options_.batch_size, dataset_.size() - begin);
   for (int64_t position = 0; position < slot.size; ++position) {
-    if (stop) return false;
+    if (stop_) return false;
     const double before = thread_seconds();
-    prepare_image(slot, position, order[static_cast<size_t>(begin + position)]);
-    prepare_seconds = prepare_seconds + (thread_seconds() - before);
+    prepare_image(slot, position, order_[static_cast<size_t>(begin + position)]);
+    prepare_seconds_ = prepare_seconds_ + (thread_seconds() - before);
   }
   return true;
 }
 
-void Loader::State::prepare_image(Slot& slot, int64_t position, int64_t index) {
+void Loader::prepare_image(Slot& slot, int64_t position, int64_t index) {
   const auto image_index = static_cast<size_t>(index);
   const auto at = static_cast<size_t>(position);
-  const Dataset::Image& image = dataset.images[image_index];
+  const Dataset::Image& image = dataset_.images[image_index];
   const size_t bytes = pixel_bytes(image);
-  if (image.width < 1 || image.height < 1 || image.offset > dataset.pixels.size() ||
-      bytes > dataset.pixels.size() - image.offset)
+  if (image.width < 1 || image.height < 1 || image.offset > dataset_.pixels.size() ||
+      bytes > dataset_.pixels.size() - image.offset)
     fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
-                     image.width, image.height, image.offset, dataset.pixels.size());
-  const uint8_t* pixels = with_square_hidden(image, image_index, dataset.pixels.data() + image.offset);
+                     image.width, image.height, image.offset, dataset_.pixels.size());
+  const uint8_t* pixels = with_square_hidden(image, image_index, dataset_.pixels.data() + image.offset);
   const Augmentation change = augmentation(image, image_index);
-  if (options.raw) {
-    if (image.width != dataset.images[0].width || image.height != dataset.images[0].height)
+  if (options_.raw) {
+    if (image.width != dataset_.images[0].width || image.height != dataset_.images[0].height)
       fail<ShapeError>("image {} is {} x {}, image 0 is {} x {}: raw batches need one size", index, image.width,
-                       image.height, dataset.images[0].width, dataset.images[0].height);
+                       image.height, dataset_.images[0].width, dataset_.images[0].height);
     std::copy_n(pixels, bytes, slot.pixels.data() + at * bytes);
     slot.augmentations.data()[at] = change;
   } else {
     if (change.right != 0 || change.down != 0) {
-      moved.resize(bytes);
-      write_shifted(moved.data(), pixels, image.width, image.height, change.right, change.down);
-      pixels = moved.data();
+      moved_.resize(bytes);
+      write_shifted(moved_.data(), pixels, image.width, image.height, change.right, change.down);
+      pixels = moved_.data();
     }
-    preprocessor.run(pixels, image.width, image.height, change.mirrored != 0,
-                     slot.images.data() + at * static_cast<size_t>(crop * crop * 3));
+    preprocessor_.run(pixels, image.width, image.height, change.mirrored != 0,
+                      slot.images.data() + at * static_cast<size_t>(crop_ * crop_ * 3));
   }
-  slot.labels.data()[at] = dataset.labels[image_index];
+  slot.labels.data()[at] = dataset_.labels[image_index];
   slot.indices.data()[at] = index;
 }
 
 /// Draws the flip and shift of an image.
-Augmentation Loader::State::augmentation(const Dataset::Image& image, uint64_t index) const {
-  const auto epoch = static_cast<uint64_t>(options.epoch);
+Augmentation Loader::augmentation(const Dataset::Image& image, uint64_t index) const {
+  const auto epoch = static_cast<uint64_t>(options_.epoch);
   Augmentation result;
-  if (options.flip) result.mirrored = static_cast<int32_t>(random_bits(options.seed, flip_stream + epoch, index) & 1);
-  const int reach = options.shift ? std::min(image.width, image.height) / 8 : 0;
+  if (options_.flip) result.mirrored = static_cast<int32_t>(random_bits(options_.seed, flip_stream + epoch, index) & 1);
+  const int reach = options_.shift ? std::min(image.width, image.height) / 8 : 0;
   if (reach == 0) return result;
-  Random random(random_bits(options.seed, shift_stream + epoch, index));
+  Random random(random_bits(options_.seed, shift_stream + epoch, index));
   const auto drawn = [&] { return static_cast<int>(random.below(static_cast<uint64_t>(2 * reach + 1))) - reach; };
   result.right = drawn();
   result.down = drawn();
   return result;
 }
 
-/// The pixels of an image; with options.cut a copy in `cut`, a random square of which is hidden.
-const uint8_t* Loader::State::with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels) {
-  if (!options.cut) return pixels;
-  cut.assign(pixels, pixels + pixel_bytes(image));
-  Random random(random_bits(options.seed, cut_stream + static_cast<uint64_t>(options.epoch), index));
+/// The pixels of an image; with options_.cut a copy in `cut_`, a random square of which is hidden.
+const uint8_t* Loader::with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels) {
+  if (!options_.cut) return pixels;
+  cut_.assign(pixels, pixels + pixel_bytes(image));
+  Random random(random_bits(options_.seed, cut_stream + static_cast<uint64_t>(options_.epoch), index));
   const auto x = static_cast<int>(random.below(static_cast<uint64_t>(image.width)));
   const auto y = static_cast<int>(random.below(static_cast<uint64_t>(image.height)));
-  hide_square(cut.data(), image.width, image.height, x, y);
-  return cut.data();
-}
-
-Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const LoaderOptions& options)
-    : state_(std::make_unique<State>(dataset, preprocess, options)) {
-  state_->thread = std::thread([state = state_.get()] { state->run(); });
+  hide_square(cut_.data(), image.width, image.height, x, y);
+  return cut_.data();
 }
 
 Loader::~Loader() {
   {
-    const std::lock_guard lock(state_->mutex);  // else the thread could miss `stop` between its check and its sleep
-    state_->stop = true;
+    const std::lock_guard lock(mutex_);  // else the thread could miss `stop_` between its check and its sleep
+    stop_ = true;
   }
-  state_->changed.notify_all();
-  state_->thread.join();
+  changed_.notify_all();
+  thread_.join();
 }
 
-int64_t Loader::batches() const { return state_->batches; }
-
 bool Loader::next(Batch& batch) {
-  State& state = *state_;
-  if (state.upcoming == state.batches) return false;
-  const auto before = std::chrono::steady_clock::now();
+  if (upcoming_ == batches_) return false;
+  const Stopwatch watch;
   {
-    std::unique_lock lock(state.mutex);
-    state.given_back = state.upcoming;
-    state.changed.notify_all();
-    state.changed.wait(lock, [&state] { return state.filled > state.upcoming || state.error != nullptr; });
+    std::unique_lock lock(mutex_);
+    given_back_ = upcoming_;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return filled_ > upcoming_ || error_ != nullptr; });
     // Batches before the error come first, so that what the caller gets does not depend on timing.
-    if (state.filled <= state.upcoming) std::rethrow_exception(state.error);
+    if (filled_ <= upcoming_) std::rethrow_exception(error_);
   }
-  state.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
-  const State::Slot& slot = state.slots[static_cast<size_t>(state.upcoming % 2)];
+  wait_seconds_ += watch.seconds();
+  const Slot& slot = slots_[static_cast<size_t>(upcoming_ % 2)];
   const auto size = static_cast<size_t>(slot.size);
   batch = {};
-  if (state.options.raw) {
-    const Dataset::Image& first = state.dataset.images[0];
+  if (options_.raw) {
+    const Dataset::Image& first = dataset_.images[0];
     batch.pixels = {slot.pixels.data(), {slot.size, first.height, first.width, 3}};
     batch.augmentations = {slot.augmentations.data(), size};
   } else {
-    batch.images = {slot.images.data(), {slot.size, state.crop, state.crop, 3}};
+    batch.images = {slot.images.data(), {slot.size, crop_, crop_, 3}};
   }
   batch.labels = {slot.labels.data(), size};
   batch.indices = {slot.indices.data(), size};
-  ++state.upcoming;
+  ++upcoming_;
   return true;
 }
-
-double Loader::prepare_seconds() const { return state_->prepare_seconds; }
-double Loader::wait_seconds() const { return state_->wait_seconds; }
 
 }  // namespace nibblenet

@@ -1,8 +1,13 @@
 #pragma once
 
+#include <array>
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
-#include <memory>
+#include <exception>
+#include <mutex>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "engine/core/tensor.h"
@@ -51,18 +56,54 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  int64_t batches() const;  ///< in the whole epoch
+  int64_t batches() const { return batches_; }  ///< in the whole epoch
   /// Fills `batch`. Returns false when the epoch is over. After an exception, every further call
   /// throws it again.
   bool next(Batch& batch);
   /// Seconds of processor time that the preparing thread has used so far, and seconds that next()
   /// has waited for it.
-  double prepare_seconds() const;
-  double wait_seconds() const;
+  double prepare_seconds() const { return prepare_seconds_; }
+  double wait_seconds() const { return wait_seconds_; }
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  struct Slot {
+    Buffer<float> images;
+    Buffer<uint8_t> pixels;
+    Buffer<Augmentation> augmentations;
+    Buffer<int32_t> labels;
+    Buffer<int64_t> indices;
+    int64_t size = 0;
+  };
+
+  void run();
+  bool fill(Slot& slot, int64_t batch);
+  void prepare_image(Slot& slot, int64_t position, int64_t index);
+  Augmentation augmentation(const Dataset::Image& image, uint64_t index) const;
+  const uint8_t* with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels);
+
+  const Dataset& dataset_;
+  const LoaderOptions options_;
+  const int64_t crop_;
+  Preprocessor preprocessor_;
+  std::vector<int64_t> order_;
+  std::vector<uint8_t> cut_;    ///< an image with a part hidden
+  std::vector<uint8_t> moved_;  ///< an image that was shifted
+  int64_t batches_ = 0;
+  /// Batch b lies in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
+  /// when next() asks for batch b - 1. So the thread prepares a batch while the caller computes on
+  /// the one before.
+  std::array<Slot, 2> slots_;
+
+  std::mutex mutex_;  ///< guards filled_, given_back_, error_
+  std::condition_variable changed_;
+  int64_t filled_ = 0;      ///< batches before this one are, or were, ready
+  int64_t given_back_ = 0;  ///< the caller is done with batches before this one
+  std::exception_ptr error_;
+  std::atomic<bool> stop_ = false;
+  std::atomic<double> prepare_seconds_ = 0;
+  int64_t upcoming_ = 0;     ///< the batch that next() gives out; only the calling thread's
+  double wait_seconds_ = 0;  ///< likewise
+  std::thread thread_;
 };
 
 }  // namespace nibblenet
