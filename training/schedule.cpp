@@ -15,8 +15,6 @@ constexpr int64_t warmup_share = 20;  // one step in so many
 
 }  // namespace
 
-std::string_view to_string(Schedule schedule) { return names.at(static_cast<size_t>(schedule)); }
-
 Schedule parse_schedule(std::string_view name) {
   const auto found = std::ranges::find(names, name);
   if (found == names.end())

@@ -14,9 +14,7 @@ enum class Schedule : uint8_t {
   warmup_cosine,  ///< linear rise, then cosine
 };
 
-/// The schedule's name in flags.
-std::string_view to_string(Schedule schedule);
-/// Throws UsageError with the list of names.
+/// The schedule of that name in flags. Throws UsageError with the list of names.
 Schedule parse_schedule(std::string_view name);
 
 /// Factor on the base learning rate at `step` of [0, total_steps), in (0, 1].

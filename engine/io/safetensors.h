@@ -71,13 +71,8 @@ std::map<std::string, std::string> safetensors_metadata(const std::filesystem::p
 Tensor<float> read_float(const SafetensorsFile& file, const TensorEntry& entry, MemoryResource& memory,
                          MemoryCategory category);
 
-/// A tensor to write: a view of the caller's memory, valid until write_safetensors() returns.
-struct TensorToWrite {
-  std::string name;
-  DType dtype = DType::f32;
-  std::vector<int64_t> sizes;
-  std::span<const uint8_t> bytes;
-};
+/// A tensor to write: `bytes` is the caller's memory, valid until write_safetensors() returns.
+using TensorToWrite = TensorEntry;
 /// A span's values as bytes.
 template <class T>
 std::span<const uint8_t> bytes_of(std::span<const T> values) {
