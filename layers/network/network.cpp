@@ -96,15 +96,4 @@ std::vector<SizeRow> Network::ledger() const {
   return rows;
 }
 
-StateDict Network::state() const {
-  if (folded()) throw Error("a folded network has no weights to save: load the model without folding it");
-  StateDict dict;
-  for (const Layer& layer : layers_) {
-    if (!layer.spec.has_parameters()) continue;
-    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".weight", layer.weight->values()));
-    dict.parameters.push_back(read_back(*backend_, layer.spec.name + ".bias", layer.bias.view()));
-  }
-  return dict;
-}
-
 }  // namespace nibblenet

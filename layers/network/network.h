@@ -58,9 +58,6 @@ class Network {
   int64_t file_bytes() const { return file_bytes_; }
   int64_t header_bytes() const { return header_bytes_; }
 
-  /// A copy of the parameters in host memory. Throws Error if they are packed, folded or float16.
-  StateDict state() const;
-
  private:
   Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold, bool for_training);
 

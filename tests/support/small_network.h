@@ -3,7 +3,7 @@
 #include <span>
 
 #include "engine/core/random.h"
-#include "layers/network/network_spec.h"
+#include "layers/network/network.h"
 
 namespace nibblenet::testing {
 
@@ -21,6 +21,17 @@ inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape
     for (float& value : bias.values().view()) value = 0.2F * random.uniform() - 0.1F;
     dict.parameters.push_back(std::move(weight));
     dict.parameters.push_back(std::move(bias));
+  }
+  return dict;
+}
+
+/// A copy of a float network's parameters in host memory.
+inline StateDict state_of(const Network& network) {
+  StateDict dict;
+  for (const Layer& layer : network.layers()) {
+    if (!layer.spec.has_parameters()) continue;
+    dict.parameters.push_back(read_back(network.backend(), layer.spec.name + ".weight", layer.weight->values()));
+    dict.parameters.push_back(read_back(network.backend(), layer.spec.name + ".bias", layer.bias.view()));
   }
   return dict;
 }

@@ -16,6 +16,7 @@ namespace {
 using testing::make_test_backend;
 using testing::same_bits;
 using testing::small_alexnet;
+using testing::state_of;
 using testing::TemporaryFolder;
 
 /// The stand-in, small, drawn once for all tests of this file.
@@ -80,7 +81,7 @@ void TrainerTest::expect_resumable(const TrainingOptions& options) {
   resumed->restore(checkpoint);
   ASSERT_TRUE(resumed->run({}));
 
-  EXPECT_TRUE(same_bits(whole.state(), second.state()));
+  EXPECT_TRUE(same_bits(state_of(whole), state_of(second)));
   ASSERT_EQ(resumed->position().history.size(), 3U);
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(uninterrupted->position().history[i].loss, resumed->position().history[i].loss);
@@ -117,9 +118,10 @@ TEST_F(TrainerTest, ANetworkThatIsItsOwnTeacherHasNothingToLearn) {
     trainer.learn_from(teacher);
     ASSERT_TRUE(trainer.run({}));
     for (const EpochReport& epoch : trainer.position().history) EXPECT_NEAR(epoch.loss, 0, 1e-6);
-    for (const Parameter& parameter : student.state().parameters)
-      EXPECT_LE(testing::relative_error(parameter.values().view(), teacher.state().at(parameter.name).values().view()),
-                1e-5)
+    for (const Parameter& parameter : state_of(student).parameters)
+      EXPECT_LE(
+          testing::relative_error(parameter.values().view(), state_of(teacher).at(parameter.name).values().view()),
+          1e-5)
           << parameter.name;
   }
 }
@@ -146,7 +148,7 @@ TEST_F(TrainerTest, ATeacherOfWeightZeroChangesNothing) {
   with.learn_from(teacher);
   ASSERT_TRUE(with.run({}));
   ASSERT_TRUE(without.run({}));
-  EXPECT_TRUE(same_bits(taught.state(), alone.state()));
+  EXPECT_TRUE(same_bits(state_of(taught), state_of(alone)));
 }
 
 TEST_F(TrainerTest, ATeacherOfNaNIsRefused) {
@@ -267,7 +269,7 @@ TEST_F(TrainerTest, FrozenFeaturesDoNotChangeAndTheCacheIsCounted) {
   Network network(*backend, small_alexnet(3));
   Trainer trainer(network, train_, test_, options(true, false));
   ASSERT_TRUE(trainer.run({}));
-  const StateDict before = small_alexnet(3), after = network.state();
+  const StateDict before = small_alexnet(3), after = state_of(network);
   EXPECT_TRUE(std::ranges::equal(before.at("features.10.weight").values().view(),
                                  after.at("features.10.weight").values().view()));
   EXPECT_FALSE(std::ranges::equal(before.at("classifier.1.weight").values().view(),

@@ -94,7 +94,6 @@ TEST_F(FoldedNetwork, IsForInferenceFromBytesOnly) {
   EXPECT_THROW(logits(folded, ConstActivations(x)), Error);
   EXPECT_THROW(logits(plain, images_), Error);
   EXPECT_THROW(pass_for(folded).forward(TensorView<const uint8_t>(bytes_.data(), {batch, 16, 64, 3})), ShapeError);
-  EXPECT_THROW(folded.state(), Error);
   EXPECT_THROW(Pass(folded, 0, folded.layers().size(), x.shape(), Pass::Mode::training), Error);
   const ResampleTables shrinking = make_resample_tables(Preprocess::for_image_size(image_size), 500, 400);
   EXPECT_THROW(Network(*backend_, network_of(""), Precision::float32, &shrinking), UsageError);

@@ -16,6 +16,7 @@ using testing::relative_error;
 using testing::same_bits;
 using testing::small_alexnet;
 using testing::small_vgg16;
+using testing::state_of;
 using testing::TemporaryFolder;
 
 constexpr int image_size = 67;
@@ -108,7 +109,7 @@ TEST(Network, ASmallerBatchGivesTheSameLogits) {
 
 TEST(Network, StateIsWhatItWasMadeFrom) {
   const auto backend = make_backend("cpu", 0);
-  EXPECT_TRUE(same_bits(Network(*backend, small_alexnet(9)).state(), small_alexnet(9)));
+  EXPECT_TRUE(same_bits(state_of(Network(*backend, small_alexnet(9))), small_alexnet(9)));
 }
 
 /// A network, and images that suit it.

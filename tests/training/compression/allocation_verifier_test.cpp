@@ -12,6 +12,7 @@ namespace {
 using testing::make_test_backend;
 using testing::same_bits;
 using testing::small_alexnet;
+using testing::state_of;
 using testing::TemporaryFolder;
 
 TEST(AllocationVerifier, ComparesThePackedNetworkWithTheFloatOne) {
@@ -50,7 +51,7 @@ TEST(AllocationVerifier, ComparesThePackedNetworkWithTheFloatOne) {
   EXPECT_EQ(verified.divergence, mean_divergence(expected.logits.view(), actual.logits.view()));
   EXPECT_GT(verified.divergence, 0);
   EXPECT_EQ(verified.right.first - verified.right.second, expected.correct - actual.correct);
-  EXPECT_TRUE(same_bits(network.state(), floats));
+  EXPECT_TRUE(same_bits(state_of(network), floats));
 }
 
 }  // namespace

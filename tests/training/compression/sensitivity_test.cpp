@@ -16,6 +16,7 @@ using testing::make_test_backend;
 using testing::random_tensor;
 using testing::same_bits;
 using testing::small_alexnet;
+using testing::state_of;
 using testing::TemporaryFolder;
 
 Tensor<float> tensor(const Shape& shape, std::vector<float> values) {
@@ -91,7 +92,7 @@ TEST_F(Sensitivity, IsThatOfTheWholeNetworkWithOneWeightPacked) {
 TEST_F(Sensitivity, LeavesTheNetworkAsItWas) {
   Network network(*backend_, small_alexnet(6));
   measure(network);
-  EXPECT_TRUE(same_bits(network.state(), floats_));
+  EXPECT_TRUE(same_bits(state_of(network), floats_));
 }
 
 TEST_F(Sensitivity, BytesOfACompressedFileAreMeasuredWhenAskedFor) {
@@ -117,7 +118,7 @@ TEST_F(Sensitivity, StopsWhenAskedTo) {
                        }),
                Interrupted);
   EXPECT_EQ(last, 3);
-  EXPECT_TRUE(same_bits(network.state(), floats_));
+  EXPECT_TRUE(same_bits(state_of(network), floats_));
 }
 
 }  // namespace
