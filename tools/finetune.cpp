@@ -20,6 +20,7 @@
 #include "tools/training/quantized_training.h"
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
+#include "training/epoch_json.h"
 
 namespace {
 
@@ -331,7 +332,7 @@ void finetune(Options& options, Given given) {
                             {"train_images", train_set.size()},
                             {"test_images", test_set.size()},
                             {"options", nlohmann::json::parse(to_json(options.training))},
-                            {"epochs", history_json(history)},
+                            {"epochs", history},
                             {"test_accuracy", history.back().test_accuracy},
                             {"packed", packed},
                             {"loss_scale", scale.value},

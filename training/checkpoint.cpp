@@ -1,9 +1,8 @@
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "engine/io/safetensors.h"
 #include "engine/io/training_state.h"
-#include "training/trainer.h"
+#include "training/epoch_json.h"
 
 namespace nibblenet {
 
@@ -19,8 +18,6 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DistillationOptions, weight, teacher, fingerp
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
                                    train_limit, test_limit, pruning, distillation, learned)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochReport, epoch, loss, train_accuracy, test_loss, test_accuracy, seconds,
-                                   images_per_second, sparsity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
                                    start_sparsity, history)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSource, data, fingerprint, device, threads)

@@ -83,20 +83,6 @@ void expect_replaceable(const std::filesystem::path& checkpoint, const std::file
       checkpoint.string());
 }
 
-nlohmann::json history_json(const std::vector<EpochReport>& history) {
-  nlohmann::json epochs = nlohmann::json::array();
-  for (const EpochReport& report : history)
-    epochs.push_back({{"epoch", report.epoch},
-                      {"loss", report.loss},
-                      {"train_accuracy", report.train_accuracy},
-                      {"test_loss", report.test_loss},
-                      {"test_accuracy", report.test_accuracy},
-                      {"seconds", report.seconds},
-                      {"images_per_second", report.images_per_second},
-                      {"sparsity", report.sparsity}});
-  return epochs;
-}
-
 nlohmann::json show_sparsity(const Trainer& trainer, bool print) {
   nlohmann::json layers = nlohmann::json::object();
   for (const LayerSparsity& layer : trainer.sparsity()) {

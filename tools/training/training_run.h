@@ -2,7 +2,6 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <vector>
 
 #include "training/trainer.h"
 
@@ -18,9 +17,6 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
 /// another kind. `resumed` (may be empty), the checkpoint that this run continues, may be replaced,
 /// and with --force any.
 void expect_replaceable(const std::filesystem::path& checkpoint, const std::filesystem::path& resumed);
-
-/// The epochs as --json writes them.
-nlohmann::json history_json(const std::vector<EpochReport>& history);
 
 /// The fraction of each trained layer's weights that are 0, as --json writes it; with `print` also
 /// printed.
