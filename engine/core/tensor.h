@@ -56,12 +56,6 @@ class TensorView {
   std::span<T> span() const { return {data_, static_cast<size_t>(shape_.elements())}; }
   T* begin() const { return data_; }
   T* end() const { return data_ + shape_.elements(); }
-  /// A view of the same elements with other sizes. Throws ShapeError if the counts differ.
-  TensorView reshaped(Shape shape) const {
-    if (shape.elements() != shape_.elements())
-      fail<ShapeError>("cannot view {} as {}: element counts differ", to_string(shape_), to_string(shape));
-    return {data_, shape};
-  }
   /// A view of indices [begin, begin + count) of the first dimension. Throws ShapeError outside it.
   TensorView slice(int64_t begin, int64_t count) const;
 

@@ -127,14 +127,6 @@ void AtomicFile::commit() {
     fail_io("flush the folder of", target_);
 }
 
-FileClaim::FileClaim(const fs::path& target) : path_(claim_path(target)), file_(open_locked(path_, 0)) {
-  if (file_.is_open()) return;
-  if (errno == EWOULDBLOCK)
-    fail<IoError>("cannot write {}: another run is about to write it; wait for its end, or choose another name",
-                  target.string());
-  fail_io("write", target);
-}
-
 std::optional<FileClaim> FileClaim::try_claim(const fs::path& target) {
   fs::path path = claim_path(target);
   FileDescriptor file = open_locked(path, 0);

@@ -37,8 +37,6 @@ class AtomicFile {
 /// Taking it also proves that the folder can be written.
 class FileClaim {
  public:
-  /// Throws IoError when another claim exists, or the folder cannot be written.
-  explicit FileClaim(const std::filesystem::path& target);
   /// Returns nothing when another claim exists. Throws IoError when the folder cannot be written.
   static std::optional<FileClaim> try_claim(const std::filesystem::path& target);
   FileClaim(FileClaim&&) = default;

@@ -75,7 +75,11 @@ std::optional<FileClaim> claim_output(const std::string& option, const fs::path&
       fail<IoError>("cannot write {}: it is no ordinary file; choose another name", target.string());
     return std::nullopt;
   }
-  return FileClaim(target);
+  std::optional<FileClaim> claim = FileClaim::try_claim(target);
+  if (!claim)
+    fail<IoError>("cannot write {}: another run is about to write it; wait for its end, or choose another name",
+                  target.string());
+  return claim;
 }
 
 }  // namespace nibblenet::tools

@@ -132,7 +132,7 @@ TEST(Fold, RefusesWhatItCannotSpeedUpOrDoesNotFit) {
   const Convolution convolution = random_convolution(11);
   const float bias[filters - 1] = {};
   EXPECT_THROW(fold_convolution(convolution.w(), {bias, {filters - 1}}, 4, 2, tables_of(c)), ShapeError);
-  EXPECT_THROW(fold_convolution(convolution.w().reshaped({filters, 11, 11, 3}), convolution.bias(), 4, 2, tables_of(c)),
+  EXPECT_THROW(fold_convolution({convolution.w().data(), {filters, 11, 11, 3}}, convolution.bias(), 4, 2, tables_of(c)),
                ShapeError);
 }
 

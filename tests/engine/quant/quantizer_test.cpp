@@ -358,7 +358,7 @@ TEST(Golden, NearestValueTimesAbsoluteMaximum) {
     // The golden blocks run through the whole tensor, ours end with an output channel: the test
     // views it as one channel.
     const Shape shape = parts[2] == "block16" ? Shape{1, weights.elements()} : weights.shape();
-    const PackedTensor packed = quantize(weights.view().reshaped(shape), scheme, "w");
+    const PackedTensor packed = quantize({weights.data(), shape}, scheme, "w");
     const std::vector<float> actual = dequantized(packed);
     const Codebook codebook = codebook_of(packed);
     const PackedView packed_view = view_of(packed, codebook);
