@@ -16,6 +16,7 @@
 
 #include "engine/core/error.h"
 #include "engine/io/posix_file.h"
+#include "engine/quant/text.h"
 
 namespace nibblenet {
 namespace {
@@ -113,9 +114,7 @@ class TarSource {
 /// counts as hidden.
 std::optional<std::vector<std::string>> visible_parts(std::string_view path) {
   std::vector<std::string> parts;
-  while (!path.empty()) {
-    const std::string_view part = path.substr(0, path.find('/'));
-    path.remove_prefix(std::min(path.size(), part.size() + 1));
+  for (const std::string_view part : split(path, '/')) {
     if (part.empty() || part == ".") continue;
     if (part.front() == '.') return std::nullopt;
     parts.emplace_back(part);

@@ -8,6 +8,7 @@
 
 #include "engine/core/error.h"
 #include "engine/io/safetensors_header.h"
+#include "engine/quant/text.h"
 
 namespace nibblenet {
 namespace {
@@ -187,13 +188,9 @@ class ZipReader {
   }
 
   void check_name(std::string_view name) const {
-    bool good = !name.empty() && name.front() != '/' && name.find('\0') == name.npos && name.find('\\') == name.npos;
-    for (size_t begin = 0; good && begin <= name.size();) {
-      const size_t end = std::min(name.find('/', begin), name.size());
-      good = name.substr(begin, end - begin) != "..";
-      begin = end + 1;
-    }
-    if (!good) refuse("the entry name {} is not allowed", in_quotes(name));
+    if (name.empty() || name.front() == '/' || name.find('\0') != name.npos || name.find('\\') != name.npos ||
+        std::ranges::count(split(name, '/'), "..") > 0)
+      refuse("the entry name {} is not allowed", in_quotes(name));
   }
 
   ZipEntry locate(const DirectoryEntry& entry, uint64_t limit) const {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "engine/io/safetensors_header.h"
+#include "engine/quant/text.h"
 #include "layers/network/network_spec.h"
 
 namespace nibblenet {
@@ -53,15 +54,9 @@ Name taken_apart(std::string_view text, const std::set<std::string_view>& stems)
 
 /// Whether a prefix is one of averaged weights: "model_ema.", "ema.", "swa_model.".
 bool is_averaged(const std::string& prefix) {
-  std::string word;
-  for (const char c : prefix) {
-    if (c != '.' && c != '_') {
-      word += c;
-      continue;
-    }
-    if (word == "ema" || word == "swa" || word == "averaged") return true;
-    word.clear();
-  }
+  for (const std::string_view component : split(prefix, '.'))
+    for (const std::string_view word : split(component, '_'))
+      if (word == "ema" || word == "swa" || word == "averaged") return true;
   return false;
 }
 
