@@ -43,8 +43,7 @@ nlohmann::json to_json(const Timing& t) {
           {"cold_samples", t.cold.samples}};
 }
 
-struct Options {
-  std::string model;
+struct Options : CommonOptions {
   std::vector<int64_t> batches = {1, 8, 128};
   double seconds = 2;
   std::string task = "T224";
@@ -56,9 +55,6 @@ struct Options {
   double energy_seconds = 0;
   std::string data;
   int64_t limit = 0;
-  Checksums checksums = Checksums::warn;
-  DeviceOptions device;
-  std::string json;
 };
 
 void bench(const Options& options) {
@@ -248,15 +244,12 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false)  // what follows may be MODEL
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_option("--seconds", options.seconds, "Sampling time of each batch size, warm and again cold")
-      ->check(CLI::Range(0.0, 3600.0))
-      ->capture_default_str();
-  app.add_option(
-         "--task", options.task,
-         "T224: starts from prepared images in the device's memory, in the precision of the computation. T32: starts "
-         "from the bytes of 32 x 32 images, which are enlarged first")
-      ->check(CLI::IsMember({"T224", "T32"}))
-      ->capture_default_str();
+  add_checked(app, "--seconds", options.seconds, CLI::Range(0.0, 3600.0),
+              "Sampling time of each batch size, warm and again cold");
+  add_checked(
+      app, "--task", options.task, CLI::IsMember({"T224", "T32"}),
+      "T224: starts from prepared images in the device's memory, in the precision of the computation. T32: starts "
+      "from the bytes of 32 x 32 images, which are enlarged first");
   auto* fold = app.add_flag("--fold-first", options.fold_first,
                             "Time T32 with the first convolution folded with the resize and the normalisation");
   auto* compare_flag =
@@ -272,10 +265,9 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false)
       ->needs(compare_flag)
       ->type_name("LIST");
-  app.add_option("--rounds", options.rounds, "How often to repeat a comparison, to see how far it spreads")
-      ->check(CLI::Range(1, 100))
-      ->needs(compare_flag)
-      ->capture_default_str();
+  add_checked(app, "--rounds", options.rounds, CLI::Range(1, 100),
+              "How often to repeat a comparison, to see how far it spreads")
+      ->needs(compare_flag);
   app.add_option("--energy", options.energy_seconds,
                  "Compare the energy of an image, too: run each side and batch size for SECONDS. Take 1 or more: the "
                  "counter changes about ten times a second. Only on GPUs with such a counter, which counts the work of "
@@ -286,15 +278,12 @@ int main(int argc, char** argv) {
   app.add_option("--data", options.data, "Compare accuracy, too, on the test images there")
       ->needs(compare_flag)
       ->type_name("PATH");
-  app.add_option("--limit", options.limit, "With --data: on the first N/classes images of every class; 0: all")
-      ->check(CLI::NonNegativeNumber)
-      ->needs(compare_flag)
-      ->capture_default_str();
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
+  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+              "With --data: on the first N/classes images of every class; 0: all")
+      ->needs(compare_flag);
   options.device.add_precision_to(app);
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     if (options.compare)

@@ -24,13 +24,9 @@ using namespace nibblenet;
 using namespace nibblenet::tools;
 namespace fs = std::filesystem;
 
-struct Options {
+struct Options : CommonOptions {
   std::vector<std::string> images;
-  std::string model;
   int64_t top = 3;
-  Checksums checksums = Checksums::warn;
-  DeviceOptions device;
-  std::string json;
 };
 
 struct Guess {
@@ -293,14 +289,9 @@ int main(int argc, char** argv) {
   app.add_option("--model", options.model,
                  fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files))
       ->type_name("FILE");
-  app.add_option("--top", options.top, "Show the K likeliest classes")
-      ->type_name("K")
-      ->check(CLI::Range(1, 1'000'000))
-      ->capture_default_str();
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
+  add_checked(app, "--top", options.top, CLI::Range(1, 1'000'000), "Show the K likeliest classes")->type_name("K");
   options.device.add_precision_to(app);
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     classify(options);

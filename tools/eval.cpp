@@ -20,20 +20,16 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-struct Options {
-  std::string model;
+struct Options : CommonOptions {
   std::string data;
   std::string split = "test";
   int64_t limit = 0;
   int64_t batch = 128;
   int image_size = 0;
-  DeviceOptions device;
   std::string compare;
   std::string logits;
-  std::string json;
   std::string simulate;
   std::string repair;
-  Checksums checksums = Checksums::warn;
   bool fold_first = false;
   bool verbose = false;
 };
@@ -284,17 +280,12 @@ int main(int argc, char** argv) {
                              "fine-tuned one with --simulate",
                              model_files));
   app.add_option("--data", options.data, data_help)->type_name("PATH");
-  app.add_option("--split", options.split, "test or train")
-      ->check(CLI::IsMember({"test", "train"}))
-      ->capture_default_str();
-  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
+  add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
+  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+              "Evaluate the first N/classes images of every class; 0: all");
+  add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
   options.device.add_precision_to(app);
   app.add_flag("--fold-first", options.fold_first,
                "Fold the first convolution with the resize and the normalisation in front of it: for 32 x 32 images "
@@ -317,7 +308,7 @@ int main(int argc, char** argv) {
   app.add_option("--logits", options.logits, "Write logits (N x classes, f32) and labels (i64) as safetensors")
       ->type_name("FILE");
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     eval(options);

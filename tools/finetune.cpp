@@ -418,36 +418,28 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
       ->capture_default_str();
-  app.add_option(
-         "--augment", options.augment,
-         "flip: mirror half of the training images, at random; flip-shift: also move each by up to an eighth of its "
-         "side, which leaves black behind; flip-shift-cut: also hide a square of half its side; none")
-      ->check(CLI::IsMember({"flip", "flip-shift", "flip-shift-cut", "none"}))
-      ->capture_default_str();
-  app.add_option(
-         "--precision", options.precision,
-         "float16: mixed precision, with activations and their gradients in float16 on the tensor cores, weights and "
-         "momenta in float32, and an automatic loss scale; needs --device cuda")
-      ->check(CLI::IsMember({"float32", "float16"}))
-      ->capture_default_str();
+  add_checked(
+      app, "--augment", options.augment, CLI::IsMember({"flip", "flip-shift", "flip-shift-cut", "none"}),
+      "flip: mirror half of the training images, at random; flip-shift: also move each by up to an eighth of its "
+      "side, which leaves black behind; flip-shift-cut: also hide a square of half its side; none");
+  add_checked(
+      app, "--precision", options.precision, CLI::IsMember({"float32", "float16"}),
+      "float16: mixed precision, with activations and their gradients in float16 on the tensor cores, weights and "
+      "momenta in float32, and an automatic loss scale; needs --device cuda");
   auto* image_size = app.add_option("--image-size", t.image_size,
                                     "Input pixels; default: what the --init model was trained with, else 224")
                          ->capture_default_str();
-  app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  add_checked(app, "--seed", t.seed, CLI::NonNegativeNumber, "Seed of initialisation, order, dropout and augmentation");
   app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")
       ->capture_default_str();
   app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")
       ->capture_default_str();
   options.quantize.add_to(app);
   options.prune.add_to(app);
-  app.add_option(
-         "--learn", options.learn,
-         "With --quantize, all: weights, scales, kmeans' values and biases learn by SGD; scales: the codes stay, and "
-         "the others learn by Adam, in steps of --lr (default here 0.003) times their root mean square")
-      ->check(CLI::IsMember({"all", "scales"}))
-      ->capture_default_str();
+  add_checked(
+      app, "--learn", options.learn, CLI::IsMember({"all", "scales"}),
+      "With --quantize, all: weights, scales, kmeans' values and biases learn by SGD; scales: the codes stay, and "
+      "the others learn by Adam, in steps of --lr (default here 0.003) times their root mean square");
   app.add_option("--distill", options.teacher,
                  "Learn what this model predicts for each training image, in place of its label: for a packed network, "
                  "what its float network predicts")
@@ -457,10 +449,9 @@ int main(int argc, char** argv) {
                  "the rest")
       ->capture_default_str();
   options.device.add_to(app);
-  app.add_option("--checkpoint-every", options.checkpoint_seconds, "Write a checkpoint every SECONDS while training")
-      ->check(CLI::Range(0.0, 1e9))
-      ->type_name("SECONDS")
-      ->capture_default_str();
+  add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
+              "Write a checkpoint every SECONDS while training")
+      ->type_name("SECONDS");
   app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
       ->type_name("FILE");
   app.add_flag("--other-images", options.other_images,

@@ -214,20 +214,15 @@ int main(int argc, char** argv) {
   app.add_flag("--verify", verify, "Recompute every checksum in the file; fails on the first that differs");
   RouteOptions routes;
   auto* wanted = app.add_flag("--routes", routes.wanted, "Print which CUDA kernel computes each layer; needs no GPU");
-  app.add_option("--gpu", routes.gpu, "Compute capability that --routes is about")
-      ->check(CLI::IsMember({"sm_80", "sm_89", "sm_90"}))
-      ->capture_default_str()
+  add_checked(app, "--gpu", routes.gpu, CLI::IsMember({"sm_80", "sm_89", "sm_90"}),
+              "Compute capability that --routes is about")
       ->needs(wanted);
-  app.add_option("--batch", routes.batch, "Images in a batch, for --routes")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str()
-      ->needs(wanted);
+  add_checked(app, "--batch", routes.batch, CLI::Range(1, 65536), "Images in a batch, for --routes")->needs(wanted);
   app.add_option("--image-size", routes.image_size, "Pixels of images, for --routes; by default what the file says")
       ->check(CLI::Range(1, 4096))
       ->needs(wanted);
-  app.add_option("--precision", routes.precision, "Of activations, for --routes: float16 or float32")
-      ->check(CLI::IsMember({"float32", "float16"}))
-      ->capture_default_str()
+  add_checked(app, "--precision", routes.precision, CLI::IsMember({"float32", "float16"}),
+              "Of activations, for --routes: float16 or float32")
       ->needs(wanted);
   add_json_option(app, json);
   return run_tool(app, argc, argv, [&] { inspect(model, verify, checksums, routes, json); });

@@ -18,17 +18,13 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-struct Options {
-  std::string model;
+struct Options : CommonOptions {
   PackingFlags packing;
   std::string data;
   bool compress = false;
   bool rewrite = false;  ///< --compress or --no-compress was given
   bool dry_run = false;
-  Checksums checksums = Checksums::warn;
   std::string output;
-  std::string json;
-  DeviceOptions device;
 
   Compression compression() const { return compress ? Compression::rans : Compression::none; }
   /// Nothing but --compress or --no-compress: a packed model may be written again.
@@ -224,9 +220,7 @@ int main(int argc, char** argv) {
       "is MODEL's name with _compressed or _uncompressed");
   app.add_flag("--dry-run", options.dry_run,
                "Print the scheme and the size by the formula of every layer; write nothing");
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     options.rewrite = compress->count() > 0;

@@ -16,14 +16,10 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-struct Options {
-  std::string model;
+struct Options : CommonOptions {
   std::vector<std::string> channels;
   CalibrationFlags calibration;
-  Checksums checksums = Checksums::warn;
   std::string output;
-  std::string json;
-  DeviceOptions device;
 };
 
 /// "LAYER=512". Throws UsageError with the form.
@@ -117,9 +113,7 @@ int main(int argc, char** argv) {
       ->type_name("LAYER=COUNT");
   app.add_option("-o,--output", options.output, "File to write")->required()->type_name("FILE");
   options.calibration.add_source_to(app);
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     prune(options);

@@ -15,8 +15,7 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-struct Options {
-  std::string model;
+struct Options : CommonOptions {
   std::string data;
   std::string preset;
   std::vector<std::string> schemes;
@@ -28,9 +27,6 @@ struct Options {
   int64_t batch = 128;
   int image_size = 0;
   bool keep_models = false;
-  Checksums checksums = Checksums::warn;
-  DeviceOptions device;
-  std::string json;
 };
 
 std::vector<SweepScheme> chosen_schemes(const Options& options, const NetworkSpec& network) {
@@ -220,24 +216,19 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false)
       ->type_name("FILE");
   options.calibration.add_source_to(app);
-  app.add_option("--limit", options.limit, "Evaluate the first N/classes images of every class; 0: all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+              "Evaluate the first N/classes images of every class; 0: all");
   app.add_option("--out", options.out, "Folder of results and report; default: sweeps/<model>")->type_name("DIR");
-  app.add_option("--split", options.split, "test or train")
-      ->check(CLI::IsMember({"test", "train"}))
-      ->capture_default_str();
-  app.add_option("--batch", options.batch, "Images a forward pass")->check(CLI::Range(1, 65536))->capture_default_str();
+  add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
+  add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));
   CLI::Option* keep =
       app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
                    "Keep every packed model in DIR once it is measured (default with the notebooks preset alone), or "
                    "delete each");
-  add_strict_option(app, options.checksums);
-  options.device.add_to(app);
   options.device.add_precision_to(app);
-  add_json_option(app, options.json);
+  options.add_to(app);
   return run_tool(app, argc, argv, [&] {
     catch_interrupts();
     const bool only_notebooks =

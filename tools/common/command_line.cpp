@@ -94,24 +94,18 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
 }
 
 void DeviceOptions::add_to(CLI::App& app) {
-  app.add_option(
-         "--device", device,
-         "Where to compute: cpu, cuda, auto (cuda where there is a GPU), or cudnn (NVIDIA's libraries on dequantized "
-         "weights, to compare with)")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda", "cudnn"}))
-      ->capture_default_str();
-  app.add_option("--threads", threads, "CPU threads; 0: OMP_NUM_THREADS, else the cores that the process may use")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
+  add_checked(
+      app, "--device", device, CLI::IsMember({"auto", "cpu", "cuda", "cudnn"}),
+      "Where to compute: cpu, cuda, auto (cuda where there is a GPU), or cudnn (NVIDIA's libraries on dequantized "
+      "weights, to compare with)");
+  add_checked(app, "--threads", threads, CLI::Range(0, 1024),
+              "CPU threads; 0: OMP_NUM_THREADS, else the cores that the process may use");
 }
 
 void DeviceOptions::add_precision_to(CLI::App& app) {
-  app.add_option(
-         "--precision", precision,
-         "What activations, and weights that are not packed, are stored as: float32, float16, or auto (float16 on "
-         "a GPU, float32 on the CPU); sums are float32")
-      ->check(CLI::IsMember({"auto", "float32", "float16"}))
-      ->capture_default_str();
+  add_checked(app, "--precision", precision, CLI::IsMember({"auto", "float32", "float16"}),
+              "What activations, and weights that are not packed, are stored as: float32, float16, or auto (float16 on "
+              "a GPU, float32 on the CPU); sums are float32");
 }
 
 std::unique_ptr<Backend> DeviceOptions::make() const { return make_backend(device, threads); }

@@ -16,6 +16,13 @@ namespace nibblenet::tools {
 /// exit code: 0 done, 1 an error (lost output included), 2 bad arguments, 130 stopped by a signal.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
+/// Adds an option with a default, which --help shows, and a check of the values given.
+template <class T>
+CLI::Option* add_checked(CLI::App& app, const std::string& name, T& value, const CLI::Validator& check,
+                         const std::string& help) {
+  return app.add_option(name, value, help)->check(check)->capture_default_str();
+}
+
 /// Thrown when work ended early on request; the message says how to go on.
 class Stopped : public Error {
  public:

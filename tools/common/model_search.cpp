@@ -10,7 +10,6 @@
 #include "layers/network/batch_norm.h"
 #include "layers/network/foreign_names.h"
 #include "layers/network/network_spec.h"
-#include "tools/common/command_line.h"
 #include "tools/common/pretrained.h"
 
 namespace nibblenet::tools {
@@ -118,6 +117,12 @@ void add_strict_option(CLI::App& app, Checksums& checksums) {
                  "For a file of another program that holds several models, like plain and averaged weights: take those "
                  "under NAME")
       ->type_name("NAME");
+}
+
+void CommonOptions::add_to(CLI::App& app) {
+  add_strict_option(app, checksums);
+  device.add_to(app);
+  add_json_option(app, json);
 }
 
 }  // namespace nibblenet::tools

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/io/state_dict.h"
+#include "tools/common/command_line.h"
 
 namespace nibblenet::tools {
 
@@ -33,6 +34,17 @@ void print_warnings(const StateDict& dict);
 /// Adds --strict and --key, which every tool that reads a MODEL has. load_model() and read_model()
 /// apply the key to files that nibblenet did not write.
 void add_strict_option(CLI::App& app, Checksums& checksums);
+
+/// What tools that compute with a model have in common.
+struct CommonOptions {
+  std::string model;
+  Checksums checksums = Checksums::warn;
+  DeviceOptions device;
+  std::string json;
+
+  /// Adds all but the model and --precision.
+  void add_to(CLI::App& app);
+};
 
 /// Help text: what a MODEL argument may be.
 inline constexpr const char* model_files = "safetensors, or a PyTorch state dict: .pth, .pt, whatever its name";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "tools/common/command_line.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "training/compression/allocation_verifier.h"
@@ -150,9 +151,8 @@ void AllocationOptions::add_to(CLI::App& app) {
   bits->excludes(size)->excludes(file)->excludes(loss);
   size->excludes(file)->excludes(loss);
   file->excludes(loss);
-  app.add_option("--target-images", images, "Images that choices are measured on; as many others verify the choice")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  add_checked(app, "--target-images", images, CLI::PositiveNumber,
+              "Images that choices are measured on; as many others verify the choice");
 }
 
 Dataset AllocationOptions::load_images(DataSource& data, int64_t calibrated) const {

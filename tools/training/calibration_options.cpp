@@ -67,9 +67,8 @@ void CalibrationFlags::add_source_to(CLI::App& app) {
                                    "Measure on training images of DATA (as eval's --data) which rounding errors "
                                    "matter: the Hessian of every layer's inputs")
                         ->type_name("DATA");
-  app.add_option("--calibration-images", images, "How many of them, the same number of every class; 0: all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
+  add_checked(app, "--calibration-images", images, CLI::NonNegativeNumber,
+              "How many of them, the same number of every class; 0: all")
       ->needs(calibrate);
   app.add_option("--calibration-seed", seed, "Seed that draws the output positions of convolutions to measure at")
       ->capture_default_str()
@@ -88,9 +87,8 @@ void CalibrationFlags::add_choice_to(CLI::App& app) {
                  "with a calibration, else nearest")
       ->check(CLI::IsMember({"nearest", "gptq"}))
       ->type_name("R");
-  app.add_option("--column-order", order, "Of GPTQ: natural, as weights are stored, or diagonal, largest inputs first")
-      ->check(CLI::IsMember({"natural", "diagonal"}))
-      ->capture_default_str();
+  add_checked(app, "--column-order", order, CLI::IsMember({"natural", "diagonal"}),
+              "Of GPTQ: natural, as weights are stored, or diagonal, largest inputs first");
   app.add_option("--passes", passes,
                  "Of GPTQ: coordinate-descent passes, which choose every code once more, given all others; default: 2, "
                  "but 0 for ranges by step and with a rate weight, where bits grow by as much as errors shrink")

@@ -2,6 +2,7 @@
 
 #include <charconv>
 
+#include "tools/common/command_line.h"
 #include "tools/training/scheme_options.h"
 #include "training/compression/quantized_weight.h"
 
@@ -82,9 +83,8 @@ void PruningFlags::add_to(CLI::App& app) {
                  "Make this part of each trained layer's weights 0, the smallest first, on a cubic ramp; they stay 0. "
                  "Weights that are 0 at the start stay 0 too: 0 only keeps them")
       ->type_name("FRACTION");
-  app.add_option("--prune-scope", scope, "layer: each layer to the fraction; global: one threshold for all of them")
-      ->check(CLI::IsMember({"layer", "global"}))
-      ->capture_default_str();
+  add_checked(app, "--prune-scope", scope, CLI::IsMember({"layer", "global"}),
+              "layer: each layer to the fraction; global: one threshold for all of them");
   app.add_option("--prune-layer", layers,
                  "Another fraction for each layer that a pattern names, PATTERN=FRACTION; repeatable, the last match "
                  "counts")
