@@ -284,8 +284,7 @@ int main(int argc, char** argv) {
   options.device.add_precision_to(app);
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
+  return run_long_tool(app, argc, argv, [&] {
     if (options.compare)
       compare(options);
     else

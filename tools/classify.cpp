@@ -292,8 +292,5 @@ int main(int argc, char** argv) {
   add_checked(app, "--top", options.top, CLI::Range(1, 1'000'000), "Show the K likeliest classes")->type_name("K");
   options.device.add_precision_to(app);
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
-    classify(options);
-  });
+  return run_long_tool(app, argc, argv, [&] { classify(options); });
 }

@@ -309,8 +309,5 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
-    eval(options);
-  });
+  return run_long_tool(app, argc, argv, [&] { eval(options); });
 }

@@ -461,8 +461,7 @@ int main(int argc, char** argv) {
                  "Checkpoints lie beside it")
       ->type_name("FILE");
   add_json_option(app, options.json);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
+  return run_long_tool(app, argc, argv, [&] {
     if (!options.resume.empty()) refuse_with_resume(app);
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     options.quantize.validate();

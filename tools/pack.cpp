@@ -221,8 +221,7 @@ int main(int argc, char** argv) {
   app.add_flag("--dry-run", options.dry_run,
                "Print the scheme and the size by the formula of every layer; write nothing");
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
+  return run_long_tool(app, argc, argv, [&] {
     options.rewrite = compress->count() > 0;
     if (options.packing.allocation.chooses_steps()) options.compress = true;
     options.packing.allocation.compressed = options.compress;

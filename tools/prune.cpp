@@ -114,8 +114,5 @@ int main(int argc, char** argv) {
   app.add_option("-o,--output", options.output, "File to write")->required()->type_name("FILE");
   options.calibration.add_source_to(app);
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
-    prune(options);
-  });
+  return run_long_tool(app, argc, argv, [&] { prune(options); });
 }

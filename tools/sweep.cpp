@@ -229,8 +229,7 @@ int main(int argc, char** argv) {
                    "delete each");
   options.device.add_precision_to(app);
   options.add_to(app);
-  return run_tool(app, argc, argv, [&] {
-    catch_interrupts();
+  return run_long_tool(app, argc, argv, [&] {
     const bool only_notebooks =
         options.schemes.empty() && options.models.empty() && (options.preset.empty() || options.preset == "notebooks");
     if (keep->count() == 0) options.keep_models = only_notebooks;

@@ -93,6 +93,13 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
   }
 }
 
+int run_long_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
+  return run_tool(app, argc, argv, [&] {
+    catch_interrupts();
+    body();
+  });
+}
+
 void DeviceOptions::add_to(CLI::App& app) {
   add_checked(
       app, "--device", device, CLI::IsMember({"auto", "cpu", "cuda", "cudnn"}),

@@ -15,6 +15,8 @@ namespace nibblenet::tools {
 /// Parses the arguments, runs the tool, catches every error and prints it as one line. Returns the
 /// exit code: 0 done, 1 an error (lost output included), 2 bad arguments, 130 stopped by a signal.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
+/// run_tool() for work that asks interrupted(): signals stop it there.
+int run_long_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
 /// Adds an option with a default, which --help shows, and a check of the values given.
 template <class T>
