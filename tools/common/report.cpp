@@ -24,23 +24,14 @@ std::string table_row(const SizeRow& row, int64_t file) {
 }
 
 nlohmann::json row_json(const SizeRow& row, int64_t file) {
-  const ResidentSize& r = row.resident;
+  nlohmann::json resident = row.resident;
+  resident["total"] = row.resident.total();
   return {{"weights", row.weights},
           {"groups", row.groups},
           {"bits_per_weight", row.bits_per_weight()},
-          {"estimated",
-           {{"codes", row.estimated.codes}, {"scales", row.estimated.scales}, {"total", row.estimated.total()}}},
+          {"estimated", estimated_json(row.estimated)},
           {"file", file},
-          {"resident",
-           {{"codes", r.codes},
-            {"scales", r.scales},
-            {"zero_points", r.zero_points},
-            {"codebooks", r.codebooks},
-            {"block_ids", r.block_ids},
-            {"padding", r.padding},
-            {"biases", r.biases},
-            {"weights", r.weights},
-            {"total", r.total()}}}};
+          {"resident", resident}};
 }
 
 }  // namespace
@@ -91,6 +82,10 @@ nlohmann::json size_json(const std::vector<SizeRow>& rows, int64_t file_bytes, i
     json["layers"].push_back(std::move(layer));
   }
   return json;
+}
+
+nlohmann::json estimated_json(const EstimatedSize& size) {
+  return {{"codes", size.codes}, {"scales", size.scales}, {"total", size.total()}};
 }
 
 Interval wilson_interval(int64_t successes, int64_t trials) {

@@ -8,6 +8,11 @@
 #include "layers/network/layer_routes.h"
 #include "layers/network/network.h"
 
+namespace nibblenet {
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ResidentSize, codes, scales, zero_points, codebooks, block_ids, padding, biases,
+                                   weights)
+}  // namespace nibblenet
+
 namespace nibblenet::tools {
 
 /// "22,210,912"
@@ -22,6 +27,9 @@ std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int
 
 /// "size" in the JSON of eval and pack, in bytes: the totals, and one row a layer under "layers".
 nlohmann::json size_json(const std::vector<SizeRow>& rows, int64_t file_bytes, int64_t header_bytes);
+
+/// An estimate as JSON: its parts and their total.
+nlohmann::json estimated_json(const EstimatedSize& size);
 
 /// A confidence interval of a proportion, in [0, 1].
 struct Interval {

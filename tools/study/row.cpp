@@ -74,10 +74,6 @@ json error_json(const QuantizationError& error) {
           {"snr_db", std::isfinite(snr) ? json(snr) : json()}};
 }
 
-json size_json(const EstimatedSize& size) {
-  return {{"codes", size.codes}, {"scales", size.scales}, {"total", size.total()}};
-}
-
 json compressed_json(const std::optional<CompressedFile>& file) {
   if (!file) return {{"compressed_file", json()}, {"encode_seconds", json()}, {"decode_seconds", json()}};
   return {{"compressed_file", file->file},
@@ -123,14 +119,8 @@ SizeFigures size_of(const json& object) {
   size.groups = count(object, "groups");
   size.file = count(object, "file");
   const json& resident = object.at("resident");
-  size.resident = {.codes = count(resident, "codes"),
-                   .scales = count(resident, "scales"),
-                   .zero_points = count(resident, "zero_points"),
-                   .codebooks = count(resident, "codebooks"),
-                   .block_ids = count(resident, "block_ids"),
-                   .padding = count(resident, "padding"),
-                   .biases = count(resident, "biases"),
-                   .weights = count(resident, "weights")};
+  for (const auto& [part, bytes] : resident.items()) count(bytes, part);
+  size.resident = resident.get<ResidentSize>();
   size.bits_per_weight = finite(object, "bits_per_weight");
   return size;
 }
@@ -255,7 +245,7 @@ json to_json(const Measurement& m) {
               {"mcnemar_p", mcnemar_p(only_float, only_this)},
               {"layers", layers},
               {"size", m.size},
-              {"claimed_size", m.claimed ? size_json(*m.claimed) : json()},
+              {"claimed_size", m.claimed ? estimated_json(*m.claimed) : json()},
               {"calibration", text_or_null(m.calibration)},
               {"checksum", text_or_null(m.checksum)},
               {"program", text_or_null(m.program)},
