@@ -101,25 +101,9 @@ void write_text_file(const fs::path& path, std::string_view text) {
   file.commit();
 }
 
-json to_json(const SweepSetup& setup) {
-  return {{"format", "nibblenet-sweep"},
-          {"version", 1},
-          {"model", setup.model},
-          {"model_checksum", setup.model_checksum},
-          {"data", setup.data},
-          {"data_description", setup.data_description},
-          {"data_checksum", setup.data_checksum},
-          {"split", setup.split},
-          {"images", setup.images},
-          {"batch", setup.batch},
-          {"image_size", setup.image_size},
-          {"device", setup.device},
-          {"threads", setup.threads},
-          {"precision", setup.precision},
-          {"weights", setup.weights},
-          {"row_groups", setup.row_groups},
-          {"channel_groups", setup.channel_groups}};
-}
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SweepSetup, model, model_checksum, data, data_description, data_checksum, split,
+                                   images, batch, image_size, device, threads, precision, weights, row_groups,
+                                   channel_groups)
 
 std::string checksum_of(const StateDict& model) {
   std::string sums;
@@ -157,7 +141,9 @@ SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::mo
 
 void SweepFolder::check_setup(const SweepSetup& setup) {
   const fs::path file = path_ / setup_file;
-  const json wanted = to_json(setup);
+  json wanted = setup;
+  wanted["format"] = "nibblenet-sweep";
+  wanted["version"] = 1;
   const std::string text = read_text_file(file);
   if (text.empty()) {
     if (!read_text_file(path_ / results_file).empty())

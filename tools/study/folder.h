@@ -34,8 +34,6 @@ struct SweepSetup {
   int64_t row_groups = 0;      ///< scales that `row` takes for it
   int64_t channel_groups = 0;  ///< and `channel`
 };
-/// The setup as the folder's file holds it.
-nlohmann::json to_json(const SweepSetup& setup);
 
 /// Checksums by which a resumed sweep knows its model and images.
 std::string checksum_of(const StateDict& model);
