@@ -10,15 +10,6 @@ namespace {
 
 using nlohmann::json;
 
-/// A row's scheme, method, …: one place, for writing and for checking.
-struct Naming {
-  std::string scheme;
-  std::string method;
-  int bits = 0;
-  std::string granularity;
-  std::string scale_sign;
-};
-
 std::string_view groups_of(Simulation simulation) {
   switch (simulation) {
     case Simulation::linear:
@@ -140,11 +131,7 @@ void take_naming(Row& row) {
       from.at("bits") != bits_or_null(naming.bits) || from.at("granularity") != text_or_null(naming.granularity) ||
       from.at("scale_sign") != text_or_null(naming.scale_sign) || from.at("simulated") != row.simulated())
     refuse(fmt::format("scheme {} disagrees with the method or bits", naming.scheme));
-  row.scheme = naming.scheme;
-  row.method = naming.method;
-  row.bits = naming.bits;
-  row.granularity = naming.granularity;
-  row.scale_sign = naming.scale_sign;
+  static_cast<Naming&>(row) = naming;
 }
 
 void take_accuracy(Row& row) {

@@ -60,16 +60,19 @@ struct SizeFigures {
   double bits_per_weight = 0;
 };
 
-/// A line of results.jsonl, checked. Everything that follows from the scheme (method, bits, …) is
-/// derived from its parsed text.
-struct Row {
-  nlohmann::json document;  ///< the line as it is
+/// What follows from a row's scheme: one place, for writing and for checking.
+struct Naming {
   std::string scheme;
-  std::optional<SweepScheme> parsed;  ///< nothing: the float model
   std::string method;
   int bits = 0;             ///< 0: layers have their own
   std::string granularity;  ///< empty: float, or layers have their own
   std::string scale_sign;   ///< empty: none
+};
+
+/// A line of results.jsonl, checked. Its naming is derived from the parsed text of its scheme.
+struct Row : Naming {
+  nlohmann::json document;            ///< the line as it is
+  std::optional<SweepScheme> parsed;  ///< nothing: the float model
   int64_t images = 0;
   int64_t correct = 0;
   double accuracy = 0;
