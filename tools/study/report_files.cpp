@@ -1,5 +1,7 @@
 #include "tools/study/report_files.h"
 
+#include <array>
+
 #include "tools/common/aliases.h"
 #include "tools/common/report.h"
 #include "tools/study/folder.h"
@@ -110,23 +112,13 @@ h2,h3{break-after:avoid}figure svg{min-width:0;max-height:20cm}tr,figure{break-i
 )css";
 
 std::string html_text(std::string_view text) {
+  constexpr std::string_view special = "&<>\"";
+  constexpr std::array<std::string_view, special.size()> escapes = {"&amp;", "&lt;", "&gt;", "&quot;"};
   std::string result;
-  for (const char c : text) switch (c) {
-      case '&':
-        result += "&amp;";
-        break;
-      case '<':
-        result += "&lt;";
-        break;
-      case '>':
-        result += "&gt;";
-        break;
-      case '"':
-        result += "&quot;";
-        break;
-      default:
-        result += c;
-    }
+  for (const char c : text) {
+    const size_t found = special.find(c);
+    result += found == special.npos ? std::string_view(&c, 1) : escapes[found];
+  }
   return result;
 }
 
