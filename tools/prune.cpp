@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 
-#include <charconv>
-
+#include "engine/quant/text.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -25,13 +24,9 @@ struct Options : CommonOptions {
 /// "LAYER=512". Throws UsageError with the form.
 std::pair<std::string, int64_t> parse_channels(const std::string& text) {
   const size_t equals = text.find('=');
-  int64_t count = 0;
-  if (equals != std::string::npos && equals > 0) {
-    const char* end = text.data() + text.size();
-    if (const auto read = std::from_chars(text.data() + equals + 1, end, count);
-        read.ec == std::errc() && read.ptr == end && count > 0)
-      return {text.substr(0, equals), count};
-  }
+  if (equals != std::string::npos && equals > 0)
+    if (const auto count = parse_number<int64_t>(text.substr(equals + 1)); count && *count > 0)
+      return {text.substr(0, equals), *count};
   fail<UsageError>("--channels {}: expected LAYER=COUNT with a COUNT of 1 or more", text);
 }
 

@@ -8,13 +8,18 @@
 
 namespace nibblenet {
 
-/// Parses all of `text` as a number without sign; nothing when it is something else or too large.
-inline std::optional<int64_t> parse_integer(std::string_view text) {
-  if (text.empty() || text[0] == '-') return std::nullopt;
-  int64_t value = 0;
+/// Parses all of `text` as a number; nothing when it is something else or too large.
+template <class T>
+std::optional<T> parse_number(std::string_view text) {
+  T value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
   return value;
+}
+
+/// Parses all of `text` as a number without sign; nothing when it is something else or too large.
+inline std::optional<int64_t> parse_integer(std::string_view text) {
+  return text.starts_with('-') ? std::nullopt : parse_number<int64_t>(text);
 }
 
 /// Splits a text at its separators. An empty text gives one empty part.

@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
+
+#include "engine/quant/text.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -13,11 +14,9 @@ namespace {
 template <class T>
 bool is_number(std::string_view text) {
   if (text.starts_with('+')) text.remove_prefix(1);
-  T value{};
-  const auto read = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (read.ec != std::errc() || read.ptr != text.data() + text.size()) return false;
-  if constexpr (std::is_floating_point_v<T>) return std::isfinite(value);
-  return true;
+  const std::optional<T> value = parse_number<T>(text);
+  if constexpr (std::is_floating_point_v<T>) return value && std::isfinite(*value);
+  return value.has_value();
 }
 
 std::string expect(bool valid, const std::string& text, std::string_view what) {

@@ -3,8 +3,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 
+#include "engine/quant/text.h"
 #include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
@@ -121,12 +121,10 @@ RangeRule parse_range(const std::string& text) {
     return rule;
   }
   constexpr std::string_view step = "step:";
-  const char* end = range.data() + range.size();
-  rule.range = Range::step;
   if (range.starts_with(step) && equals != 0)
-    if (const auto read = std::from_chars(range.data() + step.size(), end, rule.deviations);
-        read.ec == std::errc() && read.ptr == end && rule.deviations >= 1e-3F && rule.deviations <= 1e3F)
-      return rule;
+    if (const auto deviations = parse_number<float>(range.substr(step.size()));
+        deviations && *deviations >= 1e-3F && *deviations <= 1e3F)
+      return {.pattern = rule.pattern, .range = Range::step, .deviations = *deviations};
   fail<UsageError>(
       "--range {}: expected max, search or step:X with X from 0.001 to 1000, and PATTERN= before it for some "
       "layers only",

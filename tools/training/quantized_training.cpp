@@ -1,7 +1,6 @@
 #include "tools/training/quantized_training.h"
 
-#include <charconv>
-
+#include "engine/quant/text.h"
 #include "tools/common/command_line.h"
 #include "tools/training/scheme_options.h"
 #include "training/compression/quantized_weight.h"
@@ -102,16 +101,14 @@ std::map<std::string, double> PruningFlags::fractions(const NetworkSpec& network
   std::map<std::string, double> fractions;
   for (const std::string& text : layers) {
     const size_t equals = text.rfind('=');
-    double value = 0;
-    const char* end = text.data() + text.size();
-    const bool readable = equals != std::string::npos && equals != 0 &&
-                          std::from_chars(text.data() + equals + 1, end, value).ptr == end && equals + 1 < text.size();
-    if (!readable) fail<UsageError>("--prune-layer {}: expected PATTERN=FRACTION, like '*=0.5'", text);
+    const std::optional<double> value =
+        equals == std::string::npos || equals == 0 ? std::nullopt : parse_number<double>(text.substr(equals + 1));
+    if (!value) fail<UsageError>("--prune-layer {}: expected PATTERN=FRACTION, like '*=0.5'", text);
     const std::string pattern = text.substr(0, equals);
     bool used = false;
     const auto add = [&](const std::string& layer) {
       if (!matches_layer(pattern, layer + ".weight")) return;
-      fractions[layer] = value;
+      fractions[layer] = *value;
       used = true;
     };
     std::ranges::for_each(freeze_features ? classifier_names(network) : layer_names(network), add);
