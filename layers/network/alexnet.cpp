@@ -25,6 +25,7 @@ NetworkSpec alexnet() {
                      {linear, "classifier.4", 1024},
                      {linear, "classifier.6"}},
           .tail = 2,
+          .convolutions = "features.*",
           .large = "classifier.[14]",
           .published = "imagenet",
           .smallest_image = 63};

@@ -29,13 +29,14 @@ struct LayerRow {
 
 /// A network as data. A ReLU follows every layer with parameters but the last.
 struct NetworkSpec {
-  std::string_view name;         ///< in --network and in names of files
-  std::string_view title;        ///< in messages
-  std::vector<LayerRow> layers;  ///< from [N, S, S, 3] to the logits; a flatten ends the features
-  int64_t tail = 1;              ///< how many of the last linear layers --reset tail re-initialises
-  std::string_view large;        ///< pattern of the layers that hold most of the weights
-  std::string_view published;    ///< name of the published weights in --init; empty: there are none
-  int64_t smallest_image = 1;    ///< side of the smallest square input that leaves every pooling a pixel
+  std::string_view name;          ///< in --network and in names of files
+  std::string_view title;         ///< in messages
+  std::vector<LayerRow> layers;   ///< from [N, S, S, 3] to the logits; a flatten ends the features
+  int64_t tail = 1;               ///< how many of the last linear layers --reset tail re-initialises
+  std::string_view convolutions;  ///< pattern of the convolutions
+  std::string_view large;         ///< pattern of the layers that hold most of the weights
+  std::string_view published;     ///< name of the published weights in --init; empty: there are none
+  int64_t smallest_image = 1;     ///< side of the smallest square input that leaves every pooling a pixel
   const DefaultSchemes* schemes = &measured_schemes;
   const DefaultSchemes* calibrated_schemes = &measured_calibrated_schemes;
 };

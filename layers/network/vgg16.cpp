@@ -36,6 +36,7 @@ NetworkSpec vgg16() {
                      {dropout},
                      {linear, "classifier.6"}},
           .tail = 1,
+          .convolutions = "features.*",
           .large = "classifier.[03]",
           .smallest_image = 32};
 }

@@ -72,41 +72,29 @@ std::vector<SweepScheme> full_schemes() {
   return schemes;
 }
 
-/// pack's own defaults at every width, with a calibration where it pays, and mixed widths: the
-/// large layers hold most of the weights and bear the narrowest codes. Then scales in deviations,
-/// which suit entropy coding: shorter ones for convolutions, without and with a weight on the bits
-/// that codes take.
-constexpr std::array<std::string_view, 20> frontier_recipes = {
-    "pack --bits 8",
-    "pack --bits 7",
-    "pack --bits 6",
-    "pack --bits 5",
-    "pack --bits 4",
-    "pack --bits 3",
-    "pack --bits 2",
-    "pack --bits 8 --calibrated",
-    "pack --bits 7 --calibrated",
-    "pack --bits 6 --calibrated",
-    "pack --bits 5 --calibrated",
-    "pack --bits 4 --calibrated",
-    "pack --bits 3 --calibrated",
-    "pack --bits 4 --calibrated --layer LARGE=kmeans:2",
+/// Recipes beyond the defaults, with a network's patterns of layers. Mixed widths: the large layers
+/// hold most of the weights and bear the narrowest codes. Then scales in deviations, which suit
+/// entropy coding: shorter ones for convolutions, without and with a weight on the bits that codes
+/// take.
+constexpr std::array<std::string_view, 7> other_frontier_recipes = {
+    "pack --bits 4 --calibrated --layer {large}=kmeans:2",
     "pack --bits 2 --calibrated",
-    "pack --method linear --bits 6 --calibrated --range step:1 --range features.*=step:0.5",
-    "pack --method linear --bits 6 --calibrated --range step:2 --range features.*=step:1",
-    "pack --method linear --bits 6 --calibrated --range step:1.4 --range features.*=step:0.7 --rate-weight 1.4",
-    "pack --method linear --bits 5 --calibrated --range step:2.8 --range features.*=step:0.5 --rate-weight 1.4",
-    "pack --method linear --bits 5 --calibrated --range step:4 --range features.*=step:0.7 --rate-weight 1.4",
+    "pack --method linear --bits 6 --calibrated --range step:1 --range {convolutions}=step:0.5",
+    "pack --method linear --bits 6 --calibrated --range step:2 --range {convolutions}=step:1",
+    "pack --method linear --bits 6 --calibrated --range step:1.4 --range {convolutions}=step:0.7 --rate-weight 1.4",
+    "pack --method linear --bits 5 --calibrated --range step:2.8 --range {convolutions}=step:0.5 --rate-weight 1.4",
+    "pack --method linear --bits 5 --calibrated --range step:4 --range {convolutions}=step:0.7 --rate-weight 1.4",
 };
 
+/// pack's own defaults at every width, with a calibration where it pays, then the other recipes.
 std::vector<SweepScheme> frontier_schemes(const NetworkSpec& network) {
-  constexpr std::string_view large = "LARGE";
   std::vector<SweepScheme> schemes;
-  for (const std::string_view recipe : frontier_recipes) {
-    std::string text(recipe);
-    if (const size_t at = text.find(large); at != std::string::npos) text.replace(at, large.size(), network.large);
-    schemes.emplace_back(parse_recipe(text));
-  }
+  for (int bits = 8; bits >= 2; --bits) schemes.emplace_back(parse_recipe(fmt::format("pack --bits {}", bits)));
+  for (int bits = 8; bits >= 3; --bits)
+    schemes.emplace_back(parse_recipe(fmt::format("pack --bits {} --calibrated", bits)));
+  for (const std::string_view recipe : other_frontier_recipes)
+    schemes.emplace_back(parse_recipe(fmt::format(fmt::runtime(recipe), fmt::arg("large", network.large),
+                                                  fmt::arg("convolutions", network.convolutions))));
   return schemes;
 }
 
