@@ -27,6 +27,7 @@ struct Window {
                        input);
     return (input + 2 * padding - size) / stride + 1;
   }
+  friend auto operator<=>(const Window&, const Window&) = default;
 };
 
 /// What is applied to an operation's result before it is written.

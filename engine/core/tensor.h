@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -28,7 +29,7 @@ class Shape {
   /// Elements of one index of the first dimension: the weights of one output channel.
   int64_t inner_elements() const { return rank_ == 0 || sizes_[0] == 0 ? 0 : elements_ / sizes_[0]; }
   std::span<const int64_t> sizes() const { return {sizes_.data(), static_cast<size_t>(rank_)}; }
-  friend bool operator==(const Shape&, const Shape&) = default;
+  friend auto operator<=>(const Shape&, const Shape&) = default;
 
  private:
   std::array<int64_t, max_rank> sizes_{};

@@ -81,7 +81,7 @@ dnnl::memory memory_of(const Desc& desc, const dnnl::engine& engine, const float
 
 const CpuBackend::Convolutions::Forward& CpuBackend::Convolutions::forward(const Shape& x, const Shape& w,
                                                                            const Shape& y, Window window) {
-  const Key key{x, w, window.stride, window.padding};
+  const Key key(x, w, window);
   auto found = forwards_.find(key);
   if (found == forwards_.end()) {
     const auto desc = forward_desc({x, w, y, window}, dnnl::prop_kind::forward_inference, engine);

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <array>
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <tuple>
 
 #include "kernels/cpu/backend_cpu.h"
 
@@ -27,14 +27,7 @@ struct CpuBackend::Convolutions {
   dnnl::memory reordered(const dnnl::memory::desc& from, float* source, const dnnl::memory::desc& to, float* target);
 
  private:
-  struct Key {
-    Shape x;
-    Shape w;
-    int64_t stride;
-    int64_t padding;
-    friend bool operator<(const Key& a, const Key& b) { return a.parts() < b.parts(); }
-    std::array<int64_t, 10> parts() const { return {x[0], x[1], x[2], x[3], w[0], w[1], w[2], w[3], stride, padding}; }
-  };
+  using Key = std::tuple<Shape, Shape, Window>;  ///< of x and of the filters
   std::map<Key, Forward> forwards_;
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/cudnn/convolution_cudnn.h"
 
+#include <array>
 #include <limits>
 
 #include "kernels/cudnn/replayed_time.h"
@@ -27,19 +28,7 @@ std::vector<Choice> measured(bool deterministic, Find find) {
 
 ConvolutionCudnn::Plan& ConvolutionCudnn::plan(Direction direction, const Shape& x, const Shape& y, Window window,
                                                Precision precision, Epilogue epilogue) {
-  const Key key = {static_cast<int64_t>(direction),
-                   x[0],
-                   x[1],
-                   x[2],
-                   x[3],
-                   y[1],
-                   y[2],
-                   y[3],
-                   window.size,
-                   window.stride,
-                   window.padding,
-                   static_cast<int64_t>(precision),
-                   static_cast<int64_t>(epilogue)};
+  const Key key(direction, x, y, window, precision, epilogue);
   const auto known = plans_.find(key);
   if (known != plans_.end()) return known->second;
 

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <array>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cuda/device/device.h"
@@ -55,7 +55,7 @@ class ConvolutionCudnn {
     std::optional<size_t> of_graph = std::nullopt;  ///< a plan of the graph that is faster than all choices
     bool compared = false;                          ///< whether they were timed on a call's own operands
   };
-  using Key = std::array<int64_t, 13>;
+  using Key = std::tuple<Direction, Shape, Shape, Window, Precision, Epilogue>;
 
   Plan& plan(Direction direction, const Shape& x, const Shape& y, Window window, Precision precision,
              Epilogue epilogue = Epilogue::none);

@@ -50,18 +50,17 @@ MatmulCublasLt::MatmulCublasLt(Stream& stream, WorkspaceOf workspace)
 
 // c' = b' a' of the transposes: cuBLASLt's left operand is our right one.
 MatmulCublasLt::Plan MatmulCublasLt::make_plan(const Key& key) {
-  const auto [m, n, k, a_transposed, b_transposed, in_number, out_number, epilogue, align_a, align_b, align_c] = key;
-  const auto in = static_cast<Precision>(in_number), out = static_cast<Precision>(out_number);
+  const auto [m, n, k, a_transposed, b_transposed, in, out, epilogue, align_a, align_b, align_c] = key;
   cublasLtMatmulDesc_t matmul = nullptr;
   check(cublas_lt().create_matmul(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a matrix product");
   Plan plan{{matmul, cublas_lt().destroy_matmul},
-            b_transposed != 0 ? layout(in, k, n) : layout(in, n, k),
-            a_transposed != 0 ? layout(in, m, k) : layout(in, k, m),
+            b_transposed ? layout(in, k, n) : layout(in, n, k),
+            a_transposed ? layout(in, m, k) : layout(in, k, m),
             layout(out, n, m),
             {}};
-  set(matmul, CUBLASLT_MATMUL_DESC_TRANSA, b_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
-  set(matmul, CUBLASLT_MATMUL_DESC_TRANSB, a_transposed != 0 ? CUBLAS_OP_T : CUBLAS_OP_N);
-  set(matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<cublasLtEpilogue_t>(epilogue));
+  set(matmul, CUBLASLT_MATMUL_DESC_TRANSA, b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(matmul, CUBLASLT_MATMUL_DESC_TRANSB, a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   if (epilogue != CUBLASLT_EPILOGUE_DEFAULT) set(matmul, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(out));
 
   const auto preference = make_descriptor(cublas_lt().create_preference, cublas_lt().destroy_preference);
@@ -97,17 +96,8 @@ void MatmulCublasLt::keep_fastest(Plan& plan,
 
 void MatmulCublasLt::product(void* c, const MatrixOperand& a, const MatrixOperand& b, int64_t m, int64_t n, int64_t k,
                              Precision in, Precision out, float factor, const void* bias, Epilogue epilogue) {
-  const Key key = {m,
-                   n,
-                   k,
-                   a.transposed ? 1 : 0,
-                   b.transposed ? 1 : 0,
-                   static_cast<int64_t>(in),
-                   static_cast<int64_t>(out),
-                   epilogue_of(bias != nullptr, epilogue),
-                   alignment(a.data),
-                   alignment(b.data),
-                   alignment(c)};
+  const Key key(m, n, k, a.transposed, b.transposed, in, out, epilogue_of(bias != nullptr, epilogue), alignment(a.data),
+                alignment(b.data), alignment(c));
   auto known = plans_.find(key);
   if (known == plans_.end()) known = plans_.emplace(key, make_plan(key)).first;
   Plan& plan = known->second;

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <array>
 #include <map>
+#include <tuple>
 
 #include "kernels/cudnn/convolution_cudnn.h"
 
@@ -35,7 +35,8 @@ class MatmulCublasLt {
     std::vector<cublasLtMatmulHeuristicResult_t> choices;
   };
   /// Key of a chosen algorithm: sizes, precisions, transpositions, epilogue and alignments.
-  using Key = std::array<int64_t, 11>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, bool, Precision, Precision, cublasLtEpilogue_t, int64_t,
+                         int64_t, int64_t>;
   Plan make_plan(const Key& key);
   void keep_fastest(Plan& plan, const std::function<cublasStatus_t(const cublasLtMatmulHeuristicResult_t&)>& run);
 
