@@ -46,6 +46,14 @@ class BackendMemory : public MemoryResource {
     copy_to_host(copy.data(), values.data(), values.span().size_bytes());
     return copy;
   }
+
+  /// Makes room for `size` elements in a workspace, whose contents are lost where it was smaller.
+  template <class T>
+  void grow(Buffer<T>& workspace, size_t size) {
+    if (workspace.size() >= size) return;
+    workspace = {};  // free the old one first
+    workspace = Buffer<T>(*this, size, MemoryCategory::workspace);
+  }
 };
 
 }  // namespace nibblenet

@@ -90,10 +90,7 @@ void CpuBackend::do_deallocate(void* data, size_t bytes) noexcept {
 }
 
 float* CpuBackend::workspace(size_t size) {
-  if (workspace_.size() < size) {
-    workspace_ = {};  // free the old one first
-    workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
-  }
+  grow(workspace_, size);
   return workspace_.data();
 }
 

@@ -159,10 +159,7 @@ std::unique_ptr<FoldedConv2d> CudaBackend::make_folded_conv2d(const FoldedConvol
 }
 
 void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
-  if (rows_.size() < rows.size()) {
-    rows_ = {};  // free the old ones first
-    rows_ = Buffer<int64_t>(*this, rows.size(), MemoryCategory::workspace);
-  }
+  grow(rows_, rows.size());
   uploads_.copy(rows_.data(), rows.data(), rows.size_bytes(), stream_);
   cuda::gather_rows(y, x, rows_.data(), stream_);
 }
@@ -310,19 +307,15 @@ void* CudaBackend::do_allocate(size_t bytes) { return bytes == 0 ? nullptr : dev
 void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocate(data); }
 
 float* CudaBackend::floats(size_t size) {
-  if (workspace_.size() < size) {
-    workspace_ = {};  // free the old one first
-    scratch_moved();
-    workspace_ = Buffer<float>(*this, size, MemoryCategory::workspace);
-  }
+  if (workspace_.size() < size) scratch_moved();
+  grow(workspace_, size);
   return workspace_.data();
 }
 
 unsigned* CudaBackend::counters(size_t size) {
   if (counters_.size() < size) {
-    counters_ = {};
     scratch_moved();
-    counters_ = Buffer<unsigned>(*this, size, MemoryCategory::workspace);
+    grow(counters_, size);
     fill_zero(counters_.data(), counters_.bytes(), stream_);
   }
   return counters_.data();

@@ -77,11 +77,8 @@ std::string CudnnBackend::description() const {
 }
 
 void* CudnnBackend::workspace(size_t bytes) {
-  if (workspace_.size() < bytes) {
-    workspace_ = {};  // free the old one first
-    scratch_moved();
-    workspace_ = Buffer<std::byte>(*this, bytes, MemoryCategory::workspace);
-  }
+  if (workspace_.size() < bytes) scratch_moved();
+  grow(workspace_, bytes);
   return workspace_.data();
 }
 
@@ -162,8 +159,7 @@ void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float
     convolution_.backward_filters(dw.data(), dy, x, window);
     return;
   }
-  if (dfilters_.size() < static_cast<size_t>(dw.elements()))
-    dfilters_ = Buffer<float>(*this, static_cast<size_t>(dw.elements()), MemoryCategory::workspace);
+  grow(dfilters_, static_cast<size_t>(dw.elements()));
   convolution_.backward_filters(dfilters_.data(), dy, x, window);
   const FilterOrders orders = orders_of(dw.shape());
   check(cudnn().transform(handle_.get(), &one, orders.cudnn.get(), dfilters_.data(), &zero, orders.torch.get(),
