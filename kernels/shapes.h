@@ -30,6 +30,16 @@ struct Window {
   friend auto operator<=>(const Window&, const Window&) = default;
 };
 
+/// Input rows (or columns) that one output of an adaptive pooling averages: [begin, end).
+struct PooledRange {
+  int64_t begin;
+  int64_t end;
+
+  constexpr PooledRange(int64_t output, int64_t outputs, int64_t inputs)
+      : begin(output * inputs / outputs), end(((output + 1) * inputs + outputs - 1) / outputs) {}
+  constexpr int64_t size() const { return end - begin; }
+};
+
 /// What is applied to an operation's result before it is written.
 enum class Epilogue : uint8_t { none, relu };
 

@@ -7,15 +7,6 @@
 namespace nibblenet {
 namespace {
 
-/// Input rows (or columns) under one output of an adaptive pooling: [begin, end).
-struct PooledRange {
-  int64_t begin;
-  int64_t end;
-};
-PooledRange adaptive_range(int64_t output, int64_t outputs, int64_t inputs) {
-  return {output * inputs / outputs, ((output + 1) * inputs + outputs - 1) / outputs};
-}
-
 /// y[n, column, row] = x[n, row, column].
 void transpose(TensorView<float> y, TensorView<const float> x, int64_t images, int64_t rows, int64_t columns) {
 #pragma omp parallel for schedule(static)
@@ -109,9 +100,9 @@ void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivatio
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < y.size(0) * y.size(1); ++row) {
     const int64_t n = row / y.size(1);
-    const PooledRange down = adaptive_range(row % y.size(1), y.size(1), height);
+    const PooledRange down(row % y.size(1), y.size(1), height);
     for (int64_t q = 0; q < y.size(2); ++q) {
-      const PooledRange across = adaptive_range(q, y.size(2), width);
+      const PooledRange across(q, y.size(2), width);
       float* sum = y.data() + (row * y.size(2) + q) * channels;
       std::fill_n(sum, channels, 0.0F);
       for (int64_t h = down.begin; h < down.end; ++h) {
@@ -120,7 +111,7 @@ void CpuBackend::adaptive_average_pool2d_forward(Activations out, ConstActivatio
           for (int64_t c = 0; c < channels; ++c) sum[c] += pixel[c];
         }
       }
-      const auto pixels = static_cast<float>((down.end - down.begin) * (across.end - across.begin));
+      const auto pixels = static_cast<float>(down.size() * across.size());
       for (int64_t c = 0; c < channels; ++c) sum[c] /= pixels;
     }
   }
@@ -136,11 +127,11 @@ void CpuBackend::adaptive_average_pool2d_backward(Activations to, ConstActivatio
     float* image = dx.data() + n * height * width * channels;
     std::fill_n(image, height * width * channels, 0.0F);
     for (int64_t p = 0; p < outputs_down; ++p) {
-      const PooledRange down = adaptive_range(p, outputs_down, height);
+      const PooledRange down(p, outputs_down, height);
       for (int64_t q = 0; q < outputs_across; ++q) {
-        const PooledRange across = adaptive_range(q, outputs_across, width);
+        const PooledRange across(q, outputs_across, width);
         const float* gradient = dy.data() + ((n * outputs_down + p) * outputs_across + q) * channels;
-        const auto pixels = static_cast<float>((down.end - down.begin) * (across.end - across.begin));
+        const auto pixels = static_cast<float>(down.size() * across.size());
         for (int64_t h = down.begin; h < down.end; ++h)
           for (int64_t w = across.begin; w < across.end; ++w)
             for (int64_t c = 0; c < channels; ++c) image[(h * width + w) * channels + c] += gradient[c] / pixels;

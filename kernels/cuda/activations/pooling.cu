@@ -83,15 +83,6 @@ __global__ void max_pool2d_backward_kernel(T* dx, const T* dy, const uint8_t* ar
   });
 }
 
-/// Input rows (or columns) that one output of an adaptive pooling averages: [begin, end).
-struct PooledRange {
-  int64_t begin;
-  int64_t end;
-  __device__ PooledRange(int64_t output, int64_t outputs, int64_t inputs)
-      : begin(output * inputs / outputs), end(ceil_div((output + 1) * inputs, outputs)) {}
-  __device__ int64_t size() const { return end - begin; }
-};
-
 template <class Y, class X>
 __global__ void adaptive_average_pool2d_forward_kernel(Y* y, const X* x, ImageSizes output, ImageSizes input,
                                                        int64_t count) {
