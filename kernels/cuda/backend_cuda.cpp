@@ -5,11 +5,8 @@
 #include <string_view>
 
 #include "kernels/cuda/activations/half_fit.h"
-#include "kernels/cuda/activations/launchers.h"
-#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/linear/launchers.h"
-#include "kernels/cuda/weights/launchers.h"
 
 namespace nibblenet {
 namespace {
@@ -92,18 +89,6 @@ std::optional<double> CudaBackend::joules() {
   }
 }
 
-void CudaBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
-  uploads_.copy(destination, source, bytes, stream_);
-}
-
-void CudaBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
-  copy_from_device(destination, source, bytes, stream_);
-}
-
-void CudaBackend::copy_to_host_later(void* destination, const void* source, size_t bytes) {
-  downloads_.copy(destination, source, bytes, stream_);
-}
-
 std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
   return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);
 }
@@ -150,21 +135,11 @@ PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const S
   return nibblenet::quantize(host_weights, scheme, name, {extremes, encode});
 }
 
-std::unique_ptr<ImagePreparer> CudaBackend::make_image_preparer(const ResampleTables& tables) {
-  return cuda::make_image_preparer(*this, tables, stream_);
-}
-
-std::unique_ptr<FoldedConv2d> CudaBackend::make_folded_conv2d(const FoldedConvolution& folded, Precision precision) {
-  return cuda::make_folded_conv2d(*this, folded, precision, stream_);
-}
-
 void CudaBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {
   grow(rows_, rows.size());
   uploads_.copy(rows_.data(), rows.data(), rows.size_bytes(), stream_);
   cuda::gather_rows(y, x, rows_.data(), stream_);
 }
-
-void CudaBackend::convert(Activations y, ConstActivations x, float factor) { cuda::convert(y, x, factor, stream_); }
 
 void CudaBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                                  Window window, Epilogue epilogue) {
@@ -216,28 +191,6 @@ void CudaBackend::backward_step(const TrainedLayer& layer, ConstActivations dy, 
   start(weight_gradient_launchers, route.product, g, *this, stream_);
 }
 
-// A linear layer is a convolution of images of one pixel.
-
-void CudaBackend::linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
-                                 Epilogue epilogue) {
-  CudaBackend::conv2d_forward(y, x, w, bias, {}, epilogue);
-}
-
-void CudaBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
-  CudaBackend::conv2d_backward_data(dx, dy, w, {}, store);
-}
-
-void CudaBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
-                                         ConstActivations x) {
-  CudaBackend::conv2d_backward_weight(dw, dbias, dy, x, {});
-}
-
-void CudaBackend::relu_forward(TensorView<float> y, TensorView<const float> x) { cuda::relu_forward(y, x, stream_); }
-
-void CudaBackend::relu_backward(Activations dx, ConstActivations dy, ConstActivations y) {
-  cuda::relu_backward(dx, dy, y, stream_);
-}
-
 void CudaBackend::max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) {
   if (!plain_alone() && half_pooling::fits(y, argmax.data(), x, window))
     cuda::half_max_pool2d_forward(y, argmax, x, stream_);
@@ -253,18 +206,6 @@ void CudaBackend::max_pool2d_backward(Activations dx, ConstActivations dy, Tenso
   finish_gradient(dx, store);
 }
 
-void CudaBackend::adaptive_average_pool2d_forward(Activations y, ConstActivations x) {
-  cuda::adaptive_average_pool2d_forward(y, x, stream_);
-}
-
-void CudaBackend::adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) {
-  cuda::adaptive_average_pool2d_backward(dx, dy, stream_);
-}
-
-void CudaBackend::flatten_forward(Activations y, ConstActivations x) { cuda::flatten_forward(y, x, stream_); }
-
-void CudaBackend::flatten_backward(Activations dx, ConstActivations dy) { cuda::flatten_backward(dx, dy, stream_); }
-
 void CudaBackend::dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                           const GradientStore& store) {
   if (!plain_alone() && half_dropout::fits(y, x, store))
@@ -272,39 +213,6 @@ void CudaBackend::dropout(Activations y, ConstActivations x, float probability, 
   cuda::dropout(y, x, probability, key, stream_);
   finish_gradient(y, store);
 }
-
-void CudaBackend::cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
-                                TensorView<const int32_t> labels, float scale) {
-  cuda::cross_entropy(losses, dlogits, logits, labels, scale, stream_);
-}
-
-void CudaBackend::soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits,
-                                     TensorView<const float> logits, TensorView<const float> targets, float scale) {
-  cuda::soft_cross_entropy(losses, dlogits, logits, targets, scale, stream_);
-}
-
-void CudaBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
-                           SgdParameters parameters) {
-  cuda::sgd_step(w, v, dw, parameters, stream_);
-}
-
-void CudaBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {
-  cuda::find_overflow(found, x, stream_);
-}
-
-void CudaBackend::round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) {
-  cuda::round_weights(values, master, rule, stream_);
-}
-
-void CudaBackend::round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps,
-                                         TensorView<float> dcodebook, TensorView<const float> master,
-                                         const RoundingRule& rule) {
-  cuda::round_weights_backward(dweights, dsteps, dcodebook, master, rule, *this, stream_);
-}
-
-void* CudaBackend::do_allocate(size_t bytes) { return bytes == 0 ? nullptr : device_.allocate(bytes); }
-
-void CudaBackend::do_deallocate(void* data, size_t) noexcept { device_.deallocate(data); }
 
 float* CudaBackend::floats(size_t size) {
   if (workspace_.size() < size) scratch_moved();

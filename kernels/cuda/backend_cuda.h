@@ -1,12 +1,15 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/cuda/activations/launchers.h"
+#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/device/device.h"
 #include "kernels/cuda/device/downloads.h"
 #include "kernels/cuda/device/energy_meter.h"
 #include "kernels/cuda/device/uploads.h"
 #include "kernels/cuda/device/workspace.h"
 #include "kernels/cuda/routes.h"
+#include "kernels/cuda/weights/launchers.h"
 
 namespace nibblenet {
 
@@ -30,9 +33,15 @@ class CudaBackend : public Backend, public Training, private Workspace {
   void choose_kernels(KernelChoice choice);
   const GpuTraits& gpu() const { return gpu_; }
 
-  void copy_from_host(void* destination, const void* source, size_t bytes) override;
-  void copy_to_host(void* destination, const void* source, size_t bytes) override;
-  void copy_to_host_later(void* destination, const void* source, size_t bytes) override;
+  void copy_from_host(void* destination, const void* source, size_t bytes) override {
+    uploads_.copy(destination, source, bytes, stream_);
+  }
+  void copy_to_host(void* destination, const void* source, size_t bytes) override {
+    copy_from_device(destination, source, bytes, stream_);
+  }
+  void copy_to_host_later(void* destination, const void* source, size_t bytes) override {
+    downloads_.copy(destination, source, bytes, stream_);
+  }
   void finish_copies() override { downloads_.finish(); }
   void synchronize() override { stream_.synchronize(); }
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
@@ -41,10 +50,16 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
   std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
-  std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override;
-  std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
+  std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override {
+    return cuda::make_image_preparer(*this, tables, stream_);
+  }
+  std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override {
+    return cuda::make_folded_conv2d(*this, folded, precision, stream_);
+  }
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
-  void convert(Activations y, ConstActivations x, float factor = 1.0F) override;
+  void convert(Activations y, ConstActivations x, float factor = 1.0F) override {
+    cuda::convert(y, x, factor, stream_);
+  }
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
@@ -55,43 +70,68 @@ class CudaBackend : public Backend, public Training, private Workspace {
                             const GradientStore& store = {}) override;
   void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
                               Window window) override;
+  // A linear layer is a convolution of images of one pixel.
   void linear_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
-                      Epilogue epilogue) override;
-  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store = {}) override;
+                      Epilogue epilogue) override {
+    CudaBackend::conv2d_forward(y, x, w, bias, {}, epilogue);
+  }
+  void linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store = {}) override {
+    CudaBackend::conv2d_backward_data(dx, dy, w, {}, store);
+  }
   void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
-                              ConstActivations x) override;
-  void relu_forward(TensorView<float> y, TensorView<const float> x) override;
-  void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) override;
+                              ConstActivations x) override {
+    CudaBackend::conv2d_backward_weight(dw, dbias, dy, x, {});
+  }
+  void relu_forward(TensorView<float> y, TensorView<const float> x) override { cuda::relu_forward(y, x, stream_); }
+  void relu_backward(Activations dx, ConstActivations dy, ConstActivations y) override {
+    cuda::relu_backward(dx, dy, y, stream_);
+  }
   void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
   void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
                            const GradientStore& store = {}) override;
-  void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
-  void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) override;
-  void flatten_forward(Activations y, ConstActivations x) override;
-  void flatten_backward(Activations dx, ConstActivations dy) override;
+  void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override {
+    cuda::adaptive_average_pool2d_forward(y, x, stream_);
+  }
+  void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) override {
+    cuda::adaptive_average_pool2d_backward(dx, dy, stream_);
+  }
+  void flatten_forward(Activations y, ConstActivations x) override { cuda::flatten_forward(y, x, stream_); }
+  void flatten_backward(Activations dx, ConstActivations dy) override { cuda::flatten_backward(dx, dy, stream_); }
   void dropout(Activations y, ConstActivations x, float probability, DropoutKey key,
                const GradientStore& store = {}) override;
   void cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
-                     TensorView<const int32_t> labels, float scale) override;
+                     TensorView<const int32_t> labels, float scale) override {
+    cuda::cross_entropy(losses, dlogits, logits, labels, scale, stream_);
+  }
   void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
-                          TensorView<const float> targets, float scale) override;
+                          TensorView<const float> targets, float scale) override {
+    cuda::soft_cross_entropy(losses, dlogits, logits, targets, scale, stream_);
+  }
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
-                SgdParameters parameters) override;
+                SgdParameters parameters) override {
+    cuda::sgd_step(w, v, dw, parameters, stream_);
+  }
   bool fuses_step(ConstActivations dy, ConstActivations x, Window window = {}) const override;
   void backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window, float factor,
                      SgdParameters parameters) override;
-  void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
-  void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override;
+  void find_overflow(TensorView<uint32_t> found, ConstActivations x) override {
+    cuda::find_overflow(found, x, stream_);
+  }
+  void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override {
+    cuda::round_weights(values, master, rule, stream_);
+  }
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,
-                              TensorView<const float> master, const RoundingRule& rule) override;
+                              TensorView<const float> master, const RoundingRule& rule) override {
+    cuda::round_weights_backward(dweights, dsteps, dcodebook, master, rule, *this, stream_);
+  }
 
  protected:
   /// Invalidates all recordings: they hold the address of a buffer that was replaced.
   void scratch_moved() { ++scratch_moves_; }
 
  private:
-  void* do_allocate(size_t bytes) override;
-  void do_deallocate(void* data, size_t bytes) noexcept override;
+  void* do_allocate(size_t bytes) override { return bytes == 0 ? nullptr : device_.allocate(bytes); }
+  void do_deallocate(void* data, size_t) noexcept override { device_.deallocate(data); }
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
   bool plain_alone() const { return gpu_.choice.mode == KernelChoice::Mode::plain; }
