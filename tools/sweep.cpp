@@ -45,20 +45,6 @@ std::vector<SweepScheme> chosen_schemes(const Options& options, const NetworkSpe
   return schemes;
 }
 
-/// Measures or reads the calibration when a row first asks for it, and keeps it.
-std::function<const Calibration&()> calibration_of(const Options& options, const std::filesystem::path& path,
-                                                   const StateDict& model, Backend& backend, Progress& progress) {
-  if (!options.calibration.calibrated()) return {};
-  return [&options, path, &model, &backend, &progress,
-          kept = std::make_shared<std::optional<Calibration>>()]() -> const Calibration& {
-    if (!*kept) {
-      progress.finish();
-      *kept = options.calibration.obtain(path, model, backend);
-    }
-    return **kept;
-  };
-}
-
 int64_t groups_of(const StateDict& model, Granularity::Kind kind) {
   int64_t groups = 0;
   for (const Parameter& parameter : model.parameters)
@@ -151,11 +137,19 @@ void sweep(const Options& options) {
   }
 
   Progress progress("sweep", "images");
+  std::optional<Calibration> measured;  // once a recipe asks for it
+  const auto calibration = [&]() -> const Calibration& {
+    if (!measured) {
+      progress.finish();
+      measured = options.calibration.obtain(path, model, *backend);
+    }
+    return *measured;
+  };
   try {
     run_sweep(
         folder,
         {*backend, model, dataset, Preprocess::for_image_size(image_size), options.batch, precision,
-         options.keep_models, calibration_of(options, path, model, *backend, progress), data},
+         options.keep_models, calibration, data},
         schemes,
         [&](const SweepPosition& at) {
           progress.update(at.images_done, at.images,
