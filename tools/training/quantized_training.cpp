@@ -13,14 +13,12 @@ constexpr std::string_view as_packed = "packed";
 /// The scheme that the flags request for a weight. Throws UsageError for `--quantize packed` when
 /// the weight is not packed and --layer does not name it.
 Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, const Parameter& weight) {
-  const std::optional<Scheme> own =
-      weight.packed() ? std::optional(weight.packed_values().scheme) : std::optional<Scheme>();
   if (flags.scheme != as_packed) return choice(weight);
   if (const auto layer = choice.overridden(weight.name)) return *layer;
-  if (!own)
+  if (!weight.packed())
     fail<UsageError>("--quantize packed: {} is not packed; name a scheme, like --quantize kmeans:2:channel",
                      weight.name);
-  return *own;
+  return weight.packed_values().scheme;
 }
 
 }  // namespace
@@ -47,11 +45,7 @@ void QuantizedTrainingFlags::validate() const {
 }
 
 TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_features, Backend& backend) const {
-  TrainingStart start;
-  if (!given()) {
-    start.parameters = std::move(initial);
-    return start;
-  }
+  if (!given()) return {.parameters = std::move(initial), .packed = {}};
   const NetworkSpec& network = network_of(initial);
   SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers, network);
   const std::vector<std::string> features = feature_names(network);
@@ -65,7 +59,7 @@ TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_
     if (!is_frozen(parameter)) expect_trainable(asked, parameter.name);
   }
   choice.expect_all_used();
-  start.parameters = dequantized(initial);
+  TrainingStart start{.parameters = dequantized(initial), .packed = {}};
   for (Parameter& parameter : initial.parameters) {
     if (!parameter.is_weight() || (is_frozen(parameter) && parameter.packed())) continue;
     const Scheme asked = asked_scheme(*this, choice, parameter);
