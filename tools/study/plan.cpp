@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 
 #include "engine/quant/text.h"
 
@@ -131,44 +132,31 @@ std::vector<SweepScheme> preset_schemes(std::string_view name, const NetworkSpec
   fail<UsageError>("unknown preset '{}'; supported: notebooks, full, frontier", name);
 }
 
+const SimulationForm& form_of(Simulation simulation) {
+  static const std::map<Simulation, SimulationForm> forms = {
+      {Simulation::linear, {"tensor", false, {"linear:{}:tensor"}}},
+      {Simulation::linear_row, {"row", false, {"linear:{}:row"}}},
+      {Simulation::fp8, {"row", true, {"fp8-e4m3:{}:row"}}},
+      {Simulation::dynamic_tree, {"row", true, {"dynamic-tree:{}:row:absolute", "dynamic-tree:{}:row:signed"}}},
+      {Simulation::stable_embedding,
+       {"sorted", true, {"stable-embedding:{}:sorted:absolute", "stable-embedding:{}:sorted:signed"}}}};
+  return forms.at(simulation);
+}
+
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme) {
-  const auto at_its_bits = [&](std::initializer_list<std::string_view> forms) {
-    std::vector<Scheme> schemes;
-    for (const std::string_view form : forms)
-      schemes.push_back(parse_scheme(fmt::format(fmt::runtime(form), scheme.bits)));
-    return schemes;
-  };
-  switch (scheme.simulation) {
-    case Simulation::linear:
-      return at_its_bits({"linear:{}:tensor"});
-    case Simulation::linear_row:
-      return at_its_bits({"linear:{}:row"});
-    case Simulation::fp8:
-      return at_its_bits({"fp8-e4m3:{}:row"});
-    case Simulation::dynamic_tree:
-      return at_its_bits({"dynamic-tree:{}:row:absolute", "dynamic-tree:{}:row:signed"});
-    case Simulation::stable_embedding:
-      return at_its_bits({"stable-embedding:{}:sorted:absolute", "stable-embedding:{}:sorted:signed"});
-  }
-  return {};
+  std::vector<Scheme> schemes;
+  for (const std::string& form : form_of(scheme.simulation).counterparts)
+    schemes.push_back(parse_scheme(fmt::format(fmt::runtime(form), scheme.bits)));
+  return schemes;
 }
 
 EstimatedSize claimed_size(const SimulatedScheme& scheme, const Shape& shape) {
+  const std::string_view groups = form_of(scheme.simulation).groups;
   const int rank = shape.rank();
-  int64_t maxima = 0;
-  switch (scheme.simulation) {
-    case Simulation::linear:
-      maxima = 1;
-      break;
-    case Simulation::linear_row:
-    case Simulation::fp8:
-    case Simulation::dynamic_tree:
-      maxima = shape.elements() / shape[rank - 1];
-      break;
-    case Simulation::stable_embedding:  // blocks as long as a matrix, or a kernel's slice, has rows
-      maxima = shape.elements() / shape[rank - 2];
-      break;
-  }
+  int64_t maxima = 1;
+  if (groups == "row") maxima = shape.elements() / shape[rank - 1];
+  // Blocks are as long as a matrix, or a kernel's slice, has rows.
+  if (groups == "sorted") maxima = shape.elements() / shape[rank - 2];
   return {.codes = static_cast<double>(shape.elements()) * scheme.bits / 8,
           .scales = 4.0 * static_cast<double>(maxima)};
 }

@@ -32,7 +32,15 @@ std::vector<SweepScheme> parse_scheme_lists(std::span<const std::string> lists);
 /// pack with this network, with and without a calibration. Throws UsageError for other names.
 std::vector<SweepScheme> preset_schemes(std::string_view name, const NetworkSpec& network);
 
-/// The schemes that really store what a simulation claims, the notebooks' own scales first.
+/// How a simulation scales weights, and which schemes really store what it claims.
+struct SimulationForm {
+  std::string_view groups;                ///< weights that share a scale, as a granularity
+  bool maxima;                            ///< scales are absolute maxima
+  std::vector<std::string> counterparts;  ///< schemes at {} bits, the notebooks' own scales first
+};
+const SimulationForm& form_of(Simulation simulation);
+
+/// The counterparts of a simulation at its bits.
 std::vector<Scheme> counterparts(const SimulatedScheme& scheme);
 
 /// The bits that the notebooks claim for a weight of this shape: codes of the claimed width and

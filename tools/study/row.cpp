@@ -10,24 +10,6 @@ namespace {
 
 using nlohmann::json;
 
-std::string_view groups_of(Simulation simulation) {
-  switch (simulation) {
-    case Simulation::linear:
-      return "tensor";
-    case Simulation::stable_embedding:
-      return "sorted";
-    case Simulation::linear_row:
-    case Simulation::fp8:
-    case Simulation::dynamic_tree:
-      break;
-  }
-  return "row";
-}
-
-bool has_maxima(Simulation simulation) {
-  return simulation != Simulation::linear && simulation != Simulation::linear_row;
-}
-
 Naming naming_of(const SweepScheme& scheme) {
   Naming naming{.scheme = to_string(scheme)};
   if (const auto* packed = std::get_if<Scheme>(&scheme)) {
@@ -44,8 +26,9 @@ Naming naming_of(const SweepScheme& scheme) {
   const auto& simulated = std::get<SimulatedScheme>(scheme);
   naming.method = simulation_table()[static_cast<size_t>(simulated.simulation)].name;
   naming.bits = simulated.bits;
-  naming.granularity = groups_of(simulated.simulation);
-  if (has_maxima(simulated.simulation)) naming.scale_sign = to_string(ScaleSign::absolute);
+  const SimulationForm& form = form_of(simulated.simulation);
+  naming.granularity = form.groups;
+  if (form.maxima) naming.scale_sign = to_string(ScaleSign::absolute);
   return naming;
 }
 
