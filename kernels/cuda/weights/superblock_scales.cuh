@@ -81,34 +81,27 @@ inline float factor_of_values(const WeightCuda& w) {
   return w.traits().integers ? 1.0F : w.value_normalisation();
 }
 
+/// Calls f.template operator()<bits>() with the width of codes as a constant.
+template <int least = 2, class F>
+void with_bits(int bits, F f) {
+  if constexpr (least > 8)
+    fail<Error>("no product for codes of {} bits", bits);
+  else if (bits == least)
+    f.template operator()<least>();
+  else
+    with_bits<least + 1>(bits, f);
+}
+
 /// Calls f.template operator()<Codes>() with the type that unpacks the superblocks of `w`.
 template <class F>
 void with_codes(const WeightCuda& w, F f) {
-  const auto of_bits = [&]<int bits>() {
+  if (w.form() == WeightForm::float16) return f.template operator()<HalfCodes>();
+  with_bits(w.view().bits, [&]<int bits>() {
     if (w.traits().integers)
       f.template operator()<IntegerCodes<bits>>();
     else
       f.template operator()<CodebookCodes<bits>>();
-  };
-  if (w.form() == WeightForm::float16) return f.template operator()<HalfCodes>();
-  switch (w.view().bits) {
-    case 2:
-      return of_bits.template operator()<2>();
-    case 3:
-      return of_bits.template operator()<3>();
-    case 4:
-      return of_bits.template operator()<4>();
-    case 5:
-      return of_bits.template operator()<5>();
-    case 6:
-      return of_bits.template operator()<6>();
-    case 7:
-      return of_bits.template operator()<7>();
-    case 8:
-      return of_bits.template operator()<8>();
-    default:
-      fail<Error>("no product for codes of {} bits", w.view().bits);
-  }
+  });
 }
 
 }  // namespace nibblenet
