@@ -179,20 +179,18 @@ float backward_portable(float* dweights, ValueSums* sums, const Run& run, const 
   return run_backward(dweights, sums, run, ladder);
 }
 
-auto* best_round_run() {
-#if defined(__x86_64__)
-  if (best_decode_path() == DecodePath::avx512) return round_run_avx512;
-  if (best_decode_path() == DecodePath::avx2) return round_run_avx2;
-#endif
-  return round_run_portable;
-}
+/// What rounds a run, and what its backward pass does.
+struct RunFunctions {
+  decltype(&round_run_portable) round;
+  decltype(&backward_portable) backward;
+};
 
-auto* best_backward() {
+RunFunctions best_functions() {
 #if defined(__x86_64__)
-  if (best_decode_path() == DecodePath::avx512) return backward_avx512;
-  if (best_decode_path() == DecodePath::avx2) return backward_avx2;
+  if (best_decode_path() == DecodePath::avx512) return {round_run_avx512, backward_avx512};
+  if (best_decode_path() == DecodePath::avx2) return {round_run_avx2, backward_avx2};
 #endif
-  return backward_portable;
+  return {round_run_portable, backward_portable};
 }
 
 /// Output channels cut into at most 64 chunks. No two chunks share a group, unless there is only
@@ -231,7 +229,7 @@ void for_each_run(const Chunks& chunks, int64_t chunk, TensorView<const float> m
 void CpuBackend::round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) {
   const Ladder ladder(rule.codebook);
   const Chunks chunks(master.size(0), rule.groups);
-  auto* const round = best_round_run();
+  const auto round = best_functions().round;
 #pragma omp parallel for schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
     for_each_run(chunks, chunk, master, rule, [&](const Run& run, int64_t, int64_t index) {
@@ -250,7 +248,7 @@ void CpuBackend::round_weights_backward(TensorView<float> dweights, TensorView<f
                                         const RoundingRule& rule) {
   const Ladder ladder(rule.codebook);
   const Chunks chunks(master.size(0), rule.groups);
-  auto* const backward = best_backward();
+  const auto backward = best_functions().backward;
   const bool one_group = rule.groups.groups == 1, learns_values = dcodebook.data() != nullptr;
   // Entries of the sums over values: by code, or by rank among the thresholds.
   const size_t entries = rule.by_code ? size_t{1} << rule.codebook.bits : static_cast<size_t>(ladder.count);
