@@ -27,6 +27,22 @@ void gemm(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float beta, float
                     b.leading, beta, c, ldc));
 }
 
+/// Calls work(i) for 0 <= i < count on OpenMP's threads. Rethrows what one of them threw.
+template <class Work>
+void for_all(int64_t count, int threads, Work work) {
+  std::exception_ptr error;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      work(i);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
 constexpr int64_t slab = 128;  // columns of c one thread computes at a time
 
 /// c[m, n] = op(a) op(b), row-major. Each thread computes slabs of c's columns with oneDNN's
@@ -34,20 +50,11 @@ constexpr int64_t slab = 128;  // columns of c one thread computes at a time
 /// depend on the slabs alone, not on the number of threads.
 void gemm_in_slabs(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
-  const int64_t slabs = (n + slab - 1) / slab;
-  std::exception_ptr error;
-#pragma omp parallel for schedule(static)
-  for (int64_t s = 0; s < slabs; ++s) {
+  for_all((n + slab - 1) / slab, omp_get_max_threads(), [&](int64_t s) {
     const int64_t column = s * slab;
     const Matrix part{b.data + (b.transposed ? column * b.leading : column), b.leading, b.transposed};
-    try {
-      gemm(m, std::min(slab, n - column), k, a, part, 0.0F, c + column, ldc);
-    } catch (...) {
-#pragma omp critical
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
+    gemm(m, std::min(slab, n - column), k, a, part, 0.0F, c + column, ldc);
+  });
 }
 
 /// y = epilogue(y + bias), row by row.
@@ -89,26 +96,17 @@ constexpr int64_t panel_columns = 2048;  // 1 MiB a thread: within a second-leve
 /// may have changed OpenMP's own.
 void packed_product(TensorView<float> y, TensorView<const float> x, const PackedView& packed, float* scratch,
                     int threads) {
-  const int64_t panels = (packed.channels + panel_rows - 1) / panel_rows;
-  std::exception_ptr error;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t p = 0; p < panels; ++p) {
+  for_all((packed.channels + panel_rows - 1) / panel_rows, threads, [&](int64_t p) {
     float* panel = scratch + omp_get_thread_num() * panel_rows * panel_columns;
     const int64_t first = p * panel_rows;
     const int64_t rows = std::min(panel_rows, packed.channels - first);
-    try {
-      for (int64_t c = 0; c < packed.channel_elements; c += panel_columns) {
-        const int64_t columns = std::min(panel_columns, packed.channel_elements - c);
-        for (int64_t r = 0; r < rows; ++r) decode(packed, first + r, c, columns, panel + r * columns);
-        gemm(x.size(0), rows, columns, {x.data() + c, packed.channel_elements, false}, {panel, columns, true},
-             c == 0 ? 0.0F : 1.0F, y.data() + first, packed.channels);
-      }
-    } catch (...) {
-#pragma omp critical
-      error = std::current_exception();
+    for (int64_t c = 0; c < packed.channel_elements; c += panel_columns) {
+      const int64_t columns = std::min(panel_columns, packed.channel_elements - c);
+      for (int64_t r = 0; r < rows; ++r) decode(packed, first + r, c, columns, panel + r * columns);
+      gemm(x.size(0), rows, columns, {x.data() + c, packed.channel_elements, false}, {panel, columns, true},
+           c == 0 ? 0.0F : 1.0F, y.data() + first, packed.channels);
     }
-  }
-  if (error) std::rethrow_exception(error);
+  });
 }
 
 void column_sums(TensorView<float> sums, TensorView<const float> rows) {
