@@ -29,41 +29,41 @@ bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
   return gpu.choice.mode == Mode::wgmma || c.sizes.size != 1 || c.sizes.p * c.sizes.q != 1 || c.sizes.n >= 48;
 }
 
-/// A row of the table: a kernel, and whether it takes a product that no earlier row took.
+/// A row of the table: a kernel, and whether it can compute a product that no earlier row took, and
+/// pays.
 struct Row {
   Product product;
-  bool (*takes)(const ProductCase& c, const GpuTraits& gpu);
+  bool (*fits)(const ProductCase& c);
+  bool (*pays)(const ProductCase& c, const GpuTraits& gpu) = [](const ProductCase&, const GpuTraits&) { return true; };
 };
 
 // Best kernel first: a product takes the first row that fits.
 constexpr Row forward_rows[] = {
-    {Product::few_pixels, has_few_pixels},
-    {Product::few_rows, [](const ProductCase& c, const GpuTraits&) { return few_rows::fits(c); }},
-    {Product::wgmma, [](const ProductCase& c, const GpuTraits& gpu) { return wgmma_pays(c, gpu) && wgmma::fits(c); }},
-    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits(c); }},
-    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits(c); }},
-    {Product::few_channels, [](const ProductCase& c, const GpuTraits&) { return few_channels::fits(c); }},
-    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits(c); }},
+    {Product::few_pixels, few_pixels::fits, has_few_pixels},
+    {Product::few_rows, few_rows::fits},
+    {Product::wgmma, wgmma::fits, wgmma_pays},
+    {Product::mma, mma::fits},
+    {Product::wgmma, wgmma::fits},
+    {Product::few_channels, few_channels::fits},
+    {Product::few_outputs, few_outputs::fits},
 };
 constexpr Row data_gradient_rows[] = {
-    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits_data_gradient(c); }},
-    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits_data_gradient(c); }},
-    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits_gradients(c); }},
+    {Product::wgmma, wgmma::fits_data_gradient},
+    {Product::mma, mma::fits_data_gradient},
+    {Product::few_outputs, few_outputs::fits_gradients},
 };
 constexpr Row weight_gradient_rows[] = {
-    {Product::wgmma, [](const ProductCase& c, const GpuTraits&) { return wgmma::fits_weight_gradient(c); }},
-    {Product::few_channels,
-     [](const ProductCase& c, const GpuTraits&) {
-       return c.sizes.c % 8 != 0 && few_channels::fits_weight_gradient(c);
-     }},
-    {Product::mma, [](const ProductCase& c, const GpuTraits&) { return mma::fits_weight_gradient(c); }},
-    {Product::few_outputs, [](const ProductCase& c, const GpuTraits&) { return few_outputs::fits_gradients(c); }},
+    {Product::wgmma, wgmma::fits_weight_gradient},
+    {Product::few_channels, few_channels::fits_weight_gradient,
+     [](const ProductCase& c, const GpuTraits&) { return c.sizes.c % 8 != 0; }},
+    {Product::mma, mma::fits_weight_gradient},
+    {Product::few_outputs, few_outputs::fits_gradients},
 };
 
 template <size_t count>
 Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits& gpu) {
   for (const Row& row : rows)
-    if (gpu.may_use(row.product) && row.takes(c, gpu)) return row.product;
+    if (gpu.may_use(row.product) && row.fits(c) && row.pays(c, gpu)) return row.product;
   return Product::plain;
 }
 
