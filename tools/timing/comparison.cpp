@@ -93,12 +93,6 @@ void Comparison::run(const std::function<void()>& on_batch) {
   }
 }
 
-CacheSweep& Comparison::sweep_of(Backend& backend) {
-  std::unique_ptr<CacheSweep>& sweep = sweeps_[&backend];
-  if (!sweep) sweep = std::make_unique<CacheSweep>(backend);
-  return *sweep;
-}
-
 void Comparison::check_logits() {
   constexpr int64_t images = 16;
   std::vector<float> reference;
@@ -133,12 +127,13 @@ void Comparison::time_round(int64_t batch, int round) {
 
 void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
   Network& network = measured.side->network();
+  CacheSweep& sweep = sweeps_.try_emplace(&network.backend(), network.backend()).first->second;
   TimedForward forward(network, options_.image_size, task, batch);
   const std::string label = fmt::format("{}, {}, batch {}", measured.side->name(), to_string(task), batch);
   const auto once = [&] { return forward.once(); };
   const Key warm{task, batch, false}, cold{task, batch, true};
   measured.latencies[warm].push_back(time_warm(once, options_.seconds, label));
-  measured.latencies[cold].push_back(time_cold(once, sweep_of(network.backend()), options_.seconds, label));
+  measured.latencies[cold].push_back(time_cold(once, sweep, options_.seconds, label));
   measured.operations[warm] = measured.operations[cold] = forward.operations();
   if (options_.energy_seconds == 0 || task != Task::t224 || measured.joules.contains(warm)) return;
   if (const auto joules = joules_of(once, network.backend(), options_.energy_seconds, label))

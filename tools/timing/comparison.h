@@ -59,8 +59,6 @@ class Comparison {
     std::optional<double> accuracy;
   };
 
-  /// The sweep of a backend. Sides of one backend share it, since it is large.
-  CacheSweep& sweep_of(Backend& backend);
   void check_logits();
   void measure_accuracy();
   void time_round(int64_t batch, int round);
@@ -72,7 +70,7 @@ class Comparison {
   const StateDict& floats_;
   ResampleTables tables_;
   std::vector<Measured> sides_;
-  std::map<Backend*, std::unique_ptr<CacheSweep>> sweeps_;
+  std::map<Backend*, CacheSweep> sweeps_;  ///< shared by the sides of a backend, since they are large
 };
 
 }  // namespace nibblenet::tools
