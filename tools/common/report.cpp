@@ -9,10 +9,6 @@ namespace nibblenet::tools {
 namespace {
 
 /// Measured minus estimated, in percent of the estimate.
-std::string difference(double measured, double estimated) {
-  return estimated > 0 ? fmt::format("{:+.3f} %", 100.0 * (measured - estimated) / estimated) : "-";
-}
-
 std::string table_row(const SizeRow& row, int64_t file) {
   const double estimated = row.estimated.total();
   const auto resident = static_cast<double>(row.resident.total());
@@ -41,6 +37,10 @@ std::string thousands(int64_t value) {
   for (auto at = static_cast<int64_t>(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3)
     digits.insert(static_cast<size_t>(at), 1, ',');
   return digits;
+}
+
+std::string difference(double measured, double estimated) {
+  return estimated > 0 ? fmt::format("{:+.3f} %", 100.0 * (measured - estimated) / estimated) : "-";
 }
 
 std::string megabytes(double bytes) { return fmt::format("{:.3f} MB ({:.3f} MiB)", bytes / 1e6, bytes / 1048576.0); }

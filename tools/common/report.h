@@ -20,6 +20,9 @@ std::string thousands(int64_t value);
 /// "22.211 MB (21.182 MiB)"
 std::string megabytes(double bytes);
 
+/// "+1.250 %": how much more was measured than estimated; "-" without an estimate.
+std::string difference(double measured, double estimated);
+
 /// The ledger of sizes as a table: estimated, file and resident bytes of each layer and in total,
 /// bits per weight, differences in percent. `file_bytes` and `header_bytes` are 0 when there is no
 /// file yet.

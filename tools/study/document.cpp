@@ -27,10 +27,6 @@ constexpr std::string_view printed_maxima_megabytes = "3.02787075";
 std::string mega(double bytes) { return fmt::format("{:.6f}", bytes / 1e6); }
 std::string decibels(const std::optional<double>& snr) { return snr ? fmt::format("{:.2f}", *snr) : "∞"; }
 
-std::string difference(double measured, double estimated) {
-  return fmt::format("{:+.3f} %", 100 * (measured - estimated) / estimated);
-}
-
 std::string bits_text(const Row& row) {
   if (row.bits == 0) return fmt::format("{:.2f} on average", row.size->bits_per_weight);
   return row.simulated() ? fmt::format("{} claimed", row.bits) : std::to_string(row.bits);
