@@ -51,12 +51,6 @@ std::vector<f16> half_filters(const FoldedConvolution& folded, float normalisati
   return fp16;
 }
 
-float largest_magnitude(const std::vector<float>& values) {
-  float largest = 0;
-  for (const float value : values) largest = std::max(largest, std::fabs(value));
-  return largest;
-}
-
 class FoldedConv2dCuda final : public FoldedConv2d {
  public:
   FoldedConv2dCuda(MemoryResource& memory, const FoldedConvolution& folded, Precision precision, Stream& stream)

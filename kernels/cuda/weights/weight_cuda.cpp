@@ -76,19 +76,19 @@ void fp16_to_superblocks(std::vector<f16>& fp16, const Shape& shape) {
   std::memcpy(fp16.data(), bytes.data(), bytes.size());
 }
 
-float largest_value(const Codebook& codebook) {
-  float value = 0;
-  for (const float v : codebook.values) value = std::max(value, std::fabs(v));
-  return value;
-}
-
-float largest_magnitude(const PackedTensor& packed, const Codebook& codebook) {
+float largest_weight(const PackedTensor& packed, const Codebook& codebook) {
   float scale = 0;
   for (int64_t group = 0; group < packed.groups(); ++group) scale = std::max(scale, std::fabs(packed.scale(group)));
-  return largest_value(codebook) * (scale / codebook.scale_to);
+  return largest_magnitude(codebook.values) * (scale / codebook.scale_to);
 }
 
 }  // namespace
+
+float largest_magnitude(std::span<const float> values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
 
 float normalisation_for(float largest) {
   if (!(largest > 0) || !std::isfinite(largest)) return 1.0F;
@@ -106,9 +106,7 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
     copy_to_device(floats_.data(), values.data(), values.span().size_bytes(), stream);
     return;
   }
-  float largest = 0;
-  for (const float value : values) largest = std::max(largest, std::fabs(value));
-  if (normalised) normalisation_ = normalisation_for(largest);
+  if (normalised) normalisation_ = normalisation_for(largest_magnitude(values.span()));
   const DeviceOrder order(shape_);
   const int64_t count = shape_.inner_elements();
   std::vector<f16> fp16(static_cast<size_t>(shape_.elements()));
@@ -133,8 +131,8 @@ WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Strea
       codebook_(codebook_of(packed)),
       view_(view_of(packed, codebook_)),
       resident_(resident_size(packed)),
-      normalisation_(normalisation_for(largest_magnitude(packed, codebook_))),
-      value_normalisation_(std::ldexp(normalisation_for(largest_value(codebook_)), 14)) {
+      normalisation_(normalisation_for(largest_weight(packed, codebook_))),
+      value_normalisation_(std::ldexp(normalisation_for(largest_magnitude(codebook_.values)), 14)) {
   resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
   view_.codes = codes_.data();
   view_.scales = scales_.data();

@@ -9,6 +9,8 @@
 
 namespace nibblenet {
 
+/// The largest magnitude of some values; 0 without any.
+float largest_magnitude(std::span<const float> values);
 /// The power of two that scales `largest` into [0.5, 1), within what float32 can invert. Returns 1
 /// unless `largest` is a finite number above 0.
 float normalisation_for(float largest);
