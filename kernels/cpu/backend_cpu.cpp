@@ -46,14 +46,6 @@ size_t CpuBackend::bytes_that_empty_caches() const {
          4 * size(_SC_LEVEL2_CACHE_SIZE, 1L << 20) * static_cast<size_t>(threads_);
 }
 
-void CpuBackend::copy_from_host(void* destination, const void* source, size_t bytes) {
-  if (bytes != 0) std::memcpy(destination, source, bytes);
-}
-
-void CpuBackend::copy_to_host(void* destination, const void* source, size_t bytes) {
-  if (bytes != 0) std::memcpy(destination, source, bytes);
-}
-
 void CpuBackend::expect_support(Precision precision) const {
   if (precision != Precision::float32)
     fail<UsageError>("--precision {}: the CPU computes in float32 only", to_string(precision));
@@ -81,12 +73,6 @@ void CpuBackend::convert(Activations out, ConstActivations in, float factor) {
   const TensorView<const float> x = in.floats();
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < x.elements(); ++i) y[i] = factor * x[i];
-}
-
-void* CpuBackend::do_allocate(size_t bytes) { return host_.allocate(bytes, MemoryCategory::data); }
-
-void CpuBackend::do_deallocate(void* data, size_t bytes) noexcept {
-  host_.deallocate(data, bytes, MemoryCategory::data);
 }
 
 float* CpuBackend::workspace(size_t size) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "kernels/backend.h"
 
 namespace nibblenet {
@@ -18,8 +20,12 @@ class CpuBackend final : public Backend, public Training {
   /// Appends a remark to description().
   void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 
-  void copy_from_host(void* destination, const void* source, size_t bytes) override;
-  void copy_to_host(void* destination, const void* source, size_t bytes) override;
+  void copy_from_host(void* destination, const void* source, size_t bytes) override {
+    if (bytes != 0) std::memcpy(destination, source, bytes);
+  }
+  void copy_to_host(void* destination, const void* source, size_t bytes) override {
+    copy_from_host(destination, source, bytes);
+  }
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
@@ -62,8 +68,10 @@ class CpuBackend final : public Backend, public Training {
                               TensorView<const float> master, const RoundingRule& rule) override;
 
  private:
-  void* do_allocate(size_t bytes) override;
-  void do_deallocate(void* data, size_t bytes) noexcept override;
+  void* do_allocate(size_t bytes) override { return host_.allocate(bytes, MemoryCategory::data); }
+  void do_deallocate(void* data, size_t bytes) noexcept override {
+    host_.deallocate(data, bytes, MemoryCategory::data);
+  }
   void packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
                              Window window, Epilogue epilogue);
   /// Scratch of at least `size` floats that lives as long as the backend; grows only.
