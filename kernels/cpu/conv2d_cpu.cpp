@@ -179,10 +179,8 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
   }
 }
 
-void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window,
+void CpuBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                       const GradientStore& store) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats();
   if (dx.elements() == 0) return;
   const dnnl::engine& engine = convolutions_->engine;
   dnnl::stream& stream = convolutions_->stream;
@@ -193,17 +191,15 @@ void CpuBackend::conv2d_backward_data(Activations to, ConstActivations from, Wei
                                   : convolutions_->reordered(plain_desc, w.values().data(), desc.weights_desc(),
                                                              workspace(desc.weights_desc().get_size() / sizeof(float)));
   dnnl::convolution_backward_data(desc).execute(
-      stream, {{DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.data())},
+      stream, {{DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.floats().data())},
                {DNNL_ARG_WEIGHTS, filter},
-               {DNNL_ARG_DIFF_SRC, memory_of(desc.diff_src_desc(), engine, dx.data())}});
+               {DNNL_ARG_DIFF_SRC, memory_of(desc.diff_src_desc(), engine, dx.floats().data())}});
   stream.wait();
-  finish_gradient(to, store);
+  finish_gradient(dx, store);
 }
 
-void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
-                                        ConstActivations in, Window window) {
-  const TensorView<const float> dy = of_output.floats();
-  const TensorView<const float> x = in.floats();
+void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                        ConstActivations x, Window window) {
   if (x.elements() == 0) {
     std::fill(dw.begin(), dw.end(), 0.0F);
     std::fill(dbias.begin(), dbias.end(), 0.0F);
@@ -219,8 +215,8 @@ void CpuBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> 
     gradient =
         memory_of(desc.diff_weights_desc(), engine, workspace(desc.diff_weights_desc().get_size() / sizeof(float)));
   dnnl::convolution_backward_weights(desc).execute(
-      stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x.data())},
-               {DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.data())},
+      stream, {{DNNL_ARG_SRC, memory_of(desc.src_desc(), engine, x.floats().data())},
+               {DNNL_ARG_DIFF_DST, memory_of(desc.diff_dst_desc(), engine, dy.floats().data())},
                {DNNL_ARG_DIFF_WEIGHTS, gradient},
                {DNNL_ARG_DIFF_BIAS, memory_of(desc.diff_bias_desc(), engine, dbias.data())}});
   if (ordered) dnnl::reorder(gradient, plain).execute(stream, gradient, plain);

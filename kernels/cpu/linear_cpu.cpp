@@ -138,25 +138,21 @@ void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w,
   finish(y, bias, epilogue);
 }
 
-void CpuBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w, const GradientStore& store) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats();
-  gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.data(), dy.size(1), false},
-                {w.values().data(), dx.size(1), false}, dx.data(), dx.size(1));
-  finish_gradient(to, store);
+void CpuBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
+  gemm_in_slabs(dx.size(0), dx.size(1), dy.size(1), {dy.floats().data(), dy.size(1), false},
+                {w.values().data(), dx.size(1), false}, dx.floats().data(), dx.size(1));
+  finish_gradient(dx, store);
 }
 
-void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
-                                        ConstActivations in) {
-  const TensorView<const float> dy = of_output.floats();
-  const TensorView<const float> x = in.floats();
-  column_sums(dbias, dy);
+void CpuBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                        ConstActivations x) {
+  column_sums(dbias, dy.floats());
   if (x.size(0) == 0) {
     std::fill(dw.begin(), dw.end(), 0.0F);
     return;
   }
-  gemm_in_slabs(dw.size(0), dw.size(1), x.size(0), {dy.data(), dy.size(1), true}, {x.data(), x.size(1), false},
-                dw.data(), dw.size(1));
+  gemm_in_slabs(dw.size(0), dw.size(1), x.size(0), {dy.floats().data(), dy.size(1), true},
+                {x.floats().data(), x.size(1), false}, dw.data(), dw.size(1));
 }
 
 }  // namespace nibblenet

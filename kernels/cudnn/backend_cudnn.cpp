@@ -139,28 +139,25 @@ void CudnnBackend::conv2d_forward(Activations y, ConstActivations x, Weight& w, 
   convolution_.forward(y, x, taps, bias_as(weight, bias, y.precision()), window, epilogue);
 }
 
-void CudnnBackend::conv2d_backward_data(Activations to, ConstActivations from, Weight& w, Window window,
+void CudnnBackend::conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
                                         const GradientStore& store) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats();
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
-  convolution_.backward_data(dx, dy, static_cast<const float*>(filters(weight, Precision::float32)), window);
-  finish_gradient(to, store);
+  const auto* taps = static_cast<const float*>(filters(weight, Precision::float32));
+  convolution_.backward_data(dx.floats(), dy.floats(), taps, window);
+  finish_gradient(dx, store);
 }
 
-void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
-                                          ConstActivations in, Window window) {
-  const TensorView<const float> dy = of_output.floats();
-  const TensorView<const float> x = in.floats();
+void CudnnBackend::conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                          ConstActivations x, Window window) {
   if (dy.elements() == 0) return clear(dw, dbias, stream());
-  convolution_.backward_bias(dbias, dy);
+  convolution_.backward_bias(dbias, dy.floats());
   if (one_tap(dw.shape())) {
-    convolution_.backward_filters(dw.data(), dy, x, window);
+    convolution_.backward_filters(dw.data(), dy.floats(), x.floats(), window);
     return;
   }
   grow(dfilters_, static_cast<size_t>(dw.elements()));
-  convolution_.backward_filters(dfilters_.data(), dy, x, window);
+  convolution_.backward_filters(dfilters_.data(), dy.floats(), x.floats(), window);
   const FilterOrders orders = orders_of(dw.shape());
   check(cudnn().transform(handle_.get(), &one, orders.cudnn.get(), dfilters_.data(), &zero, orders.torch.get(),
                           dw.data()),
@@ -176,23 +173,19 @@ void CudnnBackend::linear_forward(Activations y, ConstActivations x, Weight& w, 
                   y.precision(), 1.0F / weight.normalisation(), bias_as(weight, bias, y.precision()), epilogue);
 }
 
-void CudnnBackend::linear_backward_data(Activations to, ConstActivations from, Weight& w, const GradientStore& store) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats();
+void CudnnBackend::linear_backward_data(Activations dx, ConstActivations dy, Weight& w, const GradientStore& store) {
   auto& weight = static_cast<WeightCudnn&>(w);
   if (dx.elements() == 0) return;
-  matmul_.product(dx.data(), {dy.data(), false}, {filters(weight, Precision::float32), false}, dx.size(0), dx.size(1),
-                  dy.size(1), Precision::float32, Precision::float32);
-  finish_gradient(to, store);
+  matmul_.product(dx.floats().data(), {dy.floats().data(), false}, {filters(weight, Precision::float32), false},
+                  dx.size(0), dx.size(1), dy.size(1), Precision::float32, Precision::float32);
+  finish_gradient(dx, store);
 }
 
-void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations of_output,
-                                          ConstActivations in) {
-  const TensorView<const float> dy = of_output.floats();
-  const TensorView<const float> x = in.floats();
+void CudnnBackend::linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                                          ConstActivations x) {
   if (dy.elements() == 0) return clear(dw, dbias, stream());
-  convolution_.backward_bias(dbias, as_images(dy));
-  matmul_.product(dw.data(), {dy.data(), true}, {x.data(), false}, dw.size(0), dw.size(1), dy.size(0),
+  convolution_.backward_bias(dbias, as_images(dy.floats()));
+  matmul_.product(dw.data(), {dy.floats().data(), true}, {x.floats().data(), false}, dw.size(0), dw.size(1), dy.size(0),
                   Precision::float32, Precision::float32);
 }
 
@@ -203,14 +196,13 @@ void CudnnBackend::relu_forward(TensorView<float> y, TensorView<const float> x) 
         "ReLU");
 }
 
-void CudnnBackend::relu_backward(Activations to, ConstActivations from, ConstActivations out) {
-  const TensorView<float> dx = to.floats();
-  const TensorView<const float> dy = from.floats(), y = out.floats();
+void CudnnBackend::relu_backward(Activations dx, ConstActivations dy, ConstActivations y) {
   if (dx.elements() == 0) return;
   const TensorDescriptor all = describe_images({1, 1, 1, dx.elements()}, Precision::float32);
   // y can stand in for x: both are positive in the same places.
-  check(cudnn().activation_backward(handle_.get(), relu_.get(), &one, all.get(), y.data(), all.get(), dy.data(),
-                                    all.get(), y.data(), &zero, all.get(), dx.data()),
+  const float* output = y.floats().data();
+  check(cudnn().activation_backward(handle_.get(), relu_.get(), &one, all.get(), output, all.get(), dy.floats().data(),
+                                    all.get(), output, &zero, all.get(), dx.floats().data()),
         "gradient of ReLU");
 }
 
