@@ -176,31 +176,28 @@ std::string html(const Document& document, const Figures& figures) {
 }
 
 std::string csv(const std::vector<Row>& rows) {
-  std::string text, separator;
-  for (const CsvColumn& column : csv_columns)
-    for (const std::string& name : names_of_column(column.name)) text += std::exchange(separator, ",") + name;
+  std::vector<std::pair<std::string, std::string>> columns;  // names and pointers
+  const auto add = [&](const std::string& column, const std::string& pointer) {
+    for (const std::string& name : names_of_column(column)) columns.emplace_back(name, pointer);
+  };
+  for (const CsvColumn& column : csv_columns) add(column.name, column.pointer);
   const std::vector<ErrorFigures>& layers = rows.front().layers;
-  for (const ErrorFigures& layer : layers)
-    for (const char* figure : {"mse", "mae", "snr_db"}) text += fmt::format(",{}:{}", figure, layer.layer);
-  for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e) text += fmt::format(",exponent_{}", e);
-  for (const char* front : {"front_resident", "front_file"})
-    for (const std::string& name : names_of_column(front)) text += "," + name;
-  text += '\n';
+  for (size_t i = 0; i < layers.size(); ++i)
+    for (const char* figure : {"mse", "mae", "snr_db"})
+      add(fmt::format("{}:{}", figure, layers[i].layer), fmt::format("/layers/{}/{}", i, figure));
+  for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e)
+    add(fmt::format("exponent_{}", e), fmt::format("/exponent_counts/{}", e));
+  for (const char* front : {"front_resident", "front_file"}) add(front, fmt::format("/{}", front));
+  std::string text;
+  for (const auto& [name, pointer] : columns) text += name + ",";
+  text.back() = '\n';
   const auto resident = pareto_front(rows, Place::resident), file = pareto_front(rows, Place::file);
   for (const Row& row : rows) {
-    separator.clear();
-    for (const CsvColumn& column : csv_columns)
-      for ([[maybe_unused]] const std::string& name : names_of_column(column.name))
-        text += std::exchange(separator, ",") + csv_field(row.document, column.pointer);
-    for (size_t i = 0; i < layers.size(); ++i)
-      for (const char* figure : {"mse", "mae", "snr_db"})
-        text += fmt::format(",{}", csv_field(row.document, fmt::format("/layers/{}/{}", i, figure)));
-    for (size_t e = 0; e < ExponentCounts{}.counts.size(); ++e)
-      text += fmt::format(",{}", csv_field(row.document, fmt::format("/exponent_counts/{}", e)));
-    for (const auto& [column, front] : {std::pair{"front_resident", &resident}, std::pair{"front_file", &file}})
-      for ([[maybe_unused]] const std::string& name : names_of_column(column))
-        text += std::ranges::find(*front, &row) != front->end() ? ",true" : ",false";
-    text += '\n';
+    json document = row.document;
+    document["front_resident"] = std::ranges::find(resident, &row) != resident.end();
+    document["front_file"] = std::ranges::find(file, &row) != file.end();
+    for (const auto& [name, pointer] : columns) text += csv_field(document, pointer) + ",";
+    text.back() = '\n';
   }
   return text;
 }
