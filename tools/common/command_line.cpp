@@ -115,8 +115,6 @@ void DeviceOptions::add_precision_to(CLI::App& app) {
               "a GPU, float32 on the CPU); sums are float32");
 }
 
-std::unique_ptr<Backend> DeviceOptions::make() const { return make_backend(device, threads); }
-
 Precision DeviceOptions::precision_on(const Backend& backend) const {
   const Precision chosen = precision == "auto"      ? backend.preferred_precision()
                            : precision == "float16" ? Precision::float16

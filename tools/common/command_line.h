@@ -39,7 +39,7 @@ struct DeviceOptions {
   std::string precision = "auto";
   void add_to(CLI::App& app);            ///< --device, --threads
   void add_precision_to(CLI::App& app);  ///< --precision
-  std::unique_ptr<Backend> make() const;
+  std::unique_ptr<Backend> make() const { return make_backend(device, threads); }
   /// What --precision means on this backend. Throws UsageError when the backend lacks it.
   Precision precision_on(const Backend& backend) const;
 };

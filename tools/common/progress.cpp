@@ -48,8 +48,6 @@ Progress::Progress(std::string label, std::string unit)
       last_(start_),
       terminal_(isatty(STDERR_FILENO) != 0) {}
 
-Progress::~Progress() { finish(); }
-
 void Progress::update(int64_t done, int64_t total, const std::string& note) {
   const auto now = std::chrono::steady_clock::now();
   if (first_done_ < 0) first_done_ = done;  // the rate does not count what a resumed run had done before

@@ -20,7 +20,7 @@ class Progress {
  public:
   /// `label` names the work, `unit` what is counted.
   Progress(std::string label, std::string unit);
-  ~Progress();
+  ~Progress() { finish(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 

@@ -64,8 +64,6 @@ StateDict Preparer::copy_of_model() const {
   return copy;
 }
 
-void Preparer::note_no_errors(Measurement& result) const { compare(inputs_.model, false, result); }
-
 void Preparer::write_files(const SweepScheme& scheme) const {
   const auto restore = [&](const auto& each) {
     const fs::path file = folder_.path() / model_file_name(each);

@@ -19,7 +19,7 @@ class Preparer {
   StateDict operator()(const SweepScheme& scheme, Measurement& result);
   StateDict copy_of_model() const;
   /// The float model, compared with itself.
-  void note_no_errors(Measurement& result) const;
+  void note_no_errors(Measurement& result) const { compare(inputs_.model, false, result); }
   /// Writes the packed model that an earlier run measured and did not keep, and the notebooks'
   /// counts of a dynamic tree's exponents.
   void write_files(const SweepScheme& scheme) const;

@@ -164,8 +164,6 @@ const uint8_t* WeightCuda::superblocks() const {
   return traits_.form == WeightForm::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(fp16_.data());
 }
 
-Superblocks WeightCuda::superblock_layout() const { return {shape_[0], shape_.inner_elements(), traits_.bits}; }
-
 bool WeightCuda::step_per_channel() const {
   const Granularity::Kind kind = view_.groups.kind;
   return traits_.form == WeightForm::packed &&

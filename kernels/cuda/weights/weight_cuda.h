@@ -58,7 +58,7 @@ class WeightCuda : public Weight {
   WeightLayout layout() const { return traits_.layout; }
   /// The superblocks, and their layout.
   const uint8_t* superblocks() const;
-  Superblocks superblock_layout() const;
+  Superblocks superblock_layout() const { return {shape_[0], shape_.inner_elements(), traits_.bits}; }
   /// Values by code, for schemes whose values do not lie in device memory.
   const Codebook& codebook() const { return codebook_; }
   /// Power of two that scales the largest weight into [0.5, 1). The fp16 kernel multiplies by it
