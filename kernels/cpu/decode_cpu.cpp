@@ -244,6 +244,14 @@ void dot_portable(const float* panel, int64_t panel_stride, int64_t rows, const 
   }
 }
 
+auto* dot_of([[maybe_unused]] DecodePath path) {
+#if defined(__x86_64__)
+  if (path == DecodePath::avx512) return dot_avx512;
+  if (path == DecodePath::avx2) return dot_avx2;
+#endif
+  return dot_portable;
+}
+
 }  // namespace
 
 DecodePath best_decode_path() {
@@ -284,20 +292,11 @@ void decode_dot(const PackedView& packed, int64_t channel, int64_t rows, const f
   alignas(64) float panel[4 * chunk] = {};
   std::fill_n(dots, rows * batch, 0.0F);
   const DecodePath path = best_decode_path();
+  auto* const dot = dot_of(path);
   for (int64_t c = 0; c < packed.channel_elements; c += chunk) {
     const int64_t count = std::min(chunk, packed.channel_elements - c);
     for (int64_t r = 0; r < rows; ++r) decode(path, packed, channel + r, c, count, panel + r * chunk);
-#if defined(__x86_64__)
-    if (path == DecodePath::avx512) {
-      dot_avx512(panel, chunk, rows, x + c, packed.channel_elements, batch, count, dots);
-      continue;
-    }
-    if (path == DecodePath::avx2) {
-      dot_avx2(panel, chunk, rows, x + c, packed.channel_elements, batch, count, dots);
-      continue;
-    }
-#endif
-    dot_portable(panel, chunk, rows, x + c, packed.channel_elements, batch, count, dots);
+    dot(panel, chunk, rows, x + c, packed.channel_elements, batch, count, dots);
   }
 }
 
