@@ -3,27 +3,16 @@
 #include <algorithm>
 
 namespace nibblenet::tools {
-namespace {
-
-/// Removes `word` from the text's front or back. Returns whether it was there.
-bool take_front(std::string& text, std::string_view word) {
-  if (!text.starts_with(word)) return false;
-  text.erase(0, word.size());
-  return true;
-}
-bool take_back(std::string& text, std::string_view word) {
-  if (!text.ends_with(word)) return false;
-  text.resize(text.size() - word.size());
-  return true;
-}
-
-}  // namespace
-
 SideSpec parse_side(const std::string& text, const std::string& device) {
   SideSpec spec{.name = text, .scheme = std::nullopt, .device = device, .precision = std::nullopt};
   std::string rest = text;
-  if (take_front(rest, "cudnn:")) spec.device = "cudnn";
-  spec.folded = take_back(rest, "+fold");
+  constexpr std::string_view cudnn = "cudnn:", fold = "+fold";
+  if (rest.starts_with(cudnn)) {
+    rest.erase(0, cudnn.size());
+    spec.device = "cudnn";
+  }
+  spec.folded = rest.ends_with(fold);
+  if (spec.folded) rest.resize(rest.size() - fold.size());
   if (rest == "float32")
     spec.precision = Precision::float32;
   else if (rest == "float16")
