@@ -16,6 +16,14 @@ inline Work work_of(const ConvolutionSizes& s, double weight_bytes, double eleme
           .flops = 2.0 * outputs * s.length()};
 }
 
+/// Notes what a case asks of its operands.
+inline void note_operands(ProductCase& c, ConstActivations x, ConstActivations y) {
+  c.x = x.precision();
+  c.y = y.precision();
+  c.x_alignment = alignment_of(x.data());
+  c.y_alignment = alignment_of(y.data());
+}
+
 /// Forward product: y = epilogue(x w + bias), pooled where the case says so.
 struct ForwardProduct {
   ProductCase shape;
@@ -31,10 +39,7 @@ inline ForwardProduct forward_product(Activations y, ConstActivations x, const W
                                       PoolingCase pool = {}) {
   const Shape shape = pool.window.size > 0 ? product_shape(x.shape(), w.shape(), window) : y.shape();
   ForwardProduct p{product_case(x.shape(), shape, window, w.traits()), y, x, w, bias, epilogue};
-  p.shape.x = x.precision();
-  p.shape.y = y.precision();
-  p.shape.x_alignment = alignment_of(x.data());
-  p.shape.y_alignment = alignment_of(y.data());
+  note_operands(p.shape, x, y);
   p.shape.pool = pool;
   return p;
 }
@@ -51,10 +56,8 @@ struct DataGradientProduct {
 inline DataGradientProduct data_gradient_product(Activations dx, ConstActivations dy, WeightCuda& w, Window window,
                                                  const GradientStore& store) {
   DataGradientProduct p{product_case(dx.shape(), dy.shape(), window, w.traits()), dx, dy, w, store};
-  p.shape.x = dx.precision();
-  p.shape.y = dy.precision();
-  p.shape.x_alignment = std::min(alignment_of(dx.data()), alignment_of(store.relu_output.data()));
-  p.shape.y_alignment = alignment_of(dy.data());
+  note_operands(p.shape, dx, dy);
+  p.shape.x_alignment = std::min(p.shape.x_alignment, alignment_of(store.relu_output.data()));
   return p;
 }
 
@@ -73,10 +76,7 @@ struct WeightGradientProduct {
 /// Makes a weight gradient, whose destination is still to be set. Requires shapes that fit.
 inline WeightGradientProduct weight_gradient_product(ConstActivations dy, ConstActivations x, Window window) {
   WeightGradientProduct p{product_case(x.shape(), dy.shape(), window, {}), dy, x};
-  p.shape.x = x.precision();
-  p.shape.y = dy.precision();
-  p.shape.x_alignment = alignment_of(x.data());
-  p.shape.y_alignment = alignment_of(dy.data());
+  note_operands(p.shape, x, dy);
   return p;
 }
 
