@@ -54,6 +54,7 @@ struct Options : CommonOptions {
   int rounds = 2;
   double energy_seconds = 0;
   std::string data;
+  Unreadable unreadable = Unreadable::refuse;
   int64_t limit = 0;
 };
 
@@ -130,7 +131,7 @@ std::optional<std::string> baseline_missing(Backends& backends) {
 /// The images of --data; nothing without it.
 std::optional<Dataset> test_images(const Options& options) {
   if (options.data.empty()) return std::nullopt;
-  Dataset images = find_data(options.data).load(Split::test, options.limit);
+  Dataset images = find_data(options.data, options.unreadable).load(Split::test, options.limit);
   const auto is_small = [](const Dataset::Image& image) {
     return image.width == small_size && image.height == small_size;
   };
@@ -278,6 +279,7 @@ int main(int argc, char** argv) {
   app.add_option("--data", options.data, "Compare accuracy, too, on the test images there")
       ->needs(compare_flag)
       ->type_name("PATH");
+  add_skip_option(app, options.unreadable);
   add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
               "With --data: on the first N/classes images of every class; 0: all")
       ->needs(compare_flag);

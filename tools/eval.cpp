@@ -22,6 +22,7 @@ using namespace nibblenet::tools;
 
 struct Options : CommonOptions {
   std::string data;
+  Unreadable unreadable = Unreadable::refuse;
   std::string split = "test";
   int64_t limit = 0;
   int64_t batch = 128;
@@ -249,7 +250,7 @@ void eval(const Options& options) {
   const auto claim = claim_output("--logits", options.logits, OutputKind::logits, {model, options.compare});
   check_model_file(model);  // a missing or broken file is reported before the images are read
   if (!options.compare.empty()) check_model_file(options.compare);
-  DataSource data = find_data(options.data);
+  DataSource data = find_data(options.data, options.unreadable);
   Dataset dataset = data.load(options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const Result result = evaluate_model(model, dataset, options, data.asked_for(), scheme);
@@ -280,6 +281,7 @@ int main(int argc, char** argv) {
                              "fine-tuned one with --simulate",
                              model_files));
   app.add_option("--data", options.data, data_help)->type_name("PATH");
+  add_skip_option(app, options.unreadable);
   add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
   add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
               "Evaluate the first N/classes images of every class; 0: all");

@@ -45,6 +45,7 @@ struct Options {
   double checkpoint_seconds = 120;
   bool fetch = false;
   bool other_images = false;  ///< resumes on images that are not the checkpoint's
+  Unreadable unreadable = Unreadable::refuse;
   Checksums checksums = Checksums::warn;
   DeviceOptions device;
   QuantizedTrainingFlags quantize;
@@ -207,11 +208,11 @@ DataSource find_images(const Options& options, const std::optional<Checkpoint>& 
   std::error_code error;
   const char* variable = std::getenv("NIBBLENET_DATA");
   const bool named = !options.data.empty() || (variable != nullptr && *variable != '\0');
-  if (named || !checkpoint || checkpoint->source.data.empty()) return find_data(options.data);
+  if (named || !checkpoint || checkpoint->source.data.empty()) return find_data(options.data, options.unreadable);
   if (!std::filesystem::exists(checkpoint->source.data, error))
     fail<UsageError>("--resume {}: its images lay at {} and are gone; say with --data where they are now",
                      options.resume, checkpoint->source.data);
-  return find_data(checkpoint->source.data);
+  return find_data(checkpoint->source.data, options.unreadable);
 }
 
 std::string fingerprint_of(const Images& images) {
@@ -244,6 +245,7 @@ std::string resume_command(const Options& options, const TrainingSource& source,
   if (options.device.device != "auto") command += " --device " + options.device.device;
   if (source.device == "cpu") command += fmt::format(" --threads {}", source.threads);
   if (options.other_images) command += " --other-images";
+  if (options.unreadable == Unreadable::skip) command += " --skip-unreadable";
   if (options.checkpoint_seconds != 120) command += fmt::format(" --checkpoint-every {}", options.checkpoint_seconds);
   if (!options.output.empty()) command += " --out " + shell_quoted(options.output);
   if (!options.json.empty()) command += " --json " + shell_quoted(options.json);
@@ -324,11 +326,13 @@ void finetune(Options& options, Given given) {
     fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,
                trainer.position().step);
   fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
+  nlohmann::json data_set = data_set_json(train_set, images.match);
+  data_set["skipped"] = train_set.skipped.size() + test_set.skipped.size();
   write_json(options.json, {{"output", output.string()},
                             {"checkpoint", saved.string()},
                             {"device", backend->name()},
                             {"data", train_set.description},
-                            {"data_set", data_set_json(train_set, images.match)},
+                            {"data_set", std::move(data_set)},
                             {"train_images", train_set.size()},
                             {"test_images", test_set.size()},
                             {"options", nlohmann::json::parse(to_json(options.training))},
@@ -383,6 +387,7 @@ int main(int argc, char** argv) {
   Options options;
   TrainingOptions& t = options.training;
   app.add_option("--data", options.data, data_help)->type_name("PATH");
+  add_skip_option(app, options.unreadable);
   app.add_option(
          "--init", options.init,
          fmt::format("random; imagenet: torchvision's weights, downloaded into weights/ once, with a new tail of "

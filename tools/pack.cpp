@@ -176,16 +176,18 @@ void pack(const Options& options) {
   const auto claim = claim_output("-o", output, OutputKind::model, {input, flags.calibration.load});
 
   const Stopwatch watch;
-  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend);
+  nlohmann::json data_set;
+  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend, &data_set);
   nlohmann::json json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
   describe(dict.metadata, flags.calibration, measured);
   WeightPacker packer = flags.calibration.packer(measured, *backend);
   std::vector<LayerReport> reports;
-  if (calibration) json["data_set"] = data_set_json(*calibration);
+  if (calibration) json["data_set"] = data_set;
   if (flags.allocation.given()) {
-    json["allocation"] = allocate_and_pack(flags, dict, packer, *backend,
-                                           find_data(options.data.empty() ? flags.calibration.data : options.data));
+    json["allocation"] = allocate_and_pack(
+        flags, dict, packer, *backend,
+        find_data(options.data.empty() ? flags.calibration.data : options.data, flags.calibration.unreadable));
     json["data_set"] = json["allocation"]["data_set"];
   } else {
     reports = pack_all(dict, schemes, packer, calibration);

@@ -62,7 +62,8 @@ void prune(const Options& options) {
   const int64_t weights_before = model.weight_count();
 
   const auto backend = options.device.make();
-  const Calibration calibration = options.calibration.obtain(input, model, *backend).value();
+  nlohmann::json data;
+  const Calibration calibration = options.calibration.obtain(input, model, *backend, &data).value();
   std::vector<PrunedChannels> pruned;
   {
     Progress progress("pruning", "channels");
@@ -80,7 +81,6 @@ void prune(const Options& options) {
         {{"layer", layer.layer}, {"channels", layer.channels}, {"kept", layer.kept}, {"error", layer.error}});
   }
   fmt::print("{} of {} weights remain in {}\n", model.weight_count(), weights_before, options.output);
-  const nlohmann::json data = data_set_json(calibration);
   print_if_standin(data["stand_in"]);
   write_json(options.json, {{"input", input.string()},
                             {"output", options.output},

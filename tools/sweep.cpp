@@ -100,18 +100,17 @@ void sweep(const Options& options) {
   check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);
-  DataSource source = find_data(options.data);
+  DataSource source = find_data(options.data, options.calibration.unreadable);
   Dataset dataset = source.load(options.split == "test" ? Split::test : Split::train, options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const std::string match = match_classes(dataset, model, source.asked_for());
   print_match(match);
-  const std::filesystem::path& data = source.path();
   const int image_size = image_size_of(model, options.image_size);
 
   SweepFolder folder(options.out.empty() ? project_root() / "sweeps" / path.stem() : std::filesystem::path(options.out),
                      {.model = path.string(),
                       .model_checksum = checksum_of(model),
-                      .data = data.string(),
+                      .data = source.path().string(),
                       .data_description = dataset.description,
                       .data_checksum = checksum_of(dataset),
                       .split = options.split,
@@ -149,7 +148,7 @@ void sweep(const Options& options) {
     run_sweep(
         folder,
         {*backend, model, dataset, Preprocess::for_image_size(image_size), options.batch, precision,
-         options.keep_models, calibration, data},
+         options.keep_models, calibration, source},
         schemes,
         [&](const SweepPosition& at) {
           progress.update(at.images_done, at.images,

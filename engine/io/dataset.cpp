@@ -16,7 +16,7 @@ int64_t images_per_class(int64_t limit, size_t classes) {
   return limit / static_cast<int64_t>(classes);
 }
 
-Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit) {
+Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit, Unreadable unreadable) {
   if (limit < 0) fail<UsageError>("a limit of {} images makes no sense; use 0 for no limit", limit);
   // One pass, since an archive can only be read forwards: both readers look at every file.
   Cifar10Reader binary(path, split);
@@ -27,7 +27,7 @@ Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t lim
   if (binary.found() && folder.found())
     fail<FormatError>("{} holds both CIFAR-10 batches and an image folder; keep them apart", path.string());
   if (binary.found()) return binary.finish(limit);
-  if (folder.found()) return folder.finish(limit);
+  if (folder.found()) return folder.finish(limit, unreadable);
   fail<FormatError>(
       "{} holds no data set; supported are CIFAR-10's binary version (data_batch_1.bin … test_batch.bin) "
       "and image folders (train/<class>/*.jpg|jpeg|png|bmp, test/<class>/…), as a folder, .tar or .tar.gz",
@@ -37,8 +37,12 @@ Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t lim
 Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep) {
   std::array<int64_t, 256> sizes{}, seen{};
   for (const uint8_t label : all.labels) ++sizes[label];
-  Dataset part{
-      .description = all.description, .classes = all.classes, .images = {}, .labels = {}, .pixels = all.pixels};
+  Dataset part{.description = all.description,
+               .classes = all.classes,
+               .images = {},
+               .labels = {},
+               .pixels = all.pixels,
+               .skipped = all.skipped};
   for (size_t i = 0; i < all.images.size(); ++i) {
     const uint8_t label = all.labels[i];
     if (!keep(seen[label]++, sizes[label])) continue;

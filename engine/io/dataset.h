@@ -15,6 +15,9 @@ namespace nibblenet {
 /// The part of a data set to read.
 enum class Split : uint8_t { train, test };
 
+/// What becomes of a picture in an image folder that cannot be read: an error, or it is left out.
+enum class Unreadable : uint8_t { refuse, skip };
+
 /// Labelled RGB images in memory as bytes. Sizes may differ, since image folders may hold photos.
 struct Dataset {
   std::string description;           ///< for reports: "CIFAR-10 (binary)", "image folder", "stand-in"
@@ -27,6 +30,7 @@ struct Dataset {
   std::vector<Image> images;
   std::vector<uint8_t> labels;  ///< one per image
   std::vector<uint8_t> pixels;
+  std::vector<std::string> skipped;  ///< why each picture that was left out cannot be read
 
   int64_t size() const { return static_cast<int64_t>(images.size()); }
   /// Whether write_standin drew the images.
@@ -43,8 +47,10 @@ struct Dataset {
 /// `limit` > 0 keeps the first limit/classes images of every class in file order: it is rounded
 /// down to a multiple of the class count. Throws UsageError for a limit below the class count.
 /// Throws IoError or FormatError naming the file: broken archive, wrong record length, label out of
-/// range, undecodable image, nothing in the split.
-Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0);
+/// range, undecodable image, nothing in the split. Pictures that are left out count for the limit; a
+/// class that has no others is an error all the same.
+Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0,
+                     Unreadable unreadable = Unreadable::refuse);
 
 /// The images for which keep(position within the class, size of the class) is true, in order.
 Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep);

@@ -29,9 +29,6 @@ bool ImageFolderReader::take(FileEntry& entry) {
   if (!is_split(place)) return false;
   const std::string& folder = parts[place];
   const PictureKind kind = picture_kind(parts.back());
-  if (kind == PictureKind::unreadable)
-    fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg, .png and .bmp",
-                      entry.location());
   if (kind == PictureKind::none) return false;
 
   const std::string root = place == 1 ? parts[0] : "";
@@ -51,7 +48,14 @@ bool ImageFolderReader::take(FileEntry& entry) {
   picture.file_name = parts.back();
   picture.location = entry.location();
   picture.on_disk = entry.on_disk();
-  if (picture.on_disk.empty()) picture.file = entry.read(max_image_file_bytes);
+  try {
+    if (kind == PictureKind::unreadable)
+      fail<FormatError>("{} is a kind of picture that cannot be read; supported are .jpg, .jpeg, .png and .bmp",
+                        picture.location);
+    if (picture.on_disk.empty()) picture.file = entry.read(max_image_file_bytes);
+  } catch (const FormatError& error) {
+    picture.problem = error.what();  // where it is the archive's, its next header is refused
+  }
   file_bytes_ += picture.file.size();
   pictures_.push_back(std::move(picture));
   if (file_bytes_ > max_total_bytes || pictures_.size() > max_pictures)
@@ -81,7 +85,30 @@ void ImageFolderReader::order_and_limit(const std::vector<std::string>& classes,
   std::erase_if(pictures_, [&room](const Picture& picture) { return room[picture.label]-- <= 0; });
 }
 
-Dataset ImageFolderReader::finish(int64_t limit) {
+/// Of the pictures that cannot be read. Throws FormatError where they are not to be left out.
+std::vector<std::string> ImageFolderReader::problems(const std::vector<std::string>& classes,
+                                                     Unreadable unreadable) const {
+  std::vector<std::string> found;
+  std::vector<int64_t> seen(classes.size()), readable(classes.size());
+  for (const Picture& picture : pictures_) {
+    ++seen[picture.label];
+    if (picture.problem.empty())
+      ++readable[picture.label];
+    else
+      found.push_back(picture.problem);
+  }
+  if (!found.empty() && unreadable == Unreadable::refuse)
+    fail<FormatError>("{}; {} of {} pictures cannot be read: mend them, or leave them out with --skip-unreadable",
+                      found.front(), found.size(), pictures_.size());
+  for (size_t label = 0; label < classes.size(); ++label)
+    if (seen[label] > 0 && readable[label] == 0)
+      fail<FormatError>("{}: none of the {} pictures of the class '{}' can be read, the first because {}",
+                        path_.string(), seen[label], classes[label],
+                        std::ranges::find(pictures_, label, &Picture::label)->problem);
+  return found;
+}
+
+Dataset ImageFolderReader::finish(int64_t limit, Unreadable unreadable) {
   if (pictures_.empty())
     fail<FormatError>("{} holds no pictures in {}/<class>/", path_.string(), split_ == Split::train ? "train" : "test");
   Dataset dataset;
@@ -90,16 +117,16 @@ Dataset ImageFolderReader::finish(int64_t limit) {
   order_and_limit(dataset.classes, limit);
 
   std::vector<RgbImage> decoded(pictures_.size());
-  std::vector<std::string> problems(pictures_.size());
   std::atomic<size_t> total = 0;
   const unsigned threads = std::min(default_threads(), max_threads);
   parallel_for(pictures_.size(), threads, pictures_at_once, [&](size_t i) {
     Picture& picture = pictures_[i];
-    if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);
+    if (!picture.problem.empty()) return;
     try {
+      if (!picture.on_disk.empty()) picture.file = read_file(picture.on_disk, max_image_file_bytes);
       decoded[i] = decode_image(picture.file, picture.location);
-    } catch (const FormatError& error) {
-      problems[i] = error.what();
+    } catch (const Error& error) {
+      picture.problem = error.what();
     }
     picture.file = {};
     const size_t so_far = total += decoded[i].pixels.size();
@@ -107,17 +134,13 @@ Dataset ImageFolderReader::finish(int64_t limit) {
       fail<FormatError>("{} has more than {} bytes of pixels in one split; use a limit", path_.string(),
                         max_total_bytes);
   });
-
-  const auto broken = std::ranges::find_if_not(problems, &std::string::empty);
-  if (const auto count = std::ranges::count_if(problems, [](const std::string& each) { return !each.empty(); });
-      count > 1)
-    fail<FormatError>("{}; {} of {} pictures cannot be read", *broken, count, problems.size());
-  if (broken != problems.end()) throw FormatError(*broken);
+  dataset.skipped = problems(dataset.classes, unreadable);
 
   dataset.images.reserve(decoded.size());
   dataset.labels.reserve(decoded.size());
   dataset.pixels.reserve(total);
   for (size_t i = 0; i < decoded.size(); ++i) {
+    if (!pictures_[i].problem.empty()) continue;
     dataset.images.push_back({decoded[i].width, decoded[i].height, dataset.pixels.size()});
     dataset.labels.push_back(pictures_[i].label);
     dataset.pixels.insert(dataset.pixels.end(), decoded[i].pixels.begin(), decoded[i].pixels.end());

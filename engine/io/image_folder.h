@@ -18,15 +18,14 @@ class ImageFolderReader {
  public:
   ImageFolderReader(std::filesystem::path path, Split split) : path_(std::move(path)), split_(split) {}
   /// Returns whether the file is a picture of either split. Keeps the split's pictures: from an
-  /// archive their bytes, still compressed, from a folder their names. Throws FormatError for kinds
-  /// of pictures that are not supported.
+  /// archive their bytes, still compressed, from a folder their names. Throws FormatError.
   bool take(FileEntry& entry);
   /// Whether the walk met a picture of either split.
   bool found() const { return !classes_.empty(); }
   /// Decodes the pictures on several threads, and returns them in label order, then by file name.
-  /// Call it once, at the end. Throws UsageError, or FormatError that names the first broken
-  /// picture and counts them.
-  Dataset finish(int64_t limit);
+  /// Call it once, at the end. Throws UsageError, or FormatError that names the first picture that
+  /// cannot be read and counts them.
+  Dataset finish(int64_t limit, Unreadable unreadable);
 
  private:
   struct Picture {
@@ -36,10 +35,12 @@ class ImageFolderReader {
     std::string location;
     std::filesystem::path on_disk;  // empty: `file` holds the bytes
     std::vector<uint8_t> file;
+    std::string problem;  ///< why it cannot be read
     uint8_t label = 0;
   };
   std::vector<std::string> label_order() const;
   void order_and_limit(const std::vector<std::string>& classes, int64_t limit);
+  std::vector<std::string> problems(const std::vector<std::string>& classes, Unreadable unreadable) const;
 
   std::filesystem::path path_;
   Split split_;

@@ -163,7 +163,8 @@ nlohmann::json data_set_json(const Dataset& data, const std::string& match) {
   return {{"description", data.description},
           {"stand_in", data.stand_in()},
           {"classes", data.classes},
-          {"match", match.empty() ? nlohmann::json() : nlohmann::json(match)}};
+          {"match", match.empty() ? nlohmann::json() : nlohmann::json(match)},
+          {"skipped", data.skipped.size()}};
 }
 
 }  // namespace nibblenet::tools

@@ -33,7 +33,7 @@ std::string match_classes(Dataset& data, const StateDict& model, bool asked_for 
 /// Prints the line that match_classes() returned, if it is not empty.
 void print_match(const std::string& match);
 
-/// The value of "data_set" in a tool's JSON.
+/// The value of "data_set" in a tool's JSON; "skipped" counts the pictures that were left out.
 nlohmann::json data_set_json(const Dataset& data, const std::string& match);
 
 }  // namespace nibblenet::tools

@@ -1,9 +1,10 @@
 #include "tools/common/data_search.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <span>
 
 #include "engine/io/download.h"
 #include "tools/common/command_line.h"
@@ -38,9 +39,9 @@ std::vector<fs::path> inside(const fs::path& folder) {
 
 void announce(const fs::path& path, std::string_view why) { fmt::print("data: {} ({})\n", path.string(), why); }
 
-DataSource asked_for(const std::string& path, std::string_view by) {
+DataSource asked_for(const std::string& path, std::string_view by, Unreadable unreadable) {
   announce(path, by);
-  return DataSource(path);
+  return {path, unreadable};
 }
 
 }  // namespace
@@ -53,8 +54,9 @@ Dataset DataSource::load(Split split, int64_t limit) {
   std::string problems;
   while (true) {
     try {
-      Dataset data = load_dataset(path(), split, limit);
+      Dataset data = load_dataset(path(), split, limit, unreadable_);
       if (!why_.empty()) announce(path(), why_);
+      print_skipped(data);
       why_.clear();
       candidates_.resize(1);
       return data;
@@ -70,29 +72,45 @@ Dataset DataSource::load(Split split, int64_t limit) {
   }
 }
 
-DataSource find_data(const std::string& given) {
+DataSource find_data(const std::string& given, Unreadable unreadable) {
   std::error_code error;
   if (!given.empty()) {
     if (!fs::exists(given, error)) fail<UsageError>("--data {}: no such file or folder", given);
-    return asked_for(given, "--data");
+    return asked_for(given, "--data", unreadable);
   }
   if (const char* variable = std::getenv("NIBBLENET_DATA"); variable != nullptr && *variable != '\0') {
     if (!fs::exists(variable, error)) fail<UsageError>("NIBBLENET_DATA={}: no such file or folder", variable);
-    return asked_for(variable, "NIBBLENET_DATA");
+    return asked_for(variable, "NIBBLENET_DATA", unreadable);
   }
   const fs::path folder = project_root() / "data";
-  if (std::vector<fs::path> found = inside(folder); !found.empty()) return {std::move(found), "found in data/"};
+  if (std::vector<fs::path> found = inside(folder); !found.empty())
+    return {std::move(found), "found in data/", unreadable};
   try {
     Progress progress("downloading CIFAR-10", "bytes");
     return {{obtain_cifar10(folder, [&](int64_t received, int64_t expected) { progress.update(received, expected); })},
-            "CIFAR-10, downloaded"};
+            "CIFAR-10, downloaded",
+            unreadable};
   } catch (const Error& failure) {
     fmt::print(stderr, "CIFAR-10 could not be downloaded: {}\n", failure.what());
   }
   const fs::path standin = folder / "standin";
   if (!fs::exists(standin / "test_batch.bin", error))
     write_standin(standin, standin_train_images, standin_test_images, standin_seed);
-  return {{standin}, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images"};
+  return {{standin}, "a drawn stand-in, NOT CIFAR-10: pass --data to use real images", unreadable};
+}
+
+void add_skip_option(CLI::App& app, Unreadable& unreadable) {
+  app.add_flag_callback(
+      "--skip-unreadable", [&unreadable] { unreadable = Unreadable::skip; },
+      "Leave out the pictures of a data set that cannot be read, and say how many; without it one ends the run");
+}
+
+void print_skipped(const Dataset& data) {
+  constexpr size_t most_named = 3;
+  if (data.skipped.empty()) return;
+  const std::span<const std::string> named(data.skipped.data(), std::min(most_named, data.skipped.size()));
+  fmt::print(stderr, "warning: {} pictures that cannot be read are left out: {}{}\n", data.skipped.size(),
+             fmt::join(named, "; "), named.size() < data.skipped.size() ? " and so on" : "");
 }
 
 void print_if_standin(bool standin) {

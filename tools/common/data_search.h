@@ -1,5 +1,6 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -12,14 +13,14 @@ namespace nibblenet::tools {
 class DataSource {
  public:
   /// The path that the user gave.
-  explicit DataSource(std::filesystem::path given) : candidates_{std::move(given)}, asked_for_(true) {}
+  DataSource(std::filesystem::path given, Unreadable unreadable)
+      : candidates_{std::move(given)}, unreadable_(unreadable), asked_for_(true) {}
   /// Paths that were found, in the order to try them; `why` says how they were found.
-  DataSource(std::vector<std::filesystem::path> found, std::string why)
-      : candidates_(std::move(found)), why_(std::move(why)) {}
+  DataSource(std::vector<std::filesystem::path> found, std::string why, Unreadable unreadable)
+      : candidates_(std::move(found)), why_(std::move(why)), unreadable_(unreadable) {}
 
-  /// Reads a split by load_dataset(). The first call chooses the path and prints it: of several
-  /// that were found, it passes over those that cannot be read and prints why to the standard
-  /// error.
+  /// Reads a split by load_dataset() and prints which pictures are left out. The first call chooses the path and prints
+  /// it: of several that were found, it passes over those that cannot be read and prints why to the standard error.
   Dataset load(Split split, int64_t limit);
   /// The chosen path; before the first load(), the one that it tries first.
   const std::filesystem::path& path() const { return candidates_.front(); }
@@ -29,6 +30,7 @@ class DataSource {
  private:
   std::vector<std::filesystem::path> candidates_;
   std::string why_;  ///< how the paths were found; empty once the chosen one is printed
+  Unreadable unreadable_;
   bool asked_for_ = false;
 };
 
@@ -36,7 +38,13 @@ class DataSource {
 /// project's root. When data/ has none, downloads CIFAR-10 there or, offline, draws a stand-in into
 /// data/standin. Prints a path that the user gave; DataSource::load() prints one that was found.
 /// Throws UsageError when `given` or NIBBLENET_DATA names nothing that exists.
-DataSource find_data(const std::string& given);
+DataSource find_data(const std::string& given, Unreadable unreadable);
+
+/// Adds --skip-unreadable, as every tool that reads a data set has it.
+void add_skip_option(CLI::App& app, Unreadable& unreadable);
+
+/// Prints to the standard error how many pictures a data set leaves out, and names the first.
+void print_skipped(const Dataset& data);
 
 /// Prints that the result was made on the stand-in, if it was. Tools call it last.
 void print_if_standin(bool standin);

@@ -147,7 +147,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   describe(dict.metadata, flags.calibration, calibration);
   WeightPacker packer = flags.calibration.packer(calibration, inputs_.backend);
   if (flags.allocation.given()) {
-    allocate_and_pack(flags, dict, packer, inputs_.backend, DataSource(inputs_.data));
+    allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);
     return dict;
   }
   SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));

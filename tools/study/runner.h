@@ -9,6 +9,7 @@
 #include "engine/io/preprocess.h"
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
+#include "tools/common/data_search.h"
 #include "tools/study/folder.h"
 
 namespace nibblenet::tools {
@@ -34,7 +35,7 @@ struct SweepInputs {
   Precision precision = Precision::float32;  ///< of the float model and of packed ones; simulated ones take float32
   bool keep_models = false;                  ///< packed models stay in the folder once their length is measured
   std::function<const Calibration&()> calibration = {};  ///< for recipes; measured or read when it is first asked for
-  std::filesystem::path data = {};                       ///< whose training images choose widths for recipes
+  DataSource data = {"", Unreadable::refuse};            ///< whose training images choose widths for recipes
 };
 
 /// Throws UsageError for a recipe that asks for a calibration where there is none or for layers

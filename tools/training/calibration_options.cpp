@@ -7,6 +7,7 @@
 #include "engine/quant/text.h"
 #include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
+#include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
@@ -22,11 +23,11 @@ struct CalibrationImages {
 
 /// Loads training images, or test images with a warning when the data has no others. `path` may be
 /// the folder test/ of a data set, which selects its test split.
-CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) {
+CalibrationImages load_images(const std::filesystem::path& path, int64_t limit, Unreadable unreadable) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());
   const auto use_test_images = [&](const std::filesystem::path& from, std::string_view why) {
-    Dataset dataset = load_dataset(from, Split::test, limit);
+    Dataset dataset = load_dataset(from, Split::test, limit, unreadable);
     fmt::print(
         stderr,
         "warning: {} {}; calibrating on test images makes the accuracy measured on them look better than it is\n",
@@ -37,7 +38,7 @@ CalibrationImages load_images(const std::filesystem::path& path, int64_t limit) 
   if (folder.filename() == "test" && std::filesystem::is_directory(folder, error))
     return use_test_images(folder.parent_path().empty() ? "." : folder.parent_path(), "is the test split");
   try {
-    return {load_dataset(path, Split::train, limit), Split::train};
+    return {load_dataset(path, Split::train, limit, unreadable), Split::train};
   } catch (const UsageError&) {
     throw;
   } catch (const Error&) {
@@ -67,6 +68,7 @@ void CalibrationFlags::add_source_to(CLI::App& app) {
                                    "Measure on training images of DATA (as eval's --data) which rounding errors "
                                    "matter: the Hessian of every layer's inputs")
                         ->type_name("DATA");
+  add_skip_option(app, unreadable);
   add_checked(app, "--calibration-images", images, CLI::NonNegativeNumber,
               "How many of them, the same number of every class; 0: all")
       ->needs(calibrate);
@@ -172,12 +174,19 @@ void CalibrationFlags::expect_ranges_used(const StateDict& model) const {
 }
 
 std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path& model_path, const StateDict& model,
-                                                    Backend& backend) const {
+                                                    Backend& backend, nlohmann::json* data_set) const {
   if (!calibrated()) return std::nullopt;
-  if (!load.empty()) return load_calibration(load, model);
+  if (!load.empty()) {
+    Calibration calibration = load_calibration(load, model);
+    if (data_set != nullptr)
+      *data_set = {{"description", calibration.data}, {"stand_in", calibration.data.starts_with("stand-in")}};
+    return calibration;
+  }
   const auto claim = claim_output("--save-calibration", save, OutputKind::calibration, {model_path});
-  CalibrationImages images_found = load_images(data, images);
-  print_match(match_classes(images_found.dataset, model));
+  CalibrationImages images_found = load_images(data, images, unreadable);
+  print_skipped(images_found.dataset);
+  const std::string match = match_classes(images_found.dataset, model);
+  print_match(match);
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
   Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
@@ -185,6 +194,10 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   progress.finish();
   calibration.data =
       fmt::format("{}, {}", images_found.dataset.description, images_found.split == Split::train ? "train" : "test");
+  if (data_set != nullptr) {
+    *data_set = data_set_json(images_found.dataset, match);
+    (*data_set)["description"] = calibration.data;
+  }
   calibration.data_fingerprint = fingerprint_of(images_found.dataset);
   calibration.model_fingerprint = fingerprint_of(model);
   if (!save.empty()) {
@@ -192,10 +205,6 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
     fmt::print("wrote the calibration on {} images to {}\n", calibration.images, save);
   }
   return calibration;
-}
-
-nlohmann::json data_set_json(const Calibration& calibration) {
-  return {{"description", calibration.data}, {"stand_in", calibration.data.starts_with("stand-in")}};
 }
 
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/io/dataset.h"
 #include "engine/quant/quantizer.h"
 #include "training/compression/weight_packer.h"
 
@@ -22,9 +23,10 @@ RangeRule parse_range(const std::string& text);
 
 /// The flags of calibration: where it comes from, and how codes and scales are chosen by it.
 struct CalibrationFlags {
-  std::string data;                   ///< --calibrate
-  int64_t images = 2000;              ///< --calibration-images
-  uint64_t seed = 1;                  ///< --calibration-seed
+  std::string data;       ///< --calibrate
+  int64_t images = 2000;  ///< --calibration-images
+  uint64_t seed = 1;      ///< --calibration-seed
+  Unreadable unreadable = Unreadable::refuse;
   std::string load;                   ///< --calibration
   std::string save;                   ///< --save-calibration
   std::string rounding;               ///< --rounding; empty: gptq with a calibration, else nearest
@@ -33,7 +35,7 @@ struct CalibrationFlags {
   std::optional<double> rate_weight;  ///< nothing: best_rate_weight for --target-file, else 0
   std::optional<int> passes;          ///< nothing: passes_of() decides
 
-  void add_source_to(CLI::App& app);  ///< the flags that say where the calibration comes from
+  void add_source_to(CLI::App& app);  ///< where the calibration comes from, and --skip-unreadable
   void add_choice_to(CLI::App& app);  ///< the flags that say how codes are chosen
   bool calibrated() const { return !data.empty() || !load.empty(); }
   bool uses_gptq() const { return rounding.empty() ? calibrated() : rounding == "gptq"; }
@@ -51,13 +53,11 @@ struct CalibrationFlags {
   void expect_ranges_used(const StateDict& model) const;
   /// Measures the Hessians of the model's layers on training images, or reads them from a file.
   /// Returns nothing when the flags ask for neither. Warns when the data has test images only, and
-  /// takes these.
-  std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model,
-                                    Backend& backend) const;
+  /// takes these. `data_set` gets the value of "data_set" in a tool's JSON; of a calibration that
+  /// was read it describes the images alone.
+  std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model, Backend& backend,
+                                    nlohmann::json* data_set = nullptr) const;
 };
-
-/// The value of "data_set" in a tool's JSON: what the calibration was measured on.
-nlohmann::json data_set_json(const Calibration& calibration);
 
 /// Adds to a packed file's metadata how its codes were chosen, unless by default. `calibration` may
 /// be null.

@@ -12,6 +12,7 @@ namespace nibblenet {
 namespace {
 
 using namespace testing;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -184,6 +185,63 @@ TEST(ImageFolder, NamesTheFirstBrokenPictureWhateverTheTiming) {
     write_bytes(folder.path() / fmt::format("train/a/{:03}.png", i), i % 50 == 33 ? Bytes{1, 2, 3} : colour(1));
   for (int run = 0; run < 10; ++run) EXPECT_THAT(refusal(folder.path()), HasSubstr("train/a/033.png"));
   EXPECT_THAT(refusal(folder.path()), HasSubstr("4 of 200 pictures cannot be read"));
+}
+
+TEST(ImageFolder, LeavesOutUnreadablePicturesWhenAsked) {
+  const TemporaryFolder folder;
+  const std::vector<FileToPack> files = {{"train/cat/1.png", colour(1)}, {"train/cat/2.png", {1, 2, 3}},
+                                         {"train/cat/3.webp", {1}},      {"train/cat/4.png", {}},
+                                         {"train/dog/5.png", colour(5)}, {"train/dog/6.png", colour(6)},
+                                         {"test/dog/7.gif", {1}},        {"test/dog/8.png", colour(8)}};
+  for (const auto& file : files) write_bytes(folder.path() / "plain" / file.name, file.content);
+  write_tar(folder.path() / "x.tar.gz", files);
+  for (const auto& path : {folder.path() / "plain", folder.path() / "x.tar.gz"}) {
+    SCOPED_TRACE(path);
+    EXPECT_THAT(refusal(path),
+                AllOf(HasSubstr("2.png is no JPEG"), HasSubstr("3 of 6"), HasSubstr("--skip-unreadable")));
+    EXPECT_THAT(refusal(path, Split::test), AllOf(HasSubstr("7.gif"), HasSubstr("1 of 2")));
+    const Dataset train = load_dataset(path, Split::train, 0, Unreadable::skip);
+    EXPECT_THAT(first_bytes(train), ElementsAre(1, 5, 6));
+    EXPECT_THAT(train.labels, ElementsAre(3, 5, 5));
+    EXPECT_THAT(train.skipped, ElementsAre(HasSubstr("2.png"), HasSubstr("3.webp"), HasSubstr("4.png")));
+    EXPECT_EQ(subset(train, [](int64_t, int64_t) { return true; }).skipped, train.skipped);
+    EXPECT_THAT(first_bytes(load_dataset(path, Split::test, 0, Unreadable::skip)), ElementsAre(8));
+    // Those beyond the limit are not looked at; CIFAR-10's classes are ten.
+    EXPECT_THAT(load_dataset(path, Split::train, 10).skipped, ElementsAre());
+    EXPECT_THAT(load_dataset(path, Split::train, 20, Unreadable::skip).skipped, ElementsAre(HasSubstr("2.png")));
+  }
+}
+
+TEST(ImageFolder, AClassWithoutReadablePicturesIsAnErrorAllTheSame) {
+  const TemporaryFolder folder;
+  const auto skipping = [&](Split split) {
+    return message_of<FormatError>([&] { load_dataset(folder.path(), split, 0, Unreadable::skip); });
+  };
+  write_bytes(folder.path() / "train/ape/1.png", colour(1));
+  write_bytes(folder.path() / "train/elk/2.webp", Bytes{1});
+  write_bytes(folder.path() / "train/elk/3.png", Bytes{1});
+  write_bytes(folder.path() / "test/elk/4.tiff", Bytes{1});
+  EXPECT_THAT(skipping(Split::train),
+              AllOf(HasSubstr("none of the 2 pictures of the class 'elk'"), HasSubstr("2.webp")));
+  EXPECT_THAT(skipping(Split::test), HasSubstr("4.tiff"));
+  write_bytes(folder.path() / "train/elk/5.png", colour(5));
+  EXPECT_EQ(load_dataset(folder.path(), Split::train, 0, Unreadable::skip).size(), 2);
+}
+
+TEST(ImageFolder, ADamagedArchiveIsNoUnreadablePicture) {
+  const TemporaryFolder folder;
+  std::vector<FileToPack> files;
+  for (uint8_t i = 0; i < 20; ++i) files.push_back({fmt::format("train/a/{}.png", i), colour(i)});
+  for (const char* name : {"whole.tar", "whole.tar.gz"}) {
+    write_tar(folder.path() / name, files);
+    const Bytes whole = read_bytes(folder.path() / name);
+    const auto cut = folder.path() / fmt::format("cut-{}", name);
+    // The tar ends inside a picture.
+    write_bytes(cut,
+                std::span(whole).first(std::string_view(name).ends_with("gz") ? whole.size() / 2 : 10 * 1024 + 540));
+    EXPECT_THAT(message_of<FormatError>([&] { load_dataset(cut, Split::train, 0, Unreadable::skip); }),
+                HasSubstr("truncated or corrupt"));
+  }
 }
 
 /// torchvision's ImageFolder sorts folders by their whole path, then the files of each.
