@@ -26,7 +26,7 @@ constexpr size_t largest_piece = size_t{1} << 22;
 
 // All that is read from an archive may take `most_growth` times its bytes, plus the allowance.
 // Pictures and CIFAR-10 hardly compress; zeros shrink to a thousandth.
-constexpr size_t most_growth = 100;
+constexpr size_t most_growth = 50;
 constexpr size_t growth_allowance = size_t{64} << 20;
 
 /// The bytes of a tar, decompressed if they are gzip's. zlib checks each member's CRC-32 and
@@ -135,6 +135,11 @@ class DiskEntry final : public FileEntry {
   std::filesystem::path file_;
 };
 
+[[noreturn]] void refuse_growth(const std::string& location) {
+  fail<FormatError>("{}: what is read from the archive takes up more than {} times its size; unpack it first", location,
+                    most_growth);
+}
+
 class ArchivedEntry final : public FileEntry {
  public:
   /// `room`: the bytes that may still be read from the archive.
@@ -173,9 +178,10 @@ class ArchivedEntry final : public FileEntry {
       if (status == ARCHIVE_EOF) break;
       if (size > most - content.size())
         fail<FormatError>("{} has more than the {} bytes allowed here", location(), most);
-      if (size > room_)
-        fail<FormatError>("{}: what is read from the archive takes up more than {} times its size; unpack it first",
-                          location(), most_growth);
+      if (size > room_) {
+        room_ = 0;
+        refuse_growth(location());
+      }
       room_ -= size;
       const auto* bytes = static_cast<const uint8_t*>(data);
       content.insert(content.end(), bytes, bytes + size);
@@ -253,6 +259,7 @@ void walk_archive(const std::filesystem::path& path, const std::function<void(Fi
     if (!parts) continue;
     ArchivedEntry entry(std::move(*parts), path, source.get(), header, room);
     visit(entry);
+    if (room == 0) refuse_growth(path.string());  // also where the visitor goes on without this file
   }
   try {
     while (!bytes.next().empty()) {  // to the last checksum, which lies behind the end of the tar
