@@ -18,19 +18,21 @@ int64_t images_per_class(int64_t limit, size_t classes) {
 
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit, Unreadable unreadable) {
   if (limit < 0) fail<UsageError>("a limit of {} images makes no sense; use 0 for no limit", limit);
-  // One pass, since an archive can only be read forwards: both readers look at every file.
-  Cifar10Reader binary(path, split);
+  // One pass, since an archive can only be read forwards: all readers look at every file.
+  Cifar10Reader binary(path, split, CifarVersion::binary), python(path, split, CifarVersion::python);
   ImageFolderReader folder(path, split);
   walk_files(path, [&](FileEntry& entry) {
-    if (!binary.take(entry)) folder.take(entry);
+    if (!binary.take(entry) && !python.take(entry)) folder.take(entry);
   });
-  if (binary.found() && folder.found())
+  Cifar10Reader& batches = binary.found() ? binary : python;
+  if (batches.found() && folder.found())
     fail<FormatError>("{} holds both CIFAR-10 batches and an image folder; keep them apart", path.string());
-  if (binary.found()) return binary.finish(limit);
+  if (batches.found()) return batches.finish(limit);
   if (folder.found()) return folder.finish(limit, unreadable);
   fail<FormatError>(
-      "{} holds no data set; supported are CIFAR-10's binary version (data_batch_1.bin … test_batch.bin) "
-      "and image folders (train/<class>/*.jpg|jpeg|png|bmp, test/<class>/…), as a folder, .tar or .tar.gz",
+      "{} holds no data set; supported are CIFAR-10's binary version (data_batch_1.bin … test_batch.bin), its Python "
+      "version (data_batch_1 … test_batch) and image folders (train/<class>/*.jpg|jpeg|png|bmp, test/<class>/…), as a "
+      "folder, .tar or .tar.gz",
       path.string());
 }
 

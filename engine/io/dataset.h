@@ -40,6 +40,8 @@ struct Dataset {
 /// Reads one split of the data set at `path`:
 ///  - CIFAR-10's binary version: a folder with data_batch_1..5.bin and test_batch.bin (also one
 ///    level down, as in cifar-10-batches-bin/), or its .tar.gz or .tar;
+///  - CIFAR-10's Python version, torchvision's: the same with data_batch_1..5 and test_batch, which
+///    are pickled (cifar-10-batches-py/). The binary version is taken where both are there;
 ///  - an image folder with train/<class>/*.jpg|jpeg|png|bmp and test/<class>/…, plain or inside a
 ///    .tar or .tar.gz (also one level down). Labels follow CIFAR-10's order when every class is one
 ///    of its ten, else the alphabetical order. Images are in label order, then by file name;

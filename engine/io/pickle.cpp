@@ -25,7 +25,7 @@ class PickleMachine {
       const auto opcode = take<uint8_t>();
       if (opcode == stop) return pop();
       const Action action = actions()[opcode];
-      if (action == nullptr) refuse("opcode {:#04x} is none that torch.save writes for a state dict", opcode);
+      if (action == nullptr) refuse("opcode {:#04x} is none that is read here", opcode);
       action(*this);
     }
   }

@@ -32,6 +32,7 @@ enum class PickleKind : uint8_t {
   storage,    ///< `integer` is its place among the storages of a PthObjects
   tensor,     ///< `integer` is its place among the tensors of a PthObjects
   parameter,  ///< an old Parameter object: `items` is its tensor, or empty
+  array,      ///< a NumPy array: `items` are its shape, its type and its bytes, or empty
   object,     ///< an object of some other global: `text` is that symbol; nothing else is kept
 };
 

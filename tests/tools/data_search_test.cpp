@@ -82,5 +82,34 @@ TEST_F(UnreadableTest, AResumedRunSeesTheSameImages) {
   EXPECT_TRUE(same_bits(model("whole.safetensors"), model("cut.safetensors")));
 }
 
+class DataSearchTest : public ToolsTest {
+ protected:
+  void put(const std::string& path, const char* fixture) const {
+    write_bytes(at(path), read_bytes(test_data_folder() / "cifar10_python" / fixture));
+  }
+};
+
+TEST_F(DataSearchTest, FindsThePythonVersionAndSaysWhyAnotherIsPassedOver) {
+  succeed("pack small.safetensors -o packed.safetensors");
+  const std::string line = "eval packed.safetensors --threads 1";
+  const std::vector<FileToPack> files = {
+      {"cifar-10-batches-py/test_batch", read_bytes(test_data_folder() / "cifar10_python/python2")}};
+  write_bytes(at("data/cifar-10-python.tar.gz"), {});
+  write_tar(at("data/cifar-10-python.tar.gz"), files);
+  Outcome outcome = succeed(line);
+  EXPECT_THAT(outcome.out, HasSubstr("2 test images of CIFAR-10 (Python)"));
+  EXPECT_EQ(outcome.err.find("passed over"), std::string::npos) << outcome;
+
+  // torchvision leaves the archive and the folder; a broken folder is passed over.
+  put("data/cifar-10-batches-py/test_batch", "numpy2_protocol5");
+  outcome = succeed(line);
+  EXPECT_THAT(outcome.out, AllOf(HasSubstr("/data (found in data/)"), HasSubstr("CIFAR-10 (Python)")));
+  write_text(at("data/cifar-10-batches-py/test_batch"), "\x80\x02}q");
+  outcome = succeed(line);
+  EXPECT_THAT(outcome.err, AllOf(HasSubstr("is passed over: "), HasSubstr("test_batch"), HasSubstr("cut off")));
+  EXPECT_THAT(outcome.out, HasSubstr("cifar-10-python.tar.gz (found in data/)"));
+  refuse(line + " --data data", "cut off", 1);
+}
+
 }  // namespace
 }  // namespace nibblenet::testing

@@ -24,16 +24,20 @@ bool is_archive(const fs::path& path) {
   return name.ends_with(".tar") || name.ends_with(".tar.gz") || name.ends_with(".tgz");
 }
 
-/// What load_dataset() may read in data/: the folder itself when it holds known names, else its
+/// What load_dataset() may read in data/: the folder itself when it holds known names, then its
 /// archives.
 std::vector<fs::path> inside(const fs::path& folder) {
   std::error_code error;
-  for (const char* marker : {"data_batch_1.bin", "test_batch.bin", "train", "test", "cifar-10-batches-bin"})
-    if (fs::exists(folder / marker, error)) return {folder};
   std::vector<fs::path> archives;
   for (const auto& entry : fs::directory_iterator(folder, error))
     if (entry.is_regular_file(error) && is_archive(entry.path())) archives.push_back(entry.path());
   std::ranges::sort(archives);
+  for (const char* marker : {"data_batch_1.bin", "test_batch.bin", "data_batch_1", "test_batch", "train", "test",
+                             "cifar-10-batches-bin", "cifar-10-batches-py"})
+    if (fs::exists(folder / marker, error)) {
+      archives.insert(archives.begin(), folder);
+      break;
+    }
   return archives;
 }
 
@@ -47,7 +51,8 @@ DataSource asked_for(const std::string& path, std::string_view by, Unreadable un
 }  // namespace
 
 const char* const data_help =
-    "Images: a folder or tar(.gz) with CIFAR-10's binary version or train/<class>/*.jpg|png and test/…; without it "
+    "Images: a folder or tar(.gz) with CIFAR-10's binary or Python version or train/<class>/*.jpg|png and test/…; "
+    "without it "
     "NIBBLENET_DATA, else data/, else CIFAR-10 is downloaded there, else (offline) a stand-in is drawn";
 
 Dataset DataSource::load(Split split, int64_t limit) {
