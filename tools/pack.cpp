@@ -145,14 +145,6 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
   return reports;
 }
 
-/// Biases are copied, so nothing else would look at them.
-void expect_finite(const StateDict& dict, const std::filesystem::path& input) {
-  for (const Parameter& parameter : dict.parameters)
-    if (!parameter.packed() &&
-        !std::ranges::all_of(parameter.values().view(), [](float value) { return std::isfinite(value); }))
-      fail<FormatError>("{}: {} holds NaN or infinities; tools/inspect counts them", input.string(), parameter.name);
-}
-
 void pack(const Options& options) {
   const PackingFlags& flags = options.packing;
   flags.validate();
@@ -162,7 +154,6 @@ void pack(const Options& options) {
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_model(input, options.checksums);
-  expect_finite(dict, input);
   if (dict.packed() && options.only_rewrites()) return repack(options, input, dict, *backend);
   if (dict.packed())
     fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",

@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "engine/io/pth.h"
@@ -94,6 +96,10 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   } catch (const Error& error) {
     fail<FormatError>("{}: {}", path.string(), error.what());
   }
+  for (const Parameter& parameter : dict.parameters)
+    if (!parameter.packed() &&
+        !std::ranges::all_of(parameter.values().view(), [](float v) { return std::isfinite(v); }))
+      fail<FormatError>("{}: {} holds NaN or infinities; tools/inspect counts them", path.string(), parameter.name);
   return dict;
 }
 

@@ -18,7 +18,8 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind);
 
 /// Reads a float or packed model, or the parameters of a checkpoint. Gives parameters their
 /// canonical names and folds batch norms into convolutions. Prints minor faults as warnings. Errors
-/// name the file. Throws FormatError when it holds none of networks().
+/// name the file. Throws FormatError when it holds none of networks(), or NaN or infinities among
+/// its floats.
 StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
 /// The file's tensors under the file's own names: the first step of load_model().
