@@ -102,8 +102,14 @@ bool Trainer::run(const Callbacks& callbacks) {
     double seconds = 0;
     const int64_t images_before = position_.images;  // of an epoch that a checkpoint had begun
     if (!run_epoch(callbacks, seconds)) return false;
+    Evaluation tested;
+    try {
+      tested = test(callbacks.on_test);
+    } catch (const Interrupted&) {
+      return false;
+    }
     ++position_.epoch;
-    position_.history.push_back(report(test(), seconds, position_.images - images_before));
+    position_.history.push_back(report(tested, seconds, position_.images - images_before));
     position_.batch = 0;
     position_.loss_sum = 0;
     position_.correct = 0;
@@ -254,11 +260,12 @@ void Trainer::prune_when_due() {
   parameters_.prune(options_.pruning, position_.start_sparsity, schedule.progress(position_.step));
 }
 
-Evaluation Trainer::test() {
-  const auto evaluated = [this](Network& network) {
+Evaluation Trainer::test(const OnProgress& on_progress) {
+  const auto evaluated = [&](Network& network) {
     if (!test_features_.empty())
-      return evaluate_features(network, std::as_const(test_features_).view(), test_labels_, options_.batch_size);
-    return evaluate(network, test_, preprocess_, options_.batch_size);
+      return evaluate_features(network, std::as_const(test_features_).view(), test_labels_, options_.batch_size,
+                               on_progress);
+    return evaluate(network, test_, preprocess_, options_.batch_size, on_progress);
   };
   if (!parameters_.quantized()) return evaluated(network_);
   Network packed(network_.backend(), model());

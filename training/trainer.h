@@ -109,10 +109,11 @@ class Trainer {
     OnProgress on_features;  ///< while features are computed, in images
     /// After every step; true asks to stop behind it.
     std::function<bool(const TrainingPosition&, int64_t batches, double images_per_second)> on_step;
+    OnProgress on_test;                                ///< while an epoch's test runs, in images
     std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its test
   };
-  /// Trains from the current position to the last epoch. False when on_step asked to stop: save a
-  /// checkpoint then.
+  /// Trains from the current position to the last epoch. False when a callback asked to stop: save a
+  /// checkpoint then. One that was asked for in a test goes on with that test.
   bool run(const Callbacks& callbacks);
 
   const TrainingPosition& position() const { return position_; }
@@ -147,7 +148,7 @@ class Trainer {
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();
-  Evaluation test();
+  Evaluation test(const OnProgress& on_progress);
   EpochReport report(const Evaluation& tested, double seconds, int64_t images) const;
 
   Network& network_;

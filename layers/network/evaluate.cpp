@@ -122,15 +122,17 @@ Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& 
 }
 
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
-                             int64_t batch_size) {
+                             int64_t batch_size, const OnProgress& on_progress) {
   const int64_t images = features.size(0);
   batch_size = std::max<int64_t>(1, std::min(batch_size, images));
   Scorer scorer(network, {labels.begin(), labels.end()});
   Pass pass(network, network.classifier_begin(), network.layers().size(), {batch_size, features.size(1)},
             Pass::Mode::inference);
   const Stopwatch watch;
-  for (int64_t first = 0; first < images; first += batch_size)
+  for (int64_t first = 0; first < images; first += batch_size) {
+    report_progress(on_progress, first, images);
     scorer.add(pass.forward(features.slice(first, std::min(batch_size, images - first))), first);
+  }
   Evaluation result = scorer.finish();
   result.seconds = watch.seconds();
   return result;

@@ -41,7 +41,7 @@ Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& 
 
 /// evaluate() from cached features [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,
-                             int64_t batch_size);
+                             int64_t batch_size, const OnProgress& on_progress = {});
 
 /// Features (output of the flatten) of every image of a data set: [images, features] in the
 /// backend's memory.

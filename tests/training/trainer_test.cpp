@@ -42,7 +42,12 @@ class TrainerTest : public ::testing::Test {
             .seed = 3};
   }
 
-  static void expect_resumable(const TrainingOptions& options);
+  /// Stops a run by `until`, in its second epoch.
+  static void expect_resumable(const TrainingOptions& options,
+                               const Trainer::Callbacks& until = {
+                                   .on_step = [](const TrainingPosition& p, int64_t, double) {
+                                     return p.epoch == 1 && p.batch == 13;
+                                   }});
 
   /// (frozen, flipped): features that are cached, that are not, and none that are frozen.
   static constexpr std::array<std::pair<bool, bool>, 3> ways = {{{true, false}, {true, true}, {false, true}}};
@@ -54,7 +59,7 @@ class TrainerTest : public ::testing::Test {
 
 /// Whether a run that was stopped in the middle of its second epoch ends in the bits of one that
 /// was not.
-void TrainerTest::expect_resumable(const TrainingOptions& options) {
+void TrainerTest::expect_resumable(const TrainingOptions& options, const Trainer::Callbacks& until) {
   const auto backend = make_test_backend(0);
   Network teacher(*backend, small_alexnet(9));
   const auto trainer_of = [&](Network& network, const TrainingOptions& chosen) {
@@ -70,8 +75,7 @@ void TrainerTest::expect_resumable(const TrainingOptions& options) {
   {
     Network first(*backend, small_alexnet(1));
     const auto stopped = trainer_of(first, options);
-    ASSERT_FALSE(stopped->run(
-        {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 13; }}));
+    ASSERT_FALSE(stopped->run(until));
     stopped->save_checkpoint(checkpoint_path);
   }
   Checkpoint checkpoint = load_checkpoint(checkpoint_path);
@@ -93,6 +97,21 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
   for (const auto& [freeze, flip] : ways) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
     expect_resumable(options(freeze, flip));
+  }
+}
+
+TEST_F(TrainerTest, ARunThatStopsInATestGoesOnWithThatTest) {
+  for (const auto& [freeze, flip] : ways) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    int tests = 0, heard_after = -1;
+    expect_resumable(options(freeze, flip), {.on_test = [&](int64_t done, int64_t total) {
+                       EXPECT_EQ(total, test_.size());
+                       tests += done == 0 ? 1 : 0;
+                       const bool stop = heard_after >= 0 || (tests == 2 && done > 0);
+                       heard_after += stop ? 1 : 0;
+                       return stop;
+                     }});
+    EXPECT_EQ(heard_after, 0) << "it stops within a batch";
   }
 }
 
