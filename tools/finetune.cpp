@@ -307,16 +307,20 @@ void finetune(Options& options, Given given) {
              teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
   const std::filesystem::path saved = checkpoint_of(output);
-  train(trainer, options.training, saved, options.checkpoint_seconds, resume_command(options, source, saved));
+  const auto save_model = [&] {
+    StateDict result = trainer.model();
+    result.metadata[image_size_key] = std::to_string(options.training.image_size);
+    TrainingOptions told = options.training;  // a model that travels need not say where files lie here
+    told.distillation.teacher = std::filesystem::path(told.distillation.teacher).filename().string();
+    result.metadata["training_options"] = to_json(told);
+    if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
+      result.metadata[class_names_key] = class_names_text(train_set.classes);
+    save_state_dict(output, result);
+  };
+  train(trainer, options.training, saved, options.checkpoint_seconds, resume_command(options, source, saved),
+        save_model);
 
-  StateDict result = trainer.model();
-  result.metadata[image_size_key] = std::to_string(options.training.image_size);
-  TrainingOptions told = options.training;  // a model that travels need not say where files lie here
-  told.distillation.teacher = std::filesystem::path(told.distillation.teacher).filename().string();
-  result.metadata["training_options"] = to_json(told);
-  if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
-    result.metadata[class_names_key] = class_names_text(train_set.classes);
-  save_state_dict(output, result);
+  save_model();
   const auto& history = trainer.position().history;
   const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
   fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,

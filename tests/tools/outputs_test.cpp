@@ -79,6 +79,40 @@ TEST_F(OutputsTest, WithRoomForTheModelAloneTheModelIsWritten) {
   EXPECT_EQ(temporary_files(), std::vector<fs::path>());
 }
 
+TEST_F(OutputsTest, AStoppedRunSavesItsModelWhereTheCheckpointDoesNotFit) {
+  const std::string line =
+      "finetune --data standin --threads 1 --image-size 64 --init small.safetensors --freeze none --batch 10 "
+      "--epochs 10000 --out out.safetensors";
+  const std::string resume = "finetune --data standin --threads 1 --resume out.checkpoint.safetensors";
+  const auto blocks = fs::file_size(at("small.safetensors")) / 512 + 30;  // the checkpoint is twice as large
+  const auto stop = [&](const std::string& script, const std::string& tool) {
+    std::vector<std::string> words = command(tool);
+    words.insert(words.begin(), {"/bin/sh", "-c", script, "sh"});
+    Child child(words, at(""), environment_, at(".stopped").string());
+    EXPECT_TRUE(child.wait_for("epoch "));
+    child.send(SIGTERM);
+    return child.wait();
+  };
+  const std::string small_disk = fmt::format("ulimit -f {}; exec \"$@\"", blocks);
+  const auto expect_saved = [&](const Outcome& outcome, const std::string& lost) {
+    EXPECT_EQ(outcome.code, 1) << outcome;
+    EXPECT_NE(outcome.err.find("finetune: error: stopped, and the checkpoint could not be written"), std::string::npos)
+        << outcome;
+    EXPECT_NE(outcome.err.find(lost), std::string::npos) << outcome;
+    EXPECT_FALSE(same_bits(model("small.safetensors"), model("out.safetensors")));
+    fs::remove(at("out.safetensors"));
+  };
+  expect_saved(stop(small_disk, line), "are lost");
+  EXPECT_FALSE(fs::exists(at("out.checkpoint.safetensors")));
+
+  EXPECT_EQ(stop("exec \"$@\"", line).code, 130);
+  const std::string checkpoint = read_text(at("out.checkpoint.safetensors"));
+  expect_saved(stop(small_disk, resume), "continue with: tools/finetune --resume");
+  EXPECT_EQ(read_text(at("out.checkpoint.safetensors")), checkpoint) << "the one before stays";
+  EXPECT_EQ(stop("ulimit -f 8; exec \"$@\"", resume).code, 1);
+  EXPECT_FALSE(fs::exists(at("out.safetensors")));
+}
+
 TEST_F(OutputsTest, WhatKilledRunsLeftIsRemoved) {
   write_text(at(".nibblenet-123-0.tmp"), "half");
   write_text(at(".nibblenet-0123456789abcdef.tmp"), "");

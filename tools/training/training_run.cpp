@@ -13,7 +13,7 @@
 namespace nibblenet::tools {
 
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
-           const std::string& resume_command) {
+           const std::string& resume_command, const std::function<void()>& save_model) {
   using Clock = std::chrono::steady_clock;
   std::optional<Progress> progress;
   const auto start = Clock::now();
@@ -49,6 +49,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
     save_when_due();
     return interrupted();
   };
+  callbacks.on_test = [](int64_t, int64_t) { return interrupted(); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     progress.reset();
     fmt::print(
@@ -63,7 +64,17 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   progress.reset();
   if (complete) return;
   if (trainer.position().step == first_step) throw Stopped("stopped before the first step; nothing was written");
-  trainer.save_checkpoint(checkpoint);
+  try {
+    trainer.save_checkpoint(checkpoint);
+  } catch (const IoError& error) {
+    save_model();
+    std::error_code missing;
+    fail<IoError>("stopped, and the checkpoint could not be written ({}): the model is saved, momenta and position {}",
+                  error.what(),
+                  std::filesystem::exists(checkpoint, missing)
+                      ? "are those of the checkpoint before; continue with: " + resume_command
+                      : "are lost; --init goes on from it with new ones");
+  }
   throw Stopped("stopped; continue with: " + resume_command);
 }
 
