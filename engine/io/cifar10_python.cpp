@@ -42,7 +42,7 @@ class CifarPickle final : private PickleActions {
 
  private:
   PickleId call(std::string_view symbol, PickleId arguments) override {
-    const std::vector<PickleId> values = heap_[arguments].items;
+    const std::vector<PickleId>& values = heap_[arguments].items;
     // NumPy 2 calls numpy.core numpy._core.
     const auto is = [&](std::string_view name) {
       return symbol.ends_with(name) && (symbol.starts_with("numpy.core.") || symbol.starts_with("numpy._core."));
@@ -60,7 +60,7 @@ class CifarPickle final : private PickleActions {
 
   /// The state of an array: version, shape, type, whether it lies column by column, bytes.
   void build(PickleId object, PickleId state) override {
-    const std::vector<PickleId> values = heap_[state].items;
+    const std::vector<PickleId>& values = heap_[state].items;
     if (heap_[object].kind == PickleKind::array && heap_[object].items.empty() && values.size() == 5 &&
         heap_[values[3]].kind <= PickleKind::integer && heap_[values[3]].integer == 0)
       fill(object, values[1], values[2], values[4]);

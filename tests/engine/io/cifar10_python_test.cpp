@@ -109,8 +109,8 @@ TEST(Cifar10Python, RefusesWhatIsNoBatch) {
 
 TEST(Cifar10Python, NothingIsCalledAndAnArrayIsFilledOnce) {
   for (const std::string& behind_array : {"(K\1K\1K\2\x86N\x89U\1xtb"s, "Nb"s, ")b"s, "cos\nsystem\nU\4true\x85R0"s,
-                                         "cbuiltins\neval\nU\0011\x85\x81"
-                                         "0"s}) {
+                                          "cbuiltins\neval\nU\0011\x85\x81"
+                                          "0"s}) {
     Bytes file = fixture("python2");
     file.insert(std::ranges::search(file,
                                     "U\x09"
@@ -119,6 +119,13 @@ TEST(Cifar10Python, NothingIsCalledAndAnArrayIsFilledOnce) {
                 behind_array.begin(), behind_array.end());
     EXPECT_EQ(records_of_pickle(file, "x"), fixture("binary"));
   }
+}
+
+/// Each of 200,000 calls gets the same 262,144 values.
+TEST(Cifar10Python, RepeatedCallsCostNothing) {
+  std::string file = "\x80\2(" + std::string(1 << 18, 'N') + "tq\1cx\ny\nq\2";
+  for (int i = 0; i < 200'000; ++i) file += "h\2h\1R0";
+  EXPECT_THAT(refusal(bytes_of_text(file + ".")), HasSubstr("no 'labels'"));
 }
 
 }  // namespace
