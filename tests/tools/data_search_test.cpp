@@ -42,7 +42,7 @@ TEST_F(UnreadableTest, EveryToolThatTakesDataCanLeaveThemOut) {
            {"sweep small.safetensors --data photos --schemes linear:8:row --out study --threads 1", 1},
            {"bench small.safetensors --compare --sides float32 --seconds 0 --rounds 1 --batch 1 --data photos", 1},
            {"pack small.safetensors -o out2.safetensors --calibrate photos " + some, 5},
-           {"pack small.safetensors -o out3.safetensors --target-bits 5 --target-images 10 --data photos", 4},
+           {"pack small.safetensors -o out3.safetensors --target-bits 5 --target-images 10 --data photos", 2},
            {"prune small.safetensors -o out4.safetensors --channels classifier.1=20 --calibrate photos " + some, 5}}) {
     SCOPED_TRACE(line);
     const Outcome refused = run(line);
@@ -62,8 +62,8 @@ TEST_F(UnreadableTest, EveryToolThatTakesDataCanLeaveThemOut) {
 
 TEST_F(UnreadableTest, AResumedRunSeesTheSameImages) {
   const std::string line = "finetune --init small.safetensors --data photos --threads 1 --batch 2 --skip-unreadable ";
-  succeed(line + "--epochs 400 --out whole.safetensors");
-  Child child(command(line + "--epochs 400 --out cut.safetensors"), at(""), environment_, at(".cut").string());
+  succeed(line + "--epochs 200 --out whole.safetensors");
+  Child child(command(line + "--epochs 200 --out cut.safetensors"), at(""), environment_, at(".cut").string());
   ASSERT_TRUE(child.wait_for("epoch 2/"));
   child.send(SIGTERM);
   const Outcome stopped = child.wait();
