@@ -42,7 +42,7 @@ class TrainerTest : public ::testing::Test {
             .seed = 3};
   }
 
-  /// Stops a run by `until`, in its second epoch.
+  /// Stops a run by `until`, else in its second epoch.
   static void expect_resumable(const TrainingOptions& options,
                                const Trainer::Callbacks& until = {
                                    .on_step = [](const TrainingPosition& p, int64_t, double) {
@@ -86,8 +86,9 @@ void TrainerTest::expect_resumable(const TrainingOptions& options, const Trainer
   ASSERT_TRUE(resumed->run({}));
 
   EXPECT_TRUE(same_bits(state_of(whole), state_of(second)));
-  ASSERT_EQ(resumed->position().history.size(), 3U);
-  for (size_t i = 0; i < 3; ++i) {
+  const auto epochs = static_cast<size_t>(options.epochs);
+  ASSERT_EQ(resumed->position().history.size(), epochs);
+  for (size_t i = 0; i < epochs; ++i) {
     EXPECT_EQ(uninterrupted->position().history[i].loss, resumed->position().history[i].loss);
     EXPECT_EQ(uninterrupted->position().history[i].test_loss, resumed->position().history[i].test_loss);
   }
@@ -101,13 +102,14 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
 }
 
 TEST_F(TrainerTest, ARunThatStopsInATestGoesOnWithThatTest) {
-  for (const auto& [freeze, flip] : ways) {
-    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
-    int tests = 0, heard_after = -1;
-    expect_resumable(options(freeze, flip), {.on_test = [&](int64_t done, int64_t total) {
+  for (const bool freeze : {true, false}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze);
+    int heard_after = -1;
+    TrainingOptions one = options(freeze, false);
+    one.epochs = 1;
+    expect_resumable(one, {.on_test = [&](int64_t done, int64_t total) {
                        EXPECT_EQ(total, test_.size());
-                       tests += done == 0 ? 1 : 0;
-                       const bool stop = heard_after >= 0 || (tests == 2 && done > 0);
+                       const bool stop = heard_after >= 0 || done > 0;
                        heard_after += stop ? 1 : 0;
                        return stop;
                      }});
