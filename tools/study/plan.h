@@ -38,6 +38,7 @@ struct SimulationForm {
   bool maxima;                            ///< scales are absolute maxima
   std::vector<std::string> counterparts;  ///< schemes at {} bits, the notebooks' own scales first
 };
+/// The form of a simulation.
 const SimulationForm& form_of(Simulation simulation);
 
 /// The counterparts of a simulation at its bits.
