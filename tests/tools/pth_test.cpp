@@ -90,6 +90,23 @@ TEST_F(PthToolsTest, WrongChecksumsWarnOrWithStrictFail) {
   succeed("pack small.pth -o strict.safetensors --strict");
 }
 
+TEST_F(PthToolsTest, AKeyIsForAFileOfAnotherProgram) {
+  StateDict two = model("small.safetensors");
+  const StateDict other = model("small.safetensors");
+  for (Parameter& parameter : two.parameters) parameter.name = "gen." + parameter.name;
+  for (const Parameter& parameter : other.parameters)
+    two.parameters.push_back({.name = "disc." + parameter.name, .value = parameter.dequantized()});
+  save_pth(at("two.pth"), two);
+  const std::string eval = " --data standin --limit 10 --image-size 64 --key disc";
+  refuse("inspect two.pth --key none", "nothing under it; it has 'gen.", 2);
+  succeed("eval two.pth" + eval);
+  succeed("eval two.pth --compare small.safetensors" + eval);
+  succeed("eval small.safetensors --compare two.pth" + eval);
+  for (const char* line : {"inspect small.safetensors --key disc", "pack small.safetensors --key disc",
+                           "eval small.safetensors --compare seven.safetensors --data standin --key disc"})
+    refuse(line, "--key disc: small.safetensors is of nibblenet's own format and holds one model, 'features.0.", 2);
+}
+
 TEST_F(PthToolsTest, HostileFilesAreRefusedInOneLine) {
   const std::string whole = read_text(at("small.pth"));
   write_text(at("cut.pth"), whole.substr(0, whole.size() / 2));

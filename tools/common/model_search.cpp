@@ -40,9 +40,15 @@ bool is_of_kind(const std::filesystem::path& path, ModelKind kind) {
   }
 }
 
-/// The value of --key, for every model that the process reads.
-std::string& weights_key() {
-  static std::string key;
+/// --key, for every model that the process reads.
+struct WeightsKey {
+  std::string name;
+  bool used = false;  ///< by a file that nibblenet did not write
+  const CLI::App* app = nullptr;
+};
+
+WeightsKey& weights_key() {
+  static WeightsKey key;
   return key;
 }
 
@@ -51,6 +57,19 @@ bool is_foreign(const std::filesystem::path& path) {
   const std::map<std::string, std::string> metadata = safetensors_metadata(path);
   const auto format = metadata.find("format");
   return format == metadata.end() || !format->second.starts_with("nibblenet");
+}
+
+/// Throws UsageError for a --key that is neither for this file nor for one that is read after it.
+void refuse_key(const std::filesystem::path& path, const StateDict& dict) {
+  const WeightsKey& key = weights_key();
+  if (key.name.empty() || key.used) return;
+  for (const char* later : {"--compare", "--distill"})
+    if (const CLI::Option* option = key.app->get_option_no_throw(later); option != nullptr && option->count() > 0)
+      if (const auto file = option->as<std::string>(); std::filesystem::is_regular_file(file) && is_foreign(file))
+        return;
+  fail<UsageError>("--key {}: {} is of nibblenet's own format and holds one model{}; leave --key out", key.name,
+                   path.string(),
+                   dict.parameters.empty() ? "" : ", " + in_quotes(dict.parameters.front().name) + " and so on");
 }
 
 }  // namespace
@@ -75,10 +94,13 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
 
 StateDict read_model(const std::filesystem::path& path, Checksums checksums) {
   Reading reading = checksums;
-  if (is_foreign(path)) reading.key = weights_key();
+  const bool foreign = is_foreign(path);
+  if (foreign) reading.key = weights_key().name;
   StateDict dict = load_state_dict(path, reading);
+  if (!foreign) refuse_key(path, dict);
+  weights_key().used = weights_key().used || foreign;
   print_warnings(dict);
-  for (const std::string& note : dict.notes) fmt::print("{}: {}\n", path.string(), note);
+  for (const std::string& note : dict.notes) fmt::print("{}: {}\n", path.string(), printable(note));
   if (!dict.left_out.empty())
     fmt::print("{}: leaves out {} scalars that are no parameters: {}{}\n", path.string(), dict.left_out.size(),
                in_quotes(dict.left_out.front()), dict.left_out.size() > 1 ? " and so on" : "");
@@ -89,7 +111,7 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   StateDict dict = read_model(path, checksums);
   if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
   try {
-    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", path.string(), note);
+    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", path.string(), printable(note));
     if (const int folded = fold_batch_norms(dict); folded > 0)
       fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", path.string(), folded);
     layers_of(dict);
@@ -112,14 +134,15 @@ void check_model_file(const std::filesystem::path& path) {
 }
 
 void print_warnings(const StateDict& dict) {
-  for (const std::string& warning : dict.warnings) fmt::print(stderr, "warning: {}\n", warning);
+  for (const std::string& warning : dict.warnings) fmt::print(stderr, "warning: {}\n", printable(warning));
 }
 
 void add_strict_option(CLI::App& app, Checksums& checksums) {
   app.add_flag_callback(
       "--strict", [&checksums] { checksums = Checksums::strict; },
       "Refuse a .pth whose checksums do not match, instead of warning");
-  app.add_option("--key", weights_key(),
+  weights_key().app = &app;
+  app.add_option("--key", weights_key().name,
                  "For a file of another program that holds several models, like plain and averaged weights: take those "
                  "under NAME")
       ->type_name("NAME");

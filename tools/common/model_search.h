@@ -33,7 +33,7 @@ void check_model_file(const std::filesystem::path& path);
 void print_warnings(const StateDict& dict);
 
 /// Adds --strict and --key, which every tool that reads a MODEL has. load_model() and read_model()
-/// apply the key to files that nibblenet did not write.
+/// apply the key to files that nibblenet did not write. They throw UsageError when it is for none.
 void add_strict_option(CLI::App& app, Checksums& checksums);
 
 /// What tools that compute with a model have in common.
