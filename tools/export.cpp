@@ -15,7 +15,7 @@ std::filesystem::path default_output(const std::filesystem::path& model, const s
 }
 
 void export_model(const std::string& model, const std::string& format, const std::filesystem::path& output,
-                  Checksums checksums) {
+                  const std::string& json, Checksums checksums) {
   const auto claim = claim_output("-o", output, OutputKind::exported, {model});
   const StateDict dict = dequantized(load_model(model, checksums));
   if (format == "pth") {
@@ -26,13 +26,20 @@ void export_model(const std::string& model, const std::string& format, const std
     save_state_dict(output, dict);
   }
   fmt::print("wrote {} parameters in float32 to {}\n", dict.parameters.size(), output.string());
+  std::error_code error;
+  const bool regular = std::filesystem::is_regular_file(output, error);
+  write_json(json, {{"input", model},
+                    {"output", output.string()},
+                    {"format", format},
+                    {"bytes", regular ? nlohmann::json(std::filesystem::file_size(output)) : nlohmann::json()},
+                    {"parameters", dict.parameters.size()}});
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Writes every parameter in float32 under its PyTorch name; packed weights are dequantized.", "export");
-  std::string model, format, output;
+  std::string model, format, output, json;
   Checksums checksums = Checksums::warn;
   app.add_option("FILE", model, fmt::format("Float or packed model ({})", model_files))->required();
   app.add_option("--to", format, "Format: safetensors, or pth as torch.save writes it")
@@ -41,9 +48,9 @@ int main(int argc, char** argv) {
   app.add_option("-o,--output", output, "File to write; default: the name of FILE with _float32, beside FILE")
       ->type_name("FILE");
   add_strict_option(app, checksums);
-  add_force_option(app);
+  add_json_option(app, json);
   return run_tool(app, argc, argv, [&] {
-    export_model(model, format, output.empty() ? default_output(model, format) : std::filesystem::path(output),
+    export_model(model, format, output.empty() ? default_output(model, format) : std::filesystem::path(output), json,
                  checksums);
   });
 }

@@ -39,7 +39,8 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
   std::string name = input.stem().string();
   const SchemeFlags& scheme = options.packing.scheme;
   if (!scheme.method.empty()) name += "_" + scheme.method;
-  const std::string width = options.packing.allocation.given() ? "mixed" : fmt::format("{}bit", bits);
+  const bool mixed = options.packing.allocation.given() || !scheme.layers.empty();
+  const std::string width = mixed ? "mixed" : fmt::format("{}bit", bits);
   return input.parent_path() / fmt::format("{}_{}.safetensors", name, width);
 }
 
@@ -198,7 +199,8 @@ int main(int argc, char** argv) {
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));
   options.packing.scheme.add_to(app);
   app.add_option("-o,--output", options.output,
-                 "Packed model; default: MODEL's name with _<bits>bit, or _mixed, beside MODEL")
+                 "Packed model; default: beside MODEL, its name with _<METHOD> if --method is given, and _<bits>bit, "
+                 "or _mixed with --layer, a target or --max-loss")
       ->type_name("FILE");
   options.packing.calibration.add_source_to(app);
   options.packing.calibration.add_choice_to(app);

@@ -123,8 +123,9 @@ TEST_F(PackTest, LayersMayDiffer) {
 TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
   const std::string options = "--bits 3 --layer classifier.*=kmeans:4:channel --json ";
   const Outcome outcome = succeed("pack small.safetensors --dry-run " + options + "dry.json");
-  EXPECT_FALSE(fs::exists(at("small_3bit.safetensors")));
+  EXPECT_FALSE(fs::exists(at("small_mixed.safetensors")));
   succeed("pack small.safetensors " + options + "real.json");
+  EXPECT_EQ(json("real.json").at("output"), "small_mixed.safetensors") << "not the name of the plain one";
   const nlohmann::json dry = json("dry.json"), real = json("real.json").at("size");
   EXPECT_EQ(dry.at("estimated"), real.at("estimated").at("total"));
   for (size_t i = 0; i < real.at("layers").size(); ++i) {
@@ -136,8 +137,8 @@ TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
   succeed("pack small.safetensors --dry-run --bits 3 --calibrate standin --json dry.json");
   EXPECT_EQ(json("dry.json").at("layers")[0].at("scheme"), "kmeans:3:block:128:f16");
   refuse("pack small.safetensors --dry-run --target-bits 3 --data standin", "--dry-run", 2);
-  refuse("pack small_3bit.safetensors --dry-run --compress", "is packed already", 2);
-  EXPECT_FALSE(fs::exists(at("small_3bit_compressed.safetensors")));
+  refuse("pack small_mixed.safetensors --dry-run --compress", "is packed already", 2);
+  EXPECT_FALSE(fs::exists(at("small_mixed_compressed.safetensors")));
 }
 
 TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {
@@ -353,7 +354,12 @@ TEST_F(EvalTest, AnExportIsNamedAfterItsModel) {
   std::filesystem::create_directory(at("folder"));
   succeed("pack small.safetensors --bits 4 -o folder/packed.v2.safetensors");
   succeed("export folder/packed.v2.safetensors");
-  succeed("export folder/packed.v2.safetensors --to pth");
+  succeed("export folder/packed.v2.safetensors --to pth --json export.json");
+  EXPECT_EQ(json("export.json"), (nlohmann::json{{"input", "folder/packed.v2.safetensors"},
+                                                 {"output", "folder/packed.v2_float32.pth"},
+                                                 {"format", "pth"},
+                                                 {"bytes", fs::file_size(at("folder/packed.v2_float32.pth"))},
+                                                 {"parameters", 16}}));
   const StateDict expected = dequantized(model("folder/packed.v2.safetensors"));
   for (const char* name : {"folder/packed.v2_float32.safetensors", "folder/packed.v2_float32.pth"})
     EXPECT_TRUE(same_bits(expected, model(name))) << name;
