@@ -8,6 +8,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/numbers.h"
 #include "tools/common/report.h"
 #include "tools/timing/comparison.h"
 
@@ -280,7 +281,7 @@ int main(int argc, char** argv) {
       ->needs(compare_flag)
       ->type_name("PATH");
   add_skip_option(app, options.unreadable);
-  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+  add_checked(app, "--limit", options.limit, not_negative,
               "With --data: on the first N/classes images of every class; 0: all")
       ->needs(compare_flag);
   options.device.add_precision_to(app);

@@ -161,13 +161,6 @@ class Classifier {
   std::vector<float> logits_;  ///< [batch, classes]
 };
 
-/// A name that is safe to print: file and class names may hold commands to a terminal.
-std::string printable(std::string text) {
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-  return text;
-}
-
 size_t longest(size_t at_least, size_t at_most, const auto& texts, auto length) {
   for (const auto& text : texts) at_least = std::max(at_least, length(text));
   return std::min(at_least, at_most);

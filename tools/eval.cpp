@@ -10,6 +10,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/numbers.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
@@ -283,7 +284,7 @@ int main(int argc, char** argv) {
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   add_skip_option(app, options.unreadable);
   add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
-  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+  add_checked(app, "--limit", options.limit, not_negative,
               "Evaluate the first N/classes images of every class; 0: all");
   add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")

@@ -438,7 +438,7 @@ int main(int argc, char** argv) {
   auto* image_size = app.add_option("--image-size", t.image_size,
                                     "Input pixels; default: what the --init model was trained with, else 224")
                          ->capture_default_str();
-  add_checked(app, "--seed", t.seed, CLI::NonNegativeNumber, "Seed of initialisation, order, dropout and augmentation");
+  app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")->capture_default_str();
   app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")
       ->capture_default_str();
   app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")

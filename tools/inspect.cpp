@@ -117,8 +117,8 @@ nlohmann::json describe(const Parameter& parameter, const ValueRange& range) {
 void print(const nlohmann::json& tensor) {
   std::string shape;
   for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : "x") + std::to_string(size.get<int64_t>());
-  fmt::print("{:<20} {:<14} {:<28} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", tensor["name"].get<std::string>(), shape,
-             tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
+  fmt::print("{:<20} {:<14} {:<28} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", printable(tensor["name"].get<std::string>()),
+             shape, tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
              thousands(tensor["bytes"].get<int64_t>()), tensor["min"].get<double>(), tensor["max"].get<double>());
   if (const auto nan = tensor["nan"].get<int64_t>(), infinite = tensor["infinite"].get<int64_t>(); nan + infinite > 0)
     fmt::print("  no numbers: {} NaN, {} infinite\n", thousands(nan), thousands(infinite));

@@ -6,6 +6,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/numbers.h"
 #include "tools/common/progress.h"
 #include "tools/study/gnuplot.h"
 #include "tools/study/runner.h"
@@ -209,7 +210,7 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false)
       ->type_name("FILE");
   options.calibration.add_source_to(app);
-  add_checked(app, "--limit", options.limit, CLI::NonNegativeNumber,
+  add_checked(app, "--limit", options.limit, not_negative,
               "Evaluate the first N/classes images of every class; 0: all");
   app.add_option("--out", options.out, "Folder of results and report; default: sweeps/<model>")->type_name("DIR");
   add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");

@@ -234,6 +234,36 @@ TEST_F(ErrorsTest, WrongArguments) {
     for (const auto& [flags, mention] : c.flags) refuse(c.command + " " + flags, mention, 2);
 }
 
+TEST_F(ErrorsTest, EmptyWordsAreNoValues) {
+  for (const char* line : {"pack \"\"", "inspect small.safetensors --json \"\"", "pack small.safetensors -o \"\"",
+                           "finetune --data standin --out \"\"", "classify x.png --model \"\""})
+    refuse(line, " is empty", 2);
+  refuse("inspect small.safetensors --json= out.json", "--json= has an empty value", 2);
+}
+
+TEST_F(ErrorsTest, OnlyJsonGoesToTheStandardOutputByADash) {
+  for (const char* line :
+       {"pack small.safetensors -o -", "export small.safetensors -o -", "finetune --data standin --out -",
+        "eval small.safetensors --data standin --logits -", "sweep small.safetensors --data standin --out -"})
+    refuse(line, "name a file", 2);
+  EXPECT_FALSE(fs::exists(at("-")));
+}
+
+TEST_F(ErrorsTest, RangesOfCountsAreReadable) {
+  for (const char* line : {"eval small.safetensors --limit -1", "sweep small.safetensors --limit -1",
+                           "pack small.safetensors --calibrate standin --calibration-images -1"})
+    refuse(line, "-1 not in range 0 to 9223372036854775807 ", 2);
+  refuse("pack small.safetensors --target-bits 4 --target-images 0", "0 not in range 1 to 9223372036854775807 ", 2);
+  refuse("finetune --seed -1", "-1 is not a whole number from 0 to 2^64 - 1", 2);
+}
+
+TEST_F(ErrorsTest, NamesInFilesHoldNoCommandsToATerminal) {
+  StateDict dict;
+  dict.parameters.push_back({.name = "a\x1b[2Jb", .value = random_tensor({3, 4}, 1)});
+  save_state_dict(at("escape.safetensors"), dict);
+  EXPECT_NE(succeed("inspect escape.safetensors").out.find("a?[2Jb "), std::string::npos);
+}
+
 TEST_F(ErrorsTest, ADeviceThatIsNotThere) {
   const std::string line = "eval small.safetensors --data standin --device cuda";
   if (run(line).code == 0) GTEST_SKIP() << "this machine has a GPU and the tools were built for it";

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <optional>
 #include <sstream>
+#include <system_error>
 
 #include "engine/core/progress.h"
 #include "engine/io/safetensors.h"
@@ -41,7 +42,28 @@ constexpr int exit_interrupted = 130;
 std::string one_line(std::string text) {
   for (char& c : text)
     if (c == '\n' || c == '\r') c = ' ';
-  return text;
+  return printable(std::move(text));
+}
+
+/// An empty value is most often a shell variable that is not set. CLI11 would take it for none, and
+/// the word behind "--name=" for its value.
+void refuse_empty_words(const std::vector<std::string>& arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    if (word.empty())
+      fail<UsageError>("argument {}{} is empty: give a value, or leave it out", i + 1,
+                       i > 0 ? fmt::format(", behind {},", arguments[i - 1]) : "");
+    if (word.starts_with("--") && word.size() > 3 && word.find('=') == word.size() - 1)
+      fail<UsageError>("{} has an empty value: give one, or leave it out", word);
+  }
+}
+
+/// Only --json takes '-'; elsewhere it would be a file of that name.
+void refuse_dash(const CLI::App& app) {
+  for (const char* name : {"--output", "--out", "--logits", "--save-calibration"})
+    if (const CLI::Option* option = app.get_option_no_throw(name); option != nullptr && option->count() > 0)
+      if (option->as<std::string>() == "-")
+        fail<UsageError>("{} -: only --json writes to the standard output; name a file", name);
 }
 
 }  // namespace
@@ -60,10 +82,12 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
   guard_standard_streams();
   try {
     std::vector<std::string> arguments(argv + 1, argv + argc);
+    refuse_empty_words(arguments);
     take_old_names(app, arguments);
     std::ranges::reverse(arguments);  // as CLI11 takes them
     check_numbers(app);
     app.parse(std::move(arguments));
+    refuse_dash(app);
     const CLI::Option* json = app.get_option_no_throw("--json");
     const std::string json_path = json != nullptr && json->count() > 0 ? json->as<std::string>() : "";
     if (json_path == "-") keep_standard_output_for_json();
@@ -88,6 +112,11 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     return standard_output_error() == EPIPE ? exit_error : exit_interrupted;
   } catch (const std::bad_alloc&) {
     return report(Error("out of memory"), exit_error);
+  } catch (const std::system_error& error) {
+    const bool thread = error.code() == std::errc::resource_unavailable_try_again;
+    return report(Error(thread ? "cannot start a thread: too little memory, or too many processes (see ulimit -a)"
+                               : error.what()),
+                  exit_error);
   } catch (const std::exception& error) {
     return report(error, exit_error);
   }
@@ -121,6 +150,12 @@ Precision DeviceOptions::precision_on(const Backend& backend) const {
                                                     : Precision::float32;
   backend.expect_support(chosen);
   return chosen;
+}
+
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  return text;
 }
 
 std::string shell_quoted(const std::string& word) {

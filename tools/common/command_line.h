@@ -44,6 +44,9 @@ struct DeviceOptions {
   Precision precision_on(const Backend& backend) const;
 };
 
+/// `text` that is safe to print: names in files may hold commands to a terminal.
+std::string printable(std::string text);
+
 /// `word`, quoted where a shell would otherwise not read it as one word.
 std::string shell_quoted(const std::string& word);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "tools/common/command_line.h"
+#include "tools/common/numbers.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "training/compression/allocation_verifier.h"
@@ -151,7 +152,7 @@ void AllocationOptions::add_to(CLI::App& app) {
   bits->excludes(size)->excludes(file)->excludes(loss);
   size->excludes(file)->excludes(loss);
   file->excludes(loss);
-  add_checked(app, "--target-images", images, CLI::PositiveNumber,
+  add_checked(app, "--target-images", images, positive,
               "Images that choices are measured on; as many others verify the choice");
 }
 

@@ -9,6 +9,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
+#include "tools/common/numbers.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/training/scheme_options.h"
@@ -69,7 +70,7 @@ void CalibrationFlags::add_source_to(CLI::App& app) {
                                    "matter: the Hessian of every layer's inputs")
                         ->type_name("DATA");
   add_skip_option(app, unreadable);
-  add_checked(app, "--calibration-images", images, CLI::NonNegativeNumber,
+  add_checked(app, "--calibration-images", images, not_negative,
               "How many of them, the same number of every class; 0: all")
       ->needs(calibrate);
   app.add_option("--calibration-seed", seed, "Seed that draws the output positions of convolutions to measure at")
