@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 
 #include "engine/io/dataset.h"
 #include "tests/tools/run.h"
@@ -9,6 +10,8 @@
 
 namespace nibblenet::testing {
 namespace {
+
+using ::testing::HasSubstr;
 
 class CudaTools : public ToolsTest {
  protected:
@@ -52,8 +55,22 @@ TEST_F(CudaTools, ComparesOurKernelsWithTheBaseline) {
     EXPECT_LT(side.at("relative_error"), 0.5);
     EXPECT_GE(side.at("accuracy"), 0.0);
   }
+  EXPECT_THAT(outcome.out, HasSubstr("suit bandwidths")) << "runs of a layer overlap";
   EXPECT_EQ(sides[0].at("engine"), "nibblenet, cudnn");
   EXPECT_LT(sides[1].at("relative_error"), 0.02) << "fp16, and the rounding of resized pixels";
+}
+
+TEST_F(CudaTools, AComparisonGoesOnWithoutASideThatFails) {
+  environment_.emplace_back("FAKE_CUDNN_FAILS=2");
+  const std::string command = "bench small.safetensors --compare --device cuda --rounds 1 --seconds 0 --json out.json ";
+  const Outcome outcome = succeed(command + "--sides cudnn:float16,linear:4:channel --batch 1,2");
+  EXPECT_THAT(outcome.out, HasSubstr("cudnn:float16: not measured from here on: "));
+  const nlohmann::json sides = json("out.json").at("sides");
+  EXPECT_EQ(sides[0].at("results").size(), 4U) << "those of batch 1";
+  EXPECT_THAT(sides[0].at("not_measured").get<std::string>(), HasSubstr("convolution"));
+  EXPECT_EQ(sides[1].at("results").size(), 8U);
+  EXPECT_TRUE(sides[1].at("not_measured").is_null());
+  EXPECT_EQ(run(command + "--sides cudnn:float16 --batch 2").code, 1) << "no side is left";
 }
 
 TEST_F(CudaTools, TheScriptThatChecksAGpuGoesThroughAllItsSteps) {

@@ -18,6 +18,8 @@ import sys
 from measurements import batches_of, floor_ms, layer_floor_ms, layer_rank, read_compiled, result_of
 from performance_plots import draw, plots_of
 
+LAYERS_OVERLAP = ("Runs of a layer follow each other. On a GPU the weights of one run arrive during the run before (PDL): these "
+                  "times suit bandwidths, and are no latencies.")
 BEGIN, END = "<!-- compared: begin -->", "<!-- compared: end -->"
 
 
@@ -90,7 +92,7 @@ def text_of(report, links, note):
             parts += [f"### {task}, {what}, caches {caches}", main_table(report, task, caches)]
     batches = sorted({layer["batch"] for side in report["sides"] for layer in side["layers"]})
     for batch in sorted({batches[0], batches[-1]}) if batches else []:
-        parts += [f"### Layers alone, batch {batch}", layer_table(report, batch)]
+        parts += [f"### Layers alone, batch {batch}", LAYERS_OVERLAP, layer_table(report, batch)]
     return "\n\n".join(parts + links)
 
 

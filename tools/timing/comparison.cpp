@@ -89,40 +89,61 @@ void Comparison::run(const std::function<void()>& on_batch) {
       }
     std::fflush(stdout);
     time_each_layer(batch);
+    if (std::ranges::any_of(sides_,
+                            [](const Measured& m) { return m.side->network().backend().device_memory().has_value(); }))
+      fmt::print(
+          "Layers alone: on a GPU the weights of one run arrive during the run before (PDL). Their times suit "
+          "bandwidths, and are no latencies.\n");
     if (on_batch) on_batch();
+  }
+}
+
+void Comparison::for_each_side(size_t first, const std::function<void(Measured&)>& measure) {
+  const auto failed = [](const Measured& measured) { return measured.failure.has_value(); };
+  for (size_t i = 0; i < sides_.size(); ++i) {
+    Measured& measured = sides_[(first + i) % sides_.size()];
+    if (failed(measured)) continue;
+    try {
+      measure(measured);
+    } catch (const Stopped&) {
+      throw;
+    } catch (const std::exception& error) {
+      measured.failure = error.what();
+      if (std::ranges::all_of(sides_, failed)) throw;
+      fmt::print("{}: not measured from here on: {}\n", measured.side->name(), *measured.failure);
+    }
   }
 }
 
 void Comparison::check_logits() {
   constexpr int64_t images = 16;
   std::vector<float> reference;
-  for (Measured& measured : sides_) {
+  for_each_side(0, [&](Measured& measured) {
     TimedForward forward(measured.side->network(), options_.image_size, Task::t32, images);
     forward.once();
     if (reference.empty()) reference = forward.logits();
     measured.relative_error = relative_difference(forward.logits(), reference);
     measured.agreement = agreement_of(forward.logits(), reference, measured.side->network().classes());
-  }
+  });
 }
 
 void Comparison::measure_accuracy() {
   constexpr int64_t batch = 128;
   const Preprocess preprocess = Preprocess::for_image_size(options_.image_size);
-  for (Measured& measured : sides_) {
+  for_each_side(0, [&](Measured& measured) {
     Progress progress(measured.side->name() + ", accuracy", "images");
     measured.accuracy =
         evaluate(measured.side->network(), *options_.images, preprocess, batch, std::ref(progress)).accuracy();
     fmt::print("{:<26} accuracy {:.2f} % of {}\n", measured.side->name(), 100 * *measured.accuracy,
                options_.images->size());
-  }
+  });
 }
 
 /// Sides take turns in an order that rotates, so that a machine that slows down slows all of them.
 void Comparison::time_round(int64_t batch, int round) {
-  for (size_t i = 0; i < sides_.size(); ++i) {
-    Measured& measured = sides_[(i + static_cast<size_t>(round)) % sides_.size()];
+  for_each_side(static_cast<size_t>(round), [&](Measured& measured) {
     for (const Task task : tasks_of(*measured.side)) time_forward(measured, task, batch);
-  }
+  });
 }
 
 void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
@@ -132,8 +153,10 @@ void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
   const std::string label = fmt::format("{}, {}, batch {}", measured.side->name(), to_string(task), batch);
   const auto once = [&] { return forward.once(); };
   const Key warm{task, batch, false}, cold{task, batch, true};
-  measured.latencies[warm].push_back(time_warm(once, options_.seconds, label));
-  measured.latencies[cold].push_back(time_cold(once, sweep, options_.seconds, label));
+  const Latency of_warm = time_warm(once, options_.seconds, label);
+  const Latency of_cold = time_cold(once, sweep, options_.seconds, label);
+  measured.latencies[warm].push_back(of_warm);
+  measured.latencies[cold].push_back(of_cold);
   measured.operations[warm] = measured.operations[cold] = forward.operations();
   if (options_.energy_seconds == 0 || task != Task::t224 || measured.joules.contains(warm)) return;
   if (const auto joules = joules_of(once, network.backend(), options_.energy_seconds, label))
@@ -141,12 +164,12 @@ void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
 }
 
 void Comparison::time_each_layer(int64_t batch) {
-  for (Measured& measured : sides_) {
-    if (measured.side->folded()) continue;
+  for_each_side(0, [&](Measured& measured) {
+    if (measured.side->folded()) return;
     Network& network = measured.side->network();
     measured.layers[batch] = time_layers(network.backend(), measured.side->parameters(), network.precision(),
                                          options_.image_size, batch, options_.seconds / 4, measured.side->name());
-  }
+  });
 }
 
 nlohmann::json Comparison::side_json(const Measured& measured) const {
@@ -162,6 +185,7 @@ nlohmann::json Comparison::side_json(const Measured& measured) const {
                          {"relative_error", measured.relative_error},
                          {"agreement", measured.agreement},
                          {"accuracy", or_null(measured.accuracy)},
+                         {"not_measured", or_null(measured.failure)},
                          {"results", nlohmann::json::array()},
                          {"layers", nlohmann::json::array()}};
   for (const auto& [key, latencies] : measured.latencies) {

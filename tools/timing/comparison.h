@@ -57,8 +57,13 @@ class Comparison {
     double relative_error = 0;                           ///< of the logits x from the first side's r: ||x - r|| / ||r||
     double agreement = 1;  ///< part of the images with the same likeliest class as the first side's
     std::optional<double> accuracy;
+    std::optional<std::string> failure;  ///< the error that ended this side's measurements
   };
 
+  /// Calls `measure` with each side that has not failed, from side `first` on, round about. An error
+  /// of one side is printed, and ends this side's measurements alone. Throws the last one when no
+  /// side is left.
+  void for_each_side(size_t first, const std::function<void(Measured&)>& measure);
   void check_logits();
   void measure_accuracy();
   void time_round(int64_t batch, int round);
