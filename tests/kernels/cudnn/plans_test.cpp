@@ -26,7 +26,7 @@ class CudnnPlans : public ::testing::Test {
   }
 };
 
-TEST_F(CudnnPlans, AreManyForEveryConvolutionOfAlexNet) {
+TEST_F(CudnnPlans, AreFoundForEveryConvolutionOfAlexNet) {
   struct Layer {
     Shape of_image;  ///< [1, H, W, C]
     int64_t filters;
@@ -44,7 +44,8 @@ TEST_F(CudnnPlans, AreManyForEveryConvolutionOfAlexNet) {
         const Shape x = {batch, image[1], image[2], image[3]};
         const Shape y = {batch, window.output(image[1]), window.output(image[2]), filters};
         const ConvolutionGraph graph(x, y, window, epilogue, h200);
-        EXPECT_GE(graph.plans(), 8U);
+        EXPECT_GE(graph.plans(), 1U);
+        EXPECT_LE(graph.plans(), 8U) << "each may take a second";
         for (size_t i = 0; i < graph.plans(); ++i) EXPECT_LT(graph.workspace(i), size_t{1} << 33);
       }
 }
