@@ -112,8 +112,8 @@ class Trainer {
     OnProgress on_test;                                ///< while an epoch's test runs, in images
     std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its test
   };
-  /// Trains from the current position to the last epoch. False when a callback asked to stop: save a
-  /// checkpoint then. One that was asked for in a test goes on with that test.
+  /// Trains from the current position to the last epoch. False when a callback asked to stop: save
+  /// a checkpoint then. One that was asked for in a test goes on with that test.
   bool run(const Callbacks& callbacks);
 
   const TrainingPosition& position() const { return position_; }

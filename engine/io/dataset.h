@@ -49,8 +49,8 @@ struct Dataset {
 /// `limit` > 0 keeps the first limit/classes images of every class in file order: it is rounded
 /// down to a multiple of the class count. Throws UsageError for a limit below the class count.
 /// Throws IoError or FormatError naming the file: broken archive, wrong record length, label out of
-/// range, undecodable image, nothing in the split. Pictures that are left out count for the limit; a
-/// class that has no others is an error all the same.
+/// range, undecodable image, nothing in the split. Pictures that are left out count for the limit;
+/// a class that has no others is an error all the same.
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0,
                      Unreadable unreadable = Unreadable::refuse);
 

@@ -16,8 +16,8 @@ using ::testing::Not;
 
 class UnreadableTest : public ToolsTest {
  protected:
-  /// photos/: four pictures of each class in each split; five of those for training and one of those
-  /// for tests cannot be read.
+  /// photos/: four pictures of each class in each split; five of those for training and one of
+  /// those for tests cannot be read.
   void SetUp() override {
     ToolsTest::SetUp();
     uint8_t byte = 0;

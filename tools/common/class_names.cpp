@@ -143,7 +143,7 @@ std::string match_classes(Dataset& data, const StateDict& model, bool asked_for)
   if (data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
   if (same_count && data.stand_in() && named)
     return "the stand-in's are not the model's: labels are taken by position, and accuracy means nothing";
-  // CIFAR-10's names are a guess where the model has none: half of them found says that it is right.
+  // CIFAR-10's names are a guess where the model has none. Half of them found: the guess is right.
   const bool guessed_right = 2 * std::ranges::count(found.taken, true) >= classes;
   if (same_count && !named && !guessed_right) return "the model does not name its own: labels are taken by position";
   if (!named && !guessed_right)

@@ -19,8 +19,9 @@ class DataSource {
   DataSource(std::vector<std::filesystem::path> found, std::string why, Unreadable unreadable)
       : candidates_(std::move(found)), why_(std::move(why)), unreadable_(unreadable) {}
 
-  /// Reads a split by load_dataset() and prints which pictures are left out. The first call chooses the path and prints
-  /// it: of several that were found, it passes over those that cannot be read and prints why to the standard error.
+  /// Reads a split by load_dataset() and prints which pictures are left out. The first call chooses
+  /// the path and prints it: of several that were found, it passes over those that cannot be read
+  /// and prints why to the standard error.
   Dataset load(Split split, int64_t limit);
   /// The chosen path; before the first load(), the one that it tries first.
   const std::filesystem::path& path() const { return candidates_.front(); }

@@ -10,8 +10,8 @@ namespace nibblenet::tools {
 
 /// Runs a training, with a progress line and a checkpoint every `seconds`. A checkpoint that cannot
 /// be written is reported, and training continues. A request to stop writes a checkpoint and throws
-/// Stopped with `resume_command`. Where that checkpoint cannot be written either, `save_model` writes
-/// the model, which is smaller, and IoError says so. The caller writes the last checkpoint.
+/// Stopped with `resume_command`. Where that checkpoint cannot be written either, `save_model`
+/// writes the model, which is smaller, and IoError says so. The caller writes the last checkpoint.
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
            const std::string& resume_command, const std::function<void()>& save_model);
 
