@@ -37,8 +37,9 @@ namespace few_pixels {
 /// Whether the kernel reads the weights in place. Other weights are first expanded to superblocks
 /// of fp16 values in the workspace.
 bool multiplies_in_place(const WeightTraits& weight);
-/// Requires a convolution of fp16 activations by windows of at most 16 x 16, C a multiple of 64, and
-/// 16-byte aligned x of fewer than 2^31 elements. Weights are neither float32 nor trained in rows.
+/// Requires a convolution of fp16 activations by windows of at most 16 x 16, C a multiple of 64,
+/// and 16-byte aligned x of fewer than 2^31 elements. Weights are neither float32 nor trained in
+/// rows.
 bool fits(const ProductCase& c);
 /// Fused max pooling, with or without flatten: also requires fp16 results, 16-byte aligned y, K a
 /// multiple of 8, and windows without padding.

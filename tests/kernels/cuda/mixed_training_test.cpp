@@ -480,7 +480,8 @@ TEST(MixedTraining, AResumedRunEndsInTheSameBits) {
   }
 }
 
-/// Watches whether a batch comes between a change of weights and the layers that may read them early.
+/// Watches whether a batch comes between a change of weights and the layers that may read them
+/// early.
 class OrderedBackend final : public CudaBackend {
  public:
   std::set<const void*> weights;  ///< values of the layers
