@@ -18,8 +18,8 @@ namespace nibblenet {
 class ConvolutionGraph {
  public:
   /// Gets the most promising plans, at most eight, for the current GPU, or for the GPU that
-  /// `properties` describes in cuDNN's JSON. Throws CudaError if this cuDNN has no such interface or
-  /// no such convolution.
+  /// `properties` describes in cuDNN's JSON. Throws CudaError if this cuDNN has no such interface
+  /// or no such convolution.
   ConvolutionGraph(const Shape& x, const Shape& y, Window window, Epilogue epilogue,
                    const std::string& properties = {});
 

@@ -61,8 +61,8 @@ class Comparison {
   };
 
   /// Calls `measure` with each side that has not failed, from side `first` on, round about. An
-  /// error of one side is printed, and ends this side's measurements alone. Throws the last one when
-  /// no side is left.
+  /// error of one side is printed, and ends this side's measurements alone. Throws the last one
+  /// when no side is left.
   void for_each_side(size_t first, const std::function<void(Measured&)>& measure);
   void check_logits();
   void measure_accuracy();

@@ -10,7 +10,8 @@
 namespace nibblenet::tools {
 
 /// The time of one layer alone, at one batch size. On a GPU with programmatic dependent launch
-/// (PDL) a run's weights arrive during the run before: the time is fair for bandwidths, not a latency.
+/// (PDL) a run's weights arrive during the run before: the time is fair for bandwidths, not a
+/// latency.
 struct LayerTiming {
   std::string name;  ///< PyTorch's, like "features.0"; "features.0+pool" for the pooling behind it
   double bytes = 0;  ///< stored weights, bias, input and output, once each

@@ -36,9 +36,9 @@ inline Work moves(std::initializer_list<ConstActivations> operands, double flops
 }
 
 /// Lets a kernel have this much dynamic shared memory, and at least what earlier launches asked
-/// for: a captured graph may still hold those. For PDL it also asks for the most shared memory in place
-/// of L1 cache: a multiprocessor must be idle to change that split, so all PDL kernels ask for one.
-/// Thread-safe. Throws CudaError, which names `name`.
+/// for: a captured graph may still hold those. For PDL it also asks for the most shared memory in
+/// place of L1 cache: a multiprocessor must be idle to change that split, so all PDL kernels ask
+/// for one. Thread-safe. Throws CudaError, which names `name`.
 void allow_shared_memory(const char* name, const void* kernel, size_t shared_bytes, bool pdl);
 
 /// Starts a kernel: opens a profiler range `name`, launches, checks for errors, and counts the
