@@ -277,7 +277,7 @@ int main(int argc, char** argv) {
       "classify");
   Options options;
   app.add_option("IMAGE", options.images,
-                 "JPEG, PNG or BMP files, or folders (their .jpg, .jpeg, .png and .bmp, up to eight levels deep)")
+                 "JPEG, PNG or BMP files, or folders (their .jpg, .jpeg, .png and .bmp, up to 32 levels deep)")
       ->required();
   app.add_option("--model", options.model,
                  fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files))

@@ -211,11 +211,14 @@ void walk_folder(const std::filesystem::path& folder, const std::function<void(F
   try {
     for (fs::recursive_directory_iterator item(folder, fs::directory_options::follow_directory_symlink), end;
          item != end; ++item) {
-      // The depth limit also ends circles of links that go through several folders.
-      if (item.depth() + 1 >= max_walk_depth || item->path().filename().string().front() == '.' || leads_back(*item))
+      std::error_code error;
+      const bool link = item->is_symlink(error);
+      // The limits also end circles of links that go through several folders.
+      if (item.depth() + 1 >= (link ? max_link_depth : max_walk_depth) ||
+          item->path().filename().string().front() == '.' || leads_back(*item))
         item.disable_recursion_pending();
-      std::error_code dangling;
-      if (!item->is_regular_file(dangling)) continue;
+      const bool dangling = link && !item->exists(error);
+      if (!item->is_regular_file(error) && !dangling) continue;
       auto parts = visible_parts(item->path().lexically_relative(folder).generic_string());
       if (!parts) continue;
       DiskEntry entry(std::move(*parts), item->path());

@@ -36,16 +36,17 @@ class FileEntry {
   std::vector<std::string> parts_;
 };
 
-/// Visits the files of a folder or archive. A folder is walked in no particular order, up to
-/// `max_walk_depth` levels deep, along links. A .tar or .tar.gz is read in its own order in one
+/// Visits the files of a folder or archive, dangling links included. A folder is walked in no
+/// particular order, up to `max_walk_depth` levels deep, along links of the first `max_link_depth`
+/// levels. A .tar or .tar.gz is read in its own order in one
 /// pass; nothing is extracted, and only what the visitor reads takes memory. Hidden files and
 /// folders (".git", macOS's "._x") are skipped. Throws IoError when `path` cannot be read,
 /// FormatError when it is neither, or a truncated or corrupt archive.
 void walk_files(const std::filesystem::path& path, const std::function<void(FileEntry&)>& visit);
 
-/// Deepest level of a file in a folder. A data set needs fewer:
+/// Deepest level of a file in a folder, and of a link that is followed. A data set needs fewer:
 /// <archive>/<folder>/train/<class>/<folders>/<file>.
-inline constexpr int max_walk_depth = 8;
+inline constexpr int max_walk_depth = 32, max_link_depth = 8;
 
 /// Reads the whole content of a file on disk. Throws IoError, or FormatError when it has more than
 /// `most` bytes.

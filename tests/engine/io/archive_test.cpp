@@ -51,15 +51,26 @@ TEST(Archive, PassesOverHiddenFilesAndNormalisesNames) {
   EXPECT_THAT(contents(tar), ElementsAre(Pair("/a/b", Bytes{1}), Pair("/rooted", Bytes{5})));
 }
 
-TEST(Archive, LooksEightLevelsDeepIntoFoldersAndSurvivesCirclesOfLinks) {
+TEST(Archive, LooksThirtyTwoLevelsDeepIntoFoldersAndSurvivesCirclesOfLinks) {
   const TemporaryFolder folder;
-  write_bytes(folder.path() / "1/2/3/4/5/6/7/file", Bytes{1});
-  write_bytes(folder.path() / "1/2/3/4/5/6/7/8/too-deep", Bytes{2});
+  std::filesystem::path deep = folder.path() / "1";
+  for (int level = 2; level < 32; ++level) deep /= std::to_string(level);
+  write_bytes(deep / "file", Bytes{1});
+  write_bytes(deep / "32/too-deep", Bytes{2});
   write_bytes(folder.path() / ".hidden/file", Bytes{3});
-  std::filesystem::create_directory_symlink(folder.path() / "nowhere", folder.path() / "dangling");
-  EXPECT_THAT(contents(folder.path()), ElementsAre(Pair("/1/2/3/4/5/6/7/file", Bytes{1})));
+  const std::string name = "/" + (deep / "file").lexically_relative(folder.path()).string();
+  EXPECT_THAT(contents(folder.path()), ElementsAre(Pair(name, Bytes{1})));
   std::filesystem::create_directory_symlink(folder.path(), folder.path() / "1/circle");
-  EXPECT_THAT(contents(folder.path()), ::testing::Contains(Pair("/1/2/3/4/5/6/7/file", Bytes{1})));
+  std::filesystem::create_directory_symlink(folder.path() / "1/2", folder.path() / "1/2/3/other-circle");
+  EXPECT_THAT(contents(folder.path()), ::testing::Contains(Pair(name, Bytes{1})));
+}
+
+TEST(Archive, VisitsLinksToNowhereSoThatTheyCanBeNamed) {
+  const TemporaryFolder folder;
+  std::filesystem::create_symlink(folder.path() / "nowhere", folder.path() / "cat.png");
+  std::vector<std::string> visited;
+  walk_files(folder.path(), [&](FileEntry& entry) { visited.push_back(joined(entry)); });
+  EXPECT_THAT(visited, ElementsAre("/cat.png"));
 }
 
 TEST(Archive, ReadsWholeFilesOfAnySizeAndNoMoreThanAllowed) {
