@@ -43,9 +43,8 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
     const double steps_left =
         static_cast<double>(options.epochs) * static_cast<double>(batches) - static_cast<double>(position.step);
     progress->update(position.batch, batches,
-                     fmt::format("loss {:.4f}, {:.1f} images/s, all epochs {} left",
-                                 position.loss_sum / static_cast<double>(position.images), images_per_second,
-                                 duration_text(each * steps_left)));
+                     fmt::format("all epochs {} left, loss {:.4f}, {:.1f} images/s", duration_text(each * steps_left),
+                                 position.loss_sum / static_cast<double>(position.images), images_per_second));
     save_when_due();
     return interrupted();
   };
