@@ -103,7 +103,7 @@ TEST_F(Allocation, IsMeasuredOnImagesThatRoundingDidNotSee) {
     return std::span(images.pixels).subspan(image.offset, static_cast<size_t>(3 * image.width * image.height));
   };
   const Dataset seen = load_dataset(at("standin"), Split::train, 100);
-  tools::DataSource standin(at("standin"));
+  tools::DataSource standin(at("standin"), Unreadable::refuse);
   const Dataset behind = options.load_images(standin, 100);
   EXPECT_EQ(behind.size(), 60);
   for (size_t i = 0; i < behind.images.size(); ++i)
