@@ -185,7 +185,11 @@ std::optional<Network> load_teacher(DistillationOptions& options, Checksums chec
                      class_count(parameters), student.classes());
   Dataset one_of_each{.classes = classes, .labels = std::vector<uint8_t>(classes.size())};
   std::iota(one_of_each.labels.begin(), one_of_each.labels.end(), uint8_t{0});
-  match_classes(one_of_each, parameters);
+  try {
+    match_classes(one_of_each, parameters);
+  } catch (const UsageError& error) {
+    fail<UsageError>("--distill {}: {}", options.teacher, error.what());
+  }
   if (!std::ranges::is_sorted(one_of_each.labels))
     fail<UsageError>("--distill {}: its classes are the network's in another order", options.teacher);
   const std::string fingerprint =

@@ -37,10 +37,10 @@ TEST_F(ResumeTest, TheCommandThatIsPrintedGoesOn) {
   child.send(SIGINT);
   const Outcome stopped = child.wait();
   EXPECT_EQ(stopped.code, 130) << stopped;
-  EXPECT_THAT(
-      stopped.err,
-      HasSubstr(
-          "tools/finetune --resume cut.checkpoint.safetensors --data 'my images' --threads 1 --out cut.safetensors"));
+  EXPECT_THAT(stopped.err,
+              HasSubstr(fmt::format(
+                  "tools/finetune --resume cut.checkpoint.safetensors --data '{}' --threads 1 --out cut.safetensors",
+                  at("my images").string())));
 }
 
 TEST_F(ResumeTest, OtherImagesAreRefusedUnlessInsistedOn) {

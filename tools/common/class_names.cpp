@@ -140,7 +140,7 @@ std::string match_classes(Dataset& data, const StateDict& model, bool asked_for)
     return sentence(found);
   }
   const bool same_count = static_cast<int64_t>(data.classes.size()) == classes;
-  if (data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
+  if (named && data.stand_in() && !asked_for) throw UsageError(standin_refusal(known));
   if (same_count && data.stand_in() && named)
     return "the stand-in's are not the model's: labels are taken by position, and accuracy means nothing";
   // CIFAR-10's names are a guess where the model has none. Half of them found: the guess is right.

@@ -160,7 +160,8 @@ TEST(Image, DecodesEveryColourOfTheOldestBmps) {
   for (const int bits : {1, 4, 8}) {
     const uint32_t colours = 1U << bits, last = colours - 1;
     Bytes file = {'B', 'M'};
-    append_little_endian(file, 0, 8);
+    append_little_endian(file, 0, 4);
+    append_little_endian(file, 0, 4);
     append_little_endian(file, 26 + 3 * colours, 4);
     append_little_endian(file, 12, 4);
     append_little_endian(file, 1, 2);
