@@ -110,7 +110,7 @@ fi
 
 sanitizer=${GPU_SANITIZER-$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)}
 if [[ -n $sanitizer ]]; then
-  few='Wrappers.*:CudaConvolution.*:CudaLinear.*:FewRows.*:MmaProduct.*:GradientProduct.*:WgmmaProduct.*:FewChannels.*:FewOutputs.*:Pooling.*:FusedStep.*:Golden.*:BackendTest.*:CudaPreprocess.*'
+  few='Wrappers.*:CudaConvolution.*:CudaLinear.*:FewRows.*:FewPixels.*:PooledFewPixels.*:GradientStores.*:MmaProduct.*:GradientProduct.*:WgmmaProduct.*:FewChannels.*:FewOutputs.*:Pooling.*:FusedStep.*:Golden.*:BackendTest.*:CudaPreprocess.*'
   for tool in memcheck racecheck synccheck; do
     step "compute-sanitizer $tool" 90 "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/gpu_tests" \
       --gtest_brief=1 "--gtest_filter=$few" || failures=$((failures + 1))
