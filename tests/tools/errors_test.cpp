@@ -128,6 +128,12 @@ TEST_F(ErrorsTest, ModelsOfSomethingElse) {
                              "eval biased.safetensors --simulate simulated-linear:8"})
       refuse(std::string(line) + " --data standin --limit 10", "biased.safetensors: classifier.6.bias", 1);
   }
+  StateDict huge = small_alexnet(1);  // finite weights, whose sums are not
+  for (float& weight : huge.at("classifier.6.weight").values().view()) weight = 3e38F;
+  for (float& bias : huge.at("classifier.4.bias").values().view()) bias = 10;
+  save_state_dict(at("huge.safetensors"), huge);
+  refuse("eval huge.safetensors --data standin --limit 10", "huge.safetensors: 100 of 100 logits", 1);
+
   StateDict small = small_alexnet(1);
   for (float& weight : small.at("classifier.4.weight").values().view()) weight *= 1e-9F;
   save_state_dict(at("tiny.safetensors"), small);
