@@ -1,7 +1,6 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
-
+#include "engine/io/json.h"
 #include "training/trainer.h"
 
 namespace nibblenet {

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <ranges>
 #include <set>
 #include <tuple>
+
+#include "engine/io/json.h"
 
 namespace nibblenet {
 namespace {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "engine/io/atomic_file.h"
+#include "engine/io/json.h"
 #include "engine/io/safetensors_header.h"
 
 namespace nibblenet {

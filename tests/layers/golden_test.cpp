@@ -5,11 +5,11 @@
 #include <fstream>
 #include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "tests/layers/host_layers.h"
 
 namespace nibblenet {

@@ -4,10 +4,10 @@
 #include <sys/types.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 #include "tests/support/golden.h"
 

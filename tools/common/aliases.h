@@ -2,9 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "engine/io/json.h"
 
 namespace nibblenet::tools {
 

@@ -2,11 +2,11 @@
 
 #include <cstdint>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "engine/io/dataset.h"
+#include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 
 namespace nibblenet::tools {

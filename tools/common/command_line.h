@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 
+#include "engine/io/json.h"
 #include "kernels/backend.h"
 #include "tools/common/interrupts.h"
 

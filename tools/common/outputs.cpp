@@ -1,8 +1,8 @@
 #include "tools/common/outputs.h"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "engine/io/json.h"
 #include "engine/io/pth.h"
 #include "engine/io/safetensors.h"
 #include "engine/io/training_state.h"

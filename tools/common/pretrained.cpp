@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "engine/io/download.h"
+#include "engine/io/json.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
 

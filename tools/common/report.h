@@ -1,9 +1,9 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "engine/quant/size.h"
 #include "layers/network/layer_routes.h"
 #include "layers/network/network.h"

@@ -1,10 +1,10 @@
 #pragma once
 
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 #include "engine/quant/error.h"
 #include "engine/quant/simulate.h"

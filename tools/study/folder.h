@@ -1,12 +1,12 @@
 #pragma once
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/io/dataset.h"
+#include "engine/io/json.h"
 #include "engine/io/posix_file.h"
 #include "engine/io/state_dict.h"
 #include "tools/study/row.h"

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "tools/study/document.h"
 
 namespace nibblenet::tools {

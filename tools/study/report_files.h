@@ -2,10 +2,10 @@
 
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "tools/study/document.h"
 
 namespace nibblenet::tools {

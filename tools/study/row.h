@@ -1,10 +1,10 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "engine/quant/error.h"
 #include "layers/network/evaluate.h"
 #include "layers/network/network.h"

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "kernels/backend.h"
 
 namespace nibblenet::tools {

@@ -2,11 +2,11 @@
 
 #include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "engine/io/dataset.h"
+#include "engine/io/json.h"
 #include "tools/timing/ceilings.h"
 #include "tools/timing/forward.h"
 #include "tools/timing/layers.h"

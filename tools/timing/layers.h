@@ -1,8 +1,8 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <vector>
 
+#include "engine/io/json.h"
 #include "kernels/backend.h"
 #include "layers/network/network_spec.h"
 #include "tools/timing/sampling.h"

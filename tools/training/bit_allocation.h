@@ -3,9 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 
+#include "engine/io/json.h"
 #include "tools/common/data_search.h"
 #include "training/compression/sensitivity.h"
 

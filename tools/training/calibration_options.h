@@ -1,12 +1,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/io/dataset.h"
+#include "engine/io/json.h"
 #include "engine/quant/quantizer.h"
 #include "training/compression/weight_packer.h"
 

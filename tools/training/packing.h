@@ -1,8 +1,8 @@
 #pragma once
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
+#include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
 #include "tools/common/data_search.h"

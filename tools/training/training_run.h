@@ -2,8 +2,8 @@
 
 #include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
 
+#include "engine/io/json.h"
 #include "training/trainer.h"
 
 namespace nibblenet::tools {

@@ -6,12 +6,12 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "engine/core/random.h"
+#include "engine/io/json.h"
 #include "tests/engine/quant/cases.h"
 #include "tests/support/golden.h"
 
