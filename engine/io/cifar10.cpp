@@ -11,7 +11,6 @@ namespace {
 
 constexpr size_t max_batch_bytes = size_t{1} << 30;  // CIFAR-10's own have 30,730,000
 constexpr size_t max_names_bytes = size_t{1} << 16;
-constexpr size_t max_classes = 256;  // labels are bytes
 
 std::vector<std::string> parse_class_names(const std::string& location, const std::vector<uint8_t>& text) {
   std::vector<std::string> names;

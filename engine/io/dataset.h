@@ -12,6 +12,9 @@
 
 namespace nibblenet {
 
+/// Labels are bytes.
+inline constexpr size_t max_classes = 256;
+
 /// The part of a data set to read.
 enum class Split : uint8_t { train, test };
 

@@ -14,7 +14,6 @@ namespace {
 // A data set lives in memory whole, so these bound what a hostile archive can ask for.
 constexpr size_t max_total_bytes = size_t{16} << 30;  // compressed pictures, and again decoded ones
 constexpr size_t max_pictures = 10'000'000;
-constexpr size_t max_classes = 256;  // labels are bytes
 constexpr unsigned max_threads = 8;
 constexpr size_t pictures_at_once = 16;  // each thread takes so many
 

@@ -22,8 +22,8 @@ constexpr int most_wrappers = 8;  // around each other; a cycle ends here
 
 // Tensors that share storages, or repeat their elements (a stride of 0), take more memory than the
 // file. A real network shares a few weights; a hostile file shares them to fill the memory.
-constexpr uint64_t most_growth = 8;
-constexpr uint64_t growth_allowance = 1 << 20;
+constexpr uint64_t most_unpacked_growth = 8;
+constexpr uint64_t unpacked_allowance = 1 << 20;
 
 struct NamedRecord {
   std::string_view name;
@@ -175,7 +175,7 @@ std::vector<PthTensor> with_bytes(const std::vector<NamedRecord>& records, const
   std::vector<PthTensor> tensors;
   std::set<size_t> counted;
   uint64_t total = 0;
-  const uint64_t limit = most_growth * file_bytes + growth_allowance;
+  const uint64_t limit = most_unpacked_growth * file_bytes + unpacked_allowance;
   for (const auto& [name, record] : records) {
     const PthStorage& storage = objects.storages()[record->view.storage];
     uint64_t bytes = 0;

@@ -8,8 +8,8 @@
 namespace nibblenet {
 namespace {
 
-constexpr size_t most_dimensions = 8;
-constexpr size_t most_tensors = size_t{1} << 17;
+constexpr size_t most_pth_dimensions = 8;
+constexpr size_t most_pth_tensors = size_t{1} << 17;
 constexpr uint64_t most_elements = uint64_t{1} << 58;  // Shape counts no further, nor does a tensor of 16-byte elements
 
 /// Whether a symbol is of a module or function that runs something, which no checkpoint needs.
@@ -156,8 +156,8 @@ std::string_view PthObjects::text(PickleId id, std::string_view what) const {
 std::vector<int64_t> PthObjects::counts(PickleId id, std::string_view what) const {
   const PickleValue& value = heap_[id];
   if (value.kind != PickleKind::tuple && value.kind != PickleKind::list) refuse("{} is no tuple", what);
-  if (value.items.size() > most_dimensions)
-    refuse("{} has {} dimensions, at most {} are supported", what, value.items.size(), most_dimensions);
+  if (value.items.size() > most_pth_dimensions)
+    refuse("{} has {} dimensions, at most {} are supported", what, value.items.size(), most_pth_dimensions);
   std::vector<int64_t> result;
   for (const PickleId item : value.items) result.push_back(static_cast<int64_t>(count(item, what)));
   return result;
@@ -198,7 +198,7 @@ PickleId PthObjects::make_subclass(PickleId arguments) {
 /// ignored.
 PickleId PthObjects::make_tensor(std::span<const PickleId> arguments, const PthElement* dtype) {
   if (heap_[arguments[0]].kind != PickleKind::storage) refuse("a tensor without a storage");
-  if (tensors_.size() >= most_tensors) refuse("more than {} tensors, no network has as many", most_tensors);
+  if (tensors_.size() >= most_pth_tensors) refuse("more than {} tensors, no network has as many", most_pth_tensors);
   PthTensorRecord tensor{.view = views_[static_cast<size_t>(heap_[arguments[0]].integer)],
                          .sizes = counts(arguments[2], "the size of a tensor"),
                          .strides = counts(arguments[3], "the stride of a tensor"),

@@ -14,9 +14,9 @@ namespace {
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 
-constexpr size_t alignment = 64;      // of every content, as torch.save aligns it
-constexpr size_t local_bytes = 30;    // of a local header without name and extra field
-constexpr uint16_t first_day = 0x21;  // 1980-01-01, the earliest a zip archive knows: equal models, equal files
+constexpr size_t alignment = 64;           // of every content, as torch.save aligns it
+constexpr size_t local_header_bytes = 30;  // of a local header without name and extra field
+constexpr uint16_t first_day = 0x21;       // 1980-01-01, the earliest a zip archive knows: equal models, equal files
 constexpr uint64_t largest_file = std::numeric_limits<uint32_t>::max() - 1;
 
 template <class T>
@@ -117,7 +117,7 @@ class ZipWriter {
     append(common, static_cast<uint16_t>(name.size()));
 
     const uint64_t header_at = written_;
-    const uint64_t unpadded = header_at + local_bytes + name.size() + 4;  // an extra field has a head of 4 bytes
+    const uint64_t unpadded = header_at + local_header_bytes + name.size() + 4;  // an extra field has a head of 4 bytes
     const size_t padding = (alignment - unpadded % alignment) % alignment;
     std::string header = "PK\x03\x04\x0A\x00"s + common;
     append(header, static_cast<uint16_t>(4 + padding));

@@ -18,7 +18,7 @@ namespace nibblenet::blas {
 namespace {
 
 constexpr int64_t block = 128;
-constexpr int64_t rows_at_once = 1024, columns_at_once = 512;  // of a triangle; half of each square is wasted
+constexpr int64_t triangle_rows = 1024, triangle_columns = 512;  // of a triangle; half of each square is wasted
 
 /// Address space for OpenBLAS itself, and for the buffers of each of its threads.
 constexpr size_t library_bytes = size_t{128} << 20, thread_bytes = size_t{64} << 20;
@@ -71,8 +71,8 @@ void multiply(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t 
 }  // namespace
 
 void add_gram_matrix(float* c, const float* rows, int64_t m, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += rows_at_once)
-    multiply('T', 'N', std::min(rows_at_once, n - begin), n - begin, m, 1.0F, rows + begin, n, rows + begin, n, 1.0F,
+  for (int64_t begin = 0; begin < n; begin += triangle_rows)
+    multiply('T', 'N', std::min(triangle_rows, n - begin), n - begin, m, 1.0F, rows + begin, n, rows + begin, n, 1.0F,
              c + begin * n + begin, n);
 }
 
@@ -87,8 +87,8 @@ void multiply_by_transposed(float* c, int64_t ldc, const float* a, int64_t lda, 
 }
 
 void multiply_by_upper(float* c, const float* a, const float* u, int64_t m, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += columns_at_once) {
-    const int64_t end = std::min(begin + columns_at_once, n);
+  for (int64_t begin = 0; begin < n; begin += triangle_columns) {
+    const int64_t end = std::min(begin + triangle_columns, n);
     multiply('N', 'N', m, end - begin, end, 1.0F, a, n, u + begin, n, 0.0F, c + begin, n);
   }
 }

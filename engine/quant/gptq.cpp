@@ -20,8 +20,8 @@ namespace nibblenet {
 namespace {
 
 constexpr int64_t block_columns = 128;
-constexpr int64_t rows_at_once = 512;  // of the nearest codes' errors
-constexpr int rate_passes = 2;         // the first by frequencies of the nearest codes, the next by its own
+constexpr int64_t error_rows = 512;  // of the nearest codes, computed at once
+constexpr int rate_passes = 2;       // the first by frequencies of the nearest codes, the next by its own
 /// Errors are long sums in float32: an error counts as smaller only by more than this.
 constexpr double certainty = 1e-4;
 /// Bound on the error of the compensation sums in float32, relative to a weight.
@@ -176,10 +176,10 @@ class Rounder {
 
   std::vector<RowError> nearest_errors() const {
     std::vector<RowError> result(static_cast<size_t>(rows_));
-    std::vector<float> differences(static_cast<size_t>(std::min(rows_, rows_at_once) * columns_));
+    std::vector<float> differences(static_cast<size_t>(std::min(rows_, error_rows) * columns_));
     std::vector<float> errors(differences.size());
-    for (int64_t first = 0; first < rows_; first += rows_at_once) {
-      const int64_t chunk = std::min(rows_at_once, rows_ - first);
+    for (int64_t first = 0; first < rows_; first += error_rows) {
+      const int64_t chunk = std::min(error_rows, rows_ - first);
 #pragma omp parallel for
       for (int64_t row = first; row < first + chunk; ++row) {
         float* difference = differences.data() + (row - first) * columns_;

@@ -161,16 +161,18 @@ float codes_backward(const float* dweights, ValueSums* sums, const Run& run, con
 #if defined(__clang__)
 #pragma clang diagnostic ignored "-Wignored-attributes"  // it knows no prefer-vector-width
 #endif
-#define NIBBLENET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
-#define NIBBLENET_AVX2 __attribute__((target("avx2")))
-NIBBLENET_AVX512 void round_run_avx512(float* out, const Run& run, const Ladder& ladder) {
+#define NIBBLENET_ROUND_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#define NIBBLENET_ROUND_AVX2 __attribute__((target("avx2")))
+NIBBLENET_ROUND_AVX512 void round_run_avx512(float* out, const Run& run, const Ladder& ladder) {
   round_run(out, run, ladder);
 }
-NIBBLENET_AVX512 float backward_avx512(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+NIBBLENET_ROUND_AVX512 float backward_avx512(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
   return run_backward(dweights, sums, run, ladder);
 }
-NIBBLENET_AVX2 void round_run_avx2(float* out, const Run& run, const Ladder& ladder) { round_run(out, run, ladder); }
-NIBBLENET_AVX2 float backward_avx2(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
+NIBBLENET_ROUND_AVX2 void round_run_avx2(float* out, const Run& run, const Ladder& ladder) {
+  round_run(out, run, ladder);
+}
+NIBBLENET_ROUND_AVX2 float backward_avx2(float* dweights, ValueSums* sums, const Run& run, const Ladder& ladder) {
   return run_backward(dweights, sums, run, ladder);
 }
 #endif

@@ -5,9 +5,6 @@
 namespace nibblenet {
 namespace {
 
-constexpr float one = 1.0F;
-constexpr float zero = 0.0F;
-
 /// Whether a filter has the same order in PyTorch (channel by channel) and in cuDNN (tap by tap).
 bool one_tap(const Shape& shape) { return shape.rank() == 2 || shape[2] * shape[3] == 1; }
 

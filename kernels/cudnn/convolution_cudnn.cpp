@@ -8,9 +8,6 @@
 namespace nibblenet {
 namespace {
 
-constexpr float one = 1.0F;
-constexpr float zero = 0.0F;
-
 /// The algorithms that ran, fastest first, as cuDNN returns them.
 template <class Choice, class Performance, class Find>
 std::vector<Choice> measured(bool deterministic, Find find) {

@@ -9,6 +9,9 @@
 
 namespace nibblenet {
 
+/// Factors of results and of old values, which cuDNN reads through pointers.
+inline constexpr float one = 1.0F, zero = 0.0F;
+
 /// A library's descriptor, destroyed with its owner.
 template <class Handle, class Status>
 using Descriptor = std::unique_ptr<std::remove_pointer_t<Handle>, Status (*)(Handle)>;

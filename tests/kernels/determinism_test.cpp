@@ -10,9 +10,12 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
+using testing::dropped;
+using testing::float_weight;
 using testing::linear;
 using testing::on;
 using testing::output_of;
+using testing::packed_weight;
 using testing::quantized;
 using testing::same_bits;
 using testing::uniform;
@@ -24,14 +27,6 @@ struct Operation {
   std::function<Values(Backend&)> run;
   bool any_threads = false;  ///< the same bits whatever the number of threads, too
 };
-
-std::unique_ptr<Weight> float_weight(Backend& backend, const Shape& shape) {
-  return backend.make_weight(uniform(shape, 1).view());
-}
-
-std::unique_ptr<Weight> packed_weight(Backend& backend, const Shape& shape) {
-  return backend.make_weight(quantized(shape, parse_scheme("linear:4:channel"), 1));
-}
 
 Values run_linear(Backend& backend, int64_t batch, bool packed) {
   const auto weight = packed ? packed_weight(backend, {300, 2100}) : float_weight(backend, {300, 2100});
@@ -86,12 +81,6 @@ Values run_bias_gradient(Backend& backend) {
   return output_of(backend, {300}, [&](TensorView<float> dbias) {
     backend.training().linear_backward_weight(dw.view(), dbias, dy.view(), x.view());
   });
-}
-
-Values dropped(Backend& backend, const Values& x, float probability, DropoutKey key) {
-  const auto input = on(backend, x);
-  return output_of(backend, x.shape,
-                   [&](TensorView<float> y) { backend.training().dropout(y, input.view(), probability, key); });
 }
 
 Values run_adaptive_backward(Backend& backend) {

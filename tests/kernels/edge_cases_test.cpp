@@ -14,10 +14,13 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
+using testing::dropped;
+using testing::float_weight;
 using testing::linear;
 using testing::make_test_backend;
 using testing::on;
 using testing::output_of;
+using testing::packed_weight;
 using testing::quantized;
 using testing::same_bits;
 using testing::uniform;
@@ -25,20 +28,6 @@ using testing::Values;
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-std::unique_ptr<Weight> float_weight(Backend& backend, const Shape& shape) {
-  return backend.make_weight(uniform(shape, 1).view());
-}
-
-std::unique_ptr<Weight> packed_weight(Backend& backend, const Shape& shape) {
-  return backend.make_weight(quantized(shape, parse_scheme("linear:4:channel"), 1));
-}
-
-Values dropped(Backend& backend, const Values& x, float probability, DropoutKey key) {
-  const auto input = on(backend, x);
-  return output_of(backend, x.shape,
-                   [&](TensorView<float> y) { backend.training().dropout(y, input.view(), probability, key); });
-}
 
 class Dropout : public ::testing::Test {
  protected:

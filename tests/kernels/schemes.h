@@ -67,4 +67,12 @@ inline Values dequantized(const PackedTensor& packed) {
   return weights;
 }
 
+inline std::unique_ptr<Weight> float_weight(Backend& backend, const Shape& shape) {
+  return backend.make_weight(uniform(shape, 1).view());
+}
+
+inline std::unique_ptr<Weight> packed_weight(Backend& backend, const Shape& shape) {
+  return backend.make_weight(quantized(shape, parse_scheme("linear:4:channel"), 1));
+}
+
 }  // namespace nibblenet::testing

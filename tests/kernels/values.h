@@ -128,4 +128,10 @@ inline Values conv2d(Backend& backend, const Values& x, Weight& w, const Values&
   });
 }
 
+inline Values dropped(Backend& backend, const Values& x, float probability, DropoutKey key) {
+  const auto input = on(backend, x);
+  return output_of(backend, x.shape,
+                   [&](TensorView<float> y) { backend.training().dropout(y, input.view(), probability, key); });
+}
+
 }  // namespace nibblenet::testing

@@ -4,11 +4,23 @@
 
 #include "engine/core/random.h"
 #include "layers/network/network.h"
+#include "layers/network/pass.h"
 
 namespace nibblenet::testing {
 
 inline const NetworkSpec& alexnet = network_named("alexnet");
 inline const NetworkSpec& vgg16 = network_named("vgg16");
+
+/// What a network computes on the CPU of images [N, height, width, 3]: [N, classes].
+inline Tensor<float> logits_of(StateDict dict, const Tensor<float>& images) {
+  const auto backend = make_backend("cpu", 0);
+  Network network(*backend, std::move(dict));
+  Pass pass(network, 0, network.layers().size(), images.shape(), Pass::Mode::inference);
+  const auto logits = pass.forward(images.view());
+  Tensor<float> copy(host_memory(), logits.shape(), MemoryCategory::data);
+  backend->copy_to_host(copy.data(), logits.data(), logits.span().size_bytes());
+  return copy;
+}
 
 /// A network of given weights, and of random biases.
 inline StateDict network_of_sizes(const std::vector<std::pair<std::string, Shape>>& weights, uint64_t seed) {

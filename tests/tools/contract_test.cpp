@@ -14,8 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t small_weights = 37'669;
-
 class PackTest : public ToolsTest {
  protected:
   /// "linear:4:channel" of every weight in a packed file.

@@ -52,9 +52,11 @@ class Child {
   bool reaped_ = false;
 };
 
+inline constexpr int64_t small_weights = 37'669;  ///< of small.safetensors
+
 /// A project's root of its own for every test, in which the tools run:
 ///   standin/            200 training and 100 test images
-///   small.safetensors   an AlexNet of 37,669 weights, for images of 64 x 64
+///   small.safetensors   an AlexNet of small_weights weights, for images of 64 x 64
 ///   seven.safetensors   the same with a head of 7 classes
 class ToolsTest : public ::testing::Test {
  protected:

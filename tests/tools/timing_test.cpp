@@ -9,8 +9,6 @@
 namespace nibblenet::testing {
 namespace {
 
-constexpr int64_t small_weights = 37'669;
-
 class TimingTest : public ToolsTest {};
 
 TEST_F(TimingTest, StartsFromBytesWhenAsked) {

@@ -28,21 +28,21 @@ std::string as_stored(const std::string& name) {
 }
 
 /// Ways to read a name, from the strictest on.
-enum class Reading : uint8_t { exact, folded, synonyms };
+enum class NameReading : uint8_t { exact, folded, synonyms };
 
-std::string read_as(Reading reading, const std::string& name) {
-  if (reading == Reading::exact) return name;
+std::string read_as(NameReading reading, const std::string& name) {
+  if (reading == NameReading::exact) return name;
   std::string folded;
   for (const char c : name)
     if (c != ' ' && c != '_' && c != '-') folded += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  if (reading == Reading::folded) return folded;
+  if (reading == NameReading::folded) return folded;
   if (folded == "car") return "automobile";
   return folded == "plane" || folded == "aeroplane" ? "airplane" : folded;
 }
 
 /// Index of `name` among the names, by the strictest reading that matches exactly one.
 std::optional<size_t> place_of(const std::string& name, const std::vector<std::string>& names) {
-  for (const Reading reading : {Reading::exact, Reading::folded, Reading::synonyms}) {
+  for (const NameReading reading : {NameReading::exact, NameReading::folded, NameReading::synonyms}) {
     const auto is_it = [&, wanted = read_as(reading, name)](const std::string& each) {
       return read_as(reading, each) == wanted;
     };
@@ -125,7 +125,7 @@ std::string class_names_text(const std::vector<std::string>& names) {
 
 bool same_classes(const std::vector<std::string>& a, const std::vector<std::string>& b) {
   return std::ranges::equal(a, b, [](const std::string& x, const std::string& y) {
-    return read_as(Reading::synonyms, x) == read_as(Reading::synonyms, y);
+    return read_as(NameReading::synonyms, x) == read_as(NameReading::synonyms, y);
   });
 }
 

@@ -17,7 +17,7 @@ std::string fronts_of(const Row& row, const std::vector<const Row*>& resident, c
 
 }  // namespace
 
-int64_t bytes_of(const Row& row, Place place) {
+int64_t stored_bytes(const Row& row, Place place) {
   return place == Place::resident ? row.size->resident.total() : row.smallest_file();
 }
 
@@ -26,7 +26,7 @@ std::vector<const Row*> pareto_front(const std::vector<Row>& rows, Place place) 
   for (const Row& row : rows)
     if (row.packed()) sorted.push_back(&row);
   std::ranges::stable_sort(sorted, [&](const Row* a, const Row* b) {
-    const int64_t x = bytes_of(*a, place), y = bytes_of(*b, place);
+    const int64_t x = stored_bytes(*a, place), y = stored_bytes(*b, place);
     return x != y ? x < y : a->correct > b->correct;
   });
   for (const Row* row : sorted)

@@ -11,7 +11,7 @@ namespace nibblenet::tools {
 /// Which bytes a front compares: on the device while the network runs, or in the smallest file that
 /// was measured.
 enum class Place : uint8_t { resident, file };
-int64_t bytes_of(const Row& row, Place place);
+int64_t stored_bytes(const Row& row, Place place);
 
 /// The packed rows that no other row beats in both accuracy and bytes, smallest first.
 std::vector<const Row*> pareto_front(const std::vector<Row>& rows, Place place);

@@ -87,7 +87,7 @@ Plot accuracy_against_bits(const std::vector<Row>& rows) {
                               float_curves(rows.front()) + curves_of(all), "")};
 }
 
-double megabytes(const Row& row, Place place) { return static_cast<double>(bytes_of(row, place)) / 1e6; }
+double megabytes(const Row& row, Place place) { return static_cast<double>(stored_bytes(row, place)) / 1e6; }
 
 /// From the smallest to the float model, on a logarithmic axis.
 struct MegabyteAxis {

@@ -29,7 +29,7 @@ Bytes replaced(Bytes file, const std::string& from, const std::string& to) {
   return file;
 }
 
-std::string refusal(const Bytes& file) {
+std::string pickle_refusal(const Bytes& file) {
   return message_of<FormatError>([&] { records_of_pickle(file, "data_batch_1"); });
 }
 
@@ -78,26 +78,26 @@ TEST(Cifar10Python, TheBinaryVersionBesideItIsPreferred) {
 TEST(Cifar10Python, RefusesWhatIsNoBatch) {
   const Bytes good = fixture("python2");
   for (const size_t length : {0UL, 1UL, 40UL, 200UL, good.size() - 1})
-    EXPECT_THAT(refusal(Bytes(good.begin(), good.begin() + static_cast<ptrdiff_t>(length))),
+    EXPECT_THAT(pickle_refusal(Bytes(good.begin(), good.begin() + static_cast<ptrdiff_t>(length))),
                 AllOf(HasSubstr("data_batch_1"), HasSubstr("cut off")))
         << length;
-  EXPECT_THAT(refusal(fixture("binary")), HasSubstr("broken pickle"));
-  EXPECT_THAT(refusal(replaced(good, "labels", "LABELS")), HasSubstr("no 'labels' that is a list"));
-  EXPECT_THAT(refusal(replaced(good, "U\4data", "U\4DATA")), HasSubstr("no 'data' that is a NumPy array"));
-  EXPECT_THAT(refusal(bytes_of_text("\x80\2]."s)), HasSubstr("no 'labels'"));
+  EXPECT_THAT(pickle_refusal(fixture("binary")), HasSubstr("broken pickle"));
+  EXPECT_THAT(pickle_refusal(replaced(good, "labels", "LABELS")), HasSubstr("no 'labels' that is a list"));
+  EXPECT_THAT(pickle_refusal(replaced(good, "U\4data", "U\4DATA")), HasSubstr("no 'data' that is a NumPy array"));
+  EXPECT_THAT(pickle_refusal(bytes_of_text("\x80\2]."s)), HasSubstr("no 'labels'"));
   Bytes more_labels = good;
   more_labels.insert(std::ranges::search(more_labels, "K\6"s).begin(), {'K', 1});
-  EXPECT_THAT(refusal(more_labels), HasSubstr("no array of 3 x 3072 bytes"));
+  EXPECT_THAT(pickle_refusal(more_labels), HasSubstr("no array of 3 x 3072 bytes"));
   // Other rows, columns, axes, types and order, and objects in the array's place.
   const std::string other = "no array of 2 x 3072 bytes";
-  EXPECT_THAT(refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\3M\0\x0c\x86"s)), HasSubstr(other));
-  EXPECT_THAT(refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\2M\0\x0d\x86"s)), HasSubstr(other));
-  EXPECT_THAT(refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\2M\0\x0c\x85"s)), HasSubstr(other));
-  EXPECT_THAT(refusal(replaced(good, "U\2u1", "U\2i1")), HasSubstr(other));
-  EXPECT_THAT(refusal(replaced(good, "tb\x89T", "tb\x88T")), HasSubstr(other));
-  EXPECT_THAT(refusal(replaced(good, "_reconstruct", "_reconstruc_")), HasSubstr("no 'data'"));
-  EXPECT_THAT(refusal(replaced(fixture("numpy2_protocol5"), "\x8c\1C", "\x8c\1F")), HasSubstr("no 'data'"));
-  EXPECT_THAT(refusal(replaced(good, "K\6K\x09", "NK\7N")), HasSubstr("label"));
+  EXPECT_THAT(pickle_refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\3M\0\x0c\x86"s)), HasSubstr(other));
+  EXPECT_THAT(pickle_refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\2M\0\x0d\x86"s)), HasSubstr(other));
+  EXPECT_THAT(pickle_refusal(replaced(good, "K\2M\0\x0c\x86"s, "K\2M\0\x0c\x85"s)), HasSubstr(other));
+  EXPECT_THAT(pickle_refusal(replaced(good, "U\2u1", "U\2i1")), HasSubstr(other));
+  EXPECT_THAT(pickle_refusal(replaced(good, "tb\x89T", "tb\x88T")), HasSubstr(other));
+  EXPECT_THAT(pickle_refusal(replaced(good, "_reconstruct", "_reconstruc_")), HasSubstr("no 'data'"));
+  EXPECT_THAT(pickle_refusal(replaced(fixture("numpy2_protocol5"), "\x8c\1C", "\x8c\1F")), HasSubstr("no 'data'"));
+  EXPECT_THAT(pickle_refusal(replaced(good, "K\6K\x09", "NK\7N")), HasSubstr("label"));
   // Labels that no class has.
   const TemporaryFolder folder;
   write_bytes(folder.path() / "test_batch", replaced(good, "K\6K\x09", "K\6K\x0a"));
@@ -125,7 +125,7 @@ TEST(Cifar10Python, NothingIsCalledAndAnArrayIsFilledOnce) {
 TEST(Cifar10Python, RepeatedCallsCostNothing) {
   std::string file = "\x80\2(" + std::string(1 << 18, 'N') + "tq\1cx\ny\nq\2";
   for (int i = 0; i < 200'000; ++i) file += "h\2h\1R0";
-  EXPECT_THAT(refusal(bytes_of_text(file + ".")), HasSubstr("no 'labels'"));
+  EXPECT_THAT(pickle_refusal(bytes_of_text(file + ".")), HasSubstr("no 'labels'"));
 }
 
 }  // namespace

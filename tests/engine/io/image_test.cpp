@@ -22,7 +22,7 @@ namespace {
 using namespace testing;
 using ::testing::HasSubstr;
 
-std::string refusal(const Bytes& file) {
+std::string decoding_refusal(const Bytes& file) {
   return message_of<FormatError>([&] { decode_image(file, "cat.png"); });
 }
 
@@ -152,7 +152,7 @@ TEST(Image, DecodesBmps) {
   EXPECT_EQ(decode_image(file, "x").pixels, short_palette);
   file[10] += 40;
   EXPECT_EQ(decode_image(with_inserted(file, 62, Bytes(40, 0x77)), "x").pixels, short_palette);
-  for (const int bits : {1, 4}) EXPECT_EQ(refusal(bmp(2, 1, bits, palette, {0xFF, 0, 0, 0})), "") << bits;
+  for (const int bits : {1, 4}) EXPECT_EQ(decoding_refusal(bmp(2, 1, bits, palette, {0xFF, 0, 0, 0})), "") << bits;
 }
 
 /// The header of OS/2: 12 bytes, and colours of three.
@@ -191,7 +191,7 @@ TEST(Image, RefusesBmpsWithImpossibleHeaders) {
                                                                        {30, {1, 0, 0, 0}}}) {
     Bytes file = bmp_24();
     std::copy(value.begin(), value.end(), file.begin() + static_cast<ptrdiff_t>(at));
-    EXPECT_THAT(refusal(file), HasSubstr("cat.png")) << at;
+    EXPECT_THAT(decoding_refusal(file), HasSubstr("cat.png")) << at;
   }
 }
 
@@ -228,7 +228,7 @@ TEST(Image, RefusesEveryFlippedBitOfAPng) {
   for (size_t bit = 0; bit < last_chunk * 8; ++bit) {
     Bytes damaged = whole;
     damaged[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
-    EXPECT_NE(refusal(damaged), "") << bit;
+    EXPECT_NE(decoding_refusal(damaged), "") << bit;
   }
   for (size_t bit = last_chunk * 8; bit < whole.size() * 8; ++bit) {  // nothing lies behind the pixels
     Bytes damaged = whole;
@@ -242,13 +242,13 @@ TEST(Image, RefusesApplesFormOfPng) {
   append_big_endian(chunk, 4);
   append(chunk, bytes_of_text("CgBI"));
   append(chunk, Bytes{0x50, 0x00, 0x20, 0x02, 0x2B, 0xD5, 0xB3, 0x7F});
-  EXPECT_THAT(refusal(with_inserted(plain_png(4, 4, {9, 8, 7}), 8, chunk)), HasSubstr("CgBI"));
+  EXPECT_THAT(decoding_refusal(with_inserted(plain_png(4, 4, {9, 8, 7}), 8, chunk)), HasSubstr("CgBI"));
 }
 
 TEST(Image, RefusesWhatIsNoImageByName) {
-  EXPECT_THAT(refusal({}), HasSubstr("cat.png"));
-  EXPECT_THAT(refusal(bytes_of_text("GIF89a, perhaps")), HasSubstr("no JPEG, PNG or BMP"));
-  EXPECT_THAT(refusal(Bytes{0xFF, 0xFF, 0xD8, 0xFF}), HasSubstr("no JPEG"));
+  EXPECT_THAT(decoding_refusal({}), HasSubstr("cat.png"));
+  EXPECT_THAT(decoding_refusal(bytes_of_text("GIF89a, perhaps")), HasSubstr("no JPEG, PNG or BMP"));
+  EXPECT_THAT(decoding_refusal(Bytes{0xFF, 0xFF, 0xD8, 0xFF}), HasSubstr("no JPEG"));
 }
 
 /// A PNG without its empty last chunk and a BMP without its padding lack no pixel: Pillow reads
@@ -260,9 +260,10 @@ TEST(Image, RefusesEveryTruncation) {
                                       {jpeg(9, 17, {.progressive = true}), jpeg(9, 17, {.progressive = true}).size()},
                                       {plain_png(4, 4, {9, 8, 7}), plain_png(4, 4, {9, 8, 7}).size() - png_end},
                                       {bmp_24(), bmp_24().size() - 3}}) {
-    EXPECT_EQ(refusal(whole), "");
+    EXPECT_EQ(decoding_refusal(whole), "");
     for (size_t length = 0; length < whole.size(); ++length)
-      EXPECT_EQ(refusal({whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length)}) != "", length < needed)
+      EXPECT_EQ(decoding_refusal({whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length)}) != "",
+                length < needed)
           << length << " of " << whole.size();
   }
 }
@@ -272,28 +273,28 @@ TEST(Image, TheEndMarkerOfAThumbnailIsNotTheEnd) {
   Bytes file = grey_jpeg();
   const Bytes segment = {0xFF, 0xE1, 0x00, 0x06, 0xFF, 0xD8, 0xFF, 0xD9};
   file.insert(file.begin() + 2, segment.begin(), segment.end());
-  EXPECT_EQ(refusal(file), "");
+  EXPECT_EQ(decoding_refusal(file), "");
   file.pop_back();
   file.pop_back();
-  EXPECT_THAT(refusal(file), HasSubstr("ends early"));
+  EXPECT_THAT(decoding_refusal(file), HasSubstr("ends early"));
 }
 
 TEST(Image, RefusesEnormousPicturesBeforeDecodingThem) {
   const Bytes file = png_of_stream(16384, 16384, zeros_compressed(1));
-  EXPECT_THAT(refusal(file), HasSubstr("16384 x 16384"));
-  EXPECT_THAT(refusal(Bytes(max_image_file_bytes + 1)), HasSubstr("bytes"));
+  EXPECT_THAT(decoding_refusal(file), HasSubstr("16384 x 16384"));
+  EXPECT_THAT(decoding_refusal(Bytes(max_image_file_bytes + 1)), HasSubstr("bytes"));
 }
 
 /// A few bytes must not claim much memory: by the size of the picture, by the length of a chunk
 /// (the decoder would allocate it at once), or by what compressed data grows to.
 TEST(Image, TakesNoMoreMemoryThanAFileCanBeWorth) {
   Bytes file = png_of_stream(8000, 8000, zeros_compressed(1));  // a larger file may have as many
-  EXPECT_THAT(refusal(file), HasSubstr("more than its"));
+  EXPECT_THAT(decoding_refusal(file), HasSubstr("more than its"));
 
   file = plain_png(4, 4, {9, 8, 7});
   constexpr size_t data_chunk = 8 + 25;
   file[data_chunk] = 0x3F;  // a gigabyte
-  EXPECT_THAT(refusal(file), HasSubstr("ends early"));
+  EXPECT_THAT(decoding_refusal(file), HasSubstr("ends early"));
 
   // 64 MiB of zeros in place of a 4 x 4 picture's own pixels: the surplus is never stored.
   file = png_of_stream(4, 4, zeros_compressed(64 << 20));
@@ -309,7 +310,7 @@ TEST(Image, RefusesJpegsOfCountlessScans) {
   const Bytes scan(whole.begin() + static_cast<ptrdiff_t>(at), whole.begin() + static_cast<ptrdiff_t>(end));
   Bytes more;
   for (int i = 0; i < 300; ++i) append(more, scan);
-  EXPECT_THAT(refusal(with_inserted(whole, at, more)), HasSubstr("more than 200 scans"));
+  EXPECT_THAT(decoding_refusal(with_inserted(whole, at, more)), HasSubstr("more than 200 scans"));
 }
 
 TEST(Image, KindsByName) {
@@ -325,7 +326,7 @@ TEST(Image, RefusesOverlongHuffmanTables) {
   const size_t table = first(file, {0xFF, 0xC4});
   ASSERT_LT(table, file.size());
   std::fill_n(file.begin() + static_cast<ptrdiff_t>(table) + 5, 16, uint8_t{255});
-  EXPECT_THAT(refusal(file), HasSubstr("Huffman table"));
+  EXPECT_THAT(decoding_refusal(file), HasSubstr("Huffman table"));
 }
 
 /// Damaged files give an error or a picture, nothing worse: sanitizers watch this test.
@@ -336,7 +337,7 @@ TEST(Image, SurvivesDamage) {
       Bytes damaged = whole;
       for (int change = 0; change < 3; ++change)
         damaged[random.below(damaged.size())] = static_cast<uint8_t>(random.bits());
-      refusal(damaged);
+      decoding_refusal(damaged);
     }
   }
 }
@@ -369,8 +370,8 @@ TEST_F(SharedCases, CmykWithoutAdobesMarkerIsCmyk) {
 }
 
 TEST_F(SharedCases, ApplesFormOfPngIsRefused) {
-  EXPECT_EQ(refusal(file("cgbi_plain.png")), "");
-  EXPECT_THAT(refusal(file("cgbi_swapped.png")), HasSubstr("CgBI"));
+  EXPECT_EQ(decoding_refusal(file("cgbi_plain.png")), "");
+  EXPECT_THAT(decoding_refusal(file("cgbi_swapped.png")), HasSubstr("CgBI"));
 }
 
 TEST_F(SharedCases, ColoursThatAPaletteLacksAreBlackEveryTime) {
@@ -403,13 +404,13 @@ TEST(ImagePillow, AgreesInPixelsOrInRefusing) {
   for (std::string name, verdict; list >> name >> verdict; ++pictures) {
     const Bytes file = read_bytes(folder.path() / name);
     if (verdict == "refused") {
-      EXPECT_NE(refusal(file), "") << name;
+      EXPECT_NE(decoding_refusal(file), "") << name;
       continue;
     }
     RgbImage expected;
     list >> expected.width >> expected.height;
     expected.pixels = read_bytes(folder.path() / (name + ".rgb"));
-    ASSERT_EQ(refusal(file), "") << name;
+    ASSERT_EQ(decoding_refusal(file), "") << name;
     const RgbImage image = decode_image(file, name);
     ASSERT_EQ(std::pair(image.width, image.height), std::pair(expected.width, expected.height)) << name;
     ASSERT_EQ(image.pixels.size(), expected.pixels.size()) << name;

@@ -28,12 +28,12 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using testing::TemporaryFolder;
 
-std::string read_bytes(const std::filesystem::path& path) {
+std::string text_of_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-void write_bytes(const std::filesystem::path& path, std::string_view bytes) {
+void write_file(const std::filesystem::path& path, std::string_view bytes) {
   std::filesystem::remove(
       path);  // ext4 flushes a file that is cut to nothing and written again: thousands of times here
   std::ofstream file(path, std::ios::binary);
@@ -81,7 +81,7 @@ class SafetensorsTest : public ::testing::Test {
   /// Opens these bytes as a file and reads all that can be read. A file that opens must keep its
   /// own promises.
   void open_and_use(std::string_view bytes) const {
-    write_bytes(path(), bytes);
+    write_file(path(), bytes);
     const SafetensorsFile file(path());
     int64_t total = file.header_bytes();
     for (const TensorEntry& entry : file.tensors()) {
@@ -106,7 +106,7 @@ class SafetensorsTest : public ::testing::Test {
     write_safetensors(path("small"),
                       {{"w", DType::f32, {3, 1}, bytes_of(std::span(weights))}, {"c", DType::u8, {5}, codes}},
                       {{"format", "pt"}});
-    return read_bytes(path("small"));
+    return text_of_file(path("small"));
   }
 
   TemporaryFolder folder_;
@@ -195,7 +195,7 @@ TEST_F(SafetensorsTest, ReadsFloatsOfEveryWidthAtAnyAddress) {
     const std::string json = fmt::format("{{{},{}}}", tensor_json("pad", "U8", "[1]", "[0,1]"),
                                          tensor_json("t", c.dtype, "[1,2]", fmt::format("[1,{}]", 1 + c.bytes.size())));
     for (size_t shift = 0; shift < 8; ++shift) {
-      write_bytes(path(), file_with(json + std::string(shift, ' '), 1) + c.bytes);
+      write_file(path(), file_with(json + std::string(shift, ' '), 1) + c.bytes);
       const SafetensorsFile file(path());
       const Tensor<float> tensor = read_float(file, file.at("t"), host_memory(), MemoryCategory::data);
       EXPECT_EQ(tensor.shape(), (Shape{1, 2}));
@@ -229,10 +229,10 @@ TEST_F(SafetensorsTest, OpensTheGoldenFiles) {
 }
 
 TEST_F(SafetensorsTest, TensorsComeInTheOrderOfTheDataWhateverTheHeaderSays) {
-  write_bytes(path(),
-              file_with(fmt::format("{{{},{},{}}}", tensor_json("c", "U8", "[2]", "[4,6]"),
-                                    tensor_json("a", "U8", "[4]", "[0,4]"), tensor_json("b", "U8", "[0]", "[4,4]")),
-                        6));
+  write_file(path(),
+             file_with(fmt::format("{{{},{},{}}}", tensor_json("c", "U8", "[2]", "[4,6]"),
+                                   tensor_json("a", "U8", "[4]", "[0,4]"), tensor_json("b", "U8", "[0]", "[4,4]")),
+                       6));
   const SafetensorsFile file(path());
   ASSERT_EQ(file.tensors().size(), 3U);
   EXPECT_EQ(file.tensors()[0].name, "a");
@@ -384,12 +384,12 @@ TEST_F(SafetensorsTest, EveryByteReplacedIsRefusedOrHarmless) {
 
 TEST_F(SafetensorsTest, VerifyFindsEveryFlippedDataByte) {
   const std::string whole = small_file();
-  write_bytes(path(), whole);
+  write_file(path(), whole);
   const auto header_bytes = static_cast<size_t>(SafetensorsFile(path()).header_bytes());
   for (size_t place = header_bytes; place < whole.size(); ++place) {
     std::string bytes = whole;
     bytes[place] = static_cast<char>(bytes[place] ^ 1);
-    write_bytes(path(), bytes);
+    write_file(path(), bytes);
     const SafetensorsFile file(path());
     EXPECT_THAT(message_of<FormatError>([&] { file.verify(); }),
                 AllOf(HasSubstr("checksum"), HasSubstr(place < header_bytes + 12 ? "'w'" : "'c'")));
@@ -397,7 +397,7 @@ TEST_F(SafetensorsTest, VerifyFindsEveryFlippedDataByte) {
 }
 
 TEST_F(SafetensorsTest, VerifyFindsChecksumsOfAbsentTensors) {
-  write_bytes(path(), file_with(R"({"__metadata__":{"xxh3:gone":"0123456789abcdef"}})", 0));
+  write_file(path(), file_with(R"({"__metadata__":{"xxh3:gone":"0123456789abcdef"}})", 0));
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile(path()).verify(); }), HasSubstr("'gone'"));
 }
 
@@ -413,7 +413,7 @@ TEST_F(SafetensorsTest, ChecksumsOfAnotherFileAreNotCarriedOver) {
 TEST_F(SafetensorsTest, ChecksumsAndKeysThatAreDemandedOrDamaged) {
   const std::string tensor = tensor_json("t", "U8", "[0]", "[0,0]");
   const auto opened = [&](const std::string& metadata) {
-    write_bytes(path(), file_with("{\"__metadata__\":{" + metadata + "}," + tensor + "}", 0));
+    write_file(path(), file_with("{\"__metadata__\":{" + metadata + "}," + tensor + "}", 0));
     return message_of<FormatError>([&] { SafetensorsFile(path()).verify(); });
   };
   const std::string none = "no exception", sum = R"("xxh3:t":"2d06800538d394c2")";
@@ -433,7 +433,7 @@ TEST_F(SafetensorsTest, ChecksumsAndKeysThatAreDemandedOrDamaged) {
                 AllOf(HasSubstr("looks like a damaged"), HasSubstr(damaged)));
 
   const std::string two = tensor + "," + tensor_json("u", "U8", "[0]", "[0,0]");
-  write_bytes(path(), file_with("{\"__metadata__\":{" + packed + "," + sum + "}," + two + "}", 0));
+  write_file(path(), file_with("{\"__metadata__\":{" + packed + "," + sum + "}," + two + "}", 0));
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile(path()).verify(); }), HasSubstr("'u' has no checksum"));
 }
 
@@ -452,13 +452,13 @@ TEST_F(SafetensorsTest, OpeningSaysWhatIsWrongWithThePath) {
   EXPECT_THAT(open("/dev/null"), HasSubstr("no ordinary file"));
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   EXPECT_THAT(open(path("pipe")), HasSubstr("no ordinary file"));
-  write_bytes(path("empty"), "");
+  write_file(path("empty"), "");
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path("empty")}; }), HasSubstr("0 bytes"));
 }
 
 /// The bytes of an open file are a copy: a mapping would raise SIGBUS, or change.
 TEST_F(SafetensorsTest, AnOpenFileOutlivesBeingCutAndOverwritten) {
-  write_bytes(path(), small_file());
+  write_file(path(), small_file());
   const SafetensorsFile file(path());
   std::fstream(path(), std::ios::in | std::ios::out | std::ios::binary).seekp(-3, std::ios::end) << "xxx";
   EXPECT_EQ(file.verify(), 2);
@@ -469,7 +469,7 @@ TEST_F(SafetensorsTest, AnOpenFileOutlivesBeingCutAndOverwritten) {
 }
 
 TEST_F(SafetensorsTest, AFileCutShortWhileItIsReadIsNamed) {
-  write_bytes(path(), std::string(10'000, 'x'));
+  write_file(path(), std::string(10'000, 'x'));
   const InputFile file(path());
   EXPECT_EQ(file.read(9'990, 10).bytes().size(), 10U);
   std::filesystem::resize_file(path(), 9'999);
@@ -509,30 +509,30 @@ TEST_F(SafetensorsTest, AHeaderOfAMillionTensorsIsRefused) {
       json += fmt::format(R"({}"{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i == 0 ? "" : ",", i);
     return file_with(json + "}", 0);
   };
-  write_bytes(path(), tensors(131'072));
+  write_file(path(), tensors(131'072));
   EXPECT_EQ(SafetensorsFile(path()).tensors().size(), 131'072U);
-  write_bytes(path(), tensors(131'073));
+  write_file(path(), tensors(131'073));
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("more than 131072 tensors"));
   std::string keys = R"({"__metadata__":{"k":"")";
   for (int i = 0; i < 600'000; ++i) keys += fmt::format(R"(,"{}":"")", i);
-  write_bytes(path(), file_with(keys + "}}", 0));
+  write_file(path(), file_with(keys + "}}", 0));
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("metadata keys"));
   std::string shape = "1";
   for (int i = 0; i < 64; ++i) shape += ",1";
-  write_bytes(path(), file_with("{" + tensor_json("t", "U8", "[" + shape + "]", "[0,1]") + "}", 1));
+  write_file(path(), file_with("{" + tensor_json("t", "U8", "[" + shape + "]", "[0,1]") + "}", 1));
   EXPECT_THAT(message_of<FormatError>([&] { SafetensorsFile{path()}; }), HasSubstr("more than 64 dimensions"));
 }
 
 TEST_F(SafetensorsTest, MetadataIsReadWithoutTheData) {
   const std::string whole = small_file();
-  write_bytes(path(), whole);
+  write_file(path(), whole);
   EXPECT_EQ(safetensors_metadata(path()), SafetensorsFile(path()).metadata());
-  write_bytes(path(), whole.substr(0, whole.size() - 1));
+  write_file(path(), whole.substr(0, whole.size() - 1));
   EXPECT_THAT(message_of<FormatError>([&] { safetensors_metadata(path()); }), HasSubstr("bytes of data"));
 }
 
 TEST_F(SafetensorsTest, AnOpenFileOutlivesItsReplacement) {
-  write_bytes(path(), small_file());
+  write_file(path(), small_file());
   const SafetensorsFile old(path());
   const uint8_t byte = 1;
   write_safetensors(path(), {{"t", DType::u8, {1}, {&byte, 1}}}, {});
@@ -568,7 +568,7 @@ TEST_F(SafetensorsTest, WritingSaysWhatIsWrongWithThePath) {
 
 TEST_F(SafetensorsTest, WritesThroughLinksAndIntoTheCurrentFolder) {
   std::filesystem::create_directory(path("real"));
-  write_bytes(path("real/file"), "old");
+  write_file(path("real/file"), "old");
   std::filesystem::create_symlink(path("real/file"), path("link"));
   write_safetensors(path("link"), {}, {});
   EXPECT_TRUE(std::filesystem::is_symlink(path("link")));
@@ -594,7 +594,7 @@ int in_child(Body&& body) {
 
 TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFile) {
   const std::string old = small_file();
-  write_bytes(path(), old);
+  write_file(path(), old);
   const std::vector<uint8_t> bytes(100'000);
   // Short writes first, then EFBIG: the limit cuts through the header, into the data, and just
   // before the end.
@@ -610,7 +610,7 @@ TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFile) {
                                                                                                                   : 1;
     });
     EXPECT_EQ(status, 0) << limit;
-    EXPECT_EQ(read_bytes(path()), old);
+    EXPECT_EQ(text_of_file(path()), old);
     EXPECT_THAT(names_in(folder_.path()), ElementsAre("file.safetensors", "small"));
   }
 }

@@ -7,13 +7,10 @@
 #include "engine/core/random.h"
 #include "engine/quant/packed_tensor.h"
 #include "engine/quant/quantizer.h"
+#include "tests/engine/quant/cases.h"
 
 namespace nibblenet {
 namespace {
-
-/// The weights of AlexNet with the original notebooks' classifier.
-const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
-                                    {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
 
 Tensor<float> uniform(const Shape& shape, uint64_t seed) {
   Tensor<float> weights(host_memory(), shape, MemoryCategory::data);
@@ -53,7 +50,7 @@ std::vector<float> tile_maxima(TensorView<const float> weights, int64_t rows, in
 TEST(LinearTiles, WorkForEveryLayerOfAlexNetWithTails) {
   for (const auto& [text, rows, columns] :
        {std::tuple{"tile:7x5", 7, 5}, {"tile:2x2", 2, 2}, {"tile:100x1000", 100, 1000}, {"row", 1, 1 << 20}})
-    for (const Shape& shape : alexnet) {
+    for (const Shape& shape : testing::alexnet_weights) {
       SCOPED_TRACE(std::string(text) + " " + to_string(shape));
       const Tensor<float> weights = uniform(shape, 1);
       const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:4:{}", text)), "w");

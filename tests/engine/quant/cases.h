@@ -11,6 +11,15 @@
 
 namespace nibblenet::testing {
 
+inline TensorView<const float> view(const std::vector<float>& values, const Shape& shape) {
+  return {values.data(), shape};
+}
+
+/// The weights of AlexNet with the original notebooks' classifier.
+inline const std::vector<Shape> alexnet_weights = {{64, 3, 11, 11},  {192, 64, 5, 5},  {384, 192, 3, 3},
+                                                   {256, 384, 3, 3}, {256, 256, 3, 3}, {4096, 9216},
+                                                   {1024, 4096},     {10, 1024}};
+
 /// Shapes that catch what friendly ones hide: 1, primes, one past a power of two, inner sizes that
 /// no block divides.
 inline const std::vector<Shape> awkward_shapes = {{1, 1}, {1, 7}, {17, 65}, {3, 5, 3, 3}, {2, 3, 11, 11}, {1, 1, 1, 1}};

@@ -159,14 +159,14 @@ TEST(DynamicTree, HoldsTheInvariantsOfItsConstruction) {
   }
 }
 
-struct Rounding {
+struct RoundingCase {
   Method method;
   float x;
   float expected;
 };
 
 TEST(Fp8, RoundsAndSaturatesAsOcpSays) {
-  const std::vector<Rounding> cases = {
+  const std::vector<RoundingCase> cases = {
       {Method::fp8_e4m3, 17.0F, 16.0F},       {Method::fp8_e4m3, 19.0F, 20.0F},
       {Method::fp8_e4m3, 0x1p-10F, 0.0F},     {Method::fp8_e4m3, 0x1.8p-9F, 0x1p-8F},
       {Method::fp8_e4m3, 464.0F, 448.0F},     {Method::fp8_e4m3, 465.0F, 448.0F},
@@ -175,7 +175,7 @@ TEST(Fp8, RoundsAndSaturatesAsOcpSays) {
       {Method::fp8_e5m2, infinity, 57344.0F}, {Method::fp8_e5m2, 1.125F, 1.0F},
       {Method::fp8_e5m2, 1.375F, 1.5F},
   };
-  for (const Rounding& rounding : cases) {
+  for (const RoundingCase& rounding : cases) {
     const Codebook codebook = make_codebook(rounding.method, 8);
     EXPECT_EQ(nearest(codebook, rounding.x), rounding.expected) << rounding.x;
     EXPECT_EQ(nearest(codebook, -rounding.x), -rounding.expected) << -rounding.x;

@@ -12,7 +12,7 @@
 namespace nibblenet {
 namespace {
 
-constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double infinite = std::numeric_limits<double>::infinity();
 
 QuantizationError error_of(const std::vector<float>& original, const std::vector<float>& quantized) {
   const Shape shape{static_cast<int64_t>(original.size())};
@@ -31,13 +31,13 @@ TEST(QuantizationError, OfHandPickedValues) {
 }
 
 TEST(QuantizationError, HasLimits) {
-  EXPECT_EQ(error_of({1, 2}, {1, 2}).snr_db(), inf);
-  EXPECT_EQ(error_of({0, 0}, {0, 0}).snr_db(), inf);
-  EXPECT_EQ(error_of({0, 0}, {0, 1}).snr_db(), -inf);
+  EXPECT_EQ(error_of({1, 2}, {1, 2}).snr_db(), infinite);
+  EXPECT_EQ(error_of({0, 0}, {0, 0}).snr_db(), infinite);
+  EXPECT_EQ(error_of({0, 0}, {0, 1}).snr_db(), -infinite);
   const QuantizationError none;
   EXPECT_EQ(none.mse(), 0);
   EXPECT_EQ(none.mae(), 0);
-  EXPECT_EQ(none.snr_db(), inf);
+  EXPECT_EQ(none.snr_db(), infinite);
   // The squares of float's extremes are within double.
   constexpr float largest = std::numeric_limits<float>::max();
   EXPECT_EQ(error_of({largest}, {-largest}).squared, 4 * static_cast<double>(largest) * static_cast<double>(largest));

@@ -6,12 +6,9 @@
 
 #include "engine/core/random.h"
 #include "engine/quant/gptq.h"
+#include "tests/engine/quant/cases.h"
 
 namespace nibblenet::testing {
-
-inline TensorView<const float> view(const std::vector<float>& values, const Shape& shape) {
-  return {values.data(), shape};
-}
 
 /// Numbers of about the normal distribution, between -2 and 2.
 inline std::vector<float> bell_shaped(int64_t count, uint64_t seed) {

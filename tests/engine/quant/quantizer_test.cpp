@@ -20,10 +20,9 @@
 namespace nibblenet {
 namespace {
 
+using testing::view;
 using Kind = Granularity::Kind;
 constexpr float largest_float = std::numeric_limits<float>::max();
-
-TensorView<const float> view(const std::vector<float>& values, const Shape& shape) { return {values.data(), shape}; }
 
 std::vector<float> dequantized(const PackedTensor& packed) {
   std::vector<float> weights(static_cast<size_t>(packed.shape.elements()));

@@ -21,10 +21,9 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::view;
 
 constexpr float inf = std::numeric_limits<float>::infinity();
-
-TensorView<const float> view(const std::vector<float>& values, const Shape& shape) { return {values.data(), shape}; }
 
 std::vector<float> simulated(const std::vector<float>& weights, const Shape& shape, const std::string& scheme) {
   std::vector<float> out(weights.size());

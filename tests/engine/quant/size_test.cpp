@@ -13,13 +13,9 @@ namespace {
 
 constexpr double megabyte = 1e6;
 
-/// The weights of AlexNet with the original notebooks' classifier.
-const std::vector<Shape> alexnet = {{64, 3, 11, 11},  {192, 64, 5, 5}, {384, 192, 3, 3}, {256, 384, 3, 3},
-                                    {256, 256, 3, 3}, {4096, 9216},    {1024, 4096},     {10, 1024}};
-
 EstimatedSize alexnet_estimate(const std::string& scheme) {
   EstimatedSize total;
-  for (const Shape& shape : alexnet) {
+  for (const Shape& shape : testing::alexnet_weights) {
     const EstimatedSize size = estimated_size(parse_scheme(scheme), shape);
     total.codes += size.codes;
     total.scales += size.scales;
@@ -29,13 +25,14 @@ EstimatedSize alexnet_estimate(const std::string& scheme) {
 
 int64_t alexnet_groups(const std::string& granularity) {
   int64_t groups = 0;
-  for (const Shape& shape : alexnet) groups += make_group_map(parse_granularity(granularity), shape).groups;
+  for (const Shape& shape : testing::alexnet_weights)
+    groups += make_group_map(parse_granularity(granularity), shape).groups;
   return groups;
 }
 
 TEST(EstimatedSize, IsTheNotebooksFormulaForAlexNet) {
   int64_t weights = 0;
-  for (const Shape& shape : alexnet) weights += shape.elements();
+  for (const Shape& shape : testing::alexnet_weights) weights += shape.elements();
   EXPECT_EQ(weights, 44421824);
   EXPECT_EQ(alexnet_groups("row"), 781386);
   EXPECT_EQ(alexnet_groups("channel"), 6282);

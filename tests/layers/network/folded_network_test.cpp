@@ -15,10 +15,10 @@ using testing::pack_all;
 using testing::relative_error;
 using testing::small_alexnet;
 
-constexpr int image_size = 112;
+constexpr int folded_image_size = 112;
 constexpr int64_t batch = 3;
 
-ResampleTables tables() { return make_resample_tables(Preprocess::for_image_size(image_size), 32, 32); }
+ResampleTables tables() { return make_resample_tables(Preprocess::for_image_size(folded_image_size), 32, 32); }
 
 std::vector<uint8_t> random_bytes() {
   std::vector<uint8_t> images(batch * 32 * 32 * 3);
@@ -37,7 +37,8 @@ StateDict network_of(const std::string& scheme) {
 class FoldedNetwork : public ::testing::Test {
  protected:
   Pass pass_for(Network& network) const {
-    return {network, 0, network.layers().size(), {batch, image_size, image_size, 3}, Pass::Mode::inference};
+    return {
+        network, 0, network.layers().size(), {batch, folded_image_size, folded_image_size, 3}, Pass::Mode::inference};
   }
   std::vector<float> logits(Network& network, auto images) const {
     Pass pass = pass_for(network);
@@ -53,7 +54,7 @@ class FoldedNetwork : public ::testing::Test {
 TEST_F(FoldedNetwork, GivesTheLogitsOfImagesThatAreNotRounded) {
   const std::vector<double> exact = testing::unrounded(tables_, bytes_);
   const std::vector<float> prepared(exact.begin(), exact.end());
-  const TensorView<const float> x(prepared.data(), {batch, image_size, image_size, 3});
+  const TensorView<const float> x(prepared.data(), {batch, folded_image_size, folded_image_size, 3});
   for (const char* scheme : {"", "linear:4:channel", "linear:3:block:16:f16", "dynamic-tree:5:tile:3x5", "kmeans:2",
                              "stable-embedding:5:sorted:32"}) {
     SCOPED_TRACE(scheme);
@@ -87,15 +88,15 @@ TEST_F(FoldedNetwork, LedgerCountsFloatsAndEqualsTheMeter) {
 }
 
 TEST_F(FoldedNetwork, IsForInferenceFromBytesOnly) {
-  const std::vector<float> zeros(batch * image_size * image_size * 3);
-  const TensorView<const float> x(zeros.data(), {batch, image_size, image_size, 3});
+  const std::vector<float> zeros(batch * folded_image_size * folded_image_size * 3);
+  const TensorView<const float> x(zeros.data(), {batch, folded_image_size, folded_image_size, 3});
   Network plain(*backend_, network_of(""));
   Network folded(*backend_, network_of(""), Precision::float32, &tables_);
   EXPECT_THROW(logits(folded, ConstActivations(x)), Error);
   EXPECT_THROW(logits(plain, images_), Error);
   EXPECT_THROW(pass_for(folded).forward(TensorView<const uint8_t>(bytes_.data(), {batch, 16, 64, 3})), ShapeError);
   EXPECT_THROW(Pass(folded, 0, folded.layers().size(), x.shape(), Pass::Mode::training), Error);
-  const ResampleTables shrinking = make_resample_tables(Preprocess::for_image_size(image_size), 500, 400);
+  const ResampleTables shrinking = make_resample_tables(Preprocess::for_image_size(folded_image_size), 500, 400);
   EXPECT_THROW(Network(*backend_, network_of(""), Precision::float32, &shrinking), UsageError);
 }
 

@@ -10,6 +10,7 @@ namespace nibblenet {
 namespace {
 
 using testing::alexnet;
+using testing::logits_of;
 using testing::pack_all;
 using testing::random_tensor;
 using testing::relative_error;
@@ -20,16 +21,6 @@ using testing::state_of;
 using testing::TemporaryFolder;
 
 constexpr int image_size = 67;
-
-Tensor<float> logits_of(StateDict dict, const Tensor<float>& images) {
-  const auto backend = make_backend("cpu", 0);
-  Network network(*backend, std::move(dict));
-  Pass pass(network, 0, network.layers().size(), images.shape(), Pass::Mode::inference);
-  const auto logits = pass.forward(images.view());
-  Tensor<float> copy(host_memory(), logits.shape(), MemoryCategory::data);
-  backend->copy_to_host(copy.data(), logits.data(), logits.span().size_bytes());
-  return copy;
-}
 
 /// Every method, width and granularity once, with every option somewhere.
 std::vector<Scheme> schemes() {

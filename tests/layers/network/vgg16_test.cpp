@@ -16,22 +16,13 @@ namespace {
 using testing::golden;
 using testing::golden_folder;
 using ::testing::HasSubstr;
+using testing::logits_of;
 using testing::pack_all;
 using testing::random_tensor;
 using testing::relative_error;
 using testing::small_vgg16;
 using ::testing::ThrowsMessage;
 using testing::vgg16;
-
-Tensor<float> logits_of(StateDict dict, const Tensor<float>& images) {
-  const auto backend = make_backend("cpu", 0);
-  Network network(*backend, std::move(dict));
-  Pass pass(network, 0, network.layers().size(), images.shape(), Pass::Mode::inference);
-  const auto logits = pass.forward(images.view());
-  Tensor<float> copy(host_memory(), logits.shape(), MemoryCategory::data);
-  backend->copy_to_host(copy.data(), logits.data(), logits.span().size_bytes());
-  return copy;
-}
 
 TEST(Vgg16, LayersAreTorchvisions) {
   const StateDict dict = small_vgg16(1);
