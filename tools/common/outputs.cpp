@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "engine/io/json.h"
+#include "engine/io/onnx_graph.h"
 #include "engine/io/pth.h"
 #include "engine/io/safetensors.h"
 #include "engine/io/training_state.h"
@@ -14,7 +15,8 @@ namespace fs = std::filesystem;
 
 bool forced = false;
 
-/// What a file holds: "a model", "a checkpoint", "a calibration", "logits" or "something else".
+/// What a file holds: "a model", "a checkpoint", "a calibration", "logits", "an ONNX model" or
+/// "something else".
 std::string_view content_of(const fs::path& path) {
   try {
     const SafetensorsFile file(path);
@@ -23,13 +25,15 @@ std::string_view content_of(const fs::path& path) {
       if (format->second == "nibblenet-calibration") return "a calibration";
     return file.find("logits") != nullptr && file.find("labels") != nullptr ? "logits" : "a model";
   } catch (const Error&) {
-    return is_pth(path) ? "a model" : "something else";
+    return is_pth(path) ? "a model" : is_our_onnx(path) ? "an ONNX model" : "something else";
   }
 }
 
 /// What an output of this kind may replace.
 std::string_view content_of(OutputKind kind) {
   switch (kind) {
+    case OutputKind::onnx:
+      return "an ONNX model";
     case OutputKind::logits:
       return "logits";
     case OutputKind::calibration:

@@ -15,6 +15,7 @@ namespace nibblenet::tools {
 enum class OutputKind {
   model,        ///< replaces a model
   exported,     ///< replaces a model
+  onnx,         ///< replaces an ONNX model of ours
   calibration,  ///< replaces a calibration
   logits,       ///< replaces logits
   json          ///< replaces JSON
