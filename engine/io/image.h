@@ -36,13 +36,13 @@ PictureKind picture_kind(std::string_view file_name);
 /// |--------|---------------|---------------------------------------------------------------|
 /// | JPEG   | libjpeg-turbo | equal: grey, colour and CMYK, baseline and progressive        |
 /// | PNG    | libpng        | equal, but for 16-bit grey: the high byte, where Pillow clips |
-/// | BMP    | stb_image     | to one step; run-length coded ones are refused                |
+/// | BMP    | stb_image     | to one step; other bit fields than Pillow's are refused       |
 ///
 /// Transparency is dropped. Orientation tags are ignored, as in torchvision's image folders. Throws
 /// FormatError naming `name` for other files, for pictures beyond the limits above (before memory
 /// is allocated) and for damaged ones: data that ends before the last pixel, or a wrong CRC of a
 /// PNG. Like Pillow, it reads JPEGs with stray bytes between segments, at restart markers or in
-/// place of the end marker.
+/// place of the end marker, and PNGs whose compressed stream lacks its checksum.
 RgbImage decode_image(std::span<const uint8_t> file, std::string_view name);
 
 }  // namespace nibblenet

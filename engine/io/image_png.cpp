@@ -28,7 +28,7 @@ class PngReader {
         static_cast<int>(png_get_image_width(png_, info_)), static_cast<int>(png_get_image_height(png_, info_)), {}};
     expect_image_size(image.width, image.height, file_.size(), max_pixels_per_file_byte, name_);
     image.pixels.resize(static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3);
-    run([&] { read_rows(image); });
+    if (!runs_without_longjmp(failed_, [&] { read_rows(image); }) && !lacks_only_its_checksum()) fail_as_libpng();
     return image;
   }
 
@@ -45,9 +45,27 @@ class PngReader {
     reader.rest_ = reader.rest_.subspan(bytes);
   }
 
+  static void count_row(png_structp png, png_row_infop, png_bytep) {
+    ++static_cast<PngReader*>(png_get_error_ptr(png))->rows_decoded_;
+  }
+
+  [[noreturn]] void fail_as_libpng() const { fail<FormatError>("{} is not a readable PNG: {}", name_, reason_.data()); }
   template <class Calls>
   void run(const Calls& calls) {
-    if (!runs_without_longjmp(failed_, calls)) fail<FormatError>("{} is not a readable PNG: {}", name_, reason_.data());
+    if (!runs_without_longjmp(failed_, calls)) fail_as_libpng();
+  }
+
+  /// Whether every row arrived before the IDAT chunks, whose CRCs are right, ended: then only the
+  /// stream's end and its Adler-32 can be missing. Pillow reads such pictures.
+  bool lacks_only_its_checksum() const {
+    const png_uint_32 width = png_get_image_width(png_, info_), height = png_get_image_height(png_, info_);
+    png_uint_32 rows = height;
+    if (png_get_interlace_type(png_, info_) == PNG_INTERLACE_ADAM7) {
+      rows = 0;
+      for (int pass = 0; pass < PNG_INTERLACE_ADAM7_PASSES; ++pass)
+        if (PNG_PASS_COLS(width, pass) > 0) rows += PNG_PASS_ROWS(height, pass);
+    }
+    return rows_decoded_ == rows && std::string_view(reason_.data()) == "Not enough image data";
   }
 
   void read_header() {
@@ -67,6 +85,7 @@ class PngReader {
     png_set_strip_16(png_);
     png_set_strip_alpha(png_);
     png_set_gray_to_rgb(png_);
+    png_set_read_user_transform_fn(png_, count_row);
     const int passes = png_set_interlace_handling(png_);
     png_read_update_info(png_, info_);
     const size_t row_bytes = static_cast<size_t>(image.width) * 3;
@@ -82,6 +101,7 @@ class PngReader {
   std::string_view name_;
   png_structp png_ = nullptr;
   png_infop info_ = nullptr;
+  png_uint_32 rows_decoded_ = 0;  // of all passes
   std::jmp_buf failed_{};
   std::array<char, 160> reason_{};
 };

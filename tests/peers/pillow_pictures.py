@@ -243,6 +243,12 @@ def broken_pngs():
     yield "cut_end", whole[:-6]
     yield "behind_the_end", whole + b"more"
     yield "wrong_adler", png(20, 20, 2, 8, False, idat=lambda stream, _: stream[:-1] + bytes([stream[-1] ^ 1]))
+    for width, height in SIZES[:6]:
+        for interlaced in (False, True):
+            for lacking in (4, 1):
+                yield f"no_adler{lacking}", png(width, height, 2, 8, interlaced, idat=lambda stream, _: stream[:-lacking])
+    yield "half_the_rows", png(20, 20, 2, 8, False, idat=lambda _, data: zlib.compress(data[:len(data) // 2])[:-4])
+    yield "last_row_missing", png(20, 20, 2, 8, False, idat=lambda _, data: zlib.compress(data[:-1])[:-4])
     yield "small_window", png(64, 48, 2, 8, False, idat=lambda stream, _: b"\x18\x19" + stream[2:])
     yield "bad_filter", png(20, 20, 2, 8, False, idat=lambda _, data: zlib.compress(b"\x09" + data[1:]))
     yield "bad_deflate", png(20, 20, 2, 8, False, idat=lambda stream, _: stream[:10] + b"\xff" * 8 + stream[18:])
@@ -255,6 +261,93 @@ def os2(bmp):
     palette = b"".join(bmp[at:at + 3] for at in range(54, pixels_at, 4))
     return (b"BM" + struct.pack("<IHHI", 26 + len(palette) + len(bmp) - pixels_at, 0, 0, 26 + len(palette)) +
             struct.pack("<IHHHH", 12, width, height, planes, bits) + palette + bmp[pixels_at:])
+
+
+def runs(rows, bits, tidy=True):
+    """Rows of colours as RLE8 or RLE4. Not tidy: some rows are cut, too long, or reached by a jump."""
+    def pixels(colours):
+        return bytes(colours) if bits == 8 else packed(colours, 4)
+    out = bytearray()
+    for number, row in enumerate(rows):
+        at = 0
+        while at < len(row):
+            count = min(len(row) - at, rng.randrange(1, 40))
+            part = row[at:at + count]
+            kind = rng.randrange(3)
+            if not tidy and kind == 0 and rng.random() < 0.2:
+                out += bytes([0, 2, min(count, 5), rng.randrange(2)])
+                break
+            if not tidy and rng.random() < 0.05:
+                break
+            if kind == 0 and count >= 3:
+                out += bytes([0, count]) + pixels(part)
+                out += bytes(len(pixels(part)) % 2)
+            else:
+                pair = (part + part)[:2] if bits == 4 else part[:1]
+                length = next((i for i in range(count) if part[i] != pair[i % len(pair)]), count)
+                count = length
+                if not tidy and rng.random() < 0.1:
+                    length = min(255, length + 9)
+                out += bytes([length]) + pixels(pair)
+            at += count
+        if number + 1 < len(rows) or rng.random() < 0.5:
+            out += b"\0\0"
+    return bytes(out) + b"\0\1"
+
+
+def dib(width, height, bits, compression, data, palette=b"", header=40, masks=(), colours=0, pixels_at=None):
+    """A BMP of any header: `masks` lie in it, or behind one of 40 bytes."""
+    info = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, compression, len(data), 0, 0, colours, 0)
+    info += b"".join(struct.pack("<I", mask) for mask in masks)
+    info = info.ljust(header, b"\0")
+    if pixels_at is None:
+        pixels_at = 14 + len(info) + len(palette)
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(palette) + len(data), 0, 0, pixels_at) + info + palette + data
+
+
+BIT_FIELDS = [(32, m) for m in (
+    (0xFF0000, 0xFF00, 0xFF, 0), (0xFF000000, 0xFF0000, 0xFF00, 0), (0xFF000000, 0xFF00, 0xFF, 0),
+    (0xFF000000, 0xFF0000, 0xFF00, 0xFF), (0xFF, 0xFF00, 0xFF0000, 0xFF000000), (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+    (0xFF000000, 0xFF00, 0xFF, 0xFF0000), (0, 0, 0, 0), (0xFF, 0xFF00, 0xFF0000, 0), (0x3FF00000, 0xFFC00, 0x3FF, 0),
+    (0xFF0000, 0xFF00, 0, 0), (0xFF0000, 0xFF0000, 0xFF0000, 0))]
+BIT_FIELDS += [(24, (0xFF0000, 0xFF00, 0xFF, 0)), (24, (0xFF, 0xFF00, 0xFF0000, 0))]
+BIT_FIELDS += [(16, m) for m in ((0xF800, 0x7E0, 0x1F, 0), (0x7C00, 0x3E0, 0x1F, 0), (0x7C00, 0x3E0, 0x1F, 0x8000),
+                                 (0xF00, 0xF0, 0xF, 0xF000), (0x1F, 0x7E0, 0xF800, 0))]
+
+
+def unusual_bmps():
+    for width, height in SIZES:
+        for bits in (4, 8):
+            rows = [[rng.randrange(1 << bits)] * width if rng.random() < 0.3 else
+                    [rng.randrange(1 << bits) if rng.random() < 0.4 else 3 for _ in range(width)] for _ in range(height)]
+            palette = bytes(rng.randrange(256) for _ in range(4 << bits))
+            compression = {8: 1, 4: 2}[bits]
+            for header in (40, 56, 108, 124):
+                yield f"bmp_rle{bits}", dib(width, height, bits, compression, runs(rows, bits), palette, header)
+            data = runs(rows, bits)
+            yield f"bmp_rle{bits}_top_down", dib(width, -height, bits, compression, data, palette)
+            yield f"bmp_rle{bits}_short_palette", dib(width, height, bits, compression, data, palette[:40], colours=10)
+            for part in (0.2, 0.7):
+                yield f"bmp_rle{bits}_cut", dib(width, height, bits, compression, data[:int(len(data) * part)], palette)
+            yield f"bmp_rle{bits}_no_end", dib(width, height, bits, compression, data[:-2], palette)
+            for _ in range(3):
+                yield f"bmp_rle{bits}_untidy", dib(width, height, bits, compression, runs(rows, bits, False), palette)
+                yield f"bmp_rle{bits}_noise", dib(width, height, bits, compression,
+                                                  bytes(rng.choice([0, 1, 2, 5, 20, 255]) for _ in range(400)), palette)
+        for bits, masks in BIT_FIELDS:
+            row = (width * bits + 31) // 32 * 4
+            data = bytes(rng.randrange(256) for _ in range(row * height))
+            yield f"bmp_fields{bits}", dib(width, height, bits, 3, data, masks=masks[:3])
+            for header in (52, 56, 64, 108, 124):
+                yield f"bmp_fields{bits}_{header}", dib(width, height, bits, 3, data, header=header, masks=masks)
+        data = bytes(rng.randrange(256) for _ in range((width * 3 + 3) // 4 * 4 * height))
+        for header in (52, 56, 64, 108, 124):
+            yield f"bmp_header{header}", dib(width, height, 24, 0, data, header=header)
+        yield "bmp_no_place", dib(width, height, 24, 0, data, pixels_at=0)
+        rows = bytes(rng.randrange(256) for _ in range((width + 3) // 4 * 4 * height))
+        palette = bytes(rng.randrange(256) for _ in range(1024))
+        yield "bmp_no_place_palette", dib(width, height, 8, 0, rows, palette, pixels_at=0)
+        yield "bmp_place_of_palette", dib(width, height, 8, 0, rows, palette, pixels_at=54)
 
 
 def bmps():
@@ -293,7 +386,7 @@ def main():
     warnings.simplefilter("ignore")
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     lines = []
-    sources = [jpegs(), broken_jpegs(), pngs(), broken_pngs(), bmps()]
+    sources = [jpegs(), broken_jpegs(), pngs(), broken_pngs(), bmps(), unusual_bmps()]
     if len(sys.argv) == 3:
         sources.append(cases(Path(sys.argv[2])))
     for source in sources:

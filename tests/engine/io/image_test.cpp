@@ -155,6 +155,97 @@ TEST(Image, DecodesBmps) {
   for (const int bits : {1, 4}) EXPECT_EQ(decoding_refusal(bmp(2, 1, bits, palette, {0xFF, 0, 0, 0})), "") << bits;
 }
 
+/// Colours of three rows of five pixels, the lowest row first. The palette makes them grey: ten
+/// times the colour.
+Bytes run_length_coded(int bits, const Bytes& runs) {
+  Bytes palette;
+  for (uint8_t colour = 0; colour < 1 << bits && colour < 16; ++colour)
+    append(palette, std::array<uint8_t, 4>{static_cast<uint8_t>(10 * colour), static_cast<uint8_t>(10 * colour),
+                                           static_cast<uint8_t>(10 * colour), 0});
+  Bytes file = bmp(5, 3, bits, palette, runs);
+  file[30] = bits == 8 ? 1 : 2;
+  return file;
+}
+
+TEST(Image, DecodesRunsOfBmps) {
+  const Bytes bytes8 = {5, 7, 0, 0,                     // a row of 7
+                        0, 3, 1, 2, 3, 0, 9, 4, 0, 0,   // three pixels, and a run that its row cuts
+                        2, 6, 0, 2, 2, 0, 1, 8, 0, 1};  // a jump over two
+  const Bytes bytes4 = {5, 0x77, 0, 0, 0, 3, 0x12, 0x30, 9, 0x44, 0, 0, 2, 0x66, 0, 2, 2, 0, 1, 0x80, 0, 1};
+  const Bytes expected = {60, 60, 0, 0, 80, 10, 20, 30, 40, 40, 70, 70, 70, 70, 70};
+  for (const auto& [bits, runs] : {std::pair{8, bytes8}, {4, bytes4}}) {
+    const RgbImage image = decode_image(run_length_coded(bits, runs), "x");
+    ASSERT_EQ(std::pair(image.width, image.height), std::pair(5, 3));
+    Bytes grey;
+    for (size_t i = 0; i < image.pixels.size(); i += 3) grey.push_back(image.pixels[i]);
+    EXPECT_EQ(grey, expected) << bits;
+    for (size_t length = 0; length < runs.size() - 2; ++length)  // the mark of the end may be missing
+      EXPECT_THAT(
+          decoding_refusal(run_length_coded(bits, {runs.begin(), runs.begin() + static_cast<ptrdiff_t>(length)})),
+          HasSubstr("ends early"))
+          << length;
+  }
+  // Jumps could make a picture of nothing.
+  Bytes huge = run_length_coded(8, {0, 2, 255, 255});
+  huge[19] = huge[23] = 0x20;
+  EXPECT_THAT(decoding_refusal(huge), HasSubstr("more than its"));
+}
+
+/// The bit fields of a header of 56 bytes lie inside of it, those of 40 bytes behind.
+TEST(Image, DecodesBitFieldsOfBmps) {
+  const Bytes fields = {0xFF, 0, 0, 0, 0, 0xFF, 0, 0, 0, 0, 0xFF, 0, 0, 0, 0, 0xFF};  // red comes first
+  Bytes pixels = {10, 20, 30, 255, 40, 50, 60, 0};
+  const Bytes rgb = {10, 20, 30, 40, 50, 60};
+  for (const uint8_t header : Bytes{56, 108, 124}) {
+    Bytes file = bmp(2, 1, 32, {}, {});
+    append(file, fields);
+    file.resize(14 + size_t{header});
+    append(file, pixels);
+    file[10] = static_cast<uint8_t>(14 + header);
+    file[14] = header;
+    file[30] = 3;
+    EXPECT_EQ(decode_image(file, "x").pixels, rgb) << int{header};
+  }
+  pixels = {1, 30, 20, 10, 2, 60, 50, 40};
+  Bytes file = bmp(2, 1, 32, {0, 0, 0, 0xFF, 0, 0, 0xFF, 0, 0, 0xFF, 0, 0}, pixels);
+  file[30] = 3;
+  file[46] = 0;  // which bmp() counts as colours
+  EXPECT_EQ(decode_image(file, "x").pixels, rgb);
+  file[54] = 0x10;
+  EXPECT_THAT(decoding_refusal(file),
+              HasSubstr("bit fields ff000010, ff0000, ff00, 0 of 32 bits a pixel are not read"));
+}
+
+/// Some writers leave out where the pixels lie.
+TEST(Image, FindsPixelsBehindThePalette) {
+  Bytes file = bmp_24();
+  const Bytes pixels = decode_image(file, "x").pixels;
+  file[10] = 0;
+  EXPECT_EQ(decode_image(file, "x").pixels, pixels);
+  file = bmp(2, 1, 8, {1, 2, 3, 0, 4, 5, 6, 0}, {1, 0, 0, 0});
+  for (const uint8_t place : Bytes{0, 54}) {
+    file[10] = place;
+    EXPECT_EQ(decode_image(file, "x").pixels, (Bytes{6, 5, 4, 3, 2, 1})) << int{place};
+  }
+}
+
+/// A PNG whose compressed stream ends behind the last pixel, without its checksum, and where each
+/// chunk is whole.
+TEST(Image, ReadsPngsThatLackTheChecksumOfTheirPixels) {
+  const Bytes file = plain_png(4, 4, {9, 8, 7});
+  const Bytes whole(file.begin() + 8 + 25 + 8, file.end() - 12 - 4);  // between header and CRC
+  const Bytes pixels = decode_image(file, "x").pixels;
+  ASSERT_EQ(png_of_stream(4, 4, whole), file);
+  for (size_t lacking = 1; lacking <= 4; ++lacking)
+    EXPECT_EQ(
+        decode_image(png_of_stream(4, 4, {whole.begin(), whole.end() - static_cast<ptrdiff_t>(lacking)}), "x").pixels,
+        pixels)
+        << lacking;
+  for (size_t lacking = 5; lacking < whole.size(); ++lacking)
+    EXPECT_NE(decoding_refusal(png_of_stream(4, 4, {whole.begin(), whole.end() - static_cast<ptrdiff_t>(lacking)})), "")
+        << lacking;
+}
+
 /// The header of OS/2: 12 bytes, and colours of three.
 TEST(Image, DecodesEveryColourOfTheOldestBmps) {
   for (const int bits : {1, 4, 8}) {
@@ -178,7 +269,7 @@ TEST(Image, DecodesEveryColourOfTheOldestBmps) {
 }
 
 TEST(Image, RefusesBmpsWithImpossibleHeaders) {
-  for (const auto& [at, value] : std::vector<std::pair<size_t, Bytes>>{{10, {0, 0, 0, 0}},
+  for (const auto& [at, value] : std::vector<std::pair<size_t, Bytes>>{{10, {1, 0, 0, 0}},
                                                                        {10, {0xFF, 0xFF, 0xFF, 0x7F}},
                                                                        {14, {0xFF, 0xFF, 0xFF, 0xFF}},
                                                                        {18, {0, 0, 0, 0}},
