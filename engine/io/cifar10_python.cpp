@@ -1,5 +1,6 @@
 #include "engine/io/cifar10_python.h"
 
+#include <map>
 #include <utility>
 
 #include "engine/io/cifar10.h"
@@ -53,6 +54,9 @@ class CifarPickle final : private PickleActions {
       fill(array, values[2], values[1], values[0]);
       return array;
     }
+    if (symbol == "_codecs\nencode" && values.size() == 2 && heap_[values[1]].text == "latin1" &&
+        heap_[values[0]].kind == PickleKind::text)
+      return heap_.add({.kind = PickleKind::text, .text = latin1(heap_[values[0]].text)});
     if (symbol == "numpy\ndtype" && !values.empty())
       return heap_.add({.kind = PickleKind::object, .text = heap_[values[0]].text});
     return heap_.add({.kind = PickleKind::object, .text = symbol});
@@ -68,12 +72,29 @@ class CifarPickle final : private PickleActions {
 
   PickleId load(PickleId) override { fail<FormatError>("{}: it refers to another file", source_.name); }
 
+  /// Bytes, which Python 3 writes in protocol 2 as the text of these characters.
+  std::string_view latin1(std::string_view text) {
+    const auto [found, is_new] = latin1_.try_emplace(text.data());
+    std::string& bytes = found->second;
+    for (size_t i = 0; is_new && i < text.size(); ++i) {
+      auto byte = static_cast<unsigned char>(text[i]);
+      if (byte >= 0x80) {  // of two bytes in UTF-8
+        const bool whole = (byte & 0xFE) == 0xC2 && i + 1 < text.size() && (text[i + 1] & 0xC0) == 0x80;
+        if (!whole) fail<FormatError>("{}: a text in place of bytes has characters that are none", source_.name);
+        byte = static_cast<unsigned char>(byte << 6 | (text[++i] & 0x3F));
+      }
+      bytes += static_cast<char>(byte);
+    }
+    return bytes;
+  }
+
   void fill(PickleId array, PickleId shape, PickleId type, PickleId bytes) {
     for (const PickleId value : {shape, type, bytes}) heap_.append(array, value);
   }
 
   PickleSource source_;
   PickleHeap heap_;
+  std::map<const char*, std::string> latin1_;  ///< what latin1() made, by its argument: a pickle may repeat it
   PickleId root_ = 0;
 };
 

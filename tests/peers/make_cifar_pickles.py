@@ -46,6 +46,8 @@ def main():
     files = {
         "python2": b"\x80\x02" + python2(batch) + b".",
         "python2.meta": b"\x80\x02" + python2(meta) + b".",
+        "python3_protocol2": pickle.dumps(as_bytes, 2),
+        "python3_protocol2.meta": pickle.dumps({b"label_names": [name.encode() for name in NAMES]}, 2),
         "numpy1_protocol3": pickle.dumps(as_bytes, 3).replace(b"numpy._core", b"numpy.core"),
         "numpy2_protocol4": pickle.dumps(batch, 4),
         "numpy2_protocol5": pickle.dumps(batch, 5),

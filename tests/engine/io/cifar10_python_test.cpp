@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ranges>
+
 #include "engine/io/dataset.h"
 #include "tests/engine/io/io_helpers.h"
 #include "tests/support/golden.h"
@@ -16,7 +18,8 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr const char* written[] = {"python2", "numpy1_protocol3", "numpy2_protocol4", "numpy2_protocol5"};
+constexpr const char* written[] = {"python2", "python3_protocol2", "numpy1_protocol3", "numpy2_protocol4",
+                                   "numpy2_protocol5"};
 
 /// A file of tests/data/cifar10_python: two images as some program pickled them, or in the binary
 /// version.
@@ -36,7 +39,7 @@ std::string pickle_refusal(const Bytes& file) {
 TEST(Cifar10Python, HoldsTheRecordsOfTheBinaryVersion) {
   for (const std::string name : written) EXPECT_EQ(records_of_pickle(fixture(name), name), fixture("binary")) << name;
   const Bytes names = bytes_of_text("airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n");
-  for (const char* name : {"python2.meta", "numpy2_protocol5.meta"})
+  for (const char* name : {"python2.meta", "python3_protocol2.meta", "numpy2_protocol5.meta"})
     EXPECT_EQ(names_of_pickle(fixture(name), name), names) << name;
 }
 
@@ -107,6 +110,21 @@ TEST(Cifar10Python, RefusesWhatIsNoBatch) {
   EXPECT_THAT(message_of<FormatError>([&] { load_dataset(folder.path(), Split::test); }), HasSubstr("class name"));
 }
 
+/// Python 3's bytes in protocol 2 are text that _codecs.encode() would make bytes of.
+TEST(Cifar10Python, RefusesTextThatStandsForNoBytes) {
+  const Bytes good = fixture("python3_protocol2");
+  EXPECT_THAT(pickle_refusal(replaced(good, "latin1", "utf-16")), HasSubstr("no 'labels'"));
+  const size_t last = static_cast<size_t>(std::ranges::find(good | std::views::reverse, 0xC3).base() - good.begin());
+  for (const uint8_t lead : Bytes{0xC4, 0xC1, 0xE2, 0x80, 0xFF}) {
+    Bytes other = good;
+    other[last - 1] = lead;
+    EXPECT_THAT(pickle_refusal(other), HasSubstr("characters that are none")) << int{lead};
+  }
+  Bytes other = good;
+  other[last] = 'x';
+  EXPECT_THAT(pickle_refusal(other), HasSubstr("characters that are none"));
+}
+
 TEST(Cifar10Python, NothingIsCalledAndAnArrayIsFilledOnce) {
   for (const std::string& behind_array : {"(K\1K\1K\2\x86N\x89U\1xtb"s, "Nb"s, ")b"s, "cos\nsystem\nU\4true\x85R0"s,
                                           "cbuiltins\neval\nU\0011\x85\x81"
@@ -126,6 +144,11 @@ TEST(Cifar10Python, RepeatedCallsCostNothing) {
   std::string file = "\x80\2(" + std::string(1 << 18, 'N') + "tq\1cx\ny\nq\2";
   for (int i = 0; i < 200'000; ++i) file += "h\2h\1R0";
   EXPECT_THAT(pickle_refusal(bytes_of_text(file + ".")), HasSubstr("no 'labels'"));
+
+  // A megabyte that 200,000 calls would each make bytes of.
+  std::string bytes = "\x80\2X\0\0\x10\0"s + std::string(1 << 20, 'x') + "X\6\0\0\0latin1\x86q\1c_codecs\nencode\nq\2"s;
+  for (int i = 0; i < 200'000; ++i) bytes += "h\2h\1R0";
+  EXPECT_THAT(pickle_refusal(bytes_of_text(bytes + ".")), HasSubstr("no 'labels'"));
 }
 
 }  // namespace
