@@ -107,15 +107,21 @@ class PickleMachine {
   }
 
   template <class... Args>
+  std::string broken(fmt::format_string<Args...> format, Args&&... args) const {
+    return fmt::format("{}: broken pickle at byte {}: {}", source_.name, opcode_at_,
+                       fmt::format(format, std::forward<Args>(args)...));
+  }
+  template <class... Args>
   [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
-    fail<FormatError>("{}: broken pickle at byte {}: {}", source_.name, opcode_at_,
-                      fmt::format(format, std::forward<Args>(args)...));
+    throw FormatError(broken(format, std::forward<Args>(args)...));
   }
 
   std::string_view take_bytes(size_t count) {
-    if (count > source_.bytes.size() - source_.position)
-      refuse("{} bytes should follow but only {} do; the file is cut off", count,
-             source_.bytes.size() - source_.position);
+    const size_t rest = source_.bytes.size() - source_.position;
+    if (count > rest) {
+      const uint64_t needed = count > SIZE_MAX - source_.position ? SIZE_MAX : source_.position + count;
+      throw PickleCutOff(broken("{} bytes should follow but only {} do; the file is cut off", count, rest), needed);
+    }
     const char* begin = reinterpret_cast<const char*>(source_.bytes.data()) + source_.position;
     source_.position += count;
     return {begin, count};
@@ -133,7 +139,8 @@ class PickleMachine {
     const std::string_view rest(reinterpret_cast<const char*>(source_.bytes.data()) + source_.position,
                                 source_.bytes.size() - source_.position);
     const size_t length = rest.find('\n');
-    if (length == std::string_view::npos) refuse("a name has no end; the file is cut off");
+    if (length == std::string_view::npos)
+      throw PickleCutOff(broken("a name has no end; the file is cut off"), source_.bytes.size() + 1);
     return take_bytes(length + 1).substr(0, length);
   }
 

@@ -88,6 +88,13 @@ struct PickleSource {
   std::string name;  ///< for messages: file, or file and entry
 };
 
+/// Thrown when a pickle goes on behind the end of its source, at least up to the byte `needed`.
+class PickleCutOff : public FormatError {
+ public:
+  PickleCutOff(const std::string& message, uint64_t needed_bytes) : FormatError(message), needed(needed_bytes) {}
+  uint64_t needed;
+};
+
 /// Runs one pickle up to its STOP and returns its value. Understands the opcodes that Python's
 /// pickler writes in protocols 2 to 5, except for out-of-band buffers and registered extensions.
 /// Throws FormatError with the byte of the opcode at fault.

@@ -210,7 +210,7 @@ bool PthTensor::contiguous() const {
 }
 
 PthFile::PthFile(const std::filesystem::path& path, const std::string& key)
-    : path_(path), content_(InputFile(path).read_all()), key_left_(key) {
+    : path_(path), content_(read_pth_file(InputFile(path), path.string())), key_left_(key) {
   const std::string name = path.string();
   PthContents contents(name);
   read_pth(content_.bytes(), name, contents);

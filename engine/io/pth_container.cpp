@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <ranges>
 #include <set>
 
 #include "engine/io/safetensors_header.h"
@@ -31,14 +32,19 @@ bool looks_like_tar(std::span<const uint8_t> bytes) {
   return bytes.size() > tar_magic_at && text_of(bytes.subspan(tar_magic_at)).starts_with(tar_magic);
 }
 
+[[noreturn]] void refuse_tar(const std::string& file) {
+  fail<FormatError>("{}: a tar archive, perhaps of a PyTorch older than 0.1.10; load it there and {}", file,
+                    pth_advice);
+}
+
 /// The folder, with its slash, that holds everything of a zip archive of PyTorch.
-std::string_view top_folder(const std::vector<ZipEntry>& entries, const std::string& file) {
+std::string_view top_folder(auto&& names, const std::string& file) {
   std::optional<std::string_view> folder;
-  for (const ZipEntry& entry : entries) {
-    const size_t slash = entry.name.find('/');
-    if (slash == entry.name.npos || entry.name.substr(slash + 1) != "data.pkl") continue;
+  for (const std::string_view name : names) {
+    const size_t slash = name.find('/');
+    if (slash == name.npos || name.substr(slash + 1) != "data.pkl") continue;
     if (folder) fail<FormatError>("{}: it holds several models; {}", file, pth_advice);
-    folder = entry.name.substr(0, slash + 1);
+    folder = name.substr(0, slash + 1);
   }
   if (!folder) fail<FormatError>("{}: a zip archive, but none of PyTorch: it has no data.pkl", file);
   return *folder;
@@ -54,7 +60,7 @@ void check_version(std::span<const uint8_t> content, const std::string& file) {
 
 void read_zip(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
   contents.entries = read_zip_directory(bytes, file);
-  const std::string_view folder = top_folder(contents.entries, file);
+  const std::string_view folder = top_folder(contents.entries | std::views::transform(&ZipEntry::name), file);
   std::map<std::string, std::span<const uint8_t>, std::less<>> found;
   for (const ZipEntry& entry : contents.entries) {
     if (!entry.name.starts_with(folder)) continue;
@@ -126,23 +132,57 @@ void read_legacy_storages(PickleSource& source, PickleId keys, PthContents& cont
     fail<FormatError>("{}: {} bytes follow the last tensor", source.name, source.bytes.size() - source.position);
 }
 
-/// Reads the format before PyTorch 1.6. Its elements are always little-endian: writers on
-/// big-endian machines swap them, and PyTorch ignores the flag in the system information when it
-/// reads.
-void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
+/// Reads the pickles of the format before PyTorch 1.6 and returns the list of its storages, which
+/// begin at the source's position.
+PickleId read_legacy_pickles(PickleSource& source, PthContents& contents) {
   // Protocol 4 and later put the pickle into a frame.
+  const std::string& file = source.name;
+  const std::span<const uint8_t> bytes = source.bytes;
   size_t begin = 2;
   if (bytes.size() > begin && bytes[begin] == pickle_frame) begin += 1 + sizeof(uint64_t);
   if (!text_of(bytes).substr(std::min(begin, bytes.size())).starts_with(legacy_magic))
     fail<FormatError>("{}: a pickle that torch.save did not write, or a file cut off; {}", file, pth_advice);
-  PickleSource source{.bytes = bytes, .position = begin + legacy_magic.size(), .name = file};
+  source.position = begin + legacy_magic.size();
   const PickleValue& version = contents.heap[run_pickle(source, contents.heap, contents.objects)];
   if (version.kind != PickleKind::integer || version.integer != legacy_version)
     fail<FormatError>("{}: PyTorch's old file format of a version other than {}", file, legacy_version);
   if (contents.heap[run_pickle(source, contents.heap, contents.objects)].kind != PickleKind::dict)
     fail<FormatError>("{}: expected the system information, found something else", file);
   contents.root = run_pickle(source, contents.heap, contents.objects);
-  read_legacy_storages(source, run_pickle(source, contents.heap, contents.objects), contents);
+  return run_pickle(source, contents.heap, contents.objects);
+}
+
+/// Reads the format before PyTorch 1.6. Its elements are always little-endian: writers on
+/// big-endian machines swap them, and PyTorch ignores the flag in the system information when it
+/// reads.
+void read_legacy(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
+  PickleSource source{.bytes = bytes, .position = 0, .name = file};
+  read_legacy_storages(source, read_legacy_pickles(source, contents), contents);
+}
+
+/// Throws FormatError where a file of the old format that begins with `head` cannot have `size`
+/// bytes. Returns how long a head tells that; 0: this one did.
+uint64_t check_legacy_size(std::span<const uint8_t> head, const std::string& file, uint64_t size) {
+  PthContents contents(file);
+  PickleSource source{.bytes = head, .position = 0, .name = file};
+  try {
+    read_legacy_pickles(source, contents);
+  } catch (const PickleCutOff& cut_off) {
+    if (cut_off.needed > size)
+      fail<FormatError>("{}: its pickle goes on for {} bytes but the file has {}; it is cut off, fetch it again", file,
+                        cut_off.needed, size);
+    return cut_off.needed;
+  }
+  uint64_t expected = source.position;
+  for (const PthStorage& storage : contents.objects.storages())
+    if (__builtin_add_overflow(expected, storage.bytes, &expected) ||
+        __builtin_add_overflow(expected, sizeof(uint64_t), &expected))
+      expected = UINT64_MAX;
+  if (expected < size) fail<FormatError>("{}: {} bytes follow the last tensor", file, size - expected);
+  if (expected > size)
+    fail<FormatError>("{}: its tensors should end at byte {}, it has {}; the file is cut off, fetch it again", file,
+                      expected, size);
+  return 0;
 }
 
 bool is_safetensors(std::span<const uint8_t> bytes) { return bytes.size() > 8 && bytes[8] == '{'; }
@@ -157,11 +197,23 @@ bool looks_like_pth(std::span<const uint8_t> bytes) {
   return looks_like_zip(bytes) || bytes[0] == pickle_protocol || looks_like_tar(bytes);
 }
 
+FileBytes read_pth_file(const InputFile& file, const std::string& name) {
+  constexpr uint64_t small = uint64_t{16} << 20;
+  const FileBytes head = file.read(0, std::min(file.size(), pth_signature_bytes));
+  if (looks_like_zip(head.bytes())) {
+    top_folder(zip_names(file, name), name);
+  } else if (looks_like_tar(head.bytes())) {
+    refuse_tar(name);
+  } else if (file.size() > small) {
+    for (uint64_t bytes = small, needed = 1; needed > 0 && bytes < file.size(); bytes = std::max(8 * bytes, needed))
+      needed = check_legacy_size(file.read(0, bytes).bytes(), name, file.size());
+  }
+  return file.read_all();
+}
+
 void read_pth(std::span<const uint8_t> bytes, const std::string& file, PthContents& contents) {
   if (looks_like_zip(bytes)) return read_zip(bytes, file, contents);
-  if (looks_like_tar(bytes))
-    fail<FormatError>("{}: a tar archive, perhaps of a PyTorch older than 0.1.10; load it there and {}", file,
-                      pth_advice);
+  if (looks_like_tar(bytes)) refuse_tar(file);
   read_legacy(bytes, file, contents);
 }
 

@@ -26,6 +26,11 @@ inline constexpr uint64_t pth_signature_bytes = 512;
 /// file.
 bool looks_like_pth(std::span<const uint8_t> bytes);
 
+/// Reads the whole file of PyTorch. Before that, checks what a file of its size must begin or end
+/// with, so that a large one of another kind is refused at once: a zip archive's directory, or the
+/// pickles and storages of the old format. Throws IoError or FormatError.
+FileBytes read_pth_file(const InputFile& file, const std::string& name);
+
 /// Reads either format (torch/serialization.py): the zip archive, or the old stream of pickles and
 /// raw storages. Throws FormatError, also for TorchScript, whole modules and tar archives, with the
 /// advice to save a state dict.

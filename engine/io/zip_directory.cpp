@@ -24,6 +24,10 @@ constexpr size_t end_bytes = 22;
 constexpr size_t zip64_end_bytes = 56;
 constexpr size_t zip64_locator_bytes = 20;
 constexpr size_t longest_comment = 0xFFFF;
+constexpr size_t longest_tail = zip64_end_bytes + zip64_locator_bytes + end_bytes + longest_comment;
+// More than local header, name, extra field and data descriptor of an entry take.
+constexpr uint64_t most_beside_content = local_bytes + 2 * 0xFFFF + 24;
+constexpr uint64_t largest_directory = uint64_t{256} << 20;
 constexpr uint16_t zip64_extra = 1;
 constexpr uint16_t encrypted_flag = 1;
 
@@ -58,11 +62,15 @@ struct Directory {
 
 class ZipReader {
  public:
-  ZipReader(std::span<const uint8_t> archive, const std::string& file) : archive_(archive), file_(file) {}
+  /// `archive` begins at byte `first` of the file and reaches to its end. Other than for
+  /// find_directory(), `first` must be 0.
+  ZipReader(std::span<const uint8_t> archive, const std::string& file, uint64_t first = 0)
+      : archive_(archive), first_(first), file_(file) {}
 
   std::vector<ZipEntry> read() {
     const Directory directory = find_directory();
-    std::vector<DirectoryEntry> entries = read_directory(directory);
+    std::vector<DirectoryEntry> entries = read_directory(
+        archive_.subspan(static_cast<size_t>(directory.begin), static_cast<size_t>(directory.size)), directory.entries);
     std::ranges::sort(entries, {}, &DirectoryEntry::header);
     std::vector<ZipEntry> result;
     result.reserve(entries.size());
@@ -73,6 +81,52 @@ class ZipReader {
       free = static_cast<uint64_t>(result.back().bytes.data() + result.back().bytes.size() - archive_.data());
     }
     return result;
+  }
+
+  Directory find_directory() const {
+    const size_t end = find_end();
+    if (number<uint16_t>(archive_, end + 4) != 0 || number<uint16_t>(archive_, end + 6) != 0)
+      refuse("it is one of several volumes");
+    Directory directory{number<uint16_t>(archive_, end + 10), number<uint32_t>(archive_, end + 16),
+                        number<uint32_t>(archive_, end + 12)};
+    uint64_t limit = first_ + end;
+    if (end >= zip64_locator_bytes &&
+        number<uint32_t>(archive_, end - zip64_locator_bytes) == zip64_locator_signature) {
+      limit = first_ + read_zip64_end(end - zip64_locator_bytes, directory);
+    } else if (directory.entries == 0xFFFF || directory.begin == 0xFFFFFFFF || directory.size == 0xFFFFFFFF) {
+      refuse("it needs a zip64 end record but has none");
+    }
+    if (directory.begin > limit || directory.size > limit - directory.begin)
+      refuse("its directory should be {} bytes at {}, but the archive has {}", directory.size, directory.begin, limit);
+    if (directory.entries > directory.size / central_bytes)
+      refuse("its directory of {} bytes cannot hold {} entries", directory.size, directory.entries);
+    return directory;
+  }
+
+  /// The entries of a directory. Their names point into `rest`.
+  std::vector<DirectoryEntry> read_directory(std::span<const uint8_t> rest, uint64_t count) const {
+    std::vector<DirectoryEntry> entries;
+    entries.reserve(static_cast<size_t>(count));
+    std::set<std::string_view> names;
+    for (uint64_t i = 0; i < count; ++i) {
+      entries.push_back(read_central(rest));
+      check_name(entries.back().name);
+      if (!names.insert(entries.back().name).second)
+        refuse("the entry {} occurs twice", in_quotes(entries.back().name));
+    }
+    if (!rest.empty()) refuse("{} bytes of its directory belong to no entry", rest.size());
+    return entries;
+  }
+
+  /// Throws FormatError where a file of `size` bytes cannot consist of these entries.
+  void check_size(const Directory& directory, const std::vector<DirectoryEntry>& entries, uint64_t size) const {
+    uint64_t contents = 0;
+    for (const DirectoryEntry& entry : entries) {
+      if (entry.stored > size - contents) refuse("the entry {} reaches beyond the archive", in_quotes(entry.name));
+      contents += entry.stored;
+    }
+    const uint64_t most = contents + directory.size + longest_tail + entries.size() * most_beside_content;
+    if (size > most) refuse("it has {} bytes, of which at least {} belong to no entry", size, size - most);
   }
 
  private:
@@ -93,34 +147,14 @@ class ZipReader {
     refuse("it has no end record, so it is cut off or something follows it");
   }
 
-  Directory find_directory() const {
-    const size_t end = find_end();
-    if (number<uint16_t>(archive_, end + 4) != 0 || number<uint16_t>(archive_, end + 6) != 0)
-      refuse("it is one of several volumes");
-    Directory directory{number<uint16_t>(archive_, end + 10), number<uint32_t>(archive_, end + 16),
-                        number<uint32_t>(archive_, end + 12)};
-    size_t limit = end;
-    if (end >= zip64_locator_bytes &&
-        number<uint32_t>(archive_, end - zip64_locator_bytes) == zip64_locator_signature) {
-      limit = read_zip64_end(end - zip64_locator_bytes, directory);
-    } else if (directory.entries == 0xFFFF || directory.begin == 0xFFFFFFFF || directory.size == 0xFFFFFFFF) {
-      refuse("it needs a zip64 end record but has none");
-    }
-    if (directory.begin > limit || directory.size > limit - directory.begin)
-      refuse("its directory should be {} bytes at {}, but the archive has {}", directory.size, directory.begin, limit);
-    if (directory.entries > directory.size / central_bytes)
-      refuse("its directory of {} bytes cannot hold {} entries", directory.size, directory.entries);
-    return directory;
-  }
-
   /// Replaces the fields of the plain end record by those of the zip64 one. Both must agree unless
   /// the plain field is full. Returns the place of the zip64 record.
   size_t read_zip64_end(size_t locator, Directory& directory) const {
     const auto at = number<uint64_t>(archive_, locator + 8);
-    if (locator < zip64_end_bytes || at > locator - zip64_end_bytes ||
-        number<uint32_t>(archive_, static_cast<size_t>(at)) != zip64_end_signature)
+    if (at < first_ || locator < zip64_end_bytes || at - first_ > locator - zip64_end_bytes ||
+        number<uint32_t>(archive_, static_cast<size_t>(at - first_)) != zip64_end_signature)
       refuse("there is no zip64 end record where its locator points");
-    const auto record = archive_.subspan(static_cast<size_t>(at));
+    const auto record = archive_.subspan(static_cast<size_t>(at - first_));
     const Directory large{number<uint64_t>(record, 32), number<uint64_t>(record, 48), number<uint64_t>(record, 40)};
     if (number<uint32_t>(record, 16) != 0 || number<uint32_t>(record, 20) != 0) refuse("it is one of several volumes");
     if ((directory.entries != 0xFFFF && directory.entries != large.entries) ||
@@ -128,23 +162,7 @@ class ZipReader {
         (directory.size != 0xFFFFFFFF && directory.size != large.size))
       refuse("its two end records contradict each other");
     directory = large;
-    return static_cast<size_t>(at);
-  }
-
-  std::vector<DirectoryEntry> read_directory(const Directory& directory) const {
-    std::span<const uint8_t> rest =
-        archive_.subspan(static_cast<size_t>(directory.begin), static_cast<size_t>(directory.size));
-    std::vector<DirectoryEntry> entries;
-    entries.reserve(static_cast<size_t>(directory.entries));
-    std::set<std::string_view> names;
-    for (uint64_t i = 0; i < directory.entries; ++i) {
-      entries.push_back(read_central(rest));
-      check_name(entries.back().name);
-      if (!names.insert(entries.back().name).second)
-        refuse("the entry {} occurs twice", in_quotes(entries.back().name));
-    }
-    if (!rest.empty()) refuse("{} bytes of its directory belong to no entry", rest.size());
-    return entries;
+    return static_cast<size_t>(at - first_);
   }
 
   /// Takes one entry off the front of `rest`.
@@ -209,6 +227,7 @@ class ZipReader {
   }
 
   std::span<const uint8_t> archive_;
+  uint64_t first_;
   const std::string& file_;
 };
 
@@ -220,6 +239,22 @@ bool looks_like_zip(std::span<const uint8_t> bytes) {
 
 std::vector<ZipEntry> read_zip_directory(std::span<const uint8_t> archive, const std::string& file) {
   return ZipReader(archive, file).read();
+}
+
+std::vector<std::string> zip_names(const InputFile& archive, const std::string& file) {
+  const uint64_t tail_bytes = std::min<uint64_t>(archive.size(), longest_tail);
+  const FileBytes tail = archive.read(archive.size() - tail_bytes, tail_bytes);
+  const ZipReader reader(tail.bytes(), file, archive.size() - tail_bytes);
+  const Directory directory = reader.find_directory();
+  if (directory.size > largest_directory)
+    fail<FormatError>("{}: a zip archive with a directory of {} bytes; up to {} are read", file, directory.size,
+                      largest_directory);
+  const FileBytes bytes = archive.read(directory.begin, directory.size);
+  const std::vector<DirectoryEntry> entries = reader.read_directory(bytes.bytes(), directory.entries);
+  reader.check_size(directory, entries, archive.size());
+  std::vector<std::string> names;
+  for (const DirectoryEntry& entry : entries) names.emplace_back(entry.name);
+  return names;
 }
 
 uint32_t crc32_of(std::span<const uint8_t> bytes) {

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/io/file_content.h"
+
 namespace nibblenet {
 
 /// One file in a zip archive in memory. Name and bytes point into the archive.
@@ -28,6 +30,10 @@ bool looks_like_zip(std::span<const uint8_t> bytes);
 ///  - each local header agrees with the directory.
 /// Layout: PKWARE's APPNOTE, sections 4.3.6 to 4.3.16 and 4.5.3.
 std::vector<ZipEntry> read_zip_directory(std::span<const uint8_t> archive, const std::string& file);
+
+/// Reads the directory alone, and returns the names of its entries. Throws FormatError for a broken
+/// one, and for an archive that is larger than its entries can make it.
+std::vector<std::string> zip_names(const InputFile& archive, const std::string& file);
 
 /// CRC-32 of some bytes, as in zip archives.
 uint32_t crc32_of(std::span<const uint8_t> bytes);

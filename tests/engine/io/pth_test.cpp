@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <numeric>
 
@@ -421,6 +422,59 @@ TEST_F(PthTest, LegacyStreamOfPython2) {
   std::string huge = data;
   huge.replace(0, 8, 8, '\x7F');
   EXPECT_THAT(refusal(legacy_file(object, keys, huge)), HasSubstr("should have 4 elements"));
+}
+
+/// A file of a terabyte, of which almost nothing takes up disk: reading it whole would be refused
+/// for lack of memory.
+TEST_F(PthTest, HugeFilesOfAnotherKindAreRefusedAtOnce) {
+  constexpr uintmax_t huge = uintmax_t{1} << 40;
+  const auto refusal_of = [&](const std::string& begin, const std::string& end = "") {
+    write_bytes(path(), bytes_of_text(begin));
+    std::filesystem::resize_file(path(), huge);
+    if (!end.empty()) {
+      std::ofstream file(path(), std::ios::app | std::ios::binary);
+      file << end;
+    }
+    const std::string message = message_of<FormatError>([&] { PthFile{path()}; });
+    std::filesystem::remove(path());
+    return message;
+  };
+  EXPECT_THAT(refusal_of(zip_file(two_floats(), {floats({1, 2})})), HasSubstr("no end record"));
+  EXPECT_THAT(refusal_of(std::string(257, 'x') + "ustar"), HasSubstr("a tar archive"));
+  EXPECT_THAT(refusal_of(pickle("]")), HasSubstr("a pickle that torch.save did not write"));
+  EXPECT_THAT(refusal_of(legacy_file(two_floats(), text("0"), little_endian<int64_t>(2) + floats({1, 2}))),
+              HasSubstr("bytes follow the last tensor"));
+  EXPECT_THAT(refusal_of(legacy_file("\x8D"s + little_endian(int64_t{1} << 50), "", "")), HasSubstr("it is cut off"));
+  const std::string terabytes = dict(text("w") + tensor(storage("0", int64_t{1} << 45), 0, {2}, {1}));
+  EXPECT_THAT(refusal_of(legacy_file(terabytes, text("0"), "")), HasSubstr("cut off"));
+
+  // A directory behind a terabyte that belongs to nobody, and one of a terabyte.
+  const std::string zip = zip_of(zip_parts(two_floats(), {floats({1, 2})}), Zip64::everywhere);
+  const size_t directory = zip.find("PK\x01\x02"), record = zip.find("PK\x06\x06");
+  const auto behind = [&](std::string tail, uint64_t begin, uint64_t size) {
+    const uint64_t record_at = huge + record - directory;
+    const auto put = [&](size_t at, uint64_t value) { tail.replace(at - directory, 8, little_endian(value)); };
+    put(record + 40, size);
+    put(record + 48, begin);
+    put(record + 56 + 8, record_at);
+    return refusal_of(zip.substr(0, directory), tail);
+  };
+  EXPECT_THAT(behind(zip.substr(directory), huge, record - directory), HasSubstr("belong to no entry"));
+  EXPECT_THAT(behind(zip.substr(directory), 0, huge), HasSubstr("a directory of 1099511627776 bytes"));
+}
+
+TEST_F(PthTest, LargeFilesOfTheOldFormatAreRead) {
+  const std::string many(size_t{20} << 20, '\0');
+  const auto elements = static_cast<int64_t>(many.size() / sizeof(float));
+  const std::string object = dict(text("w") + tensor(storage("0", elements), 0, {2}, {1}));
+  const std::string data = little_endian(elements) + many;
+  const auto size_of = [&](const std::string& content) { return open(content).tensors().size(); };
+  EXPECT_EQ(size_of(legacy_file(object, text("0"), data)), 1U);
+  EXPECT_THAT(refusal(legacy_file(object, text("0"), data + "x")), HasSubstr("1 bytes follow the last tensor"));
+  EXPECT_THAT(refusal(legacy_file(object, text("0"), data.substr(1))), HasSubstr("cut off"));
+  // Pickles longer than what is looked at first.
+  const std::string long_text = dict(text("note") + text(many) + text("w") + tensor(storage("0", 2), 0, {2}, {1}));
+  EXPECT_EQ(size_of(legacy_file(long_text, text("0"), little_endian<int64_t>(2) + floats({1, 2}))), 1U);
 }
 
 TEST_F(PthTest, NothingIsEverRun) {
