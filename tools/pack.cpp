@@ -4,9 +4,12 @@
 #include <optional>
 
 #include "engine/core/stopwatch.h"
+#include "layers/network/evaluate.h"
 #include "layers/network/network.h"
+#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
+#include "tools/common/model_card.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
@@ -25,6 +28,7 @@ struct Options : CommonOptions {
   bool rewrite = false;  ///< --compress or --no-compress was given
   bool dry_run = false;
   std::string output;
+  std::string card;
 
   Compression compression() const { return compress ? Compression::rans : Compression::none; }
   /// Nothing but --compress or --no-compress: a packed model may be written again.
@@ -65,16 +69,75 @@ nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
   return layers;
 }
 
+/// What --card asks for: where the card goes, and the images to evaluate the model on.
+struct CardWork {
+  std::optional<FileClaim> claim;
+  std::optional<Dataset> images;  ///< the test images of --data, with the model's labels
+};
+
+/// Reads the images and claims the card's file before the long work. Nothing without --card.
+CardWork prepare_card(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
+                      const StateDict& dict) {
+  if (!options.card.empty() &&
+      std::filesystem::weakly_canonical(options.card) == std::filesystem::weakly_canonical(output))
+    fail<UsageError>("--card {} is the packed model's own file; choose another name", options.card);
+  CardWork work{.claim = claim_output("--card", options.card, OutputKind::card, {input}), .images = {}};
+  if (options.card.empty() || options.data.empty()) return work;
+  DataSource data = find_data(options.data, options.packing.calibration.unreadable);
+  work.images = data.load(Split::test, 0);
+  if (work.images->size() == 0) fail<UsageError>("--card: there are no test images in {}", options.data);
+  print_match(match_classes(*work.images, dict));
+  return work;
+}
+
+/// Evaluates the packed model where there are images, and writes its card. Returns the evaluation.
+nlohmann::json write_card(const Options& options, const CardWork& work, Network& packed, CardFacts facts) {
+  facts.ledger = packed.ledger();
+  facts.file_bytes = packed.file_bytes();
+  facts.header_bytes = packed.header_bytes();
+  nlohmann::json json;
+  if (work.images) {
+    Progress progress("evaluating", "images");
+    const Evaluation e =
+        evaluate(packed, *work.images, Preprocess::for_image_size(facts.image_size), 128, std::ref(progress));
+    progress.finish();
+    facts.evaluation = {.data = work.images->description, .images = e.images, .correct = e.correct, .loss = e.loss};
+    fmt::print("accuracy {:.2f} % ({} of {}), cross-entropy {:.5f}\n", 100 * e.accuracy(), e.correct, e.images, e.loss);
+    json = {{"data", work.images->description},
+            {"images", e.images},
+            {"correct", e.correct},
+            {"accuracy", e.accuracy()},
+            {"loss", e.loss}};
+  }
+  const std::string text = model_card(facts);
+  AtomicFile file(options.card);
+  file.write(bytes_of(std::span<const char>(text)));
+  file.commit();
+  fmt::print("wrote the model card {}\n", options.card);
+  return json;
+}
+
 /// The tables of the written file, read back as any tool would. `json` holds what else there is to
 /// report.
 void show_result(const Options& options, const std::filesystem::path& input, const std::filesystem::path& output,
-                 double seconds, Backend& backend, nlohmann::json json = nlohmann::json::object()) {
-  const Network packed(backend, load_state_dict(output));
+                 double seconds, Backend& backend, const CardWork& card,
+                 nlohmann::json json = nlohmann::json::object()) {
+  StateDict dict = load_state_dict(output);
+  CardFacts facts{.model = output,
+                  .network = std::string(network_of(dict).title),
+                  .image_size = image_size_of(dict),
+                  .classes = class_names(dict.metadata, class_count(dict)),
+                  .metadata = dict.metadata};
+  Network packed(backend, std::move(dict));
   const auto file_bytes = static_cast<double>(packed.file_bytes());
   if (const double target = options.packing.allocation.file_target(); target > 0 && file_bytes > target * 1e6)
     fail<Error>("{} became {}, more than the target", output.string(), megabytes(file_bytes));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
+  if (!options.card.empty()) {
+    json["card"] = options.card;
+    json["evaluation"] = write_card(options, card, packed, std::move(facts));
+  }
   json["input"] = input.string();
   json["output"] = output.string();
   json["seconds"] = seconds;
@@ -100,8 +163,9 @@ void repack(const Options& options, const std::filesystem::path& input, const St
                               : input.parent_path() / fmt::format("{}_{}.safetensors", input.stem().string(),
                                                                   options.compress ? "compressed" : "uncompressed");
   const auto claim = claim_output("-o", output, OutputKind::model, {input});
+  const CardWork card = prepare_card(options, input, output, dict);
   save(output, dict, options);
-  show_result(options, input, output, watch.seconds(), backend);
+  show_result(options, input, output, watch.seconds(), backend, card);
 }
 
 /// The sizes of the schemes by the formula, without looking at a weight.
@@ -151,6 +215,7 @@ void pack(const Options& options) {
   flags.validate();
   if (options.dry_run && flags.allocation.given())
     throw UsageError("--dry-run: what targets and --max-loss choose is not known before it is measured");
+  if (options.dry_run && !options.card.empty()) throw UsageError("--dry-run writes nothing: leave --card out");
   const auto backend = options.device.make();
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
@@ -166,6 +231,7 @@ void pack(const Options& options) {
   flags.expect_fit(dict);  // before the long work
   if (options.dry_run) return show_estimate(options, input, dict, schemes);
   const auto claim = claim_output("-o", output, OutputKind::model, {input, flags.calibration.load});
+  const CardWork card = prepare_card(options, input, output, dict);
 
   const Stopwatch watch;
   nlohmann::json data_set;
@@ -187,7 +253,7 @@ void pack(const Options& options) {
   save(output, dict, options);
   const double seconds = watch.seconds();
   json["gptq"] = print_reports(reports);
-  show_result(options, input, output, seconds, *backend, std::move(json));
+  show_result(options, input, output, seconds, *backend, card, std::move(json));
 }
 
 }  // namespace
@@ -206,13 +272,20 @@ int main(int argc, char** argv) {
   options.packing.calibration.add_choice_to(app);
   options.packing.allocation.add_to(app);
   app.add_option("--data", options.data,
-                 std::string("Images for targets and --max-loss; default: those of --calibrate. ") + data_help)
+                 std::string("Images for targets and --max-loss (default: those of --calibrate), and test images for "
+                             "--card. ") +
+                     data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(
       "--compress,!--no-compress", options.compress,
       "Entropy-code the codes (rANS, no loss): a smaller file, decoded on loading, so that the resident size stays the "
       "same. On a packed MODEL, --compress or --no-compress alone rewrites it with the same codes; its default output "
       "is MODEL's name with _compressed or _uncompressed");
+  app.add_option(
+         "--card", options.card,
+         "Write a model card, README.md in Hugging Face's form: sizes, how the model was made and, with --data, "
+         "its accuracy on the test images there")
+      ->type_name("FILE");
   app.add_flag("--dry-run", options.dry_run,
                "Print the scheme and the size by the formula of every layer; write nothing");
   options.add_to(app);

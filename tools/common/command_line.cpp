@@ -60,7 +60,7 @@ void refuse_empty_words(const std::vector<std::string>& arguments) {
 
 /// Only --json takes '-'; elsewhere it would be a file of that name.
 void refuse_dash(const CLI::App& app) {
-  for (const char* name : {"--output", "--out", "--logits", "--save-calibration"})
+  for (const char* name : {"--output", "--out", "--logits", "--save-calibration", "--card"})
     if (const CLI::Option* option = app.get_option_no_throw(name); option != nullptr && option->count() > 0)
       if (option->as<std::string>() == "-")
         fail<UsageError>("{} -: only --json writes to the standard output; name a file", name);

@@ -7,6 +7,7 @@
 #include "engine/io/pth.h"
 #include "engine/io/safetensors.h"
 #include "engine/io/training_state.h"
+#include "tools/common/model_card.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -15,8 +16,8 @@ namespace fs = std::filesystem;
 
 bool forced = false;
 
-/// What a file holds: "a model", "a checkpoint", "a calibration", "logits", "an ONNX model" or
-/// "something else".
+/// What a file holds: "a model", "a checkpoint", "a calibration", "logits", "an ONNX model", "a
+/// model card" or "something else".
 std::string_view content_of(const fs::path& path) {
   try {
     const SafetensorsFile file(path);
@@ -25,7 +26,8 @@ std::string_view content_of(const fs::path& path) {
       if (format->second == "nibblenet-calibration") return "a calibration";
     return file.find("logits") != nullptr && file.find("labels") != nullptr ? "logits" : "a model";
   } catch (const Error&) {
-    return is_pth(path) ? "a model" : is_our_onnx(path) ? "an ONNX model" : "something else";
+    if (is_pth(path)) return "a model";
+    return is_our_onnx(path) ? "an ONNX model" : is_model_card(path) ? "a model card" : "something else";
   }
 }
 
@@ -34,6 +36,8 @@ std::string_view content_of(OutputKind kind) {
   switch (kind) {
     case OutputKind::onnx:
       return "an ONNX model";
+    case OutputKind::card:
+      return "a model card";
     case OutputKind::logits:
       return "logits";
     case OutputKind::calibration:

@@ -18,6 +18,7 @@ enum class OutputKind {
   onnx,         ///< replaces an ONNX model of ours
   calibration,  ///< replaces a calibration
   logits,       ///< replaces logits
+  card,         ///< replaces a model card of ours
   json          ///< replaces JSON
 };
 
