@@ -53,7 +53,7 @@ std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t
 std::optional<Allocation> smallest_within(std::span<const Allocation> front, double most,
                                           const std::function<double(const Allocation&)>& measured) {
   size_t low = 0, high = front.size() - 1;
-  if (measured(front[high]) > most) return std::nullopt;
+  if (!(measured(front[high]) <= most)) return std::nullopt;  // NaN is within no limit
   while (low < high) {
     const size_t middle = low + (high - low) / 2;
     if (measured(front[middle]) <= most)

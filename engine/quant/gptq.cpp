@@ -158,7 +158,7 @@ class Rounder {
     // Weights that differ by d have an output error of at most |d| sqrt(trace H).
     const double rounding = work_rounding * std::sqrt(squares * trace);
     const double highest = after.plain + certainty * (after.damped + before.damped);
-    const double root = std::sqrt(std::max(0.0, highest)) + rounding;
+    const double root = std::sqrt(std::max(highest, 0.0)) + rounding;  // in this order, keeps NaN, which is not less
     return root * root + problem_.cost_above_nearest(row, codes_of(row)) < std::max(0.0, before.plain);
   }
 

@@ -143,7 +143,7 @@ std::vector<Extremes> search_ranges(const std::vector<Extremes>& extremes, const
     }
     size_t best = 0;
     for (size_t i = 1; i < factors.size(); ++i)
-      if (!(errors[i] >= errors[best])) best = i;  // NaN: the scale was beyond its type's range
+      if (errors[i] < errors[best] || std::isnan(errors[best])) best = i;  // NaN: a scale beyond its type's range
     result[static_cast<size_t>(group)] = scaled(whole, factors[best]);
   }
   return result;

@@ -99,6 +99,7 @@ TEST(Allocation, TheSmallestWithinALossIsFoundByFewMeasurements) {
     EXPECT_LE(measured, 8) << "1 + log2(100)";
   }
   EXPECT_FALSE(smallest_within(front, -1, [](const Allocation&) { return 0.0; }).has_value());
+  EXPECT_FALSE(smallest_within(front, 1, [](const Allocation&) { return std::nan(""); }).has_value());
 }
 
 TEST(Allocation, RefusesWhatCannotBeCompared) {

@@ -92,6 +92,23 @@ TEST(RangeSearchOfOneGroup, WeighsErrorsByTheInputs) {
   EXPECT_EQ(quantize({weights.data(), {1, 5}}, parse_scheme("linear:4"), "w", {.hessian = &hessian}).scale(0), 10.0F);
 }
 
+/// Factors above 1 take a scale near the end of its type's range to infinity: no choice, and no
+/// reason to refuse the tensor.
+TEST(RangeSearchNearTheEndOfAType, PassesOverScalesBeyondIt) {
+  for (const auto& [name, largest] : {std::pair{"kmeans:3:channel:f16", 60000.0F}, {"kmeans:3", 3e38F}})
+    for (const Shape& shape : {Shape{3, 50}, Shape{70, 50}}) {  // threads share factors, and groups
+      SCOPED_TRACE(fmt::format("{} of {}", name, to_string(shape)));
+      std::vector<float> weights = heavy_tailed(shape.elements(), 4);
+      for (int64_t row = 0; row < shape[0]; ++row) weights[static_cast<size_t>(row * 50)] = -1;
+      for (float& weight : weights) weight *= largest;
+      const TensorView<const float> view{weights.data(), shape};
+      const PackedTensor searched = quantize(view, parse_scheme(name), "w", {.range = Range::search});
+      for (int64_t row = 0; row < shape[0]; ++row) EXPECT_TRUE(std::isfinite(searched.scale(row))) << row;
+      EXPECT_LE(error_of(searched, weights, {}),
+                error_of(quantize(view, parse_scheme(name), "w"), weights, {}) * (1 + 1e-9));
+    }
+}
+
 TEST(TrainedValues, OfManyWeightsComeFromAFixedSample) {
   // More than 4 million weights: the same codebook every time, close to that of all.
   const Shape shape{2100, 2000};
