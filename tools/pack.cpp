@@ -195,21 +195,6 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
   write_json(options.json, {{"input", input.string()}, {"dry_run", true}, {"estimated", bytes}, {"layers", layers}});
 }
 
-/// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go:
-/// the largest takes 340 MB.
-std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
-                                  std::optional<Calibration>& calibration) {
-  Progress progress("packing", "weights");
-  std::vector<LayerReport> reports = pack_weights(
-      dict, std::ref(schemes), packer,
-      [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); },
-      [&](const std::string& weight) {
-        if (calibration) calibration->hessians.erase(weight);
-      });
-  progress.finish();
-  return reports;
-}
-
 void pack(const Options& options) {
   const PackingFlags& flags = options.packing;
   flags.validate();
@@ -234,26 +219,11 @@ void pack(const Options& options) {
   const CardWork card = prepare_card(options, input, output, dict);
 
   const Stopwatch watch;
-  nlohmann::json data_set;
-  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, *backend, &data_set);
-  nlohmann::json json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}};
-  const Calibration* measured = calibration ? &*calibration : nullptr;
-  describe(dict.metadata, flags.calibration, measured);
-  WeightPacker packer = flags.calibration.packer(measured, *backend);
-  std::vector<LayerReport> reports;
-  if (calibration) json["data_set"] = data_set;
-  if (flags.allocation.given()) {
-    json["allocation"] = allocate_and_pack(
-        flags, dict, packer, *backend,
-        find_data(options.data.empty() ? flags.calibration.data : options.data, flags.calibration.unreadable));
-    json["data_set"] = json["allocation"]["data_set"];
-  } else {
-    reports = pack_all(dict, schemes, packer, calibration);
-  }
+  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend);
   save(output, dict, options);
   const double seconds = watch.seconds();
-  json["gptq"] = print_reports(reports);
-  show_result(options, input, output, seconds, *backend, card, std::move(json));
+  report.json["gptq"] = print_reports(report.layers);
+  show_result(options, input, output, seconds, *backend, card, std::move(report.json));
 }
 
 }  // namespace

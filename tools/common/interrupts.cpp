@@ -51,6 +51,8 @@ void catch_interrupts() {
   std::thread(take_signals, signals).detach();
 }
 
+void ask_to_stop(bool stop) { asked_to_stop = stop; }
+
 bool interrupted() { return asked_to_stop || standard_output_error() == EPIPE; }
 
 }  // namespace nibblenet::tools

@@ -109,20 +109,24 @@ StateDict read_model(const std::filesystem::path& path, Checksums checksums) {
 
 StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
   StateDict dict = read_model(path, checksums);
-  if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", path.string());
+  prepare_model(dict, path.string());
+  return dict;
+}
+
+void prepare_model(StateDict& dict, const std::string& title) {
+  if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", title);
   try {
-    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", path.string(), printable(note));
+    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", title, printable(note));
     if (const int folded = fold_batch_norms(dict); folded > 0)
-      fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", path.string(), folded);
+      fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", title, folded);
     layers_of(dict);
   } catch (const Error& error) {
-    fail<FormatError>("{}: {}", path.string(), error.what());
+    fail<FormatError>("{}: {}", title, error.what());
   }
   for (const Parameter& parameter : dict.parameters)
     if (!parameter.packed() &&
         !std::ranges::all_of(parameter.values().view(), [](float v) { return std::isfinite(v); }))
-      fail<FormatError>("{}: {} holds NaN or infinities; tools/inspect counts them", path.string(), parameter.name);
-  return dict;
+      fail<FormatError>("{}: {} holds NaN or infinities; tools/inspect counts them", title, parameter.name);
 }
 
 void check_model_file(const std::filesystem::path& path) {

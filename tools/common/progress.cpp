@@ -18,7 +18,14 @@ size_t terminal_width() {
   return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
+ProgressSink& progress_sink() {
+  static ProgressSink sink;
+  return sink;
+}
+
 }  // namespace
+
+void show_progress_by(ProgressSink sink) { progress_sink() = std::move(sink); }
 
 std::string duration_text(double seconds) {
   const auto whole = static_cast<int64_t>(std::min(seconds, 1e9) + 0.5);
@@ -49,6 +56,10 @@ Progress::Progress(std::string label, std::string unit)
       terminal_(isatty(STDERR_FILENO) != 0) {}
 
 void Progress::update(int64_t done, int64_t total, const std::string& note) {
+  if (progress_sink()) {
+    progress_sink()(label_, unit_, done, total);
+    return;
+  }
   const auto now = std::chrono::steady_clock::now();
   if (first_done_ < 0) first_done_ = done;  // the rate does not count what a resumed run had done before
   const auto pause = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10'000);

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 namespace nibblenet::tools {
@@ -13,6 +14,13 @@ std::string duration_text(double seconds);
 /// rate and the time left are omitted. `width` is the most characters; 0: any number.
 std::string progress_line(const std::string& label, const std::string& unit, int64_t done, int64_t total, double rate,
                           const std::string& note, size_t width);
+
+/// Takes what Progress would print: the name of the work, what is counted, done and total.
+using ProgressSink =
+    std::function<void(const std::string& label, const std::string& unit, int64_t done, int64_t total)>;
+/// Hands progress to `sink` from now on, for a program with a display of its own; empty: prints it.
+/// Requires: no Progress is in use.
+void show_progress_by(ProgressSink sink);
 
 /// A progress line of long work on the standard error: done, total, rate and time left. On a
 /// terminal it is redrawn in place; elsewhere it is printed every ten seconds.

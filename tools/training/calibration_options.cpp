@@ -189,7 +189,7 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   const std::string match = match_classes(images_found.dataset, model);
   print_match(match);
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
-  Network network(backend, load_model(model_path));  // takes its parameters over: `model` is packed afterwards
+  Network network(backend, dequantized(model));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
   Calibration calibration = calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress));
   progress.finish();

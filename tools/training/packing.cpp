@@ -1,7 +1,11 @@
 #include "tools/training/packing.h"
 
+#include <optional>
+
+#include "engine/core/stopwatch.h"
 #include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
+#include "tools/common/progress.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -37,6 +41,21 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
     candidates.push_back({scheme, step});
   }
   return candidates;
+}
+
+/// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go:
+/// the largest takes 340 MB.
+std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
+                                  std::optional<Calibration>& calibration) {
+  Progress progress("packing", "weights");
+  std::vector<LayerReport> reports = pack_weights(
+      dict, std::ref(schemes), packer,
+      [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); },
+      [&](const std::string& weight) {
+        if (calibration) calibration->hessians.erase(weight);
+      });
+  progress.finish();
+  return reports;
 }
 
 /// Throws UsageError for flags that set what the targets choose.
@@ -102,6 +121,28 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
       parameter.value = std::move(chosen->second);
   allocated.json["data_set"] = data_set_json(images, match);
   return allocated.json;
+}
+
+PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
+                            const std::string& data, Backend& backend) {
+  const Stopwatch watch;
+  nlohmann::json data_set;
+  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, backend, &data_set);
+  PackingReport report{.json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}}};
+  const Calibration* measured = calibration ? &*calibration : nullptr;
+  describe(dict.metadata, flags.calibration, measured);
+  WeightPacker packer = flags.calibration.packer(measured, backend);
+  if (calibration) report.json["data_set"] = data_set;
+  if (flags.allocation.given()) {
+    report.json["allocation"] =
+        allocate_and_pack(flags, dict, packer, backend,
+                          find_data(data.empty() ? flags.calibration.data : data, flags.calibration.unreadable));
+    report.json["data_set"] = report.json["allocation"]["data_set"];
+  } else {
+    SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
+    report.layers = pack_all(dict, schemes, packer, calibration);
+  }
+  return report;
 }
 
 }  // namespace nibblenet::tools

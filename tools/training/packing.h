@@ -31,4 +31,16 @@ struct PackingFlags {
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
                                  DataSource data);
 
+/// What pack_by_flags() did.
+struct PackingReport {
+  std::vector<LayerReport> layers;  ///< of GPTQ
+  nlohmann::json json;              ///< "calibration_seconds", "allocation" and "data_set" of pack's JSON
+};
+
+/// Packs the weights of a float model in place, by flags that fit it (PackingFlags::expect_fit).
+/// Writes to its metadata how. `input` is the file that it came from, or empty; `data` has the
+/// images of targets, empty: those of --calibrate. Throws Stopped when the user asks to stop.
+PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
+                            const std::string& data, Backend& backend);
+
 }  // namespace nibblenet::tools
