@@ -1,0 +1,222 @@
+#include "python/model.h"
+
+#include <algorithm>
+
+#include "engine/core/parallel.h"
+#include "engine/core/progress.h"
+#include "engine/core/threads.h"
+#include "tools/common/class_names.h"
+#include "tools/common/interrupts.h"
+#include "tools/common/model_search.h"
+#include "tools/common/outputs.h"
+#include "tools/common/progress.h"
+#include "tools/common/report.h"
+#include "tools/training/packing.h"
+
+namespace nibblenet::python {
+namespace {
+
+/// What a network of the same parameters takes over.
+StateDict copy_of(const StateDict& dict) {
+  StateDict copy;
+  copy.metadata = dict.metadata;
+  copy.file_bytes = dict.file_bytes;
+  copy.header_bytes = dict.header_bytes;
+  for (const Parameter& parameter : dict.parameters) {
+    Parameter& to = copy.parameters.emplace_back();
+    to.name = parameter.name;
+    to.file_bytes = parameter.file_bytes;
+    if (parameter.packed())
+      to.value = parameter.packed_values();
+    else
+      to.value = parameter.dequantized();
+  }
+  return copy;
+}
+
+tools::PackingFlags packing_flags(std::vector<std::string> arguments) {
+  CLI::App app("pack");
+  tools::PackingFlags flags;
+  flags.scheme.add_to(app);
+  flags.calibration.add_source_to(app);
+  flags.calibration.add_choice_to(app);
+  std::ranges::reverse(arguments);  // as CLI11 takes them
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::Error& error) {
+    throw UsageError(error.what());
+  }
+  flags.validate();
+  return flags;
+}
+
+nlohmann::json to_json(const std::vector<LayerReport>& reports) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const auto& [weight, done] : reports)
+    json.push_back({{"weight", weight}, {"nearest_error", done.nearest_error}, {"error", done.error}});
+  return json;
+}
+
+}  // namespace
+
+Model::Model(StateDict dict, std::string title, std::string device)
+    : dict_(std::move(dict)), title_(std::move(title)), device_(std::move(device)) {
+  tools::prepare_model(*dict_, title_);
+}
+
+std::unique_ptr<Model> Model::load(const std::filesystem::path& path, const std::string& device) {
+  auto model = std::make_unique<Model>(tools::read_model(path), path.string(), device);
+  model->file_ = path;
+  return model;
+}
+
+std::unique_ptr<Model> Model::float_copy() {
+  expect_open();
+  auto copy = std::make_unique<Model>(dequantized(*dict_), title_, device_);
+  copy->file_ = file_;
+  return copy;
+}
+
+nlohmann::json Model::pack(const std::vector<std::string>& arguments) {
+  const tools::PackingFlags flags = packing_flags(arguments);
+  expect_open();
+  if (dict_->packed()) fail<UsageError>("{} is packed already; pack the float model it came from", title_);
+  flags.expect_fit(*dict_);
+  tools::PackingReport report = tools::pack_by_flags(flags, *dict_, file_, "", backend());
+  report.json["gptq"] = to_json(report.layers);
+  runner_.reset();
+  network_.reset();
+  dict_->file_bytes = dict_->header_bytes = 0;
+  for (Parameter& parameter : dict_->parameters) parameter.file_bytes = 0;
+  return report.json;
+}
+
+void Model::save(const std::filesystem::path& path, bool compress) {
+  expect_open();
+  const auto claim = tools::claim_output("save", path, tools::OutputKind::model);
+  tools::Progress progress("encoding", "weights");
+  save_state_dict(
+      path, *dict_, compress ? Compression::rans : Compression::none,
+      [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); });
+  dict_ = load_state_dict(path);
+  file_ = path;
+  runner_.reset();
+  network_.reset();
+}
+
+nlohmann::json Model::size() {
+  const Network& of = network();
+  return tools::size_json(of.ledger(), of.file_bytes(), of.header_bytes());
+}
+
+nlohmann::json Model::description() {
+  expect_open();
+  return {{"network", network_of(*dict_).name},
+          {"classes", tools::class_names(dict_->metadata, class_count(*dict_))},
+          {"image_size", image_size_of(*dict_)},
+          {"packed", dict_->packed()},
+          {"device", device_},
+          {"metadata", dict_->metadata}};
+}
+
+const StateDict& Model::dict() {
+  expect_open();
+  return *dict_;
+}
+
+template <class Prepare>
+Tensor<float> Model::logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare) {
+  if (batch < 1) fail<UsageError>("batch {}: must be 1 or more", batch);
+  Network& net = network();
+  expect_image_size(net.spec(), size);
+  Tensor<float> logits(host_memory(), {images, net.classes()}, MemoryCategory::data);
+  if (images == 0) return logits;
+  Runner& run = runner(size, std::min(batch, images));
+  for (int64_t first = 0; first < images; first += batch) {
+    if (tools::interrupted()) throw Interrupted("stopped");
+    const int64_t count = std::min(batch, images - first);
+    const TensorView<const float> output = run.pass.forward(prepare(run, first, count));
+    net.backend().copy_to_host(logits.view().slice(first, count).data(), output.data(), output.span().size_bytes());
+  }
+  return logits;
+}
+
+Tensor<float> Model::logits(TensorView<const float> images, int64_t batch) {
+  if (images.size(1) != images.size(2) || images.size(3) != 3)
+    fail<ShapeError>("expected square images of 3 channels, got {}x{} of {}", images.size(1), images.size(2),
+                     images.size(3));
+  const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
+    const TensorView<const float> some = images.slice(first, count);
+    if (network().backend().device_memory()) return run.images.upload(some);
+    return some;  // the backend's memory is the host's
+  };
+  return logits_of(images.size(0), images.size(1), batch, prepare);
+}
+
+Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
+  if (images.size(3) != 3 || images.size(1) < 1 || images.size(2) < 1)
+    fail<ShapeError>("expected images of 3 channels and at least a pixel, got {}", to_string(images.shape()));
+  expect_open();
+  constexpr int64_t most = 1 << 20;
+  if (images.size(1) > most || images.size(2) > most) fail<ShapeError>("images of more than {} pixels a side", most);
+  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_));
+  const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
+    const TensorView<float> prepared = run.images.host_images().slice(0, count);
+    const auto threads = static_cast<unsigned>(std::min<int64_t>(default_threads(), count));
+    parallel_for(threads, threads, 1, [&](size_t thread) {
+      Preprocessor preprocessor(preprocess);
+      for (auto i = static_cast<int64_t>(thread); i < count; i += threads)
+        preprocessor.run(images.slice(first + i, 1).data(), static_cast<int>(images.size(2)),
+                         static_cast<int>(images.size(1)), false, prepared.slice(i, 1).data());
+    });
+    return run.images.upload(TensorView<const float>(prepared));
+  };
+  return logits_of(images.size(0), preprocess.crop, batch, prepare);
+}
+
+Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, bool match) {
+  expect_open();
+  if (data.size() == 0) fail<UsageError>("there are no images to evaluate");
+  if (batch < 1) fail<UsageError>("batch {}: must be 1 or more", batch);
+  if (match) tools::match_classes(data, *dict_);
+  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_, image_size));
+  tools::Progress progress("evaluating", "images");
+  return nibblenet::evaluate(network(), data, preprocess, batch, std::ref(progress));
+}
+
+void Model::close() {
+  runner_.reset();
+  network_.reset();
+  backend_.reset();
+  dict_.reset();
+}
+
+void Model::expect_open() const {
+  if (!dict_) fail<Error>("{}: the model is closed", title_);
+}
+
+Backend& Model::backend() {
+  if (!backend_) backend_ = make_backend(device_, 0);
+  return *backend_;
+}
+
+Network& Model::network() {
+  expect_open();
+  if (!network_) network_.emplace(backend(), copy_of(*dict_));
+  return *network_;
+}
+
+Model::Runner& Model::runner(int64_t size, int64_t batch) {
+  if (runner_ && runner_->size == size && runner_->batch >= batch) return *runner_;
+  runner_.reset();
+  Network& net = network();
+  Preprocess input = Preprocess::for_image_size(static_cast<int>(size));
+  const Shape largest{batch, size, size, 3};
+  runner_.emplace(Runner{{net, 0, net.layers().size(), largest, Pass::Mode::inference},
+                         {net.backend(), input, batch, net.precision(), std::nullopt},
+                         size,
+                         batch});
+  return *runner_;
+}
+
+}  // namespace nibblenet::python

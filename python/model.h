@@ -1,0 +1,77 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/io/json.h"
+#include "engine/io/state_dict.h"
+#include "layers/network/evaluate.h"
+#include "layers/network/image_batch.h"
+#include "layers/network/network.h"
+#include "layers/network/pass.h"
+
+namespace nibblenet::python {
+
+/// A model of the Python package: its parameters on the host, and a network of a copy of them from
+/// the first call that computes. Every function throws Error after close(). The Worker runs all but
+/// the constructor's caller, so that no two calls meet.
+class Model {
+ public:
+  /// Takes a dict of any source (tools::prepare_model()). `device` is a tool's --device.
+  Model(StateDict dict, std::string title, std::string device);
+  /// Reads a file by tools::load_model().
+  static std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& device);
+  /// A float copy, to be packed.
+  std::unique_ptr<Model> float_copy();
+
+  /// Packs by the options of tools/pack. Returns "gptq" and what else its JSON says of the packing.
+  nlohmann::json pack(const std::vector<std::string>& arguments);
+  /// Writes the file that tools/pack would, and takes the sizes of the written one.
+  void save(const std::filesystem::path& path, bool compress);
+
+  /// The ledger, as "size" in the tools' JSON.
+  nlohmann::json size();
+  /// "network", "classes" (names), "image_size", "packed", "device", "metadata".
+  nlohmann::json description();
+  /// Its dict.
+  const StateDict& dict();
+
+  /// Logits [N, classes] of prepared images [N, S, S, 3] in host memory, `batch` at a time.
+  Tensor<float> logits(TensorView<const float> images, int64_t batch);
+  /// Logits of RGB images [N, height, width, 3], which are prepared like the tools' images.
+  Tensor<float> logits(TensorView<const uint8_t> images, int64_t batch);
+  /// evaluate() as tools/eval does it. `match`: labels are matched by the names of classes.
+  Evaluation evaluate(Dataset& data, int64_t batch, int image_size, bool match);
+
+  /// Frees everything.
+  void close();
+
+ private:
+  /// A pass, and room for its images.
+  struct Runner {
+    Pass pass;
+    ImageBatch images;
+    int64_t size;
+    int64_t batch;
+  };
+
+  void expect_open() const;
+  Backend& backend();
+  Network& network();
+  Runner& runner(int64_t size, int64_t batch);
+  template <class Prepare>
+  Tensor<float> logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare);
+
+  std::optional<StateDict> dict_;
+  std::string title_;
+  std::string device_;
+  std::filesystem::path file_;
+  std::unique_ptr<Backend> backend_;
+  std::optional<Network> network_;
+  std::optional<Runner> runner_;
+};
+
+}  // namespace nibblenet::python

@@ -1,0 +1,238 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "engine/quant/value_check.h"
+#include "python/model.h"
+#include "python/worker.h"
+#include "tools/common/inspection.h"
+#include "tools/common/model_search.h"
+#include "tools/common/report.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace nibblenet::python {
+namespace {
+
+template <class T, int rank>
+using Array = nb::ndarray<const T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using NewFloats = nb::ndarray<nb::numpy, float>;
+
+template <class AnyArray>
+Shape shape_of(const AnyArray& array) {
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < array.ndim(); ++i) sizes.push_back(static_cast<int64_t>(array.shape(i)));
+  return Shape(sizes);
+}
+
+template <class T, class AnyArray>
+TensorView<const T> view_of(const AnyArray& array) {
+  return {array.data(), shape_of(array)};
+}
+
+/// Hands a tensor's memory to NumPy.
+NewFloats to_numpy(Tensor<float> tensor) {
+  auto owner = std::make_unique<Tensor<float>>(std::move(tensor));
+  std::vector<size_t> sizes;
+  for (const int64_t size : owner->shape().sizes()) sizes.push_back(static_cast<size_t>(size));
+  float* data = owner->data();
+  const nb::capsule capsule(owner.release(),
+                            [](void* pointer) noexcept { delete static_cast<Tensor<float>*>(pointer); });
+  return NewFloats(data, sizes.size(), sizes.data(), capsule);
+}
+
+std::string to_text(const nlohmann::json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// What `work` returns, from the worker.
+template <class Work>
+auto on_worker(Work work, const nb::object& progress = nb::none()) {
+  std::optional<decltype(work())> result;
+  Worker::instance().run([&] { result.emplace(work()); }, progress);
+  return std::move(*result);
+}
+
+using NamedFloats = std::vector<std::pair<std::string, Floats>>;
+
+std::unique_ptr<Model> model_of(const NamedFloats& arrays, const std::map<std::string, std::string>& metadata,
+                                const std::string& device) {
+  return on_worker([&] {
+    StateDict dict;
+    dict.metadata = metadata;
+    for (const auto& [name, array] : arrays) {
+      Tensor<float> values(host_memory(), shape_of(array), MemoryCategory::weights);
+      std::copy_n(array.data(), values.elements(), values.data());
+      dict.parameters.push_back({.name = name, .value = std::move(values)});
+    }
+    return std::make_unique<Model>(std::move(dict), "state dict", device);
+  });
+}
+
+template <class Images>
+NewFloats logits(Model& model, const Images& images, int64_t batch) {
+  return to_numpy(on_worker([&] { return model.logits(view_of<typename Images::Scalar>(images), batch); }));
+}
+
+/// (JSON, logits, labels) of an evaluation.
+nb::tuple evaluate(Model& model, const std::function<Dataset()>& load, bool match, int64_t batch, int image_size,
+                   const nb::object& progress) {
+  std::string data;
+  Evaluation result = on_worker(
+      [&] {
+        Dataset dataset = load();
+        data = dataset.description;
+        return model.evaluate(dataset, batch, image_size, match);
+      },
+      progress);
+  const tools::Interval interval = tools::wilson_interval(result.correct, result.images);
+  const nlohmann::json json = {{"images", result.images},
+                               {"correct", result.correct},
+                               {"accuracy", result.accuracy()},
+                               {"accuracy_interval", {interval.low, interval.high}},
+                               {"loss", result.loss},
+                               {"seconds", result.seconds},
+                               {"data", data}};
+  return nb::make_tuple(to_text(json), to_numpy(std::move(result.logits)), result.labels);
+}
+
+nb::tuple evaluate_path(Model& model, const std::filesystem::path& path, const std::string& split, int64_t limit,
+                        int64_t batch, int image_size, const nb::object& progress) {
+  if (split != "test" && split != "train") fail<UsageError>("split {}: expected test or train", split);
+  const auto load = [&] { return load_dataset(path, split == "test" ? Split::test : Split::train, limit); };
+  return evaluate(model, load, true, batch, image_size, progress);
+}
+
+nb::tuple evaluate_arrays(Model& model, const Array<uint8_t, 4>& images, const Array<int64_t, 1>& labels, int64_t batch,
+                          int image_size, const nb::object& progress) {
+  const auto load = [&] {
+    const TensorView<const uint8_t> pixels = view_of<uint8_t>(images);
+    if (pixels.size(3) != 3 || pixels.size(1) < 1 || pixels.size(2) < 1)
+      fail<ShapeError>("expected images [N, height, width, 3], got {}", to_string(pixels.shape()));
+    if (pixels.size(1) > Preprocess::max_size || pixels.size(2) > Preprocess::max_size)
+      fail<ShapeError>("images of more than {} pixels a side", Preprocess::max_size);
+    if (static_cast<int64_t>(labels.size()) != pixels.size(0))
+      fail<ShapeError>("{} images but {} labels", pixels.size(0), labels.size());
+    Dataset data;
+    data.description = "arrays";
+    data.pixels.assign(pixels.begin(), pixels.end());
+    const auto bytes = static_cast<size_t>(pixels.shape().inner_elements());
+    for (size_t i = 0; i < labels.size(); ++i) {
+      const int64_t label = labels.data()[i];
+      if (label < 0 || label > 255) fail<UsageError>("label {} of image {} is none of 0 to 255", label, i);
+      data.labels.push_back(static_cast<uint8_t>(label));
+      data.images.push_back({static_cast<int>(pixels.size(2)), static_cast<int>(pixels.size(1)), i * bytes});
+    }
+    return data;
+  };
+  return evaluate(model, load, false, batch, image_size, progress);
+}
+
+nlohmann::json to_json(const ValueTables& tables) {
+  return {{"groups", tables.groups}, {"values", tables.most}, {"bits", tables.bits}, {"bytes", tables.bytes}};
+}
+
+std::string check(const Floats& weights, const std::string& name) {
+  const ValueCheck found = on_worker([&] { return check_values(view_of<float>(weights), name); });
+  nlohmann::json json = {{"name", name},
+                         {"weights", found.weights},
+                         {"tensor", to_json(found.tensor)},
+                         {"channel", to_json(found.channel)},
+                         {"row", to_json(found.row)},
+                         {"scheme", nullptr},
+                         {"scheme_bytes", nullptr},
+                         {"bytes", found.bytes()},
+                         {"stored_as", found.stored_as()}};
+  if (found.scheme) {
+    json["scheme"] = to_string(*found.scheme);
+    json["scheme_bytes"] = found.scheme_bytes;
+  }
+  return to_text(json);
+}
+
+/// Errors of bad arguments are ValueError, of the system OSError, all others nibblenet.Error.
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const UsageError& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const ShapeError& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const IoError& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
+  }
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "What nibblenet's Python functions are made of.";
+  nb::exception<Error>(m, "Error");
+  nb::register_exception_translator(translate);
+
+  nb::class_<Model>(m, "Model")
+      .def_static(
+          "load",
+          [](const std::filesystem::path& path, const std::string& device) {
+            return on_worker([&] { return Model::load(path, device); });
+          },
+          "path"_a, "device"_a)
+      .def_static("of_arrays", model_of, "arrays"_a, "metadata"_a, "device"_a)
+      .def("float_copy", [](Model& model) { return on_worker([&] { return model.float_copy(); }); })
+      .def(
+          "pack",
+          [](Model& model, const std::vector<std::string>& arguments, const nb::object& progress) {
+            return to_text(on_worker([&] { return model.pack(arguments); }, progress));
+          },
+          "arguments"_a, "progress"_a.none())
+      .def(
+          "save",
+          [](Model& model, const std::filesystem::path& path, bool compress, const nb::object& progress) {
+            Worker::instance().run([&] { model.save(path, compress); }, progress);
+          },
+          "path"_a, "compress"_a, "progress"_a.none())
+      .def("size", [](Model& model) { return to_text(on_worker([&] { return model.size(); })); })
+      .def("description", [](Model& model) { return to_text(on_worker([&] { return model.description(); })); })
+      .def("dequantized",
+           [](Model& model) {
+             auto values = on_worker([&] {
+               std::vector<std::pair<std::string, Tensor<float>>> named;
+               for (const Parameter& parameter : model.dict().parameters)
+                 named.emplace_back(parameter.name, parameter.dequantized());
+               return named;
+             });
+             nb::dict arrays;
+             for (auto& [name, tensor] : values) arrays[name.c_str()] = to_numpy(std::move(tensor));
+             return arrays;
+           })
+      .def("logits", logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "batch"_a)
+      .def("logits", logits<Array<float, 4>>, "images"_a.noconvert(), "batch"_a)
+      .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "batch"_a, "image_size"_a,
+           "progress"_a.none())
+      .def("evaluate_arrays", evaluate_arrays, "images"_a.noconvert(), "labels"_a.noconvert(), "batch"_a,
+           "image_size"_a, "progress"_a.none())
+      .def("close", [](Model& model) { Worker::instance().run([&] { model.close(); }); });
+
+  m.def("check", check, "weights"_a.noconvert(), "name"_a);
+  m.def(
+      "inspect",
+      [](const std::filesystem::path& path) {
+        return to_text(on_worker([&] { return tools::inspection_json(tools::read_model(path)); }));
+      },
+      "path"_a);
+  m.def("mcnemar_p", tools::mcnemar_p, "only_a"_a, "only_b"_a);
+  m.def("thousands", tools::thousands, "value"_a);
+  m.def("shut_down", [] { Worker::instance().shut_down(); });
+}
+
+}  // namespace nibblenet::python

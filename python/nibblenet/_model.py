@@ -1,0 +1,358 @@
+"""Models, packed or float, and what is measured of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import _arrays, _core, _tables
+from ._progress import Progress, shown
+
+Path: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = "Model | Path | Mapping[str, Any]"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The ledger of a model's bytes: estimated by the formula, in the file, resident in memory.
+
+    `layers` has a dict a layer: name, scheme, weights, groups, bits_per_weight, estimated (codes,
+    scales, total), file, resident (codes, scales, …, total). `file` is 0 before the model is saved.
+    """
+
+    weights: int
+    bits_per_weight: float
+    estimated: float
+    file: int
+    resident: int
+    header: int
+    layers: list[dict[str, Any]] = field(repr=False)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        def line(name: str, scheme: str, weights: int, bits: float, sizes: tuple[float, int, int]) -> list[str]:
+            estimated, file, resident = sizes
+            more = f"{100 * (resident - estimated) / estimated:+.3f} %" if estimated else "-"
+            return [name, scheme, _tables.count(weights), f"{bits:.3f}", _tables.count(estimated),
+                    _tables.count(file) if self.file else "-", _tables.count(resident), more]
+
+        rows = [line(row["name"], row["scheme"], row["weights"], row["bits_per_weight"],
+                     (row["estimated"]["total"], row["file"], row["resident"]["total"])) for row in self.layers]
+        rows.append(line("total", "", self.weights, self.bits_per_weight, (self.estimated, self.file, self.resident)))
+        return ["layer", "scheme", "weights", "bits/weight", "estimated B", "file B", "resident B",
+                "resident - estimated"], rows
+
+    def __str__(self) -> str:
+        return _tables.text(*self._table())
+
+    def _repr_html_(self) -> str:
+        return _tables.as_html(*self._table(), caption="bytes by layer")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's results on labelled images.
+
+    logits [images, classes] float32 and labels [images] int64 are in the order of the data, labels
+    as the model numbers its classes. interval: 95 % (Wilson). loss: mean cross-entropy.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float
+    correct: int
+    images: int
+    seconds: float
+    data: str
+    logits: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+
+    @property
+    def right(self) -> np.ndarray:
+        """[images] bool: which images the model gets right."""
+        return self.logits.argmax(axis=1) == self.labels
+
+    def compare(self, other: Evaluation) -> dict[str, Any]:
+        """The paired comparison with a result on the same images.
+
+        Keys: difference (of accuracy), only_this and only_other (images that one of the two gets
+        right), mcnemar_p (two-sided, exact). Raises ValueError for other images.
+        """
+        if not np.array_equal(self.labels, other.labels):
+            raise ValueError("the two results are of different images")
+        only_this = int((self.right & ~other.right).sum())
+        only_other = int((other.right & ~self.right).sum())
+        return {"difference": self.accuracy - other.accuracy, "only_this": only_this, "only_other": only_other,
+                "mcnemar_p": _core.mcnemar_p(only_this, only_other)}
+
+
+class Model:
+    """A network, float or packed, from `load`, `pack` or `Model.of`.
+
+    Calls may come from any thread; they run one after the other. Ctrl-C stops a long one. The
+    parameters stay on the host for `save`; the first call that computes makes the network, whose
+    bytes `size` counts as resident. A with statement closes the model at its end.
+    """
+
+    def __init__(self, core: _core.Model) -> None:
+        """For `load`, `pack` and `Model.of` only."""
+        if not isinstance(core, _core.Model):
+            raise ValueError("make models by nibblenet.load, nibblenet.pack or Model.of")
+        self._core = core
+
+    @staticmethod
+    def of(source: Source, device: str = "cpu") -> Model:
+        """The model of a file (`load`) or of a state dict: names and float32 arrays or tensors.
+
+        Names are torchvision's, or those of a known network behind prefixes. Raises ValueError for
+        other values, nibblenet.Error where they are no network's parameters.
+        """
+        if isinstance(source, Model):
+            return source
+        if isinstance(source, Mapping):
+            core = _core.Model.of_arrays(_arrays.state_dict(source), {}, _device(device))
+        else:
+            core = _core.Model.load(_path(source, "model"), _device(device))
+        return _wrap(core)
+
+    @property
+    def size(self) -> Size:
+        """The ledger."""
+        found = json.loads(self._core.size())
+        return Size(found["weights"], found["bits_per_weight"], found["estimated"]["total"], found["file"],
+                    found["resident"]["total"], found["header"], found["layers"])
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """network, classes (their names), image_size, packed, device, metadata."""
+        return json.loads(self._core.description())
+
+    def __call__(self, images: Any, batch: int = 128) -> np.ndarray:
+        """Logits [N, classes], float32.
+
+        images: uint8 [N, height, width, 3] is RGB, and is resized, cropped and normalised as the
+        tools do; float32 [N, 3, S, S] is normalised already. A NumPy array, or a CPU tensor by
+        DLPack. uint8 in C order and float32 in channels-last order are read in place; others are
+        copied once. `batch` images at a time: results depend on it to float rounding.
+
+        Raises ValueError for other types and shapes, and for tensors that require grad.
+        """
+        found = _arrays.array(images, "images")
+        if found.ndim != 4:
+            raise ValueError(f"images: expected 4 dimensions, got shape {found.shape}")
+        if found.dtype == np.uint8:
+            ready = np.require(found, requirements=["C", "A"])
+        elif found.dtype == np.float32:
+            ready = np.require(found.transpose(0, 2, 3, 1), requirements=["C", "A"])
+        else:
+            raise ValueError(f"images: expected uint8 [N, H, W, 3] or float32 [N, 3, S, S], got {found.dtype}")
+        return self._core.logits(ready, _integer(batch, "batch", 1, 65536))
+
+    def dequantize(self) -> dict[str, np.ndarray]:
+        """Every parameter in float32, by name: a state dict for torch.from_numpy."""
+        return self._core.dequantized()
+
+    def save(self, path: Path, compress: bool = False, progress: bool | Progress | None = None) -> None:
+        """Writes a safetensors file, the bytes that tools/pack writes. Then size.file counts them.
+
+        compress: entropy-codes the codes (rANS, no loss). Raises OSError where it cannot write,
+        ValueError where the path holds another kind of file.
+        """
+        with shown(progress) as report:
+            self._core.save(_path(path, "path"), bool(compress), report)
+
+    def close(self) -> None:
+        """Frees the memory. Later calls raise nibblenet.Error."""
+        self._core.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PackedModel(Model):
+    """A model whose weights are n-bit codes. `report` tells what `pack` did, else it is empty."""
+
+    report: dict[str, Any] = {}
+
+
+def _wrap(core: _core.Model) -> Model:
+    return (PackedModel if json.loads(core.description())["packed"] else Model)(core)
+
+
+def _path(path: Any, name: str) -> str:
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise ValueError(f"{name}: expected a path, got {type(path).__name__}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"{name}: {text!r} is no path")
+    return text
+
+
+def _integer(value: Any, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ValueError(f"{name} {value!r}: expected a whole number from {least} to {most}")
+    return int(value)
+
+
+def _device(device: Any) -> str:
+    if device not in ("cpu", "cuda", "auto"):
+        raise ValueError(f"device {device!r}: expected cpu, cuda or auto")
+    return device
+
+
+def load(path: Path, device: str = "cpu") -> Model:
+    """Reads a model: safetensors, packed or float, or a PyTorch file (.pth), which runs nothing.
+
+    Returns a PackedModel where weights are packed. device: cpu, cuda or auto. Raises OSError for a
+    file that cannot be read, nibblenet.Error for one that is no model.
+    """
+    return Model.of(_path(path, "path"), device)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A tool's option: nothing for None."""
+    if value is None:
+        return []
+    text = value if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else os.fsdecode(value)
+    if not text or "\0" in text:
+        raise ValueError(f"{name}: {text!r} is no value")
+    return [f"--{name}={text}"]
+
+
+def pack(source: Source, bits: int | None = None, method: str | None = None, granularity: str | None = None, *,
+         scale: str | None = None, scale_sign: str | None = None, zero_point: bool = False,
+         layers: Mapping[str, str] | None = None, calibrate: Path | None = None, calibration: Path | None = None,
+         calibration_images: int | None = None, calibration_seed: int | None = None, rounding: str | None = None,
+         ranges: str | Iterable[str] | None = None, column_order: str | None = None, passes: int | None = None,
+         rate_weight: float | None = None, device: str = "cpu",
+         progress: bool | Progress | None = None) -> PackedModel:
+    """Turns float weights into n-bit codes, as tools/pack does, by its options and defaults.
+
+    source: a state dict (names and float32 arrays or CPU tensors), a file, or a float Model, which
+    is copied. bits: 2 to 8, by default 4. method: linear, nf4, kmeans, … granularity: tensor,
+    channel, row, block:N, tile:RxC, sorted[:B]. layers: schemes of some layers, by pattern, like
+    {"features.*": "linear:8:channel"}. calibrate: a data set; then GPTQ chooses the codes. The
+    other options are those of `tools/pack --help`, whose files have the same bytes.
+
+    Raises ValueError for what is no option, nibblenet.Error for NaN and infinities.
+    """
+    arguments: list[str] = []
+    for name, value in (("bits", bits), ("method", method), ("granularity", granularity), ("scale", scale),
+                        ("scale-sign", scale_sign), ("calibrate", calibrate), ("calibration", calibration),
+                        ("calibration-images", calibration_images), ("calibration-seed", calibration_seed),
+                        ("rounding", rounding), ("column-order", column_order), ("passes", passes),
+                        ("rate-weight", rate_weight)):
+        try:
+            arguments += _option(name, value)
+        except TypeError:
+            raise ValueError(f"{name}: {value!r} is no value") from None
+    if zero_point:
+        arguments.append("--zero-point")
+    if layers is not None and not isinstance(layers, Mapping):
+        raise ValueError(f"layers: expected a dict of patterns and schemes, got {type(layers).__name__}")
+    for pattern, scheme in (layers or {}).items():
+        arguments += _option("layer", f"{pattern}={scheme}")
+    for text in [ranges] if isinstance(ranges, str) else ranges or []:
+        arguments += _option("range", str(text))
+    core = Model.of(source, device)._core
+    if isinstance(source, Model):
+        core = core.float_copy()
+    with shown(progress) as report:
+        done = json.loads(core.pack(arguments, report))
+    packed = PackedModel(core)
+    packed.report = done
+    return packed
+
+
+def evaluate(model: Model, data: Any, *, split: str = "test", limit: int = 0, batch: int = 128, image_size: int = 0,
+             progress: bool | Progress | None = None) -> Evaluation:
+    """Measures a model on labelled images, as tools/eval does.
+
+    data: a path of a data set (CIFAR-10, or an image folder), or a pair of images, uint8
+    [N, height, width, 3], and labels, [N] whole numbers as the model numbers its classes. split:
+    test or train; limit: so many images of the data set, as many of each class, 0: all; image_size:
+    pixels of the network's input, 0: what the model was trained with.
+
+    Raises ValueError for other arguments, nibblenet.Error for a broken data set and for logits that
+    are no numbers.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(f"model: expected a nibblenet.Model, got {type(model).__name__}")
+    batch = _integer(batch, "batch", 1, 65536)
+    image_size = _integer(image_size, "image_size", 0, 4096)
+    with shown(progress) as report:
+        if isinstance(data, (str, bytes, os.PathLike)):
+            if not isinstance(split, str):
+                raise ValueError(f"split {split!r}: expected test or train")
+            limit = _integer(limit, "limit", 0, 1 << 40)
+            found, logits, labels = model._core.evaluate_path(_path(data, "data"), split, limit, batch, image_size,
+                                                              report)
+        else:
+            images, labels = _pair(data)
+            found, logits, labels = model._core.evaluate_arrays(images, labels, batch, image_size, report)
+    if not np.isfinite(logits).all():
+        raise _core.Error("logits are NaN or infinite; nibblenet.inspect shows which weights are")
+    values = json.loads(found)
+    return Evaluation(values["accuracy"], tuple(values["accuracy_interval"]), values["loss"], values["correct"],
+                      values["images"], values["seconds"], values["data"], logits, np.array(labels, np.int64))
+
+
+def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError("data: expected a path, or a pair of images and labels")
+    images, labels = _arrays.array(data[0], "images"), _arrays.array(data[1], "labels")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images: expected uint8 [N, height, width, 3], got {images.dtype} {images.shape}")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(f"labels: expected whole numbers [N], got {labels.dtype} {labels.shape}")
+    if labels.size and (labels.min() < 0 or labels.max() > 255):
+        raise ValueError("labels: expected 0 to 255")
+    return np.require(images, requirements=["C", "A"]), np.require(labels, np.int64, ["C", "A"])
+
+
+def sweep(source: Source, schemes: Iterable[str | Mapping[str, Any]], data: Any, *, split: str = "test",
+          limit: int = 0, batch: int = 128, device: str = "cpu",
+          progress: bool | Progress | None = None) -> list[dict[str, Any]]:
+    """Packs a model by each scheme and measures it: rows for pandas.DataFrame, the float model first.
+
+    schemes: texts like "linear:4:channel", or dicts of pack's options. Each row has scheme,
+    accuracy, low and high (95 %), loss, difference and mcnemar_p (to the float model),
+    bits_per_weight, estimated_bytes and resident_bytes.
+    """
+    floats = Model.of(source, device)
+    rows = []
+    base = None
+    for scheme in [None, *schemes]:
+        if scheme is None:
+            model, name = floats, "float32"
+        elif isinstance(scheme, Mapping):
+            model = pack(floats, device=device, progress=progress, **scheme)
+            name = ", ".join(f"{key}={value}" for key, value in scheme.items())
+        else:
+            model, name = pack(floats, layers={"*": scheme}, device=device, progress=progress), scheme
+        result = evaluate(model, data, split=split, limit=limit, batch=batch, progress=progress)
+        base = base or result
+        size, paired = model.size, result.compare(base)
+        rows.append({"scheme": name, "accuracy": result.accuracy, "low": result.interval[0],
+                     "high": result.interval[1], "loss": result.loss, "difference": paired["difference"],
+                     "mcnemar_p": paired["mcnemar_p"], "bits_per_weight": size.bits_per_weight,
+                     "estimated_bytes": size.estimated, "resident_bytes": size.resident})
+        if model is not floats:
+            model.close()
+    return rows
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a model's file holds, as tools/inspect --json: tensors, total, bytes, header, metadata.
+
+    Raises OSError for a file that cannot be read, nibblenet.Error for one that is broken.
+    """
+    return json.loads(_core.inspect(_path(path, "path")))

@@ -1,0 +1,128 @@
+#include "python/worker.h"
+
+#include <nanobind/stl/string.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "engine/core/error.h"
+#include "tools/common/interrupts.h"
+#include "tools/common/progress.h"
+
+namespace nibblenet::python {
+namespace nb = nanobind;
+
+Worker& Worker::instance() {
+  static auto* worker = new Worker;
+  return *worker;
+}
+
+Worker::Worker() : process_(getpid()) {
+  tools::show_progress_by([this](const std::string& label, const std::string& unit, int64_t done, int64_t total) {
+    const std::lock_guard lock(mutex_);
+    report_ = {label, unit, done, total};
+  });
+}
+
+void Worker::start() {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread([this] { serve(); }).detach();
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  started_ = true;
+}
+
+void Worker::serve() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return !waiting_.empty(); });
+    current_ = waiting_.front();
+    waiting_.pop_front();
+    report_.reset();
+    tools::ask_to_stop(closing_);
+    lock.unlock();
+    try {
+      (*current_->work)();
+    } catch (...) {
+      current_->error = std::current_exception();
+    }
+    lock.lock();
+    current_->done = true;
+    current_ = nullptr;
+    changed_.notify_all();
+  }
+}
+
+void Worker::run(const std::function<void()>& work, const nb::object& progress) {
+  if (getpid() != process_)
+    throw Error("nibblenet does not work in a forked process: start processes by multiprocessing's 'spawn'");
+  Job job{.work = &work};
+  {
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    if (closing_) throw Error("the interpreter exits: nibblenet takes no more calls");
+    if (!started_) start();
+    ++calls_;
+    waiting_.push_back(&job);
+    changed_.notify_all();
+  }
+  std::exception_ptr raised;
+  for (bool done = false; !done;) {
+    {
+      const nb::gil_scoped_release released;
+      wait_briefly(job);
+    }
+    if (!raised) {
+      try {
+        if (PyErr_CheckSignals() != 0) nb::raise_python_error();
+        if (!progress.is_none()) show(progress);
+      } catch (...) {
+        raised = std::current_exception();
+        stop(job);
+      }
+    }
+    const std::lock_guard lock(mutex_);
+    done = job.done;
+    if (done) --calls_;
+  }
+  changed_.notify_all();
+  if (raised) std::rethrow_exception(raised);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+void Worker::wait_briefly(Job& job) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::milliseconds(50), [&] { return job.done; });
+}
+
+void Worker::stop(Job& job) {
+  const nb::gil_scoped_release released;
+  const std::lock_guard lock(mutex_);
+  if (&job == current_) tools::ask_to_stop(true);
+  if (std::erase(waiting_, &job) > 0) job.done = true;
+}
+
+void Worker::show(const nb::object& progress) {
+  std::optional<Report> report;
+  {
+    const std::lock_guard lock(mutex_);
+    std::swap(report, report_);
+  }
+  if (report) progress(report->label, report->unit, report->done, report->total);
+}
+
+void Worker::shut_down() {
+  if (getpid() != process_) return;
+  const nb::gil_scoped_release released;
+  std::unique_lock lock(mutex_);
+  closing_ = true;
+  tools::ask_to_stop(true);
+  changed_.wait(lock, [this] { return calls_ == 0; });
+}
+
+}  // namespace nibblenet::python

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+
+namespace nibblenet::python {
+
+/// The thread that does all of the module's work, one call after the other, with all signals
+/// blocked. No handler may run on a stack that computes: oneDNN keeps its stack pointer inside a
+/// block of the heap. The threads of OpenMP that it starts inherit the mask.
+class Worker {
+ public:
+  /// The process's only one. It is never destroyed: its thread outlives main.
+  static Worker& instance();
+
+  /// Does `work` there and waits without the GIL. Twenty times a second it looks for signals and
+  /// calls progress(label, unit, done, total) unless it is None. Throws what `work` throws. If a
+  /// handler or `progress` raises, it stops the work and throws that. Throws Error in a forked
+  /// child and when the interpreter exits. Requires: the GIL.
+  void run(const std::function<void()>& work, const nanobind::object& progress = nanobind::none());
+
+  /// Stops the work and waits until every call has returned; later ones throw Error. For atexit: a
+  /// thread that takes the GIL after the interpreter is gone ends the process.
+  void shut_down();
+
+ private:
+  /// A call's work, on the caller's stack.
+  struct Job {
+    const std::function<void()>* work;
+    std::exception_ptr error;
+    bool done = false;
+  };
+  /// The last report of progress.
+  struct Report {
+    std::string label;
+    std::string unit;
+    int64_t done = 0;
+    int64_t total = 0;
+  };
+
+  Worker();
+  void start();
+  [[noreturn]] void serve();
+  void wait_briefly(Job& job);
+  void stop(Job& job);
+  void show(const nanobind::object& progress);
+
+  const int process_;
+  std::mutex mutex_;  ///< guards what follows
+  std::condition_variable changed_;
+  std::deque<Job*> waiting_;
+  Job* current_ = nullptr;
+  bool started_ = false;
+  bool closing_ = false;
+  int calls_ = 0;
+  std::optional<Report> report_;
+};
+
+}  // namespace nibblenet::python
