@@ -1,0 +1,196 @@
+"""Models: packing, files, inference and evaluation."""
+
+import os
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+import nibblenet
+from support import fake_quantized, pictures, prepared, state_dict, write_safetensors
+
+TOOLS = os.environ.get("NIBBLENET_TOOLS")
+SCHEMES = [{}, {"bits": 3}, {"method": "kmeans", "bits": 4}, {"method": "nf4", "granularity": "block:32", "scale": "f16"},
+           {"bits": 4, "layers": {"features.*": "linear:8:channel"}}]
+
+
+class InFolder(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+
+class Packing(InFolder):
+    def test_a_saved_model_is_the_model(self):
+        packed = nibblenet.pack(state_dict(), bits=4)
+        images = prepared(3)
+        logits, before = packed(images), packed.size
+        for compress in (False, True):
+            path = self.folder / f"{compress}.safetensors"
+            packed.save(path, compress=compress)
+            loaded = nibblenet.load(path)
+            self.assertIsInstance(loaded, nibblenet.PackedModel)
+            self.assertTrue(np.array_equal(loaded(images), logits))
+            self.assertEqual(loaded.size.file, path.stat().st_size)
+            self.assertEqual(packed.size.file, path.stat().st_size)
+            self.assertEqual((loaded.size.resident, loaded.size.estimated), (before.resident, before.estimated))
+            for name, values in packed.dequantize().items():
+                self.assertTrue(np.array_equal(loaded.dequantize()[name], values), name)
+
+    def test_sources_of_all_kinds_give_the_same_bytes(self):
+        parameters = state_dict()
+        path = self.folder / "float.safetensors"
+        write_safetensors(path, parameters)
+        for i, options in enumerate(SCHEMES):
+            files = []
+            for source in (parameters, path, str(path), nibblenet.load(path)):
+                files.append(self.folder / f"{i}-{len(files)}.safetensors")
+                nibblenet.pack(source, **options).save(files[-1])
+            for file in files[1:]:
+                self.assertEqual(file.read_bytes(), files[0].read_bytes(), options)
+
+    @unittest.skipUnless(TOOLS, "NIBBLENET_TOOLS does not name the folder of the tools")
+    def test_the_tool_writes_the_same_bytes(self):
+        path = self.folder / "float.safetensors"
+        write_safetensors(path, state_dict())
+        for options in SCHEMES:
+            arguments = []
+            for name, value in options.items():
+                if name == "layers":
+                    arguments += [f"--layer={pattern}={scheme}" for pattern, scheme in value.items()]
+                else:
+                    arguments.append(f"--{name}={value}")
+            by_tool, by_us = self.folder / "tool.safetensors", self.folder / "us.safetensors"
+            subprocess.run([Path(TOOLS) / "pack", path, "-o", by_tool, *arguments], check=True, capture_output=True)
+            nibblenet.pack(path, **options).save(by_us)
+            self.assertEqual(by_us.read_bytes(), by_tool.read_bytes(), options)
+
+    def test_the_ledger_adds_up(self):
+        packed = nibblenet.pack(state_dict(), bits=4, method="linear")
+        size = packed.size
+        weights = sum(values.size for values in state_dict().values() if values.ndim > 1)
+        self.assertEqual(size.weights, weights)
+        self.assertEqual(size.file, 0)
+        self.assertEqual(size.estimated, sum(row["estimated"]["total"] for row in size.layers))
+        self.assertEqual(size.resident, sum(row["resident"]["total"] for row in size.layers))
+        self.assertEqual(sum(row["estimated"]["codes"] for row in size.layers), weights / 2)
+        self.assertIn("features.10", str(size))
+        self.assertEqual(size._repr_html_().count("<tr>"), 1 + 8 + 1)
+
+    def test_the_source_is_not_changed(self):
+        parameters = state_dict()
+        before = {name: values.copy() for name, values in parameters.items()}
+        floats = nibblenet.Model.of(parameters)
+        nibblenet.pack(floats)
+        self.assertFalse(floats.info["packed"])
+        for name, values in before.items():
+            self.assertTrue(np.array_equal(parameters[name], values))
+            self.assertTrue(np.array_equal(floats.dequantize()[name], values))
+
+    def test_names_behind_prefixes_are_known_and_counters_left_out(self):
+        wrapped = {f"module.{name}": values for name, values in state_dict().items()}
+        wrapped["module.steps"] = np.array(3)
+        self.assertEqual(nibblenet.Model.of(wrapped).info["network"], "alexnet")
+
+    def test_inspect_shows_what_a_file_holds(self):
+        path = self.folder / "p.safetensors"
+        nibblenet.pack(state_dict(), bits=4, method="linear").save(path)
+        found = nibblenet.inspect(path)
+        self.assertEqual(found["bytes"], path.stat().st_size)
+        schemes = {tensor["name"]: tensor["scheme"] for tensor in found["tensors"]}
+        self.assertEqual(schemes["classifier.6.weight"], "linear:4:channel")
+        self.assertEqual(schemes["classifier.6.bias"], "float32")
+
+
+class Inference(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.model = nibblenet.pack(state_dict(), bits=4)
+
+    def test_layouts_of_the_same_images_give_the_same_bits(self):
+        images = prepared(5)
+        logits = self.model(images)
+        self.assertEqual(logits.shape, (5, 10))
+        self.assertEqual(logits.dtype, np.float32)
+        channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        unaligned = np.frombuffer(b"x" + images.tobytes(), np.uint8)[1:].view(np.float32).reshape(images.shape)
+        twice = np.repeat(images, 2, axis=0)[::2]
+        backwards = np.ascontiguousarray(images[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
+        read_only = images.copy()
+        read_only.flags.writeable = False
+        for other in (channels_last, unaligned, twice, backwards, read_only):
+            self.assertTrue(np.array_equal(self.model(other), logits))
+
+    def test_zero_images_give_zero_rows(self):
+        self.assertEqual(self.model(np.zeros((0, 3, 64, 64), np.float32)).shape, (0, 10))
+        self.assertEqual(self.model(np.zeros((0, 32, 32, 3), np.uint8)).shape, (0, 10))
+
+    def test_batches_and_their_order_do_not_matter(self):
+        images = prepared(7)
+        logits = self.model(images, batch=7)
+        for batch in (1, 2, 7, 128, 3):
+            np.testing.assert_allclose(self.model(images, batch=batch), logits, rtol=1e-4, atol=1e-5)
+        self.assertTrue(np.array_equal(self.model(images, batch=7), logits))
+
+    def test_packed_weights_compute_like_their_float_values(self):
+        floats = nibblenet.Model.of(self.model.dequantize())
+        images = prepared(2)
+        np.testing.assert_allclose(self.model(images), floats(images), rtol=1e-4, atol=1e-4)
+
+    def test_bytes_are_prepared_as_evaluate_prepares_them(self):
+        images, labels = pictures(6), np.arange(6) % 10
+        result = nibblenet.evaluate(self.model, (images, labels), batch=6)
+        self.assertTrue(np.array_equal(self.model(images, batch=6), result.logits))
+
+
+class Evaluating(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.floats = nibblenet.Model.of(state_dict())
+        cls.images = pictures(12)
+        cls.labels = cls.floats(cls.images).argmax(axis=1)
+
+    def test_figures_are_those_of_the_logits(self):
+        labels = self.labels.copy()
+        labels[:3] = (labels[:3] + 1) % 10
+        result = nibblenet.evaluate(self.floats, (self.images, labels))
+        self.assertEqual((result.correct, result.images, result.accuracy), (9, 12, 0.75))
+        self.assertLess(result.interval[0], 0.75)
+        self.assertGreater(result.interval[1], 0.75)
+        logits = result.logits.astype(np.float64)
+        losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(12), labels]
+        self.assertAlmostEqual(result.loss, losses.mean(), places=5)
+
+    def test_a_comparison_is_paired(self):
+        one = nibblenet.evaluate(self.floats, (self.images, self.labels))
+        flipped = nibblenet.Model.of({name: -values for name, values in state_dict().items()})
+        other = nibblenet.evaluate(flipped, (self.images, self.labels))
+        paired = one.compare(other)
+        self.assertEqual(paired["only_this"], int((~other.right).sum()))
+        self.assertEqual(paired["only_other"], 0)
+        self.assertAlmostEqual(paired["mcnemar_p"], min(1, 2 * 0.5 ** paired["only_this"]))
+        with self.assertRaisesRegex(ValueError, "different images"):
+            one.compare(nibblenet.evaluate(flipped, (self.images[:4], self.labels[:4])))
+
+    def test_a_sweep_gives_rows(self):
+        rows = nibblenet.sweep(state_dict(), ["linear:8:channel", {"bits": 2, "method": "linear"}],
+                               (self.images, self.labels))
+        self.assertEqual([row["scheme"] for row in rows], ["float32", "linear:8:channel", "bits=2, method=linear"])
+        self.assertEqual(rows[0]["accuracy"], 1.0)
+        self.assertGreater(rows[1]["estimated_bytes"], rows[2]["estimated_bytes"])
+        self.assertEqual({frozenset(row) for row in rows}, {frozenset(rows[0])})
+
+    def test_what_is_claimed_can_be_checked_and_packed(self):
+        rounded = {name: fake_quantized(values, 4) if values.ndim > 1 else values
+                   for name, values in state_dict().items()}
+        schemes = {row["name"]: row["scheme"] for row in nibblenet.check(rounded).rows}
+        packed = nibblenet.pack(rounded, layers=schemes)
+        for name, values in packed.dequantize().items():
+            np.testing.assert_allclose(values, rounded[name], rtol=3e-7, err_msg=name)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,149 @@
+"""Threads, Ctrl-C, forks and the interpreter's end."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+import nibblenet
+from support import pictures, prepared, state_dict
+
+
+def run(code, **options):
+    """Runs a script that has what the tests have."""
+    text = "from support import *\nimport numpy as np\nimport nibblenet, os, signal, sys, threading, time\n" + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", text], cwd=Path(__file__).parent, capture_output=True, text=True,
+                          timeout=120, **options)
+
+
+class Worker(unittest.TestCase):
+    def test_threads_share_a_model(self):
+        model = nibblenet.pack(state_dict(), bits=4)
+        images = [prepared(2, seed=seed) for seed in range(4)]
+        expected = [model(each) for each in images]
+        wrong = []
+
+        def work(i):
+            for _ in range(10):
+                if not np.array_equal(model(images[i]), expected[i]):
+                    wrong.append(i)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(wrong, [])
+
+    def test_other_threads_run_while_a_model_computes(self):
+        model = nibblenet.pack(state_dict(), bits=4)
+        images = prepared(512)
+        ticks, stop = [], threading.Event()
+
+        def tick():
+            while not stop.is_set():
+                ticks.append(time.monotonic())
+                time.sleep(0.001)
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        start = time.monotonic()
+        model(images)
+        end = time.monotonic()
+        stop.set()
+        thread.join()
+        during = [each for each in ticks if start < each < end]
+        self.assertGreater(len(during), (end - start) / 0.2)
+
+    def test_progress_is_heard_and_its_error_stops_the_work(self):
+        model = nibblenet.pack(state_dict(), bits=4)
+        heard = []
+        nibblenet.evaluate(model, (pictures(64), np.zeros(64, int)), batch=1, progress=lambda *args: heard.append(args))
+        self.assertTrue(heard)
+        for label, unit, done, total in heard:
+            self.assertEqual((label, unit, total), ("evaluating", "images", 64))
+            self.assertLessEqual(done, total)
+
+        def stop(*_):
+            raise LookupError("enough")
+
+        with self.assertRaisesRegex(LookupError, "enough"):
+            nibblenet.evaluate(model, (pictures(2000), np.zeros(2000, int)), batch=1, progress=stop)
+        self.assertEqual(model(prepared(1)).shape, (1, 10))
+
+    def test_a_call_inside_progress_waits_for_the_work(self):
+        model = nibblenet.pack(state_dict(), bits=4)
+        shapes = []
+        nibblenet.evaluate(model, (pictures(64), np.zeros(64, int)), batch=1,
+                           progress=lambda *_: shapes.append(model(prepared(1)).shape))
+        self.assertEqual(set(shapes), {(1, 10)})
+
+    def test_control_c_stops_a_long_call(self):
+        done = run("""
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            model = nibblenet.pack(state_dict(), bits=4)
+            data = (pictures(20000), np.zeros(20000, int))
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            start = time.monotonic()
+            try:
+                nibblenet.evaluate(model, data, batch=4, progress=False)
+            except KeyboardInterrupt:
+                print("stopped", time.monotonic() - start < 10, model(prepared(1)).shape)
+        """)
+        self.assertEqual(done.stdout, "stopped True (1, 10)\n", done.stderr)
+
+    def test_a_forked_child_is_told(self):
+        done = run("""
+            model = nibblenet.pack(state_dict(), bits=4)
+            child = os.fork()
+            if child == 0:
+                try:
+                    model(prepared(1))
+                except nibblenet.Error as error:
+                    print("spawn" in str(error), flush=True)
+                sys.exit(3)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), model(prepared(1)).shape)
+        """)
+        self.assertEqual(done.stdout, "True\n3 (1, 10)\n", done.stderr)
+
+    def test_the_interpreter_may_end_during_work(self):
+        done = run("""
+            model = nibblenet.pack(state_dict(), bits=4)
+            data = (pictures(20000), np.zeros(20000, int))
+            for _ in range(3):
+                threading.Thread(target=nibblenet.evaluate, args=(model, data), kwargs={"batch": 4}, daemon=True).start()
+            time.sleep(0.5)
+            print("end", flush=True)
+        """)
+        self.assertEqual((done.returncode, done.stdout), (0, "end\n"), done.stderr)
+
+    def test_importing_takes_little_beyond_numpy(self):
+        done = run("")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        code = "import numpy, time; start = time.process_time(); import nibblenet; print(time.process_time() - start)"
+        seconds = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+                      for _ in range(3))
+        self.assertLess(seconds, 0.3)
+
+    def test_nothing_leaks(self):
+        done = run("""
+            for _ in range(2):
+                with nibblenet.pack(state_dict(), bits=4) as model:
+                    model(prepared(1)), model.dequantize(), model.size
+                for wrong in (None, prepared(1)[0]):
+                    try:
+                        model(wrong)
+                    except ValueError:
+                        pass
+            nibblenet.check(state_dict())
+        """)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))  # nanobind reports leaks there
+
+
+if __name__ == "__main__":
+    unittest.main()
