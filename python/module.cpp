@@ -9,6 +9,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
 
 #include "engine/quant/value_check.h"
 #include "python/model.h"

@@ -3,6 +3,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <map>
+#include <span>
 
 #include "engine/io/onnx_graph.h"
 #include "engine/io/preprocess.h"

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
 #include "tests/support/small_network.h"

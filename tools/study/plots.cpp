@@ -1,5 +1,6 @@
 #include "tools/study/plots.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tools/common/report.h"

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "layers/network/pass.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
