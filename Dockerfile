@@ -1,7 +1,7 @@
 # nibblenet for the CPU. Not run yet: no test builds this image.
 #
 #   docker build --tag nibblenet .
-#   docker run --rm --volume "$PWD:/work" nibblenet eval weights/alexnet-cifar10.safetensors --data /work/data
+#   docker run --rm --volume "$PWD/data:/data" nibblenet eval weights/alexnet-cifar10.safetensors --data /data
 FROM debian:12-slim AS build
 WORKDIR /nibblenet
 COPY . .
