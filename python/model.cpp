@@ -16,24 +16,6 @@
 namespace nibblenet::python {
 namespace {
 
-/// What a network of the same parameters takes over.
-StateDict copy_of(const StateDict& dict) {
-  StateDict copy;
-  copy.metadata = dict.metadata;
-  copy.file_bytes = dict.file_bytes;
-  copy.header_bytes = dict.header_bytes;
-  for (const Parameter& parameter : dict.parameters) {
-    Parameter& to = copy.parameters.emplace_back();
-    to.name = parameter.name;
-    to.file_bytes = parameter.file_bytes;
-    if (parameter.packed())
-      to.value = parameter.packed_values();
-    else
-      to.value = parameter.dequantized();
-  }
-  return copy;
-}
-
 tools::PackingFlags packing_flags(std::vector<std::string> arguments) {
   CLI::App app("pack");
   tools::PackingFlags flags;

@@ -356,6 +356,27 @@ void save_pth(const std::filesystem::path& path, const StateDict& dict) {
   write_pth(path, tensors);
 }
 
+StateDict copy_of(const StateDict& dict) {
+  StateDict copy{.metadata = dict.metadata,
+                 .file_bytes = dict.file_bytes,
+                 .header_bytes = dict.header_bytes,
+                 .warnings = dict.warnings,
+                 .left_out = dict.left_out,
+                 .notes = dict.notes};
+  for (const Parameter& parameter : dict.parameters) {
+    Parameter& to = copy.parameters.emplace_back();
+    to.name = parameter.name;
+    if (parameter.packed())
+      to.value = parameter.packed_values();
+    else
+      to.value = parameter.dequantized();
+    to.file_bytes = parameter.file_bytes;
+    to.compressed_bytes = parameter.compressed_bytes;
+    to.stored_as = parameter.stored_as;
+  }
+  return copy;
+}
+
 StateDict dequantized(const StateDict& dict) {
   StateDict result;
   result.metadata = dict.metadata;

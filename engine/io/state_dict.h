@@ -93,6 +93,8 @@ void save_state_dict(const std::filesystem::path& path, const StateDict& dict,
 /// has no place. Throws FormatError when a parameter is packed.
 void save_pth(const std::filesystem::path& path, const StateDict& dict);
 
+/// A copy of everything.
+StateDict copy_of(const StateDict& dict);
 /// A copy with every packed parameter dequantized to float32.
 StateDict dequantized(const StateDict& dict);
 

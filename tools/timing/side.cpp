@@ -37,23 +37,6 @@ std::vector<std::string> default_sides(bool on_gpu, bool with_baseline) {
   return sides;
 }
 
-StateDict copy_of(const StateDict& dict) {
-  StateDict copy;
-  copy.metadata = dict.metadata;
-  for (const Parameter& parameter : dict.parameters) {
-    Parameter& to = copy.parameters.emplace_back();
-    to.name = parameter.name;
-    if (parameter.packed()) {
-      to.value = parameter.packed_values();
-      continue;
-    }
-    Tensor<float> values(host_memory(), parameter.shape(), MemoryCategory::data);
-    std::ranges::copy(parameter.values().view(), values.data());
-    to.value = std::move(values);
-  }
-  return copy;
-}
-
 StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& scheme) {
   StateDict copy = copy_of(floats);
   if (!scheme) return copy;

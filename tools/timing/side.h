@@ -25,8 +25,6 @@ SideSpec parse_side(const std::string& text, const std::string& device);
 /// The sides of --compare without --sides: on the CPU, or on a GPU with or without the baseline.
 std::vector<std::string> default_sides(bool on_gpu, bool with_baseline);
 
-/// A copy of a model's parameters and metadata.
-StateDict copy_of(const StateDict& dict);
 /// A copy whose weights are packed if a scheme is given; biases stay float. Throws UsageError.
 StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& scheme);
 

@@ -50,6 +50,27 @@ TEST(StateDict, PackedModelRoundTripsForEveryMethodAndWidth) {
   }
 }
 
+TEST(StateDict, ACopyHoldsEverything) {
+  const TemporaryFolder folder;
+  StateDict dict = small_alexnet(3);
+  dict.metadata["image_size"] = "64";
+  pack_all(dict, parse_scheme("linear:3"));
+  save_state_dict(folder.path() / "m", dict, Compression::rans);
+  const StateDict read = load_state_dict(folder.path() / "m");
+  const StateDict copy = copy_of(read);
+  EXPECT_TRUE(same_bits(dequantized(copy), dequantized(read)));
+  EXPECT_EQ(copy.metadata, read.metadata);
+  EXPECT_EQ(copy.file_bytes, read.file_bytes);
+  EXPECT_EQ(copy.header_bytes, read.header_bytes);
+  ASSERT_EQ(copy.parameters.size(), read.parameters.size());
+  for (size_t i = 0; i < copy.parameters.size(); ++i) {
+    EXPECT_EQ(copy.parameters[i].packed(), read.parameters[i].packed());
+    EXPECT_EQ(copy.parameters[i].file_bytes, read.parameters[i].file_bytes);
+    EXPECT_EQ(copy.parameters[i].compressed_bytes, read.parameters[i].compressed_bytes);
+    EXPECT_EQ(copy.parameters[i].stored_as, read.parameters[i].stored_as);
+  }
+}
+
 TEST(StateDict, SavingWhatWasReadChangesNothing) {
   const TemporaryFolder folder;
   StateDict dict = small_alexnet(3);
