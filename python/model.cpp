@@ -32,13 +32,6 @@ tools::PackingFlags packing_flags(std::vector<std::string> arguments) {
   return flags;
 }
 
-nlohmann::json to_json(const std::vector<LayerReport>& reports) {
-  nlohmann::json json = nlohmann::json::array();
-  for (const auto& [weight, done] : reports)
-    json.push_back({{"weight", weight}, {"nearest_error", done.nearest_error}, {"error", done.error}});
-  return json;
-}
-
 }  // namespace
 
 Model::Model(StateDict dict, std::string title, std::string device)
@@ -65,7 +58,6 @@ nlohmann::json Model::pack(const std::vector<std::string>& arguments) {
   if (dict_->packed()) fail<UsageError>("{} is packed already; pack the float model it came from", title_);
   flags.expect_fit(*dict_);
   tools::PackingReport report = tools::pack_by_flags(flags, *dict_, file_, "", backend());
-  report.json["gptq"] = to_json(report.layers);
   runner_.reset();
   network_.reset();
   dict_->file_bytes = dict_->header_bytes = 0;

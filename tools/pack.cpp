@@ -48,25 +48,15 @@ std::filesystem::path default_output(const std::filesystem::path& input, const O
   return input.parent_path() / fmt::format("{}_{}.safetensors", name, width);
 }
 
-/// Prints the table of them, nothing for none, and returns it.
-nlohmann::json print_reports(const std::vector<LayerReport>& reports) {
-  nlohmann::json layers = nlohmann::json::array();
-  if (!reports.empty())
-    fmt::print("{:<20} {:>12} {:>12} {:>8} {:>11} {:>8} {:>10} {:>12}\n", "output error", "nearest", "gptq", "ratio",
-               "coded bits", "damping", "rows kept", "dead inputs");
-  for (const auto& [weight, done] : reports) {
+/// Prints the table of them, nothing for none.
+void print_reports(const std::vector<LayerReport>& reports) {
+  if (reports.empty()) return;
+  fmt::print("{:<20} {:>12} {:>12} {:>8} {:>11} {:>8} {:>10} {:>12}\n", "output error", "nearest", "gptq", "ratio",
+             "coded bits", "damping", "rows kept", "dead inputs");
+  for (const auto& [weight, done] : reports)
     fmt::print("{:<20} {:>12.5g} {:>12.5g} {:>8.3f} {:>11.3f} {:>8.2g} {:>10} {:>12}\n", weight, done.nearest_error,
                done.error, done.nearest_error > 0 ? done.error / done.nearest_error : 1.0, done.bits, done.damping,
                done.rows_kept, done.dead_inputs);
-    layers.push_back({{"weight", weight},
-                      {"nearest_error", done.nearest_error},
-                      {"error", done.error},
-                      {"coded_bits", done.bits},
-                      {"damping", done.damping},
-                      {"rows_kept", done.rows_kept},
-                      {"dead_inputs", done.dead_inputs}});
-  }
-  return layers;
 }
 
 /// What --card asks for: where the card goes, and the images to evaluate the model on.
@@ -222,7 +212,7 @@ void pack(const Options& options) {
   PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend);
   save(output, dict, options);
   const double seconds = watch.seconds();
-  report.json["gptq"] = print_reports(report.layers);
+  print_reports(report.layers);
   show_result(options, input, output, seconds, *backend, card, std::move(report.json));
 }
 

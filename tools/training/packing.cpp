@@ -58,6 +58,19 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
   return reports;
 }
 
+nlohmann::json to_json(const std::vector<LayerReport>& reports) {
+  nlohmann::json layers = nlohmann::json::array();
+  for (const auto& [weight, done] : reports)
+    layers.push_back({{"weight", weight},
+                      {"nearest_error", done.nearest_error},
+                      {"error", done.error},
+                      {"coded_bits", done.bits},
+                      {"damping", done.damping},
+                      {"rows_kept", done.rows_kept},
+                      {"dead_inputs", done.dead_inputs}});
+  return layers;
+}
+
 /// Throws UsageError for flags that set what the targets choose.
 void expect_free_choice(const PackingFlags& flags) {
   const SchemeFlags& scheme = flags.scheme;
@@ -142,6 +155,7 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
     SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
     report.layers = pack_all(dict, schemes, packer, calibration);
   }
+  report.json["gptq"] = to_json(report.layers);
   return report;
 }
 

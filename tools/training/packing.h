@@ -34,7 +34,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
 /// What pack_by_flags() did.
 struct PackingReport {
   std::vector<LayerReport> layers;  ///< of GPTQ
-  nlohmann::json json;              ///< "calibration_seconds", "allocation" and "data_set" of pack's JSON
+  nlohmann::json json;              ///< "gptq", "calibration_seconds", "allocation" and "data_set" of pack's JSON
 };
 
 /// Packs the weights of a float model in place, by flags that fit it (PackingFlags::expect_fit).
