@@ -5,7 +5,7 @@
 #include "engine/core/parallel.h"
 #include "engine/core/progress.h"
 #include "engine/core/threads.h"
-#include "tools/common/class_names.h"
+#include "layers/network/class_names.h"
 #include "tools/common/interrupts.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
@@ -86,7 +86,7 @@ nlohmann::json Model::size() {
 nlohmann::json Model::description() {
   expect_open();
   return {{"network", network_of(*dict_).name},
-          {"classes", tools::class_names(dict_->metadata, class_count(*dict_))},
+          {"classes", class_names(dict_->metadata, class_count(*dict_))},
           {"image_size", image_size_of(*dict_)},
           {"packed", dict_->packed()},
           {"device", device_},
@@ -152,7 +152,7 @@ Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, bool ma
   expect_open();
   if (data.size() == 0) fail<UsageError>("there are no images to evaluate");
   if (batch < 1) fail<UsageError>("batch {}: must be 1 or more", batch);
-  if (match) tools::match_classes(data, *dict_);
+  if (match) match_classes(data, *dict_);
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_, image_size));
   tools::Progress progress("evaluating", "images");
   return nibblenet::evaluate(network(), data, preprocess, batch, std::ref(progress));

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "layers/network/class_names.h"
 #include "layers/network/network.h"
-#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

@@ -2,8 +2,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 #include <optional>
 
 #include "engine/core/parallel.h"
@@ -11,9 +9,10 @@
 #include "engine/io/archive.h"
 #include "engine/io/image.h"
 #include "engine/io/preprocess.h"
+#include "layers/network/class_names.h"
+#include "layers/network/guesses.h"
 #include "layers/network/image_batch.h"
 #include "layers/network/pass.h"
-#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
@@ -27,11 +26,6 @@ namespace fs = std::filesystem;
 struct Options : CommonOptions {
   std::vector<std::string> images;
   int64_t top = 3;
-};
-
-struct Guess {
-  int64_t label = 0;
-  float probability = 0;
 };
 
 /// A picture and the network's answer.
@@ -66,26 +60,6 @@ std::vector<Picture> find_pictures(const std::vector<std::string>& arguments) {
     std::ranges::move(found, std::back_inserter(pictures));
   }
   return pictures;
-}
-
-/// Softmax of one row of logits, and the `top` likeliest classes, the first one of equals in front.
-/// Throws Error when the logits are no numbers.
-std::vector<Guess> best_guesses(std::span<const float> logits, int64_t top) {
-  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); }))
-    throw Error("the network's output is not finite");
-  const float largest = *std::ranges::max_element(logits);
-  float sum = 0;
-  std::vector<Guess> guesses;
-  for (const float logit : logits) {
-    guesses.push_back({static_cast<int64_t>(guesses.size()), std::exp(logit - largest)});
-    sum += guesses.back().probability;
-  }
-  // By logits: different ones may have the same probability.
-  std::ranges::stable_sort(guesses, std::greater(),
-                           [&](const Guess& g) { return logits[static_cast<size_t>(g.label)]; });
-  guesses.resize(std::min(guesses.size(), static_cast<size_t>(top)));
-  for (Guess& guess : guesses) guess.probability /= sum;
-  return guesses;
 }
 
 /// Reads pictures and classifies them, some at a time.
@@ -136,10 +110,7 @@ class Classifier {
   /// with the picture.
   void prepare(Picture& picture, std::span<float> out) const {
     try {
-      std::error_code error;
-      if (fs::exists(picture.path, error) && !fs::is_regular_file(picture.path, error))
-        fail<IoError>("cannot open {}: neither a file nor a folder", picture.path);
-      const RgbImage image = decode_image(read_file(picture.path, max_image_file_bytes), picture.path);
+      const RgbImage image = read_image(picture.path);
       picture.width = image.width;
       picture.height = image.height;
       Preprocessor(preprocess_).run(image.pixels.data(), image.width, image.height, false, out.data());

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <optional>
 
+#include "layers/network/class_names.h"
 #include "layers/network/evaluate.h"
 #include "layers/network/image_feed.h"
-#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

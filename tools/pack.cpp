@@ -4,9 +4,9 @@
 #include <optional>
 
 #include "engine/core/stopwatch.h"
+#include "layers/network/class_names.h"
 #include "layers/network/evaluate.h"
 #include "layers/network/network.h"
-#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_card.h"

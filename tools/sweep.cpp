@@ -1,8 +1,8 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include "layers/network/class_names.h"
 #include "tools/common/aliases.h"
-#include "tools/common/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

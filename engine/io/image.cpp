@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/core/error.h"
+#include "engine/io/archive.h"
 #include "engine/io/image_decoders.h"
 
 namespace nibblenet {
@@ -40,6 +41,13 @@ RgbImage decode_image(std::span<const uint8_t> file, std::string_view name) {
   if (text.starts_with("\x89PNG\r\n\x1A\n")) return decode_png(file, name);
   if (text.starts_with("BM")) return decode_bmp(file, name);
   fail<FormatError>("{} is no JPEG, PNG or BMP", name);
+}
+
+RgbImage read_image(const std::filesystem::path& path) {
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
+    fail<IoError>("cannot open {}: neither a file nor a folder", path.string());
+  return decode_image(read_file(path, max_image_file_bytes), path.string());
 }
 
 }  // namespace nibblenet

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -44,5 +45,8 @@ PictureKind picture_kind(std::string_view file_name);
 /// PNG. Like Pillow, it reads JPEGs with stray bytes between segments, at restart markers or in
 /// place of the end marker, and PNGs whose compressed stream lacks its checksum.
 RgbImage decode_image(std::span<const uint8_t> file, std::string_view name);
+
+/// decode_image() of a file. Throws IoError when it cannot be read, or is no regular file.
+RgbImage read_image(const std::filesystem::path& path);
 
 }  // namespace nibblenet

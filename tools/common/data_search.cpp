@@ -118,6 +118,18 @@ void print_skipped(const Dataset& data) {
              fmt::join(named, "; "), named.size() < data.skipped.size() ? " and so on" : "");
 }
 
+void print_match(const std::string& match) {
+  if (!match.empty()) fmt::print("classes: {}\n", match);
+}
+
+nlohmann::json data_set_json(const Dataset& data, const std::string& match) {
+  return {{"description", data.description},
+          {"stand_in", data.stand_in()},
+          {"classes", data.classes},
+          {"match", match.empty() ? nlohmann::json() : nlohmann::json(match)},
+          {"skipped", data.skipped.size()}};
+}
+
 void print_if_standin(bool standin) {
   if (standin)
     fmt::print("made on the stand-in: drawn images, NOT CIFAR-10; give --data PATH for a result on real ones\n");

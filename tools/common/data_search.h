@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/io/dataset.h"
+#include "engine/io/json.h"
 
 namespace nibblenet::tools {
 
@@ -46,6 +47,12 @@ void add_skip_option(CLI::App& app, Unreadable& unreadable);
 
 /// Prints to the standard error how many pictures a data set leaves out, and names the first.
 void print_skipped(const Dataset& data);
+
+/// Prints the line that match_classes() returned, if it is not empty.
+void print_match(const std::string& match);
+
+/// The value of "data_set" in a tool's JSON; "skipped" counts the pictures that were left out.
+nlohmann::json data_set_json(const Dataset& data, const std::string& match);
 
 /// Prints that the result was made on the stand-in, if it was. Tools call it last.
 void print_if_standin(bool standin);

@@ -2,16 +2,12 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <cmath>
 #include <optional>
 
 #include "engine/io/pth.h"
 #include "engine/io/safetensors_header.h"
 #include "engine/io/training_state.h"
-#include "layers/network/batch_norm.h"
-#include "layers/network/foreign_names.h"
-#include "layers/network/network_spec.h"
+#include "layers/network/canonical.h"
 #include "tools/common/pretrained.h"
 
 namespace nibblenet::tools {
@@ -114,19 +110,7 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
 }
 
 void prepare_model(StateDict& dict, const std::string& title) {
-  if (drop_training_state(dict)) fmt::print("{} is a checkpoint: taking the parameters it holds\n", title);
-  try {
-    for (const std::string& note : adopt_names(dict)) fmt::print("{}: {}\n", title, printable(note));
-    if (const int folded = fold_batch_norms(dict); folded > 0)
-      fmt::print("{}: folded {} batch norms into the convolutions in front of them\n", title, folded);
-    layers_of(dict);
-  } catch (const Error& error) {
-    fail<FormatError>("{}: {}", title, error.what());
-  }
-  for (const Parameter& parameter : dict.parameters)
-    if (!parameter.packed() &&
-        !std::ranges::all_of(parameter.values().view(), [](float v) { return std::isfinite(v); }))
-      fail<FormatError>("{}: {} holds NaN or infinities; tools/inspect counts them", title, parameter.name);
+  for (const std::string& change : make_canonical(dict, title)) fmt::print("{}\n", printable(change));
 }
 
 void check_model_file(const std::filesystem::path& path) {

@@ -25,8 +25,8 @@ StateDict load_model(const std::filesystem::path& path, Checksums checksums = Ch
 /// The file's tensors under the file's own names: the first step of load_model().
 StateDict read_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
 
-/// The second step of load_model(), for a dict from anywhere: canonical names, batch norms folded,
-/// and what it holds checked. `title` names it in notes and errors.
+/// make_canonical(), and prints what it changed: the second step of load_model(), for a dict from
+/// anywhere.
 void prepare_model(StateDict& dict, const std::string& title);
 
 /// Opens a model's file and reads its header, to report faults before other work starts. Throws

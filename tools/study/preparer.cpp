@@ -4,8 +4,8 @@
 #include <ctime>
 
 #include "engine/core/stopwatch.h"
+#include "layers/network/class_names.h"
 #include "layers/network/network_spec.h"
-#include "tools/common/class_names.h"
 
 namespace nibblenet::tools {
 namespace {

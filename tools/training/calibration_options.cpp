@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "engine/quant/text.h"
-#include "tools/common/class_names.h"
+#include "layers/network/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"

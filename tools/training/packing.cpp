@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "engine/core/stopwatch.h"
-#include "tools/common/class_names.h"
+#include "layers/network/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
 

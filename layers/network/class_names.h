@@ -6,10 +6,9 @@
 #include <vector>
 
 #include "engine/io/dataset.h"
-#include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 
-namespace nibblenet::tools {
+namespace nibblenet {
 
 /// The names of a model's classes, in label order: from its metadata, else CIFAR-10's where there
 /// are ten classes, else their numbers. Throws FormatError when the metadata does not list
@@ -29,11 +28,8 @@ bool same_classes(const std::vector<std::string>& a, const std::vector<std::stri
 /// `asked_for`. Returns one line that says what was matched, or "" when the lists are equal. Throws
 /// UsageError that names both lists when they do not fit.
 std::string match_classes(Dataset& data, const StateDict& model, bool asked_for = true);
+/// The same for a model of which only the metadata and the number of classes are left.
+std::string match_classes(Dataset& data, const std::map<std::string, std::string>& metadata, int64_t classes,
+                          bool asked_for);
 
-/// Prints the line that match_classes() returned, if it is not empty.
-void print_match(const std::string& match);
-
-/// The value of "data_set" in a tool's JSON; "skipped" counts the pictures that were left out.
-nlohmann::json data_set_json(const Dataset& data, const std::string& match);
-
-}  // namespace nibblenet::tools
+}  // namespace nibblenet

@@ -1,16 +1,15 @@
-#include "tools/common/class_names.h"
-
-#include <fmt/core.h>
+#include "layers/network/class_names.h"
 
 #include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
 
+#include "engine/io/json.h"
 #include "engine/io/safetensors_header.h"
 #include "layers/network/network_spec.h"
 
-namespace nibblenet::tools {
+namespace nibblenet {
 namespace {
 
 std::vector<std::string> parse(const std::string& text, int64_t classes) {
@@ -130,9 +129,13 @@ bool same_classes(const std::vector<std::string>& a, const std::vector<std::stri
 }
 
 std::string match_classes(Dataset& data, const StateDict& model, bool asked_for) {
-  const int64_t classes = class_count(model);
-  const bool named = model.metadata.contains(class_names_key);
-  const std::vector<std::string> known = class_names(model.metadata, classes);
+  return match_classes(data, model.metadata, class_count(model), asked_for);
+}
+
+std::string match_classes(Dataset& data, const std::map<std::string, std::string>& metadata, int64_t classes,
+                          bool asked_for) {
+  const bool named = metadata.contains(class_names_key);
+  const std::vector<std::string> known = class_names(metadata, classes);
   const Match found = match(data, known);
   if (found.unknown.empty()) {
     for (uint8_t& label : data.labels) label = static_cast<uint8_t>(found.labels[label]);
@@ -155,16 +158,4 @@ std::string match_classes(Dataset& data, const StateDict& model, bool asked_for)
       list_of(found.unknown), named ? "" : " (CIFAR-10's, since it names none)", list_of(known), list_of(data.classes));
 }
 
-void print_match(const std::string& match) {
-  if (!match.empty()) fmt::print("classes: {}\n", match);
-}
-
-nlohmann::json data_set_json(const Dataset& data, const std::string& match) {
-  return {{"description", data.description},
-          {"stand_in", data.stand_in()},
-          {"classes", data.classes},
-          {"match", match.empty() ? nlohmann::json() : nlohmann::json(match)},
-          {"skipped", data.skipped.size()}};
-}
-
-}  // namespace nibblenet::tools
+}  // namespace nibblenet
