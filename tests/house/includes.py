@@ -17,7 +17,7 @@ ROOMS = {
     },
     "layers": {"": 0, "network": 1},
     "training": {"compression": 0, "": 1},
-    "tools": {"common": 0, "training": 1, "timing": 1, "study": 2, "": 3},
+    "tools": {"common": 0, "library": 0, "training": 1, "timing": 1, "study": 2, "": 3},
 }
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 

@@ -16,7 +16,7 @@ def main():
     for number, line in document_lines(read("docs/dependencies.md")):
         if line.startswith("| ") and not line.startswith("| package"):
             named |= {package: number for package in re.findall(r"`([a-z0-9+.-]+)`", line.split(" | ")[0])}
-    optional = {"chromium", "debootstrap", "python3"}
+    optional = {"chromium", "debootstrap", "pkg-config", "python3"}
     findings = [("docs/dependencies.md", 1, f"{package} is missing, tools/dev installs it")
                 for package in sorted(installed - set(named))]
     findings += [("docs/dependencies.md", named[package], f"tools/dev does not install {package}")
