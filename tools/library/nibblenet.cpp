@@ -11,7 +11,6 @@
 #include <deque>
 #include <exception>
 #include <future>
-#include <limits>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -192,7 +191,8 @@ struct Model::Computer {
     if (images == 0) return {};
     expect_picture(rgb, height, width);
     const auto columns = static_cast<size_t>(network->classes());
-    if (images > std::numeric_limits<int64_t>::max() / std::max(height * width * 3, network->classes() * 4))
+    constexpr int64_t most_bytes = int64_t{1} << 40;
+    if (images > most_bytes / std::max(height * width * 3, network->classes() * 4))
       fail<UsageError>("{} images of {} x {} pixels are more than memory can hold", images, width, height);
     std::vector<float> result(static_cast<size_t>(images) * columns);
     Runner& run = runner_for(images);
