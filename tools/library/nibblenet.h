@@ -64,8 +64,8 @@ using OnProgress = std::function<bool(int64_t done, int64_t total)>;
 /// A model that is resident on a device.
 ///
 /// Errors: every function throws std::runtime_error, whose what() is one line: what is wrong and
-/// what to do. It throws for a model that was moved from, and in a process that was forked from one
-/// that has used nibblenet.
+/// what to do. It throws for a model that was moved from. What loads or computes throws in a
+/// process that was forked from one that has used nibblenet.
 ///
 /// Threads: any thread may use a model, but not while it is moved or destroyed. A model computes on
 /// a thread of its own, and on a team of OpenMP from there, one call after the other. Models are

@@ -13,6 +13,7 @@
 #include <limits>
 #include <optional>
 #include <thread>
+#include <typeinfo>
 
 #include "engine/io/preprocess.h"
 #include "engine/quant/quantizer.h"
