@@ -1,7 +1,10 @@
 # Installs a build, and lets a program outside of this tree use what was installed: the example, by
 # find_package and by pkg-config. Runs it on the model that was installed, and on a picture.
-#   cmake -D BUILD=… -D FOLDER=… -D COMPILER=… -D PICTURE=… [-D FLAGS=…] -P installed.cmake
+#   cmake -D BUILD=… -D FOLDER=… -D COMPILER=… -D PICTURE=… [-D FLAGS=…] [-D GENERATOR=…] -P installed.cmake
 cmake_minimum_required(VERSION 3.25)
+if(NOT GENERATOR)
+  set(GENERATOR Ninja)
+endif()
 file(REMOVE_RECURSE ${FOLDER})
 set(prefix ${FOLDER}/prefix)
 
@@ -53,8 +56,8 @@ function(try program)
   endif()
 endfunction()
 
-run(${CMAKE_COMMAND} -S ${example_folder} -B ${FOLDER}/build -D CMAKE_PREFIX_PATH=${prefix} -D CMAKE_CXX_STANDARD=17
-    -D CMAKE_CXX_COMPILER=${COMPILER} "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror ${FLAGS}")
+run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${example_folder} -B ${FOLDER}/build -D CMAKE_PREFIX_PATH=${prefix}
+    -D CMAKE_CXX_STANDARD=17 -D CMAKE_CXX_COMPILER=${COMPILER} "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror ${FLAGS}")
 run(${CMAKE_COMMAND} --build ${FOLDER}/build)
 try(${FOLDER}/build/example)
 
