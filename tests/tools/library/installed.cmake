@@ -1,6 +1,7 @@
 # Installs a build, and lets a program outside of this tree use what was installed: the example, by
 # find_package and by pkg-config. Runs it on the model that was installed, and on a picture.
-#   cmake -D BUILD=… -D FOLDER=… -D COMPILER=… -D PICTURE=… [-D FLAGS=…] [-D GENERATOR=…] -P installed.cmake
+#   cmake -D BUILD=… -D FOLDER=… -D COMPILER=… -D PICTURE=… [-D FLAGS=…] [-D GENERATOR=…]
+#         -P installed.cmake
 cmake_minimum_required(VERSION 3.25)
 if(NOT GENERATOR)
   set(GENERATOR Ninja)
