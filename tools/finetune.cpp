@@ -304,6 +304,7 @@ void finetune(Options& options, Given given) {
   const auto given_claim = claim ? std::nullopt
                                  : claim_output("--out", output, OutputKind::model,
                                                 {initial.file, options.resume, options.training.distillation.teacher});
+  const FileClaim checkpoint_claim = claim_file("the checkpoint of --out", checkpoint_of(output));
   expect_replaceable(checkpoint_of(output), options.resume);
   fmt::print("{}: {} training and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(), test_set.size(), train_set.classes.size(),

@@ -7,6 +7,7 @@
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
 #include "tools/common/numbers.h"
+#include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/study/gnuplot.h"
 #include "tools/study/runner.h"
@@ -124,6 +125,9 @@ void sweep(const Options& options) {
                       .weights = model.weight_count(),
                       .row_groups = groups_of(model, Granularity::Kind::row),
                       .channel_groups = groups_of(model, Granularity::Kind::channel)});
+  std::vector<FileClaim> claims;
+  for (const char* name : SweepFolder::files)
+    claims.push_back(claim_file(fmt::format("{} of --out", name), folder.path() / name));
   check_disk(folder, model, schemes, options.keep_models);
   fmt::print("{}: the float model and {} schemes on {} {} images of {} ({}, {})\n", folder.path().string(),
              schemes.size(), dataset.size(), options.split, dataset.description, backend->description(),

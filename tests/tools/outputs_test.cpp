@@ -129,7 +129,7 @@ TEST_F(OutputsTest, OneRunWritesAFileAtATime) {
   for (const std::string& line :
        {train + "out.safetensors", std::string("export small.safetensors -o out.safetensors")})
     refuse(line, "another run is about to write it", 1);
-  EXPECT_EQ(temporary_files().size(), 1U) << "the first run's claim stays";
+  EXPECT_EQ(temporary_files().size(), 2U) << "the first run's claims stay";
   first.send(SIGTERM);
   first.wait();
   EXPECT_EQ(temporary_files(), std::vector<fs::path>());
@@ -203,6 +203,36 @@ TEST_F(OutputsTest, NothingIsOverwrittenByMistake) {
   succeed("pack small.safetensors -o small.safetensors --force");
   succeed("inspect seven.safetensors --json archive.tar.gz --force");
   EXPECT_TRUE(read_text(at("archive.tar.gz")).starts_with("{"));
+}
+
+TEST_F(OutputsTest, TwoOutputsAreTwoFiles) {
+  const std::string eval = "eval small.safetensors --data standin --limit 10 --threads 1 ";
+  const std::string calibrate = "pack small.safetensors --calibrate standin --calibration-images 10 ";
+  fs::create_directory(at("study"));
+  for (const auto& [line, mention] : std::initializer_list<std::pair<std::string, std::string>>{
+           {"pack small.safetensors -o x.safetensors --json x.safetensors", "--json and -o are one file"},
+           {"pack small.safetensors -o x.safetensors --json ./standin/../x.safetensors", "--json and -o are one file"},
+           {"export small.safetensors -o x.safetensors --json x.safetensors", "--json and -o are one file"},
+           {calibrate + "-o x.safetensors --save-calibration x.safetensors", "-o and --save-calibration are one file"},
+           {eval + "--logits x.safetensors --json x.safetensors", "--json and --logits are one file"},
+           {train + "x.safetensors --json x.safetensors", "--json and --out are one file"},
+           {train + "x.safetensors --json x.checkpoint.safetensors", "--json and the checkpoint of --out are one"},
+           {"sweep small.safetensors --data standin --limit 10 --schemes linear:4 --out study --json study/sweep.json",
+            "--json and sweep.json of --out are one file"}})
+    refuse(line, mention, 2);
+  EXPECT_FALSE(fs::exists(at("x.safetensors")));
+}
+
+TEST_F(OutputsTest, ASweepKeepsItsSetupAndResults) {
+  const std::string sweep = "sweep small.safetensors --data standin --limit 10 --schemes linear:4:row --out study ";
+  succeed(sweep);
+  const std::string setup = read_text(at("study/sweep.json")), results = read_text(at("study/results.jsonl"));
+  for (const char* file : {"study/sweep.json", "study/results.jsonl"})
+    refuse(std::string("inspect small.safetensors --json ") + file, "belongs to a sweep", 2);
+  refuse(sweep + "--json study/sweep.json", "belongs to a sweep", 2);
+  EXPECT_EQ(read_text(at("study/sweep.json")), setup);
+  EXPECT_EQ(read_text(at("study/results.jsonl")), results);
+  succeed(sweep + "--json study/mine.json");
 }
 
 TEST_F(OutputsTest, PipesAndDevicesAreWrittenDirectly) {

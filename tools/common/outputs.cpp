@@ -1,6 +1,7 @@
 #include "tools/common/outputs.h"
 
 #include <fstream>
+#include <map>
 
 #include "engine/io/json.h"
 #include "engine/io/onnx_graph.h"
@@ -15,6 +16,12 @@ namespace {
 namespace fs = std::filesystem;
 
 bool forced = false;
+
+/// What this process claimed, by canonical path: an option, or "the checkpoint of --out".
+std::map<fs::path, std::string>& claimed() {
+  static std::map<fs::path, std::string> names;
+  return names;
+}
 
 /// What a file holds: "a model", "a checkpoint", "a calibration", "logits", "an ONNX model", "a
 /// model card" or "something else".
@@ -47,6 +54,14 @@ std::string_view content_of(OutputKind kind) {
   }
 }
 
+/// Whether it is the setup of a sweep, or its results, without which the sweep cannot go on.
+bool is_of_sweep(const fs::path& target) {
+  std::error_code error;
+  const auto beside = [&](const char* name) { return fs::is_regular_file(target.parent_path() / name, error); };
+  const fs::path name = target.filename();
+  return (name == "sweep.json" && beside("results.jsonl")) || (name == "results.jsonl" && beside("sweep.json"));
+}
+
 /// Why the file must not be replaced; empty when it may.
 std::string objection(const fs::path& target, OutputKind kind, const std::vector<fs::path>& inputs) {
   std::error_code error;
@@ -54,6 +69,7 @@ std::string objection(const fs::path& target, OutputKind kind, const std::vector
   if (!fs::is_regular_file(target, error)) return {};
   for (const fs::path& input : inputs)
     if (!input.empty() && fs::equivalent(target, input, error)) return "is read, too";
+  if (is_of_sweep(target)) return "belongs to a sweep";
   if (fs::file_size(target, error) == 0) return {};
   if (kind == OutputKind::json) {
     std::ifstream file(target);
@@ -83,11 +99,21 @@ std::optional<FileClaim> claim_output(const std::string& option, const fs::path&
       fail<IoError>("cannot write {}: it is no ordinary file; choose another name", target.string());
     return std::nullopt;
   }
-  std::optional<FileClaim> claim = FileClaim::try_claim(target);
-  if (!claim)
-    fail<IoError>("cannot write {}: another run is about to write it; wait for its end, or choose another name",
-                  target.string());
-  return claim;
+  return claim_file(option, target);
+}
+
+FileClaim claim_file(const std::string& what, const fs::path& target) {
+  std::error_code error;
+  const fs::path canonical = fs::weakly_canonical(fs::absolute(target), error);
+  if (std::optional<FileClaim> claim = FileClaim::try_claim(target)) {
+    claimed()[canonical] = what;
+    return std::move(*claim);
+  }
+  if (const auto own = claimed().find(canonical); own != claimed().end() && own->second != what)
+    fail<UsageError>("{} and {} are one file, {}; choose another name for one of them", own->second, what,
+                     target.string());
+  fail<IoError>("cannot write {}: another run is about to write it; wait for its end, or choose another name",
+                target.string());
 }
 
 }  // namespace nibblenet::tools

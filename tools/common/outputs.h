@@ -33,4 +33,9 @@ bool overwriting_forced();
 std::optional<FileClaim> claim_output(const std::string& option, const std::filesystem::path& target, OutputKind kind,
                                       const std::vector<std::filesystem::path>& inputs = {});
 
+/// Claims a file that is only written later, like a checkpoint. `what` says in errors what the file
+/// is: "the checkpoint of --out". Throws IoError when it cannot be written or another run has it,
+/// UsageError when this run claimed it for something else.
+FileClaim claim_file(const std::string& what, const std::filesystem::path& target);
+
 }  // namespace nibblenet::tools

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -51,6 +52,10 @@ class SweepFolder {
   /// Name of a packed model that is measured and then deleted. The next run deletes what a killed
   /// run left of it.
   static constexpr const char* passing_model = ".passing.safetensors";
+  /// Names of what a sweep writes into its folder, beside plots and models.
+  static constexpr std::array files = {"sweep.json", "results.jsonl", "float_right.safetensors",
+                                       "report.md",  "report.html",   "report.csv",
+                                       "report.json"};
 
   /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a
   /// sweep with another setup or another process works in it, FormatError when sweep.json is
