@@ -179,7 +179,9 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
 std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
                                     const Network& student, const std::vector<std::string>& classes) {
   if (options.teacher.empty()) return std::nullopt;
+  give_key(options.key);  // of the run that a checkpoint goes on with
   StateDict parameters = load_model(options.teacher, checksums);
+  options.key = key_for(options.teacher);
   if (class_count(parameters) != student.classes())
     fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
                      class_count(parameters), student.classes());

@@ -14,7 +14,19 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Learned, {{Learned::everything, "all"}, {Learned::s
 NLOHMANN_JSON_SERIALIZE_ENUM(Precision, {{Precision::float32, "float32"}, {Precision::float16, "float16"}})
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LossScale, value, finite_steps, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DistillationOptions, weight, teacher, fingerprint)
+
+static void to_json(nlohmann::json& json, const DistillationOptions& options) {
+  json = {{"weight", options.weight}, {"teacher", options.teacher}, {"fingerprint", options.fingerprint}};
+  if (!options.key.empty()) json["key"] = options.key;
+}
+
+static void from_json(const nlohmann::json& json, DistillationOptions& options) {
+  json.at("weight").get_to(options.weight);
+  json.at("teacher").get_to(options.teacher);
+  json.at("fingerprint").get_to(options.fingerprint);
+  options.key = json.value("key", "");
+}
+
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
                                    train_limit, test_limit, pruning, distillation, learned)

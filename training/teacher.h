@@ -15,6 +15,7 @@ struct DistillationOptions {
   double weight = 0;        ///< of the teacher's distribution; the label has the rest. 0: there is no teacher
   std::string teacher;      ///< its file
   std::string fingerprint;  ///< of its parameters
+  std::string key;          ///< of its weights in a file that holds several models, else empty
 };
 
 /// Targets for the softmax of a batch's logits.

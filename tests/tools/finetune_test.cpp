@@ -277,6 +277,23 @@ TEST_F(FinetuneTest, ATeacherMayBePacked) {
   EXPECT_TRUE(same_bits(model("whole.safetensors"), model("cut.safetensors")));
 }
 
+TEST_F(FinetuneTest, GoesOnFromTheTeacherUnderItsKey) {
+  StateDict two;
+  for (const char* prefix : {"gen.", "disc."})
+    for (const Parameter& parameter : model("small.safetensors").parameters)
+      two.parameters.push_back({.name = prefix + parameter.name, .value = parameter.dequantized()});
+  for (Parameter& parameter : two.parameters)
+    if (parameter.name.starts_with("gen."))
+      for (float& value : parameter.values().view().span()) value = -value;
+  save_pth(at("two.pth"), two);
+  const std::string line = from_small + "--distill two.pth --key disc --batch 50 --out ";
+  succeed(line + "whole.safetensors --epochs 2");
+  succeed(line + "cut.safetensors --epochs 1");
+  succeed(finetune + "--resume cut.checkpoint.safetensors --epochs 2");
+  EXPECT_TRUE(same_bits(model("whole.safetensors"), model("cut.safetensors")));
+  refuse(finetune + "--resume cut.checkpoint.safetensors --epochs 3 --key gen", "is not the model", 2);
+}
+
 TEST_F(FinetuneTest, LearnsScalesOfAPackedModel) {
   succeed("pack small.safetensors --method kmeans --bits 2 --scale f16 -o packed.safetensors");
   const std::string line = finetune + "--image-size 64 --init packed.safetensors --quantize packed --learn scales ";

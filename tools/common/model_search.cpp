@@ -125,6 +125,12 @@ void print_warnings(const StateDict& dict) {
   for (const std::string& warning : dict.warnings) fmt::print(stderr, "warning: {}\n", printable(warning));
 }
 
+std::string key_for(const std::filesystem::path& path) { return is_foreign(path) ? weights_key().name : ""; }
+
+void give_key(const std::string& name) {
+  if (weights_key().name.empty()) weights_key().name = name;
+}
+
 void add_strict_option(CLI::App& app, Checksums& checksums) {
   app.add_flag_callback(
       "--strict", [&checksums] { checksums = Checksums::strict; },

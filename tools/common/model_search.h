@@ -36,6 +36,11 @@ void check_model_file(const std::filesystem::path& path);
 /// Prints the warnings of a state dict to the standard error.
 void print_warnings(const StateDict& dict);
 
+/// NAME of --key where `path` is a file of another program, else empty.
+std::string key_for(const std::filesystem::path& path);
+/// Reads files of other programs as if --key NAME had been given, unless it was.
+void give_key(const std::string& name);
+
 /// Adds --strict and --key, which every tool that reads a MODEL has. load_model() and read_model()
 /// apply the key to files that nibblenet did not write. They throw UsageError when it is for none.
 void add_strict_option(CLI::App& app, Checksums& checksums);
