@@ -13,7 +13,7 @@ set -- "${@%_fuzz.cpp}"
 # Earlier ones do not compile the views of GCC's library.
 clang=$(command -v clang++-19 clang++-18 clang++-17 clang++-16 | head -1 || true)
 if [[ -z $clang ]]; then
-  echo "skipped: libFuzzer needs clang 16 or newer; install Debian's clang-16 and libomp-16-dev" >&2
+  echo "skipped: libFuzzer needs clang 16 or newer; install Debian's clang-16, libclang-rt-16-dev and libomp-16-dev" >&2
   exit 77
 fi
 
