@@ -432,7 +432,8 @@ int main(int argc, char** argv) {
   app.add_option("--weight-decay", t.weight_decay, "Weight decay (L2)")->capture_default_str();
   app.add_option("--dropout", t.dropout, "Dropout probability between linear layers (the original notebooks: 0)")
       ->capture_default_str();
-  app.add_option("--schedule", options.schedule, "Learning rate: constant, cosine, warmup or warmup-cosine")
+  app.add_option("--schedule", options.schedule, "How the learning rate changes over the epochs")
+      ->type_name("constant|cosine|warmup|warmup-cosine")
       ->capture_default_str();
   add_checked(
       app, "--augment", options.augment, CLI::IsMember({"flip", "flip-shift", "flip-shift-cut", "none"}),

@@ -15,9 +15,11 @@
 #include "engine/core/progress.h"
 #include "engine/io/safetensors.h"
 #include "tools/common/aliases.h"
+#include "tools/common/completion.h"
 #include "tools/common/numbers.h"
 #include "tools/common/outputs.h"
 #include "tools/common/standard_streams.h"
+#include "tools/common/version.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -66,6 +68,20 @@ void refuse_dash(const CLI::App& app) {
         fail<UsageError>("{} -: only --json writes to the standard output; name a file", name);
 }
 
+/// Thrown by options that are answered by a text, in place of the tool's work.
+struct Answer {
+  std::string text;
+};
+
+void add_answers(CLI::App& app) {
+  app.add_flag_callback(
+      "--version", [&app] { throw Answer{version_text(app.get_name())}; }, "Print version, commit, build and devices");
+  app.add_option_function<std::string>(
+         "--completion", [&app](const std::string& shell) { throw Answer{completion_script(app, shell)}; },
+         "Print a script by which a shell completes this tool's options; tools/dev completion prints that of all")
+      ->type_name("bash|zsh");
+}
+
 }  // namespace
 
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
@@ -85,6 +101,7 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     refuse_empty_words(arguments);
     take_old_names(app, arguments);
     std::ranges::reverse(arguments);  // as CLI11 takes them
+    add_answers(app);
     check_numbers(app);
     app.parse(std::move(arguments));
     refuse_dash(app);
@@ -93,6 +110,9 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     if (json_path == "-") keep_standard_output_for_json();
     const std::optional<FileClaim> claim = claim_output("--json", json_path == "-" ? "" : json_path, OutputKind::json);
     body();
+    return finish();
+  } catch (const Answer& answer) {
+    fmt::print("{}", answer.text);
     return finish();
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {  // --help

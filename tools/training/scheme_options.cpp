@@ -38,19 +38,21 @@ void SchemeFlags::add_to(CLI::App& app) {
                  "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
       ->check(CLI::Range(2, 8))
       ->default_str("4");
-  std::string methods = "Method:";
-  for (const MethodTraits& traits : method_table())
+  std::string methods = "Method:", names;
+  for (const MethodTraits& traits : method_table()) {
+    names += fmt::format("{}{}", names.empty() ? "" : "|", traits.name);
     methods += fmt::format("\n  {}, {}-{} bits, {}: {}", traits.name, traits.min_bits, traits.max_bits,
                            to_string(traits.default_granularity), traits.summary);
-  app.add_option("--method", method, methods)->type_name("METHOD");
+  }
+  app.add_option("--method", method, methods)->type_name(names);
   app.add_option("--granularity", granularity,
                  "tensor, channel, row, block:N, tile:RxC, or sorted[:B]; default: the method's")
       ->type_name("G");
-  app.add_option("--scale", scale, "Type of the stored scales: f32 (default) or f16")->type_name("TYPE");
+  app.add_option("--scale", scale, "Type of the stored scales: f32 (default) or f16")->type_name("f32|f16");
   app.add_option("--scale-sign", sign,
                  "absolute: the group's absolute maximum; signed: its element of largest magnitude (default where the "
                  "codebook is asymmetric)")
-      ->type_name("SIGN");
+      ->type_name("absolute|signed");
   app.add_flag("--zero-point", zero_point, "linear only: affine codes over [min, max] with a stored zero point");
   app.add_option("--layer", layers,
                  "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; "
