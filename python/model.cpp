@@ -6,22 +6,36 @@
 #include "engine/core/progress.h"
 #include "engine/core/threads.h"
 #include "layers/network/class_names.h"
+#include "layers/network/image_feed.h"
+#include "tools/common/data_search.h"
 #include "tools/common/interrupts.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "tools/common/simulation.h"
 #include "tools/training/packing.h"
 
 namespace nibblenet::python {
 namespace {
 
-tools::PackingFlags packing_flags(std::vector<std::string> arguments) {
+/// The options of tools/pack that say how a model is packed.
+struct PackOptions {
+  tools::PackingFlags packing;
+  std::string data;
+  bool compress = false;
+};
+
+PackOptions pack_options(std::vector<std::string> arguments) {
   CLI::App app("pack");
-  tools::PackingFlags flags;
+  PackOptions options;
+  tools::PackingFlags& flags = options.packing;
   flags.scheme.add_to(app);
   flags.calibration.add_source_to(app);
   flags.calibration.add_choice_to(app);
+  flags.allocation.add_to(app);
+  app.add_option("--data", options.data);
+  app.add_flag("--compress", options.compress);
   std::ranges::reverse(arguments);  // as CLI11 takes them
   try {
     app.parse(std::move(arguments));
@@ -29,19 +43,24 @@ tools::PackingFlags packing_flags(std::vector<std::string> arguments) {
     throw UsageError(error.what());
   }
   flags.validate();
-  return flags;
+  options.compress = options.compress || flags.allocation.chooses_steps();
+  flags.allocation.compressed = options.compress;
+  return options;
 }
 
 }  // namespace
 
-Model::Model(StateDict dict, std::string title, std::string device)
+Model::Model(StateDict dict, std::string title, tools::DeviceOptions device)
     : dict_(std::move(dict)), title_(std::move(title)), device_(std::move(device)) {
   tools::prepare_model(*dict_, title_);
 }
 
-std::unique_ptr<Model> Model::load(const std::filesystem::path& path, const std::string& device) {
-  auto model = std::make_unique<Model>(tools::read_model(path), path.string(), device);
+std::unique_ptr<Model> Model::load(const std::filesystem::path& path, const Reading& reading,
+                                   tools::DeviceOptions device) {
+  auto model = std::make_unique<Model>(tools::read_model(path, reading), path.string(), std::move(device));
   model->file_ = path;
+  model->compress_ = std::ranges::any_of(model->dict_->parameters,
+                                         [](const Parameter& parameter) { return parameter.compressed_bytes > 0; });
   return model;
 }
 
@@ -53,11 +72,14 @@ std::unique_ptr<Model> Model::float_copy() {
 }
 
 nlohmann::json Model::pack(const std::vector<std::string>& arguments) {
-  const tools::PackingFlags flags = packing_flags(arguments);
+  const PackOptions options = pack_options(arguments);
+  const tools::PackingFlags& flags = options.packing;
   expect_open();
   if (dict_->packed()) fail<UsageError>("{} is packed already; pack the float model it came from", title_);
   flags.expect_fit(*dict_);
-  tools::PackingReport report = tools::pack_by_flags(flags, *dict_, file_, "", backend());
+  tools::PackingReport report = tools::pack_by_flags(flags, *dict_, file_, options.data, backend());
+  compress_ = options.compress;
+  file_target_ = flags.allocation.file_target();
   runner_.reset();
   network_.reset();
   dict_->file_bytes = dict_->header_bytes = 0;
@@ -65,17 +87,35 @@ nlohmann::json Model::pack(const std::vector<std::string>& arguments) {
   return report.json;
 }
 
-void Model::save(const std::filesystem::path& path, bool compress) {
+nlohmann::json Model::simulate(const std::string& name, const std::string& repair) {
+  SimulatedScheme scheme = parse_simulated_scheme(name);
+  if (!repair.empty()) scheme.repairs = parse_linear_repairs(repair);
+  validate(scheme);
+  expect_open();
+  tools::Progress progress("simulating", "weights");
+  const tools::SimulationReport report = tools::simulate_weights(
+      *dict_, scheme, [&](int64_t done, int64_t total) { progress.update_or_stop(done, total); });
+  runner_.reset();
+  network_.reset();
+  file_.clear();
+  dict_->file_bytes = dict_->header_bytes = 0;
+  for (Parameter& parameter : dict_->parameters) parameter.file_bytes = 0;
+  return tools::simulation_json(report);
+}
+
+void Model::save(const std::filesystem::path& path, std::optional<bool> compress) {
   expect_open();
   const auto claim = tools::claim_output("save", path, tools::OutputKind::model);
   tools::Progress progress("encoding", "weights");
   save_state_dict(
-      path, *dict_, compress ? Compression::rans : Compression::none,
+      path, *dict_, compress.value_or(compress_) ? Compression::rans : Compression::none,
       [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); });
   dict_ = load_state_dict(path);
   file_ = path;
   runner_.reset();
   network_.reset();
+  if (const auto bytes = static_cast<double>(dict_->file_bytes); file_target_ > 0 && bytes > file_target_ * 1e6)
+    fail<Error>("{} became {}, more than the target", path.string(), tools::megabytes(bytes));
 }
 
 nlohmann::json Model::size() {
@@ -89,7 +129,7 @@ nlohmann::json Model::description() {
           {"classes", class_names(dict_->metadata, class_count(*dict_))},
           {"image_size", image_size_of(*dict_)},
           {"packed", dict_->packed()},
-          {"device", device_},
+          {"device", device_.device},
           {"metadata", dict_->metadata}};
 }
 
@@ -136,7 +176,8 @@ Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_));
   const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
     const TensorView<float> prepared = run.images.host_images().slice(0, count);
-    const auto threads = static_cast<unsigned>(std::min<int64_t>(default_threads(), count));
+    const int cores = device_.threads > 0 ? device_.threads : default_threads();
+    const auto threads = static_cast<unsigned>(std::min<int64_t>(cores, count));
     parallel_for(threads, threads, 1, [&](size_t thread) {
       Preprocessor preprocessor(preprocess);
       for (auto i = static_cast<int64_t>(thread); i < count; i += threads)
@@ -148,13 +189,19 @@ Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
   return logits_of(images.size(0), preprocess.crop, batch, prepare);
 }
 
-Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, bool match) {
+Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, std::optional<bool> asked_for,
+                           bool fold_first) {
   expect_open();
   if (data.size() == 0) fail<UsageError>("there are no images to evaluate");
   if (batch < 1) fail<UsageError>("batch {}: must be 1 or more", batch);
-  if (match) match_classes(data, *dict_);
+  if (asked_for) tools::print_match(match_classes(data, *dict_, *asked_for));
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_, image_size));
   tools::Progress progress("evaluating", "images");
+  if (fold_first) {
+    const ResampleTables tables = tables_of_all(data, preprocess);
+    Network folded(backend(), copy_of(*dict_), device_.precision_on(backend()), &tables);
+    return nibblenet::evaluate(folded, data, preprocess, batch, std::ref(progress));
+  }
   return nibblenet::evaluate(network(), data, preprocess, batch, std::ref(progress));
 }
 
@@ -170,13 +217,13 @@ void Model::expect_open() const {
 }
 
 Backend& Model::backend() {
-  if (!backend_) backend_ = make_backend(device_, 0);
+  if (!backend_) backend_ = device_.make();
   return *backend_;
 }
 
 Network& Model::network() {
   expect_open();
-  if (!network_) network_.emplace(backend(), copy_of(*dict_));
+  if (!network_) network_.emplace(backend(), copy_of(*dict_), device_.precision_on(backend()));
   return *network_;
 }
 

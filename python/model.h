@@ -12,6 +12,7 @@
 #include "layers/network/image_batch.h"
 #include "layers/network/network.h"
 #include "layers/network/pass.h"
+#include "tools/common/command_line.h"
 
 namespace nibblenet::python {
 
@@ -20,17 +21,21 @@ namespace nibblenet::python {
 /// the constructor's caller, so that no two calls meet.
 class Model {
  public:
-  /// Takes a dict of any source (tools::prepare_model()). `device` is a tool's --device.
-  Model(StateDict dict, std::string title, std::string device);
+  /// Takes a dict of any source (tools::prepare_model()).
+  Model(StateDict dict, std::string title, tools::DeviceOptions device);
   /// Reads a file by tools::load_model().
-  static std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& device);
+  static std::unique_ptr<Model> load(const std::filesystem::path& path, const Reading& reading,
+                                     tools::DeviceOptions device);
   /// A float copy, to be packed.
   std::unique_ptr<Model> float_copy();
 
   /// Packs by the options of tools/pack. Returns "gptq" and what else its JSON says of the packing.
   nlohmann::json pack(const std::vector<std::string>& arguments);
-  /// Writes the file that tools/pack would, and takes the sizes of the written one.
-  void save(const std::filesystem::path& path, bool compress);
+  /// Rounds the weights as eval --simulate and --repair do. Returns "simulation" of its JSON.
+  nlohmann::json simulate(const std::string& scheme, const std::string& repair);
+  /// Writes the file that tools/pack would, and takes the sizes of the written one. Nothing for
+  /// `compress`: as pack's options say, or the file that was read.
+  void save(const std::filesystem::path& path, std::optional<bool> compress);
 
   /// The ledger, as "size" in the tools' JSON.
   nlohmann::json size();
@@ -43,8 +48,9 @@ class Model {
   Tensor<float> logits(TensorView<const float> images, int64_t batch);
   /// Logits of RGB images [N, height, width, 3], which are prepared like the tools' images.
   Tensor<float> logits(TensorView<const uint8_t> images, int64_t batch);
-  /// evaluate() as tools/eval does it. `match`: labels are matched by the names of classes.
-  Evaluation evaluate(Dataset& data, int64_t batch, int image_size, bool match);
+  /// evaluate() as tools/eval does it. Labels are matched by the names of classes, unless
+  /// `asked_for` is nothing (DataSource::asked_for()). `fold_first` is eval's.
+  Evaluation evaluate(Dataset& data, int64_t batch, int image_size, std::optional<bool> asked_for, bool fold_first);
 
   /// Frees everything.
   void close();
@@ -67,8 +73,10 @@ class Model {
 
   std::optional<StateDict> dict_;
   std::string title_;
-  std::string device_;
+  tools::DeviceOptions device_;
   std::filesystem::path file_;
+  bool compress_ = false;   ///< what save() does unless told
+  double file_target_ = 0;  ///< MB, which the packed file may take; 0: any size
   std::unique_ptr<Backend> backend_;
   std::optional<Network> network_;
   std::optional<Runner> runner_;

@@ -1,7 +1,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -9,12 +8,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <map>
 #include <optional>
 
 #include "engine/quant/value_check.h"
 #include "python/model.h"
 #include "python/worker.h"
+#include "tools/common/data_search.h"
 #include "tools/common/inspection.h"
 #include "tools/common/model_search.h"
 #include "tools/common/report.h"
@@ -65,20 +64,30 @@ auto on_worker(Work work, const nb::object& progress = nb::none()) {
   return std::move(*result);
 }
 
+Reading reading(const std::string& key, bool strict) {
+  Reading options = strict ? Checksums::strict : Checksums::warn;
+  options.key = key;
+  return options;
+}
+
 using NamedFloats = std::vector<std::pair<std::string, Floats>>;
 
-std::unique_ptr<Model> model_of(const NamedFloats& arrays, const std::map<std::string, std::string>& metadata,
-                                const std::string& device) {
+std::unique_ptr<Model> model_of(const NamedFloats& arrays, const std::string& device, int threads,
+                                const std::string& precision) {
   return on_worker([&] {
     StateDict dict;
-    dict.metadata = metadata;
     for (const auto& [name, array] : arrays) {
       Tensor<float> values(host_memory(), shape_of(array), MemoryCategory::weights);
       std::copy_n(array.data(), values.elements(), values.data());
       dict.parameters.push_back({.name = name, .value = std::move(values)});
     }
-    return std::make_unique<Model>(std::move(dict), "state dict", device);
+    return std::make_unique<Model>(std::move(dict), "state dict", tools::DeviceOptions{device, threads, precision});
   });
+}
+
+std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& key, bool strict,
+                            const std::string& device, int threads, const std::string& precision) {
+  return on_worker([&] { return Model::load(path, reading(key, strict), {device, threads, precision}); });
 }
 
 template <class Images>
@@ -86,38 +95,50 @@ NewFloats logits(Model& model, const Images& images, int64_t batch) {
   return to_numpy(on_worker([&] { return model.logits(view_of<typename Images::Scalar>(images), batch); }));
 }
 
+/// Images, and what Model::evaluate() takes as `asked_for`.
+using Images = std::pair<Dataset, std::optional<bool>>;
+
 /// (JSON, logits, labels) of an evaluation.
-nb::tuple evaluate(Model& model, const std::function<Dataset()>& load, bool match, int64_t batch, int image_size,
+nb::tuple evaluate(Model& model, const std::function<Images()>& load, int64_t batch, int image_size, bool fold_first,
                    const nb::object& progress) {
-  std::string data;
+  nlohmann::json data;
   Evaluation result = on_worker(
       [&] {
-        Dataset dataset = load();
-        data = dataset.description;
-        return model.evaluate(dataset, batch, image_size, match);
+        auto [dataset, asked_for] = load();
+        data = {{"description", dataset.description}, {"stand_in", dataset.stand_in()}};
+        return model.evaluate(dataset, batch, image_size, asked_for, fold_first);
       },
       progress);
   const tools::Interval interval = tools::wilson_interval(result.correct, result.images);
-  const nlohmann::json json = {{"images", result.images},
-                               {"correct", result.correct},
-                               {"accuracy", result.accuracy()},
-                               {"accuracy_interval", {interval.low, interval.high}},
-                               {"loss", result.loss},
-                               {"seconds", result.seconds},
-                               {"data", data}};
+  const nlohmann::json json = {{"images", result.images},       {"correct", result.correct},
+                               {"accuracy", result.accuracy()}, {"accuracy_interval", {interval.low, interval.high}},
+                               {"loss", result.loss},           {"seconds", result.seconds},
+                               {"data", data["description"]},   {"stand_in", data["stand_in"]}};
   return nb::make_tuple(to_text(json), to_numpy(std::move(result.logits)), result.labels);
 }
 
 nb::tuple evaluate_path(Model& model, const std::filesystem::path& path, const std::string& split, int64_t limit,
-                        int64_t batch, int image_size, const nb::object& progress) {
+                        bool skip_unreadable, int64_t batch, int image_size, bool fold_first,
+                        const nb::object& progress) {
   if (split != "test" && split != "train") fail<UsageError>("split {}: expected test or train", split);
-  const auto load = [&] { return load_dataset(path, split == "test" ? Split::test : Split::train, limit); };
-  return evaluate(model, load, true, batch, image_size, progress);
+  const auto load = [&]() -> Images {
+    const Split part = split == "test" ? Split::test : Split::train;
+    const Unreadable unreadable = skip_unreadable ? Unreadable::skip : Unreadable::refuse;
+    if (path.empty()) {  // as the tools without --data
+      tools::DataSource source = tools::find_data("", unreadable);
+      Dataset data = source.load(part, limit);
+      return {std::move(data), source.asked_for()};
+    }
+    Dataset data = load_dataset(path, part, limit, unreadable);
+    tools::print_skipped(data);
+    return {std::move(data), true};
+  };
+  return evaluate(model, load, batch, image_size, fold_first, progress);
 }
 
 nb::tuple evaluate_arrays(Model& model, const Array<uint8_t, 4>& images, const Array<int64_t, 1>& labels, int64_t batch,
-                          int image_size, const nb::object& progress) {
-  const auto load = [&] {
+                          int image_size, bool fold_first, const nb::object& progress) {
+  const auto load = [&]() -> Images {
     const TensorView<const uint8_t> pixels = view_of<uint8_t>(images);
     if (pixels.size(3) != 3 || pixels.size(1) < 1 || pixels.size(2) < 1)
       fail<ShapeError>("expected images [N, height, width, 3], got {}", to_string(pixels.shape()));
@@ -135,9 +156,9 @@ nb::tuple evaluate_arrays(Model& model, const Array<uint8_t, 4>& images, const A
       data.labels.push_back(static_cast<uint8_t>(label));
       data.images.push_back({static_cast<int>(pixels.size(2)), static_cast<int>(pixels.size(1)), i * bytes});
     }
-    return data;
+    return {std::move(data), std::nullopt};
   };
-  return evaluate(model, load, false, batch, image_size, progress);
+  return evaluate(model, load, batch, image_size, fold_first, progress);
 }
 
 nlohmann::json to_json(const ValueTables& tables) {
@@ -183,13 +204,8 @@ NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
 
   nb::class_<Model>(m, "Model")
-      .def_static(
-          "load",
-          [](const std::filesystem::path& path, const std::string& device) {
-            return on_worker([&] { return Model::load(path, device); });
-          },
-          "path"_a, "device"_a)
-      .def_static("of_arrays", model_of, "arrays"_a, "metadata"_a, "device"_a)
+      .def_static("load", load, "path"_a, "key"_a, "strict"_a, "device"_a, "threads"_a, "precision"_a)
+      .def_static("of_arrays", model_of, "arrays"_a, "device"_a, "threads"_a, "precision"_a)
       .def("float_copy", [](Model& model) { return on_worker([&] { return model.float_copy(); }); })
       .def(
           "pack",
@@ -198,11 +214,16 @@ NB_MODULE(_core, m) {
           },
           "arguments"_a, "progress"_a.none())
       .def(
-          "save",
-          [](Model& model, const std::filesystem::path& path, bool compress, const nb::object& progress) {
-            Worker::instance().run([&] { model.save(path, compress); }, progress);
+          "simulate",
+          [](Model& model, const std::string& scheme, const std::string& repair, const nb::object& progress) {
+            return to_text(on_worker([&] { return model.simulate(scheme, repair); }, progress));
           },
-          "path"_a, "compress"_a, "progress"_a.none())
+          "scheme"_a, "repair"_a, "progress"_a.none())
+      .def(
+          "save",
+          [](Model& model, const std::filesystem::path& path, std::optional<bool> compress,
+             const nb::object& progress) { Worker::instance().run([&] { model.save(path, compress); }, progress); },
+          "path"_a, "compress"_a.none(), "progress"_a.none())
       .def("size", [](Model& model) { return to_text(on_worker([&] { return model.size(); })); })
       .def("description", [](Model& model) { return to_text(on_worker([&] { return model.description(); })); })
       .def("dequantized",
@@ -219,19 +240,20 @@ NB_MODULE(_core, m) {
            })
       .def("logits", logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "batch"_a)
       .def("logits", logits<Array<float, 4>>, "images"_a.noconvert(), "batch"_a)
-      .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "batch"_a, "image_size"_a,
-           "progress"_a.none())
+      .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "skip_unreadable"_a, "batch"_a,
+           "image_size"_a, "fold_first"_a, "progress"_a.none())
       .def("evaluate_arrays", evaluate_arrays, "images"_a.noconvert(), "labels"_a.noconvert(), "batch"_a,
-           "image_size"_a, "progress"_a.none())
+           "image_size"_a, "fold_first"_a, "progress"_a.none())
       .def("close", [](Model& model) { Worker::instance().run([&] { model.close(); }); });
 
   m.def("check", check, "weights"_a.noconvert(), "name"_a);
   m.def(
       "inspect",
-      [](const std::filesystem::path& path) {
-        return to_text(on_worker([&] { return tools::inspection_json(tools::read_model(path)); }));
+      [](const std::filesystem::path& path, const std::string& key, bool strict) {
+        return to_text(
+            on_worker([&] { return tools::inspection_json(tools::read_model(path, reading(key, strict))); }));
       },
-      "path"_a);
+      "path"_a, "key"_a, "strict"_a);
   m.def("mcnemar_p", tools::mcnemar_p, "only_a"_a, "only_b"_a);
   m.def("thousands", tools::thousands, "value"_a);
   m.def("shut_down", [] { Worker::instance().shut_down(); });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -96,7 +97,12 @@ class Model:
     Calls may come from any thread; they run one after the other. Ctrl-C stops a long one. The
     parameters stay on the host for `save`; the first call that computes makes the network, whose
     bytes `size` counts as resident. A with statement closes the model at its end.
+
+    report: what `pack` or `simulate` did, else empty.
     """
+
+    report: dict[str, Any] = {}
+    _simulated = False
 
     def __init__(self, core: _core.Model) -> None:
         """For `load`, `pack` and `Model.of` only."""
@@ -105,18 +111,23 @@ class Model:
         self._core = core
 
     @staticmethod
-    def of(source: Source, device: str = "cpu") -> Model:
+    def of(source: Source, device: str = "cpu", *, threads: int = 0, precision: str = "auto", key: str | None = None,
+           strict: bool = False) -> Model:
         """The model of a file (`load`) or of a state dict: names and float32 arrays or tensors.
 
-        Names are torchvision's, or those of a known network behind prefixes. Raises ValueError for
-        other values, nibblenet.Error where they are no network's parameters.
+        Names are torchvision's, or those of a known network behind prefixes. A Model is returned as
+        it is. Raises ValueError for other values, nibblenet.Error where they are no network's
+        parameters.
         """
         if isinstance(source, Model):
             return source
+        where = _device(device), _integer(threads, "threads", 0, 1024), _precision(precision)
         if isinstance(source, Mapping):
-            core = _core.Model.of_arrays(_arrays.state_dict(source), {}, _device(device))
+            if key is not None:
+                raise ValueError("key belongs to files; take the wanted weights out of the state dict")
+            core = _core.Model.of_arrays(_arrays.state_dict(source), *where)
         else:
-            core = _core.Model.load(_path(source, "model"), _device(device))
+            core = _core.Model.load(_path(source, "model"), _key(key), bool(strict), *where)
         return _wrap(core)
 
     @property
@@ -152,18 +163,23 @@ class Model:
             raise ValueError(f"images: expected uint8 [N, H, W, 3] or float32 [N, 3, S, S], got {found.dtype}")
         return self._core.logits(ready, _integer(batch, "batch", 1, 65536))
 
+    def floats(self) -> Model:
+        """A float32 copy, as tools/export makes one of a packed model."""
+        return _wrap(self._core.float_copy())
+
     def dequantize(self) -> dict[str, np.ndarray]:
         """Every parameter in float32, by name: a state dict for torch.from_numpy."""
         return self._core.dequantized()
 
-    def save(self, path: Path, compress: bool = False, progress: bool | Progress | None = None) -> None:
+    def save(self, path: Path, compress: bool | None = None, progress: bool | Progress | None = None) -> None:
         """Writes a safetensors file, the bytes that tools/pack writes. Then size.file counts them.
 
-        compress: entropy-codes the codes (rANS, no loss). Raises OSError where it cannot write,
-        ValueError where the path holds another kind of file.
+        compress: entropy-codes the codes (rANS, no loss); None: as `pack` was told, or as in the
+        file that was loaded. Raises OSError where it cannot write, ValueError where the path holds
+        another kind of file, nibblenet.Error where the file misses pack's target.
         """
         with shown(progress) as report:
-            self._core.save(_path(path, "path"), bool(compress), report)
+            self._core.save(_path(path, "path"), None if compress is None else bool(compress), report)
 
     def close(self) -> None:
         """Frees the memory. Later calls raise nibblenet.Error."""
@@ -177,9 +193,7 @@ class Model:
 
 
 class PackedModel(Model):
-    """A model whose weights are n-bit codes. `report` tells what `pack` did, else it is empty."""
-
-    report: dict[str, Any] = {}
+    """A model whose weights are n-bit codes."""
 
 
 def _wrap(core: _core.Model) -> Model:
@@ -202,19 +216,40 @@ def _integer(value: Any, name: str, least: int, most: int) -> int:
     return int(value)
 
 
+def _one_of(value: Any, name: str, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} {value!r}: expected {', '.join(known[:-1])} or {known[-1]}")
+    return value
+
+
 def _device(device: Any) -> str:
-    if device not in ("cpu", "cuda", "auto"):
-        raise ValueError(f"device {device!r}: expected cpu, cuda or auto")
-    return device
+    return _one_of(device, "device", ("cpu", "cuda", "cudnn", "auto"))
 
 
-def load(path: Path, device: str = "cpu") -> Model:
+def _precision(precision: Any) -> str:
+    return _one_of(precision, "precision", ("auto", "float32", "float16"))
+
+
+def _key(key: Any) -> str:
+    if key is None:
+        return ""
+    if not isinstance(key, str) or not key or "\0" in key:
+        raise ValueError(f"key {key!r}: expected the name of the weights to take")
+    return key
+
+
+def load(path: Path, device: str = "cpu", *, threads: int = 0, precision: str = "auto", key: str | None = None,
+         strict: bool = False) -> Model:
     """Reads a model: safetensors, packed or float, or a PyTorch file (.pth), which runs nothing.
 
-    Returns a PackedModel where weights are packed. device: cpu, cuda or auto. Raises OSError for a
-    file that cannot be read, nibblenet.Error for one that is no model.
+    Returns a PackedModel where weights are packed. device: cpu, cuda, auto, or cudnn to compare
+    with. threads of the CPU, 0: OMP_NUM_THREADS, else the cores that the process may use.
+    precision: float32, float16, or auto, float16 on a GPU. key: the weights to take from a file of
+    another program that holds several models. strict: refuse a .pth whose checksums do not match.
+
+    Raises OSError for a file that cannot be read, nibblenet.Error for one that is no model.
     """
-    return Model.of(_path(path, "path"), device)
+    return Model.of(_path(path, "path"), device, threads=threads, precision=precision, key=key, strict=strict)
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -232,39 +267,49 @@ def pack(source: Source, bits: int | None = None, method: str | None = None, gra
          layers: Mapping[str, str] | None = None, calibrate: Path | None = None, calibration: Path | None = None,
          calibration_images: int | None = None, calibration_seed: int | None = None, rounding: str | None = None,
          ranges: str | Iterable[str] | None = None, column_order: str | None = None, passes: int | None = None,
-         rate_weight: float | None = None, device: str = "cpu",
+         rate_weight: float | None = None, save_calibration: Path | None = None, target_bits: float | None = None,
+         target_size: float | None = None, target_file: float | None = None, max_loss: float | None = None,
+         target_images: int | None = None, data: Path | None = None, skip_unreadable: bool = False,
+         compress: bool = False, key: str | None = None, strict: bool = False, device: str = "cpu", threads: int = 0,
          progress: bool | Progress | None = None) -> PackedModel:
     """Turns float weights into n-bit codes, as tools/pack does, by its options and defaults.
 
     source: a state dict (names and float32 arrays or CPU tensors), a file, or a float Model, which
     is copied. bits: 2 to 8, by default 4. method: linear, nf4, kmeans, … granularity: tensor,
     channel, row, block:N, tile:RxC, sorted[:B]. layers: schemes of some layers, by pattern, like
-    {"features.*": "linear:8:channel"}. calibrate: a data set; then GPTQ chooses the codes. The
-    other options are those of `tools/pack --help`, whose files have the same bytes.
+    {"features.*": "linear:8:channel"}. calibrate: a data set; then GPTQ chooses the codes.
 
-    Raises ValueError for what is no option, nibblenet.Error for NaN and infinities.
+    One target chooses each layer's scheme, on training images of `data`, by default those of
+    calibrate: target_bits a weight, target_size or target_file in MB (10^6 bytes), max_loss in
+    points of accuracy. compress is for `save`, and what target_size means; target_file implies it.
+    key, strict and threads are those of `load`, of a source that is a file. The other options are
+    those of `tools/pack --help`, whose files have the same bytes.
+
+    Raises ValueError for what is no option and targets that cannot be met, nibblenet.Error for NaN
+    and infinities.
     """
     arguments: list[str] = []
     for name, value in (("bits", bits), ("method", method), ("granularity", granularity), ("scale", scale),
                         ("scale-sign", scale_sign), ("calibrate", calibrate), ("calibration", calibration),
                         ("calibration-images", calibration_images), ("calibration-seed", calibration_seed),
                         ("rounding", rounding), ("column-order", column_order), ("passes", passes),
-                        ("rate-weight", rate_weight)):
+                        ("rate-weight", rate_weight), ("save-calibration", save_calibration),
+                        ("target-bits", target_bits), ("target-size", target_size), ("target-file", target_file),
+                        ("max-loss", max_loss), ("target-images", target_images), ("data", data)):
         try:
             arguments += _option(name, value)
         except TypeError:
             raise ValueError(f"{name}: {value!r} is no value") from None
-    if zero_point:
-        arguments.append("--zero-point")
+    for name, given in (("zero-point", zero_point), ("skip-unreadable", skip_unreadable), ("compress", compress)):
+        if given:
+            arguments.append(f"--{name}")
     if layers is not None and not isinstance(layers, Mapping):
         raise ValueError(f"layers: expected a dict of patterns and schemes, got {type(layers).__name__}")
     for pattern, scheme in (layers or {}).items():
         arguments += _option("layer", f"{pattern}={scheme}")
     for text in [ranges] if isinstance(ranges, str) else ranges or []:
         arguments += _option("range", str(text))
-    core = Model.of(source, device)._core
-    if isinstance(source, Model):
-        core = core.float_copy()
+    core = _float_core(source, device, threads=threads, key=key, strict=strict)
     with shown(progress) as report:
         done = json.loads(core.pack(arguments, report))
     packed = PackedModel(core)
@@ -272,35 +317,74 @@ def pack(source: Source, bits: int | None = None, method: str | None = None, gra
     return packed
 
 
-def evaluate(model: Model, data: Any, *, split: str = "test", limit: int = 0, batch: int = 128, image_size: int = 0,
+def _float_core(source: Source, device: str, **options: Any) -> _core.Model:
+    """A float model that may be changed."""
+    model = Model.of(source, device, **options)
+    if model.info["packed"]:
+        raise ValueError("the model is packed already: take the float model it came from, or model.floats()")
+    return model._core.float_copy() if model is source else model._core
+
+
+def simulate(source: Source, scheme: str, repair: str | Iterable[str] | None = None, *, device: str = "cpu",
+             threads: int = 0, key: str | None = None, strict: bool = False,
+             progress: bool | Progress | None = None) -> Model:
+    """Rounds float weights in float32 as the original notebooks do, defects included, bit for bit.
+
+    scheme: simulated-linear, simulated-linear-row, simulated-fp8, simulated-dynamic-tree[:BITS] or
+    simulated-stable-embedding. repair: defects of the two linear ones to repair: overflow,
+    truncation, range, zero-point, precision or all. source: as `pack` takes it.
+
+    Returns a float model: such weights have float32's size. Its report has claimed_bits;
+    needed_bits, which number the most different values in a row (distinct_values); mse, mae and
+    snr_db against the source; layers; of the dynamic tree exponent_counts. Raises ValueError for
+    other names.
+    """
+    if not isinstance(scheme, str):
+        raise ValueError(f"scheme {scheme!r}: expected a name like simulated-dynamic-tree:4")
+    repairs = "" if repair is None else repair if isinstance(repair, str) else ",".join(map(str, repair))
+    core = _float_core(source, device, threads=threads, key=key, strict=strict)
+    with shown(progress) as report:
+        done = json.loads(core.simulate(scheme, repairs, report))
+    model = _wrap(core)
+    model.report, model._simulated = done, True
+    return model
+
+
+def evaluate(model: Source, data: Any = None, *, split: str = "test", limit: int = 0, batch: int = 128,
+             image_size: int = 0, skip_unreadable: bool = False, fold_first: bool = False,
              progress: bool | Progress | None = None) -> Evaluation:
     """Measures a model on labelled images, as tools/eval does.
 
-    data: a path of a data set (CIFAR-10, or an image folder), or a pair of images, uint8
-    [N, height, width, 3], and labels, [N] whole numbers as the model numbers its classes. split:
-    test or train; limit: so many images of the data set, as many of each class, 0: all; image_size:
-    pixels of the network's input, 0: what the model was trained with.
+    model: a Model, a file or a state dict. data: a path of a data set (CIFAR-10, or an image
+    folder), or a pair of images, uint8 [N, height, width, 3], and labels, [N] whole numbers as the
+    model numbers its classes. None: NIBBLENET_DATA, else data/ in the current folder, else CIFAR-10
+    is downloaded there, else (offline) a stand-in is drawn, of which a warning tells. split: test
+    or train; limit: so many images of the data set, as many of each class, 0: all; image_size:
+    pixels of the network's input, 0: what the model was trained with; skip_unreadable: leave out
+    pictures that cannot be read; fold_first: fold the first convolution with the resize.
 
     Raises ValueError for other arguments, nibblenet.Error for a broken data set and for logits that
     are no numbers.
     """
-    if not isinstance(model, Model):
-        raise ValueError(f"model: expected a nibblenet.Model, got {type(model).__name__}")
     batch = _integer(batch, "batch", 1, 65536)
     image_size = _integer(image_size, "image_size", 0, 4096)
+    limit = _integer(limit, "limit", 0, 1 << 40)
+    _one_of(split, "split", ("test", "train"))
+    pair = None if data is None or isinstance(data, (str, bytes, os.PathLike)) else _pair(data)
+    model = Model.of(model)
     with shown(progress) as report:
-        if isinstance(data, (str, bytes, os.PathLike)):
-            if not isinstance(split, str):
-                raise ValueError(f"split {split!r}: expected test or train")
-            limit = _integer(limit, "limit", 0, 1 << 40)
-            found, logits, labels = model._core.evaluate_path(_path(data, "data"), split, limit, batch, image_size,
-                                                              report)
+        if pair is None:
+            path = "" if data is None else _path(data, "data")
+            found, logits, labels = model._core.evaluate_path(path, split, limit, bool(skip_unreadable), batch,
+                                                              image_size, bool(fold_first), report)
         else:
-            images, labels = _pair(data)
-            found, logits, labels = model._core.evaluate_arrays(images, labels, batch, image_size, report)
-    if not np.isfinite(logits).all():
-        raise _core.Error("logits are NaN or infinite; nibblenet.inspect shows which weights are")
+            found, logits, labels = model._core.evaluate_arrays(*pair, batch, image_size, bool(fold_first), report)
     values = json.loads(found)
+    if values["stand_in"]:
+        warnings.warn("made on the stand-in: drawn images, NOT CIFAR-10; give data a path for a result on real ones",
+                      stacklevel=2)
+    if not model._simulated and not np.isfinite(logits).all():  # the notebooks' defects may well overflow
+        raise _core.Error("logits are NaN or infinite; nibblenet.inspect shows which weights are")
     return Evaluation(values["accuracy"], tuple(values["accuracy_interval"]), values["loss"], values["correct"],
                       values["images"], values["seconds"], values["data"], logits, np.array(labels, np.int64))
 
@@ -318,16 +402,23 @@ def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.require(images, requirements=["C", "A"]), np.require(labels, np.int64, ["C", "A"])
 
 
-def sweep(source: Source, schemes: Iterable[str | Mapping[str, Any]], data: Any, *, split: str = "test",
+def sweep(source: Source, schemes: Iterable[str | Mapping[str, Any]], data: Any = None, *, split: str = "test",
           limit: int = 0, batch: int = 128, device: str = "cpu",
           progress: bool | Progress | None = None) -> list[dict[str, Any]]:
     """Packs a model by each scheme and measures it: rows for pandas.DataFrame, the float model first.
 
-    schemes: texts like "linear:4:channel", or dicts of pack's options. Each row has scheme,
-    accuracy, low and high (95 %), loss, difference and mcnemar_p (to the float model),
-    bits_per_weight, estimated_bytes and resident_bytes.
+    schemes: texts like "linear:4:channel" or "simulated-dynamic-tree:4", or dicts of pack's
+    options. source and data: as `pack` and `evaluate` take them. Each row has scheme, accuracy, low
+    and high (95 %), loss, only_float and only_this (images that one of the two gets right),
+    difference and mcnemar_p (to the float model), bits_per_weight, estimated_bytes, resident_bytes
+    and needed_bits. A simulated scheme has no size but needed_bits (see `simulate`), the others
+    have None there.
     """
+    if isinstance(schemes, (str, Mapping)):
+        raise ValueError("schemes: expected a list of schemes")
     floats = Model.of(source, device)
+    if floats.info["packed"]:
+        raise ValueError("the model is packed already: take the float model it came from, or model.floats()")
     rows = []
     base = None
     for scheme in [None, *schemes]:
@@ -336,23 +427,28 @@ def sweep(source: Source, schemes: Iterable[str | Mapping[str, Any]], data: Any,
         elif isinstance(scheme, Mapping):
             model = pack(floats, device=device, progress=progress, **scheme)
             name = ", ".join(f"{key}={value}" for key, value in scheme.items())
+        elif str(scheme).startswith("simulated-"):
+            model, name = simulate(floats, scheme, device=device, progress=progress), scheme
         else:
             model, name = pack(floats, layers={"*": scheme}, device=device, progress=progress), scheme
         result = evaluate(model, data, split=split, limit=limit, batch=batch, progress=progress)
         base = base or result
-        size, paired = model.size, result.compare(base)
+        size, paired = None if model._simulated else model.size, result.compare(base)
         rows.append({"scheme": name, "accuracy": result.accuracy, "low": result.interval[0],
-                     "high": result.interval[1], "loss": result.loss, "difference": paired["difference"],
-                     "mcnemar_p": paired["mcnemar_p"], "bits_per_weight": size.bits_per_weight,
-                     "estimated_bytes": size.estimated, "resident_bytes": size.resident})
+                     "high": result.interval[1], "loss": result.loss, "only_float": paired["only_other"],
+                     "only_this": paired["only_this"], "difference": paired["difference"],
+                     "mcnemar_p": paired["mcnemar_p"], "bits_per_weight": size and size.bits_per_weight,
+                     "estimated_bytes": size and size.estimated, "resident_bytes": size and size.resident,
+                     "needed_bits": model.report.get("needed_bits")})
         if model is not floats:
             model.close()
     return rows
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, *, key: str | None = None, strict: bool = False) -> dict[str, Any]:
     """What a model's file holds, as tools/inspect --json: tensors, total, bytes, header, metadata.
 
-    Raises OSError for a file that cannot be read, nibblenet.Error for one that is broken.
+    key and strict: as `load` takes them. Raises OSError for a file that cannot be read,
+    nibblenet.Error for one that is broken.
     """
-    return json.loads(_core.inspect(_path(path, "path")))
+    return json.loads(_core.inspect(_path(path, "path"), _key(key), bool(strict)))

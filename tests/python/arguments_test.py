@@ -155,7 +155,7 @@ class Arguments(unittest.TestCase):
             lambda: nibblenet.inspect(anything()),
             lambda: nibblenet._core.check(anything(), anything()),
             lambda: self.model._core.logits(any_array(), 2),
-            lambda: self.model._core.evaluate_arrays(any_array(), any_array(), 1, 0, None),
+            lambda: self.model._core.evaluate_arrays(any_array(), any_array(), 1, 0, False, None),
         )
         for _ in range(1500):
             try:

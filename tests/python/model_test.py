@@ -4,14 +4,18 @@ import os
 import subprocess
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
 
 import nibblenet
-from support import fake_quantized, pictures, prepared, state_dict, write_safetensors
+from support import fake_quantized, pictures, prepared, state_dict, write_cifar10, write_safetensors
 
 TOOLS = os.environ.get("NIBBLENET_TOOLS")
+# Options of both, of few images: on noise the choices mean nothing, but they have to be the same.
+CHOICES = [{"target_bits": 4.5}, {"target_size": 0.021, "compress": True}, {"target_file": 0.02},
+           {"max_loss": 30, "method": "kmeans"}]
 SCHEMES = [{}, {"bits": 3}, {"method": "kmeans", "bits": 4}, {"method": "nf4", "granularity": "block:32", "scale": "f16"},
            {"bits": 4, "layers": {"features.*": "linear:8:channel"}}]
 
@@ -57,16 +61,89 @@ class Packing(InFolder):
         path = self.folder / "float.safetensors"
         write_safetensors(path, state_dict())
         for options in SCHEMES:
-            arguments = []
-            for name, value in options.items():
-                if name == "layers":
-                    arguments += [f"--layer={pattern}={scheme}" for pattern, scheme in value.items()]
-                else:
-                    arguments.append(f"--{name}={value}")
-            by_tool, by_us = self.folder / "tool.safetensors", self.folder / "us.safetensors"
-            subprocess.run([Path(TOOLS) / "pack", path, "-o", by_tool, *arguments], check=True, capture_output=True)
-            nibblenet.pack(path, **options).save(by_us)
-            self.assertEqual(by_us.read_bytes(), by_tool.read_bytes(), options)
+            self.compare_with_tool(path, options)
+
+    @unittest.skipUnless(TOOLS, "NIBBLENET_TOOLS does not name the folder of the tools")
+    def test_the_tool_chooses_the_same_schemes_for_a_target(self):
+        path, data = self.folder / "float.safetensors", self.folder / "data"
+        write_safetensors(path, state_dict(), image_size="64")
+        data.mkdir()
+        write_cifar10(data)
+        for options in CHOICES:
+            packed = self.compare_with_tool(path, {**options, "data": data, "target_images": 20})
+            self.assertEqual(len(packed.report["allocation"]["layers"]), 8)
+        self.compare_with_tool(path, {"target_bits": 4, "calibrate": data, "calibration_images": 20,
+                                      "target_images": 10, "save_calibration": self.folder / "calibration"})
+        self.compare_with_tool(path, {"bits": 3, "calibration": self.folder / "calibration"})
+
+    @unittest.skipUnless(TOOLS, "NIBBLENET_TOOLS does not name the folder of the tools")
+    def test_the_tool_takes_the_same_weights_by_key(self):
+        path = self.folder / "several.safetensors"
+        write_safetensors(path, {f"{part}.{name}": values for part, seed in (("model", 0), ("ema", 1))
+                                 for name, values in state_dict(seed).items()})
+        for part, seed in (("model", 0), ("ema", 1)):
+            self.compare_with_tool(path, {"key": part})
+            loaded = nibblenet.load(path, key=part, strict=True).dequantize()
+            self.assertTrue(np.array_equal(loaded["features.0.weight"], state_dict(seed)["features.0.weight"]))
+
+    def compare_with_tool(self, path, options):
+        arguments = []
+        for name, value in options.items():
+            if name == "layers":
+                arguments += [f"--layer={pattern}={scheme}" for pattern, scheme in value.items()]
+            else:
+                option = "--" + name.replace("_", "-")
+                arguments.append(option if value is True else f"{option}={value}")
+        by_tool, by_us = self.folder / "tool.safetensors", self.folder / "us.safetensors"
+        subprocess.run([Path(TOOLS) / "pack", path, "-o", by_tool, *arguments], check=True, capture_output=True)
+        packed = nibblenet.pack(path, **options)
+        packed.save(by_us)
+        self.assertEqual(by_us.read_bytes(), by_tool.read_bytes(), options)
+        return packed
+
+    def test_a_target_that_cannot_be_met_is_told(self):
+        data = self.folder / "data"
+        data.mkdir()
+        write_cifar10(data)
+        small = {"data": data, "target_images": 10}
+        for options in ({"target_bits": 1.5}, {"target_size": 0.001}, {"target_bits": 0}, {"max_loss": -1},
+                        {"target_bits": 4, "bits": 4}, {"target_bits": 4, "target_size": 1},
+                        {"target_file": 1, "method": "kmeans"}):
+            with self.subTest(str(options)), self.assertRaises(ValueError):
+                nibblenet.pack(state_dict(), **options, **small)
+
+    def test_a_key_is_for_files_of_other_programs(self):
+        path = self.folder / "ours.safetensors"
+        nibblenet.pack(state_dict()).save(path)
+        write_safetensors(self.folder / "float.safetensors", state_dict())
+        for call in (lambda: nibblenet.load(path, key="model"), lambda: nibblenet.pack(state_dict(), key="model"),
+                     lambda: nibblenet.inspect(path, key="model"), lambda: nibblenet.load(path, key=3)):
+            with self.assertRaisesRegex(ValueError, "key"):
+                call()
+        with self.assertRaisesRegex((ValueError, nibblenet.Error), "nothing"):
+            nibblenet.load(self.folder / "float.safetensors", key="nothing")
+
+    def test_a_packed_model_is_not_packed_again(self):
+        packed = nibblenet.pack(state_dict(), bits=3)
+        path = self.folder / "packed.safetensors"
+        packed.save(path)
+        for source in (packed, path):
+            for call in (nibblenet.pack, lambda source: nibblenet.sweep(source, ["nf4"]),
+                         lambda source: nibblenet.simulate(source, "simulated-fp8")):
+                with self.assertRaisesRegex(ValueError, "packed already"):
+                    call(source)
+        floats = packed.floats()
+        self.assertFalse(floats.info["packed"])
+        images = prepared(2)
+        np.testing.assert_allclose(packed(images), floats(images), rtol=1e-4, atol=1e-4)
+
+    def test_a_compressed_file_stays_compressed(self):
+        path, again = self.folder / "a.safetensors", self.folder / "b.safetensors"
+        nibblenet.pack(state_dict(), bits=4, method="linear", compress=True).save(path)
+        nibblenet.load(path).save(again)
+        self.assertEqual(again.read_bytes(), path.read_bytes())
+        nibblenet.load(path).save(again, compress=False)
+        self.assertGreater(again.stat().st_size, path.stat().st_size)
 
     def test_the_ledger_adds_up(self):
         packed = nibblenet.pack(state_dict(), bits=4, method="linear")
@@ -182,6 +259,46 @@ class Evaluating(unittest.TestCase):
         self.assertEqual(rows[0]["accuracy"], 1.0)
         self.assertGreater(rows[1]["estimated_bytes"], rows[2]["estimated_bytes"])
         self.assertEqual({frozenset(row) for row in rows}, {frozenset(rows[0])})
+
+    def test_simulations_are_those_of_the_notebooks(self):
+        rounded = nibblenet.simulate(self.floats, "simulated-linear")
+        weights, found = self.floats.dequantize()["classifier.1.weight"], rounded.dequantize()
+        scale = np.float32(1) / np.float32(weights.max() - weights.min()) * np.float32(255)
+        codes = np.trunc(weights * scale).astype(np.int64).astype(np.int8)
+        self.assertTrue(np.array_equal(found["classifier.1.weight"], codes / scale))
+        self.assertTrue(np.array_equal(found["classifier.1.bias"], self.floats.dequantize()["classifier.1.bias"]))
+        self.assertEqual(rounded.report["claimed_bits"], 8)
+        repaired = nibblenet.simulate(self.floats, "simulated-linear", repair=["overflow", "truncation"])
+        self.assertEqual(repaired.report["repairs"], ["overflow", "truncation"])
+        self.assertGreater(repaired.report["snr_db"], rounded.report["snr_db"])
+        tree = nibblenet.simulate(state_dict(), "simulated-dynamic-tree:4").report
+        self.assertEqual(sum(tree["exponent_counts"]), sum(each["weights"] for each in tree["layers"]))
+        for scheme, repair in (("simulated", None), ("linear:4", None), ("simulated-fp8", "overflow"), (None, None),
+                               ("simulated-linear", "none")):
+            with self.subTest(scheme), self.assertRaises(ValueError):
+                nibblenet.simulate(self.floats, scheme, repair)
+
+    def test_a_sweep_tells_what_simulations_need(self):
+        rows = nibblenet.sweep(self.floats, ["simulated-dynamic-tree:4", "dynamic-tree:4:row"],
+                               (self.images, self.labels))
+        self.assertEqual([row["estimated_bytes"] is None for row in rows], [False, True, False])
+        self.assertGreater(rows[1]["needed_bits"], 2)
+        self.assertEqual(rows[1]["only_this"], 0)  # the labels are the float model's answers
+
+    def test_images_are_searched_as_the_tools_search_them(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_cifar10(folder)
+            with unittest.mock.patch.dict(os.environ, {"NIBBLENET_DATA": name}):
+                found = nibblenet.evaluate(self.floats, limit=20)
+            named = nibblenet.evaluate(self.floats, folder, limit=20)
+            self.assertTrue(np.array_equal(found.logits, named.logits))
+            self.assertEqual(found.images, 20)
+            with self.assertRaises(ValueError):
+                nibblenet.evaluate(self.floats, folder, split="validation")
+            folded = nibblenet.evaluate(self.floats, folder, limit=20, fold_first=True)
+            np.testing.assert_allclose(folded.logits, named.logits, atol=0.1)
+            self.assertFalse(np.array_equal(folded.logits, named.logits))
 
     def test_what_is_claimed_can_be_checked_and_packed(self):
         rounded = {name: fake_quantized(values, 4) if values.ndim > 1 else values

@@ -28,9 +28,9 @@ def state_dict(seed=0):
     return parameters
 
 
-def write_safetensors(path, parameters):
+def write_safetensors(path, parameters, **metadata):
     """A float model's file, written independently of nibblenet."""
-    header, offset = {}, 0
+    header, offset = {"__metadata__": metadata} if metadata else {}, 0
     for name, values in parameters.items():
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}
         offset += values.nbytes
@@ -45,6 +45,15 @@ def write_safetensors(path, parameters):
 def pictures(count, size=32, seed=1):
     """uint8 [count, size, size, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def write_cifar10(folder, test=40, train=200, seed=3):
+    """CIFAR-10's binary version of drawn noise, as many images of each class in every file."""
+    random = np.random.default_rng(seed)
+    for name, count in [*((f"data_batch_{i}.bin", train // 5) for i in range(1, 6)), ("test_batch.bin", test)]:
+        records = random.integers(0, 256, (count, 1 + 3 * 32 * 32), dtype=np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        (folder / name).write_bytes(records.tobytes())
 
 
 def prepared(count, size=64, seed=2):

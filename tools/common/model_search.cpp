@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <optional>
+#include <utility>
 
 #include "engine/io/pth.h"
 #include "engine/io/safetensors_header.h"
@@ -55,6 +56,12 @@ bool is_foreign(const std::filesystem::path& path) {
   return format == metadata.end() || !format->second.starts_with("nibblenet");
 }
 
+[[noreturn]] void fail_for_key(const std::string& key, const std::filesystem::path& path, const StateDict& dict) {
+  fail<UsageError>("--key {}: {} is of nibblenet's own format and holds one model{}; leave --key out", key,
+                   path.string(),
+                   dict.parameters.empty() ? "" : ", " + in_quotes(dict.parameters.front().name) + " and so on");
+}
+
 /// Throws UsageError for a --key that is neither for this file nor for one that is read after it.
 void refuse_key(const std::filesystem::path& path, const StateDict& dict) {
   const WeightsKey& key = weights_key();
@@ -63,9 +70,7 @@ void refuse_key(const std::filesystem::path& path, const StateDict& dict) {
     if (const CLI::Option* option = key.app->get_option_no_throw(later); option != nullptr && option->count() > 0)
       if (const auto file = option->as<std::string>(); std::filesystem::is_regular_file(file) && is_foreign(file))
         return;
-  fail<UsageError>("--key {}: {} is of nibblenet's own format and holds one model{}; leave --key out", key.name,
-                   path.string(),
-                   dict.parameters.empty() ? "" : ", " + in_quotes(dict.parameters.front().name) + " and so on");
+  fail_for_key(key.name, path, dict);
 }
 
 }  // namespace
@@ -88,11 +93,12 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind) {
   return newest->path();
 }
 
-StateDict read_model(const std::filesystem::path& path, Checksums checksums) {
-  Reading reading = checksums;
+StateDict read_model(const std::filesystem::path& path, Reading reading) {
   const bool foreign = is_foreign(path);
-  if (foreign) reading.key = weights_key().name;
+  const std::string key = std::exchange(reading.key, "");
+  if (foreign) reading.key = key.empty() ? weights_key().name : key;
   StateDict dict = load_state_dict(path, reading);
+  if (!foreign && !key.empty()) fail_for_key(key, path, dict);
   if (!foreign) refuse_key(path, dict);
   weights_key().used = weights_key().used || foreign;
   print_warnings(dict);
@@ -103,8 +109,8 @@ StateDict read_model(const std::filesystem::path& path, Checksums checksums) {
   return dict;
 }
 
-StateDict load_model(const std::filesystem::path& path, Checksums checksums) {
-  StateDict dict = read_model(path, checksums);
+StateDict load_model(const std::filesystem::path& path, const Reading& reading) {
+  StateDict dict = read_model(path, reading);
   prepare_model(dict, path.string());
   return dict;
 }

@@ -20,10 +20,11 @@ std::filesystem::path find_model(const std::string& given, ModelKind kind);
 /// canonical names and folds batch norms into convolutions. Prints minor faults as warnings. Errors
 /// name the file. Throws FormatError when it holds none of networks(), or NaN or infinities among
 /// its floats.
-StateDict load_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
+StateDict load_model(const std::filesystem::path& path, const Reading& reading = {});
 
-/// The file's tensors under the file's own names: the first step of load_model().
-StateDict read_model(const std::filesystem::path& path, Checksums checksums = Checksums::warn);
+/// The file's tensors under the file's own names: the first step of load_model(). Without a key in
+/// `reading` that of --key applies. Throws UsageError for a key and a file of nibblenet's own.
+StateDict read_model(const std::filesystem::path& path, Reading reading = {});
 
 /// make_canonical(), and prints what it changed: the second step of load_model(), for a dict from
 /// anywhere.
