@@ -3,12 +3,14 @@
 usage: house_test.py
 """
 
+import json
 import unittest
 
 from commands import options_of_tools, wrong_dev_table, wrong_words
 from headers import without_a_comment
 from includes import wrong_includes
 from links import broken_links
+from notebooks import wrong_notebook
 from places import wrong_output, wrong_places
 from words import words_of
 from wrap import long_lines
@@ -80,6 +82,21 @@ class House(unittest.TestCase):
         text = "a skinny matrix\nthe baseline\nThe seed's notebooks\n--seed 1\n--units a=1\nmetadata rounding=compensated\n"
         self.assertEqual(lines(words_of("a.md", text)), [1, 3, 5])
         self.assertEqual(lines(words_of("tools/common/aliases.cpp", text)), [])
+
+    def test_notebooks(self):
+        def wrong(change=lambda _: None, form=lambda text: text):
+            notebook = {"cells": [{"cell_type": "markdown", "source": ["# A title\n", "See [b](../python.md)."]},
+                                  {"cell_type": "code", "execution_count": None, "outputs": [], "source": ["x = 1"]}]}
+            change(notebook["cells"])
+            return lines(wrong_notebook("docs/notebooks/a.ipynb", form(json.dumps(notebook, indent=1, sort_keys=True) + "\n")))
+        self.assertEqual(wrong(), [])
+        self.assertEqual(wrong(lambda cells: cells[1].update(outputs=[{"output_type": "stream"}])), [2])
+        self.assertEqual(wrong(lambda cells: cells[1].update(execution_count=3)), [2])
+        self.assertEqual(wrong(lambda cells: cells[1].update(source=["x = 1  # " + "long " * 30])), [2])
+        self.assertEqual(wrong(lambda cells: cells[0].update(source=["[c](nowhere.md) a skinny matrix"])), [1, 1])
+        self.assertEqual(wrong(lambda cells: cells[0].update(source=["word " * 30])), [1])
+        self.assertEqual(wrong(form=lambda text: text.strip()), [1])
+        self.assertEqual(wrong(form=lambda text: text[5:]), [1])
 
     def test_links(self):
         document = ("[a](README.md) [b](../README.md#start)\n[c](nowhere.md)\n[d](tools.md#nothing)\n"
