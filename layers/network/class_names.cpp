@@ -62,6 +62,7 @@ std::string list_of(const std::vector<std::string>& names) {
 struct Match {
   std::vector<size_t> labels;        ///< the model's label of each class of the data; 0 for one without images
   std::vector<std::string> unknown;  ///< classes with images that the model lacks, or that another class took
+  std::vector<std::string> twice;    ///< of the model, that more than one class of the data means
   std::vector<std::string> renamed;  ///< "'car' is 'automobile'"
   std::vector<std::string> absent;   ///< classes of the model without images
   std::vector<bool> taken;           ///< whether a class of the model has one of the data
@@ -77,6 +78,7 @@ Match match(const Dataset& data, const std::vector<std::string>& model) {
     if (!used[i]) continue;
     const std::string name = as_stored(data.classes[i]);
     const std::optional<size_t> place = place_of(name, model);
+    if (place && result.taken[*place]) result.twice.push_back(model[*place]);
     if (!place || result.taken[*place] || *place > std::numeric_limits<uint8_t>::max()) {
       result.unknown.push_back(name);
       continue;
@@ -152,10 +154,16 @@ std::string match_classes(Dataset& data, const std::map<std::string, std::string
   if (!named && !guessed_right)
     fail<UsageError>("the model tells {} classes apart and does not name them, the data has {}: {}", classes,
                      data.classes.size(), list_of(data.classes));
+  const std::string lists =
+      fmt::format("classes of the model{}: {}; of the data: {}", named ? "" : " (CIFAR-10's, since it names none)",
+                  list_of(known), list_of(data.classes));
+  if (!found.twice.empty())
+    fail<UsageError>("the data has more than one folder for {}; {}; put the pictures of a class into one folder",
+                     list_of(found.twice), lists);
   fail<UsageError>(
-      "the data has {}, which the model does not know or knows by another name; classes of the model{}: {}; of the "
-      "data: {}; rename the folders or give other --data",
-      list_of(found.unknown), named ? "" : " (CIFAR-10's, since it names none)", list_of(known), list_of(data.classes));
+      "the data has {}, which the model does not know or knows by another name; {}; rename the folders or give other "
+      "--data",
+      list_of(found.unknown), lists);
 }
 
 }  // namespace nibblenet

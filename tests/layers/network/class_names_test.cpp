@@ -71,6 +71,13 @@ TEST(ClassNames, AnExactNameIsPreferredToASynonym) {
   EXPECT_THAT(data.labels, ElementsAre(1, 0));
 }
 
+TEST(ClassNames, TwoFoldersOfOneClassAreRefused) {
+  EXPECT_THAT(refusal(data_of({"Cat", "cat", "dog"}), model_of({"cat", "dog", "frog"})),
+              HasSubstr("more than one folder for 'cat'; classes of the model"));
+  EXPECT_THAT(refusal(data_of({"automobile", "car", "dog"}), model_of({"automobile", "dog"})),
+              HasSubstr("more than one folder for 'automobile'"));
+}
+
 TEST(ClassNames, AMissingClassMovesTheOthersToTheirPlaces) {
   Dataset data = data_of({"cat", "zebra"});
   EXPECT_THAT(match_classes(data, model_of({"ant", "cat", "dog", "zebra"})), HasSubstr("no images of 'ant', 'dog'"));
