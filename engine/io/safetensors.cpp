@@ -1,6 +1,7 @@
 #include "engine/io/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 
@@ -27,6 +28,36 @@ void refuse_text(const InputFile& file, const std::string& name) {
     fail<FormatError>("{}: a text, not a model: it begins with {}", name, in_quotes(text.substr(0, 40)));
 }
 
+/// Refuses files of other formats by their first bytes, and says what they are. For files whose
+/// first bytes are no length of a header: 1F 8B 00 00 … would be one.
+void refuse_other_formats(const InputFile& file, const std::string& name) {
+  struct Kind {
+    std::string_view begin;
+    const char* what;
+  };
+  using namespace std::string_view_literals;
+  constexpr std::array kinds = {Kind{"GGUF"sv, "a GGUF model"},
+                                Kind{"\x89HDF\r\n"sv, "an HDF5 file (Keras)"},
+                                Kind{"\x93NUMPY"sv, "a NumPy array"},
+                                Kind{"\x1F\x8B"sv, "a gzip archive"},
+                                Kind{"BZh"sv, "a bzip2 archive"},
+                                Kind{"\xFD\x37zXZ"sv, "an xz archive"},
+                                Kind{"\x28\xB5\x2F\xFD"sv, "a zstd archive"},
+                                Kind{"PK\x03\x04"sv, "a zip archive that PyTorch did not write"},
+                                Kind{"\177ELF"sv, "a program"},
+                                Kind{"\xFF\xD8\xFF"sv, "a JPEG picture"},
+                                Kind{"\x89PNG"sv, "a PNG picture"}};
+  const FileBytes content = file.read(0, std::min<uint64_t>(file.size(), 8));
+  const std::string_view begin(reinterpret_cast<const char*>(content.bytes().data()), content.bytes().size());
+  for (const Kind& kind : kinds)
+    if (begin.starts_with(kind.begin))
+      fail<FormatError>("{}: {}, not a model that can be read here; name a .safetensors or .pth file", name, kind.what);
+  // ONNX: field 1, a version; field 2, the length of the producer's name.
+  if (begin[0] == 0x08 && begin[1] > 0 && begin[1] < 32 && begin[2] == 0x12 && begin[3] != 0)
+    fail<FormatError>("{}: an ONNX model, which cannot be read here; name the .safetensors or .pth file it came from",
+                      name);
+}
+
 /// Reads the length and the JSON in front of the data.
 FileBytes read_header(const InputFile& file, const std::string& name) {
   refuse_text(file, name);
@@ -36,6 +67,7 @@ FileBytes read_header(const InputFile& file, const std::string& name) {
   uint64_t length = 0;
   const FileBytes prefix = file.read(0, safetensors_prefix);
   std::memcpy(&length, prefix.bytes().data(), sizeof length);
+  if (length > max_safetensors_header || length > file.size() - safetensors_prefix) refuse_other_formats(file, name);
   if (length > max_safetensors_header)
     fail<FormatError>("{}: no safetensors file, or a broken one: it claims a header of {} bytes (the limit is {})",
                       name, length, max_safetensors_header);

@@ -183,5 +183,29 @@ TEST(Checkpoints, TextInAModelsPlaceIsCalledThat) {
   }
 }
 
+TEST(Checkpoints, FilesOfOtherFormatsAreCalledByTheirNames) {
+  const TemporaryFolder folder;
+  for (const auto& [begin, mention] : {std::pair{std::string("GGUF\3\0\0\0", 8), "a GGUF model"},
+                                       {std::string("\x89HDF\r\n\x1a\n"), "an HDF5 file"},
+                                       {std::string("\x1F\x8B\b\0\0\0\0\0", 8), "a gzip archive"},
+                                       {std::string("\177ELF\2\1\1\0", 8), "a program"},
+                                       {std::string("\x89PNG\r\n\x1a\n"), "a PNG picture"},
+                                       {std::string("\b\n\x12\7pytorch\x1a", 12), "an ONNX model"}}) {
+    std::ofstream(folder.path() / "model.safetensors") << begin << std::string(100, 'x');
+    EXPECT_THAT(message_of<FormatError>([&] { load_state_dict(folder.path() / "model.safetensors"); }),
+                HasSubstr(mention));
+  }
+}
+
+TEST(Checkpoints, AHeaderMayBeAsLongAsAnotherFormatBegins) {
+  const TemporaryFolder folder;
+  const uint64_t length = 0x8B1F;  // its bytes are gzip's first: 1F 8B
+  std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
+  header.resize(length, ' ');
+  std::ofstream(folder.path() / "model.safetensors", std::ios::binary)
+      << std::string(reinterpret_cast<const char*>(&length), sizeof length) << header << std::string(8, '\0');
+  EXPECT_EQ(load_state_dict(folder.path() / "model.safetensors").parameters.size(), 1U);
+}
+
 }  // namespace
 }  // namespace nibblenet::testing
