@@ -34,6 +34,9 @@ struct Geometry {
   dnnl::memory::dims padding() const { return {window.padding, window.padding}; }
 };
 
+/// Compiled convolutions that are kept: images of ever new sizes shall not fill the memory.
+constexpr size_t most_compiled = 512;
+
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 
 /// Compiles a pass from its parts. `hint` is none, or the forward pass that a backward pass belongs
@@ -84,6 +87,7 @@ const CpuBackend::Convolutions::Forward& CpuBackend::Convolutions::forward(const
   const Key key(x, w, window);
   auto found = forwards_.find(key);
   if (found == forwards_.end()) {
+    if (forwards_.size() >= most_compiled) forwards_.clear();
     const auto desc = forward_desc({x, w, y, window}, dnnl::prop_kind::forward_inference, engine);
     found = forwards_.emplace(key, Forward{desc, dnnl::convolution_forward(desc)}).first;
   }

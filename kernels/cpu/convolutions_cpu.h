@@ -20,7 +20,7 @@ struct CpuBackend::Convolutions {
     dnnl::convolution_forward::primitive_desc desc;
     dnnl::convolution_forward primitive;
   };
-  /// Returns the compiled convolution of these shapes, and runs it.
+  /// Returns the compiled convolution of these shapes, valid until the next call; and runs it.
   const Forward& forward(const Shape& x, const Shape& w, const Shape& y, Window window);
   void run(const Forward& forward, float* y, const float* x, const dnnl::memory& filter, const float* bias);
   /// Copies a tensor to another layout. Returns the copy.
