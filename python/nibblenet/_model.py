@@ -262,6 +262,22 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"--{name}={text}"]
 
 
+def _options(values: Mapping[str, Any], flags: Mapping[str, bool], layers: Mapping[str, str] | None) -> list[str]:
+    """Options of tools/pack by their names there, without those that are None or False."""
+    arguments: list[str] = []
+    for name, value in values.items():
+        try:
+            arguments += _option(name, value)
+        except TypeError:
+            raise ValueError(f"{name}: {value!r} is no value") from None
+    arguments += [f"--{name}" for name, given in flags.items() if given]
+    if layers is not None and not isinstance(layers, Mapping):
+        raise ValueError(f"layers: expected a dict of patterns and schemes, got {type(layers).__name__}")
+    for pattern, scheme in (layers or {}).items():
+        arguments += _option("layer", f"{pattern}={scheme}")
+    return arguments
+
+
 def pack(source: Source, bits: int | None = None, method: str | None = None, granularity: str | None = None, *,
          scale: str | None = None, scale_sign: str | None = None, zero_point: bool = False,
          layers: Mapping[str, str] | None = None, calibrate: Path | None = None, calibration: Path | None = None,
@@ -288,25 +304,14 @@ def pack(source: Source, bits: int | None = None, method: str | None = None, gra
     Raises ValueError for what is no option and targets that cannot be met, nibblenet.Error for NaN
     and infinities.
     """
-    arguments: list[str] = []
-    for name, value in (("bits", bits), ("method", method), ("granularity", granularity), ("scale", scale),
-                        ("scale-sign", scale_sign), ("calibrate", calibrate), ("calibration", calibration),
-                        ("calibration-images", calibration_images), ("calibration-seed", calibration_seed),
-                        ("rounding", rounding), ("column-order", column_order), ("passes", passes),
-                        ("rate-weight", rate_weight), ("save-calibration", save_calibration),
-                        ("target-bits", target_bits), ("target-size", target_size), ("target-file", target_file),
-                        ("max-loss", max_loss), ("target-images", target_images), ("data", data)):
-        try:
-            arguments += _option(name, value)
-        except TypeError:
-            raise ValueError(f"{name}: {value!r} is no value") from None
-    for name, given in (("zero-point", zero_point), ("skip-unreadable", skip_unreadable), ("compress", compress)):
-        if given:
-            arguments.append(f"--{name}")
-    if layers is not None and not isinstance(layers, Mapping):
-        raise ValueError(f"layers: expected a dict of patterns and schemes, got {type(layers).__name__}")
-    for pattern, scheme in (layers or {}).items():
-        arguments += _option("layer", f"{pattern}={scheme}")
+    arguments = _options(
+        {"bits": bits, "method": method, "granularity": granularity, "scale": scale, "scale-sign": scale_sign,
+         "calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images,
+         "calibration-seed": calibration_seed, "rounding": rounding, "column-order": column_order, "passes": passes,
+         "rate-weight": rate_weight, "save-calibration": save_calibration, "target-bits": target_bits,
+         "target-size": target_size, "target-file": target_file, "max-loss": max_loss, "target-images": target_images,
+         "data": data},
+        {"zero-point": zero_point, "skip-unreadable": skip_unreadable, "compress": compress}, layers)
     for text in [ranges] if isinstance(ranges, str) else ranges or []:
         arguments += _option("range", str(text))
     core = _float_core(source, device, threads=threads, key=key, strict=strict)
