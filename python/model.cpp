@@ -7,6 +7,7 @@
 #include "engine/core/threads.h"
 #include "layers/network/class_names.h"
 #include "layers/network/image_feed.h"
+#include "python/options.h"
 #include "tools/common/data_search.h"
 #include "tools/common/interrupts.h"
 #include "tools/common/model_search.h"
@@ -36,12 +37,7 @@ PackOptions pack_options(std::vector<std::string> arguments) {
   flags.allocation.add_to(app);
   app.add_option("--data", options.data);
   app.add_flag("--compress", options.compress);
-  std::ranges::reverse(arguments);  // as CLI11 takes them
-  try {
-    app.parse(std::move(arguments));
-  } catch (const CLI::Error& error) {
-    throw UsageError(error.what());
-  }
+  parse_options(app, std::move(arguments));
   flags.validate();
   options.compress = options.compress || flags.allocation.chooses_steps();
   flags.allocation.compressed = options.compress;

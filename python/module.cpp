@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "engine/quant/value_check.h"
+#include "python/bindings.h"
 #include "python/model.h"
 #include "python/worker.h"
 #include "tools/common/data_search.h"
@@ -54,14 +55,6 @@ NewFloats to_numpy(Tensor<float> tensor) {
 
 std::string to_text(const nlohmann::json& json) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-/// What `work` returns, from the worker.
-template <class Work>
-auto on_worker(Work work, const nb::object& progress = nb::none()) {
-  std::optional<decltype(work())> result;
-  Worker::instance().run([&] { result.emplace(work()); }, progress);
-  return std::move(*result);
 }
 
 Reading reading(const std::string& key, bool strict) {
@@ -256,6 +249,7 @@ NB_MODULE(_core, m) {
       "path"_a, "key"_a, "strict"_a);
   m.def("mcnemar_p", tools::mcnemar_p, "only_a"_a, "only_b"_a);
   m.def("thousands", tools::thousands, "value"_a);
+  bind_layers(m);
   m.def("shut_down", [] { Worker::instance().shut_down(); });
 }
 

@@ -63,4 +63,12 @@ class Worker {
   std::optional<Report> report_;
 };
 
+/// What `work` returns, from the worker.
+template <class Work>
+auto on_worker(Work work, const nanobind::object& progress = nanobind::none()) {
+  std::optional<decltype(work())> result;
+  Worker::instance().run([&] { result.emplace(work()); }, progress);
+  return std::move(*result);
+}
+
 }  // namespace nibblenet::python

@@ -37,6 +37,8 @@ class PackedWeightCpu final : public Weight {
  public:
   /// Copies codes, scales and the rest from the host.
   PackedWeightCpu(MemoryResource& memory, const PackedTensor& packed);
+  /// Views what lies in memory of others, which outlives it. Its own resident size is 0.
+  PackedWeightCpu(const Shape& shape, const PackedView& view) : shape_(shape), view_(view) {}
   const Shape& shape() const override { return shape_; }
   bool packed() const override { return true; }
   TensorView<float> values() override;

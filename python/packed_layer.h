@@ -1,0 +1,66 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/quant/packed_tensor.h"
+#include "kernels/shapes.h"
+
+namespace nibblenet::python {
+
+/// The bytes of a packed layer, in memory that somebody else owns: buffers of a PyTorch module.
+/// They are the parts of a PackedTensor, floats as little-endian bytes. A bias is float32.
+struct LayerBytes {
+  std::span<const uint8_t> codes;
+  std::span<const uint8_t> scales;
+  std::span<const uint8_t> zero_points;
+  std::span<const uint8_t> block_ids;
+  std::span<const uint8_t> codebook;
+  std::span<const uint8_t> bias;  ///< empty: none
+};
+
+/// The form of a packed layer: its scheme and shape, without its bytes. It computes on bytes where
+/// they lie, on the CPU, and copies none. Whatever the bytes are, it reads nothing else: a weight
+/// may come out wrong, or NaN. The Worker runs all but the constructor.
+class PackedLayer {
+ public:
+  /// `shape`: [K, C] or [K, C, R, S]. Throws UsageError or ShapeError.
+  PackedLayer(const std::string& scheme, const std::vector<int64_t>& shape);
+
+  const Shape& shape() const { return shape_; }
+  const Scheme& scheme() const { return scheme_; }
+
+  /// Throws FormatError that begins with `name` unless the bytes decode to finite weights, as
+  /// nibblenet::validate() does for a file's.
+  void validate(const LayerBytes& bytes, const std::string& name) const;
+  /// y[N, K] = x[N, C] w[K, C]^T + bias[K]. Throws ShapeError.
+  void linear(TensorView<float> y, TensorView<const float> x, const LayerBytes& bytes) const;
+  /// y[N, P, Q, K] = conv(x[N, H, W, C], w[K, C, R, S]) + bias[K]. Throws ShapeError.
+  void conv2d(TensorView<float> y, TensorView<const float> x, Window window, const LayerBytes& bytes) const;
+  /// The weights in float32.
+  Tensor<float> dequantized(const LayerBytes& bytes) const;
+
+ private:
+  template <class Work>
+  void with_weight(const LayerBytes& bytes, Work work) const;
+  PackedTensor copy_of(const LayerBytes& bytes) const;
+  void expect_sizes(const LayerBytes& bytes) const;
+
+  Scheme scheme_;
+  Shape shape_;
+  GroupMap groups_;
+  int block_id_bits_;
+  Codebook codebook_;  ///< of a weight that stores none
+};
+
+/// The scheme of each weight, of a name and a shape, by the options of tools/pack that say how
+/// weights are stored. Throws UsageError.
+std::vector<std::string> choose_schemes(const std::vector<std::string>& arguments,
+                                        const std::vector<std::pair<std::string, std::vector<int64_t>>>& weights);
+
+/// The names of some parameters that are a network's (adopt_names()): pairs of the network's name
+/// and the given one.
+std::vector<std::pair<std::string, std::string>> adopted_names(const std::vector<std::string>& names);
+
+}  // namespace nibblenet::python
