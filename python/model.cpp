@@ -5,6 +5,7 @@
 #include "engine/core/parallel.h"
 #include "engine/core/progress.h"
 #include "engine/core/threads.h"
+#include "kernels/cpu/backend_cpu.h"
 #include "layers/network/class_names.h"
 #include "layers/network/image_feed.h"
 #include "python/options.h"
@@ -214,12 +215,14 @@ void Model::expect_open() const {
 
 Backend& Model::backend() {
   if (!backend_) backend_ = device_.make();
+  if (auto* cpu = dynamic_cast<CpuBackend*>(backend_.get())) cpu->take_turn();  // other models have their own threads
   return *backend_;
 }
 
 Network& Model::network() {
   expect_open();
-  if (!network_) network_.emplace(backend(), copy_of(*dict_), device_.precision_on(backend()));
+  Backend& device = backend();
+  if (!network_) network_.emplace(device, copy_of(*dict_), device_.precision_on(device));
   return *network_;
 }
 

@@ -22,6 +22,7 @@ namespace {
 /// thread outlives main.
 CpuBackend& shared_backend() {
   static auto* backend = new CpuBackend;
+  backend->take_turn();
   return *backend;
 }
 

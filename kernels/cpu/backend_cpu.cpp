@@ -27,6 +27,8 @@ CpuBackend::CpuBackend(int threads) : threads_(threads) {
 
 CpuBackend::~CpuBackend() = default;
 
+void CpuBackend::take_turn() { omp_set_num_threads(threads_); }
+
 std::string CpuBackend::description() const {
   constexpr std::array paths = {"portable", "AVX2", "AVX-512"};
   const dnnl_version_t* version = dnnl_version();

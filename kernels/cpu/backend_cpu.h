@@ -17,6 +17,9 @@ class CpuBackend final : public Backend, public Training {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   size_t bytes_that_empty_caches() const override;
+  /// Makes the calling thread compute with this backend's number of threads. Call it where several
+  /// backends take turns on a thread: each constructor sets OpenMP's number for all.
+  void take_turn();
   /// Appends a remark to description().
   void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 

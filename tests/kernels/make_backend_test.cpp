@@ -1,10 +1,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <string>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/cpu/backend_cpu.h"
 
 namespace nibblenet {
 namespace {
@@ -24,6 +25,15 @@ std::string refusal(const std::string& device, int threads) {
 TEST(MakeBackend, KnowsTheProcessor) {
   for (const std::string device : {"cpu", "auto"}) EXPECT_NO_THROW(make_backend(device, 1)) << device;
   EXPECT_EQ(make_backend("cpu", 1)->name(), "cpu");
+}
+
+TEST(MakeBackend, BackendsTakeTurnsWithTheirOwnThreads) {
+  CpuBackend one(1), two(2);
+  const int of_two = omp_get_max_threads();
+  one.take_turn();
+  EXPECT_EQ(omp_get_max_threads(), 1);
+  two.take_turn();
+  EXPECT_EQ(omp_get_max_threads(), of_two);
 }
 
 TEST(MakeBackend, RefusesADeviceThatIsNotThereInOneLine) {
