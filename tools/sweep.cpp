@@ -11,6 +11,7 @@
 #include "tools/common/progress.h"
 #include "tools/study/gnuplot.h"
 #include "tools/study/runner.h"
+#include "tools/study/shards.h"
 
 namespace {
 
@@ -29,6 +30,8 @@ struct Options : CommonOptions {
   int64_t batch = 128;
   int image_size = 0;
   bool keep_models = false;
+  std::string shard;  ///< "2/4"; empty: all schemes
+  bool merge = false;
 };
 
 std::vector<SweepScheme> chosen_schemes(const Options& options, const NetworkSpec& network) {
@@ -74,15 +77,58 @@ void warn_of_other_programs(const SweepFolder& folder) {
 
 /// The float model, what was asked for in its order, then whatever else the folder has.
 std::vector<Row> in_order(const SweepFolder& folder, const std::string& float_scheme,
-                          const std::vector<SweepScheme>& schemes) {
+                          const std::vector<std::string>& schemes) {
   std::vector<std::string> names = {float_scheme};
-  for (const SweepScheme& scheme : schemes) names.push_back(to_string(scheme));
+  names.insert(names.end(), schemes.begin(), schemes.end());
   for (const Row& row : folder.rows())
     if (std::ranges::find(names, row.scheme) == names.end()) names.push_back(row.scheme);
   std::vector<Row> rows;
   for (const std::string& name : names)
     if (const Row* row = folder.find(name)) rows.push_back(*row);
   return rows;
+}
+
+std::vector<std::string> names_of(const std::vector<SweepScheme>& schemes) {
+  std::vector<std::string> names;
+  for (const SweepScheme& scheme : schemes) names.push_back(to_string(scheme));
+  return names;
+}
+
+/// So that --json replaces none of them at the end.
+std::vector<FileClaim> claim_files_of(const SweepFolder& folder) {
+  std::vector<FileClaim> claims;
+  for (const char* name : SweepFolder::files)
+    claims.push_back(claim_file(fmt::format("{} of --out", name), folder.path() / name));
+  return claims;
+}
+
+/// Writes the report, with its plots, into the sweep's folder.
+void report_on(const SweepFolder& folder, const std::vector<Row>& rows) {
+  const DrawnPlots drawn = draw(make_plots(rows), folder.path() / "plots");
+  copy_to_old_plots(folder.path() / "plots");
+  if (!drawn.problem.empty()) fmt::print("{}\n", drawn.problem);
+  write_report(folder.path(), rows, folder.setup(), drawn.figures);
+  fmt::print("report: {0}/report.md, .html, .csv, .json; {1} plots in {0}/plots\n", folder.path().string(),
+             drawn.figures.size());
+}
+
+std::filesystem::path sweep_folder(const Options& options, const std::filesystem::path& model) {
+  return options.out.empty() ? project_root() / "sweeps" / model.stem() : std::filesystem::path(options.out);
+}
+
+/// --merge: reads neither the model nor images.
+void merge(const Options& options) {
+  if (options.out.empty() && options.model.empty()) fail<UsageError>("--merge needs --out DIR, the sweep's folder");
+  const MergedShards merged = merge_shards(sweep_folder(options, options.model));
+  const std::vector<FileClaim> claims = claim_files_of(merged.folder);
+  const nlohmann::json setup = merged.folder.setup();
+  const std::vector<Row> rows = in_order(merged.folder, setup.at("precision").get<std::string>(), merged.schemes);
+  report_on(merged.folder, rows);
+  for (const std::string& missing : merged.missing) fmt::print("missing: {}\n", missing);
+  print_if_standin(setup.at("data_description") == "stand-in");
+  nlohmann::json report = report_json(rows, setup);
+  report["missing"] = merged.missing;
+  write_json(options.json, std::move(report));
 }
 
 [[noreturn]] void stop(const SweepFolder& folder, Progress& progress) {
@@ -98,7 +144,13 @@ void sweep(const Options& options) {
   if (model.packed())
     fail<UsageError>("{} is packed already: name the float model it came from, or tools/export it first",
                      path.string());
-  const std::vector<SweepScheme> schemes = chosen_schemes(options, network_of(model));
+  std::vector<SweepScheme> schemes = chosen_schemes(options, network_of(model));
+  std::filesystem::path out = sweep_folder(options, path);
+  if (!options.shard.empty()) {
+    const Shard shard = parse_shard(options.shard);
+    schemes = share_of(schemes, shard);
+    out = folder_of(out, shard);
+  }
   check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);
@@ -109,25 +161,23 @@ void sweep(const Options& options) {
   print_match(match);
   const int image_size = image_size_of(model, options.image_size);
 
-  SweepFolder folder(options.out.empty() ? project_root() / "sweeps" / path.stem() : std::filesystem::path(options.out),
-                     {.model = path.string(),
-                      .model_checksum = checksum_of(model),
-                      .data = source.path().string(),
-                      .data_description = dataset.description,
-                      .data_checksum = checksum_of(dataset),
-                      .split = options.split,
-                      .images = dataset.size(),
-                      .batch = options.batch,
-                      .image_size = image_size,
-                      .device = backend->name(),
-                      .threads = omp_get_max_threads(),
-                      .precision = std::string(to_string(precision)),
-                      .weights = model.weight_count(),
-                      .row_groups = groups_of(model, Granularity::Kind::row),
-                      .channel_groups = groups_of(model, Granularity::Kind::channel)});
-  std::vector<FileClaim> claims;
-  for (const char* name : SweepFolder::files)
-    claims.push_back(claim_file(fmt::format("{} of --out", name), folder.path() / name));
+  SweepFolder folder(out, {.model = path.string(),
+                           .model_checksum = checksum_of(model),
+                           .data = source.path().string(),
+                           .data_description = dataset.description,
+                           .data_checksum = checksum_of(dataset),
+                           .split = options.split,
+                           .images = dataset.size(),
+                           .batch = options.batch,
+                           .image_size = image_size,
+                           .device = backend->name(),
+                           .threads = omp_get_max_threads(),
+                           .precision = std::string(to_string(precision)),
+                           .weights = model.weight_count(),
+                           .row_groups = groups_of(model, Granularity::Kind::row),
+                           .channel_groups = groups_of(model, Granularity::Kind::channel)});
+  const std::vector<FileClaim> claims = claim_files_of(folder);
+  if (!options.shard.empty()) write_plan(folder.path(), schemes);
   check_disk(folder, model, schemes, options.keep_models);
   fmt::print("{}: the float model and {} schemes on {} {} images of {} ({}, {})\n", folder.path().string(),
              schemes.size(), dataset.size(), options.split, dataset.description, backend->description(),
@@ -172,13 +222,12 @@ void sweep(const Options& options) {
   }
   progress.finish();
 
-  const std::vector<Row> rows = in_order(folder, std::string(to_string(precision)), schemes);
-  const DrawnPlots drawn = draw(make_plots(rows), folder.path() / "plots");
-  copy_to_old_plots(folder.path() / "plots");
-  if (!drawn.problem.empty()) fmt::print("{}\n", drawn.problem);
-  write_report(folder.path(), rows, folder.setup(), drawn.figures);
-  fmt::print("report: {0}/report.md, .html, .csv, .json; {1} plots in {0}/plots\n", folder.path().string(),
-             drawn.figures.size());
+  const std::vector<Row> rows = in_order(folder, std::string(to_string(precision)), names_of(schemes));
+  if (options.shard.empty())
+    report_on(folder, rows);
+  else
+    fmt::print("shard {} is done: {} rows in {}; when all are: tools/sweep --merge --out {}\n", options.shard,
+               rows.size(), folder.path().string(), shell_quoted(folder.path().parent_path().string()));
   print_if_standin(dataset.stand_in());
   nlohmann::json report = report_json(rows, folder.setup());
   report["data_set"] = data_set_json(dataset, match);
@@ -225,12 +274,25 @@ int main(int argc, char** argv) {
       app.add_flag("--keep-models,!--no-keep-models", options.keep_models,
                    "Keep every packed model in DIR once it is measured (default with the notebooks preset alone), or "
                    "delete each");
+  CLI::Option* shard =
+      app.add_option("--shard", options.shard,
+                     "Measure only the I-th of N shares of the schemes, on any machine, into DIR/shard-I-of-N")
+          ->type_name("I/N");
+  CLI::Option* merge_option =
+      app.add_flag("--merge", options.merge,
+                   "Add the rows of DIR's shards to DIR, and write the report; reads no model and no images");
+  for (const char* other : {"--data", "--preset", "--schemes", "--models"})
+    merge_option->excludes(app.get_option(other));
+  merge_option->excludes(shard);
   options.device.add_precision_to(app);
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {
     const bool only_notebooks =
         options.schemes.empty() && options.models.empty() && (options.preset.empty() || options.preset == "notebooks");
     if (keep->count() == 0) options.keep_models = only_notebooks;
-    sweep(options);
+    if (options.merge)
+      merge(options);
+    else
+      sweep(options);
   });
 }

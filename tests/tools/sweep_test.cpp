@@ -512,6 +512,76 @@ TEST_F(SweepTest, FormatsAgree) {
   EXPECT_NE(markdown.find("781,386 maxima, which are 3.125544 MB"), std::string::npos);
 }
 
+TEST_F(SweepTest, ShardsGiveTheReportOfOneRun) {
+  without_gnuplot();
+  succeed(sweep + few + "--out one");
+  const std::string expected = report("one");
+  // As an array of jobs sets it: the number of the task, and how many there are.
+  for (const int task : {2, 0, 1}) succeed(sweep + few + fmt::format("--shard {}/3 --out parts", task + 1));
+  EXPECT_EQ(rows("parts/shard-1-of-3").size(), 3U);
+  EXPECT_EQ(rows("parts/shard-3-of-3").size(), 2U);
+  EXPECT_FALSE(fs::exists(at("parts/report.md")));
+  succeed("sweep --merge --out parts --json merged.json");
+  expect_same_report("parts", expected);
+  EXPECT_EQ(json("merged.json").at("missing"), Json::array());
+
+  // Again, and then as one sweep: every row is there, once.
+  const std::string results = read_text(at("parts/results.jsonl"));
+  succeed("sweep --merge --out parts");
+  const Outcome whole = succeed(sweep + few + "--out parts");
+  EXPECT_NE(whole.out.find("going on: 5 rows are there already"), std::string::npos) << whole;
+  EXPECT_EQ(read_text(at("parts/results.jsonl")), results);
+  expect_same_report("parts", expected);
+}
+
+TEST_F(SweepTest, MergingSaysWhichShardsAreMissing) {
+  without_gnuplot();
+  refuse("sweep --merge", "--merge needs --out", 2);
+  refuse("sweep --merge --out none", "holds no shards", 2);
+  succeed(sweep + few + "--shard 2/3 --out parts");
+  const std::string whole = read_text(at("parts/shard-2-of-3/results.jsonl"));
+  ASSERT_EQ(lines_of(whole).size(), 2U);  // float32, simulated-dynamic-tree:3
+  write_text(at("parts/shard-2-of-3/results.jsonl"), whole.substr(0, whole.size() - 10));  // killed as it wrote
+  const Outcome outcome = succeed("sweep --merge --out parts --json merged.json");
+  for (const char* line :
+       {"missing: shard 1/3: not begun", "missing: shard 2/3: 0 of 1 rows", "missing: shard 3/3: not begun"})
+    EXPECT_NE(outcome.out.find(line), std::string::npos) << outcome;
+  EXPECT_EQ(json("merged.json").at("missing").size(), 3U);
+  succeed(sweep + few + "--shard 2/3 --out parts");
+  EXPECT_EQ(read_text(at("parts/shard-2-of-3/results.jsonl")).substr(0, 100), whole.substr(0, 100));
+  succeed("sweep --merge --out parts --json merged.json");
+  EXPECT_EQ(json("merged.json").at("missing").size(), 2U);
+  EXPECT_EQ(rows("parts").size(), 2U);
+}
+
+TEST_F(SweepTest, ShardsOfUnlikeRunsAreNotMerged) {
+  without_gnuplot();
+  const std::string schemes = "--schemes linear:4:row,nf4 --out parts ";
+  for (const char* shard : {"", "0/2", "3/2", "1", "1/0", "-1/2", "1/2/3", "a/b", "1/2 ", "99999999999999999999/2"})
+    if (*shard != '\0') refuse(sweep + schemes + fmt::format("\"--shard={}\"", shard), "--shard", 2);
+  refuse("sweep --merge --shard 1/2 --out parts", "--shard", 2);
+  refuse("sweep --merge --schemes nf4 --out parts", "--schemes", 2);
+  succeed(sweep + schemes + "--shard 1/2");
+  succeed("sweep small.safetensors --data standin --threads 1 --limit 40 " + schemes + "--shard 2/2");
+  refuse("sweep --merge --out parts", "another --limit", 2);
+  fs::remove_all(at("parts/shard-2-of-2"));
+  succeed(sweep + schemes + "--shard 2/3");
+  refuse("sweep --merge --out parts", "shards of 2 and of 3", 2);
+  fs::remove_all(at("parts/shard-2-of-3"));
+
+  // Whatever a shard's folder holds: one line.
+  for (const char* file : {"shard.json", "sweep.json"}) {
+    const fs::path path = at("parts/shard-1-of-2") / file;
+    const std::string whole = read_text(path);
+    for (const std::string& damaged : {std::string("{"), std::string("[]"), std::string("{\"schemes\": 3}")}) {
+      write_text(path, damaged);
+      refuse("sweep --merge --out parts", file, 1);
+    }
+    write_text(path, whole);
+  }
+  succeed("sweep --merge --out parts");
+}
+
 TEST_F(SweepTest, WithoutGnuplotTheReportHasNoPlots) {
   without_gnuplot();
   const Outcome outcome = succeed(sweep + few + "--out out");

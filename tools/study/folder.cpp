@@ -34,18 +34,6 @@ void write_all(const FileDescriptor& file, std::string_view text, const fs::path
   }
 }
 
-/// Empty when there is no such file.
-std::string read_text_file(const fs::path& path) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return {};
-  if (!fs::is_regular_file(path, error)) fail<IoError>("{} is no ordinary file; choose another --out", path.string());
-  if (fs::file_size(path, error) > largest_text)
-    fail<FormatError>("{} is larger than any sweep's; choose another --out", path.string());
-  std::ifstream file(path, std::ios::binary);
-  if (!file) fail_io("read", path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 /// How a line of results.jsonl begins; the checksum of the row without it follows.
 constexpr std::string_view line_start = R"({"xxh3":")";
 constexpr size_t checksum_digits = 16;
@@ -95,6 +83,17 @@ std::string shown(const json& document, const Setting& setting) {
 
 }  // namespace
 
+std::string read_text_file(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return {};
+  if (!fs::is_regular_file(path, error)) fail<IoError>("{} is no ordinary file; choose another --out", path.string());
+  if (fs::file_size(path, error) > largest_text)
+    fail<FormatError>("{} is larger than any sweep's; choose another --out", path.string());
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail_io("read", path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
 void write_text_file(const fs::path& path, std::string_view text) {
   AtomicFile file(path);
   file.write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
@@ -104,6 +103,15 @@ void write_text_file(const fs::path& path, std::string_view text) {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SweepSetup, model, model_checksum, data, data_description, data_checksum, split,
                                    images, batch, image_size, device, threads, precision, weights, row_groups,
                                    channel_groups)
+
+SweepSetup read_setup(const fs::path& folder) {
+  const fs::path file = folder / setup_file;
+  try {
+    return json::parse(read_text_file(file)).get<SweepSetup>();
+  } catch (const json::exception&) {
+    fail<FormatError>("{} is missing or damaged: remove the folder, and measure again", file.string());
+  }
+}
 
 std::string checksum_of(const StateDict& model) {
   std::string sums;

@@ -14,6 +14,9 @@
 
 namespace nibblenet::tools {
 
+/// The text of a file; empty when there is no such file. Throws IoError, and FormatError for one
+/// far larger than any sweep's.
+std::string read_text_file(const std::filesystem::path& path);
 /// Replaces a file's text: a killed run leaves the old text or the new one. Throws IoError.
 void write_text_file(const std::filesystem::path& path, std::string_view text);
 
@@ -35,6 +38,9 @@ struct SweepSetup {
   int64_t row_groups = 0;      ///< scales that `row` takes for it
   int64_t channel_groups = 0;  ///< and `channel`
 };
+
+/// Reads what a sweep's folder was measured with. Throws FormatError where it does not say.
+SweepSetup read_setup(const std::filesystem::path& folder);
 
 /// Checksums by which a resumed sweep knows its model and images.
 std::string checksum_of(const StateDict& model);
