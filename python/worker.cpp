@@ -40,7 +40,7 @@ void Worker::start() {
 void Worker::serve() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return !waiting_.empty(); });
+    asked_.wait(lock, [this] { return !waiting_.empty(); });
     current_ = waiting_.front();
     waiting_.pop_front();
     report_.reset();
@@ -54,7 +54,9 @@ void Worker::serve() {
     lock.lock();
     current_->done = true;
     current_ = nullptr;
-    changed_.notify_all();
+    lock.unlock();  // or who wakes up would wait again
+    answered_.notify_all();
+    lock.lock();
   }
 }
 
@@ -64,12 +66,14 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
   Job job{.work = &work};
   {
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
-    if (closing_) throw Error("the interpreter exits: nibblenet takes no more calls");
-    if (!started_) start();
-    ++calls_;
-    waiting_.push_back(&job);
-    changed_.notify_all();
+    {
+      const std::lock_guard lock(mutex_);
+      if (closing_) throw Error("the interpreter exits: nibblenet takes no more calls");
+      if (!started_) start();
+      ++calls_;
+      waiting_.push_back(&job);
+    }
+    asked_.notify_one();
   }
   std::exception_ptr raised;
   for (bool done = false; !done;) {
@@ -90,14 +94,14 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
     done = job.done;
     if (done) --calls_;
   }
-  changed_.notify_all();
+  answered_.notify_all();
   if (raised) std::rethrow_exception(raised);
   if (job.error) std::rethrow_exception(job.error);
 }
 
 void Worker::wait_briefly(Job& job) {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, std::chrono::milliseconds(50), [&] { return job.done; });
+  answered_.wait_for(lock, std::chrono::milliseconds(50), [&] { return job.done; });
 }
 
 void Worker::stop(Job& job) {
@@ -122,7 +126,7 @@ void Worker::shut_down() {
   std::unique_lock lock(mutex_);
   closing_ = true;
   tools::ask_to_stop(true);
-  changed_.wait(lock, [this] { return calls_ == 0; });
+  answered_.wait(lock, [this] { return calls_ == 0; });
 }
 
 }  // namespace nibblenet::python

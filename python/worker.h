@@ -53,8 +53,9 @@ class Worker {
   void show(const nanobind::object& progress);
 
   const int process_;
-  std::mutex mutex_;  ///< guards what follows
-  std::condition_variable changed_;
+  std::mutex mutex_;                  ///< guards what follows
+  std::condition_variable asked_;     ///< there is work
+  std::condition_variable answered_;  ///< work is done, or a call has returned
   std::deque<Job*> waiting_;
   Job* current_ = nullptr;
   bool started_ = false;

@@ -77,6 +77,11 @@ class Evaluation:
         """[images] bool: which images the model gets right."""
         return self.logits.argmax(axis=1) == self.labels
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (f"{100 * self.accuracy:.2f} % of {self.images} images right (95 % interval {100 * low:.2f} to "
+                f"{100 * high:.2f} %), cross-entropy {self.loss:.5f}, {self.data}")
+
     def compare(self, other: Evaluation) -> dict[str, Any]:
         """The paired comparison with a result on the same images.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, Iterator
@@ -43,7 +44,9 @@ def shown(progress: bool | Progress | None) -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets: tqdm then writes text
+            from tqdm.auto import tqdm
     except ImportError:
         if progress is True:
             raise ValueError("progress=True needs tqdm: pip install tqdm") from None
