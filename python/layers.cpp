@@ -142,13 +142,13 @@ void bind_layers(nb::module_& m) {
           [](const PackedLayer& layer, const Parts& parts, const std::string& name) {
             Worker::instance().run([&] { layer.validate(bytes_of(parts), name); });
           },
-          "parts"_a, "name"_a)
+          "parts"_a.noconvert(), "name"_a)
       .def(
           "linear",
           [](const PackedLayer& layer, const Dense<float, 2>& y, const Dense<const float, 2>& x, const Parts& parts) {
             Worker::instance().run([&] { layer.linear(view_of(y), view_of(x), bytes_of(parts)); });
           },
-          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a)
+          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a.noconvert())
       .def(
           "conv2d",
           [](const PackedLayer& layer, const Dense<float, 4>& y, const Dense<const float, 4>& x, int64_t stride,
@@ -158,7 +158,7 @@ void bind_layers(nb::module_& m) {
             const Window window{layer.shape()[layer.shape().rank() - 1], stride, padding};
             Worker::instance().run([&] { layer.conv2d(view_of(y), view_of(x), window, bytes_of(parts)); });
           },
-          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a)
+          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a.noconvert())
       .def(
           "dequantized",
           [](const PackedLayer& layer, const Parts& parts) {
@@ -167,7 +167,7 @@ void bind_layers(nb::module_& m) {
             for (const int64_t size : values.shape().sizes()) sizes.push_back(static_cast<size_t>(size));
             return to_numpy<float>(std::move(values), sizes);
           },
-          "parts"_a);
+          "parts"_a.noconvert());
   m.def("packed_layers", packed_layers, "model"_a);
   m.def("layer_parts", layer_parts, "model"_a, "name"_a);
   m.def("pack_layer", pack_layer, "weights"_a.noconvert(), "bias"_a.none().noconvert(), "scheme"_a, "name"_a);

@@ -1,0 +1,516 @@
+"""Packed layers for inference in PyTorch's models, on the CPU in float32.
+
+`replace` puts the layers of a packed model in place of a torch.nn.Module's; `quantize` packs the
+layers of any module. Weights stay n-bit codes in memory: kernels decode them while they multiply.
+A layer's codes, scales and the rest are uint8 buffers of its module, so that a state dict holds
+them, copy and pickle take them along, and no conversion of types changes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("nibblenet.torch needs PyTorch: pip install torch", name="torch") from error
+
+from . import _core, _model, _tables
+from ._progress import Progress, shown
+
+__all__ = ["Conv2d", "Linear", "PackedLayer", "Replacement", "quantize", "replace"]
+
+_PARTS = ("codes", "scales", "zero_points", "block_ids", "codebook", "bias_bytes")
+
+
+def _numpy_works() -> bool:
+    try:
+        torch.empty(0).numpy()
+    except RuntimeError:  # PyTorch before 2.3 with NumPy 2
+        return False
+    return True
+
+
+_NUMPY = _numpy_works()
+
+
+def _shared(tensor: torch.Tensor) -> Any:
+    """What hands a tensor's memory over: NumPy's array, or the tensor itself, by DLPack, which takes longer."""
+    return tensor.numpy() if _NUMPY and tensor.device.type == "cpu" else tensor
+
+
+@functools.lru_cache(maxsize=1024)
+def _form_of(scheme: str, shape: tuple[int, ...]) -> _core.PackedLayer:
+    return _core.PackedLayer(scheme, list(shape))
+
+
+class PackedLayer(torch.nn.Module):
+    """What `Linear` and `Conv2d` have in common.
+
+    scheme: like "nf4:4:block:16:f16". shape: [K, C] or [K, C, R, R] of the weights. The buffers are
+    the parts of a packed file (docs/formats.md) as bytes: codes [K, stride], scales, zero_points,
+    block_ids, codebook, and bias_bytes; those that the scheme or layer lacks are None.
+
+    A call raises ValueError for an input that is not float32, on another device, of another shape,
+    or that requires grad while grad is enabled; nibblenet.Error in training mode, while a tracer
+    records, and in a forked process.
+    """
+
+    scheme: str
+    shape: tuple[int, ...]
+
+    def __init__(self, scheme: str, shape: Sequence[int], parts: Sequence[Any]) -> None:
+        """parts: uint8 arrays as the buffers above, None for none. They are not copied."""
+        super().__init__()
+        self.scheme, self.shape = scheme, tuple(shape)
+        for name, part in zip(_PARTS, parts, strict=True):
+            self.register_buffer(name, None if part is None else torch.from_dlpack(part))
+        self._form()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[K] float32, a view of bias_bytes; None without a bias."""
+        return None if self.bias_bytes is None else self.bias_bytes.view(torch.float32)
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the layer's buffers occupy: those of the ledger (nibblenet.Size)."""
+        return sum(part.nbytes for part in self._parts() if part is not None)
+
+    def dequantize(self) -> torch.Tensor:
+        """The weights in float32, a new tensor of `shape`."""
+        return torch.from_dlpack(self._call(self._form().dequantized))
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The scheme and shape as the bytes of a text: state dicts of other ones are refused."""
+        return torch.tensor(list(self._title().encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Raises ValueError for the state of a layer of another scheme or shape."""
+        if bytes(state.tolist()) != self._title().encode():
+            raise ValueError(f"it is of {bytes(state.tolist()).decode(errors='replace')}, this layer of "
+                             f"{self._title()}")
+
+    def _form(self) -> _core.PackedLayer:
+        return _form_of(self.scheme, self.shape)
+
+    def _title(self) -> str:
+        return f"{self.scheme} {'x'.join(map(str, self.shape))}"
+
+    def _parts(self) -> list[torch.Tensor | None]:
+        return [self._buffers[name] for name in _PARTS]
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        """function(*arguments, parts), with one line for parts that nobody can compute with."""
+        parts = [part if part is None else _shared(part) for part in self._parts()]
+        try:
+            return function(*arguments, parts)
+        except TypeError:
+            for name, part in zip(_PARTS, self._parts()):
+                if part is not None and part.device.type != "cpu":
+                    raise ValueError(f"{name} is on {part.device}: packed layers compute on the CPU; call "
+                                     f".cpu()") from None
+                if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous()):
+                    raise ValueError(f"{name}: expected dense uint8, got {part.dtype} {tuple(part.shape)}") from None
+            raise
+
+    def _expect(self, x: Any) -> None:
+        """Raises for an input that no packed layer takes."""
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"expected a tensor, got {type(x).__name__}")
+        if self.training:
+            raise _core.Error("packed layers do not train: call .eval() on the model first")
+        if x.device.type != "cpu":
+            raise ValueError(f"the input is on {x.device}: packed layers compute on the CPU; call .cpu() on model and "
+                             f"input")
+        if x.dtype != torch.float32 or x.layout != torch.strided:
+            raise ValueError(f"expected a dense float32 tensor, got {x.dtype} ({x.layout}): packed layers compute in "
+                             f"float32")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("the input requires grad, and packed layers have no gradients: call the model under "
+                             "torch.no_grad()")
+        if torch.jit.is_tracing():
+            raise _core.Error("packed layers cannot be traced: a trace would hold their output as a constant")
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
+        """Takes a whole layer that is one, or leaves all as it is."""
+        title = state_dict.get(f"{prefix}_extra_state")
+        parts = {name: state_dict.get(prefix + name) for name in _PARTS if self._buffers[name] is not None}
+        try:
+            if title is not None:
+                self.set_extra_state(title)
+            for name, part in parts.items():
+                if isinstance(part, torch.Tensor) and part.dtype != torch.uint8:
+                    raise ValueError(f"{name}: expected uint8, got {part.dtype}")
+            if all(isinstance(part, torch.Tensor) and part.shape == self._buffers[name].shape and not part.is_meta
+                   for name, part in parts.items()):  # else PyTorch says what is wrong
+                whole = [parts[name].cpu().contiguous() if name in parts else None for name in _PARTS]
+                self._form().validate(whole, "what it holds")
+        except (ValueError, TypeError, AttributeError, _core.Error) as error:
+            error_msgs.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+
+
+class Linear(PackedLayer):
+    """y[..., K] = x[..., C] w[K, C]^T + bias[K], like torch.nn.Linear, with packed weights."""
+
+    @staticmethod
+    def of(layer: torch.nn.Linear, scheme: str, name: str = "layer") -> Linear:
+        """Packs a torch.nn.Linear by a scheme like "linear:4:channel". `name` is for messages.
+
+        Raises ValueError for a layer that does not fit, nibblenet.Error for NaN and infinities.
+        """
+        _expect_fit(layer, torch.nn.Linear)
+        return Linear(scheme, layer.weight.shape, _packed_parts(layer, scheme, name))
+
+    @property
+    def in_features(self) -> int:
+        """C."""
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """K."""
+        return self.shape[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., C], float32. Read in place if it is contiguous, else copied once."""
+        self._expect(x)
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"expected an input [..., {self.in_features}], got {list(x.shape)}")
+        y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32, device="cpu")
+        if y.numel() > 0:
+            rows = x.detach().reshape(-1, self.in_features).contiguous()
+            self._call(self._form().linear, _shared(y.view(-1, self.out_features)), _shared(rows))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.scheme}, bias={self.bias_bytes is not None}"
+
+
+class Conv2d(PackedLayer):
+    """y[N, K, P, Q] = conv(x[N, C, H, W], w[K, C, R, R]) + bias[K], like torch.nn.Conv2d, with packed weights."""
+
+    stride: int
+    padding: int
+
+    def __init__(self, scheme: str, shape: Sequence[int], parts: Sequence[Any], stride: int = 1,
+                 padding: int = 0) -> None:
+        """stride, padding: in pixels, for both directions."""
+        super().__init__(scheme, shape, parts)
+        self.stride, self.padding = stride, padding
+
+    @staticmethod
+    def of(layer: torch.nn.Conv2d, scheme: str, name: str = "layer") -> Conv2d:
+        """Packs a torch.nn.Conv2d, as Linear.of does."""
+        _expect_fit(layer, torch.nn.Conv2d)
+        return Conv2d(scheme, layer.weight.shape, _packed_parts(layer, scheme, name), *_window(layer))
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.shape[1]
+
+    @property
+    def out_channels(self) -> int:
+        """K."""
+        return self.shape[0]
+
+    @property
+    def kernel_size(self) -> int:
+        """R."""
+        return self.shape[3]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [N, C, H, W] or [C, H, W], float32. The output is laid out as the input is.
+
+        Channels-last input is read in place. Any other is copied once, and so is its output.
+        """
+        self._expect(x)
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(f"expected an input [N, {self.in_channels}, H, W], got {list(x.shape)}")
+        size, images = self.kernel_size, x.detach() if x.dim() == 4 else x.detach().unsqueeze(0)
+        height, width = (each + 2 * self.padding - size for each in images.shape[2:])
+        if height < 0 or width < 0:
+            raise ValueError(f"an input of {images.shape[2]} x {images.shape[3]} pixels is smaller than the kernel, "
+                             f"{size} x {size} with padding {self.padding}")
+        y = torch.empty((images.shape[0], height // self.stride + 1, width // self.stride + 1, self.out_channels),
+                        dtype=torch.float32, device="cpu")
+        channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        if y.numel() > 0:
+            pixels = images.permute(0, 2, 3, 1).contiguous()
+            self._call(self._form().conv2d, _shared(y), _shared(pixels), self.stride, self.padding)
+        y = y.permute(0, 3, 1, 2)
+        if not channels_last:
+            y = y.contiguous()
+        return y if x.dim() == 4 else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+                f"padding={self.padding}, {self.scheme}, bias={self.bias_bytes is not None}")
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What `replace` or `quantize` did to a model.
+
+    replaced: the scheme of each packed layer, by its name in the model. stayed: why each other
+    layer with weights is as it was. unused: names of packed weights that have no layer. before,
+    after: bytes of the replaced layers' weights and biases, in float32 and packed.
+    """
+
+    replaced: dict[str, str]
+    stayed: dict[str, str]
+    unused: list[str]
+    before: int
+    after: int
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        rows = [[name, "packed", scheme] for name, scheme in self.replaced.items()]
+        rows += [[name, "stays", reason] for name, reason in self.stayed.items()]
+        rows += [[name, "not used", "the model has no layer of this name"] for name in self.unused]
+        return ["layer", "", "scheme or reason"], rows
+
+    def _total(self) -> str:
+        return (f"{len(self.replaced)} layers packed, {_tables.count(self.before)} B -> "
+                f"{_tables.count(self.after)} B; {len(self.stayed)} stay")
+
+    def __str__(self) -> str:
+        return f"{_tables.text(*self._table())}\n{self._total()}"
+
+    def _repr_html_(self) -> str:
+        return _tables.as_html(*self._table(), caption=self._total())
+
+
+def _expect_fit(layer: Any, kind: type[torch.nn.Module]) -> None:
+    if not isinstance(layer, kind):
+        raise ValueError(f"expected a torch.nn.{kind.__name__}, got {type(layer).__name__}")
+    if reason := _misfit(layer):
+        raise ValueError(f"the layer {reason}")
+
+
+def _misfit(layer: torch.nn.Module, values: bool = True) -> str | None:
+    """Why no packed layer can stand for this one; None where one can. values: its weights are read."""
+    kind = type(layer)
+    if kind not in (torch.nn.Linear, torch.nn.Conv2d):
+        return f"is a {kind.__name__}: only torch.nn.Linear and Conv2d are packed"
+    if "forward" in vars(layer):
+        return "has a forward of its own"
+    if any(getattr(layer, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
+                                                     "_backward_pre_hooks")):
+        return "has hooks, which a packed layer would lose"
+    if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
+        return "has no weight parameter"
+    for name, part in layer._parameters.items():
+        if part is None:
+            continue
+        if type(part.data) is not torch.Tensor or part.layout != torch.strided:
+            return f"has a {name} that is no dense tensor"
+        if part.device.type != "cpu" and (values or part.device.type != "meta"):
+            return f"has its {name} on {part.device}; packed layers compute on the CPU"
+        if part.dtype != torch.float32:
+            return f"has a {name} of {part.dtype}; packed layers compute in float32"
+    if layer.weight.numel() == 0:
+        return "has no weights"
+    return _odd_window(layer) if kind is torch.nn.Conv2d else None
+
+
+def _odd_window(layer: torch.nn.Conv2d) -> str | None:
+    """Why its geometry is none of packed convolutions; None where it is."""
+    for name, value, ours in (("groups", layer.groups, 1), ("dilation", layer.dilation, (1, 1)),
+                              ("padding_mode", layer.padding_mode, "zeros")):
+        if value != ours:
+            return f"has {name} {value}; packed convolutions have {ours}"
+    height, width = layer.kernel_size
+    if height != width:
+        return f"has a kernel of {height} x {width}; packed convolutions have square ones"
+    if layer.padding == "same" and height % 2 == 0:
+        return f"pads its kernel of {height} x {width} on one side more than on the other"
+    for name, value in (("stride", layer.stride), ("padding", layer.padding)):
+        if not isinstance(value, str) and value[0] != value[1]:
+            return f"has {name} {value}; packed convolutions have the same in both directions"
+    return None
+
+
+def _window(layer: torch.nn.Conv2d) -> tuple[int, int]:
+    """Stride and padding of a convolution that fits."""
+    if isinstance(layer.padding, str):
+        return layer.stride[0], layer.kernel_size[0] // 2 if layer.padding == "same" else 0
+    return layer.stride[0], layer.padding[0]
+
+
+def _packed_parts(layer: torch.nn.Module, scheme: str, name: str) -> list[Any]:
+    weight, bias = layer.weight.detach().contiguous(), layer.bias
+    return _core.pack_layer(weight, None if bias is None else bias.detach().contiguous(), scheme, name)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A module with weights of its own, and where it hangs: every parent, with the key there."""
+
+    module: torch.nn.Module
+    places: list[tuple[torch.nn.Module, str]]
+
+    def reader(self) -> str | None:
+        """A parent that reads the weight itself, past the layer's forward."""
+        for parent, _ in self.places:
+            if isinstance(parent, (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)):
+                return type(parent).__name__
+        return None
+
+    def put(self, layer: PackedLayer) -> None:
+        layer.train(self.module.training)
+        for parent, key in self.places:
+            parent._modules[key] = layer
+
+
+def _layers(model: torch.nn.Module) -> dict[str, _Layer]:
+    """Modules of the model that own weights, of two dimensions or more, by their first name."""
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (torch.nn.Linear, torch.nn.Conv2d)):
+        raise ValueError(f"a {type(model).__name__} cannot be replaced in place: pass a model that holds it, or pack "
+                         f"it by nibblenet.torch.{type(model).__name__}.of")
+    found: dict[str, _Layer] = {}
+    by_module: dict[int, _Layer] = {}
+    for path, parent in model.named_modules():
+        for key, module in parent._modules.items():
+            if module is None or not _owns_weights(module):
+                continue
+            if id(module) not in by_module:
+                by_module[id(module)] = found[f"{path}.{key}" if path else key] = _Layer(module, [])
+            by_module[id(module)].places.append((parent, key))
+    return found
+
+
+def _owns_weights(module: torch.nn.Module) -> bool:
+    if isinstance(module, PackedLayer):
+        return False
+    return isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) or any(
+        part is not None and not isinstance(part, torch.nn.UninitializedParameter) and part.dim() > 1
+        for part in module._parameters.values())
+
+
+def _put_all(made: Mapping[str, PackedLayer], layers: Mapping[str, _Layer], stayed: dict[str, str],
+             unused: list[str]) -> Replacement:
+    """Puts the packed layers in place, and says what was done."""
+    if not made:
+        why = next((f"; {name} {reason}" for name, reason in stayed.items()), "")
+        raise ValueError(f"no layer of the model can be packed{why}")
+    before = sum(part.nbytes for name in made for part in layers[name].module._parameters.values()
+                 if part is not None)
+    for name, layer in made.items():
+        layers[name].put(layer)
+    return Replacement({name: layer.scheme for name, layer in made.items()}, stayed, unused, before,
+                       sum(layer.resident for layer in made.values()))
+
+
+def replace(model: torch.nn.Module, packed: _model.PackedModel | _model.Path) -> Replacement:
+    """Puts a packed model's layers in place of a PyTorch model's, and says which layers stayed and why.
+
+    Layers go by the names of `nibblenet.load`: those of torchvision's model, with or without
+    prefixes such as "module." or "backbone.". A layer fits that has the same shape, stride,
+    padding and bias; the values it had do not matter, and it may be on the meta device. packed: a
+    PackedModel or its file; afterwards it may be closed. Nothing changes when an error is raised.
+
+    Raises ValueError where nothing fits, where two networks in the model have the names, and for
+    batch norms, which packed models have folded into their convolutions.
+    """
+    layers = _layers(model)
+    if isinstance(packed, (str, os.PathLike)):
+        packed = _model.load(packed)
+    if not isinstance(packed, _model.PackedModel):
+        raise ValueError(f"packed: expected a nibblenet.PackedModel, got {type(packed).__name__}")
+    packed_layers = _core.packed_layers(packed._core)
+    names = _names_of(model, {layer.split(".")[0] for layer, *_ in packed_layers})
+    stayed = {name: "the packed model has no layer of this name" for name in layers}
+    unused: list[str] = []
+    made: dict[str, PackedLayer] = {}
+    for layer, scheme, shape, window in packed_layers:
+        name = names.get(layer)
+        if name not in layers:
+            unused.append(layer)
+        elif reason := _mismatch(layers[name], scheme, shape, window):
+            stayed[name] = reason
+        else:
+            parts = _core.layer_parts(packed._core, layer)
+            made[name] = Conv2d(scheme, shape, parts, *window) if window else Linear(scheme, shape, parts)
+            del stayed[name]
+    return _put_all(made, layers, stayed, unused)
+
+
+def _names_of(model: torch.nn.Module, stems: set[str]) -> dict[str, str]:
+    """The names of the model's modules by those that packed models have: these begin with the stems."""
+    owners = {name: module for name, module in model.named_modules()
+              if name and isinstance(module._parameters.get("weight"), torch.nn.Parameter)}
+    try:
+        adopted = _core.adopted_names([f"{name}.weight" for name in owners])
+    except _core.Error:
+        raise ValueError("the model holds several networks of these names: pass one of them, like "
+                         "replace(model.student, packed)") from None
+    names = {canonical.removesuffix(".weight"): name.removesuffix(".weight") for canonical, name in adopted
+             if canonical.split(".")[0] in stems}
+    for name in names.values():
+        if isinstance(owners[name], torch.nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{name} is a batch norm, which packed models have folded into the convolution in front: "
+                             f"take the model without batch norms, like torchvision's vgg16 for vgg16_bn")
+    return names
+
+
+def _mismatch(layer: _Layer, scheme: str, shape: list[int], window: list[int]) -> str | None:
+    """Why a packed layer does not fit; None where it does."""
+    module = layer.module
+    if reader := layer.reader():
+        return f"is read by {reader} itself"
+    if reason := _misfit(module, values=False):
+        return reason
+    if list(module.weight.shape) != shape:
+        return f"has a weight {list(module.weight.shape)}, the packed one is {shape}"
+    if window and _window(module) != tuple(window):
+        return "has stride {} and padding {}, the packed one {} and {}".format(*_window(module), *window)
+    if module.bias is None:
+        return "has no bias, the packed one has"
+    return None if scheme else "is float32 in the packed model, too"
+
+
+def quantize(module: torch.nn.Module, bits: int | None = None, method: str | None = None,
+             granularity: str | None = None, *, scale: str | None = None, scale_sign: str | None = None,
+             zero_point: bool = False, layers: Mapping[str, str] | None = None,
+             progress: bool | Progress | None = None) -> Replacement:
+    """Packs every Linear and Conv2d of a module that fits, in place, and says which stayed and why.
+
+    The options are those of `nibblenet.pack`, and so are the codes. bits: 2 to 8, by default 4.
+    layers: schemes of some layers, by patterns of their names in the module. A layer fits that is
+    float32 on the CPU, and as a convolution has square kernels, one stride and padding, and neither
+    groups nor dilation. Nothing changes when an error is raised.
+
+    Raises ValueError for what is no option and where nothing fits, nibblenet.Error for NaN and
+    infinities.
+    """
+    found = _layers(module)
+    stayed, fitting = {}, {}
+    for name, layer in found.items():
+        reader = layer.reader()
+        if reason := f"is read by {reader} itself" if reader else _misfit(layer.module):
+            stayed[name] = reason
+        else:
+            fitting[name] = layer.module
+    options = _model._options({"bits": bits, "method": method, "granularity": granularity, "scale": scale,
+                               "scale-sign": scale_sign}, {"zero-point": zero_point}, layers)
+    schemes = _core.choose_schemes(options, [(f"{name}.weight", list(layer.weight.shape))
+                                             for name, layer in fitting.items()]) if fitting else []
+    made: dict[str, PackedLayer] = {}
+    with shown(progress) as report:
+        for (name, layer), scheme in zip(fitting.items(), schemes):
+            if report:
+                report("packing", "layers", len(made), len(fitting))
+            kind = Conv2d if isinstance(layer, torch.nn.Conv2d) else Linear
+            made[name] = kind.of(layer, scheme, name)
+    return _put_all(made, found, stayed, [])
