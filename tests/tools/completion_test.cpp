@@ -60,6 +60,10 @@ TEST_F(CompletionTest, EveryToolTellsItsVersion) {
                      "build: (GCC|Clang) .*\ndevices:\n  cpu: .*oneDNN.*\n  cuda: .*\n"));
     EXPECT_EQ(outcome.err, "");
   }
+  succeed("inspect small.safetensors --json inspect.json");
+  const std::string version = succeed("inspect --version").out;
+  for (const char* key : {"version", "commit"})
+    EXPECT_THAT(version, HasSubstr(json("inspect.json").at("nibblenet").at(key).get<std::string>()));
   refuse("inspect --version=x", "--version", 2);
 }
 

@@ -194,6 +194,7 @@ void add_json_option(CLI::App& app, std::string& path) {
 void write_json(const std::string& path, nlohmann::json document) {
   if (path.empty()) return;
   add_both_names(document);
+  document["nibblenet"] = version_json();
   // Names of files may be any bytes; JSON is UTF-8.
   const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   if (path == "-") {

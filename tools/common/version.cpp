@@ -16,6 +16,8 @@ std::string devices() {
 
 }  // namespace
 
+nlohmann::json version_json() { return {{"version", NIBBLENET_PROJECT_VERSION}, {"commit", NIBBLENET_COMMIT}}; }
+
 std::string version_text(std::string_view tool) {
 #ifdef __clang__
   constexpr const char* compiler = "Clang";
