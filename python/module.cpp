@@ -18,6 +18,7 @@
 #include "tools/common/inspection.h"
 #include "tools/common/model_search.h"
 #include "tools/common/report.h"
+#include "tools/common/version.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -250,6 +251,9 @@ NB_MODULE(_core, m) {
   m.def("mcnemar_p", tools::mcnemar_p, "only_a"_a, "only_b"_a);
   m.def("thousands", tools::thousands, "value"_a);
   bind_layers(m);
+  const nlohmann::json build = tools::version_json();
+  m.attr("__version__") = build.at("version").get<std::string>();
+  m.attr("__commit__") = build.at("commit").get<std::string>();
   m.def("shut_down", [] { Worker::instance().shut_down(); });
 }
 

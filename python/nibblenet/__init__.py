@@ -2,18 +2,19 @@
 
 `check` says what weights that somebody rounded in float32 take to store, whatever they claim.
 `pack`, `load` and `Model` make and run packed models; `evaluate` and `sweep` measure them;
-`simulate` rounds as the original notebooks do; `inspect` shows what a file holds. Errors are ValueError for arguments, OSError for files that
-cannot be read or written, and `nibblenet.Error` for all else.
+`simulate` rounds as the original notebooks do; `inspect` shows what a file holds. `__version__` and
+`__commit__` name the build. Errors are ValueError for arguments, OSError for files that cannot be
+read or written, and `nibblenet.Error` for all else.
 """
 
 import atexit as _atexit
 
 from . import _core
 from ._check import CheckReport, check
-from ._core import Error
+from ._core import Error, __commit__, __version__
 from ._model import (Evaluation, Model, PackedModel, Size, evaluate, inspect, load, pack, simulate, sweep)
 
-__all__ = ["CheckReport", "Error", "Evaluation", "Model", "PackedModel", "Size", "check", "evaluate",
-           "inspect", "load", "pack", "simulate", "sweep"]
+__all__ = ["__commit__", "__version__", "CheckReport", "Error", "Evaluation", "Model", "PackedModel", "Size",
+           "check", "evaluate", "inspect", "load", "pack", "simulate", "sweep"]
 
 _atexit.register(_core.shut_down)

@@ -32,6 +32,10 @@ class Arguments(unittest.TestCase):
     def setUpClass(cls):
         cls.model = nibblenet.pack(state_dict(), bits=4)
 
+    def test_the_build_is_named(self):
+        self.assertRegex(nibblenet.__version__, r"^\d+\.\d+\.\d+$")
+        self.assertRegex(nibblenet.__commit__, "^([0-9a-f]{40}(, with changes)?|unknown)$")
+
     def test_tensors_go_through_dlpack(self):
         images = prepared(2)
         self.assertTrue(np.array_equal(self.model(FakeTensor(images)), self.model(images)))
