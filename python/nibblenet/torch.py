@@ -16,6 +16,7 @@ from typing import Any
 
 try:
     import torch
+    from torch.autograd import forward_ad
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("nibblenet.torch needs PyTorch: pip install torch", name="torch") from error
 
@@ -41,6 +42,11 @@ _NUMPY = _numpy_works()
 def _shared(tensor: torch.Tensor) -> Any:
     """What hands a tensor's memory over: NumPy's array, or the tensor itself, by DLPack, which takes longer."""
     return tensor.numpy() if _NUMPY and tensor.device.type == "cpu" else tensor
+
+
+def _values(x: torch.Tensor) -> torch.Tensor:
+    """Without autograd, and with the signs that a view may only note."""
+    return x.detach().resolve_neg()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -133,6 +139,8 @@ class PackedLayer(torch.nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("the input requires grad, and packed layers have no gradients: call the model under "
                              "torch.no_grad()")
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            raise ValueError("the input has a tangent, and packed layers have no gradients")
         if torch.jit.is_tracing():
             raise _core.Error("packed layers cannot be traced: a trace would hold their output as a constant")
 
@@ -187,7 +195,7 @@ class Linear(PackedLayer):
             raise ValueError(f"expected an input [..., {self.in_features}], got {list(x.shape)}")
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32, device="cpu")
         if y.numel() > 0:
-            rows = x.detach().reshape(-1, self.in_features).contiguous()
+            rows = _values(x).reshape(-1, self.in_features).contiguous()
             self._call(self._form().linear, _shared(y.view(-1, self.out_features)), _shared(rows))
         return y
 
@@ -236,7 +244,7 @@ class Conv2d(PackedLayer):
         self._expect(x)
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"expected an input [N, {self.in_channels}, H, W], got {list(x.shape)}")
-        size, images = self.kernel_size, x.detach() if x.dim() == 4 else x.detach().unsqueeze(0)
+        size, images = self.kernel_size, _values(x) if x.dim() == 4 else _values(x).unsqueeze(0)
         height, width = (each + 2 * self.padding - size for each in images.shape[2:])
         if height < 0 or width < 0:
             raise ValueError(f"an input of {images.shape[2]} x {images.shape[3]} pixels is smaller than the kernel, "

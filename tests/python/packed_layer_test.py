@@ -12,9 +12,10 @@ import nibblenet
 from nibblenet import _core
 from support import state_dict
 
-SCHEMES = ["linear:4:channel", "linear:2:tensor", "linear:5:row:f16", "linear:3:block:7:zero-point", "linear:4:tile:2x3",
-           "nf4:4:block:16:f16", "fp4:4:channel", "kmeans:3:channel", "fp8-e4m3:8:channel", "dynamic-tree:6:channel",
-           "stable-embedding:4:sorted:10", "stable-embedding:5:sorted", "stable-embedding-fp8:8:sorted:33"]
+SCHEMES = ["linear:4:channel", "linear:2:tensor", "linear:5:row:f16", "linear:3:block:7:zero-point",
+           "linear:4:tile:2x3", "nf4:4:block:16:f16", "fp4:4:channel", "kmeans:3:channel", "fp8-e4m3:8:channel",
+           "dynamic-tree:6:channel", "stable-embedding:4:sorted:10", "stable-embedding:5:sorted",
+           "stable-embedding-fp8:8:sorted:33"]
 MATRICES = [(1, 1), (3, 5), (17, 31), (130, 70), (8, 2050)]
 FILTERS = [(1, 1, 1, 1), (5, 3, 3, 3), (70, 4, 5, 5), (64, 2, 1, 1)]
 
@@ -186,7 +187,8 @@ class Arguments(unittest.TestCase):
 
     def test_names_are_those_behind_prefixes(self):
         self.assertEqual(_core.adopted_names(["a._orig_mod.features.module.0.weight", "head.weight"]),
-                         [("features.0.weight", "a._orig_mod.features.module.0.weight"), ("head.weight", "head.weight")])
+                         [("features.0.weight", "a._orig_mod.features.module.0.weight"),
+                          ("head.weight", "head.weight")])
         with self.assertRaises(nibblenet.Error):
             _core.adopted_names(["a.features.0.weight", "b.features.0.weight"])
 

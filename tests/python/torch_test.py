@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import threading
 import unittest
+import unittest.mock
 import warnings
 from pathlib import Path
 
@@ -28,7 +29,8 @@ except ModuleNotFoundError as absent:
         raise
     torch = None
 
-SCHEMES = [{}, {"bits": 2}, {"method": "kmeans", "bits": 3}, {"method": "nf4", "granularity": "block:32", "scale": "f16"},
+SCHEMES = [{}, {"bits": 2}, {"method": "kmeans", "bits": 3},
+           {"method": "nf4", "granularity": "block:32", "scale": "f16"},
            {"method": "linear", "bits": 5, "granularity": "row", "zero_point": True}, {"method": "fp8-e4m3"},
            {"method": "stable-embedding", "granularity": "sorted:100"}, {"layers": {"features.*": "linear:8:channel"}}]
 
@@ -82,14 +84,15 @@ def outputs(model, x):
 
 class Importing(unittest.TestCase):
     def test_nibblenet_alone_imports_no_pytorch(self):
-        code = "import sys, nibblenet; sys.exit('torch' in sys.modules)"
+        code = "import sys, nibblenet; dir(nibblenet), hasattr(nibblenet, 'x'); sys.exit('torch' in sys.modules)"
         self.assertEqual(subprocess.run([sys.executable, "-c", code]).returncode, 0)
 
     def test_without_pytorch_one_line_says_what_to_do(self):
-        code = "import sys; sys.modules['torch'] = None; import nibblenet; import nibblenet.torch"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        self.assertEqual(done.stderr.splitlines()[-1],
-                         "ModuleNotFoundError: nibblenet.torch needs PyTorch: pip install torch")
+        code = "import sys; sys.modules['torch'] = None; import nibblenet; "
+        for use in ("import nibblenet.torch", "nibblenet.torch.replace"):
+            done = subprocess.run([sys.executable, "-c", code + use], capture_output=True, text=True)
+            self.assertEqual(done.stderr.splitlines()[-1],
+                             "ModuleNotFoundError: nibblenet.torch needs PyTorch: pip install torch")
 
 
 class WithTorch(unittest.TestCase):
@@ -146,6 +149,19 @@ class Layers(WithTorch):
         y = packed(x)
         self.assertEqual(seen, [(y.data_ptr(), x.data_ptr())])
 
+    def test_tensors_go_by_dlpack_where_numpy_is_too_new(self):
+        packed = packed_torch.Conv2d.of(nn.Conv2d(3, 5, 3), "stable-embedding:4").eval()
+        x = torch.randn(2, 3, 6, 6)
+        expected = packed(x)
+        with unittest.mock.patch.object(packed_torch, "_NUMPY", False):
+            self.assertTrue(torch.equal(packed(x), expected))
+
+    def test_compiled_models_give_the_same(self):
+        model = nn.Sequential(nn.Linear(7, 33), nn.ReLU(), nn.Linear(33, 5)).eval()
+        packed_torch.quantize(model)
+        x = torch.randn(3, 7)
+        self.assertTrue(np.array_equal(outputs(torch.compile(model, backend="eager"), x), outputs(model, x)))
+
     def test_layers_that_do_not_fit_are_refused(self):
         for layer, reason in ((nn.Conv2d(4, 4, 3, groups=2), "groups 2"), (nn.Conv2d(4, 4, 3, dilation=2), "dilation"),
                               (nn.Conv2d(4, 4, (3, 1)), "3 x 1"), (nn.Conv2d(4, 4, 3, (1, 2)), "stride"),
@@ -153,7 +169,8 @@ class Layers(WithTorch):
                               (nn.Conv2d(4, 4, 4, padding="same"), "one side"), (nn.Linear(4, 4).half(), "float16"),
                               (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode"),
                               (nn.Linear(0, 4), "no weights"), (nn.LazyLinear(4), "LazyLinear"),
-                              (nn.Linear(4, 4, device="meta"), "meta"), (nn.Linear(4, 4).double(), "float64"), (None, "")):
+                              (nn.Linear(4, 4, device="meta"), "meta"), (nn.Linear(4, 4).double(), "float64"),
+                              (None, "")):
             kind = packed_torch.Linear if isinstance(layer, nn.Linear) else packed_torch.Conv2d
             with self.subTest(str(layer)), self.assertRaisesRegex(ValueError, reason):
                 kind.of(layer, "linear:4")
@@ -176,12 +193,15 @@ class Inputs(WithTorch):
     def test_others_are_refused_in_one_line(self):
         x, pixels = torch.randn(2, 6), torch.randn(2, 3, 5, 5)
         for layer, value, reason in (
-                (self.linear, x.double(), "float32"), (self.linear, x.half(), "float32"), (self.linear, x.int(), "float32"),
-                (self.linear, x.to_sparse(), "dense"), (self.linear, x.to("meta"), "meta"), (self.linear, x[:, :5], "6"),
-                (self.linear, torch.tensor(1.0), "6"), (self.linear, x.numpy(), "ndarray"), (self.linear, None, "NoneType"),
-                (self.linear, x.clone().requires_grad_(), "no_grad"), (self.linear, torch.quantize_per_tensor(
-                    x, 0.1, 0, torch.qint8), "float32"), (self.linear, x.to(torch.complex64), "float32"),
-                (self.conv, pixels[:, :2], "3, H, W"), (self.conv, pixels[0, 0], "3, H, W"), (self.conv, pixels[None], "H"),
+                (self.linear, x.double(), "float32"), (self.linear, x.half(), "float32"),
+                (self.linear, x.int(), "float32"), (self.linear, x.to_sparse(), "dense"),
+                (self.linear, x.to("meta"), "meta"), (self.linear, x[:, :5], "6"),
+                (self.linear, torch.tensor(1.0), "6"),
+                (self.linear, x.numpy(), "ndarray"), (self.linear, None, "NoneType"),
+                (self.linear, x.clone().requires_grad_(), "no_grad"),
+                (self.linear, torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "float32"),
+                (self.linear, x.to(torch.complex64), "float32"), (self.conv, pixels[:, :2], "3, H, W"),
+                (self.conv, pixels[0, 0], "3, H, W"), (self.conv, pixels[None], "H"),
                 (self.conv, pixels[:, :, :2], "smaller"), (self.conv, pixels[:, :, :, :0], "smaller"),
                 (self.conv, pixels.half().to(memory_format=torch.channels_last), "float32")):
             with self.subTest(reason), self.assertRaisesRegex(ValueError, reason) as caught:
@@ -196,6 +216,16 @@ class Inputs(WithTorch):
             with mode():
                 for value in (x, x.clone().requires_grad_(), nn.Parameter(x)):
                     self.assertTrue(torch.equal(self.linear(value), expected))
+
+    def test_a_tangent_would_be_lost(self):
+        with torch.autograd.forward_ad.dual_level():
+            self.assertEqual(self.linear(torch.randn(2, 6)).shape, (2, 4))
+            with self.assertRaisesRegex(ValueError, "tangent"):
+                self.linear(torch.autograd.forward_ad.make_dual(torch.randn(2, 6), torch.randn(2, 6)))
+
+    def test_signs_that_a_view_notes_count(self):
+        x = torch.randn(2, 6)
+        self.assertTrue(torch.equal(self.linear(torch._neg_view(x)), self.linear(-x)))
 
     def test_training_mode_is_refused(self):
         model = nn.Sequential(nn.Linear(6, 4))
@@ -316,7 +346,8 @@ class Replacing(WithTorch):
         self.assertEqual(list(done.replaced), ["classifier.4", "classifier.6"])
         self.assertEqual(done.unused, ["classifier.1"])
         for name, reason in {"features.0": "stride 2", "features.3": "[12, 8, 3, 3]", "features.6": "hooks",
-                             "features.8": "no bias", "features.10": "float16", "extra": "no layer of this name"}.items():
+                             "features.8": "no bias", "features.10": "float16",
+                             "extra": "no layer of this name"}.items():
             self.assertIn(reason, done.stayed.pop(name))
             self.assertIn(model.get_submodule(name), before)
         self.assertEqual(done.stayed, {})
@@ -331,8 +362,8 @@ class Replacing(WithTorch):
         for model, source, reason in ((pair, packed, "several networks"), (normed, packed, "batch norm"),
                                       (nn.Sequential(nn.Linear(2, 2)), packed, "no layer .* 0 the packed model has no"),
                                       (nn.Linear(2, 2), packed, "Linear.of"), (named.state_dict(), packed, "Module"),
-                                      (named, nibblenet.Model.of(state_dict()), "PackedModel"), (named, None, "PackedModel"),
-                                      (named, state_dict(), "PackedModel")):
+                                      (named, nibblenet.Model.of(state_dict()), "PackedModel"),
+                                      (named, None, "PackedModel"), (named, state_dict(), "PackedModel")):
             with self.subTest(reason), self.assertRaisesRegex(ValueError, reason):
                 packed_torch.replace(model, source)
         for model in (pair, normed, named):
@@ -408,10 +439,12 @@ class Quantizing(WithTorch):
 
 
 class States(WithTorch):
+    LAYERS = {"features.6": "kmeans:3", "classifier.4": "stable-embedding:4:sorted:9",
+              "classifier.1": "linear:3:block:16:f16:zero-point"}
+
     def setUp(self):
         self.model = alexnet()
-        packed_torch.quantize(self.model, layers={"features.6": "kmeans:3", "classifier.4": "stable-embedding:4:sorted:9",
-                                                  "classifier.1": "linear:3:block:16:f16:zero-point"})
+        packed_torch.quantize(self.model, layers=self.LAYERS)
         self.x = images(2)
         self.expected = outputs(self.model, self.x)
 
@@ -421,8 +454,7 @@ class States(WithTorch):
     def other(self):
         """The same form with other values."""
         model = network(state_dict(seed=5)).eval()
-        packed_torch.quantize(model, layers={"features.6": "kmeans:3", "classifier.4": "stable-embedding:4:sorted:9",
-                                             "classifier.1": "linear:3:block:16:f16:zero-point"})
+        packed_torch.quantize(model, layers=self.LAYERS)
         self.assertFalse(np.array_equal(outputs(model, self.x), self.expected))
         return model
 
@@ -478,8 +510,10 @@ class States(WithTorch):
                 ("classifier.6.codes", own["classifier.6.codes"].float(), "classifier.6: codes: expected uint8"),
                 ("classifier.6.codes", None, "Missing key.*classifier.6.codes"),
                 ("classifier.6.codes", own["classifier.6.codes"][:-1], "size mismatch for classifier.6.codes"),
-                ("classifier.6.scales", nan, "classifier.6: .*NaN"), ("classifier.6.bias_bytes", nan, "classifier.6: .*NaN"),
-                ("classifier.4.block_ids", torch.full_like(own["classifier.4.block_ids"], 255), "classifier.4: .*block id"),
+                ("classifier.6.scales", nan, "classifier.6: .*NaN"),
+                ("classifier.6.bias_bytes", nan, "classifier.6: .*NaN"),
+                ("classifier.4.block_ids", torch.full_like(own["classifier.4.block_ids"], 255),
+                 "classifier.4: .*block id"),
                 ("classifier.1.zero_points", torch.full_like(own["classifier.1.zero_points"], 8), "zero point 8"),
                 ("features.6.codebook", own["features.6.codebook"].flip(0), "features.6: .*codebook"),
                 ("classifier.6._extra_state", own["classifier.4._extra_state"], "it is of stable-embedding"),
@@ -494,8 +528,8 @@ class States(WithTorch):
         x = torch.randn(2, 32)
         with self.assertRaisesRegex(ValueError, "codes is on meta"):
             copy.deepcopy(layer).to("meta")(x)
-        for wrong, reason in ((layer.codes.float(), "uint8"), (layer.codes.T, "dense"), (layer.codes[:-1], "expected 160"),
-                              (None, "expected 160")):
+        for wrong, reason in ((layer.codes.float(), "uint8"), (layer.codes.T, "dense"),
+                              (layer.codes[:-1], "expected 160"), (None, "expected 160")):
             other = copy.deepcopy(layer)
             other.codes = wrong
             for call in (lambda: other(x), other.dequantize):
