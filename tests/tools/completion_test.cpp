@@ -1,6 +1,10 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
-#include <regex>
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "tests/tools/run.h"
 
