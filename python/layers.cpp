@@ -116,7 +116,7 @@ std::vector<nb::tuple> packed_layers(Model& model) {
 /// Copies of a layer's parts.
 nb::list layer_parts(Model& model, const std::string& name) {
   auto [packed, bias] = on_worker([&] {
-    return std::pair(model.dict().at(name + ".weight").packed_values(), model.dict().at(name + ".bias").dequantized());
+    return std::pair(model.parameter(name + ".weight").packed_values(), model.parameter(name + ".bias").dequantized());
   });
   return parts_of(std::move(packed), bias.view().span());
 }

@@ -1,11 +1,14 @@
 #include "python/model.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 
 #include "engine/core/parallel.h"
 #include "engine/core/progress.h"
 #include "engine/core/threads.h"
 #include "kernels/cpu/backend_cpu.h"
+#include "kernels/cpu/weight_cpu.h"
 #include "layers/network/class_names.h"
 #include "layers/network/image_feed.h"
 #include "python/options.h"
@@ -27,6 +30,31 @@ struct PackOptions {
   std::string data;
   bool compress = false;
 };
+
+/// Fills in what Model::let_codes_go() freed.
+void fetch_codes(Parameter& parameter, const Network& network) {
+  const auto layer = std::ranges::find_if(
+      network.layers(), [&](const Layer& each) { return each.weight && each.spec.name + ".weight" == parameter.name; });
+  const auto& weight = dynamic_cast<const PackedWeightCpu&>(*layer->weight);
+  const PackedView& view = weight.view();
+  const ResidentSize size = weight.resident();
+  const auto copy = [](const void* from, int64_t bytes) {
+    const auto* first = static_cast<const uint8_t*>(from);
+    return from == nullptr ? std::vector<uint8_t>() : std::vector<uint8_t>(first, first + bytes);
+  };
+  auto& packed = std::get<PackedTensor>(parameter.value);
+  packed.codes = copy(view.codes, view.channels * view.code_stride);
+  packed.scales = copy(view.scales, size.scales);
+  packed.zero_points = copy(view.zero_points, size.zero_points);
+  packed.block_ids = copy(view.block_ids, view.channels * view.block_id_stride);
+}
+
+/// Gives memory that was freed back to the system, where the C library would keep it.
+void release_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
 
 PackOptions pack_options(std::vector<std::string> arguments) {
   CLI::App app("pack");
@@ -63,7 +91,7 @@ std::unique_ptr<Model> Model::load(const std::filesystem::path& path, const Read
 
 std::unique_ptr<Model> Model::float_copy() {
   expect_open();
-  auto copy = std::make_unique<Model>(dequantized(*dict_), title_, device_);
+  auto copy = std::make_unique<Model>(codes_let_go_ ? dequantized(whole_dict()) : dequantized(*dict_), title_, device_);
   copy->file_ = file_;
   return copy;
 }
@@ -104,10 +132,13 @@ void Model::save(const std::filesystem::path& path, std::optional<bool> compress
   expect_open();
   const auto claim = tools::claim_output("save", path, tools::OutputKind::model);
   tools::Progress progress("encoding", "weights");
+  std::optional<StateDict> whole;
+  if (codes_let_go_) whole = whole_dict();
   save_state_dict(
-      path, *dict_, compress.value_or(compress_) ? Compression::rans : Compression::none,
+      path, whole ? *whole : *dict_, compress.value_or(compress_) ? Compression::rans : Compression::none,
       [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); });
   dict_ = load_state_dict(path);
+  codes_let_go_ = false;
   file_ = path;
   runner_.reset();
   network_.reset();
@@ -133,6 +164,39 @@ nlohmann::json Model::description() {
 const StateDict& Model::dict() {
   expect_open();
   return *dict_;
+}
+
+Parameter Model::parameter(const std::string& name) {
+  expect_open();
+  const Parameter& held = dict_->at(name);
+  Parameter copy{.name = name};
+  if (!held.packed()) {
+    copy.value = held.dequantized();
+    return copy;
+  }
+  copy.value = held.packed_values();
+  if (codes_let_go_) fetch_codes(copy, *network_);
+  return copy;
+}
+
+StateDict Model::whole_dict() {
+  expect_open();
+  StateDict whole = copy_of(*dict_);
+  for (Parameter& parameter : whole.parameters)
+    if (codes_let_go_ && parameter.packed()) fetch_codes(parameter, *network_);
+  return whole;
+}
+
+void Model::let_codes_go() {
+  for (const Layer& layer : network_->layers())
+    if (layer.weight && layer.weight->packed() && dynamic_cast<PackedWeightCpu*>(layer.weight.get()) == nullptr) return;
+  for (Parameter& parameter : dict_->parameters) {
+    if (!parameter.packed()) continue;
+    const PackedTensor& packed = parameter.packed_values();
+    parameter.value = PackedTensor{.scheme = packed.scheme, .shape = packed.shape, .codebook = packed.codebook};
+    codes_let_go_ = true;
+  }
+  release_free_memory();
 }
 
 template <class Prepare>
@@ -196,7 +260,7 @@ Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, std::op
   tools::Progress progress("evaluating", "images");
   if (fold_first) {
     const ResampleTables tables = tables_of_all(data, preprocess);
-    Network folded(backend(), copy_of(*dict_), device_.precision_on(backend()), &tables);
+    Network folded(backend(), whole_dict(), device_.precision_on(backend()), &tables);
     return nibblenet::evaluate(folded, data, preprocess, batch, std::ref(progress));
   }
   return nibblenet::evaluate(network(), data, preprocess, batch, std::ref(progress));
@@ -207,6 +271,7 @@ void Model::close() {
   network_.reset();
   backend_.reset();
   dict_.reset();
+  release_free_memory();
 }
 
 void Model::expect_open() const {
@@ -222,7 +287,10 @@ Backend& Model::backend() {
 Network& Model::network() {
   expect_open();
   Backend& device = backend();
-  if (!network_) network_.emplace(device, copy_of(*dict_), device_.precision_on(device));
+  if (!network_) {
+    network_.emplace(device, copy_of(*dict_), device_.precision_on(device));
+    let_codes_go();
+  }
   return *network_;
 }
 

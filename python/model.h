@@ -17,8 +17,9 @@
 namespace nibblenet::python {
 
 /// A model of the Python package: its parameters on the host, and a network of a copy of them from
-/// the first call that computes. Every function throws Error after close(). The Worker runs all but
-/// the constructor's caller, so that no two calls meet.
+/// the first call that computes. On the CPU the network then holds the codes of packed weights
+/// alone. Every function throws Error after close(). The Worker runs all but the constructor's
+/// caller, so that no two calls meet.
 class Model {
  public:
   /// Takes a dict of any source (tools::prepare_model()).
@@ -41,8 +42,12 @@ class Model {
   nlohmann::json size();
   /// "network", "classes" (names), "image_size", "packed", "device", "metadata".
   nlohmann::json description();
-  /// Its dict.
+  /// Names, shapes, schemes and metadata. Codes may be the network's alone: parameter() has them.
   const StateDict& dict();
+  /// A copy of a parameter. Throws FormatError when there is none of this name.
+  Parameter parameter(const std::string& name);
+  /// A copy of everything.
+  StateDict whole_dict();
 
   /// Logits [N, classes] of prepared images [N, S, S, 3] in host memory, `batch` at a time.
   Tensor<float> logits(TensorView<const float> images, int64_t batch);
@@ -65,6 +70,9 @@ class Model {
   };
 
   void expect_open() const;
+  /// Frees what the network holds too, if it lies in the host's memory: codes, scales, zero points
+  /// and block ids. Their schemes, shapes and codebooks stay.
+  void let_codes_go();
   Backend& backend();
   Network& network();
   Runner& runner(int64_t size, int64_t batch);
@@ -72,6 +80,7 @@ class Model {
   Tensor<float> logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare);
 
   std::optional<StateDict> dict_;
+  bool codes_let_go_ = false;
   std::string title_;
   tools::DeviceOptions device_;
   std::filesystem::path file_;

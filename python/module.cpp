@@ -225,7 +225,7 @@ NB_MODULE(_core, m) {
              auto values = on_worker([&] {
                std::vector<std::pair<std::string, Tensor<float>>> named;
                for (const Parameter& parameter : model.dict().parameters)
-                 named.emplace_back(parameter.name, parameter.dequantized());
+                 named.emplace_back(parameter.name, model.parameter(parameter.name).dequantized());
                return named;
              });
              nb::dict arrays;

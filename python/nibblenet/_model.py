@@ -99,9 +99,10 @@ class Evaluation:
 class Model:
     """A network, float or packed, from `load`, `pack` or `Model.of`.
 
-    Calls may come from any thread; they run one after the other. Ctrl-C stops a long one. The
-    parameters stay on the host for `save`; the first call that computes makes the network, whose
-    bytes `size` counts as resident. A with statement closes the model at its end.
+    Calls may come from any thread; they run one after the other. Ctrl-C stops a long one. The first
+    call that computes makes the network, whose bytes `size` counts as resident. On the CPU it holds
+    the packed codes alone; other parameters stay on the host, too, for `save`. A with statement
+    closes the model at its end.
 
     report: what `pack` or `simulate` did, else empty.
     """
