@@ -37,7 +37,7 @@ void expect_bytes(std::span<const uint8_t> part, int64_t expected, size_t alignm
 
 std::vector<float> floats_of(std::span<const uint8_t> bytes) {
   std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
+  if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
   return values;
 }
 

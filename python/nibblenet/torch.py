@@ -144,24 +144,35 @@ class PackedLayer(torch.nn.Module):
         if torch.jit.is_tracing():
             raise _core.Error("packed layers cannot be traced: a trace would hold their output as a constant")
 
+    def _expect_state(self, parts: Mapping[str, Any], title: Any) -> None:
+        """Raises for parts that are not a layer's of this form, or that decode to no numbers."""
+        if title is not None:
+            self.set_extra_state(title)
+        own = dict(zip(_PARTS, self._parts()))
+        for name, part in own.items():
+            if (part is None) != (name not in parts):
+                raise ValueError(f"the state has {'no' if part is not None else 'unexpected'} {name}")
+            if part is None:
+                continue
+            if not isinstance(parts[name], torch.Tensor) or parts[name].dtype != torch.uint8:
+                raise ValueError(f"{name}: expected uint8, got {getattr(parts[name], 'dtype', type(parts[name]))}")
+            if parts[name].shape != part.shape:
+                raise ValueError(f"{name}: expected shape {list(part.shape)}, got {list(parts[name].shape)}")
+        if not any(part.is_meta for part in parts.values()):
+            whole = [_shared(parts[name].cpu().contiguous()) if name in parts else None for name in _PARTS]
+            self._form().validate(whole, "what it holds")
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
                               missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
-        """Takes a whole layer that is one, or leaves all as it is."""
+        """Takes the state of a whole layer, or leaves all as it is."""
+        found = {name: state_dict[prefix + name] for name in _PARTS if prefix + name in state_dict}
         title = state_dict.get(f"{prefix}_extra_state")
-        parts = {name: state_dict.get(prefix + name) for name in _PARTS if self._buffers[name] is not None}
-        try:
-            if title is not None:
-                self.set_extra_state(title)
-            for name, part in parts.items():
-                if isinstance(part, torch.Tensor) and part.dtype != torch.uint8:
-                    raise ValueError(f"{name}: expected uint8, got {part.dtype}")
-            if all(isinstance(part, torch.Tensor) and part.shape == self._buffers[name].shape and not part.is_meta
-                   for name, part in parts.items()):  # else PyTorch says what is wrong
-                whole = [parts[name].cpu().contiguous() if name in parts else None for name in _PARTS]
-                self._form().validate(whole, "what it holds")
-        except (ValueError, TypeError, AttributeError, _core.Error) as error:
-            error_msgs.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
-            return
+        if found or title is not None:
+            try:
+                self._expect_state(found, title)
+            except (ValueError, TypeError, AttributeError, _core.Error) as error:
+                error_msgs.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
+                return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                                       error_msgs)
 

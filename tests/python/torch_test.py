@@ -508,8 +508,8 @@ class States(WithTorch):
 
         for name, part, reason in (
                 ("classifier.6.codes", own["classifier.6.codes"].float(), "classifier.6: codes: expected uint8"),
-                ("classifier.6.codes", None, "Missing key.*classifier.6.codes"),
-                ("classifier.6.codes", own["classifier.6.codes"][:-1], "size mismatch for classifier.6.codes"),
+                ("classifier.6.codes", None, "classifier.6: the state has no codes"),
+                ("classifier.6.codes", own["classifier.6.codes"][:-1], "classifier.6: codes: expected shape"),
                 ("classifier.6.scales", nan, "classifier.6: .*NaN"),
                 ("classifier.6.bias_bytes", nan, "classifier.6: .*NaN"),
                 ("classifier.4.block_ids", torch.full_like(own["classifier.4.block_ids"], 255),
@@ -517,11 +517,20 @@ class States(WithTorch):
                 ("classifier.1.zero_points", torch.full_like(own["classifier.1.zero_points"], 8), "zero point 8"),
                 ("features.6.codebook", own["features.6.codebook"].flip(0), "features.6: .*codebook"),
                 ("classifier.6._extra_state", own["classifier.4._extra_state"], "it is of stable-embedding"),
-                ("classifier.6._extra_state", None, "Missing key"), ("features.0.codes", "x", "features.0.codes"),
-                ("features.0._extra_state", "x", "features.0"), ("more.codes", nan, "Unexpected key")):
+                ("classifier.6._extra_state", None, "Missing key"), ("features.0.codes", "x", "features.0: codes"),
+                ("features.0._extra_state", "x", "features.0"),
+                ("features.0.codebook", nan, "features.0: the state has unexpected codebook"),
+                ("more.codes", nan, "Unexpected key")):
             with self.subTest(name + reason), self.assertRaisesRegex(RuntimeError, reason):
                 self.model.load_state_dict(changed(name, part))
             self.expect_same(self.model)
+        part = {"classifier.6.codes": torch.zeros_like(own["classifier.6.codes"])}
+        with self.assertRaisesRegex(RuntimeError, "classifier.6: the state has no scales"):
+            self.model.load_state_dict(part, strict=False)
+        self.expect_same(self.model)
+        others = {name: value for name, value in self.other().state_dict().items() if name.startswith("classifier.6")}
+        self.model.load_state_dict(others, strict=False)
+        self.assertTrue(torch.equal(self.model.classifier[6].codes, others["classifier.6.codes"]))
 
     def test_bytes_elsewhere_or_of_other_types_are_named(self):
         layer = copy.deepcopy(self.model.classifier[6])
