@@ -8,6 +8,7 @@
 #include <chrono>
 #include <csignal>
 #include <thread>
+#include <utility>
 
 #include "engine/core/error.h"
 #include "tools/common/interrupts.h"
@@ -64,8 +65,7 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
   if (getpid() != process_)
     throw Error("nibblenet does not work in a forked process: start processes by multiprocessing's 'spawn'");
   Job job{.work = &work};
-  {
-    const nb::gil_scoped_release released;
+  const auto ask = [&] {
     {
       const std::lock_guard lock(mutex_);
       if (closing_) throw Error("the interpreter exits: nibblenet takes no more calls");
@@ -74,11 +74,12 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
       waiting_.push_back(&job);
     }
     asked_.notify_one();
-  }
+  };
   std::exception_ptr raised;
-  for (bool done = false; !done;) {
+  for (bool done = false, asked = false; !done;) {
     {
       const nb::gil_scoped_release released;
+      if (!std::exchange(asked, true)) ask();
       wait_briefly(job);
     }
     if (!raised) {

@@ -70,7 +70,7 @@ class Packing(InFolder):
         data.mkdir()
         write_cifar10(data)
         for options in CHOICES:
-            packed = self.compare_with_tool(path, {**options, "data": data, "target_images": 20})
+            packed = self.compare_with_tool(path, {**options, "data": data, "target_images": 10})
             self.assertEqual(len(packed.report["allocation"]["layers"]), 8)
         self.compare_with_tool(path, {"target_bits": 4, "calibrate": data, "calibration_images": 20,
                                       "target_images": 10, "save_calibration": self.folder / "calibration"})
