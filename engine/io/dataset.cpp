@@ -1,12 +1,29 @@
 #include "engine/io/dataset.h"
 
+#include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "engine/io/archive.h"
 #include "engine/io/cifar10.h"
+#include "engine/io/holdout.h"
 #include "engine/io/image_folder.h"
 
 namespace nibblenet {
+namespace {
+
+constexpr std::array<std::pair<Split, std::string_view>, 4> split_names = {
+    {{Split::train, "train"}, {Split::validation, "validation"}, {Split::fitting, "fitting"}, {Split::test, "test"}}};
+
+}  // namespace
+
+std::string_view to_string(Split split) { return split_names.at(static_cast<size_t>(split)).second; }
+
+Split parse_split(std::string_view name) {
+  for (const auto& [split, its_name] : split_names)
+    if (its_name == name) return split;
+  fail<UsageError>("split {}: expected test, train, validation or fitting", name);
+}
 
 int64_t images_per_class(int64_t limit, size_t classes) {
   if (limit == 0) return std::numeric_limits<int64_t>::max();
@@ -18,6 +35,8 @@ int64_t images_per_class(int64_t limit, size_t classes) {
 
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit, Unreadable unreadable) {
   if (limit < 0) fail<UsageError>("a limit of {} images makes no sense; use 0 for no limit", limit);
+  if (split == Split::validation || split == Split::fitting)
+    return part_of(load_dataset(path, Split::train, 0, unreadable), split, limit);
   // One pass, since an archive can only be read forwards: all readers look at every file.
   Cifar10Reader binary(path, split, CifarVersion::binary), python(path, split, CifarVersion::python);
   ImageFolderReader folder(path, split);
@@ -36,22 +55,38 @@ Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t lim
       path.string());
 }
 
-Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep) {
-  std::array<int64_t, 256> sizes{}, seen{};
-  for (const uint8_t label : all.labels) ++sizes[label];
+Dataset images_at(const Dataset& all, std::span<const size_t> positions) {
   Dataset part{.description = all.description,
                .classes = all.classes,
                .images = {},
                .labels = {},
-               .pixels = all.pixels,
+               .pixels = {},
                .skipped = all.skipped};
-  for (size_t i = 0; i < all.images.size(); ++i) {
-    const uint8_t label = all.labels[i];
-    if (!keep(seen[label]++, sizes[label])) continue;
-    part.images.push_back(all.images[i]);
-    part.labels.push_back(label);
+  const auto length_of = [](const Dataset::Image& image) {
+    return size_t{3} * static_cast<size_t>(image.width) * static_cast<size_t>(image.height);
+  };
+  size_t bytes = 0;
+  for (const size_t i : positions) bytes += length_of(all.images.at(i));
+  part.images.reserve(positions.size());
+  part.labels.reserve(positions.size());
+  part.pixels.reserve(bytes);
+  for (const size_t i : positions) {
+    const Dataset::Image& image = all.images[i];
+    const auto first = all.pixels.begin() + static_cast<std::ptrdiff_t>(image.offset);
+    part.images.push_back({image.width, image.height, part.pixels.size()});
+    part.labels.push_back(all.labels[i]);
+    part.pixels.insert(part.pixels.end(), first, first + static_cast<std::ptrdiff_t>(length_of(image)));
   }
   return part;
+}
+
+Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep) {
+  std::array<int64_t, max_classes> sizes{}, seen{};
+  for (const uint8_t label : all.labels) ++sizes[label];
+  std::vector<size_t> positions;
+  for (size_t i = 0; i < all.images.size(); ++i)
+    if (const uint8_t label = all.labels[i]; keep(seen[label]++, sizes[label])) positions.push_back(i);
+  return images_at(all, positions);
 }
 
 }  // namespace nibblenet

@@ -5,7 +5,9 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/core/tensor.h"
@@ -15,8 +17,14 @@ namespace nibblenet {
 /// Labels are bytes.
 inline constexpr size_t max_classes = 256;
 
-/// The part of a data set to read.
-enum class Split : uint8_t { train, test };
+/// The part of a data set to read. The training images fall into two parts (engine/io/holdout.h):
+/// `validation`, which is held out to choose by, and `fitting`, all others.
+enum class Split : uint8_t { train, validation, fitting, test };
+
+/// Its name in flags and files: "validation".
+std::string_view to_string(Split split);
+/// The split of that name. Throws UsageError with the list of names.
+Split parse_split(std::string_view name);
 
 /// What becomes of a picture in an image folder that cannot be read: an error, or it is left out.
 enum class Unreadable : uint8_t { refuse, skip };
@@ -53,11 +61,17 @@ struct Dataset {
 /// down to a multiple of the class count. Throws UsageError for a limit below the class count.
 /// Throws IoError or FormatError naming the file: broken archive, wrong record length, label out of
 /// range, undecodable image, nothing in the split. Pictures that are left out count for the limit;
-/// a class that has no others is an error all the same.
+/// a class that has no others is an error all the same. The parts of the training images are taken
+/// from all of them, whatever the limit, and only their own pixels are kept; throws UsageError
+/// where no class has two images.
 Dataset load_dataset(const std::filesystem::path& path, Split split, int64_t limit = 0,
                      Unreadable unreadable = Unreadable::refuse);
 
-/// The images for which keep(position within the class, size of the class) is true, in order.
+/// The images at these positions, in their order and with their pixels alone.
+Dataset images_at(const Dataset& all, std::span<const size_t> positions);
+
+/// The images for which keep(position within the class, size of the class) is true, in order and
+/// with their pixels alone.
 Dataset subset(const Dataset& all, const std::function<bool(int64_t position, int64_t size)>& keep);
 
 /// CIFAR-10's class names in label order.
