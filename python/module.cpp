@@ -114,9 +114,8 @@ nb::tuple evaluate(Model& model, const std::function<Images()>& load, int64_t ba
 nb::tuple evaluate_path(Model& model, const std::filesystem::path& path, const std::string& split, int64_t limit,
                         bool skip_unreadable, int64_t batch, int image_size, bool fold_first,
                         const nb::object& progress) {
-  if (split != "test" && split != "train") fail<UsageError>("split {}: expected test or train", split);
+  const Split part = parse_split(split);
   const auto load = [&]() -> Images {
-    const Split part = split == "test" ? Split::test : Split::train;
     const Unreadable unreadable = skip_unreadable ? Unreadable::skip : Unreadable::refuse;
     if (path.empty()) {  // as the tools without --data
       tools::DataSource source = tools::find_data("", unreadable);

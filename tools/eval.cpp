@@ -252,7 +252,7 @@ void eval(const Options& options) {
   check_model_file(model);  // a missing or broken file is reported before the images are read
   if (!options.compare.empty()) check_model_file(options.compare);
   DataSource data = find_data(options.data, options.unreadable);
-  Dataset dataset = data.load(options.split == "test" ? Split::test : Split::train, options.limit);
+  Dataset dataset = data.load(parse_split(options.split), options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const Result result = evaluate_model(model, dataset, options, data.asked_for(), scheme);
   fmt::print("{}{}{} on {} {} images of {} ({}, {})\n", result.model,
@@ -283,7 +283,7 @@ int main(int argc, char** argv) {
                              model_files));
   app.add_option("--data", options.data, data_help)->type_name("PATH");
   add_skip_option(app, options.unreadable);
-  add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
+  add_split_option(app, options.split);
   add_checked(app, "--limit", options.limit, not_negative,
               "Evaluate the first N/classes images of every class; 0: all");
   add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");

@@ -155,7 +155,7 @@ void sweep(const Options& options) {
   const auto backend = options.device.make();
   const Precision precision = options.device.precision_on(*backend);
   DataSource source = find_data(options.data, options.calibration.unreadable);
-  Dataset dataset = source.load(options.split == "test" ? Split::test : Split::train, options.limit);
+  Dataset dataset = source.load(parse_split(options.split), options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const std::string match = match_classes(dataset, model, source.asked_for());
   print_match(match);
@@ -266,7 +266,7 @@ int main(int argc, char** argv) {
   add_checked(app, "--limit", options.limit, not_negative,
               "Evaluate the first N/classes images of every class; 0: all");
   app.add_option("--out", options.out, "Folder of results and report; default: sweeps/<model>")->type_name("DIR");
-  add_checked(app, "--split", options.split, CLI::IsMember({"test", "train"}), "test or train");
+  add_split_option(app, options.split);
   add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));

@@ -369,10 +369,12 @@ def evaluate(model: Source, data: Any = None, *, split: str = "test", limit: int
     model: a Model, a file or a state dict. data: a path of a data set (CIFAR-10, or an image
     folder), or a pair of images, uint8 [N, height, width, 3], and labels, [N] whole numbers as the
     model numbers its classes. None: NIBBLENET_DATA, else data/ in the current folder, else CIFAR-10
-    is downloaded there, else (offline) a stand-in is drawn, of which a warning tells. split: test
-    or train; limit: so many images of the data set, as many of each class, 0: all; image_size:
-    pixels of the network's input, 0: what the model was trained with; skip_unreadable: leave out
-    pictures that cannot be read; fold_first: fold the first convolution with the resize.
+    is downloaded there, else (offline) a stand-in is drawn, of which a warning tells. split: test;
+    train; or a part of the training images: validation, the tenth of each class that finetune
+    --validation holds out, or fitting, the others; limit: so many images of the data set, as many
+    of each class, 0: all; image_size: pixels of the network's input, 0: what the model was trained
+    with; skip_unreadable: leave out pictures that cannot be read; fold_first: fold the first
+    convolution with the resize.
 
     Raises ValueError for other arguments, nibblenet.Error for a broken data set and for logits that
     are no numbers.
@@ -380,7 +382,7 @@ def evaluate(model: Source, data: Any = None, *, split: str = "test", limit: int
     batch = _integer(batch, "batch", 1, 65536)
     image_size = _integer(image_size, "image_size", 0, 4096)
     limit = _integer(limit, "limit", 0, 1 << 40)
-    _one_of(split, "split", ("test", "train"))
+    _one_of(split, "split", ("test", "train", "validation", "fitting"))
     pair = None if data is None or isinstance(data, (str, bytes, os.PathLike)) else _pair(data)
     model = Model.of(model)
     with shown(progress) as report:

@@ -295,7 +295,11 @@ class Evaluating(unittest.TestCase):
             self.assertTrue(np.array_equal(found.logits, named.logits))
             self.assertEqual(found.images, 20)
             with self.assertRaises(ValueError):
-                nibblenet.evaluate(self.floats, folder, split="validation")
+                nibblenet.evaluate(self.floats, folder, split="valid")
+            parts = [nibblenet.evaluate(self.floats, folder, split=split).images
+                     for split in ("train", "validation", "fitting")]
+            self.assertEqual(parts[0], parts[1] + parts[2])
+            self.assertGreater(parts[1], 0)
             folded = nibblenet.evaluate(self.floats, folder, limit=20, fold_first=True)
             np.testing.assert_allclose(folded.logits, named.logits, atol=0.1)
             self.assertFalse(np.array_equal(folded.logits, named.logits))

@@ -84,7 +84,7 @@ TEST_F(CompletionTest, CompletesWordsAndFiles) {
   using Words = std::vector<std::string>;
   EXPECT_EQ(offered("eval", "--device c"), (Words{"cpu", "cuda", "cudnn"}));
   EXPECT_EQ(offered("eval", "--device = cu"), (Words{"cuda", "cudnn"}));
-  EXPECT_EQ(offered("eval", "--split = ''"), (Words{"test", "train"}));
+  EXPECT_EQ(offered("eval", "--split = ''"), (Words{"test", "train", "validation", "fitting"}));
   EXPECT_EQ(offered("eval", "--batch 1"), Words());
   EXPECT_EQ(offered("eval", "--compare sm"), Words{"small.safetensors"});
   EXPECT_EQ(offered("eval", "--simul"), Words{"--simulate"});

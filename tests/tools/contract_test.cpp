@@ -308,10 +308,10 @@ TEST_F(EvalTest, ReportsWhatTheContractLists) {
 }
 
 TEST_F(EvalTest, LogitsAreInTheOrderOfTheDataAndAgreeWithTheReport) {
-  for (const auto& [name, split] : {std::pair{"test", Split::test}, {"train", Split::train}}) {
-    SCOPED_TRACE(name);
-    succeed(
-        fmt::format("eval small.safetensors --data standin --split {} --logits out.safetensors --json out.json", name));
+  for (const Split split : {Split::test, Split::train, Split::validation, Split::fitting}) {
+    SCOPED_TRACE(to_string(split));
+    succeed(fmt::format("eval small.safetensors --data standin --split {} --logits out.safetensors --json out.json",
+                        to_string(split)));
     const Logits result = read_logits("out.safetensors");
     const nlohmann::json report = json("out.json");
     const Dataset dataset = load_dataset(at("standin"), split);
