@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <cmath>
 #include <ctime>
 #include <numeric>
 #include <optional>
 
+#include "engine/io/holdout.h"
 #include "layers/network/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
@@ -113,9 +115,11 @@ void prepare_output(const std::filesystem::path& output) {
   if (error) fail<IoError>("cannot write into {}: {}; choose another --out", folder.string(), error.message());
 }
 
-/// Training and test images, and what became of their labels so that they are the model's.
+/// Training, validation and test images, and what became of their labels so that they are the
+/// model's.
 struct Images {
   Dataset train;
+  Dataset validation;  ///< without --validation it is empty
   Dataset test;
   bool asked_for = false;
   std::string match;
@@ -126,6 +130,7 @@ struct Images {
     Dataset labels_of_test{.description = test.description, .classes = test.classes, .labels = test.labels};
     match_classes(labels_of_test, model, asked_for);
     match = match_classes(train, model, asked_for);
+    if (validation.size() > 0) match_classes(validation, model, asked_for);
     match_classes(test, model, asked_for);
     print_match(match);
   }
@@ -145,12 +150,22 @@ Reset chosen_reset(const Options& options, const StateDict& parameters, bool pub
   }
 }
 
+/// What has learnt from the images that are held out now makes them look like training images.
+void warn_if_held_out_were_seen(const StateDict& model, std::string_view flag, const std::string& file) {
+  if (!model.metadata.contains("training_options") || model.metadata.contains(validation_key)) return;
+  fmt::print(stderr,
+             "warning: {} {} was trained without --validation, so on the images that are held out now: accuracy on "
+             "them looks better than it is\n",
+             flag, file);
+}
+
 StateDict initial_parameters(Options& options, const InitialModel& initial, bool image_size_given, Images& images) {
   if (initial.file.empty()) {
     const NetworkSpec& network = options.network.empty() ? networks().front() : network_named(options.network);
     return random_network(network, images.classes(), options.training.seed);
   }
   StateDict parameters = load_model(initial.file, options.checksums);
+  if (options.training.validation) warn_if_held_out_were_seen(parameters, "--init", initial.file.string());
   if (const NetworkSpec& network = network_of(parameters); !options.network.empty() && options.network != network.name)
     fail<UsageError>("--network {}: {} holds {}", options.network, initial.file.string(), network.title);
   if (!image_size_given) options.training.image_size = image_size_of(parameters);
@@ -177,10 +192,11 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
 /// The network that --distill names, or that a checkpoint goes on with; none where there is no
 /// teacher.
 std::optional<Network> load_teacher(DistillationOptions& options, Checksums checksums, Backend& backend,
-                                    const Network& student, const std::vector<std::string>& classes) {
+                                    const Network& student, const std::vector<std::string>& classes, bool validation) {
   if (options.teacher.empty()) return std::nullopt;
   give_key(options.key);  // of the run that a checkpoint goes on with
   StateDict parameters = load_model(options.teacher, checksums);
+  if (validation) warn_if_held_out_were_seen(parameters, "--distill", options.teacher);
   options.key = key_for(options.teacher);
   if (class_count(parameters) != student.classes())
     fail<UsageError>("--distill {}: it tells {} classes apart, the network {}", options.teacher,
@@ -206,6 +222,7 @@ std::optional<Network> load_teacher(DistillationOptions& options, Checksums chec
 /// Flags whose default depends on the file that training starts from.
 struct Given {
   bool epochs;
+  bool patience;
   bool image_size;
 };
 
@@ -222,7 +239,51 @@ DataSource find_images(const Options& options, const std::optional<Checkpoint>& 
 }
 
 std::string fingerprint_of(const Images& images) {
-  return nibblenet::fingerprint_of(images.train) + nibblenet::fingerprint_of(images.test);
+  return nibblenet::fingerprint_of(images.train) + nibblenet::fingerprint_of(images.test) +
+         (images.validation.size() > 0 ? nibblenet::fingerprint_of(images.validation) : "");
+}
+
+/// The training images first: they choose where all are read from.
+Images load_images(DataSource& data, const TrainingOptions& training) {
+  Images images{.asked_for = data.asked_for()};
+  images.train = data.load(Split::train, training.validation ? 0 : training.train_limit);
+  if (training.validation) {
+    images.validation = part_of(images.train, Split::validation, training.test_limit);
+    images.train = part_of(images.train, Split::fitting, training.train_limit);
+  }
+  images.test = data.load(Split::test, training.test_limit);
+  if (images.train.size() == 0 || images.test.size() == 0)
+    fail<UsageError>("{} has no {} images", data.path().string(), images.train.size() == 0 ? "training" : "test");
+  return images;
+}
+
+/// What choosing by the validation images came to; null without them.
+nlohmann::json validation_json(const Trainer& trainer, const TrainingOptions& options, const Images& images) {
+  if (!options.validation) return nullptr;
+  const TrainingPosition& position = trainer.position();
+  const EpochScore best = position.history.at(static_cast<size_t>(position.best) - 1).measured();
+  const int64_t held_out = images.validation.size();
+  const Interval interval = wilson_interval(std::llround(best.accuracy * static_cast<double>(held_out)), held_out);
+  return {{"images", held_out},        {"best_epoch", position.best},
+          {"accuracy", best.accuracy}, {"accuracy_interval", {interval.low, interval.high}},
+          {"loss", best.loss},         {"ended_early", position.epoch < options.epochs}};
+}
+
+/// Loss and accuracy on the test images of the model that is written.
+EpochScore test_score(const Trainer& trainer) {
+  if (trainer.tested()) return {.loss = trainer.tested()->loss, .accuracy = trainer.tested()->accuracy()};
+  return trainer.position().history.back().measured();
+}
+
+void print_choice(const nlohmann::json& validation, const Evaluation& tested) {
+  const Interval interval = wilson_interval(tested.correct, tested.images);
+  fmt::print(
+      "epoch {} is the best: {:.2f} % of {} validation images (95 % interval {:.2f} to {:.2f} %); tested once, its "
+      "weights have {:.2f} % of {} test images ({:.2f} to {:.2f} %)\n",
+      validation.at("best_epoch").get<int64_t>(), 100 * validation.at("accuracy").get<double>(),
+      validation.at("images").get<int64_t>(), 100 * validation.at("accuracy_interval").at(0).get<double>(),
+      100 * validation.at("accuracy_interval").at(1).get<double>(), 100 * tested.accuracy(), tested.images,
+      100 * interval.low, 100 * interval.high);
 }
 
 /// Throws UsageError for other images than the checkpoint's, unless they are insisted on; says what
@@ -266,18 +327,14 @@ void finetune(Options& options, Given given) {
   if (!options.resume.empty()) checkpoint = load_checkpoint(options.resume);
   DataSource data = find_images(options, checkpoint);
   if (checkpoint) {
-    const int64_t epochs = options.training.epochs;
+    const TrainingOptions asked = options.training;
     options.training = checkpoint->options;
-    if (given.epochs) options.training.epochs = epochs;
+    if (given.epochs) options.training.epochs = asked.epochs;
+    if (given.patience) options.training.patience = asked.patience;
   }
   validate(options.training);
-  Images images{.train = data.load(Split::train, options.training.train_limit),
-                .test = data.load(Split::test, options.training.test_limit),
-                .asked_for = data.asked_for(),
-                .match = ""};
+  Images images = load_images(data, options.training);
   const Dataset &train_set = images.train, &test_set = images.test;
-  if (train_set.size() == 0 || test_set.size() == 0)
-    fail<UsageError>("{} has no {} images", data.path().string(), train_set.size() == 0 ? "training" : "test");
 
   const auto backend = options.device.make();
   if (checkpoint) images.match_with(checkpoint->parameters);
@@ -290,9 +347,10 @@ void finetune(Options& options, Given given) {
                                    : start_from(options, initial, given.image_size, images, *backend);
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
-  std::optional<Network> teacher =
-      load_teacher(options.training.distillation, options.checksums, *backend, network, train_set.classes);
-  Trainer trainer(network, train_set, test_set, options.training);
+  std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network,
+                                                train_set.classes, options.training.validation);
+  Trainer trainer(network, train_set, test_set, options.training,
+                  options.training.validation ? &images.validation : nullptr);
   if (teacher) trainer.learn_from(*teacher);
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
@@ -308,10 +366,11 @@ void finetune(Options& options, Given given) {
                                                 {initial.file, options.resume, options.training.distillation.teacher});
   const FileClaim checkpoint_claim = claim_file("the checkpoint of --out", checkpoint_of(output));
   expect_replaceable(checkpoint_of(output), options.resume);
-  fmt::print("{}: {} training and {} test images, {} classes; features {}, {}{}\n", train_set.description,
-             train_set.size(), test_set.size(), train_set.classes.size(),
-             options.training.freeze_features ? "frozen" : "trained", backend->description(),
-             teacher ? "; learns from " + options.training.distillation.teacher : "");
+  fmt::print("{}: {} training{} and {} test images, {} classes; features {}, {}{}\n", train_set.description,
+             train_set.size(),
+             options.training.validation ? fmt::format(", {} validation", images.validation.size()) : "",
+             test_set.size(), train_set.classes.size(), options.training.freeze_features ? "frozen" : "trained",
+             backend->description(), teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
   const std::filesystem::path saved = checkpoint_of(output);
   const auto save_model = [&] {
@@ -320,6 +379,10 @@ void finetune(Options& options, Given given) {
     TrainingOptions told = options.training;  // a model that travels need not say where files lie here
     told.distillation.teacher = std::filesystem::path(told.distillation.teacher).filename().string();
     result.metadata["training_options"] = to_json(told);
+    if (options.training.validation)
+      result.metadata[validation_key] =
+          fmt::format("{} training images held out; they chose epoch {} of {}", images.validation.size(),
+                      trainer.position().best, trainer.position().epoch);
     if (static_cast<int64_t>(train_set.classes.size()) == network.classes())
       result.metadata[class_names_key] = class_names_text(train_set.classes);
     save_state_dict(output, result);
@@ -329,8 +392,11 @@ void finetune(Options& options, Given given) {
 
   save_model();
   const auto& history = trainer.position().history;
+  const nlohmann::json validation = validation_json(trainer, options.training, images);
+  if (trainer.tested()) print_choice(validation, *trainer.tested());
+  const EpochScore test = test_score(trainer);
   const nlohmann::json sparsity = show_sparsity(trainer, options.training.pruning.enabled);
-  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * history.back().test_accuracy,
+  fmt::print("wrote {} (test accuracy {:.2f} %); next: tools/{}\n", output.string(), 100 * test.accuracy,
              fmt::format(fmt::runtime(packed ? "eval {}" : "pack {} --bits 4"), output.string()));
   const LossScale& scale = trainer.position().loss_scale;
   if (options.training.precision == Precision::float16)
@@ -348,7 +414,9 @@ void finetune(Options& options, Given given) {
                             {"test_images", test_set.size()},
                             {"options", nlohmann::json::parse(to_json(options.training))},
                             {"epochs", history},
-                            {"test_accuracy", history.back().test_accuracy},
+                            {"validation", validation},
+                            {"test_accuracy", test.accuracy},
+                            {"test_loss", test.loss},
                             {"packed", packed},
                             {"loss_scale", scale.value},
                             {"skipped_steps", scale.skipped},
@@ -362,11 +430,12 @@ void finetune(Options& options, Given given) {
 
 /// Flags that a checkpoint has already settled.
 void refuse_with_resume(const CLI::App& app) {
-  for (const char* name : {"--init",        "--network",    "--freeze",       "--reset",          "--batch",
-                           "--lr",          "--momentum",   "--weight-decay", "--dropout",        "--schedule",
-                           "--augment",     "--image-size", "--seed",         "--train-limit",    "--test-limit",
-                           "--quantize",    "--layer",      "--prune",        "--prune-scope",    "--prune-layer",
-                           "--prune-until", "--precision",  "--distill",      "--distill-weight", "--learn"})
+  for (const char* name :
+       {"--init",           "--network",      "--freeze",      "--reset",       "--batch",     "--lr",
+        "--momentum",       "--weight-decay", "--dropout",     "--schedule",    "--augment",   "--image-size",
+        "--seed",           "--train-limit",  "--test-limit",  "--validation",  "--quantize",  "--layer",
+        "--prune",          "--prune-scope",  "--prune-layer", "--prune-until", "--precision", "--distill",
+        "--distill-weight", "--learn"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -449,8 +518,16 @@ int main(int argc, char** argv) {
   app.add_option("--seed", t.seed, "Seed of initialisation, order, dropout and augmentation")->capture_default_str();
   app.add_option("--train-limit", t.train_limit, "Train on the first N/classes images of every class; 0: all")
       ->capture_default_str();
-  app.add_option("--test-limit", t.test_limit, "Test on the first N/classes images of every class; 0: all")
+  app.add_option("--test-limit", t.test_limit,
+                 "Test on the first N/classes images of every class, and validate on as many; 0: all")
       ->capture_default_str();
+  app.add_flag("--validation", t.validation,
+               "Choose without the test images: hold out a tenth of the training images of every class, always the "
+               "same ones, measure every epoch on these, write the best epoch's weights, and test once, at the end");
+  auto* patience = app.add_option("--patience", t.patience,
+                                  "With --validation: end after N epochs without a better one; 0: train all epochs")
+                       ->type_name("N")
+                       ->capture_default_str();
   options.quantize.add_to(app);
   options.prune.add_to(app);
   add_checked(
@@ -469,7 +546,8 @@ int main(int argc, char** argv) {
   add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
               "Write a checkpoint every SECONDS while training")
       ->type_name("SECONDS");
-  app.add_option("--resume", options.resume, "Continue from a checkpoint; only --epochs may be raised")
+  app.add_option("--resume", options.resume,
+                 "Continue from a checkpoint; only --epochs may be raised, and --patience changed")
       ->type_name("FILE");
   app.add_flag("--other-images", options.other_images,
                "With --resume: go on although the images are not those that the checkpoint was trained on");
@@ -493,6 +571,7 @@ int main(int argc, char** argv) {
     t.cut = options.augment == "flip-shift-cut";
     t.precision = options.precision == "float16" ? Precision::float16 : Precision::float32;
     t.schedule = parse_schedule(options.schedule);
-    finetune(options, {.epochs = epochs->count() > 0, .image_size = image_size->count() > 0});
+    finetune(options,
+             {.epochs = epochs->count() > 0, .patience = patience->count() > 0, .image_size = image_size->count() > 0});
   });
 }

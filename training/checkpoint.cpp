@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "engine/io/safetensors.h"
@@ -29,9 +31,9 @@ static void from_json(const nlohmann::json& json, DistillationOptions& options) 
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
-                                   train_limit, test_limit, pruning, distillation, learned)
+                                   train_limit, test_limit, validation, patience, pruning, distillation, learned)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
-                                   start_sparsity, history)
+                                   start_sparsity, history, best, tested)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSource, data, fingerprint, device, threads)
 
 namespace {
@@ -39,6 +41,9 @@ namespace {
 constexpr const char* options_key = "training_options";
 constexpr const char* source_key = "training_source";
 constexpr int64_t most_epochs = 1'000'000;  // steps of all of them can be counted
+
+/// Keys that checkpoints of older programs do not have; they get the value of a new object.
+constexpr std::array newer_keys = {"validation", "patience", "best", "tested"};
 
 /// Throws FormatError for a value of `file` that reading has changed: a name that no enum has and
 /// that became its first one, or a number that does not fit its type.
@@ -59,7 +64,10 @@ void expect_unchanged(const nlohmann::json& read, const nlohmann::json& file, st
 template <class T>
 T from_json(const std::string& text, std::string_view what) {
   try {
-    const nlohmann::json file = nlohmann::json::parse(text);
+    nlohmann::json file = nlohmann::json::parse(text);
+    const nlohmann::json defaults = T();
+    for (const char* key : newer_keys)
+      if (file.is_object() && defaults.contains(key) && !file.contains(key)) file[key] = defaults.at(key);
     T value = file.get<T>();
     expect_unchanged(value, file, what);
     return value;
@@ -120,6 +128,8 @@ void validate(const TrainingOptions& options) {
          "--learn scales keeps the codes: no --prune");
   expect(options.distillation.weight >= 0 && options.distillation.weight <= 1, "--distill-weight must lie in [0, 1]");
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
+  expect(options.patience >= 0 && options.patience <= most_epochs, "--patience must lie in 0…1000000");
+  expect(options.validation || options.patience == 0, "--patience needs --validation");
 }
 
 std::string to_json(const TrainingOptions& options) { return nlohmann::json(options).dump(); }
@@ -135,10 +145,11 @@ TrainingOptions training_options_from_json(const std::string& text) {
 }
 
 void Trainer::save_checkpoint(const std::filesystem::path& path) const {
-  StateDict dict = model(), masters, momenta;
+  StateDict dict = parameters_.model(), masters, momenta;
   parameters_.save(masters, momenta);
   add_under(master_prefix, dict, std::move(masters));
   add_under(momentum_prefix, dict, std::move(momenta));
+  add_under(best_prefix, dict, copy_of(best_));
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
   dict.metadata[training_position_key] = nlohmann::json(position_).dump();
@@ -171,8 +182,40 @@ void Trainer::restore(const Checkpoint& checkpoint) {
     if (!(sparsity >= 0 && sparsity <= 1)) fail<FormatError>("the checkpoint has a layer of sparsity {}", sparsity);
   if (!is_loss_scale(position.loss_scale) || position.loss_scale.skipped > position.step)
     fail<FormatError>("the checkpoint's loss scale makes no sense");
+  restore_best(checkpoint);
   parameters_.restore(checkpoint.masters, checkpoint.momenta);
   position_ = position;
+}
+
+void Trainer::restore_best(const Checkpoint& checkpoint) {
+  const TrainingPosition& position = checkpoint.position;
+  const bool fits = std::ranges::all_of(position.history, [&](const EpochReport& epoch) {
+    return epoch.validation.has_value() == options_.validation && std::isfinite(epoch.measured().accuracy) &&
+           std::isfinite(epoch.measured().loss);
+  });
+  if (!fits) throw FormatError("the checkpoint's epochs were not measured on the images that its options name");
+  const bool ended = options_.validation && position.epoch == options_.epochs;
+  if (position.best < 0 || position.best > position.epoch || (position.best > 0 && !options_.validation) ||
+      (ended && position.best == 0))
+    fail<FormatError>("the checkpoint says that epoch {} of {} is its best", position.best, position.epoch);
+  const StateDict& best = checkpoint.best;
+  if (best.parameters.empty() != (position.best == 0))
+    throw FormatError("the checkpoint's best weights are missing, or those of no epoch");
+  if (position.best == 0) return;
+  size_t expected = 0;
+  for (const Layer& layer : network_.layers()) {
+    if (!layer.spec.has_parameters()) continue;
+    const Parameter& weight = best.at(layer.spec.name + ".weight");
+    const Parameter& bias = best.at(layer.spec.name + ".bias");
+    expect_shape(weight.shape(), layer.spec.weight, "best weights of " + layer.spec.name);
+    expect_shape(bias.shape(), layer.bias.shape(), "best biases of " + layer.spec.name);
+    if (bias.packed() || (weight.packed() && !parameters_.quantized()))
+      fail<FormatError>("the checkpoint's best weights of {} are packed", layer.spec.name);
+    expected += 2;
+  }
+  if (best.parameters.size() != expected)
+    fail<FormatError>("the checkpoint has {} best parameters, not {}", best.parameters.size(), expected);
+  best_ = copy_of(best);
 }
 
 bool is_of_finished_run(const std::filesystem::path& path) {
@@ -180,8 +223,9 @@ bool is_of_finished_run(const std::filesystem::path& path) {
   const auto options = metadata.find(options_key), position = metadata.find(training_position_key);
   if (options == metadata.end() || position == metadata.end())
     fail<FormatError>("{} is not a checkpoint of a training run", path.string());
-  return from_json<TrainingPosition>(position->second, "the checkpoint's position").epoch >=
-         training_options_from_json(options->second).epochs;
+  const auto run = training_options_from_json(options->second);
+  const auto at = from_json<TrainingPosition>(position->second, "the checkpoint's position");
+  return is_trained(run, at) && (at.tested || !run.validation);
 }
 
 Checkpoint load_checkpoint(const std::filesystem::path& path) {
@@ -195,6 +239,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
     checkpoint.source = from_json<TrainingSource>(source->second, "what the checkpoint says of its images");
   checkpoint.momenta = take_from_under(momentum_prefix, dict);
   checkpoint.masters = take_from_under(master_prefix, dict);
+  checkpoint.best = take_from_under(best_prefix, dict);
   if (!dict.packed()) {
     checkpoint.parameters = std::move(dict);
     return checkpoint;

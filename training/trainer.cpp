@@ -43,16 +43,21 @@ class HostCopies {
 
 }  // namespace
 
-Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options)
+Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options,
+                 const Dataset* validation)
     : network_(network),
       train_(train),
       test_(test),
+      measured_(validation != nullptr ? *validation : test),
       options_(options),
       preprocess_(Preprocess::for_image_size(options.image_size)),
       parameters_(network, options.freeze_features ? network.classifier_begin() : 0, options.learned),
       train_labels_(checked_labels(train, network.classes())),
-      test_labels_(checked_labels(test, network.classes())) {
+      measured_labels_(checked_labels(measured_, network.classes())) {
   validate(options_);
+  if (options_.validation != (validation != nullptr))
+    fail<Error>("validation images are {}", options_.validation ? "missing" : "there, but not asked for");
+  checked_labels(test, network.classes());
   expect_image_size(network.spec(), options_.image_size);
   if (options_.precision != network.precision())
     fail<Error>("training in {} of a network in {}", to_string(options_.precision), to_string(network.precision()));
@@ -78,57 +83,70 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
 void Trainer::prepare(const Callbacks& callbacks) {
   if (!options_.freeze_features || !train_features_.empty()) return;
   const int64_t predicted = teacher_ && !augments(options_) ? train_.size() : 0;
-  const int64_t total = test_.size() + (augments(options_) ? 0 : train_.size()) + predicted;
+  const int64_t total = measured_.size() + (augments(options_) ? 0 : train_.size()) + predicted;
   const auto shifted = [&](int64_t before) {
     return [&callbacks, before, total](int64_t done, int64_t) {
       return callbacks.on_features && callbacks.on_features(before + done, total);
     };
   };
-  if (test_features_.empty())
-    test_features_ = compute_features(network_, test_, preprocess_, options_.batch_size, shifted(0));
+  if (measured_features_.empty())
+    measured_features_ = compute_features(network_, measured_, preprocess_, options_.batch_size, shifted(0));
   if (augments(options_)) return;
-  if (teacher_) teacher_->predict(train_, shifted(test_.size()));
+  if (teacher_) teacher_->predict(train_, shifted(measured_.size()));
   train_features_ =
-      compute_features(network_, train_, preprocess_, options_.batch_size, shifted(test_.size() + predicted));
+      compute_features(network_, train_, preprocess_, options_.batch_size, shifted(measured_.size() + predicted));
 }
 
 bool Trainer::run(const Callbacks& callbacks) {
+  position_.tested = false;
   try {
-    prepare(callbacks);
+    if (!is_trained(options_, position_)) prepare(callbacks);
   } catch (const Interrupted&) {
     return false;
   }
-  while (position_.epoch < options_.epochs) {
+  while (!is_trained(options_, position_)) {
     double seconds = 0;
     const int64_t images_before = position_.images;  // of an epoch that a checkpoint had begun
     if (!run_epoch(callbacks, seconds)) return false;
-    Evaluation tested;
+    Evaluation measured;
     try {
-      tested = test(callbacks.on_test);
+      measured = measure(callbacks.on_test);
     } catch (const Interrupted&) {
       return false;
     }
     ++position_.epoch;
-    position_.history.push_back(report(tested, seconds, position_.images - images_before));
+    position_.history.push_back(report(measured, seconds, position_.images - images_before));
     position_.batch = 0;
     position_.loss_sum = 0;
     position_.correct = 0;
     position_.images = 0;
+    keep_if_best();
     if (callbacks.on_epoch) callbacks.on_epoch(position_.history.back());
   }
+  if (!options_.validation) return true;
+  try {
+    tested_ = test_best(callbacks.on_test);
+  } catch (const Interrupted&) {
+    return false;
+  }
+  position_.tested = true;
   return true;
 }
 
-EpochReport Trainer::report(const Evaluation& tested, double seconds, int64_t images) const {
-  if (!std::isfinite(tested.loss))  // the last step's weights
-    fail<Error>("the test loss is no longer a number after epoch {}: lower --lr (now {})", position_.epoch,
-                options_.learning_rate);
+EpochReport Trainer::report(const Evaluation& measured, double seconds, int64_t images) const {
+  if (!std::isfinite(measured.loss))  // the last step's weights
+    fail<Error>("the {} loss is no longer a number after epoch {}: lower --lr (now {})",
+                options_.validation ? "validation" : "test", position_.epoch, options_.learning_rate);
   EpochReport report;
   report.epoch = position_.epoch;
   report.loss = position_.loss_sum / static_cast<double>(position_.images);
   report.train_accuracy = static_cast<double>(position_.correct) / static_cast<double>(position_.images);
-  report.test_loss = tested.loss;
-  report.test_accuracy = tested.accuracy();
+  if (options_.validation) {
+    report.validation = {.loss = measured.loss, .accuracy = measured.accuracy()};
+  } else {
+    report.test_loss = measured.loss;
+    report.test_accuracy = measured.accuracy();
+  }
   report.seconds = seconds;
   report.images_per_second = seconds > 0 ? static_cast<double>(images) / seconds : 0.0;
   if (options_.pruning.enabled) report.sparsity = fraction_of_zeros(parameters_.sparsity());
@@ -260,16 +278,49 @@ void Trainer::prune_when_due() {
   parameters_.prune(options_.pruning, position_.start_sparsity, schedule.progress(position_.step));
 }
 
-Evaluation Trainer::test(const OnProgress& on_progress) {
+Evaluation Trainer::measure(const OnProgress& on_progress) {
   const auto evaluated = [&](Network& network) {
-    if (!test_features_.empty())
-      return evaluate_features(network, std::as_const(test_features_).view(), test_labels_, options_.batch_size,
+    if (!measured_features_.empty())
+      return evaluate_features(network, std::as_const(measured_features_).view(), measured_labels_, options_.batch_size,
                                on_progress);
-    return evaluate(network, test_, preprocess_, options_.batch_size, on_progress);
+    return evaluate(network, measured_, preprocess_, options_.batch_size, on_progress);
   };
   if (!parameters_.quantized()) return evaluated(network_);
-  Network packed(network_.backend(), model());
+  Network packed(network_.backend(), parameters_.model());
   return evaluated(packed);
+}
+
+bool is_trained(const TrainingOptions& options, const TrainingPosition& position) {
+  const bool waits = options.validation && options.patience > 0 && position.best > 0;
+  return position.epoch >= options.epochs || (waits && position.epoch - position.best >= options.patience);
+}
+
+void Trainer::keep_if_best() {
+  const PruningSchedule pruning(options_.pruning.until, options_.epochs * batches_);
+  const bool counts = !options_.pruning.enabled || pruning.over(position_.step);
+  if (!options_.validation || !counts) return;
+  if (position_.best > 0) {
+    const EpochScore now = position_.history.back().measured();
+    const EpochScore best = position_.history[static_cast<size_t>(position_.best) - 1].measured();
+    if (now.accuracy < best.accuracy || (now.accuracy == best.accuracy && now.loss >= best.loss)) return;
+  }
+  best_ = parameters_.model();
+  position_.best = position_.epoch;
+}
+
+Evaluation Trainer::test_best(const OnProgress& on_progress) {
+  Backend& backend = network_.backend();
+  Network best = parameters_.quantized() ? Network(backend, copy_of(best_))
+                                         : Network::for_training(backend, copy_of(best_), options_.precision);
+  return evaluate(best, test_, preprocess_, options_.batch_size, on_progress);
+}
+
+std::vector<LayerSparsity> Trainer::sparsity() const {
+  std::vector<LayerSparsity> layers = parameters_.sparsity();
+  if (!best_.parameters.empty())
+    for (LayerSparsity& layer : layers)
+      layer.zeros = count_zeros(best_.at(layer.layer + ".weight").dequantized().view().span());
+  return layers;
 }
 
 }  // namespace nibblenet

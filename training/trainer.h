@@ -35,7 +35,9 @@ struct TrainingOptions {
   int image_size = 224;
   uint64_t seed = 0;
   int64_t train_limit = 0;  ///< 0: all images
-  int64_t test_limit = 0;
+  int64_t test_limit = 0;   ///< of the test images, and of the validation images
+  bool validation = false;  ///< epochs are measured on validation images, and the best one's weights are the result
+  int64_t patience = 0;     ///< with validation, ends after so many epochs without a better one; 0: never
   PruningOptions pruning;
   DistillationOptions distillation;
   Learned learned = Learned::everything;
@@ -53,9 +55,15 @@ TrainingOptions training_options_from_json(const std::string& text);
 /// What else a run's bits depend on: a resumed run that differs in it is another run.
 struct TrainingSource {
   std::string data;         ///< path of the images, as it was given or found
-  std::string fingerprint;  ///< of both splits' pixels and labels; empty: the checkpoint is of 0.1 and does not say
+  std::string fingerprint;  ///< of all splits' pixels and labels; empty: the checkpoint is of 0.1 and does not say
   std::string device;       ///< the backend's name
   int64_t threads = 0;      ///< of the CPU
+};
+
+/// What an epoch's weights are worth on images that it did not train on.
+struct EpochScore {
+  double loss = 0;
+  double accuracy = 0;
 };
 
 /// Results of one epoch.
@@ -63,11 +71,14 @@ struct EpochReport {
   int64_t epoch = 0;  ///< from 1
   double loss = 0;    ///< mean training loss, dropout on; with a teacher, the divergence from its targets
   double train_accuracy = 0;
-  double test_loss = 0;
+  double test_loss = 0;  ///< without validation, as the next
   double test_accuracy = 0;
-  double seconds = 0;  ///< of training, tests aside
+  std::optional<EpochScore> validation;  ///< in place of the test
+  double seconds = 0;                    ///< of training, tests aside
   double images_per_second = 0;
   double sparsity = 0;  ///< fraction of the trained weights that is 0 after the epoch; measured when pruning
+
+  EpochScore measured() const { return validation.value_or(EpochScore{test_loss, test_accuracy}); }
 };
 
 /// Position of a run. With the parameters and momenta it is all that resuming needs.
@@ -81,7 +92,12 @@ struct TrainingPosition {
   LossScale loss_scale;                ///< in float16
   std::vector<double> start_sparsity;  ///< of each trained layer, where pruning began
   std::vector<EpochReport> history;
+  int64_t best = 0;     ///< with validation, the epoch of the best weights so far, from 1; 0: none counts yet
+  bool tested = false;  ///< with validation, whether the best weights were tested at the run's end
 };
+
+/// Whether no epoch is left to train: all are done, or too many were no better than the best.
+bool is_trained(const TrainingOptions& options, const TrainingPosition& position);
 
 /// Contents of a checkpoint.
 struct Checkpoint {
@@ -89,34 +105,42 @@ struct Checkpoint {
   StateDict packed;      ///< all parameters as model() gives them; empty for a run in float32
   StateDict masters;     ///< other values before rounding, by name
   StateDict momenta;     ///< under the names of their parameters
+  StateDict best;        ///< model() of the best epoch; empty without one
   TrainingOptions options;
   TrainingPosition position;
   TrainingSource source;
 };
 /// Throws FormatError when the file is no checkpoint.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
-/// Whether the run of a checkpoint has done all its epochs; reads no tensor. Throws FormatError.
+/// Whether the run of a checkpoint has come to its end; reads no tensor. Throws FormatError.
 bool is_of_finished_run(const std::filesystem::path& path);
 
 /// Fine-tunes a network by SGD. Frozen features without augmentation are computed once and kept.
 class Trainer {
  public:
-  /// Trains `network` on `train`, and evaluates it on `test`.
-  Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options);
+  /// Trains `network` on `train`, and evaluates it after every epoch on `test`. With
+  /// options.validation it evaluates it on `validation`, and tests once, at the end, with the best
+  /// epoch's weights. These have the highest accuracy, among equals the lowest loss, then the first
+  /// place. Epochs before the last pruning do not count. The data sets must outlive the trainer.
+  Trainer(Network& network, const Dataset& train, const Dataset& test, const TrainingOptions& options,
+          const Dataset* validation = nullptr);
 
   /// Functions that hear of a run's events.
   struct Callbacks {
     OnProgress on_features;  ///< while features are computed, in images
     /// After every step; true asks to stop behind it.
     std::function<bool(const TrainingPosition&, int64_t batches, double images_per_second)> on_step;
-    OnProgress on_test;                                ///< while an epoch's test runs, in images
-    std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its test
+    OnProgress on_test;                                ///< while an epoch's evaluation or the test runs, in images
+    std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its evaluation
   };
-  /// Trains from the current position to the last epoch. False when a callback asked to stop: save
-  /// a checkpoint then. One that was asked for in a test goes on with that test.
+  /// Trains from the current position to the end. False when a callback asked to stop: save a
+  /// checkpoint then. One that was asked for in an evaluation goes on with that evaluation.
   bool run(const Callbacks& callbacks);
 
   const TrainingPosition& position() const { return position_; }
+  /// The test of the best epoch's weights, once run() has come to its end; nothing without
+  /// validation.
+  const std::optional<Evaluation>& tested() const { return tested_; }
 
   /// Trains in packed form: see TrainedParameters::quantize(). Call it before anything else. Every
   /// epoch then tests the packed model.
@@ -124,13 +148,16 @@ class Trainer {
   /// Learns this network's predictions too, by options.distillation. Call it before anything else.
   /// `teacher` must outlive the trainer.
   void learn_from(Network& teacher);
-  /// The network as it is to be saved: packed where it trains in packed form.
-  StateDict model() const { return parameters_.model(); }
-  std::vector<LayerSparsity> sparsity() const { return parameters_.sparsity(); }
+  /// The network as it is to be saved: packed where it trains in packed form, and with validation
+  /// as it was after the best epoch so far.
+  StateDict model() const { return best_.parameters.empty() ? parameters_.model() : copy_of(best_); }
+  /// Of the trained layers of model().
+  std::vector<LayerSparsity> sparsity() const;
 
   /// What checkpoints say of where the run's images came from. Before the first checkpoint.
   void note_source(TrainingSource source) { source_ = std::move(source); }
-  /// model(), momenta, options, position, classes and source in one file; atomic.
+  /// The current network, momenta, options, position, classes, source and the best network in one
+  /// file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
   /// Continues from a checkpoint. Requires: the network was made from its parameters, and
   /// quantize() got its packed ones.
@@ -148,12 +175,16 @@ class Trainer {
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();
-  Evaluation test(const OnProgress& on_progress);
-  EpochReport report(const Evaluation& tested, double seconds, int64_t images) const;
+  Evaluation measure(const OnProgress& on_progress);
+  EpochReport report(const Evaluation& measured, double seconds, int64_t images) const;
+  void keep_if_best();
+  Evaluation test_best(const OnProgress& on_progress);
+  void restore_best(const Checkpoint& checkpoint);
 
   Network& network_;
   const Dataset& train_;
   const Dataset& test_;
+  const Dataset& measured_;  ///< what epochs are evaluated on: validation images, else test images
   TrainingOptions options_;
   Preprocess preprocess_;
   TrainingPosition position_;
@@ -162,16 +193,18 @@ class Trainer {
   TrainedParameters parameters_;
 
   std::vector<int32_t> train_labels_;
-  std::vector<int32_t> test_labels_;
+  std::vector<int32_t> measured_labels_;
   std::optional<Pass> frozen_;   ///< features, inference; when they are frozen
   std::optional<Pass> trained_;  ///< the rest, or everything
   std::optional<Teacher> teacher_;
   Tensor<float> train_features_;
-  Tensor<float> test_features_;
+  Tensor<float> measured_features_;
   Tensor<float> gathered_;  ///< cached features of a batch
   Tensor<int32_t> labels_;
   Tensor<float> losses_;
   Tensor<float> dlogits_;
+  StateDict best_;                    ///< model() after epoch position_.best
+  std::optional<Evaluation> tested_;  ///< of it
 };
 
 }  // namespace nibblenet

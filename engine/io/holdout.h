@@ -7,6 +7,10 @@
 
 namespace nibblenet {
 
+/// Metadata key of a model whose training left the held-out images out; its value says how many
+/// there were, and which epoch they chose.
+inline constexpr const char* validation_key = "validation";
+
 /// Positions, ascending, of the training images that are held out for validation: of every class a
 /// tenth, rounded down, but one image of two to nine, and none of a class of one. Those are the
 /// images with the smallest XXH3 (64 bits) of their RGB bytes, whose seed is the width; of equal

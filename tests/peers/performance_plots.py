@@ -152,13 +152,14 @@ def plot_operations(report, batch):
 
 
 def plot_training(trainings):
-    """Test accuracy against the time that training took, of each report of tools/finetune."""
+    """Accuracy after each epoch against the time that training took, of each report of tools/finetune."""
     series = []
     for training in trainings:
         seconds, points = 0, []
         for epoch in training["epochs"]:
             seconds += epoch["seconds"]
-            points.append((seconds, 100 * epoch["test_accuracy"]))
+            accuracy = epoch["validation_accuracy" if "validation_accuracy" in epoch else "test_accuracy"]
+            points.append((seconds, 100 * accuracy))
         series.append((f"{training['device']}, batch {training['options']['batch']}", points))
     return "set xlabel 'seconds of training'\nset ylabel 'test accuracy, %'\n" + curves(series)
 

@@ -188,6 +188,86 @@ TEST_F(FinetuneTest, ResumeMayRaiseTheEpochs) {
   EXPECT_TRUE(same_bits(model("whole.safetensors"), model("longer.safetensors")));
 }
 
+TEST_F(FinetuneTest, ValidationChoosesTheEpochAndTestsOnce) {
+  const std::string line = from_small + "--validation --batch 20 --epochs 3 --freeze none --lr 0.05 ";
+  const Outcome outcome = succeed(line + "--out chosen.safetensors --json report.json");
+  const nlohmann::json report = json("report.json");
+  EXPECT_EQ(report.at("train_images"), 180);
+  EXPECT_EQ(report.at("test_images"), 100);
+  const nlohmann::json& chosen = report.at("validation");
+  EXPECT_EQ(chosen.at("images"), 20);
+  ASSERT_EQ(report.at("epochs").size(), 3U);
+  for (const auto& epoch : report.at("epochs")) {
+    EXPECT_FALSE(epoch.contains("test_accuracy"));
+    EXPECT_FALSE(epoch.contains("test_loss"));
+    EXPECT_LE(epoch.at("validation_accuracy"), chosen.at("accuracy"));
+  }
+  const nlohmann::json& best = report.at("epochs").at(chosen.at("best_epoch").get<size_t>() - 1);
+  EXPECT_EQ(best.at("validation_accuracy"), chosen.at("accuracy"));
+  EXPECT_EQ(best.at("validation_loss"), chosen.at("loss"));
+  EXPECT_LT(chosen.at("accuracy_interval").at(0), chosen.at("accuracy"));
+  EXPECT_FALSE(chosen.at("ended_early"));
+  for (const char* text : {"180 training, 20 validation and 100 test images", "validation accuracy", "is the best",
+                           "(the best so far)", "tested once"})
+    EXPECT_NE(outcome.out.find(text), std::string::npos) << text << outcome;
+  EXPECT_EQ(model("chosen.safetensors").metadata.at("validation"),
+            fmt::format("20 training images held out; they chose epoch {} of 3", chosen.at("best_epoch").dump()));
+
+  for (const auto& [split, accuracy, loss] : {std::tuple{"validation", chosen.at("accuracy"), chosen.at("loss")},
+                                              std::tuple{"test", report.at("test_accuracy"), report.at("test_loss")}}) {
+    succeed(fmt::format("eval chosen.safetensors --data standin --threads 1 --batch 20 --split {} --json eval.json",
+                        split));
+    EXPECT_EQ(json("eval.json").at("accuracy"), accuracy) << split;
+    EXPECT_EQ(json("eval.json").at("loss"), loss) << split;
+  }
+
+  succeed(line + "--epochs 1 --out cut.safetensors");
+  refuse(finetune + "--resume cut.checkpoint.safetensors --validation", "--validation cannot be changed", 2);
+  succeed(finetune + "--resume cut.checkpoint.safetensors --epochs 3");
+  EXPECT_TRUE(same_bits(model("chosen.safetensors"), model("cut.safetensors")));
+  EXPECT_EQ(model("chosen.safetensors").metadata.at("validation"), model("cut.safetensors").metadata.at("validation"));
+
+  const Outcome warned = succeed(
+      "finetune --data standin --threads 1 --init chosen.safetensors --validation --out "
+      "again.safetensors " +
+      still);
+  EXPECT_EQ(warned.err.find("warning"), std::string::npos) << warned;
+  succeed(from_small + still + "--out all.safetensors");
+  EXPECT_FALSE(model("all.safetensors").metadata.contains("validation"));
+  const Outcome seen = succeed(finetune + "--init all.safetensors --validation --out seen.safetensors " + still);
+  EXPECT_NE(seen.err.find("all.safetensors was trained without --validation"), std::string::npos) << seen;
+}
+
+TEST_F(FinetuneTest, PatienceEndsTrainingEarly) {
+  refuse(from_small + "--patience 2", "--patience needs --validation", 2);
+  refuse(from_small + "--validation --patience -1", "--patience", 2);
+  const Outcome outcome = succeed(from_small +
+                                  "--validation --patience 2 --epochs 9 --lr 1e-30 --out a.safetensors "
+                                  "--json report.json");
+  EXPECT_NE(outcome.out.find("ends early: 2 epochs were no better than epoch 1"), std::string::npos) << outcome;
+  EXPECT_EQ(json("report.json").at("epochs").size(), 3U);
+  EXPECT_EQ(json("report.json").at("validation").at("ended_early"), true);
+  succeed(finetune + "--resume a.checkpoint.safetensors --patience 3 --json more.json");
+  EXPECT_EQ(json("more.json").at("epochs").size(), 4U);
+}
+
+TEST_F(FinetuneTest, ValidationInPackedFormKeepsThePackedWeights) {
+  const std::string line =
+      from_small + "--validation --quantize kmeans:3:channel:f16 --prune 0.5 --batch 20 --epochs 40 --out ";
+  succeed(line + "whole.safetensors --json report.json");
+  succeed("eval whole.safetensors --data standin --threads 1 --batch 20 --json eval.json");
+  EXPECT_EQ(json("eval.json").at("accuracy"), json("report.json").at("test_accuracy"));
+  EXPECT_EQ(json("eval.json").at("loss"), json("report.json").at("test_loss"));
+  EXPECT_GT(json("report.json").at("validation").at("best_epoch"), 24) << "pruning goes on until then";
+  for (const auto& [layer, zeros] : json("report.json").at("sparsity").items()) EXPECT_GE(zeros, 0.49) << layer;
+  Child child(command(line + "cut.safetensors"), at(""), environment_, at(".cut").string());
+  ASSERT_TRUE(child.wait_for("epoch 26/40")) << child.wait();
+  child.send(SIGINT);
+  EXPECT_EQ(child.wait().code, 130);
+  succeed(finetune + "--resume cut.checkpoint.safetensors");
+  EXPECT_TRUE(same_bits(dequantized(model("whole.safetensors")), dequantized(model("cut.safetensors"))));
+}
+
 TEST_F(FinetuneTest, TrainsInPackedFormAndEvalFindsTheSame) {
   succeed("pack small.safetensors --method kmeans --bits 2 --layer features.*=nf4 -o packed.safetensors");
   const std::vector<std::string> lines = {

@@ -5,7 +5,10 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <map>
 
+#include "engine/io/holdout.h"
+#include "engine/io/json.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 #include "tests/support/test_backend.h"
@@ -27,6 +30,9 @@ class TrainerTest : public ::testing::Test {
     write_standin(folder_->path(), 1000, 200, 1);
     train_ = load_dataset(folder_->path(), Split::train);
     test_ = load_dataset(folder_->path(), Split::test);
+    fitting_ = part_of(train_, Split::fitting, 60);
+    validation_ = part_of(train_, Split::validation, 20);
+    few_ = load_dataset(folder_->path(), Split::test, 30);
   }
   static void TearDownTestSuite() { folder_.reset(); }
 
@@ -42,6 +48,20 @@ class TrainerTest : public ::testing::Test {
             .seed = 3};
   }
 
+  static TrainingOptions validated(bool freeze, bool flip) {
+    TrainingOptions chosen = options(freeze, flip);
+    chosen.epochs = 2;
+    chosen.batch_size = 20;
+    chosen.validation = true;
+    return chosen;
+  }
+
+  /// A trainer on the images that the options name.
+  static std::unique_ptr<Trainer> trainer_of(Network& network, const TrainingOptions& chosen) {
+    if (!chosen.validation) return std::make_unique<Trainer>(network, train_, test_, chosen);
+    return std::make_unique<Trainer>(network, fitting_, few_, chosen, &validation_);
+  }
+
   /// Stops a run by `until`, else in its second epoch.
   static void expect_resumable(const TrainingOptions& options,
                                const Trainer::Callbacks& until = {
@@ -55,6 +75,9 @@ class TrainerTest : public ::testing::Test {
   static inline std::unique_ptr<TemporaryFolder> folder_;
   static inline Dataset train_;
   static inline Dataset test_;
+  static inline Dataset fitting_;     ///< 60 images
+  static inline Dataset validation_;  ///< 20 images
+  static inline Dataset few_;         ///< 30 test images
 };
 
 /// Whether a run that was stopped in the middle of its second epoch ends in the bits of one that
@@ -62,26 +85,27 @@ class TrainerTest : public ::testing::Test {
 void TrainerTest::expect_resumable(const TrainingOptions& options, const Trainer::Callbacks& until) {
   const auto backend = make_test_backend(0);
   Network teacher(*backend, small_alexnet(9));
-  const auto trainer_of = [&](Network& network, const TrainingOptions& chosen) {
-    auto trainer = std::make_unique<Trainer>(network, train_, test_, chosen);
+  const auto taught = [&](Network& network, const TrainingOptions& chosen) {
+    auto trainer = trainer_of(network, chosen);
     if (chosen.distillation.weight > 0) trainer->learn_from(teacher);
     return trainer;
   };
   Network whole(*backend, small_alexnet(1));
-  const auto uninterrupted = trainer_of(whole, options);
+  const auto uninterrupted = taught(whole, options);
   ASSERT_TRUE(uninterrupted->run({}));
 
   const auto checkpoint_path = folder_->path() / "checkpoint.safetensors";
   {
     Network first(*backend, small_alexnet(1));
-    const auto stopped = trainer_of(first, options);
+    const auto stopped = taught(first, options);
     ASSERT_FALSE(stopped->run(until));
     stopped->save_checkpoint(checkpoint_path);
+    EXPECT_FALSE(is_of_finished_run(checkpoint_path));
   }
   Checkpoint checkpoint = load_checkpoint(checkpoint_path);
   EXPECT_EQ(checkpoint.options.distillation.weight, options.distillation.weight);
   Network second(*backend, std::move(checkpoint.parameters));
-  const auto resumed = trainer_of(second, checkpoint.options);
+  const auto resumed = taught(second, checkpoint.options);
   resumed->restore(checkpoint);
   ASSERT_TRUE(resumed->run({}));
 
@@ -90,8 +114,193 @@ void TrainerTest::expect_resumable(const TrainingOptions& options, const Trainer
   ASSERT_EQ(resumed->position().history.size(), epochs);
   for (size_t i = 0; i < epochs; ++i) {
     EXPECT_EQ(uninterrupted->position().history[i].loss, resumed->position().history[i].loss);
-    EXPECT_EQ(uninterrupted->position().history[i].test_loss, resumed->position().history[i].test_loss);
+    EXPECT_EQ(uninterrupted->position().history[i].measured().loss, resumed->position().history[i].measured().loss);
   }
+  EXPECT_TRUE(same_bits(uninterrupted->model(), resumed->model()));
+  EXPECT_EQ(uninterrupted->position().best, resumed->position().best);
+  ASSERT_EQ(resumed->tested().has_value(), options.validation);
+  if (options.validation) {
+    EXPECT_EQ(uninterrupted->tested()->loss, resumed->tested()->loss);
+  }
+  resumed->save_checkpoint(checkpoint_path);
+  EXPECT_TRUE(is_of_finished_run(checkpoint_path));
+}
+
+TEST_F(TrainerTest, AValidatedRunResumesToTheBitInEveryPhase) {
+  for (const bool freeze : {true, false}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze);
+    expect_resumable(validated(freeze, false), {.on_step = [](const TrainingPosition& p, int64_t, double) {
+                       return p.epoch == 1 && p.batch == 2;
+                     }});
+    int evaluations = 0;
+    const auto stop_in = [&](int number, int64_t images) {
+      evaluations = 0;
+      return Trainer::Callbacks{.on_test = [&evaluations, number, images](int64_t done, int64_t total) {
+        evaluations += done == 0 ? 1 : 0;
+        EXPECT_EQ(total, evaluations < 3 ? validation_.size() : few_.size());
+        return evaluations == number && total == images;
+      }};
+    };
+    expect_resumable(validated(freeze, false), stop_in(2, validation_.size()));
+    expect_resumable(validated(freeze, false), stop_in(3, few_.size()));
+  }
+}
+
+TEST_F(TrainerTest, ValidationKeepsTheBestEpochAndTestsOnce) {
+  for (const bool freeze : {true, false}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze);
+    const auto backend = make_test_backend(0);
+    Network network(*backend, small_alexnet(1));
+    TrainingOptions restless = validated(freeze, false);
+    restless.epochs = 6;
+    restless.learning_rate = 0.05;
+    restless.schedule = Schedule::constant;
+    const auto trainer = trainer_of(network, restless);
+    std::vector<StateDict> after;  // each epoch
+    std::map<int64_t, int> tests;  // by their numbers of images
+    ASSERT_TRUE(trainer->run({.on_test =
+                                  [&](int64_t done, int64_t total) {
+                                    tests[total] += done == 0 ? 1 : 0;
+                                    return false;
+                                  },
+                              .on_epoch = [&](const EpochReport&) { after.push_back(state_of(network)); }}));
+    EXPECT_EQ(tests, (std::map<int64_t, int>{{validation_.size(), 6}, {few_.size(), 1}}));
+
+    size_t best = 0;
+    const Preprocess preprocess = Preprocess::for_image_size(64);
+    const auto& history = trainer->position().history;
+    ASSERT_EQ(history.size(), 6U);
+    for (size_t i = 0; i < after.size(); ++i) {
+      Network again(*backend, copy_of(after[i]));
+      const Evaluation measured = evaluate(again, validation_, preprocess, 20);
+      EXPECT_EQ(history[i].validation.value().accuracy, measured.accuracy());
+      EXPECT_NEAR(history[i].validation.value().loss, measured.loss, 1e-5);
+      EXPECT_EQ(history[i].test_accuracy, 0) << "no test in between";
+      const EpochScore now = history[i].measured(), before = history[best].measured();
+      if (now.accuracy > before.accuracy || (now.accuracy == before.accuracy && now.loss < before.loss)) best = i;
+    }
+    EXPECT_EQ(trainer->position().best, static_cast<int64_t>(best) + 1);
+    EXPECT_TRUE(same_bits(trainer->model(), after[best]));
+    EXPECT_TRUE(trainer->position().tested);
+    Network chosen(*backend, copy_of(after[best]));
+    EXPECT_EQ(trainer->tested().value().correct, evaluate(chosen, few_, preprocess, 20).correct);
+    EXPECT_EQ(trainer->tested().value().images, few_.size());
+  }
+}
+
+/// Weights that do not move: the first epoch is the best for good.
+TEST_F(TrainerTest, PatienceEndsARunEarlyAndMoreOfItGoesOn) {
+  const auto backend = make_test_backend(0);
+  const auto path = folder_->path() / "patient.safetensors";
+  TrainingOptions still = validated(true, false);
+  still.epochs = 9;
+  still.patience = 2;
+  still.learning_rate = 1e-30;
+  still.schedule = Schedule::constant;
+  {
+    Network network(*backend, small_alexnet(1));
+    const auto trainer = trainer_of(network, still);
+    ASSERT_TRUE(trainer->run({}));
+    EXPECT_EQ(trainer->position().best, 1);
+    EXPECT_EQ(trainer->position().epoch, 3);
+    EXPECT_TRUE(trainer->tested().has_value());
+    trainer->save_checkpoint(path);
+    EXPECT_TRUE(is_of_finished_run(path));
+  }
+  const Checkpoint checkpoint = load_checkpoint(path);
+  for (const auto& [patience, epochs] : {std::pair{2, 3}, {4, 5}, {0, 9}}) {
+    Network network(*backend, copy_of(checkpoint.parameters));
+    still.patience = patience;
+    const auto trainer = trainer_of(network, still);
+    trainer->restore(checkpoint);
+    ASSERT_TRUE(trainer->run({}));
+    EXPECT_EQ(trainer->position().epoch, epochs);
+    EXPECT_EQ(trainer->position().best, 1);
+  }
+}
+
+TEST_F(TrainerTest, EpochsBeforeTheLastPruningAreNotTheBest) {
+  const auto backend = make_test_backend(0);
+  Network network(*backend, small_alexnet(1));
+  TrainingOptions pruned = validated(true, false);
+  pruned.epochs = 3;
+  pruned.learning_rate = 1e-30;
+  pruned.pruning = {.enabled = true, .fraction = 0.5, .until = 0.6};  // in the second of three epochs
+  const auto trainer = trainer_of(network, pruned);
+  ASSERT_TRUE(trainer->run({}));
+  EXPECT_EQ(trainer->position().best, 2);
+  for (const LayerSparsity& layer : trainer->sparsity())
+    EXPECT_NEAR(static_cast<double>(layer.zeros) / static_cast<double>(layer.weights), 0.5, 0.01) << layer.layer;
+}
+
+TEST_F(TrainerTest, ValidationImagesAreThereWhereTheyAreAskedForAndOnlyThere) {
+  const auto backend = make_test_backend(0);
+  Network network(*backend, small_alexnet(1));
+  EXPECT_THROW(Trainer(network, fitting_, test_, validated(true, false)), Error);
+  EXPECT_THROW(Trainer(network, fitting_, test_, options(true, false), &validation_), Error);
+  TrainingOptions impatient = options(true, false);
+  impatient.patience = 1;
+  EXPECT_THROW(Trainer(network, train_, test_, impatient), UsageError);
+}
+
+TEST_F(TrainerTest, ACheckpointFromBeforeValidationReads) {
+  const auto backend = make_test_backend(0);
+  const auto path = folder_->path() / "old.safetensors";
+  {
+    Network network(*backend, small_alexnet(1));
+    Trainer trainer(network, fitting_, few_, options(true, false));
+    ASSERT_FALSE(trainer.run({.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1; }}));
+    trainer.save_checkpoint(path);
+  }
+  StateDict dict = load_state_dict(path);
+  for (const auto& [key, newer] : {std::pair{"training_options", std::array{"validation", "patience"}},
+                                   {"training_position", {"best", "tested"}}}) {
+    nlohmann::json document = nlohmann::json::parse(dict.metadata.at(key));
+    for (const char* name : newer) EXPECT_EQ(document.erase(name), 1U) << name;
+    dict.metadata[key] = document.dump();
+  }
+  save_state_dict(path, dict);
+  const Checkpoint checkpoint = load_checkpoint(path);
+  EXPECT_FALSE(checkpoint.options.validation);
+  EXPECT_EQ(checkpoint.position.best, 0);
+  EXPECT_FALSE(is_of_finished_run(path));
+  Network network(*backend, copy_of(checkpoint.parameters));
+  Trainer trainer(network, fitting_, few_, checkpoint.options);
+  trainer.restore(checkpoint);
+  ASSERT_TRUE(trainer.run({}));
+  EXPECT_EQ(trainer.position().history.size(), 3U);
+}
+
+TEST_F(TrainerTest, ABestEpochThatContradictsItsCheckpointIsRefused) {
+  const auto backend = make_test_backend(0);
+  const auto path = folder_->path() / "odd_best.safetensors";
+  {
+    Network network(*backend, small_alexnet(1));
+    const auto trainer = trainer_of(network, validated(true, false));
+    ASSERT_FALSE(trainer->run({.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1; }}));
+    trainer->save_checkpoint(path);
+  }
+  const auto restore = [&](const auto& change, bool with_validation = true) {
+    Checkpoint checkpoint = load_checkpoint(path);
+    change(checkpoint);
+    Network network(*backend, small_alexnet(1));
+    TrainingOptions chosen = validated(true, false);
+    chosen.validation = with_validation;
+    const auto trainer =
+        with_validation ? trainer_of(network, chosen) : std::make_unique<Trainer>(network, fitting_, few_, chosen);
+    trainer->restore(checkpoint);
+  };
+  EXPECT_NO_THROW(restore([](Checkpoint&) {}));
+  for (const int64_t wrong : {int64_t{-1}, int64_t{0}, int64_t{2}, std::numeric_limits<int64_t>::max()})
+    EXPECT_THROW(restore([&](auto& c) { c.position.best = wrong; }), FormatError) << wrong;
+  EXPECT_THROW(restore([](auto& c) { c.best.parameters.clear(); }), FormatError);
+  EXPECT_THROW(restore([](auto& c) { c.best.parameters.pop_back(); }), FormatError);
+  EXPECT_THROW(restore([](auto& c) { c.best.parameters.push_back({.name = "x", .value = Tensor<float>()}); }), Error);
+  EXPECT_THROW(restore([](auto& c) { c.best.at("classifier.6.weight").value = Tensor<float>(); }), Error);
+  EXPECT_THROW(restore([](auto& c) { c.position.history[0].validation.reset(); }), FormatError);
+  EXPECT_THROW(restore([](auto& c) { c.position.history[0].validation = EpochScore{.loss = NAN, .accuracy = NAN}; }),
+               FormatError);
+  EXPECT_THROW(restore([](Checkpoint&) {}, false), FormatError);
 }
 
 TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {

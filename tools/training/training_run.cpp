@@ -51,12 +51,18 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   callbacks.on_test = [](int64_t, int64_t) { return interrupted(); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     progress.reset();
+    const EpochScore measured = report.measured();
     fmt::print(
-        "epoch {}/{}: loss {:.4f}, train accuracy {:.2f} %, test loss {:.4f}, test accuracy {:.2f} %, {:.1f} s, {:.1f} "
+        "epoch {}/{}: loss {:.4f}, train accuracy {:.2f} %, {} loss {:.4f}, {} accuracy {:.2f} %{}, {:.1f} s, {:.1f} "
         "images/s{}\n",
-        report.epoch, options.epochs, report.loss, 100 * report.train_accuracy, report.test_loss,
-        100 * report.test_accuracy, report.seconds, report.images_per_second,
+        report.epoch, options.epochs, report.loss, 100 * report.train_accuracy,
+        report.validation ? "validation" : "test", measured.loss, report.validation ? "validation" : "test",
+        100 * measured.accuracy, trainer.position().best == report.epoch ? " (the best so far)" : "", report.seconds,
+        report.images_per_second,
         options.pruning.enabled ? fmt::format(", {:.2f} % zeros", 100 * report.sparsity) : "");
+    if (report.epoch < options.epochs && is_trained(options, trainer.position()))
+      fmt::print("ends early: {} epochs were no better than epoch {}\n", report.epoch - trainer.position().best,
+                 trainer.position().best);
     std::fflush(stdout);
   };
   const bool complete = !interrupted() && trainer.run(callbacks);

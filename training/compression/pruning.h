@@ -28,6 +28,8 @@ class PruningSchedule {
   bool due(int64_t step) const { return step <= last_ && (step % interval_ == 0 || step == last_); }
   /// In [0, 1].
   double progress(int64_t step) const;
+  /// Whether the last pruning lies behind, `step` being the next one.
+  bool over(int64_t step) const { return step > last_; }
 
  private:
   int64_t last_;
