@@ -37,6 +37,24 @@ TEST_F(Allocation, BitsAWeightStayWithinTheTarget) {
   }
 }
 
+/// Images that the network has not learnt from choose, and those that it has learnt from calibrate.
+TEST_F(Allocation, AModelTrainedWithValidationIsPackedByHeldOutImages) {
+  succeed(
+      "finetune --data standin --threads 1 --image-size 64 --init small.safetensors --validation --epochs 1 --out "
+      "valid.safetensors");
+  const std::string line =
+      " --data standin --calibrate standin --calibration-images 40 --target-images 10 "
+      "--target-bits 4.5 -o packed.safetensors --json pack.json";
+  EXPECT_THAT(succeed("pack valid.safetensors" + line).out, HasSubstr("verified on 10 other held-out training images"));
+  EXPECT_EQ(json("pack.json").at("allocation").at("split"), "validation");
+  EXPECT_EQ(model("packed.safetensors").metadata.at("calibration_data"), "stand-in, fitting");
+  EXPECT_EQ(model("packed.safetensors").metadata.at("validation"),
+            model("valid.safetensors").metadata.at("validation"));
+  succeed("pack small.safetensors" + line);
+  EXPECT_EQ(json("pack.json").at("allocation").at("split"), "train");
+  EXPECT_EQ(model("packed.safetensors").metadata.at("calibration_data"), "stand-in, train");
+}
+
 TEST_F(Allocation, TheFileStaysWithinTheTarget) {
   allocate("--target-bits 4.5");
   const auto smaller = std::filesystem::file_size(at("packed.safetensors"));
@@ -104,12 +122,12 @@ TEST_F(Allocation, IsMeasuredOnImagesThatRoundingDidNotSee) {
   };
   const Dataset seen = load_dataset(at("standin"), Split::train, 100);
   tools::DataSource standin(at("standin"), Unreadable::refuse);
-  const Dataset behind = options.load_images(standin, 100);
+  const Dataset behind = options.load_images(standin, StateDict{}, 100);
   EXPECT_EQ(behind.size(), 60);
   for (size_t i = 0; i < behind.images.size(); ++i)
     for (size_t j = 0; j < seen.images.size(); ++j)
       ASSERT_FALSE(std::ranges::equal(pixels(behind, i), pixels(seen, j)));
-  EXPECT_EQ(options.load_images(standin, 180).size(), 60) << "of 200 images: the last ones";
+  EXPECT_EQ(options.load_images(standin, StateDict{}, 180).size(), 60) << "of 200 images: the last ones";
 }
 
 TEST_F(Allocation, MoreMayBeLostInFewerBits) {

@@ -8,6 +8,7 @@
 #include "tools/common/numbers.h"
 #include "tools/common/progress.h"
 #include "tools/common/report.h"
+#include "tools/training/calibration_options.h"
 #include "training/compression/allocation_verifier.h"
 
 namespace nibblenet::tools {
@@ -156,8 +157,10 @@ void AllocationOptions::add_to(CLI::App& app) {
               "Images that choices are measured on; as many others verify the choice");
 }
 
-Dataset AllocationOptions::load_images(DataSource& data, int64_t calibrated) const {
-  const Dataset all = data.load(Split::train, calibrated + 2 * images);
+Dataset AllocationOptions::load_images(DataSource& data, const StateDict& model, int64_t calibrated) const {
+  const bool held_out = trained_with_validation(model);  // no calibration sees these
+  const Dataset all =
+      held_out ? data.load(Split::validation, 2 * images) : data.load(Split::train, calibrated + 2 * images);
   const int64_t each = images_per_class(2 * images, all.classes.size());
   return subset(all, [&](int64_t position, int64_t size) { return position >= size - each; });
 }
@@ -188,14 +191,16 @@ AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, co
   progress.reset();
   print_tables(measured, chosen);
   fmt::print(
-      "verified on {} other training images: {:.2f} % against {:.2f} % in float (-{} +{}), cross-entropy {:.5f} "
+      "verified on {} other {}training images: {:.2f} % against {:.2f} % in float (-{} +{}), cross-entropy {:.5f} "
       "against {:.5f}, divergence {:.5f} (sum of the layers' own: {:.5f})\n",
-      verifying.size(), 100 * verified.accuracy, 100 * verified.float_accuracy, verified.right.first,
-      verified.right.second, verified.loss, verified.float_loss, verified.divergence, chosen.loss);
+      verifying.size(), trained_with_validation(floats) ? "held-out " : "", 100 * verified.accuracy,
+      100 * verified.float_accuracy, verified.right.first, verified.right.second, verified.loss, verified.float_loss,
+      verified.divergence, chosen.loss);
   AllocatedWeights result;
   for (const auto& [weight, candidate] : chosen_candidates(measured, chosen))
     result.weights[weight] = quantize_once(floats.at(weight), candidate);
   result.json = to_json(measured, chosen, verified, options);
+  result.json["split"] = to_string(trained_with_validation(floats) ? Split::validation : Split::train);
   return result;
 }
 

@@ -28,10 +28,10 @@ struct AllocationOptions {
   bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
   /// Target of the file's size, in MB; 0 when there is none.
   double file_target() const { return std::max(target_size, target_file); }
-  /// Loads training images to measure and to verify on. Skips the first `calibrated` images, which
-  /// codes were chosen by, if the data has enough others: on those, errors look smaller than they
-  /// are.
-  Dataset load_images(DataSource& data, int64_t calibrated) const;
+  /// Loads training images to measure and to verify on: the held-out ones if the model was trained
+  /// with validation. Else skips the first `calibrated` images, which codes were chosen by, if the
+  /// data has enough others: on those, errors look smaller than they are.
+  Dataset load_images(DataSource& data, const StateDict& model, int64_t calibrated) const;
 };
 
 /// The packed weights that an allocation chose, and its report.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/io/holdout.h"
 #include "engine/quant/text.h"
 #include "layers/network/class_names.h"
 #include "tools/common/command_line.h"
@@ -23,8 +24,9 @@ struct CalibrationImages {
 };
 
 /// Loads training images, or test images with a warning when the data has no others. `path` may be
-/// the folder test/ of a data set, which selects its test split.
-CalibrationImages load_images(const std::filesystem::path& path, int64_t limit, Unreadable unreadable) {
+/// the folder test/ of a data set, which selects its test split. `training` is the split to take of
+/// training images.
+CalibrationImages load_images(const std::filesystem::path& path, Split training, int64_t limit, Unreadable unreadable) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) fail<UsageError>("--calibrate {}: no such file or folder", path.string());
   const auto use_test_images = [&](const std::filesystem::path& from, std::string_view why) {
@@ -39,7 +41,7 @@ CalibrationImages load_images(const std::filesystem::path& path, int64_t limit, 
   if (folder.filename() == "test" && std::filesystem::is_directory(folder, error))
     return use_test_images(folder.parent_path().empty() ? "." : folder.parent_path(), "is the test split");
   try {
-    return {load_dataset(path, Split::train, limit, unreadable), Split::train};
+    return {load_dataset(path, training, limit, unreadable), training};
   } catch (const UsageError&) {
     throw;
   } catch (const Error&) {
@@ -184,7 +186,8 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
     return calibration;
   }
   const auto claim = claim_output("--save-calibration", save, OutputKind::calibration, {model_path});
-  CalibrationImages images_found = load_images(data, images, unreadable);
+  const Split training = trained_with_validation(model) ? Split::fitting : Split::train;
+  CalibrationImages images_found = load_images(data, training, images, unreadable);
   print_skipped(images_found.dataset);
   const std::string match = match_classes(images_found.dataset, model);
   print_match(match);
@@ -193,8 +196,7 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   Progress progress("calibrating", "images");
   Calibration calibration = calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress));
   progress.finish();
-  calibration.data =
-      fmt::format("{}, {}", images_found.dataset.description, images_found.split == Split::train ? "train" : "test");
+  calibration.data = fmt::format("{}, {}", images_found.dataset.description, to_string(images_found.split));
   if (data_set != nullptr) {
     *data_set = data_set_json(images_found.dataset, match);
     (*data_set)["description"] = calibration.data;
@@ -207,6 +209,8 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   }
   return calibration;
 }
+
+bool trained_with_validation(const StateDict& model) { return model.metadata.contains(validation_key); }
 
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
               const Calibration* calibration) {

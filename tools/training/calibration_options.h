@@ -52,12 +52,17 @@ struct CalibrationFlags {
   /// Throws UsageError when a --range names none of the model's weights.
   void expect_ranges_used(const StateDict& model) const;
   /// Measures the Hessians of the model's layers on training images, or reads them from a file.
-  /// Returns nothing when the flags ask for neither. Warns when the data has test images only, and
-  /// takes these. `data_set` gets the value of "data_set" in a tool's JSON; of a calibration that
-  /// was read it describes the images alone.
+  /// These are the fitting images if the model was trained with validation. Returns nothing when
+  /// the flags ask for neither. Warns when the data has test images only, and takes these.
+  /// `data_set` gets the value of "data_set" in a tool's JSON; of a calibration that was read it
+  /// describes the images alone.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model, Backend& backend,
                                     nlohmann::json* data_set = nullptr) const;
 };
+
+/// Whether a model's metadata says that held-out training images (engine/io/holdout.h) chose its
+/// epoch.
+bool trained_with_validation(const StateDict& model);
 
 /// Adds to a packed file's metadata how its codes were chosen, unless by default. `calibration` may
 /// be null.

@@ -107,7 +107,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   int64_t other_bytes = header_at_most;
   for (const Parameter& parameter : dict.parameters)
     if (!parameter.is_weight()) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
-  Dataset images = flags.allocation.load_images(data, packer.calibration_images());
+  Dataset images = flags.allocation.load_images(data, dict, packer.calibration_images());
   const std::string match = match_classes(images, dict, data.asked_for());
   print_match(match);
   AllocatedWeights allocated = allocate(
