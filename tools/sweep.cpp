@@ -32,6 +32,7 @@ struct Options : CommonOptions {
   bool keep_models = false;
   std::string shard;  ///< "2/4"; empty: all schemes
   bool merge = false;
+  bool validation = false;
 };
 
 std::vector<SweepScheme> chosen_schemes(const Options& options, const NetworkSpec& network) {
@@ -61,6 +62,7 @@ std::string result_line(const Row& row) {
   std::string size = row.size ? fmt::format("{:.3f} MB resident", static_cast<double>(row.size->resident.total()) / 1e6)
                               : fmt::format("simulated, needs {} bits", row.need ? row.need->bits : 32);
   if (row.compressed) size += fmt::format(", {:.3f} MB in the file", static_cast<double>(row.smallest_file()) / 1e6);
+  if (row.validation) size += fmt::format(", validation {:.2f} %", 100 * row.validation->accuracy);
   return fmt::format("{:<36} {:>6.2f} %  loss {:.5f}  -{} +{}  {}", row.scheme, 100 * row.accuracy, row.loss,
                      row.only_float, row.only_this, size);
 }
@@ -159,6 +161,11 @@ void sweep(const Options& options) {
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
   const std::string match = match_classes(dataset, model, source.asked_for());
   print_match(match);
+  std::optional<Dataset> validation;
+  if (options.validation) {
+    validation = source.load(Split::validation, options.limit);
+    match_classes(*validation, model, source.asked_for());
+  }
   const int image_size = image_size_of(model, options.image_size);
 
   SweepFolder folder(out, {.model = path.string(),
@@ -175,13 +182,16 @@ void sweep(const Options& options) {
                            .precision = std::string(to_string(precision)),
                            .weights = model.weight_count(),
                            .row_groups = groups_of(model, Granularity::Kind::row),
-                           .channel_groups = groups_of(model, Granularity::Kind::channel)});
+                           .channel_groups = groups_of(model, Granularity::Kind::channel),
+                           .validation_images = validation ? validation->size() : 0,
+                           .validation_checksum = validation ? checksum_of(*validation) : ""});
   const std::vector<FileClaim> claims = claim_files_of(folder);
   if (!options.shard.empty()) write_plan(folder.path(), schemes);
   check_disk(folder, model, schemes, options.keep_models);
-  fmt::print("{}: the float model and {} schemes on {} {} images of {} ({}, {})\n", folder.path().string(),
-             schemes.size(), dataset.size(), options.split, dataset.description, backend->description(),
-             to_string(precision));
+  fmt::print("{}: the float model and {} schemes on {} {} images{} of {} ({}, {})\n", folder.path().string(),
+             schemes.size(), dataset.size(), options.split,
+             validation ? fmt::format(" and {} validation images", validation->size()) : "", dataset.description,
+             backend->description(), to_string(precision));
   if (!folder.damaged_lines().empty())
     fmt::print("results.jsonl: dropped {} damaged line(s), the first is line {}; they are measured again\n",
                folder.damaged_lines().size(), folder.damaged_lines().front());
@@ -203,7 +213,7 @@ void sweep(const Options& options) {
     run_sweep(
         folder,
         {*backend, model, dataset, Preprocess::for_image_size(image_size), options.batch, precision,
-         options.keep_models, calibration, source},
+         options.keep_models, calibration, source, validation ? &*validation : nullptr},
         schemes,
         [&](const SweepPosition& at) {
           progress.update(at.images_done, at.images,
@@ -266,7 +276,11 @@ int main(int argc, char** argv) {
   add_checked(app, "--limit", options.limit, not_negative,
               "Evaluate the first N/classes images of every class; 0: all");
   app.add_option("--out", options.out, "Folder of results and report; default: sweeps/<model>")->type_name("DIR");
-  add_split_option(app, options.split);
+  CLI::Option* split = add_split_option(app, options.split);
+  app.add_flag("--validation", options.validation,
+               "Measure every row on the held-out training images (eval --split validation) too: choose by these, and "
+               "read on the test images what the choice is worth")
+      ->excludes(split);
   add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));
@@ -281,7 +295,7 @@ int main(int argc, char** argv) {
   CLI::Option* merge_option =
       app.add_flag("--merge", options.merge,
                    "Add the rows of DIR's shards to DIR, and write the report; reads no model and no images");
-  for (const char* other : {"--data", "--preset", "--schemes", "--models"})
+  for (const char* other : {"--data", "--preset", "--schemes", "--models", "--validation"})
     merge_option->excludes(app.get_option(other));
   merge_option->excludes(shard);
   options.device.add_precision_to(app);

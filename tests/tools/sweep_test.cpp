@@ -119,6 +119,60 @@ TEST_F(SweepTest, RowsSayWhatEvalSays) {
   EXPECT_EQ(told, json("out/report.json"));
 }
 
+TEST_F(SweepTest, ValidationStandsBesideTheTest) {
+  without_gnuplot();
+  const std::string line = "sweep small.safetensors --data standin --threads 1 --schemes linear:4:channel --out out ";
+  const Outcome outcome = succeed(line + "--validation --keep-models");
+  EXPECT_NE(outcome.out.find("on 100 test images and 20 validation images"), std::string::npos) << outcome;
+  for (const auto& [scheme, file] :
+       {std::pair{"float32", "small.safetensors"}, {"linear:4:channel", "out/linear_4_channel.safetensors"}}) {
+    const std::string eval = fmt::format("eval {} --data standin --threads 1 --json eval.json", file);
+    succeed(eval + " --split validation");
+    const Json expected = json("eval.json"), actual = row("out", scheme);
+    EXPECT_EQ(expected.at("images"), 20);
+    for (const char* key : {"images", "correct", "accuracy", "accuracy_interval", "loss"})
+      EXPECT_EQ(actual.at("validation").at(key), expected.at(key)) << scheme << " " << key;
+    succeed(eval);
+    EXPECT_EQ(actual.at("accuracy"), json("eval.json").at("accuracy"));
+  }
+  EXPECT_EQ(json("out/report.json").at("setup").at("validation_images"), 20);
+  const std::vector<std::string> csv = lines_of(read_text(at("out/report.csv")));
+  const std::vector<std::string> names = cells_of(csv.at(0));
+  const auto column = static_cast<size_t>(std::ranges::find(names, "validation_accuracy") - names.begin());
+  ASSERT_LT(column, names.size());
+  EXPECT_EQ(cells_of(csv.at(2)).at(column), row("out", "linear:4:channel").at("validation").at("accuracy").dump());
+  for (const char* file : {"out/report.md", "out/report.html"})
+    EXPECT_NE(read_text(at(file)).find("validation accuracy %"), std::string::npos) << file;
+
+  EXPECT_NE(succeed(line + "--validation").out.find("2 rows are there already"), std::string::npos);
+  refuse(line, "--validation (20, not 0)", 2);
+  refuse(line + "--validation --limit 50", "another --limit", 2);
+  refuse(line + "--validation --split train", "--split", 2);
+
+  succeed(sweep + "--schemes nf4,linear:4:channel --validation --out shards --shard 2/2");
+  succeed("sweep --merge --out shards");
+  EXPECT_EQ(row("shards", "linear:4:channel").at("validation"), row("out", "linear:4:channel").at("validation"));
+}
+
+/// sweep.json and rows from before --validation have no key of it.
+TEST_F(SweepTest, AFolderFromBeforeValidationGoesOn) {
+  without_gnuplot();
+  succeed(sweep + "--schemes linear:4:channel --out out");
+  EXPECT_EQ(read_text(at("out/report.csv")).find("validation"), std::string::npos);
+  Json setup = json("out/sweep.json");
+  for (const char* key : {"validation_images", "validation_checksum"}) EXPECT_EQ(setup.erase(key), 1U);
+  write_text(at("out/sweep.json"), setup.dump());
+  std::string lines;
+  for (Json each : rows("out")) {
+    EXPECT_EQ(each.erase("validation"), 1U);
+    lines += each.dump() + "\n";
+  }
+  write_text(at("out/results.jsonl"), lines);
+  EXPECT_NE(succeed(sweep + "--schemes linear:4:channel --out out").out.find("2 rows are there already"),
+            std::string::npos);
+  refuse(sweep + "--schemes linear:4:channel --validation --out out", "--validation (0, not 20)", 2);
+}
+
 TEST_F(SweepTest, EveryRowHasEveryKey) {
   succeed(sweep + few + "--out out");
   for (const auto& each : rows("out")) {

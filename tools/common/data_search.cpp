@@ -110,13 +110,13 @@ void add_skip_option(CLI::App& app, Unreadable& unreadable) {
       "Leave out the pictures of a data set that cannot be read, and say how many; without it one ends the run");
 }
 
-void add_split_option(CLI::App& app, std::string& split) {
+CLI::Option* add_split_option(CLI::App& app, std::string& split) {
   std::vector<std::string> names;
   for (const Split each : {Split::test, Split::train, Split::validation, Split::fitting})
     names.emplace_back(to_string(each));
-  add_checked(app, "--split", split, CLI::IsMember(names),
-              "test; train; or a part of the training images: validation, the tenth of each class that finetune "
-              "--validation holds out, or fitting, the others");
+  return add_checked(app, "--split", split, CLI::IsMember(names),
+                     "test; train; or a part of the training images: validation, the tenth of each class that finetune "
+                     "--validation holds out, or fitting, the others");
 }
 
 void print_skipped(const Dataset& data) {

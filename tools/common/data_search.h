@@ -46,7 +46,7 @@ DataSource find_data(const std::string& given, Unreadable unreadable);
 void add_skip_option(CLI::App& app, Unreadable& unreadable);
 
 /// Adds --split, as every tool that evaluates on a data set of choice has it.
-void add_split_option(CLI::App& app, std::string& split);
+CLI::Option* add_split_option(CLI::App& app, std::string& split);
 
 /// Prints to the standard error how many pictures a data set leaves out, and names the first.
 void print_skipped(const Dataset& data);

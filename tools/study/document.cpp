@@ -51,6 +51,11 @@ Section measured_section(const std::vector<Row>& rows, const nlohmann::json& set
       text("model"), thousands(number("weights")), thousands(number("images")), text("split"), text("data"),
       text("data_description"), number("image_size"), number("batch"), text("device"), number("threads"),
       text("precision"), packed, simulated));
+  if (const auto held_out = setup.value("validation_images", int64_t{0}); held_out > 0)
+    section.paragraphs.push_back(fmt::format(
+        "Beside them, every row has its accuracy on {} validation images, which are held out of the training images: "
+        "who chooses a row by these learns from the {} images what the choice is worth.",
+        thousands(held_out), text("split")));
   std::set<std::string> programs;
   for (const Row& row : rows) programs.insert(row.program);
   if (programs.size() > 1)
@@ -73,12 +78,14 @@ Section accuracy_section(const std::vector<Row>& rows) {
       .caption = "Accuracy and paired comparison with float",
       .columns = {"scheme", "kind", "bits", "accuracy %", "95 % interval", "cross-entropy", "−a +b", "McNemar p"},
       .left_columns = 2};
+  add_validation_columns(table, rows);
   for (const Row& row : rows) {
     const Interval interval = wilson_interval(row.correct, row.images);
     table.rows.push_back({row.scheme, kind_text(row), bits_text(row), percent(row.accuracy),
                           fmt::format("{} to {}", percent(interval.low), percent(interval.high)),
                           fmt::format("{:.5f}", row.loss), row.is_float() ? "" : pairs(row),
                           row.is_float() ? "" : p_text(row.mcnemar_p)});
+    add_validation_cells(table, row);
   }
   section.tables.push_back(std::move(table));
   return section;
@@ -283,6 +290,17 @@ Section speed_section(const std::vector<Row>& rows) {
 const Row* find_row(const std::vector<Row>& rows, const std::string& scheme) {
   const auto found = std::ranges::find(rows, scheme, &Row::scheme);
   return found == rows.end() ? nullptr : &*found;
+}
+
+void add_validation_columns(Table& table, const std::vector<Row>& rows) {
+  if (!rows.front().validation) return;
+  for (const char* name : {"validation accuracy %", "validation cross-entropy"}) table.columns.emplace_back(name);
+}
+
+void add_validation_cells(Table& table, const Row& row) {
+  if (!row.validation) return;
+  table.rows.back().push_back(percent(row.validation->accuracy));
+  table.rows.back().push_back(fmt::format("{:.5f}", row.validation->loss));
 }
 
 Document make_document(const std::vector<Row>& rows, const nlohmann::json& setup) {

@@ -36,6 +36,11 @@ struct Document {
 /// `rows`: the float model first. `setup`: sweep.json's.
 Document make_document(const std::vector<Row>& rows, const nlohmann::json& setup);
 
+/// Adds columns to a table of rows, and to its last row the cells, for the figures on validation
+/// images; nothing where the rows have none.
+void add_validation_columns(Table& table, const std::vector<Row>& rows);
+void add_validation_cells(Table& table, const Row& row);
+
 /// The first row of that scheme; null when there is none.
 const Row* find_row(const std::vector<Row>& rows, const std::string& scheme);
 

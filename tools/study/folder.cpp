@@ -63,15 +63,17 @@ struct Setting {
   const char* key;
   const char* what;
 };
-constexpr std::array<Setting, 9> settings = {{{"model_checksum", "another model"},
-                                              {"split", "another --split"},
-                                              {"images", "another --limit"},
-                                              {"data_checksum", "other images"},
-                                              {"image_size", "another image size"},
-                                              {"device", "another --device"},
-                                              {"precision", "another --precision"},
-                                              {"threads", "another --threads"},
-                                              {"batch", "another --batch"}}};
+constexpr std::array<Setting, 11> settings = {{{"model_checksum", "another model"},
+                                               {"split", "another --split"},
+                                               {"images", "another --limit"},
+                                               {"data_checksum", "other images"},
+                                               {"image_size", "another image size"},
+                                               {"device", "another --device"},
+                                               {"precision", "another --precision"},
+                                               {"threads", "another --threads"},
+                                               {"batch", "another --batch"},
+                                               {"validation_images", "another number of images by --validation"},
+                                               {"validation_checksum", "other validation images"}}};
 
 std::string shown(const json& document, const Setting& setting) {
   const std::string key = setting.key;
@@ -102,12 +104,25 @@ void write_text_file(const fs::path& path, std::string_view text) {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SweepSetup, model, model_checksum, data, data_description, data_checksum, split,
                                    images, batch, image_size, device, threads, precision, weights, row_groups,
-                                   channel_groups)
+                                   channel_groups, validation_images, validation_checksum)
+
+namespace {
+
+/// A sweep.json. Those of older programs have no validation.
+json parse_setup(const std::string& text) {
+  json setup = json::parse(text);
+  const json defaults = SweepSetup();
+  for (const char* newer : {"validation_images", "validation_checksum"})
+    if (setup.is_object() && !setup.contains(newer)) setup[newer] = defaults.at(newer);
+  return setup;
+}
+
+}  // namespace
 
 SweepSetup read_setup(const fs::path& folder) {
   const fs::path file = folder / setup_file;
   try {
-    return json::parse(read_text_file(file)).get<SweepSetup>();
+    return parse_setup(read_text_file(file)).get<SweepSetup>();
   } catch (const json::exception&) {
     fail<FormatError>("{} is missing or damaged: remove the folder, and measure again", file.string());
   }
@@ -141,7 +156,7 @@ SweepFolder::SweepFolder(fs::path path, const SweepSetup& setup) : path_(std::mo
   check_setup(setup);
   std::error_code none;
   fs::remove(path_ / passing_model, none);  // of a run that was killed
-  read_rows(setup.images);
+  read_rows(setup);
   const fs::path results = path_ / results_file;
   results_ = FileDescriptor(open(results.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (!results_.is_open()) fail_io("write", results);
@@ -162,7 +177,7 @@ void SweepFolder::check_setup(const SweepSetup& setup) {
     return;
   }
   try {
-    setup_ = json::parse(text);
+    setup_ = parse_setup(text);
     if (setup_.at("format") != wanted.at("format") || setup_.at("version") != wanted.at("version"))
       fail<FormatError>("{} is of another format; choose another --out", file.string());
     for (const Setting& setting : settings) {
@@ -181,7 +196,7 @@ void SweepFolder::check_setup(const SweepSetup& setup) {
   }
 }
 
-void SweepFolder::read_rows(int64_t images) {
+void SweepFolder::read_rows(const SweepSetup& setup) {
   const fs::path file = path_ / results_file;
   const std::string text = read_text_file(file);
   std::string kept;
@@ -194,7 +209,9 @@ void SweepFolder::read_rows(int64_t images) {
     try {
       if (end == std::string::npos) fail<FormatError>("cut short");
       Row row = row_of(parse_line(line));
-      if (row.images != images || find(row.scheme) != nullptr) fail<FormatError>("of other images, or twice");
+      const int64_t validation_images = row.validation ? row.validation->images : 0;
+      if (row.images != setup.images || validation_images != setup.validation_images || find(row.scheme) != nullptr)
+        fail<FormatError>("of other images, or twice");
       kept += line + '\n';
       rows_.push_back(std::move(row));
     } catch (const json::exception&) {

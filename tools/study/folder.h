@@ -34,9 +34,11 @@ struct SweepSetup {
   std::string device;
   int threads = 0;
   std::string precision;
-  int64_t weights = 0;         ///< of the model, without biases
-  int64_t row_groups = 0;      ///< scales that `row` takes for it
-  int64_t channel_groups = 0;  ///< and `channel`
+  int64_t weights = 0;              ///< of the model, without biases
+  int64_t row_groups = 0;           ///< scales that `row` takes for it
+  int64_t channel_groups = 0;       ///< and `channel`
+  int64_t validation_images = 0;    ///< evaluated beside the others; 0: none
+  std::string validation_checksum;  ///< of their pixels and labels; empty without them
 };
 
 /// Reads what a sweep's folder was measured with. Throws FormatError where it does not say.
@@ -86,7 +88,7 @@ class SweepFolder {
 
  private:
   void check_setup(const SweepSetup& setup);
-  void read_rows(int64_t images);
+  void read_rows(const SweepSetup& setup);
 
   std::filesystem::path path_;
   nlohmann::json setup_;

@@ -54,6 +54,7 @@ Section frontier_section(const std::vector<Row>& rows, const nlohmann::json& set
   Table table{.caption = "Accuracy and bytes of packed models",
               .columns = {"packed by", "bits/weight", "resident MB", "file MB", "compressed MB", "times smaller",
                           "accuracy %", "cross-entropy", "−a +b", "McNemar p", "front"}};
+  add_validation_columns(table, rows);
   for (const Row& row : rows) {
     if (!row.size) continue;
     const auto megabytes = [](int64_t bytes) { return fmt::format("{:.3f}", static_cast<double>(bytes) / 1e6); };
@@ -63,6 +64,7 @@ Section frontier_section(const std::vector<Row>& rows, const nlohmann::json& set
          fmt::format("{:.1f}", float_bytes / static_cast<double>(std::max<int64_t>(row.smallest_file(), 1))),
          percent(row.accuracy), fmt::format("{:.5f}", row.loss), row.is_float() ? "" : pairs(row),
          row.is_float() ? "" : p_text(row.mcnemar_p), fronts_of(row, resident, file)});
+    add_validation_cells(table, row);
   }
   section.tables.push_back(std::move(table));
   return section;

@@ -81,6 +81,14 @@ constexpr CsvColumn csv_columns[] = {{"scheme", "/scheme"},
                                      {"snr_db", "/snr_db"},
                                      {"images_per_second", "/images_per_second"}};
 
+/// Beside them in a sweep with --validation.
+constexpr CsvColumn validation_columns[] = {{"validation_images", "/validation/images"},
+                                            {"validation_correct", "/validation/correct"},
+                                            {"validation_accuracy", "/validation/accuracy"},
+                                            {"validation_accuracy_low", "/validation/accuracy_interval/0"},
+                                            {"validation_accuracy_high", "/validation/accuracy_interval/1"},
+                                            {"validation_loss", "/validation/loss"}};
+
 constexpr const char* style = R"css(
 :root{--ink:#1b1f24;--paper:#fff;--soft:#5b6470;--line:#d8dde3;--stripe:#f5f7f9;--mark:#fff3d6}
 @media (prefers-color-scheme:dark){:root{--ink:#e4e7eb;--paper:#14171b;--soft:#9aa4b0;--line:#343b44;--stripe:#1b1f25;
@@ -181,6 +189,8 @@ std::string csv(const std::vector<Row>& rows) {
     for (const std::string& name : names_of_column(column)) columns.emplace_back(name, pointer);
   };
   for (const CsvColumn& column : csv_columns) add(column.name, column.pointer);
+  if (rows.front().validation)
+    for (const CsvColumn& column : validation_columns) add(column.name, column.pointer);
   const std::vector<ErrorFigures>& layers = rows.front().layers;
   for (size_t i = 0; i < layers.size(); ++i)
     for (const char* figure : {"mse", "mae", "snr_db"})

@@ -55,6 +55,16 @@ json compressed_json(const std::optional<CompressedFile>& file) {
           {"decode_seconds", file->decode_seconds}};
 }
 
+json validation_json(const std::optional<Evaluation>& evaluation) {
+  if (!evaluation) return nullptr;
+  const Interval interval = wilson_interval(evaluation->correct, evaluation->images);
+  return {{"images", evaluation->images},
+          {"correct", evaluation->correct},
+          {"accuracy", evaluation->accuracy()},
+          {"accuracy_interval", {interval.low, interval.high}},
+          {"loss", evaluation->loss}};
+}
+
 json packed_json(const Scheme& scheme) {
   return {{"scale_type", to_string(scheme.scale)}, {"zero_point", scheme.zero_point}};
 }
@@ -117,6 +127,12 @@ void take_naming(Row& row) {
   static_cast<Naming&>(row) = naming;
 }
 
+void expect_accuracy(int64_t images, int64_t correct, double accuracy) {
+  if (images == 0 || correct > images) refuse("images and correct do not fit");
+  if (std::abs(accuracy * static_cast<double>(images) - static_cast<double>(correct)) > 0.5)
+    refuse("accuracy is not correct / images");
+}
+
 void take_accuracy(Row& row) {
   const json& from = row.document;
   row.images = count(from, "images");
@@ -127,9 +143,18 @@ void take_accuracy(Row& row) {
   row.only_this = count(from, "only_this");
   row.mcnemar_p = finite(from, "mcnemar_p");
   row.images_per_second = finite(from, "images_per_second");
-  if (row.images == 0 || row.correct > row.images) refuse("images and correct do not fit");
-  if (std::abs(row.accuracy * static_cast<double>(row.images) - static_cast<double>(row.correct)) > 0.5)
-    refuse("accuracy is not correct / images");
+  expect_accuracy(row.images, row.correct, row.accuracy);
+}
+
+/// Rows without --validation, and all older ones, have null or nothing there.
+void take_validation(Row& row) {
+  const json from = row.document.value("validation", json());
+  if (from.is_null()) return;
+  row.validation = {.images = count(from, "images"),
+                    .correct = count(from, "correct"),
+                    .accuracy = finite(from, "accuracy"),
+                    .loss = finite(from, "loss")};
+  expect_accuracy(row.validation->images, row.validation->correct, row.validation->accuracy);
 }
 
 /// Older rows have none of these keys.
@@ -213,6 +238,7 @@ json to_json(const Measurement& m) {
               {"only_float", only_float},
               {"only_this", only_this},
               {"mcnemar_p", mcnemar_p(only_float, only_this)},
+              {"validation", validation_json(m.validation)},
               {"layers", layers},
               {"size", m.size},
               {"claimed_size", m.claimed ? estimated_json(*m.claimed) : json()},
@@ -240,6 +266,7 @@ Row row_of(json document) {
   try {
     take_naming(row);
     take_accuracy(row);
+    take_validation(row);
     take_weights(row);
   } catch (const json::exception& error) {
     refuse(error.what());

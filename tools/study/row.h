@@ -24,7 +24,8 @@ struct Measurement {
   std::optional<SweepScheme> scheme;  ///< nothing: the float model
   Precision precision = Precision::float32;
   Evaluation evaluation;
-  std::vector<uint8_t> float_right;  ///< for every image, whether the float model had it right
+  std::optional<Evaluation> validation;  ///< on validation images, with --validation
+  std::vector<uint8_t> float_right;      ///< for every image, whether the float model had it right
   std::vector<std::pair<std::string, QuantizationError>> errors;  ///< by layer, in the network's order
   nlohmann::json size;                            ///< eval's; null for simulated weights, which have no size
   std::optional<EstimatedSize> claimed;           ///< simulated: what the notebooks say it is
@@ -60,6 +61,14 @@ struct SizeFigures {
   double bits_per_weight = 0;
 };
 
+/// A row's figures on the validation images.
+struct ValidationFigures {
+  int64_t images = 0;
+  int64_t correct = 0;
+  double accuracy = 0;
+  double loss = 0;
+};
+
 /// What follows from a row's scheme: one place, for writing and for checking.
 struct Naming {
   std::string scheme;
@@ -80,6 +89,7 @@ struct Row : Naming {
   int64_t only_float = 0;
   int64_t only_this = 0;
   double mcnemar_p = 1;
+  std::optional<ValidationFigures> validation;  ///< with --validation
   ErrorFigures error;
   std::vector<ErrorFigures> layers;
   std::optional<SizeFigures> size;       ///< nothing: simulated

@@ -22,9 +22,9 @@ class Sweep {
         on_row_(on_row),
         prepare_(folder, inputs, [this](const std::string& doing) { say(doing); }) {
     position_.schemes = 1 + schemes.size();
-    position_.images = static_cast<int64_t>(position_.schemes) * inputs.dataset.size();
+    position_.images = static_cast<int64_t>(position_.schemes) * images_each();
     const auto found = [&](const SweepScheme& scheme) { return folder.find(to_string(scheme)) != nullptr; };
-    done_before_ = std::ranges::count_if(schemes, found) * inputs.dataset.size();
+    done_before_ = std::ranges::count_if(schemes, found) * images_each();
     reuse_float_row();
   }
 
@@ -53,16 +53,27 @@ class Sweep {
 
   void add(const nlohmann::json& row) {
     folder_.append(row);
-    done_here_ += inputs_.dataset.size();
+    done_here_ += images_each();
     on_row_(folder_.rows().back());
   }
 
-  Evaluation evaluate_network(Network& network) {
-    return evaluate(network, inputs_.dataset, inputs_.preprocess, inputs_.batch, [&](int64_t done, int64_t) {
+  /// Of one scheme.
+  int64_t images_each() const {
+    return inputs_.dataset.size() + (inputs_.validation != nullptr ? inputs_.validation->size() : 0);
+  }
+
+  Evaluation evaluate_on(const Dataset& dataset, Network& network, int64_t before) {
+    return evaluate(network, dataset, inputs_.preprocess, inputs_.batch, [&](int64_t done, int64_t) {
       SweepPosition now = position_;
-      now.images_done = std::min(position_.images_done + done, position_.images);
+      now.images_done = std::min(position_.images_done + before + done, position_.images);
       return on_position_(now);
     });
+  }
+
+  void evaluate_network(Network& network, Measurement& result) {
+    result.evaluation = evaluate_on(inputs_.dataset, network, 0);
+    if (inputs_.validation != nullptr)
+      result.validation = evaluate_on(*inputs_.validation, network, inputs_.dataset.size());
   }
 
   /// Takes over the float model's row of an earlier run, if all of it is there.
@@ -71,13 +82,13 @@ class Sweep {
     const auto right = folder_.float_right();
     if (row == nullptr || !right || std::ranges::count(*right, 1) != row->correct) return;
     float_right_ = *right;
-    done_before_ += inputs_.dataset.size();
+    done_before_ += images_each();
   }
 
   void measure_float() {
     Measurement result{.precision = inputs_.precision, .program = program_};
     Network network(inputs_.backend, prepare_.copy_of_model(), inputs_.precision);
-    result.evaluation = evaluate_network(network);
+    evaluate_network(network, result);
     float_right_ = right_ones(result.evaluation);
     folder_.save_float_right(float_right_);  // first: a row without it would have to be measured again
     result.float_right = float_right_;
@@ -86,7 +97,7 @@ class Sweep {
     if (folder_.find(to_string(inputs_.precision)) == nullptr) {
       add(to_json(result));
     } else {  // its row had lost the images it was right on
-      done_before_ += inputs_.dataset.size();
+      done_before_ += images_each();
     }
   }
 
@@ -99,7 +110,7 @@ class Sweep {
     Network network(inputs_.backend, std::move(dict), simulated ? Precision::float32 : inputs_.precision);
     if (!simulated) result.size = size_json(network.ledger(), network.file_bytes(), network.header_bytes());
     say(to_string(scheme));
-    result.evaluation = evaluate_network(network);
+    evaluate_network(network, result);
     return result;
   }
 

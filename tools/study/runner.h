@@ -36,6 +36,7 @@ struct SweepInputs {
   bool keep_models = false;                  ///< packed models stay in the folder once their length is measured
   std::function<const Calibration&()> calibration = {};  ///< for recipes; measured or read when it is first asked for
   DataSource data = {"", Unreadable::refuse};            ///< whose training images choose widths for recipes
+  const Dataset* validation = nullptr;                   ///< evaluated beside `dataset`; null: none
 };
 
 /// Throws UsageError for a recipe that asks for a calibration where there is none or for layers
