@@ -318,6 +318,31 @@ class Replacing(WithTorch):
         self.assertEqual(len(packed_torch.replace(model, packed).replaced), 8)
         self.assertTrue(np.array_equal(outputs(model, images(2)), expected))
 
+    def test_folded_batch_norms_go_into_the_network_without(self):
+        def vgg16(norms):
+            layers, channels = [], 3
+            for width in (4, 4, 0, 4, 4, 0, 4, 4, 4, 0, 4, 4, 4, 0, 4, 4, 4, 0):  # 0: pooling
+                if width == 0:
+                    layers.append(nn.MaxPool2d(2))
+                    continue
+                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()] if norms else [nn.ReLU()]
+                channels = width
+            model = nn.Sequential()
+            model.features, model.pool, model.flatten = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(7), nn.Flatten()
+            model.classifier = nn.Sequential(nn.Linear(4 * 49, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8), nn.ReLU(),
+                                             nn.Dropout(), nn.Linear(8, 10))
+            return model.eval()
+
+        normed, plain = vgg16(True), vgg16(False)
+        packed = nibblenet.pack(normed.state_dict())
+        with self.assertRaisesRegex(ValueError, "features.1 is a batch norm"):
+            packed_torch.replace(normed, packed)
+        self.assertEqual(len(packed_torch.replace(plain, packed).replaced), 16)
+        self.assertTrue(np.array_equal(outputs(plain, images(2)), packed(prepared(2))))
+        self.assertEqual(len(packed_torch.quantize(normed).replaced), 16)
+        self.assertIsInstance(normed.features[1], nn.BatchNorm2d)
+
     def test_a_file_and_the_meta_device_will_do(self):
         packed = nibblenet.pack(state_dict())
         with tempfile.TemporaryDirectory() as folder:
