@@ -189,8 +189,8 @@ TEST_F(FinetuneTest, ResumeMayRaiseTheEpochs) {
 }
 
 TEST_F(FinetuneTest, ValidationChoosesTheEpochAndTestsOnce) {
-  const std::string line = from_small + "--validation --batch 20 --epochs 3 --freeze none --lr 0.05 ";
-  const Outcome outcome = succeed(line + "--out chosen.safetensors --json report.json");
+  const std::string line = from_small + "--validation --batch 20 --freeze none --lr 0.05 ";
+  const Outcome outcome = succeed(line + "--epochs 3 --out chosen.safetensors --json report.json");
   const nlohmann::json report = json("report.json");
   EXPECT_EQ(report.at("train_images"), 180);
   EXPECT_EQ(report.at("test_images"), 100);
