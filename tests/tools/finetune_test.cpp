@@ -259,7 +259,8 @@ TEST_F(FinetuneTest, ValidationInPackedFormKeepsThePackedWeights) {
   EXPECT_EQ(json("eval.json").at("accuracy"), json("report.json").at("test_accuracy"));
   EXPECT_EQ(json("eval.json").at("loss"), json("report.json").at("test_loss"));
   EXPECT_GT(json("report.json").at("validation").at("best_epoch"), 24) << "pruning goes on until then";
-  for (const auto& [layer, zeros] : json("report.json").at("sparsity").items()) EXPECT_GE(zeros, 0.49) << layer;
+  const nlohmann::json sparsity = json("report.json").at("sparsity");
+  for (const auto& [layer, zeros] : sparsity.items()) EXPECT_GE(zeros, 0.49) << layer;
   Child child(command(line + "cut.safetensors"), at(""), environment_, at(".cut").string());
   ASSERT_TRUE(child.wait_for("epoch 26/40")) << child.wait();
   child.send(SIGINT);
