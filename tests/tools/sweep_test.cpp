@@ -624,6 +624,30 @@ TEST_F(SweepTest, ShardsOfUnlikeRunsAreNotMerged) {
   refuse("sweep --merge --out parts", "shards of 2 and of 3", 2);
   fs::remove_all(at("parts/shard-2-of-3"));
 
+  succeed(sweep + schemes + "--shard 2/2");
+  const auto write_rows = [&](const std::string& folder, const std::vector<Json>& documents) {
+    std::string text;
+    for (const Json& document : documents) text += document.dump() + "\n";
+    write_text(at(folder) / "results.jsonl", text);
+  };
+  const std::string one = "parts/shard-1-of-2", two = "parts/shard-2-of-2";
+  const std::vector<Json> rows_of_one = rows(one), rows_of_two = rows(two);
+  // As on another processor. The float row was damaged once, so it stands behind the other.
+  std::vector<Json> changed = {rows_of_two.at(1), rows_of_two.at(0)};
+  changed.at(1).at("loss") = changed.at(1).at("loss").get<double>() + 1e-9;
+  write_rows(two, changed);
+  refuse("sweep --merge --out parts", "do not agree on the float model", 2);
+  changed = rows_of_one;
+  changed.at(1).at("calibration") = "200 images";
+  write_rows(one, changed);
+  changed = rows_of_two;
+  changed.at(1).at("calibration") = "300 images";
+  write_rows(two, changed);
+  refuse("sweep --merge --out parts", "were calibrated differently (200 images, and 300 images)", 2);
+  write_rows(one, rows_of_one);
+  fs::remove_all(at(two));
+  EXPECT_TRUE(rows("parts").empty()) << "what is refused adds no row";
+
   // Whatever a shard's folder holds: one line.
   for (const char* file : {"shard.json", "sweep.json"}) {
     const fs::path path = at("parts/shard-1-of-2") / file;
@@ -635,6 +659,17 @@ TEST_F(SweepTest, ShardsOfUnlikeRunsAreNotMerged) {
     write_text(path, whole);
   }
   succeed("sweep --merge --out parts");
+  refuse("inspect small.safetensors --json parts/shard-1-of-2/shard.json", "belongs to a sweep", 2);
+}
+
+TEST_F(SweepTest, AShardWithoutSchemesMeasuresTheFloatModelAlone) {
+  without_gnuplot();
+  for (const int number : {1, 2, 3})
+    succeed(sweep + fmt::format("--schemes linear:4:row,nf4 --shard {}/3 --out parts", number));
+  EXPECT_EQ(rows("parts/shard-3-of-3").size(), 1U);
+  succeed("sweep --merge --out parts --json merged.json");
+  EXPECT_EQ(json("merged.json").at("missing"), Json::array());
+  EXPECT_EQ(rows("parts").size(), 3U);
 }
 
 TEST_F(SweepTest, WithoutGnuplotTheReportHasNoPlots) {

@@ -1,5 +1,7 @@
 #include "tools/common/outputs.h"
 
+#include <algorithm>
+#include <array>
 #include <fstream>
 #include <map>
 
@@ -54,12 +56,14 @@ std::string_view content_of(OutputKind kind) {
   }
 }
 
-/// Whether it is the setup of a sweep, or its results, without which the sweep cannot go on.
+/// Whether it is the setup of a sweep, its results or the plan of its shard, without which the sweep
+/// cannot go on.
 bool is_of_sweep(const fs::path& target) {
+  constexpr std::array names = {"sweep.json", "results.jsonl", "shard.json"};
   std::error_code error;
-  const auto beside = [&](const char* name) { return fs::is_regular_file(target.parent_path() / name, error); };
-  const fs::path name = target.filename();
-  return (name == "sweep.json" && beside("results.jsonl")) || (name == "results.jsonl" && beside("sweep.json"));
+  return std::ranges::find(names, target.filename()) != names.end() &&
+         fs::is_regular_file(target.parent_path() / "sweep.json", error) &&
+         fs::is_regular_file(target.parent_path() / "results.jsonl", error);
 }
 
 /// Why the file must not be replaced; empty when it may.

@@ -61,9 +61,9 @@ class SweepFolder {
   /// run left of it.
   static constexpr const char* passing_model = ".passing.safetensors";
   /// Names of what a sweep writes into its folder, beside plots and models.
-  static constexpr std::array files = {"sweep.json", "results.jsonl", "float_right.safetensors",
-                                       "report.md",  "report.html",   "report.csv",
-                                       "report.json"};
+  static constexpr std::array files = {"sweep.json",  "results.jsonl", "float_right.safetensors",
+                                       "report.md",   "report.html",   "report.csv",
+                                       "report.json", "shard.json"};
 
   /// Opens or creates the folder and locks it until the end. Throws UsageError when it holds a
   /// sweep with another setup or another process works in it, FormatError when sweep.json is

@@ -63,25 +63,47 @@ std::vector<std::string> read_plan(const fs::path& folder) {
   }
 }
 
-/// Throws UsageError where a shard's rows do not compare with those of the first: another processor
-/// may give the float model other bits, and other images other codes.
-void expect_alike(const SweepFolder& first, const SweepFolder& other) {
-  if (first.rows().empty() || other.rows().empty()) return;
-  const Row &a = first.rows().front(), &b = other.rows().front();
-  if (a.is_float() && b.is_float() && (a.correct != b.correct || a.loss != b.loss))
-    fail<UsageError>(
-        "{} and {} do not agree on the float model ({} and {} right): rows of unlike machines do not compare",
-        first.path().string(), other.path().string(), a.correct, b.correct);
-  const auto calibration = [](const SweepFolder& folder) {
-    for (const Row& row : folder.rows())
-      if (!row.calibration.empty()) return row.calibration;
-    return std::string();
-  };
-  const std::string of_first = calibration(first), of_other = calibration(other);
-  if (!of_first.empty() && !of_other.empty() && of_first != of_other)
-    fail<UsageError>("{} and {} were calibrated differently ({}, and {}): rows do not compare", first.path().string(),
-                     other.path().string(), of_first, of_other);
-}
+/// What the rows of all shards must share. Another processor may give the float model other bits, and
+/// another calibration other codes.
+class Likeness {
+ public:
+  /// Throws UsageError where a folder's rows do not compare with those of the folders before.
+  void expect_of(const SweepFolder& folder) {
+    for (const Row& row : folder.rows()) {
+      if (row.is_float()) expect_float(folder, row);
+      if (!row.calibration.empty()) expect_calibration(folder, row.calibration);
+    }
+  }
+
+ private:
+  void expect_float(const SweepFolder& folder, const Row& row) {
+    if (float_folder_.empty()) {
+      float_folder_ = folder.path().string();
+      correct_ = row.correct;
+      loss_ = row.loss;
+    } else if (row.correct != correct_ || row.loss != loss_) {
+      fail<UsageError>(
+          "{} and {} do not agree on the float model ({} and {} right): rows of unlike machines do not compare",
+          float_folder_, folder.path().string(), correct_, row.correct);
+    }
+  }
+
+  void expect_calibration(const SweepFolder& folder, const std::string& calibration) {
+    if (calibration_.empty()) {
+      calibrated_folder_ = folder.path().string();
+      calibration_ = calibration;
+    } else if (calibration != calibration_) {
+      fail<UsageError>("{} and {} were calibrated differently ({}, and {}): rows do not compare", calibrated_folder_,
+                       folder.path().string(), calibration_, calibration);
+    }
+  }
+
+  std::string float_folder_;
+  int64_t correct_ = 0;
+  double loss_ = 0;
+  std::string calibrated_folder_;
+  std::string calibration_;
+};
 
 /// Takes one of each list in turn until all are empty: the reverse of share_of().
 template <class T>
@@ -126,7 +148,11 @@ MergedShards merge_shards(const fs::path& sweep) {
   const SweepSetup setup = read_setup(folder_of(sweep, shards.front()));
   MergedShards merged{.folder = SweepFolder(sweep, setup), .schemes = {}, .missing = {}};
   std::vector<std::vector<std::string>> plans(shards.front().of);
-  std::map<std::string, nlohmann::json> rows;
+  std::map<std::string, nlohmann::json> rows;  // added once all shards are known to fit
+  std::string float_scheme;
+  std::optional<std::vector<uint8_t>> float_right = merged.folder.float_right();
+  Likeness likeness;
+  likeness.expect_of(merged.folder);
   for (size_t number = 1; number <= plans.size(); ++number) {
     const Shard shard{number, plans.size()};
     if (std::ranges::find(shards, number, &Shard::number) == shards.end()) {
@@ -134,23 +160,26 @@ MergedShards merge_shards(const fs::path& sweep) {
       continue;
     }
     const SweepFolder folder(folder_of(sweep, shard), setup);
-    expect_alike(merged.folder, folder);
+    likeness.expect_of(folder);
     const std::vector<std::string> plan = read_plan(folder.path());
     const auto has_row = [&](const std::string& scheme) { return folder.find(scheme) != nullptr; };
     if (const auto done = std::ranges::count_if(plan, has_row); done < std::ssize(plan))
       merged.missing.push_back(fmt::format("shard {}: {} of {} rows", to_string(shard), done, plan.size()));
     plans[number - 1] = plan;
     for (const Row& row : folder.rows()) {
-      if (row.is_float() && merged.folder.find(row.scheme) == nullptr) merged.folder.append(row.document);
+      if (row.is_float()) float_scheme = row.scheme;
       rows.emplace(row.scheme, row.document);
     }
-    if (!merged.folder.float_right())
-      if (const auto right = folder.float_right()) merged.folder.save_float_right(*right);
+    if (!float_right) float_right = folder.float_right();
   }
-  merged.schemes = by_turns(plans);
-  for (const std::string& scheme : merged.schemes)
+  const auto add = [&](const std::string& scheme) {
     if (const auto row = rows.find(scheme); row != rows.end() && merged.folder.find(scheme) == nullptr)
       merged.folder.append(row->second);
+  };
+  if (float_right) merged.folder.save_float_right(*float_right);
+  add(float_scheme);
+  merged.schemes = by_turns(plans);
+  std::ranges::for_each(merged.schemes, add);
   return merged;
 }
 
