@@ -43,7 +43,6 @@ void refuse_other_formats(const InputFile& file, const std::string& name) {
                                 Kind{"BZh"sv, "a bzip2 archive"},
                                 Kind{"\xFD\x37zXZ"sv, "an xz archive"},
                                 Kind{"\x28\xB5\x2F\xFD"sv, "a zstd archive"},
-                                Kind{"PK\x03\x04"sv, "a zip archive that PyTorch did not write"},
                                 Kind{"\177ELF"sv, "a program"},
                                 Kind{"\xFF\xD8\xFF"sv, "a JPEG picture"},
                                 Kind{"\x89PNG"sv, "a PNG picture"}};

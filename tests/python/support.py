@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 
 import numpy as np
 
@@ -45,6 +46,23 @@ def write_safetensors(path, parameters, **metadata):
 def pictures(count, size=32, seed=1):
     """uint8 [count, size, size, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def wrong_in_threads(compute, inputs, expected):
+    """Positions of inputs for which one of ten calls in a thread of its own gave another array."""
+    wrong = []
+
+    def work(i):
+        for _ in range(10):
+            if not np.array_equal(compute(inputs[i]), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
 
 
 def write_cifar10(folder, test=40, train=200, seed=3):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import unittest
 import unittest.mock
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import nibblenet
-from support import LAYERS, prepared, state_dict
+from support import LAYERS, prepared, state_dict, wrong_in_threads
 
 try:
     import torch
@@ -583,19 +582,7 @@ class Processes(WithTorch):
         packed_torch.quantize(model)
         inputs = [images(2, seed=seed) for seed in range(4)]
         expected = [outputs(model, x) for x in inputs]
-        wrong = []
-
-        def work(i):
-            for _ in range(10):
-                if not np.array_equal(outputs(model, inputs[i]), expected[i]):
-                    wrong.append(i)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual(wrong, [])
+        self.assertEqual(wrong_in_threads(lambda x: outputs(model, x), inputs, expected), [])
 
     def test_a_forked_child_is_told(self):
         done = run("""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import nibblenet
-from support import pictures, prepared, state_dict
+from support import pictures, prepared, state_dict, wrong_in_threads
 
 
 def run(code, **options):
@@ -27,19 +27,7 @@ class Worker(unittest.TestCase):
         model = nibblenet.pack(state_dict(), bits=4)
         images = [prepared(2, seed=seed) for seed in range(4)]
         expected = [model(each) for each in images]
-        wrong = []
-
-        def work(i):
-            for _ in range(10):
-                if not np.array_equal(model(images[i]), expected[i]):
-                    wrong.append(i)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual(wrong, [])
+        self.assertEqual(wrong_in_threads(model, images, expected), [])
 
     def test_other_threads_run_while_a_model_computes(self):
         model = nibblenet.pack(state_dict(), bits=4)

@@ -187,11 +187,16 @@ TEST(Checkpoints, FilesOfOtherFormatsAreCalledByTheirNames) {
   const TemporaryFolder folder;
   for (const auto& [begin, mention] : {std::pair{std::string("GGUF\3\0\0\0", 8), "a GGUF model"},
                                        {std::string("\x89HDF\r\n\x1a\n"), "an HDF5 file"},
+                                       {std::string("\x93NUMPY\1\0", 8), "a NumPy array"},
                                        {std::string("\x1F\x8B\b\0\0\0\0\0", 8), "a gzip archive"},
+                                       {std::string("BZh91AY&"), "a bzip2 archive"},
+                                       {std::string("\xFD\x37zXZ\0\0\4", 8), "an xz archive"},
+                                       {std::string("\x28\xB5\x2F\xFD\4\x88\xA1\xB2"), "a zstd archive"},
+                                       {std::string("\xFF\xD8\xFF\xE0\0\x10JF", 8), "a JPEG picture"},
                                        {std::string("\177ELF\2\1\1\0", 8), "a program"},
                                        {std::string("\x89PNG\r\n\x1a\n"), "a PNG picture"},
                                        {std::string("\b\n\x12\7pytorch\x1a", 12), "an ONNX model"}}) {
-    std::ofstream(folder.path() / "model.safetensors") << begin << std::string(100, 'x');
+    std::ofstream(folder.path() / "model.safetensors") << begin << std::string(100, '\xAA');
     EXPECT_THAT(message_of<FormatError>([&] { load_state_dict(folder.path() / "model.safetensors"); }),
                 HasSubstr(mention));
   }
