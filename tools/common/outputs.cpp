@@ -56,8 +56,8 @@ std::string_view content_of(OutputKind kind) {
   }
 }
 
-/// Whether it is the setup of a sweep, its results or the plan of its shard, without which the sweep
-/// cannot go on.
+/// Whether it is the setup of a sweep, its results or the plan of its shard, without which the
+/// sweep cannot go on.
 bool is_of_sweep(const fs::path& target) {
   constexpr std::array names = {"sweep.json", "results.jsonl", "shard.json"};
   std::error_code error;

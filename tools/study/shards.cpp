@@ -63,8 +63,8 @@ std::vector<std::string> read_plan(const fs::path& folder) {
   }
 }
 
-/// What the rows of all shards must share. Another processor may give the float model other bits, and
-/// another calibration other codes.
+/// What the rows of all shards must share. Another processor may give the float model other bits,
+/// and another calibration other codes.
 class Likeness {
  public:
   /// Throws UsageError where a folder's rows do not compare with those of the folders before.
