@@ -21,7 +21,11 @@ struct SgdParameters {
   float learning_rate = 0.001F;
   float momentum = 0.9F;
   float weight_decay = 0.0F;
-  bool keep_zeros = false;  ///< weights that are 0 (pruned) stay 0, and their velocities too
+  bool keep_zeros = false;   ///< weights that are 0 (pruned) stay 0, and their velocities too
+  float bias_factor = 1.0F;  ///< of the learning rate of biases; what weight decay takes from them a step stays
+
+  /// The step of a bias.
+  SgdParameters of_bias() const { return {learning_rate * bias_factor, momentum, weight_decay / bias_factor}; }
 };
 
 /// Fused epilogue of a data gradient: applies the ReLU mask and checks for overflow before dx is
@@ -102,12 +106,15 @@ class Training {
   virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                         SgdParameters parameters) = 0;
 
+  /// average += share (x - average)
+  virtual void move_average(TensorView<float> average, TensorView<const float> x, float share) = 0;
+
   /// Whether the backend fuses the weight gradient of these operands with SGD; a linear layer has
   /// no window. Runs nothing.
   virtual bool fuses_step(ConstActivations /*dy*/, ConstActivations /*x*/, Window = {}) const { return false; }
   /// Fused weight gradient and SGD: dw and dbias, times `factor`, are never stored. Same bits as
-  /// the gradient followed by sgd_step of weight and bias, the latter without keep_zeros. Throws
-  /// Error when fuses_step() is false.
+  /// the gradient followed by sgd_step of the weight, and of the bias by of_bias(). Throws Error
+  /// when fuses_step() is false.
   virtual void backward_step(const TrainedLayer&, ConstActivations /*dy*/, ConstActivations /*x*/, Window,
                              float /*factor*/, SgdParameters) {
     throw Error("this backend does not fuse weight gradients and SGD");

@@ -78,9 +78,7 @@ void TrainedParameters::update(Layer& layer, const GradientSource& gradient, con
     return;
   }
   Training& backend = network_.backend().training();
-  SgdParameters of_bias = parameters;
-  of_bias.keep_zeros = false;
-  backend.sgd_step(layer.bias.view(), trained.bias_momentum.view(), dbias, of_bias);
+  backend.sgd_step(layer.bias.view(), trained.bias_momentum.view(), dbias, parameters.of_bias());
   if (trained.quantized)
     trained.quantized->step(dw, trained.weight_momentum.view(), parameters);
   else

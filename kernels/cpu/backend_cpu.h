@@ -65,6 +65,7 @@ class CpuBackend final : public Backend, public Training {
                           TensorView<const float> targets, float scale) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
+  void move_average(TensorView<float> average, TensorView<const float> x, float share) override;
   void find_overflow(TensorView<uint32_t> found, ConstActivations x) override;
   void round_weights(TensorView<float> values, TensorView<const float> master, const RoundingRule& rule) override;
   void round_weights_backward(TensorView<float> dweights, TensorView<float> dsteps, TensorView<float> dcodebook,

@@ -84,4 +84,9 @@ void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<c
   }
 }
 
+void CpuBackend::move_average(TensorView<float> average, TensorView<const float> x, float share) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < x.elements(); ++i) average[i] += share * (x[i] - average[i]);
+}
+
 }  // namespace nibblenet

@@ -111,6 +111,9 @@ class CudaBackend : public Backend, public Training, private Workspace {
                 SgdParameters parameters) override {
     cuda::sgd_step(w, v, dw, parameters, stream_);
   }
+  void move_average(TensorView<float> average, TensorView<const float> x, float share) override {
+    cuda::move_average(average, x, share, stream_);
+  }
   bool fuses_step(ConstActivations dy, ConstActivations x, Window window = {}) const override;
   void backward_step(const TrainedLayer& layer, ConstActivations dy, ConstActivations x, Window window, float factor,
                      SgdParameters parameters) override;

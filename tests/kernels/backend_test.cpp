@@ -105,8 +105,24 @@ TEST_F(BackendTest, SgdStepsInPlaceAndLeavesTheRestAlone) {
     EXPECT_EQ(velocity.data[i], 0.5F * v.data[i] + dw.data[i] + 0.25F * w.data[i]);
     EXPECT_EQ(weights.data[i], w.data[i] - 0.5F * velocity.data[i]);
   }
+  const SgdParameters of_bias = SgdParameters{0.5F, 0.5F, 0.25F, true, 4.0F}.of_bias();
+  EXPECT_EQ(of_bias.learning_rate * of_bias.weight_decay, 0.5F * 0.25F);
+  EXPECT_EQ(of_bias.learning_rate, 2.0F);
+  EXPECT_FALSE(of_bias.keep_zeros);
   const Values nothing({0});
   EXPECT_EQ(step(nothing, nothing, nothing, parameters), std::pair(nothing, nothing));
+}
+
+TEST_F(BackendTest, AnAverageMovesByItsShareOfTheDifference) {
+  for (const int64_t count : {0, 1, 33, 1031}) {
+    const Values before = integers({count}, 1), x = integers({count}, 2);
+    auto average = on(*backend_, before);
+    const auto values = on(*backend_, x);
+    backend_->training().move_average(average.view(), std::as_const(values).view(), 0.25F);
+    const Values after = from(*backend_, average.view());
+    for (size_t i = 0; i < after.data.size(); ++i)  // dyadic numbers: exact
+      EXPECT_EQ(after.data[i], before.data[i] + 0.25F * (x.data[i] - before.data[i]));
+  }
 }
 
 }  // namespace

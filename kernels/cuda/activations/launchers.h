@@ -19,6 +19,7 @@ void half_dropout(Activations y, ConstActivations x, float probability, DropoutK
                   Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream);
+void move_average(TensorView<float> average, TensorView<const float> x, float share, Stream& stream);
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream);
 void convert(Activations y, ConstActivations x, float factor, Stream& stream);
 /// `rows` lies in device memory.

@@ -61,6 +61,11 @@ __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParamete
   for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
 }
 
+/// average += share (x - average)
+__global__ void move_average_kernel(float* average, const float* x, float share, int64_t count) {
+  for_each_index(count, [&](int64_t i) { average[i] += share * (x[i] - average[i]); });
+}
+
 /// found = 1 where any element is not finite
 template <class T>
 __global__ void find_overflow_kernel(uint32_t* found, const T* x, int64_t count) {
@@ -121,6 +126,11 @@ void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> 
   const double flops = 6 * static_cast<double>(w.elements());
   launch("sgd_step", moves({w, w, v, v, dw}, flops), grid_for(w.elements()), stream, sgd_step_kernel, w.data(),
          v.data(), dw.data(), parameters, w.elements());
+}
+
+void move_average(TensorView<float> average, TensorView<const float> x, float share, Stream& stream) {
+  launch("move_average", moves({average, average, x}, 3 * static_cast<double>(x.elements())), grid_for(x.elements()),
+         stream, move_average_kernel, average.data(), x.data(), share, x.elements());
 }
 
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream) {

@@ -26,7 +26,7 @@ struct ParameterGradients {
   float* dw = nullptr;  ///< [K, C, taps]; null: a step
   float* dbias = nullptr;
   float *w = nullptr, *w_velocity = nullptr, *bias = nullptr, *bias_velocity = nullptr;
-  SgdParameters sgd = {};
+  SgdParameters sgd = {}, sgd_of_bias = {};
   HalfCopies fp16 = {};
 
   __host__ __device__ int length() const { return channels * taps; }
@@ -105,9 +105,7 @@ struct ParameterGradients {
       dbias[filter] = sum * factor;
       return;
     }
-    SgdParameters without_pruning = sgd;
-    without_pruning.keep_zeros = false;
-    sgd_update(bias[filter], bias_velocity[filter], sum * factor, without_pruning);
+    sgd_update(bias[filter], bias_velocity[filter], sum * factor, sgd_of_bias);
   }
 };
 
@@ -124,6 +122,7 @@ inline ParameterGradients parameter_gradients(const WeightGradientProduct& g) {
   epilogue.bias = g.layer->bias.data();
   epilogue.bias_velocity = g.layer->bias_velocity.data();
   epilogue.sgd = g.sgd;
+  epilogue.sgd_of_bias = g.sgd.of_bias();
   epilogue.fp16 = half_copies_of(weight);
   return epilogue;
 }

@@ -68,9 +68,7 @@ class FusedStep : public ::testing::Test {
       cuda_.convert(dw.view(), dw.view(), factor);
       cuda_.convert(dbias.view(), dbias.view(), factor);
       cuda_.sgd_step(weight->values(), velocity.view(), dw.view(), sgd);
-      SgdParameters of_bias = sgd;
-      of_bias.keep_zeros = false;
-      cuda_.sgd_step(bias.view(), bias_velocity.view(), dbias.view(), of_bias);
+      cuda_.sgd_step(bias.view(), bias_velocity.view(), dbias.view(), sgd.of_bias());
       weight->changed();
     }
     const Values forward = output_of(cuda_, y, [&](TensorView<float> out) {
@@ -96,7 +94,11 @@ TEST_F(FusedStep, HasTheBitsOfGradientsAndAStep) {
   for (const Case& c : cases)
     for (const bool pruned : {false, true}) {
       SCOPED_TRACE(to_string(c.x) + " by " + to_string(c.w));
-      const SgdParameters sgd{.learning_rate = 0.1F, .momentum = 0.9F, .weight_decay = 0.01F, .keep_zeros = pruned};
+      const SgdParameters sgd{.learning_rate = 0.1F,
+                              .momentum = 0.9F,
+                              .weight_decay = 0.01F,
+                              .keep_zeros = pruned,
+                              .bias_factor = pruned ? 1.0F : 3.0F};
       const Result expected = step(c, sgd, false), actual = step(c, sgd, true);
       EXPECT_TRUE(same_bits(actual.w, expected.w));
       EXPECT_TRUE(same_bits(actual.w_velocity, expected.w_velocity));
