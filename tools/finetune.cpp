@@ -20,6 +20,7 @@
 #include "tools/common/pretrained.h"
 #include "tools/common/report.h"
 #include "tools/training/quantized_training.h"
+#include "tools/training/recipe_options.h"
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
 #include "training/epoch_json.h"
@@ -435,7 +436,7 @@ void refuse_with_resume(const CLI::App& app) {
         "--momentum",       "--weight-decay", "--dropout",     "--schedule",    "--augment",   "--image-size",
         "--seed",           "--train-limit",  "--test-limit",  "--validation",  "--quantize",  "--layer",
         "--prune",          "--prune-scope",  "--prune-layer", "--prune-until", "--precision", "--distill",
-        "--distill-weight", "--learn"})
+        "--distill-weight", "--learn",        "--ema"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -528,6 +529,7 @@ int main(int argc, char** argv) {
                                   "With --validation: end after N epochs without a better one; 0: train all epochs")
                        ->type_name("N")
                        ->capture_default_str();
+  add_recipe_options(app, t.recipe);
   options.quantize.add_to(app);
   options.prune.add_to(app);
   add_checked(
@@ -558,6 +560,7 @@ int main(int argc, char** argv) {
   add_json_option(app, options.json);
   return run_long_tool(app, argc, argv, [&] {
     if (!options.resume.empty()) refuse_with_resume(app);
+    check_recipe_options(app);
     t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
     options.quantize.validate();
     t.pruning = options.prune.options(app.get_option("--prune")->count() > 0);

@@ -17,6 +17,8 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Precision, {{Precision::float32, "float32"}, {Preci
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LossScale, value, finite_steps, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RecipeOptions, ema)
+
 static void to_json(nlohmann::json& json, const DistillationOptions& options) {
   json = {{"weight", options.weight}, {"teacher", options.teacher}, {"fingerprint", options.fingerprint}};
   if (!options.key.empty()) json["key"] = options.key;
@@ -31,7 +33,8 @@ static void from_json(const nlohmann::json& json, DistillationOptions& options) 
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
-                                   train_limit, test_limit, validation, patience, pruning, distillation, learned)
+                                   train_limit, test_limit, validation, patience, pruning, distillation, learned,
+                                   recipe)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
                                    start_sparsity, history, best, tested)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSource, data, fingerprint, device, threads)
@@ -43,7 +46,7 @@ constexpr const char* source_key = "training_source";
 constexpr int64_t most_epochs = 1'000'000;  // steps of all of them can be counted
 
 /// Keys that checkpoints of older programs do not have; they get the value of a new object.
-constexpr std::array newer_keys = {"validation", "patience", "best", "tested"};
+constexpr std::array newer_keys = {"validation", "patience", "best", "tested", "recipe"};
 
 /// Throws FormatError for a value of `file` that reading has changed: a name that no enum has and
 /// that became its first one, or a number that does not fit its type.
@@ -130,6 +133,9 @@ void validate(const TrainingOptions& options) {
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
   expect(options.patience >= 0 && options.patience <= most_epochs, "--patience must lie in 0…1000000");
   expect(options.validation || options.patience == 0, "--patience needs --validation");
+  expect(options.recipe.ema >= 0 && options.recipe.ema < 1, "--ema must lie in [0, 1)");
+  expect(options.recipe.ema == 0 || options.learned == Learned::everything,
+         "--ema averages float weights: not with --learn scales");
 }
 
 std::string to_json(const TrainingOptions& options) { return nlohmann::json(options).dump(); }
@@ -149,6 +155,7 @@ void Trainer::save_checkpoint(const std::filesystem::path& path) const {
   parameters_.save(masters, momenta);
   add_under(master_prefix, dict, std::move(masters));
   add_under(momentum_prefix, dict, std::move(momenta));
+  if (average_) add_under(average_prefix, dict, average_->save());
   add_under(best_prefix, dict, copy_of(best_));
   dict.metadata[image_size_key] = std::to_string(options_.image_size);
   dict.metadata[options_key] = to_json(options_);
@@ -183,6 +190,10 @@ void Trainer::restore(const Checkpoint& checkpoint) {
   if (!is_loss_scale(position.loss_scale) || position.loss_scale.skipped > position.step)
     fail<FormatError>("the checkpoint's loss scale makes no sense");
   restore_best(checkpoint);
+  if (average_)
+    average_->restore(checkpoint.average);
+  else if (!checkpoint.average.parameters.empty())
+    throw FormatError("the checkpoint has moving averages that its options do not name");
   parameters_.restore(checkpoint.masters, checkpoint.momenta);
   position_ = position;
 }
@@ -239,6 +250,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
     checkpoint.source = from_json<TrainingSource>(source->second, "what the checkpoint says of its images");
   checkpoint.momenta = take_from_under(momentum_prefix, dict);
   checkpoint.masters = take_from_under(master_prefix, dict);
+  checkpoint.average = take_from_under(average_prefix, dict);
   checkpoint.best = take_from_under(best_prefix, dict);
   if (!dict.packed()) {
     checkpoint.parameters = std::move(dict);

@@ -73,6 +73,7 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
     if (augments(options_)) frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
     gathered_ = Tensor<float>(backend, features, MemoryCategory::data);
   }
+  if (options_.recipe.ema > 0) average_.emplace(network, first_trained, options_.recipe.ema, options_.pruning.enabled);
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
                    Pass::Mode::training);
   labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
@@ -222,6 +223,7 @@ void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
   copies.queue(host_losses, losses_.data());
   copies.queue(host_logits, logits.data());
   update(std::as_const(dlogits_).view().slice(0, batch));
+  if (average_) average_->update(position_.step + 1);
   copies.finish();  // while the device still changes weights
   position_.images += batch;
   const auto classes = static_cast<size_t>(logits.size(1));
@@ -269,7 +271,10 @@ void Trainer::learn_from(Network& teacher) {
   teacher_.emplace(teacher, options_.distillation.weight, preprocess_, options_.batch_size);
 }
 
-void Trainer::quantize(StateDict packed) { parameters_.quantize(std::move(packed), options_.pruning.enabled); }
+void Trainer::quantize(StateDict packed) {
+  if (average_) throw UsageError("--ema averages float weights: not with --quantize");
+  parameters_.quantize(std::move(packed), options_.pruning.enabled);
+}
 
 void Trainer::prune_when_due() {
   const PruningSchedule schedule(options_.pruning.until, options_.epochs * batches_);
@@ -285,9 +290,21 @@ Evaluation Trainer::measure(const OnProgress& on_progress) {
                                on_progress);
     return evaluate(network, measured_, preprocess_, options_.batch_size, on_progress);
   };
-  if (!parameters_.quantized()) return evaluated(network_);
-  Network packed(network_.backend(), parameters_.model());
-  return evaluated(packed);
+  if (!parameters_.quantized() && !average_) return evaluated(network_);
+  Network as_saved = saved_network(current_model());
+  return evaluated(as_saved);
+}
+
+StateDict Trainer::current_model() const {
+  StateDict model = parameters_.model();
+  return average_ ? average_->applied_to(std::move(model)) : std::move(model);
+}
+
+/// A network on the trainer's device that computes as training's tests do.
+Network Trainer::saved_network(StateDict model) const {
+  Backend& backend = network_.backend();
+  return parameters_.quantized() ? Network(backend, std::move(model))
+                                 : Network::for_training(backend, std::move(model), options_.precision);
 }
 
 bool is_trained(const TrainingOptions& options, const TrainingPosition& position) {
@@ -304,14 +321,12 @@ void Trainer::keep_if_best() {
     const EpochScore best = position_.history[static_cast<size_t>(position_.best) - 1].measured();
     if (now.accuracy < best.accuracy || (now.accuracy == best.accuracy && now.loss >= best.loss)) return;
   }
-  best_ = parameters_.model();
+  best_ = current_model();
   position_.best = position_.epoch;
 }
 
 Evaluation Trainer::test_best(const OnProgress& on_progress) {
-  Backend& backend = network_.backend();
-  Network best = parameters_.quantized() ? Network(backend, copy_of(best_))
-                                         : Network::for_training(backend, copy_of(best_), options_.precision);
+  Network best = saved_network(copy_of(best_));
   return evaluate(best, test_, preprocess_, options_.batch_size, on_progress);
 }
 

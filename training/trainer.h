@@ -11,6 +11,8 @@
 #include "layers/network/pass.h"
 #include "training/compression/pruning.h"
 #include "training/loss_scale.h"
+#include "training/moving_average.h"
+#include "training/recipe.h"
 #include "training/schedule.h"
 #include "training/teacher.h"
 #include "training/trained_parameters.h"
@@ -41,6 +43,7 @@ struct TrainingOptions {
   PruningOptions pruning;
   DistillationOptions distillation;
   Learned learned = Learned::everything;
+  RecipeOptions recipe;
 };
 
 /// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
@@ -105,6 +108,7 @@ struct Checkpoint {
   StateDict packed;      ///< all parameters as model() gives them; empty for a run in float32
   StateDict masters;     ///< other values before rounding, by name
   StateDict momenta;     ///< under the names of their parameters
+  StateDict average;     ///< the moving averages; empty without them
   StateDict best;        ///< model() of the best epoch; empty without one
   TrainingOptions options;
   TrainingPosition position;
@@ -148,16 +152,16 @@ class Trainer {
   /// Learns this network's predictions too, by options.distillation. Call it before anything else.
   /// `teacher` must outlive the trainer.
   void learn_from(Network& teacher);
-  /// The network as it is to be saved: packed where it trains in packed form, and with validation
-  /// as it was after the best epoch so far.
-  StateDict model() const { return best_.parameters.empty() ? parameters_.model() : copy_of(best_); }
+  /// The network as it is to be saved: packed where it trains in packed form, with its moving
+  /// averages where there are any, and with validation as it was after the best epoch so far.
+  StateDict model() const { return best_.parameters.empty() ? current_model() : copy_of(best_); }
   /// Of the trained layers of model().
   std::vector<LayerSparsity> sparsity() const;
 
   /// What checkpoints say of where the run's images came from. Before the first checkpoint.
   void note_source(TrainingSource source) { source_ = std::move(source); }
-  /// The current network, momenta, options, position, classes, source and the best network in one
-  /// file; atomic.
+  /// The current network, momenta, averages, options, position, classes, source and the best
+  /// network in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
   /// Continues from a checkpoint. Requires: the network was made from its parameters, and
   /// quantize() got its packed ones.
@@ -175,6 +179,8 @@ class Trainer {
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
   void prune_when_due();
+  StateDict current_model() const;
+  Network saved_network(StateDict model) const;
   Evaluation measure(const OnProgress& on_progress);
   EpochReport report(const Evaluation& measured, double seconds, int64_t images) const;
   void keep_if_best();
@@ -191,6 +197,7 @@ class Trainer {
   TrainingSource source_;
   int64_t batches_;  ///< in an epoch
   TrainedParameters parameters_;
+  std::optional<MovingAverage> average_;
 
   std::vector<int32_t> train_labels_;
   std::vector<int32_t> measured_labels_;

@@ -17,6 +17,7 @@ bool drop_training_state(StateDict& dict) {
   if (dict.metadata.erase(training_position_key) == 0) return false;
   take_from_under(momentum_prefix, dict);
   take_from_under(master_prefix, dict);
+  take_from_under(average_prefix, dict);
   take_from_under(best_prefix, dict);
   return true;
 }

@@ -428,5 +428,22 @@ TEST_F(FinetuneTest, ModelsAndCheckpointsAreNotMixedUp) {
   succeed("inspect packed.safetensors --verify");
 }
 
+/// The options reach the trainer, the model says what it was trained with, and a checkpoint keeps
+/// averages apart from the network, which is what it is as a model.
+TEST_F(FinetuneTest, AveragesAreTheModelAndTheCheckpointHasBoth) {
+  succeed(from_small + "--epochs 1 --batch 50 --ema 0.9 --out out.safetensors --json report.json");
+  EXPECT_EQ(json("report.json").at("options").at("recipe").at("ema"), 0.9);
+  const StateDict out = model("out.safetensors"), checkpoint = model("out.checkpoint.safetensors");
+  EXPECT_EQ(nlohmann::json::parse(out.metadata.at("training_options")).at("recipe").at("ema"), 0.9);
+  EXPECT_FALSE(same_layer(out, checkpoint, "classifier.6"));
+  for (const char* name : {"classifier.6.weight", "classifier.6.bias"})
+    EXPECT_TRUE(std::ranges::equal(out.at(name).values().view(),
+                                   checkpoint.at(std::string("average.") + name).values().view()));
+  succeed("eval out.checkpoint.safetensors --data standin --threads 1");
+  refuse(from_small + "--ema 0.9 --quantize linear:4", "--ema averages float weights", 2);
+  refuse(from_small + "--ema 1", "--ema must lie in [0, 1)", 2);
+  refuse(finetune + "--resume out.checkpoint.safetensors --ema 0.5", "--ema cannot be changed", 2);
+}
+
 }  // namespace
 }  // namespace nibblenet::testing

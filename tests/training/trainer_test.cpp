@@ -256,7 +256,7 @@ TEST_F(TrainerTest, ACheckpointFromBeforeValidationReads) {
     trainer.save_checkpoint(path);
   }
   StateDict dict = load_state_dict(path);
-  for (const auto& [key, newer] : {std::pair{"training_options", std::array{"validation", "patience"}},
+  for (const auto& [key, newer] : {std::pair{"training_options", std::vector{"validation", "patience", "recipe"}},
                                    {"training_position", {"best", "tested"}}}) {
     nlohmann::json document = nlohmann::json::parse(dict.metadata.at(key));
     for (const char* name : newer) EXPECT_EQ(document.erase(name), 1U) << name;
@@ -311,6 +311,98 @@ TEST_F(TrainerTest, ResumedRunEndsInTheSameBits) {
     SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
     expect_resumable(options(freeze, flip));
   }
+}
+
+TEST_F(TrainerTest, ARunWithAveragesResumesToTheBit) {
+  for (const auto& [freeze, flip] : ways) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    TrainingOptions averaged = validated(freeze, flip);
+    averaged.recipe.ema = 0.9;
+    expect_resumable(
+        averaged, {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 2; }});
+  }
+}
+
+/// The averages from their formula, in double, of the weights behind every step.
+TEST_F(TrainerTest, TheAverageOfTheWeightsIsMeasuredAndIsTheModel) {
+  constexpr double decay = 0.7;
+  for (const bool freeze : {true, false}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze);
+    const auto backend = make_test_backend(0);
+    Network network(*backend, small_alexnet(1)), alone(*backend, small_alexnet(1));
+    TrainingOptions averaged = options(freeze, false);
+    averaged.epochs = 1;
+    averaged.batch_size = 100;
+    averaged.recipe.ema = decay;
+    Trainer trainer(network, train_, test_, averaged);
+    std::map<std::string, std::vector<double>> expected;
+    for (const Parameter& parameter : state_of(network).parameters)
+      expected[parameter.name].assign(parameter.values().view().begin(), parameter.values().view().end());
+    ASSERT_TRUE(trainer.run({.on_step = [&](const TrainingPosition& p, int64_t, double) {
+      const auto n = static_cast<double>(p.step);
+      const double kept = std::min(decay, (1 + n) / (10 + n));
+      const StateDict now = state_of(network);
+      for (auto& [name, values] : expected)
+        for (size_t i = 0; i < values.size(); ++i)
+          values[i] = kept * values[i] + (1 - kept) * static_cast<double>(now.at(name).values().data()[i]);
+      return false;
+    }}));
+    const StateDict model = trainer.model();
+    for (const auto& [name, values] : expected)
+      for (size_t i = 0; i < values.size(); ++i)
+        ASSERT_NEAR(model.at(name).values().data()[i], values[i], 1e-6 * (1 + std::fabs(values[i]))) << name;
+    EXPECT_FALSE(same_bits(model, state_of(network)));
+    Network as_saved(*backend, copy_of(model));
+    const Evaluation measured = evaluate(as_saved, test_, Preprocess::for_image_size(64), 100);
+    EXPECT_NEAR(trainer.position().history.back().test_loss, measured.loss, 1e-5);
+
+    averaged.recipe.ema = 0;
+    Trainer without(alone, train_, test_, averaged);
+    ASSERT_TRUE(without.run({}));
+    EXPECT_TRUE(same_bits(state_of(network), without.model())) << "averaging does not change training";
+  }
+}
+
+TEST_F(TrainerTest, PrunedWeightsAreZeroInTheAverages) {
+  const auto backend = make_test_backend(0);
+  Network network(*backend, small_alexnet(1));
+  TrainingOptions pruned = options(true, false);
+  pruned.epochs = 1;
+  pruned.pruning = {.enabled = true, .fraction = 0.5};
+  pruned.recipe.ema = 0.9;
+  Trainer trainer(network, train_, test_, pruned);
+  ASSERT_TRUE(trainer.run({}));
+  const StateDict model = trainer.model();
+  for (const LayerSparsity& layer : trainer.sparsity()) {
+    EXPECT_GE(2 * layer.zeros, layer.weights - 1);
+    EXPECT_EQ(count_zeros(model.at(layer.layer + ".weight").values().view().span()), layer.zeros);
+  }
+}
+
+TEST_F(TrainerTest, AveragesThatContradictTheirCheckpointAreRefused) {
+  const auto backend = make_test_backend(0);
+  const auto path = folder_->path() / "odd_average.safetensors";
+  TrainingOptions averaged = options(true, false);
+  averaged.recipe.ema = 0.9;
+  {
+    Network network(*backend, small_alexnet(1));
+    Trainer trainer(network, fitting_, few_, averaged);
+    ASSERT_FALSE(trainer.run({.on_step = [](const TrainingPosition&, int64_t, double) { return true; }}));
+    trainer.save_checkpoint(path);
+  }
+  const auto restore = [&](const auto& change, double decay = 0.9) {
+    Checkpoint checkpoint = load_checkpoint(path);
+    change(checkpoint.average);
+    Network network(*backend, small_alexnet(1));
+    averaged.recipe.ema = decay;
+    Trainer(network, fitting_, few_, averaged).restore(checkpoint);
+  };
+  EXPECT_NO_THROW(restore([](StateDict&) {}));
+  EXPECT_THROW(restore([](StateDict& average) { average.parameters.clear(); }), FormatError);
+  EXPECT_THROW(restore([](StateDict& average) { average.parameters.back().name = "x"; }), FormatError);
+  EXPECT_THROW(restore([](StateDict& average) { average.parameters.back().value = Tensor<float>(); }), ShapeError);
+  EXPECT_THROW(restore([](StateDict&) {}, 0), FormatError);
+  for (const double wrong : {-0.1, 1.0, 2.0}) EXPECT_THROW(restore([](StateDict&) {}, wrong), UsageError);
 }
 
 TEST_F(TrainerTest, ARunThatStopsInATestGoesOnWithThatTest) {
