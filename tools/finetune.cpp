@@ -311,7 +311,7 @@ std::string resume_command(const Options& options, const TrainingSource& source,
   std::string command =
       fmt::format("tools/finetune --resume {} --data {}", shell_quoted(checkpoint.string()), shell_quoted(source.data));
   if (options.device.device != "auto") command += " --device " + options.device.device;
-  if (source.device == "cpu") command += fmt::format(" --threads {}", source.threads);
+  if (source.threads > 0 && source.device == "cpu") command += fmt::format(" --threads {}", source.threads);
   if (options.other_images) command += " --other-images";
   if (options.unreadable == Unreadable::skip) command += " --skip-unreadable";
   if (options.checkpoint_seconds != 120) command += fmt::format(" --checkpoint-every {}", options.checkpoint_seconds);
@@ -338,11 +338,14 @@ void finetune(Options& options, Given given) {
   const Dataset &train_set = images.train, &test_set = images.test;
 
   const auto backend = options.device.make();
+  OneRank ranks;
+  if (options.training.blocks > 0 && backend->name() != "cpu")
+    fail<UsageError>("--blocks: blocks are computed on the CPU only; take --device cpu, or leave --blocks out");
   if (checkpoint) images.match_with(checkpoint->parameters);
   const TrainingSource source{.data = std::filesystem::absolute(data.path()).string(),
                               .fingerprint = fingerprint_of(images),
                               .device = std::string(backend->name()),
-                              .threads = omp_get_max_threads()};
+                              .threads = options.training.blocks > 0 ? 0 : omp_get_max_threads()};
   if (checkpoint) check_source(options, checkpoint->source, source);
   TrainingStart start = checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
                                    : start_from(options, initial, given.image_size, images, *backend);
@@ -356,6 +359,7 @@ void finetune(Options& options, Given given) {
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
   trainer.note_source(source);
+  if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), ranks);
 
   std::optional<FileClaim> claim;
   const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
@@ -403,7 +407,8 @@ void finetune(Options& options, Given given) {
   if (options.training.precision == Precision::float16)
     fmt::print("loss scale at the end: {:g}; {} of {} steps skipped\n", scale.value, scale.skipped,
                trainer.position().step);
-  fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(backend->meter().peak_total())));
+  const size_t peak_bytes = backend->meter().peak_total() + trainer.peak_bytes_of_blocks();
+  fmt::print("peak memory of the backend: {}\n", megabytes(static_cast<double>(peak_bytes)));
   nlohmann::json data_set = data_set_json(train_set, images.match);
   data_set["skipped"] = train_set.skipped.size() + test_set.skipped.size();
   write_json(options.json, {{"output", output.string()},
@@ -422,7 +427,7 @@ void finetune(Options& options, Given given) {
                             {"loss_scale", scale.value},
                             {"skipped_steps", scale.skipped},
                             {"sparsity", sparsity},
-                            {"peak_bytes", backend->meter().peak_total()}});
+                            {"peak_bytes", peak_bytes}});
   trainer.save_checkpoint(saved);  // last: it takes more room than the model
   fmt::print("the checkpoint stays: {}, {:.1f} MB; only --resume with more --epochs needs it\n", saved.string(),
              static_cast<double>(std::filesystem::file_size(saved)) / 1e6);
@@ -436,7 +441,7 @@ void refuse_with_resume(const CLI::App& app) {
         "--momentum",       "--weight-decay", "--dropout",     "--schedule",    "--augment",   "--image-size",
         "--seed",           "--train-limit",  "--test-limit",  "--validation",  "--quantize",  "--layer",
         "--prune",          "--prune-scope",  "--prune-layer", "--prune-until", "--precision", "--distill",
-        "--distill-weight", "--learn",        "--ema"})
+        "--distill-weight", "--learn",        "--ema",         "--blocks"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -545,6 +550,11 @@ int main(int argc, char** argv) {
                  "the rest")
       ->capture_default_str();
   options.device.add_to(app);
+  app.add_option("--blocks", t.blocks,
+                 "Compute each batch in blocks of B images, each on one thread, side by side: the result then has the "
+                 "same bits for any number of threads; on the CPU; 0: all threads share each batch")
+      ->type_name("B")
+      ->capture_default_str();
   add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
               "Write a checkpoint every SECONDS while training")
       ->type_name("SECONDS");

@@ -34,7 +34,7 @@ static void from_json(const nlohmann::json& json, DistillationOptions& options) 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingOptions, freeze_features, epochs, batch_size, learning_rate, momentum,
                                    weight_decay, dropout, schedule, flip, shift, cut, precision, image_size, seed,
                                    train_limit, test_limit, validation, patience, pruning, distillation, learned,
-                                   recipe)
+                                   recipe, blocks)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingPosition, epoch, batch, step, loss_sum, correct, images, loss_scale,
                                    start_sparsity, history, best, tested)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSource, data, fingerprint, device, threads)
@@ -46,7 +46,7 @@ constexpr const char* source_key = "training_source";
 constexpr int64_t most_epochs = 1'000'000;  // steps of all of them can be counted
 
 /// Keys that checkpoints of older programs do not have; they get the value of a new object.
-constexpr std::array newer_keys = {"validation", "patience", "best", "tested", "recipe"};
+constexpr std::array newer_keys = {"validation", "patience", "best", "tested", "recipe", "blocks"};
 
 /// Throws FormatError for a value of `file` that reading has changed: a name that no enum has and
 /// that became its first one, or a number that does not fit its type.
@@ -132,6 +132,11 @@ void validate(const TrainingOptions& options) {
   expect(options.distillation.weight >= 0 && options.distillation.weight <= 1, "--distill-weight must lie in [0, 1]");
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
   expect(options.patience >= 0 && options.patience <= most_epochs, "--patience must lie in 0…1000000");
+  expect(options.blocks >= 0 && options.blocks <= 65536, "--blocks must lie in 0…65536");
+  expect(options.blocks == 0 || options.precision == Precision::float32,
+         "--blocks: blocks are computed in float32, on the CPU; leave --precision float16 out");
+  expect(options.blocks == 0 || options.distillation.weight == 0,
+         "--distill: a teacher predicts whole batches; leave --blocks out");
   expect(options.validation || options.patience == 0, "--patience needs --validation");
   expect(options.recipe.ema >= 0 && options.recipe.ema < 1, "--ema must lie in [0, 1)");
   expect(options.recipe.ema == 0 || options.learned == Learned::everything,

@@ -72,7 +72,13 @@ void TrainedParameters::update(Layer& layer, const GradientSource& gradient, con
   if (!trained.quantized && learned_ == Learned::everything && gradient.fuses_step())
     return gradient.apply(
         {*layer.weight, layer.bias.view(), trained.weight_momentum.view(), trained.bias_momentum.view()}, parameters);
-  const auto [dw, dbias] = gradient.store();
+  update(layer, gradient.store(), parameters, number);
+}
+
+void TrainedParameters::update(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters,
+                               int64_t number) {
+  Trained& trained = trained_of(layer);
+  const auto [dw, dbias] = gradients;
   if (learned_ == Learned::scales) {
     update_scales(trained, dw, dbias, static_cast<double>(parameters.learning_rate), number);
     return;

@@ -41,6 +41,8 @@ class TrainedParameters {
   /// Learned::scales, of Adam at SGD's learning rate. Float weights take the fused step where the
   /// backend has one.
   void update(Layer& layer, const GradientSource& gradient, const SgdParameters& parameters, int64_t number);
+  /// Likewise, from gradients that are stored.
+  void update(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters, int64_t number);
 
   /// Fraction of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;

@@ -70,10 +70,12 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
   const Shape images{batch, preprocess_.crop, preprocess_.crop, 3};
   const Shape features{batch, network.feature_count()};
   if (options_.freeze_features) {
-    if (augments(options_)) frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
+    if (augments(options_) && options_.blocks == 0)
+      frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
     gathered_ = Tensor<float>(backend, features, MemoryCategory::data);
   }
   if (options_.recipe.ema > 0) average_.emplace(network, first_trained, options_.recipe.ema, options_.pruning.enabled);
+  if (options_.blocks > 0) return;
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
                    Pass::Mode::training);
   labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
@@ -81,7 +83,19 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
   dlogits_ = Tensor<float>(backend, {batch, network.classes()}, MemoryCategory::activations);
 }
 
+Tensor<float> Trainer::features_of(const Dataset& dataset, const OnProgress& on_progress) {
+  if (blocks_) return blocks_->compute_features(dataset, on_progress);
+  return compute_features(network_, dataset, preprocess_, options_.batch_size, on_progress);
+}
+
 void Trainer::prepare(const Callbacks& callbacks) {
+  if (options_.blocks > 0 && !blocks_) {
+    if (!plan_) throw Error("training by blocks needs by_blocks()");
+    if (teacher_) throw UsageError("--distill: a teacher predicts whole batches; leave --blocks out");
+    const bool frozen = options_.freeze_features && augments(options_);
+    blocks_ = std::make_unique<BlockPasses>(network_, options_.freeze_features ? network_.classifier_begin() : 0,
+                                            frozen, preprocess_, *plan_);
+  }
   if (!options_.freeze_features || !train_features_.empty()) return;
   const int64_t predicted = teacher_ && !augments(options_) ? train_.size() : 0;
   const int64_t total = measured_.size() + (augments(options_) ? 0 : train_.size()) + predicted;
@@ -90,18 +104,16 @@ void Trainer::prepare(const Callbacks& callbacks) {
       return callbacks.on_features && callbacks.on_features(before + done, total);
     };
   };
-  if (measured_features_.empty())
-    measured_features_ = compute_features(network_, measured_, preprocess_, options_.batch_size, shifted(0));
+  if (measured_features_.empty()) measured_features_ = features_of(measured_, shifted(0));
   if (augments(options_)) return;
   if (teacher_) teacher_->predict(train_, shifted(measured_.size()));
-  train_features_ =
-      compute_features(network_, train_, preprocess_, options_.batch_size, shifted(measured_.size() + predicted));
+  train_features_ = features_of(train_, shifted(measured_.size() + predicted));
 }
 
 bool Trainer::run(const Callbacks& callbacks) {
   position_.tested = false;
   try {
-    if (!is_trained(options_, position_)) prepare(callbacks);
+    if (!is_trained(options_, position_) || options_.blocks > 0) prepare(callbacks);
   } catch (const Interrupted&) {
     return false;
   }
@@ -164,7 +176,9 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     ++position_.step;
     images += batch;
     seconds = watch.seconds();
-    return callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
+    const bool stop =
+        callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
+    return blocks_ ? blocks_->ranks().any(stop) : stop;
   };
   const auto labels_of = [&](std::span<const int64_t> indices) {
     labels.clear();
@@ -175,14 +189,18 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     const std::vector<int64_t> order = epoch_order(train_.size(), true, options_.seed, position_.epoch);
     while (position_.batch < batches_) {
       const int64_t first = position_.batch * options_.batch_size;
-      const int64_t batch = std::min(options_.batch_size, train_.size() - first);
-      const std::span<const int64_t> rows(order.data() + first, static_cast<size_t>(batch));
-      const TensorView<float> x = gathered_.view().slice(0, batch);
+      const int64_t batch = images_of_batch();
+      const IndexRange own = blocks_ ? blocks_->share().images(batch) : IndexRange{0, batch};
+      const std::span<const int64_t> rows(order.data() + first + own.begin, static_cast<size_t>(own.size()));
+      const TensorView<float> x = gathered_.view().slice(0, own.size());
       prune_when_due();
       backend.training().gather_rows(x, std::as_const(train_features_).view(), rows);
       labels_of(rows);
       if (teacher_) teacher_->look_at(rows);
-      step(x, labels);
+      if (blocks_)
+        step_by_blocks(x, labels, batch);
+      else
+        step(x, labels);
       if (after_step(batch)) return false;
     }
     return true;
@@ -195,7 +213,8 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
                   .shuffle = true,
                   .seed = options_.seed,
                   .epoch = position_.epoch,
-                  .first_batch = position_.batch},
+                  .first_batch = position_.batch,
+                  .share = blocks_ ? blocks_->share() : BlockShare{}},
                  network_.precision());
   ConstActivations x;
   const auto next = [&](Batch& batch) {
@@ -205,10 +224,43 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   for (Batch batch; next(batch);) {
     labels_of(batch.indices);
     if (teacher_) teacher_->look_at(x);
-    step(frozen_ ? frozen_->forward(x) : x, labels);
-    if (after_step(batch.size())) return false;
+    const int64_t images = images_of_batch();
+    if (blocks_)
+      step_by_blocks(x, labels, images);
+    else
+      step(frozen_ ? frozen_->forward(x) : x, labels);
+    if (after_step(images)) return false;
   }
   return true;
+}
+
+int64_t Trainer::images_of_batch() const {
+  return std::min(options_.batch_size, train_.size() - position_.batch * options_.batch_size);
+}
+
+void Trainer::step_by_blocks(ConstActivations x, std::span<const int32_t> labels, int64_t images) {
+  const auto loss = [&](Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
+                        TensorView<const float> logits, IndexRange rows) {
+    const TensorView<const int32_t> own(labels.data() + rows.begin, {rows.size()});
+    backend.cross_entropy(losses, dlogits, logits, own, 1.0F / static_cast<float>(images));
+  };
+  const BatchScore score = blocks_->step({.x = x,
+                                          .labels = labels,
+                                          .images = images,
+                                          .dropout = {.probability = static_cast<float>(options_.dropout),
+                                                      .seed = options_.seed,
+                                                      .step = static_cast<uint64_t>(position_.step)}},
+                                         loss);
+  position_.images += images;
+  position_.correct += score.correct;
+  for (const float one : score.losses) position_.loss_sum += static_cast<double>(one);
+  expect_finite_loss();
+  const SgdParameters rates = sgd();
+  for (size_t i = network_.layers().size(); i-- > (options_.freeze_features ? network_.classifier_begin() : 0);)
+    if (network_.layers()[i].spec.has_parameters())
+      parameters_.update(network_.layers()[i], blocks_->gradient(i), rates, position_.step + 1);
+  blocks_->parameters_changed();
+  if (average_) average_->update(position_.step + 1);
 }
 
 void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
@@ -232,19 +284,27 @@ void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
     const auto row = std::span(host_logits).subspan(i * classes, classes);
     position_.correct += std::ranges::max_element(row) - row.begin() == labels[i] ? 1 : 0;
   }
+  expect_finite_loss();
+}
+
+void Trainer::expect_finite_loss() const {
   if (!(position_.loss_sum < 1e30))
     fail<Error>("the loss is no longer a number at step {}: lower --lr (now {})", position_.step,
                 options_.learning_rate);
 }
 
-void Trainer::update(TensorView<const float> dlogits) {
+SgdParameters Trainer::sgd() const {
   const double factor = learning_rate_factor(options_.schedule, position_.step, options_.epochs * batches_);
-  const SgdParameters sgd{.learning_rate = static_cast<float>(options_.learning_rate * factor),
-                          .momentum = static_cast<float>(options_.momentum),
-                          .weight_decay = static_cast<float>(options_.weight_decay),
-                          .keep_zeros = options_.pruning.enabled};
+  return {.learning_rate = static_cast<float>(options_.learning_rate * factor),
+          .momentum = static_cast<float>(options_.momentum),
+          .weight_decay = static_cast<float>(options_.weight_decay),
+          .keep_zeros = options_.pruning.enabled};
+}
+
+void Trainer::update(TensorView<const float> dlogits) {
+  const SgdParameters rates = sgd();
   const auto on_weight_gradient = [&](Layer& layer, const GradientSource& gradient) {
-    parameters_.update(layer, gradient, sgd, position_.step + 1);
+    parameters_.update(layer, gradient, rates, position_.step + 1);
   };
   const bool fp16 = options_.precision == Precision::float16;
   const double scale = fp16 ? position_.loss_scale.value : 1.0;
@@ -281,9 +341,17 @@ void Trainer::prune_when_due() {
   if (!options_.pruning.enabled || !schedule.due(position_.step)) return;
   if (position_.start_sparsity.empty()) position_.start_sparsity = parameters_.pruned();
   parameters_.prune(options_.pruning, position_.start_sparsity, schedule.progress(position_.step));
+  if (blocks_) blocks_->parameters_changed();
 }
 
 Evaluation Trainer::measure(const OnProgress& on_progress) {
+  if (blocks_) {
+    std::optional<StateDict> as_saved;
+    if (parameters_.quantized() || average_) as_saved = current_model();
+    const StateDict* model = as_saved ? &*as_saved : nullptr;
+    if (measured_features_.empty()) return blocks_->evaluate(measured_, model, on_progress);
+    return blocks_->evaluate_features(std::as_const(measured_features_).view(), measured_labels_, model, on_progress);
+  }
   const auto evaluated = [&](Network& network) {
     if (!measured_features_.empty())
       return evaluate_features(network, std::as_const(measured_features_).view(), measured_labels_, options_.batch_size,
@@ -326,6 +394,7 @@ void Trainer::keep_if_best() {
 }
 
 Evaluation Trainer::test_best(const OnProgress& on_progress) {
+  if (blocks_) return blocks_->evaluate(test_, &best_, on_progress);
   Network best = saved_network(copy_of(best_));
   return evaluate(best, test_, preprocess_, options_.batch_size, on_progress);
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "training/compression/pruning.h"
 #include "training/loss_scale.h"
 #include "training/moving_average.h"
+#include "training/parallel/block_passes.h"
 #include "training/recipe.h"
 #include "training/schedule.h"
 #include "training/teacher.h"
@@ -44,6 +46,7 @@ struct TrainingOptions {
   DistillationOptions distillation;
   Learned learned = Learned::everything;
   RecipeOptions recipe;
+  int64_t blocks = 0;  ///< images of a block, which one thread computes (BlockPasses); 0: all threads share a batch
 };
 
 /// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
@@ -152,6 +155,11 @@ class Trainer {
   /// Learns this network's predictions too, by options.distillation. Call it before anything else.
   /// `teacher` must outlive the trainer.
   void learn_from(Network& teacher);
+  /// Computes batches by blocks of options.blocks images, on so many threads, with other processes.
+  /// Call it before run(), with options.blocks alone. `ranks` must outlive the trainer.
+  void by_blocks(int threads, Ranks& ranks) { plan_ = {options_.blocks, threads, &ranks}; }
+  /// The most memory that blocks took beside the backend's.
+  size_t peak_bytes_of_blocks() const { return blocks_ ? blocks_->peak_bytes() : 0; }
   /// The network as it is to be saved: packed where it trains in packed form, with its moving
   /// averages where there are any, and with validation as it was after the best epoch so far.
   StateDict model() const { return best_.parameters.empty() ? current_model() : copy_of(best_); }
@@ -172,12 +180,19 @@ class Trainer {
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's
   /// memory.
   void step(ConstActivations x, std::span<const int32_t> labels);
+  /// step() of this rank's part of a batch of `images`.
+  void step_by_blocks(ConstActivations x, std::span<const int32_t> labels, int64_t images);
+  /// This step's rates.
+  SgdParameters sgd() const;
   /// Writes the batch's losses and, in dlogits_, the gradient of their mean. Returns the part of
   /// each loss that no logits can avoid.
   double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
   /// Computes gradients and takes a step. Skips the step if gradients in float16 are not finite.
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
+  Tensor<float> features_of(const Dataset& dataset, const OnProgress& on_progress);
+  int64_t images_of_batch() const;
+  void expect_finite_loss() const;
   void prune_when_due();
   StateDict current_model() const;
   Network saved_network(StateDict model) const;
@@ -203,6 +218,8 @@ class Trainer {
   std::vector<int32_t> measured_labels_;
   std::optional<Pass> frozen_;   ///< features, inference; when they are frozen
   std::optional<Pass> trained_;  ///< the rest, or everything
+  std::optional<BlockPlan> plan_;
+  std::unique_ptr<BlockPasses> blocks_;  ///< replaces both passes
   std::optional<Teacher> teacher_;
   Tensor<float> train_features_;
   Tensor<float> measured_features_;

@@ -117,11 +117,12 @@ void Loader::run() {
 /// Prepares a batch. Returns false when told to stop.
 bool Loader::fill(Slot& slot, int64_t batch) {
   const int64_t begin = batch * options_.batch_size;
-  slot.size = std::min(options_.batch_size, dataset_.size() - begin);
+  const IndexRange share = options_.share.images(std::min(options_.batch_size, dataset_.size() - begin));
+  slot.size = share.size();
   for (int64_t position = 0; position < slot.size; ++position) {
     if (stop_) return false;
     const double before = thread_seconds();
-    prepare_image(slot, position, order_[static_cast<size_t>(begin + position)]);
+    prepare_image(slot, position, order_[static_cast<size_t>(begin + share.begin + position)]);
     prepare_seconds_ = prepare_seconds_ + (thread_seconds() - before);
   }
   return true;

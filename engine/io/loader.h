@@ -12,6 +12,7 @@
 
 #include "engine/core/tensor.h"
 #include "engine/io/augmentation.h"
+#include "engine/io/block_share.h"
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
 
@@ -39,6 +40,7 @@ struct LoaderOptions {
   int64_t epoch = 0;
   bool raw = false;         ///< yield the images' bytes, not prepared; all images must have one size
   int64_t first_batch = 0;  ///< the batch to start with, to resume inside an epoch
+  BlockShare share;         ///< the part of every batch that is prepared and given out; it may be empty
 };
 
 /// The order of an epoch: 0…size-1, or with `shuffle` a permutation of it (Fisher-Yates).

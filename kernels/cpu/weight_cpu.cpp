@@ -9,24 +9,24 @@ dnnl::memory::desc plain_filter_desc(const Shape& shape) {
 }
 
 FloatWeightCpu::FloatWeightCpu(MemoryResource& memory, TensorView<const float> values)
-    : memory_(memory), values_(memory, values.shape(), MemoryCategory::weights) {
+    : memory_(memory), values_(memory, values.shape(), MemoryCategory::weights), view_(values_.view()) {
   std::copy(values.begin(), values.end(), values_.data());
 }
 
 ResidentSize FloatWeightCpu::resident() const {
   ResidentSize size;
-  size.weights = static_cast<int64_t>(sizeof(float)) * values_.shape().elements();
+  size.weights = static_cast<int64_t>(sizeof(float)) * values_.elements();
   return size;
 }
 
 dnnl::memory FloatWeightCpu::in_layout(const dnnl::memory::desc& wanted, const dnnl::engine& engine,
                                        dnnl::stream& stream) {
   const dnnl::memory::desc plain_desc = plain_filter_desc(shape());
-  if (wanted == plain_desc) return {wanted, engine, values_.data()};
+  if (wanted == plain_desc) return {wanted, engine, view_.data()};
   if (!reordered_valid_ || layout_ != wanted) {
     const size_t floats = wanted.get_size() / sizeof(float);
     if (reordered_.size() != floats) reordered_ = Buffer<float>(memory_, floats, MemoryCategory::workspace);
-    dnnl::memory plain(plain_desc, engine, values_.data());
+    dnnl::memory plain(plain_desc, engine, view_.data());
     dnnl::memory target(wanted, engine, reordered_.data());
     dnnl::reorder(plain, target).execute(stream, plain, target);
     stream.wait();

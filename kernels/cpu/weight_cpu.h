@@ -9,15 +9,21 @@
 
 namespace nibblenet {
 
+/// Chooses the constructor of a weight that views what lies in memory of others.
+struct ViewOfValues {};
+
 /// Float32 weights in PyTorch's order. Convolutions keep a copy in the order that oneDNN's kernel
 /// prefers, and renew it after changed().
 class FloatWeightCpu final : public Weight {
  public:
   /// Copies values from the host.
   FloatWeightCpu(MemoryResource& memory, TensorView<const float> values);
-  const Shape& shape() const override { return values_.shape(); }
+  /// Views values in memory of others, which outlives it: changed() follows each change of theirs.
+  /// Its own resident size is 0.
+  FloatWeightCpu(MemoryResource& memory, TensorView<float> values, ViewOfValues) : memory_(memory), view_(values) {}
+  const Shape& shape() const override { return view_.shape(); }
   bool packed() const override { return false; }
-  TensorView<float> values() override { return values_.view(); }
+  TensorView<float> values() override { return view_; }
   void changed() override { reordered_valid_ = false; }
   ResidentSize resident() const override;
 
@@ -26,7 +32,8 @@ class FloatWeightCpu final : public Weight {
 
  private:
   MemoryResource& memory_;
-  Tensor<float> values_;
+  Tensor<float> values_;    ///< empty where the values are others'
+  TensorView<float> view_;  ///< of all values
   Buffer<float> reordered_;
   dnnl::memory::desc layout_;
   bool reordered_valid_ = false;

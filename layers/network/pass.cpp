@@ -88,7 +88,8 @@ LayerMemory Pass::memory_of(size_t index) {
   constexpr uint64_t layers_at_most = 64;
   return {.argmax = {argmax_[index].data(), live_[index].shape()},
           .probability = dropout_.probability,
-          .key = {dropout_.seed, dropout_.step * layers_at_most + begin_ + index, 0}};
+          .key = {dropout_.seed, dropout_.step * layers_at_most + begin_ + index,
+                  static_cast<uint64_t>(dropout_.first_image * live_[index].shape().inner_elements())}};
 }
 
 TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dropout) {

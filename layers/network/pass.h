@@ -16,6 +16,7 @@ struct DropoutPlan {
   float probability = 0.0F;
   uint64_t seed = 0;
   uint64_t step = 0;
+  int64_t first_image = 0;  ///< of the pass in the step's batch, where several passes compute parts of it
 };
 
 /// Runs layers [begin, end) of a network on batches of up to a fixed size. The constructor
