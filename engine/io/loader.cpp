@@ -87,6 +87,9 @@ Loader::Loader(const Dataset& dataset, const Preprocess& preprocess, const Loade
     }
     slot.labels = {host_memory(), most, MemoryCategory::data};
     slot.indices = {host_memory(), most, MemoryCategory::data};
+    if (!options_.mixing.enabled()) continue;
+    slot.partners = {host_memory(), most, MemoryCategory::data};
+    slot.shares = {host_memory(), most, MemoryCategory::data};
   }
   thread_ = std::thread([this] { run(); });
 }
@@ -128,17 +131,33 @@ bool Loader::fill(Slot& slot, int64_t batch) {
   return true;
 }
 
+const Dataset::Image& Loader::checked_image(int64_t index) const {
+  const Dataset::Image& image = dataset_.images[static_cast<size_t>(index)];
+  if (image.width < 1 || image.height < 1 || image.offset > dataset_.pixels.size() ||
+      pixel_bytes(image) > dataset_.pixels.size() - image.offset)
+    fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
+                     image.width, image.height, image.offset, dataset_.pixels.size());
+  return image;
+}
+
 void Loader::prepare_image(Slot& slot, int64_t position, int64_t index) {
   const auto image_index = static_cast<size_t>(index);
   const auto at = static_cast<size_t>(position);
-  const Dataset::Image& image = dataset_.images[image_index];
+  const Dataset::Image& image = checked_image(index);
   const size_t bytes = pixel_bytes(image);
-  if (image.width < 1 || image.height < 1 || image.offset > dataset_.pixels.size() ||
-      bytes > dataset_.pixels.size() - image.offset)
-    fail<ShapeError>("image {} of the data set ({} x {} at byte {}) lies outside its {} bytes of pixels", index,
-                     image.width, image.height, image.offset, dataset_.pixels.size());
-  const uint8_t* pixels = with_square_hidden(image, image_index, dataset_.pixels.data() + image.offset);
-  const Augmentation change = augmentation(image, image_index);
+  const uint8_t* pixels = nullptr;
+  Augmentation change;
+  if (options_.mixing.enabled()) {
+    pixels = mixed(slot, at, index);
+  } else {
+    pixels = with_square_hidden(image, image_index, dataset_.pixels.data() + image.offset);
+    change = augmentation(image, image_index);
+  }
+  if (options_.mirror) {
+    if (pixels != moved_.data()) moved_.assign(pixels, pixels + bytes);
+    mirror_pixels(moved_, image.width);
+    pixels = moved_.data();
+  }
   if (options_.raw) {
     if (image.width != dataset_.images[0].width || image.height != dataset_.images[0].height)
       fail<ShapeError>("image {} is {} x {}, image 0 is {} x {}: raw batches need one size", index, image.width,
@@ -147,15 +166,45 @@ void Loader::prepare_image(Slot& slot, int64_t position, int64_t index) {
     slot.augmentations.data()[at] = change;
   } else {
     if (change.right != 0 || change.down != 0) {
-      moved_.resize(bytes);
-      write_shifted(moved_.data(), pixels, image.width, image.height, change.right, change.down);
-      pixels = moved_.data();
+      shifted_.resize(bytes);
+      write_shifted(shifted_.data(), pixels, image.width, image.height, change.right, change.down);
+      pixels = shifted_.data();
     }
     preprocessor_.run(pixels, image.width, image.height, change.mirrored != 0,
                       slot.images.data() + at * static_cast<size_t>(crop_ * crop_ * 3));
   }
   slot.labels.data()[at] = dataset_.labels[image_index];
   slot.indices.data()[at] = index;
+}
+
+/// An image as this epoch augments it.
+void Loader::write_augmented(std::vector<uint8_t>& target, int64_t index) {
+  const Dataset::Image& image = checked_image(index);
+  const auto image_index = static_cast<uint64_t>(index);
+  const uint8_t* pixels = with_square_hidden(image, image_index, dataset_.pixels.data() + image.offset);
+  const Augmentation change = augmentation(image, image_index);
+  target.resize(pixel_bytes(image));
+  write_shifted(target.data(), pixels, image.width, image.height, change.right, change.down);
+  if (change.mirrored != 0) mirror_pixels(target, image.width);
+}
+
+/// The pixels of an image and its partner, both augmented, mixed in `moved_`.
+const uint8_t* Loader::mixed(Slot& slot, size_t at, int64_t index) {
+  const Dataset::Image& image = checked_image(index);
+  const ImageMix mix = draw_mix(options_.mixing, dataset_.size(), image.width, image.height, options_.seed,
+                                options_.epoch, static_cast<uint64_t>(index));
+  const Dataset::Image& partner = checked_image(mix.partner);
+  if (partner.width != image.width || partner.height != image.height)
+    fail<UsageError>(
+        "--mixup and --cutmix need images of one size: image {} is {} x {}, image {} is {} x {}; resize them first, or "
+        "leave the option out",
+        index, image.width, image.height, mix.partner, partner.width, partner.height);
+  write_augmented(moved_, index);
+  write_augmented(partner_, mix.partner);
+  mix_pixels(moved_, partner_, image.width, mix);
+  slot.partners.data()[at] = mix.partner;
+  slot.shares.data()[at] = mix.share(image.width, image.height);
+  return moved_.data();
 }
 
 /// Draws the flip and shift of an image.
@@ -216,6 +265,10 @@ bool Loader::next(Batch& batch) {
   }
   batch.labels = {slot.labels.data(), size};
   batch.indices = {slot.indices.data(), size};
+  if (options_.mixing.enabled()) {
+    batch.partners = {slot.partners.data(), size};
+    batch.shares = {slot.shares.data(), size};
+  }
   ++upcoming_;
   return true;
 }

@@ -14,6 +14,7 @@
 #include "engine/io/augmentation.h"
 #include "engine/io/block_share.h"
 #include "engine/io/dataset.h"
+#include "engine/io/image_mixing.h"
 #include "engine/io/preprocess.h"
 
 namespace nibblenet {
@@ -26,6 +27,8 @@ struct Batch {
   std::span<const Augmentation> augmentations;  ///< raw: N, which the caller applies
   std::span<const int32_t> labels;              ///< N
   std::span<const int64_t> indices;             ///< N, into the data set
+  std::span<const int64_t> partners;            ///< N, what images are mixed with, into the data set; else empty
+  std::span<const double> shares;               ///< N, of the images themselves in the mix; else empty
   int64_t size() const { return static_cast<int64_t>(indices.size()); }
 };
 
@@ -35,6 +38,8 @@ struct LoaderOptions {
   bool flip = false;     ///< mirror each image with probability 1/2
   bool shift = false;    ///< shift each image by up to an eighth of its shorter side each way; the gap is black
   bool cut = false;      ///< hide a square of half the shorter side (DeVries and Taylor 2017, arXiv 1708.04552)
+  bool mirror = false;   ///< mirror every image
+  MixingOptions mixing;  ///< with partners as they are augmented in this epoch; all images must have one size
   bool shuffle = false;  ///< order is a function of (seed, epoch)
   uint64_t seed = 0;
   int64_t epoch = 0;
@@ -74,13 +79,18 @@ class Loader {
     Buffer<Augmentation> augmentations;
     Buffer<int32_t> labels;
     Buffer<int64_t> indices;
+    Buffer<int64_t> partners;
+    Buffer<double> shares;
     int64_t size = 0;
   };
 
   void run();
   bool fill(Slot& slot, int64_t batch);
   void prepare_image(Slot& slot, int64_t position, int64_t index);
+  const Dataset::Image& checked_image(int64_t index) const;
   Augmentation augmentation(const Dataset::Image& image, uint64_t index) const;
+  const uint8_t* mixed(Slot& slot, size_t at, int64_t index);
+  void write_augmented(std::vector<uint8_t>& target, int64_t index);
   const uint8_t* with_square_hidden(const Dataset::Image& image, uint64_t index, const uint8_t* pixels);
 
   const Dataset& dataset_;
@@ -88,8 +98,10 @@ class Loader {
   const int64_t crop_;
   Preprocessor preprocessor_;
   std::vector<int64_t> order_;
-  std::vector<uint8_t> cut_;    ///< an image with a part hidden
-  std::vector<uint8_t> moved_;  ///< an image that was shifted
+  std::vector<uint8_t> cut_;      ///< an image with a part hidden
+  std::vector<uint8_t> shifted_;  ///< an image that was shifted
+  std::vector<uint8_t> moved_;    ///< an image that was mirrored or mixed
+  std::vector<uint8_t> partner_;  ///< what it is mixed with
   int64_t batches_ = 0;
   /// Batch b lies in slot b % 2. The thread fills it once batch b - 2 has been given back, which is
   /// when next() asks for batch b - 1. So the thread prepares a batch while the caller computes on

@@ -300,5 +300,152 @@ TEST(Loader, RefusesImpossibleOptions) {
   EXPECT_THROW(load({}), ShapeError);
 }
 
+/// The images of raw batches, by index, with what they were mixed with.
+struct RawImage {
+  std::vector<uint8_t> pixels;
+  int64_t partner = -1;
+  double share = 1;
+  friend bool operator==(const RawImage&, const RawImage&) = default;
+};
+std::map<int64_t, RawImage> raw_images(const Dataset& dataset, LoaderOptions options) {
+  options.raw = true;
+  Loader loader(dataset, small, options);
+  std::map<int64_t, RawImage> images;
+  for (Batch batch; loader.next(batch);)
+    for (size_t i = 0; i < batch.indices.size(); ++i) {
+      const auto pixels = batch.pixels.slice(static_cast<int64_t>(i), 1).span();
+      RawImage& image = images[batch.indices[i]];
+      image.pixels.assign(pixels.begin(), pixels.end());
+      if (!options.mixing.enabled()) {
+        EXPECT_TRUE(batch.partners.empty() && batch.shares.empty());
+        continue;
+      }
+      image.partner = batch.partners[i];
+      image.share = batch.shares[i];
+      EXPECT_EQ(batch.augmentations[i].mirrored, 0) << "it is in the bytes";
+    }
+  return images;
+}
+
+TEST(Loader, MixesEveryImageWithAnotherByItsShare) {
+  const Dataset dataset = make_dataset(200);
+  const auto plain = raw_images(dataset, {.batch_size = 16});
+  const LoaderOptions options = {.batch_size = 16, .mixing = {.mixup = 1}, .seed = 4};
+  const auto mixed = raw_images(dataset, options);
+  double shares = 0, squares = 0;
+  std::map<int64_t, int> partners;
+  for (const auto& [index, image] : mixed) {
+    ++partners[image.partner];
+    shares += image.share;
+    squares += image.share * image.share;
+    for (size_t i = 0; i < image.pixels.size(); ++i)
+      EXPECT_NEAR(image.pixels[i],
+                  image.share * plain.at(index).pixels[i] + (1 - image.share) * plain.at(image.partner).pixels[i],
+                  0.5001);
+  }
+  EXPECT_NEAR(shares / 200, 0.5, 0.08) << "Beta(1, 1) is uniform";
+  EXPECT_NEAR(squares / 200, 1.0 / 3, 0.08);
+  EXPECT_GT(partners.size(), 100U);
+  LoaderOptions other = options;
+  other.shuffle = true;
+  other.batch_size = 7;
+  EXPECT_EQ(raw_images(dataset, other), mixed) << "neither order nor batches matter";
+  other.epoch = 1;
+  EXPECT_NE(raw_images(dataset, other), mixed);
+  other.epoch = 0;
+  other.seed = 5;
+  EXPECT_NE(raw_images(dataset, other), mixed);
+}
+
+TEST(Loader, PastesARectangleAndCountsItsArea) {
+  const Dataset dataset = make_dataset(200);
+  const auto plain = raw_images(dataset, {});
+  int some = 0;
+  for (const auto& [index, image] : raw_images(dataset, {.mixing = {.cutmix = 1}, .seed = 4})) {
+    int pasted = 0, left = side, right = 0, top = side, bottom = 0;
+    for (int p = 0; p < side * side; ++p) {
+      const auto at = static_cast<size_t>(3 * p);
+      const auto same_as = [&](const std::vector<uint8_t>& other) {
+        return std::equal(other.begin() + 3 * p, other.begin() + 3 * p + 3, image.pixels.begin() + 3 * p);
+      };
+      ASSERT_LT(at, image.pixels.size());
+      if (same_as(plain.at(index).pixels)) continue;
+      ASSERT_TRUE(same_as(plain.at(image.partner).pixels));
+      ++pasted;
+      left = std::min(left, p % side);
+      right = std::max(right, p % side + 1);
+      top = std::min(top, p / side);
+      bottom = std::max(bottom, p / side + 1);
+    }
+    if (image.partner == index) continue;
+    EXPECT_EQ(pasted, std::max(0, right - left) * std::max(0, bottom - top)) << "it is a rectangle";
+    EXPECT_NEAR(image.share, 1 - static_cast<double>(pasted) / (side * side), 1e-12);
+    some += pasted > 0 && pasted < side * side ? 1 : 0;
+  }
+  EXPECT_GT(some, 100);
+}
+
+TEST(Loader, MixesImagesThatAreAugmentedEachByItself) {
+  const Dataset dataset = make_dataset(50);
+  const LoaderOptions augmented = {.flip = true, .shift = true, .cut = true, .seed = 2};
+  LoaderOptions options = augmented;
+  options.mixing = {.mixup = 0.4, .cutmix = 1};
+  // The images alone, by mixes that leave nothing of the partner.
+  LoaderOptions alone = augmented;
+  alone.mixing = {.mixup = 1e-9};
+  const auto images = raw_images(dataset, alone);
+  std::map<int64_t, std::vector<uint8_t>> known;
+  for (const auto& [index, image] : images) {
+    EXPECT_TRUE(image.share == 0 || image.share == 1) << image.share;
+    known[image.share == 1 ? index : image.partner] = image.pixels;
+  }
+  int checked = 0;
+  for (const auto& [index, image] : raw_images(dataset, options)) {
+    if (!known.contains(index) || !known.contains(image.partner)) continue;
+    ++checked;
+    int outside = 0;
+    for (size_t i = 0; i < image.pixels.size(); ++i) {
+      const int a = known[index][i], b = known[image.partner][i];
+      outside += image.pixels[i] < std::min(a, b) || image.pixels[i] > std::max(a, b) ? 1 : 0;
+    }
+    EXPECT_EQ(outside, 0);
+  }
+  EXPECT_GT(checked, 10);
+}
+
+TEST(Loader, ImagesOfOtherSizesAreNotMixed) {
+  Dataset dataset = make_dataset(10);
+  for (Dataset::Image& image : dataset.images) image.height = side;
+  dataset.images.back().width = side - 1;
+  Loader loader(dataset, small, {.mixing = {.mixup = 1}});
+  Batch batch;
+  EXPECT_THROW(loader.next(batch), UsageError);
+}
+
+TEST(Loader, MirrorsEveryImage) {
+  const Dataset dataset = make_dataset(5);
+  const auto plain = raw_images(dataset, {}), mirrored = raw_images(dataset, {.mirror = true});
+  for (const auto& [index, image] : mirrored)
+    for (size_t p = 0; p < side * side; ++p)
+      for (size_t c = 0; c < 3; ++c)
+        EXPECT_EQ(image.pixels[3 * p + c], plain.at(index).pixels[3 * (p / side * side + side - 1 - p % side) + c]);
+}
+
+TEST(Beta, HasItsMomentsAndStaysInRange) {
+  for (const double alpha : {0.01, 0.2, 1.0, 8.0}) {
+    Random random(3);
+    double sum = 0, squares = 0;
+    constexpr int count = 20000;
+    for (int i = 0; i < count; ++i) {
+      const double x = draw_beta(random, alpha);
+      ASSERT_TRUE(x >= 0 && x <= 1) << x;
+      sum += x - 0.5;
+      squares += (x - 0.5) * (x - 0.5);
+    }
+    EXPECT_NEAR(sum / count, 0, 0.015);
+    EXPECT_NEAR(squares / count, 1 / (4 * (2 * alpha + 1)), 0.006) << alpha;  // the variance
+  }
+}
+
 }  // namespace
 }  // namespace nibblenet
