@@ -437,11 +437,12 @@ void finetune(Options& options, Given given) {
 /// Flags that a checkpoint has already settled.
 void refuse_with_resume(const CLI::App& app) {
   for (const char* name :
-       {"--init",           "--network",      "--freeze",      "--reset",       "--batch",     "--lr",
-        "--momentum",       "--weight-decay", "--dropout",     "--schedule",    "--augment",   "--image-size",
-        "--seed",           "--train-limit",  "--test-limit",  "--validation",  "--quantize",  "--layer",
-        "--prune",          "--prune-scope",  "--prune-layer", "--prune-until", "--precision", "--distill",
-        "--distill-weight", "--learn",        "--ema",         "--blocks"})
+       {"--init",           "--network",      "--freeze",      "--reset",           "--batch",     "--lr",
+        "--momentum",       "--weight-decay", "--dropout",     "--schedule",        "--augment",   "--image-size",
+        "--seed",           "--train-limit",  "--test-limit",  "--validation",      "--quantize",  "--layer",
+        "--prune",          "--prune-scope",  "--prune-layer", "--prune-until",     "--precision", "--distill",
+        "--distill-weight", "--learn",        "--ema",         "--label-smoothing", "--mixup",     "--cutmix",
+        "--bias-lr",        "--blocks"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }

@@ -17,7 +17,23 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Precision, {{Precision::float32, "float32"}, {Preci
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LossScale, value, finite_steps, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PruningOptions, enabled, fraction, global, until, layers)
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RecipeOptions, ema)
+static void to_json(nlohmann::json& json, const RecipeOptions& options) {
+  json = {{"ema", options.ema},
+          {"label_smoothing", options.label_smoothing},
+          {"mixup", options.mixing.mixup},
+          {"cutmix", options.mixing.cutmix},
+          {"bias_lr", options.bias_lr},
+          {"whitened", options.whitened}};
+}
+
+static void from_json(const nlohmann::json& json, RecipeOptions& options) {
+  json.at("ema").get_to(options.ema);
+  json.at("label_smoothing").get_to(options.label_smoothing);
+  json.at("mixup").get_to(options.mixing.mixup);
+  json.at("cutmix").get_to(options.mixing.cutmix);
+  json.at("bias_lr").get_to(options.bias_lr);
+  json.at("whitened").get_to(options.whitened);
+}
 
 static void to_json(nlohmann::json& json, const DistillationOptions& options) {
   json = {{"weight", options.weight}, {"teacher", options.teacher}, {"fingerprint", options.fingerprint}};
@@ -141,6 +157,14 @@ void validate(const TrainingOptions& options) {
   expect(options.recipe.ema >= 0 && options.recipe.ema < 1, "--ema must lie in [0, 1)");
   expect(options.recipe.ema == 0 || options.learned == Learned::everything,
          "--ema averages float weights: not with --learn scales");
+  expect(options.recipe.label_smoothing >= 0 && options.recipe.label_smoothing < 1,
+         "--label-smoothing must lie in [0, 1)");
+  for (const auto& [alpha, name] :
+       {std::pair{options.recipe.mixing.mixup, "--mixup"}, {options.recipe.mixing.cutmix, "--cutmix"}})
+    if (!(alpha >= 0 && alpha <= 1000)) fail<UsageError>("{} must lie in 0…1000", name);
+  expect(options.recipe.bias_lr > 0 && options.recipe.bias_lr <= 1000, "--bias-lr must be positive, 1000 at most");
+  expect(options.recipe.bias_lr == 1 || options.learned == Learned::everything,
+         "--bias-lr is SGD's: not with --learn scales");
 }
 
 std::string to_json(const TrainingOptions& options) { return nlohmann::json(options).dump(); }

@@ -22,9 +22,10 @@ struct DistillationOptions {
 struct SoftTargets {
   TensorView<const float> distributions;  ///< [N, classes] in the backend's memory, valid until the next ones
   double entropy = 0;                     ///< mean over the rows: the least cross-entropy that is possible
+  std::span<const double> entropies;      ///< N, of each row; valid as long
 };
 
-/// A network whose predictions another one learns. Call look_at() with a batch, then targets().
+/// A network whose predictions another one learns. Call look_at() with a batch, then mix_into().
 class Teacher {
  public:
   /// Distils from `network` with this weight.
@@ -34,8 +35,9 @@ class Teacher {
   void predict(const Dataset& dataset, const OnProgress& on_progress);
   void look_at(ConstActivations images);
   void look_at(std::span<const int64_t> positions);
-  /// Returns weight softmax(logits) + (1 - weight) onehot(label) of the last look_at()'s batch.
-  SoftTargets targets(std::span<const int32_t> labels);
+  /// targets[N, classes] = weight softmax(logits) + (1 - weight) targets, for the batch of the last
+  /// look_at(). Throws FormatError for logits that are not finite.
+  void mix_into(std::span<double> targets) const;
 
  private:
   Network& network_;
@@ -45,7 +47,6 @@ class Teacher {
   std::optional<Pass> pass_;
   Tensor<float> predicted_;    ///< [images, classes] on the host
   std::vector<float> logits_;  ///< of the batch
-  Tensor<float> targets_;
 };
 
 }  // namespace nibblenet

@@ -74,6 +74,8 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
       frozen_.emplace(network, 0, network.classifier_begin(), images, Pass::Mode::inference);
     gathered_ = Tensor<float>(backend, features, MemoryCategory::data);
   }
+  if (options_.recipe.label_smoothing > 0 || options_.recipe.mixing.enabled())
+    targets_.emplace(backend, batch, network.classes(), options_.recipe.label_smoothing);
   if (options_.recipe.ema > 0) average_.emplace(network, first_trained, options_.recipe.ema, options_.pruning.enabled);
   if (options_.blocks > 0) return;
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
@@ -170,7 +172,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   Backend& backend = network_.backend();
   const Stopwatch watch;
   int64_t images = 0;
-  std::vector<int32_t> labels;
+  BatchLabels labels;
   const auto after_step = [&](int64_t batch) {
     ++position_.batch;
     ++position_.step;
@@ -182,7 +184,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   };
   const auto labels_of = [&](std::span<const int64_t> indices) {
     labels.clear();
-    for (const int64_t index : indices) labels.push_back(train_labels_[static_cast<size_t>(index)]);
+    for (const int64_t index : indices) labels.own.push_back(train_labels_[static_cast<size_t>(index)]);
   };
 
   if (!train_features_.empty()) {
@@ -210,6 +212,7 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
                   .flip = options_.flip,
                   .shift = options_.shift,
                   .cut = options_.cut,
+                  .mixing = options_.recipe.mixing,
                   .shuffle = true,
                   .seed = options_.seed,
                   .epoch = position_.epoch,
@@ -223,6 +226,8 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
   };
   for (Batch batch; next(batch);) {
     labels_of(batch.indices);
+    for (const int64_t index : batch.partners) labels.partners.push_back(train_labels_[static_cast<size_t>(index)]);
+    labels.shares.assign(batch.shares.begin(), batch.shares.end());
     if (teacher_) teacher_->look_at(x);
     const int64_t images = images_of_batch();
     if (blocks_)
@@ -238,14 +243,23 @@ int64_t Trainer::images_of_batch() const {
   return std::min(options_.batch_size, train_.size() - position_.batch * options_.batch_size);
 }
 
-void Trainer::step_by_blocks(ConstActivations x, std::span<const int32_t> labels, int64_t images) {
+void Trainer::step_by_blocks(ConstActivations x, const BatchLabels& labels, int64_t images) {
+  const float factor = 1.0F / static_cast<float>(images);
+  const SoftTargets soft = targets_ ? targets_->of(labels, nullptr) : SoftTargets{};
   const auto loss = [&](Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
                         TensorView<const float> logits, IndexRange rows) {
-    const TensorView<const int32_t> own(labels.data() + rows.begin, {rows.size()});
-    backend.cross_entropy(losses, dlogits, logits, own, 1.0F / static_cast<float>(images));
+    if (!targets_) {
+      const TensorView<const int32_t> own(labels.own.data() + rows.begin, {rows.size()});
+      return backend.cross_entropy(losses, dlogits, logits, own, factor);
+    }
+    backend.training().soft_cross_entropy(losses, dlogits, logits, soft.distributions.slice(rows.begin, rows.size()),
+                                          factor);
+    for (int64_t i = 0; i < rows.size(); ++i)
+      losses[i] -= static_cast<float>(soft.entropies[static_cast<size_t>(rows.begin + i)]);
   };
+  const std::vector<int32_t> dominant = labels.dominant();
   const BatchScore score = blocks_->step({.x = x,
-                                          .labels = labels,
+                                          .labels = dominant,
                                           .images = images,
                                           .dropout = {.probability = static_cast<float>(options_.dropout),
                                                       .seed = options_.seed,
@@ -263,7 +277,7 @@ void Trainer::step_by_blocks(ConstActivations x, std::span<const int32_t> labels
   if (average_) average_->update(position_.step + 1);
 }
 
-void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
+void Trainer::step(ConstActivations x, const BatchLabels& labels) {
   const int64_t batch = x.size(0);
   const TensorView<const float> logits = trained_->forward(x, {.probability = static_cast<float>(options_.dropout),
                                                                .seed = options_.seed,
@@ -282,7 +296,7 @@ void Trainer::step(ConstActivations x, std::span<const int32_t> labels) {
   for (size_t i = 0; i < host_losses.size(); ++i) {
     position_.loss_sum += static_cast<double>(host_losses[i]) - unavoidable;
     const auto row = std::span(host_logits).subspan(i * classes, classes);
-    position_.correct += std::ranges::max_element(row) - row.begin() == labels[i] ? 1 : 0;
+    position_.correct += std::ranges::max_element(row) - row.begin() == labels.dominant(i) ? 1 : 0;
   }
   expect_finite_loss();
 }
@@ -298,7 +312,8 @@ SgdParameters Trainer::sgd() const {
   return {.learning_rate = static_cast<float>(options_.learning_rate * factor),
           .momentum = static_cast<float>(options_.momentum),
           .weight_decay = static_cast<float>(options_.weight_decay),
-          .keep_zeros = options_.pruning.enabled};
+          .keep_zeros = options_.pruning.enabled,
+          .bias_factor = static_cast<float>(options_.recipe.bias_lr)};
 }
 
 void Trainer::update(TensorView<const float> dlogits) {
@@ -312,23 +327,24 @@ void Trainer::update(TensorView<const float> dlogits) {
   if (fp16) position_.loss_scale.update(finite);
 }
 
-double Trainer::measure_loss(TensorView<const float> logits, std::span<const int32_t> labels) {
+double Trainer::measure_loss(TensorView<const float> logits, const BatchLabels& labels) {
   Backend& backend = network_.backend();
   const int64_t batch = logits.size(0);
   const TensorView<float> losses = losses_.view().slice(0, batch);
   const TensorView<float> dlogits = dlogits_.view().slice(0, batch);
-  if (teacher_) {
-    const SoftTargets targets = teacher_->targets(labels);
+  if (targets_) {
+    const SoftTargets targets = targets_->of(labels, teacher_ ? &*teacher_ : nullptr);
     soft_cross_entropy(backend.training(), losses, dlogits, logits, targets.distributions);
     return targets.entropy;
   }
-  backend.copy_from_host(labels_.data(), labels.data(), labels.size_bytes());
+  backend.copy_from_host(labels_.data(), labels.own.data(), labels.own.size() * sizeof(int32_t));
   cross_entropy(backend, losses, dlogits, logits, std::as_const(labels_).view().slice(0, batch));
   return 0;
 }
 
 void Trainer::learn_from(Network& teacher) {
   teacher_.emplace(teacher, options_.distillation.weight, preprocess_, options_.batch_size);
+  if (!targets_) targets_.emplace(network_.backend(), options_.batch_size, network_.classes(), 0.0);
 }
 
 void Trainer::quantize(StateDict packed) {

@@ -16,6 +16,7 @@
 #include "training/parallel/block_passes.h"
 #include "training/recipe.h"
 #include "training/schedule.h"
+#include "training/targets.h"
 #include "training/teacher.h"
 #include "training/trained_parameters.h"
 
@@ -50,7 +51,9 @@ struct TrainingOptions {
 };
 
 /// Whether an epoch sees other images than the one before, so that frozen features cannot be kept.
-inline bool augments(const TrainingOptions& options) { return options.flip || options.shift || options.cut; }
+inline bool augments(const TrainingOptions& options) {
+  return options.flip || options.shift || options.cut || options.recipe.mixing.enabled();
+}
 
 /// Throws UsageError for values that make no sense.
 void validate(const TrainingOptions& options);
@@ -74,10 +77,10 @@ struct EpochScore {
 
 /// Results of one epoch.
 struct EpochReport {
-  int64_t epoch = 0;  ///< from 1
-  double loss = 0;    ///< mean training loss, dropout on; with a teacher, the divergence from its targets
-  double train_accuracy = 0;
-  double test_loss = 0;  ///< without validation, as the next
+  int64_t epoch = 0;          ///< from 1
+  double loss = 0;            ///< mean training loss, dropout on; with soft targets, the divergence from them
+  double train_accuracy = 0;  ///< of mixed images, by the label with the larger share
+  double test_loss = 0;       ///< without validation, as the next
   double test_accuracy = 0;
   std::optional<EpochScore> validation;  ///< in place of the test
   double seconds = 0;                    ///< of training, tests aside
@@ -179,14 +182,14 @@ class Trainer {
   void prepare(const Callbacks& callbacks);
   /// One batch: forward, loss, backward, update. `x` are images or cached features in the backend's
   /// memory.
-  void step(ConstActivations x, std::span<const int32_t> labels);
+  void step(ConstActivations x, const BatchLabels& labels);
   /// step() of this rank's part of a batch of `images`.
-  void step_by_blocks(ConstActivations x, std::span<const int32_t> labels, int64_t images);
+  void step_by_blocks(ConstActivations x, const BatchLabels& labels, int64_t images);
   /// This step's rates.
   SgdParameters sgd() const;
   /// Writes the batch's losses and, in dlogits_, the gradient of their mean. Returns the part of
   /// each loss that no logits can avoid.
-  double measure_loss(TensorView<const float> logits, std::span<const int32_t> labels);
+  double measure_loss(TensorView<const float> logits, const BatchLabels& labels);
   /// Computes gradients and takes a step. Skips the step if gradients in float16 are not finite.
   void update(TensorView<const float> dlogits);
   bool run_epoch(const Callbacks& callbacks, double& seconds);
@@ -221,6 +224,7 @@ class Trainer {
   std::optional<BlockPlan> plan_;
   std::unique_ptr<BlockPasses> blocks_;  ///< replaces both passes
   std::optional<Teacher> teacher_;
+  std::optional<Targets> targets_;  ///< where labels alone are not what is learned
   Tensor<float> train_features_;
   Tensor<float> measured_features_;
   Tensor<float> gathered_;  ///< cached features of a batch

@@ -445,5 +445,21 @@ TEST_F(FinetuneTest, AveragesAreTheModelAndTheCheckpointHasBoth) {
   refuse(finetune + "--resume out.checkpoint.safetensors --ema 0.5", "--ema cannot be changed", 2);
 }
 
+TEST_F(FinetuneTest, ARecipeIsSaidAndSettled) {
+  succeed(from_small +
+          "--epochs 1 --batch 50 --label-smoothing 0.1 --mixup 0.2 --cutmix 1 --bias-lr 8 --out out.safetensors "
+          "--json report.json");
+  const nlohmann::json recipe = json("report.json").at("options").at("recipe");
+  EXPECT_EQ(recipe.at("label_smoothing"), 0.1);
+  EXPECT_EQ(recipe.at("mixup"), 0.2);
+  EXPECT_EQ(recipe.at("cutmix"), 1.0);
+  EXPECT_EQ(recipe.at("bias_lr"), 8.0);
+  for (const char* option : {"--label-smoothing", "--mixup", "--cutmix", "--bias-lr"}) {
+    refuse(from_small + option + " -1", option, 2);
+    refuse(finetune + "--resume out.checkpoint.safetensors " + option + " 0.5", std::string(option) + " cannot be", 2);
+  }
+  refuse(from_small + "--quantize linear:4 --learn scales --bias-lr 2", "--bias-lr is SGD's", 2);
+}
+
 }  // namespace
 }  // namespace nibblenet::testing

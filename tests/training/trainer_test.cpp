@@ -363,6 +363,67 @@ TEST_F(TrainerTest, TheAverageOfTheWeightsIsMeasuredAndIsTheModel) {
   }
 }
 
+TEST_F(TrainerTest, ARunWithSoftLabelsResumesToTheBit) {
+  for (const auto& [freeze, flip] : ways) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << " flip " << flip);
+    TrainingOptions soft = validated(freeze, flip);
+    soft.recipe = {.label_smoothing = 0.1, .bias_lr = 8};
+    if (flip) soft.recipe.mixing = {.mixup = 0.2, .cutmix = 1};
+    if (!freeze) soft.distillation.weight = 0.5;
+    expect_resumable(
+        soft, {.on_step = [](const TrainingPosition& p, int64_t, double) { return p.epoch == 1 && p.batch == 2; }});
+  }
+}
+
+/// Only the last layer's bias may step, so its first step shows the gradient and the rate.
+TEST_F(TrainerTest, TheStepOfABiasIsThatOfSoftLabelsAtItsOwnRate) {
+  const auto backend = make_test_backend(0);
+  constexpr double smoothing = 0.3, rate = 0.02;
+  const auto step_of = [&](const RecipeOptions& recipe) {
+    Network network(*backend, small_alexnet(1));
+    TrainingOptions one = options(true, false);
+    one.batch_size = fitting_.size();
+    one.epochs = 1;
+    one.dropout = 0;
+    one.weight_decay = 0;
+    one.schedule = Schedule::constant;
+    one.recipe = recipe;
+    Trainer trainer(network, fitting_, few_, one);
+    EXPECT_TRUE(trainer.run({}));
+    const StateDict before = small_alexnet(1), after = state_of(network);
+    std::vector<double> step;
+    for (int64_t k = 0; k < 10; ++k)
+      step.push_back(static_cast<double>(after.at("classifier.6.bias").values().data()[k]) -
+                     static_cast<double>(before.at("classifier.6.bias").values().data()[k]));
+    return step;
+  };
+  Network network(*backend, small_alexnet(1));
+  const Evaluation start = evaluate(network, fitting_, Preprocess::for_image_size(64), fitting_.size());
+  // -rate dL/dbias, L = mean over images of -sum targets log softmax, by central differences.
+  const auto loss = [&](int64_t k, double h) {
+    double sum = 0;
+    for (int64_t n = 0; n < start.images; ++n) {
+      const float* z = start.logits.data() + n * 10;
+      const auto logit = [&](int64_t c) { return static_cast<double>(z[c]) + (c == k ? h : 0); };
+      double exponentials = 0;
+      for (int64_t c = 0; c < 10; ++c) exponentials += std::exp(logit(c));
+      for (int64_t c = 0; c < 10; ++c) {
+        const double target = smoothing / 10 + (c == start.labels[static_cast<size_t>(n)] ? 1 - smoothing : 0);
+        sum += target * (std::log(exponentials) - logit(c));
+      }
+    }
+    return sum / static_cast<double>(start.images);
+  };
+  const std::vector<double> smoothed = step_of({.label_smoothing = smoothing});
+  const std::vector<double> faster = step_of({.label_smoothing = smoothing, .bias_lr = 4});
+  for (int64_t k = 0; k < 10; ++k) {
+    constexpr double h = 1e-4;
+    const auto at = static_cast<size_t>(k);
+    EXPECT_NEAR(smoothed[at], -rate * (loss(k, h) - loss(k, -h)) / (2 * h), 1e-7);
+    EXPECT_NEAR(faster[at], 4 * smoothed[at], 1e-7);
+  }
+}
+
 TEST_F(TrainerTest, PrunedWeightsAreZeroInTheAverages) {
   const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(1));

@@ -158,6 +158,19 @@ TEST_F(BlocksTest, MovingAveragesToo) {
   EXPECT_FALSE(same_bits(train(chosen, 1, 1).model, expected.model));
 }
 
+TEST_F(BlocksTest, SoftLabelsToo) {
+  TrainingOptions chosen = options(false, true);
+  chosen.recipe = {.label_smoothing = 0.1, .mixing = {.mixup = 0.2, .cutmix = 1}, .bias_lr = 4};
+  expect_same(train(chosen, 2, 1), train(chosen, 1, 2));
+  chosen.blocks = 25;  // the batch
+  const Result whole = train(chosen, 1, 1);
+  chosen.blocks = 0;
+  const Result plain = train(chosen, 1, 1);
+  EXPECT_TRUE(same_bits(plain.model, whole.model));
+  EXPECT_NEAR(plain.history.back().loss, whole.history.back().loss, 1e-6) << "entropies are subtracted elsewhere";
+  EXPECT_EQ(plain.history.back().train_accuracy, whole.history.back().train_accuracy);
+}
+
 TEST_F(BlocksTest, PackedAndPrunedTrainingToo) {
   TrainingOptions chosen = options(false, false);
   chosen.pruning = {.enabled = true, .fraction = 0.5};
