@@ -189,7 +189,7 @@ Values codes_of(const PackedTensor& packed) {
 }
 
 TEST_P(RoundWeights, CodesThatStayKeepTheirValuesAndTheirGradients) {
-  for (const Shape& shape : {Shape{1, 1}, Shape{7, 131}, Shape{66, 17}, Shape{3, 2, 7, 5}}) {
+  for (const Shape& shape : {Shape{1, 1}, Shape{5, 37}, Shape{34, 7}, Shape{3, 2, 7, 5}}) {
     for (const Scheme& scheme : schemes()) {
       SCOPED_TRACE(to_string(scheme) + " of " + to_string(shape));
       const PackedTensor packed = quantized(shape, scheme, 3);

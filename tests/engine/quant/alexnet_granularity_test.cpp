@@ -52,6 +52,7 @@ TEST(LinearTiles, WorkForEveryLayerOfAlexNetWithTails) {
   for (const auto& [text, rows, columns] :
        {std::tuple{"tile:7x5", 7, 5}, {"tile:2x2", 2, 2}, {"tile:100x1000", 100, 1000}, {"row", 1, 1 << 20}})
     for (const Shape& shape : testing::alexnet_weights) {
+      if (shape.elements() > 1'000'000 && rows != 100) continue;  // the largest layers by one tile
       SCOPED_TRACE(std::string(text) + " " + to_string(shape));
       const Tensor<float> weights = uniform(shape, 1);
       const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:4:{}", text)), "w");

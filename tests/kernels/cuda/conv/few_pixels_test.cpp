@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -272,6 +273,8 @@ TEST_F(PooledFewPixels, HasTheBitsOfSeparatePooling) {
                                             {{{1, 27, 27, 64}, {64, 64, 5, 5}, {5, 1, 2}}, {3, 2, 0}}};
   for (const Pooled& p : pooled_cases)
     for (const char* scheme : {"linear:4:channel", "nf4:4:block:64"}) {
+      if (p.c.window.size > 3 && scheme != std::string_view("linear:4:channel"))
+        continue;  // the largest, by one scheme
       SCOPED_TRACE(name_of(p.c) + ", " + scheme);
       const auto w = cuda_.make_weight(quantized(p.c.w, parse_scheme(scheme), 3));
       const Values x = uniform(p.c.x, 1);
