@@ -33,6 +33,7 @@ struct Options : CommonOptions {
   std::string simulate;
   std::string repair;
   bool fold_first = false;
+  bool mirror = false;
   bool verbose = false;
 };
 
@@ -50,6 +51,7 @@ std::optional<SimulatedScheme> simulated_scheme(const Options& options) {
 struct Result {
   std::string model;
   Evaluation evaluation;
+  std::optional<Evaluation> mirrored;  ///< by the mean of the logits of each image and its mirror image
   std::vector<SizeRow> ledger;
   int64_t file_bytes = 0;
   int64_t header_bytes = 0;
@@ -79,6 +81,7 @@ Precision precision_of(const Options& options, const Backend& backend, bool is_s
 /// For the model that another one is compared with.
 Options as_usual(Options options) {
   options.fold_first = false;
+  options.mirror = false;
   return options;
 }
 
@@ -123,6 +126,11 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
                 .routes = layer_routes(network, {options.batch, image_size, image_size, 3}),
                 .folded = network.folded(),
                 .data = data_set_json(dataset, match)};
+  if (options.mirror) {
+    Progress again("evaluating mirror images", "images");
+    result.mirrored =
+        mean_of(result.evaluation, evaluate(network, dataset, preprocess, options.batch, std::ref(again), true));
+  }
   if (!scheme) expect_numbers(result);  // the notebooks' defects may well overflow
   return result;
 }
@@ -132,6 +140,14 @@ void print(const Result& result) {
   const Interval interval = wilson_interval(e.correct, e.images);
   fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n",
              100 * e.accuracy(), e.correct, e.images, 100 * interval.low, 100 * interval.high, e.loss);
+  if (result.mirrored) {
+    const Interval range = wilson_interval(result.mirrored->correct, e.images);
+    fmt::print(
+        "with each image's mirror image, logits averaged: accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} "
+        "%), cross-entropy {:.5f}\n",
+        100 * result.mirrored->accuracy(), result.mirrored->correct, e.images, 100 * range.low, 100 * range.high,
+        result.mirrored->loss);
+  }
   fmt::print("{:.1f} images/s: {:.2f} s, {:.2f} s of it waiting for images; a thread prepared them in {:.2f} s\n",
              e.images_per_second(), e.seconds, e.wait_seconds, e.prepare_seconds);
   if (result.simulation) {
@@ -163,7 +179,16 @@ nlohmann::json to_json(const Result& result) {
     memory = {{"before", result.device_bytes_before},
               {"used", result.device_memory->used},
               {"total", result.device_memory->total}};
+  nlohmann::json mirrored;
+  if (result.mirrored) {
+    const Interval range = wilson_interval(result.mirrored->correct, e.images);
+    mirrored = {{"correct", result.mirrored->correct},
+                {"accuracy", result.mirrored->accuracy()},
+                {"accuracy_interval", {range.low, range.high}},
+                {"loss", result.mirrored->loss}};
+  }
   return {{"model", result.model},
+          {"mirror", mirrored},
           {"simulated", result.simulation.has_value()},
           {"simulation", result.simulation ? simulation_json(*result.simulation) : nlohmann::json()},
           {"precision", to_string(result.precision)},
@@ -294,6 +319,9 @@ int main(int argc, char** argv) {
                "Fold the first convolution with the resize and the normalisation in front of it: for 32 x 32 images "
                "enlarged to 224, 9.3 million multiplications instead of 70.3. Results differ a little, since the "
                "resized image is not rounded to bytes. Applies to MODEL, not to --compare's");
+  app.add_flag("--mirror", options.mirror,
+               "Also evaluate MODEL by the mean of the logits of each image and its mirror image: it takes twice the "
+               "time, so its accuracy is printed beside the plain one, never in its place");
   app.add_option("--compare", options.compare,
                  "Evaluate a second model on the same images and compare image by image (McNemar)")
       ->type_name("MODEL");

@@ -24,6 +24,7 @@
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
 #include "training/epoch_json.h"
+#include "training/first_filters.h"
 
 namespace {
 
@@ -43,6 +44,7 @@ struct Options {
   std::string resume;
   std::string output;
   std::string json;
+  std::string first_filters = "random";
   std::string teacher;
   double teacher_weight = 1;
   double checkpoint_seconds = 120;
@@ -166,13 +168,20 @@ StateDict initial_parameters(Options& options, const InitialModel& initial, bool
     return random_network(network, images.classes(), options.training.seed);
   }
   StateDict parameters = load_model(initial.file, options.checksums);
-  if (options.training.validation) warn_if_held_out_were_seen(parameters, "--init", initial.file.string());
+  const bool reset_all = options.reset == "all";
+  if (options.training.validation && !reset_all)
+    warn_if_held_out_were_seen(parameters, "--init", initial.file.string());
   if (const NetworkSpec& network = network_of(parameters); !options.network.empty() && options.network != network.name)
     fail<UsageError>("--network {}: {} holds {}", options.network, initial.file.string(), network.title);
   if (!image_size_given) options.training.image_size = image_size_of(parameters);
-  if (parameters.packed() && !options.quantize.given()) {
-    fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
+  if (parameters.packed() && (!options.quantize.given() || reset_all)) {
+    if (!reset_all) fmt::print("{} is packed: training starts from its dequantized weights\n", initial.file.string());
     parameters = dequantized(parameters);
+  }
+  if (reset_all) {
+    parameters.metadata.clear();
+    draw_all_layers(parameters, images.classes(), options.training.seed);
+    return parameters;
   }
   const Reset reset = chosen_reset(options, parameters, initial.published, images);
   parameters.metadata.clear();
@@ -186,6 +195,8 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
   TrainingOptions& training = options.training;
   const NetworkSpec& network = network_of(parameters);
   expect_image_size(network, training.image_size);
+  if (training.recipe.whitened)
+    whiten_first_filters(parameters, images.train, Preprocess::for_image_size(training.image_size), training.seed);
   training.pruning.layers = options.prune.fractions(network, training.freeze_features);
   return options.quantize.start_from(std::move(parameters), training.freeze_features, backend);
 }
@@ -437,12 +448,12 @@ void finetune(Options& options, Given given) {
 /// Flags that a checkpoint has already settled.
 void refuse_with_resume(const CLI::App& app) {
   for (const char* name :
-       {"--init",           "--network",      "--freeze",      "--reset",           "--batch",     "--lr",
-        "--momentum",       "--weight-decay", "--dropout",     "--schedule",        "--augment",   "--image-size",
-        "--seed",           "--train-limit",  "--test-limit",  "--validation",      "--quantize",  "--layer",
-        "--prune",          "--prune-scope",  "--prune-layer", "--prune-until",     "--precision", "--distill",
-        "--distill-weight", "--learn",        "--ema",         "--label-smoothing", "--mixup",     "--cutmix",
-        "--bias-lr",        "--blocks"})
+       {"--init",           "--network",       "--freeze",      "--reset",           "--batch",     "--lr",
+        "--momentum",       "--weight-decay",  "--dropout",     "--schedule",        "--augment",   "--image-size",
+        "--seed",           "--train-limit",   "--test-limit",  "--validation",      "--quantize",  "--layer",
+        "--prune",          "--prune-scope",   "--prune-layer", "--prune-until",     "--precision", "--distill",
+        "--distill-weight", "--learn",         "--ema",         "--label-smoothing", "--mixup",     "--cutmix",
+        "--bias-lr",        "--first-filters", "--blocks"})
     if (app.get_option(name)->count() > 0)
       fail<UsageError>("{} cannot be changed with --resume: the checkpoint has settled it", name);
 }
@@ -492,15 +503,21 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember(names))
       ->default_str(names.front());
   add_strict_option(app, options.checksums);
-  app.add_option(
-         "--freeze", options.freeze,
-         "features: train the classifier only (default with --init); none: train everything (default from random)")
+  app.add_option("--freeze", options.freeze,
+                 "features: train the classifier only (default with --init); none: train everything (default from "
+                 "random and with --reset all)")
       ->check(CLI::IsMember({"features", "none"}));
-  app.add_option("--reset", options.reset,
-                 "Re-initialise nothing, the tail (" + tails() +
-                     ") or the whole classifier; default: the tail with --init imagenet and when the head does not "
-                     "fit, else none")
-      ->check(CLI::IsMember({"none", "tail", "classifier"}));
+  app.add_option(
+         "--reset", options.reset,
+         "Re-initialise nothing, the tail (" + tails() +
+             "), the whole classifier, or all layers, which takes nothing but the sizes from the file; default: "
+             "the tail with --init imagenet and when the head does not "
+             "fit, else none")
+      ->check(CLI::IsMember({"none", "tail", "classifier", "all"}));
+  add_checked(
+      app, "--first-filters", options.first_filters, CLI::IsMember({"random", "whitened"}),
+      "The first convolution of --init random or --reset all; whitened: eigenvectors of patches of the training "
+      "images, over the roots of their eigenvalues, and the same negated");
   auto* epochs = app.add_option("--epochs", t.epochs, "Passes over the training images")->capture_default_str();
   app.add_option("--batch", t.batch_size, "Images a step")->capture_default_str();
   app.add_option("--lr", t.learning_rate, "Learning rate")->capture_default_str();
@@ -572,7 +589,11 @@ int main(int argc, char** argv) {
   return run_long_tool(app, argc, argv, [&] {
     if (!options.resume.empty()) refuse_with_resume(app);
     check_recipe_options(app);
-    t.freeze_features = options.freeze.empty() ? options.init != "random" : options.freeze == "features";
+    const bool anew = options.init == "random" || options.reset == "all";
+    t.freeze_features = options.freeze.empty() ? !anew : options.freeze == "features";
+    t.recipe.whitened = options.first_filters == "whitened";
+    if (t.recipe.whitened && !anew && options.resume.empty())
+      throw UsageError("--first-filters whitened replaces filters: it needs --init random or --reset all");
     options.quantize.validate();
     t.pruning = options.prune.options(app.get_option("--prune")->count() > 0);
     if (options.learn == "scales") learn_scales(app, options);

@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 
 #include "engine/core/error.h"
 #include "engine/core/shared_library.h"
@@ -36,6 +38,9 @@ struct OpenBlas {
   void (*sposv)(const char* uplo, const blasint* n, const blasint* columns, float* a, const blasint* lda, float* b,
                 const blasint* ldb, blasint* info, size_t);
 
+  void (*ssyev)(const char* vectors, const char* uplo, const blasint* n, float* a, const blasint* lda, float* values,
+                float* work, const blasint* length, blasint* info, size_t, size_t);
+
   OpenBlas() {
     const size_t needed = library_bytes + thread_bytes * static_cast<size_t>(omp_get_max_threads());
     void* space = mmap(nullptr, needed, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -48,6 +53,7 @@ struct OpenBlas {
     strsm = library.find<decltype(strsm)>("cblas_strsm");
     spotrf = library.find<decltype(spotrf)>("spotrf_");
     strtri = library.find<decltype(strtri)>("strtri_");
+    ssyev = library.find<decltype(ssyev)>("ssyev_");
     sposv = library.find<decltype(sposv)>("sposv_");
   }
 };
@@ -126,6 +132,23 @@ std::vector<float> inverse_of_product(std::span<const float> r, int64_t n) {
   for (int64_t i = 1; i < n; ++i)
     for (int64_t j = 0; j < i; ++j) result[static_cast<size_t>(i * n + j)] = result[static_cast<size_t>(j * n + i)];
   return result;
+}
+
+std::vector<float> symmetric_eigenvectors(float* a, int64_t n) {
+  if (n == 0) return {};
+  const auto size = static_cast<blasint>(n), length = static_cast<blasint>(66 * n);  // blocks of 64 columns
+  std::vector<float> values(static_cast<size_t>(n)), work(static_cast<size_t>(length));
+  blasint info = 0;
+  // Upper in rows is lower in columns; vectors are columns of the column-major result.
+  openblas().ssyev("V", "L", &size, a, &size, values.data(), work.data(), &length, &info, 1, 1);
+  if (info != 0) fail<Error>("ssyev finds no eigenvectors of a matrix of {}: {}; are there NaNs?", n, info);
+  for (int64_t i = 0; i < n; ++i) {
+    float* vector = a + i * n;
+    const float largest =
+        *std::max_element(vector, vector + n, [](float x, float y) { return std::fabs(x) < std::fabs(y); });
+    if (largest < 0) std::transform(vector, vector + n, vector, std::negate());
+  }
+  return values;
 }
 
 bool solve_positive_definite(float* a, float* b, int64_t n, int64_t m) {

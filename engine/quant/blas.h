@@ -31,6 +31,11 @@ bool cholesky_factor(float* a, int64_t n);
 /// zero on r's diagonal.
 std::vector<float> inverse_of_product(std::span<const float> r, int64_t n);
 
+/// Replaces the symmetric a[n, n], read in its upper triangle, by its eigenvectors, one a row, and
+/// returns the eigenvalues, ascending. The element of largest size in each vector is positive.
+/// Throws Error when the iteration does not converge.
+std::vector<float> symmetric_eigenvectors(float* a, int64_t n);
+
 /// Replaces each row of b[m, n] by a^-1 times itself, for a symmetric a[n, n], which is destroyed.
 /// Returns false if a is not positive definite; then b is unchanged.
 bool solve_positive_definite(float* a, float* b, int64_t n, int64_t m);

@@ -1,11 +1,13 @@
 #include "layers/network/evaluate.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/core/stopwatch.h"
 #include "layers/cross_entropy.h"
 #include "layers/network/image_feed.h"
 #include "layers/network/pass.h"
+#include "layers/softmax.h"
 
 namespace nibblenet {
 namespace {
@@ -56,12 +58,13 @@ class Scorer {
 /// Feeds every image through layers [0, end) and hands each batch's output to `use(output, first)`.
 template <class Use>
 Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess,
-                   int64_t batch_size, const OnProgress& on_progress, Use use) {
+                   int64_t batch_size, const OnProgress& on_progress, Use use, bool mirror = false) {
   batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
   const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
   Pass pass(network, 0, end, input, Pass::Mode::inference);
   const bool raw = network.folded();
-  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .raw = raw}, network.precision());
+  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .mirror = mirror, .raw = raw},
+                 network.precision());
   Evaluation timing;
   const Stopwatch watch;
   int64_t done = 0;
@@ -99,6 +102,25 @@ Discordant discordant(const Evaluation& first, const Evaluation& second) {
   return counts;
 }
 
+Evaluation mean_of(const Evaluation& first, const Evaluation& second) {
+  expect_shape(second.logits.shape(), first.logits.shape(), "logits of the second evaluation");
+  Evaluation mean{.images = first.images,
+                  .logits = Tensor<float>(host_memory(), first.logits.shape(), MemoryCategory::data),
+                  .labels = first.labels,
+                  .seconds = first.seconds + second.seconds,
+                  .prepare_seconds = first.prepare_seconds + second.prepare_seconds,
+                  .wait_seconds = first.wait_seconds + second.wait_seconds};
+  for (int64_t i = 0; i < mean.logits.elements(); ++i)
+    mean.logits.data()[i] = 0.5F * (first.logits.data()[i] + second.logits.data()[i]);
+  for (int64_t i = 0; i < mean.images; ++i) {
+    const std::vector<double> p = softmax(std::as_const(mean.logits).view().slice(i, 1).span());
+    mean.loss -= std::log(p[static_cast<size_t>(mean.labels[static_cast<size_t>(i)])]);
+    mean.correct += mean.right(i) ? 1 : 0;
+  }
+  if (mean.images > 0) mean.loss /= static_cast<double>(mean.images);
+  return mean;
+}
+
 std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
   std::vector<int32_t> labels(dataset.labels.begin(), dataset.labels.end());
   const auto largest = std::ranges::max_element(labels);
@@ -110,10 +132,11 @@ std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
 }
 
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                    const OnProgress& on_progress) {
+                    const OnProgress& on_progress, bool mirror) {
   Scorer scorer(network, checked_labels(dataset, network.classes()));
-  const Evaluation timing = run_all(network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
-                                    [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); });
+  const Evaluation timing = run_all(
+      network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
+      [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); }, mirror);
   Evaluation result = scorer.finish();
   result.seconds = timing.seconds;
   result.prepare_seconds = timing.prepare_seconds;

@@ -34,10 +34,14 @@ struct Discordant {
 /// Counts these images. Requires: both evaluations are of the same images.
 Discordant discordant(const Evaluation& first, const Evaluation& second);
 
-/// Runs every image through the network. Throws UsageError if a label exceeds the network's
-/// classes, Interrupted if `on_progress` asks to stop.
+/// The evaluation by the mean of two evaluations' logits, computed on the host. `seconds` are those
+/// of both. Requires: both are of the same images and classes.
+Evaluation mean_of(const Evaluation& first, const Evaluation& second);
+
+/// Runs every image through the network, each mirrored left to right with `mirror`. Throws
+/// UsageError if a label exceeds the network's classes, Interrupted if `on_progress` asks to stop.
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                    const OnProgress& on_progress = {});
+                    const OnProgress& on_progress = {}, bool mirror = false);
 
 /// evaluate() from cached features [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,

@@ -3,6 +3,7 @@
 
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
+#include "training/first_filters.h"
 
 namespace nibblenet::testing {
 namespace {
@@ -459,6 +460,40 @@ TEST_F(FinetuneTest, ARecipeIsSaidAndSettled) {
     refuse(finetune + "--resume out.checkpoint.safetensors " + option + " 0.5", std::string(option) + " cannot be", 2);
   }
   refuse(from_small + "--quantize linear:4 --learn scales --bias-lr 2", "--bias-lr is SGD's", 2);
+}
+
+TEST_F(FinetuneTest, ResetAllTakesNothingButTheSizes) {
+  succeed(from_small + "--reset all --seed 4 --out drawn.safetensors " + still);
+  StateDict drawn = model("small.safetensors");
+  const StateDict out = model("drawn.safetensors");
+  EXPECT_EQ(changed_layers(drawn, out).size(), 8U);
+  draw_all_layers(drawn, 10, 4);
+  for (const std::string& name : layer_names(alexnet))  // a step of 1e-30 moves what is 0
+    EXPECT_LE(relative_error(out.at(name + ".weight").values().view(), drawn.at(name + ".weight").values().view()),
+              1e-20);
+  succeed(from_small + "--reset all --seed 4 --first-filters whitened --out whitened.safetensors --json report.json " +
+          still);
+  EXPECT_EQ(changed_layers(out, model("whitened.safetensors")).front(), "features.0");
+  EXPECT_EQ(json("report.json").at("options").at("recipe").at("whitened"), true);
+  refuse(from_small + "--first-filters whitened", "--first-filters whitened replaces filters", 2);
+  refuse(finetune + "--resume drawn.checkpoint.safetensors --first-filters whitened", "cannot be changed", 2);
+}
+
+/// Both accuracies are there; the plain one is what it is without the option, with a folded first
+/// layer, too.
+TEST_F(FinetuneTest, EvalMirrorAddsAnAccuracy) {
+  for (const std::string fold : {"", " --fold-first"}) {
+    const std::string line = "eval small.safetensors --data standin --threads 1" + fold;
+    succeed(line + " --json plain.json");
+    const Outcome outcome = succeed(line + " --mirror --json both.json");
+    nlohmann::json plain = json("plain.json"), both = json("both.json");
+    EXPECT_TRUE(plain.at("mirror").is_null());
+    for (const char* same : {"accuracy", "loss", "correct"}) EXPECT_EQ(plain.at(same), both.at(same));
+    EXPECT_EQ(both.at("mirror").at("accuracy"), both.at("mirror").at("correct").get<double>() / 100);
+    EXPECT_NE(both.at("mirror").at("loss"), both.at("loss"));
+    for (const char* words : {"\naccuracy ", "mirror image, logits averaged: accuracy "})
+      EXPECT_NE(outcome.out.find(words), std::string::npos) << outcome;
+  }
 }
 
 }  // namespace

@@ -683,6 +683,41 @@ TEST_F(TrainerTest, EvaluateCountsAndKeepsTheOrderOfTheData) {
   EXPECT_THROW(evaluate(network, test_, preprocess, 10, [](int64_t done, int64_t) { return done >= 20; }), Interrupted);
 }
 
+TEST_F(TrainerTest, MirrorImagesAreEvaluatedAndAveraged) {
+  const auto backend = make_test_backend(0);
+  Network network(*backend, small_alexnet(4));
+  const Preprocess preprocess = Preprocess::for_image_size(64);
+  Dataset turned = few_;
+  for (size_t i = 0; i < turned.images.size(); ++i) {
+    const Dataset::Image& image = turned.images[i];
+    mirror_pixels({turned.pixels.data() + image.offset, static_cast<size_t>(image.width * image.height * 3)},
+                  image.width);
+  }
+  const Evaluation plain = evaluate(network, few_, preprocess, 7);
+  const Evaluation mirrored = evaluate(network, few_, preprocess, 7, {}, true);
+  const Evaluation by_hand = evaluate(network, turned, preprocess, 7);
+  EXPECT_TRUE(std::ranges::equal(mirrored.logits.view(), by_hand.logits.view()));
+  EXPECT_FALSE(std::ranges::equal(mirrored.logits.view(), plain.logits.view()));
+  const Evaluation mean = mean_of(plain, mirrored);
+  double loss = 0;
+  for (int64_t n = 0; n < mean.images; ++n) {
+    double sum = 0;
+    const auto logit = [&](int64_t k) {
+      return 0.5 * (static_cast<double>(plain.logits.data()[10 * n + k]) +
+                    static_cast<double>(mirrored.logits.data()[10 * n + k]));
+    };
+    for (int64_t k = 0; k < 10; ++k) {
+      EXPECT_NEAR(mean.logits.data()[10 * n + k], logit(k), 1e-6);
+      sum += std::exp(logit(k));
+    }
+    loss += std::log(sum) - logit(mean.labels[static_cast<size_t>(n)]);
+  }
+  EXPECT_NEAR(mean.loss, loss / static_cast<double>(mean.images), 1e-5);
+  const Evaluation twice = mean_of(plain, plain);
+  EXPECT_EQ(twice.correct, plain.correct);
+  EXPECT_NEAR(twice.loss, plain.loss, 1e-6);
+}
+
 TEST_F(TrainerTest, LabelsBeyondTheHeadAreRefused) {
   const auto backend = make_test_backend(0);
   Network network(*backend, small_alexnet(5, 7));
