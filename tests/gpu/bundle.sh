@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed:
-# DIR/run.sh and one archive of programs, their libraries, golden data, a few hundred images and an
-# 8-bit model. MODEL, packed at 8 bits, and IMAGES, a data set's folder or archive, may be empty:
-# what needs them is then left out.
+# DIR/run.sh, train.sh and one archive of programs, their libraries, golden data, a few hundred
+# images and an 8-bit model. MODEL, packed at 8 bits, and IMAGES, a data set's folder or archive,
+# may be empty: what needs them is then left out.
 set -euo pipefail
 
 build=$1 target=$2 model=$3 images=$4
@@ -65,7 +65,7 @@ if [[ -z $(ls "$payload/images") ]]; then
   rmdir "$payload/images"
 fi
 
-cp "$root/tests/gpu/run.sh" "$target/run.sh"
+cp "$root"/tests/gpu/{run,train}.sh "$target/"
 # Programs hold the same kernels: one after the other, inside one window of the compressor, they
 # cost the room of one.
 tar -C "$payload" -c bin lib $(ls -A "$payload" | grep -vxE "bin|lib") | xz -9e >"$target/payload.tar.xz"
