@@ -105,5 +105,31 @@ TEST_F(CudaTools, TheScriptThatChecksAGpuGoesThroughAllItsSteps) {
   EXPECT_EQ(report.at("compare").at("sides").size(), 2U);
 }
 
+/// A tiny network, two images a class. The second start goes on from the first one's checkpoint.
+TEST_F(CudaTools, TheScriptThatTrainsGoesOnFromItsCheckpoint) {
+  write_standin(at("images"), 20, 10, 1);
+  const std::string script = NIBBLENET_SOURCE "/tests/gpu/train.sh";
+  environment_.emplace_back("GPU_BIN=" NIBBLENET_TOOLS);
+  environment_.emplace_back(
+      "GPU_TRAIN_OPTIONS=--init small.safetensors --reset all --image-size 64 --freeze none --precision float16 "
+      "--batch 10 --lr 0.01 --schedule warmup-cosine --augment flip-shift-cut --label-smoothing 0.1 --cutmix 1 "
+      "--ema 0.9 --bias-lr 2 --seed 1 --validation");
+  const auto train = [&](int epochs) {
+    auto environment = environment_;
+    environment.push_back(fmt::format("GPU_TRAIN_EPOCHS={}", epochs));
+    return Child({script, at("images").string(), at("results").string()}, at("").parent_path(), environment,
+                 at(".run").string())
+        .wait();
+  };
+  for (const int epochs : {1, 2}) {
+    const Outcome outcome = train(epochs);
+    EXPECT_EQ(outcome.code, 0) << outcome << read_text(at("results/train.log"));
+    EXPECT_EQ(json("results/train.json").at("epochs").size(), static_cast<size_t>(epochs));
+    EXPECT_EQ(json("results/train.json").at("device"), "cuda");
+    EXPECT_EQ(json("results/eval.json").at("mirror").at("loss").is_number(), true);
+  }
+  EXPECT_THAT(read_text(at("results/train.log")), HasSubstr("--resume " + at("results").string()));
+}
+
 }  // namespace
 }  // namespace nibblenet::testing
