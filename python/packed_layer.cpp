@@ -47,6 +47,8 @@ std::vector<uint8_t> vector_of(std::span<const uint8_t> bytes) { return {bytes.b
 
 PackedLayer::PackedLayer(const std::string& scheme, const std::vector<int64_t>& shape)
     : scheme_(parse_scheme(scheme)), shape_(shape), groups_(make_group_map(scheme_.granularity, shape_)) {
+  if (scheme_.is_trellis())
+    fail<UsageError>("nibblenet.torch has no layers of trellis strings yet; other methods have, like kmeans");
   constexpr int64_t most_weights = int64_t{1} << 48;  // so that no size below overflows
   if (shape_.elements() > most_weights) fail<ShapeError>("a layer of {} weights", to_string(shape_));
   const MethodTraits& traits = traits_of(scheme_.method);

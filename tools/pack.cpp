@@ -39,7 +39,7 @@ struct Options : CommonOptions {
   }
 };
 
-std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, int bits) {
+std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, double bits) {
   std::string name = input.stem().string();
   const SchemeFlags& scheme = options.packing.scheme;
   if (!scheme.method.empty()) name += "_" + scheme.method;

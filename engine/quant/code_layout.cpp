@@ -10,6 +10,7 @@ namespace nibblenet {
 int64_t CodeLayout::stride() const { return channel_stride(elements, bits); }
 
 CodeLayout code_layout(const PackedTensor& packed) {
+  if (packed.scheme.is_trellis()) return {1, trellis_layout(packed).bytes(), 8};
   return {packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits};
 }
 

@@ -21,7 +21,8 @@ struct CodeLayout {
   CodeLayout transposed() const { return {elements, channels, bits}; }
 };
 
-/// The layouts of a tensor's codes and of its block ids.
+/// The layouts of a tensor's codes and of its block ids. The strings of a trellis scheme are one
+/// row of bytes.
 CodeLayout code_layout(const PackedTensor& packed);
 CodeLayout block_id_layout(const PackedTensor& packed);
 

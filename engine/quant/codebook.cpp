@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "engine/quant/trellis.h"
+
 namespace nibblenet {
 namespace {
 
@@ -123,9 +125,18 @@ constexpr std::array<float, 16> nf4_values = {-1.0F,
                                               0.7229568362236023F,
                                               1.0F};
 
+/// All values that a window may have; a "code" is a value's rank.
+Codebook make_trellis_values() {
+  std::vector<float> values;
+  for (int value = -trellis_largest_value; value <= trellis_largest_value; ++value)
+    values.push_back(static_cast<float>(value));
+  return make_codebook(values, 8, trellis_scale_to);
+}
+
 }  // namespace
 
 Codebook make_codebook(Method method, int bits) {
+  if (method == Method::trellis) return make_trellis_values();  // at every rate
   validate(default_scheme(method, bits));
   switch (method) {
     case Method::linear:
@@ -142,6 +153,8 @@ Codebook make_codebook(Method method, int bits) {
       return make_codebook(nf4_values, bits, 1.0F);
     case Method::fp4:
       return make_small_float(e2m1, lower_wins);
+    case Method::trellis:
+      break;
     case Method::kmeans:
       fail<UsageError>("{} has no fixed values: they are trained on the weights they stand for",
                        traits_of(method).name);

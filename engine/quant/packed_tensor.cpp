@@ -32,9 +32,9 @@ void expect_bytes(const std::vector<T>& part, int64_t expected, std::string_view
 int64_t validate_form(const PackedTensor& packed, std::string_view name) {
   try {
     validate(packed.scheme);
-    // Every weight takes at least one bit. Refusing more weights than bits keeps the products below
-    // in range.
-    if (packed.shape.elements() / 8 > static_cast<int64_t>(packed.codes.size()))
+    // Every weight takes at least half a bit. Refusing more weights keeps the products below in
+    // range.
+    if (packed.shape.elements() / 16 > static_cast<int64_t>(packed.codes.size()))
       fail<FormatError>("{} bytes of codes cannot hold {} weights", packed.codes.size(), to_string(packed.shape));
     return make_group_map(packed.scheme.granularity, packed.shape).groups;
   } catch (const Error& error) {
@@ -44,7 +44,8 @@ int64_t validate_form(const PackedTensor& packed, std::string_view name) {
 
 void validate_codebook(const PackedTensor& packed, std::string_view name) {
   if (packed.codebook.empty() && !traits_of(packed.scheme.method).trained) return;
-  if (packed.scheme.zero_point) fail<FormatError>("{}: a stored codebook with a zero-point scheme", name);
+  if (packed.scheme.zero_point || packed.scheme.is_trellis())
+    fail<FormatError>("{}: a stored codebook with the scheme {}", name, to_string(packed.scheme));
   expect_bytes(packed.codebook, int64_t{1} << packed.scheme.bits, name, "codebook values");
   if (!std::ranges::all_of(packed.codebook, [](float value) { return std::isfinite(value); }) ||
       !std::ranges::is_sorted(packed.codebook))
@@ -94,7 +95,9 @@ int PackedTensor::block_id_bits() const {
   return std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(std::max<int64_t>(groups(), 1) - 1))));
 }
 
-int64_t PackedTensor::code_stride() const { return channel_stride(shape.inner_elements(), scheme.bits); }
+int64_t PackedTensor::code_stride() const {
+  return scheme.is_trellis() ? 0 : channel_stride(shape.inner_elements(), scheme.bits);
+}
 
 int64_t PackedTensor::block_id_stride() const { return channel_stride(shape.inner_elements(), block_id_bits()); }
 
@@ -112,7 +115,9 @@ float PackedTensor::scale(int64_t group) const {
 
 void validate(const PackedTensor& packed, std::string_view name) {
   const int64_t groups = validate_form(packed, name);
-  expect_bytes(packed.codes, packed.shape[0] * packed.code_stride(), name, "bytes of codes");
+  expect_bytes(packed.codes,
+               packed.scheme.is_trellis() ? trellis_layout(packed).bytes() : packed.shape[0] * packed.code_stride(),
+               name, "bytes of codes");
   expect_bytes(packed.scales, groups * scale_bytes(packed.scheme.scale), name, "bytes of scales");
   validate_codebook(packed, name);
   validate_scales(packed, groups, name);
@@ -124,6 +129,10 @@ Codebook codebook_of(const PackedTensor& packed) {
   if (packed.scheme.zero_point) return affine_codebook(packed.scheme.bits);
   if (!packed.codebook.empty()) return make_codebook(packed.codebook, packed.scheme.bits, 1.0F);
   return make_codebook(packed.scheme.method, packed.scheme.bits);
+}
+
+TrellisLayout trellis_layout(const PackedTensor& packed) {
+  return {packed.shape[0], packed.shape.inner_elements(), packed.scheme.quarters()};
 }
 
 PackedView view_of(const PackedTensor& packed, const Codebook& codebook) {
@@ -140,10 +149,18 @@ PackedView view_of(const PackedTensor& packed, const Codebook& codebook) {
           .block_id_stride = packed.block_id_bits() > 0 ? packed.block_id_stride() : 0,
           .values = codebook.values.data(),
           .scale_to = codebook.scale_to,
-          .groups = make_group_map(packed.scheme.granularity, packed.shape)};
+          .groups = make_group_map(packed.scheme.granularity, packed.shape),
+          .trellis_quarters = packed.scheme.is_trellis() ? packed.scheme.quarters() : 0};
 }
 
 void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
+  if (packed.trellis_quarters > 0) {
+    const TrellisLayout layout = packed.trellis();
+    for (int64_t i = 0; i < count; ++i)
+      out[i] = reconstruct(static_cast<float>(trellis_value_at(packed.codes, layout, channel, k + i)), 0.0F,
+                           packed.step(channel));
+    return;
+  }
   const uint8_t* codes = packed.codes + channel * packed.code_stride;
   for (int64_t i = k; i < k + count; ++i) {
     const int64_t group = packed.block_ids == nullptr ? packed.groups.group(channel, i)

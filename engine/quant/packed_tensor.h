@@ -7,6 +7,7 @@
 #include "engine/core/half.h"
 #include "engine/quant/codebook.h"
 #include "engine/quant/scheme.h"
+#include "engine/quant/trellis.h"
 
 namespace nibblenet {
 
@@ -15,10 +16,12 @@ struct PackedTensor {
   Scheme scheme;
   Shape shape;  ///< OI or OIHW
 
-  std::vector<uint8_t> codes;  ///< shape[0] x channel_stride(inner, bits) bytes
+  /// shape[0] x channel_stride(inner, bits) bytes; for trellis schemes strings as TrellisLayout has
+  /// them.
+  std::vector<uint8_t> codes;
   /// One per group, raw little-endian bytes in scheme.scale's type: 4 or 2 bytes each. For
   /// zero-point schemes the group's max - min (widened to include 0), for trained ones its root
-  /// mean square, else its absolute or signed maximum.
+  /// mean square, for trellis ones close to it, else its absolute or signed maximum.
   std::vector<uint8_t> scales;
   std::vector<uint8_t> zero_points;  ///< one per group, affine schemes only: the code that stands for 0
   std::vector<uint8_t> block_ids;    ///< shape[0] x channel_stride(inner, block_id_bits()), sorted schemes only
@@ -27,8 +30,8 @@ struct PackedTensor {
   std::vector<float> codebook;
 
   int64_t groups() const { return static_cast<int64_t>(scales.size()) / (scheme.scale == ScaleType::f16 ? 2 : 4); }
-  int block_id_bits() const;  ///< ceil(log2(groups)) for sorted schemes, at least 1; else 0
-  int64_t code_stride() const;
+  int block_id_bits() const;    ///< ceil(log2(groups)) for sorted schemes, at least 1; else 0
+  int64_t code_stride() const;  ///< bytes from one channel's codes to the next; 0 for trellis schemes
   int64_t block_id_stride() const;
   float scale(int64_t group) const;
 };
@@ -40,7 +43,8 @@ struct PackedTensor {
 void validate(const PackedTensor& packed, std::string_view name);
 
 /// The codebook of a packed tensor: its stored values, or those of its method. For zero-point
-/// schemes the values are the codes themselves (0…2^n-1) and scale_to is 2^n-1.
+/// schemes the values are the codes themselves (0…2^n-1) and scale_to is 2^n-1. For trellis schemes
+/// it holds all values there are, which no code names.
 Codebook codebook_of(const PackedTensor& packed);
 
 /// One weight from the value of its code. `zero_point` is 0 for symmetric schemes; `step` is the
@@ -50,6 +54,7 @@ constexpr float reconstruct(float value, float zero_point, float step) { return 
 /// A view of all that turns codes into weights, as plain pointers into memory of any kind. It
 /// serves the host's vectors, a backend's resident buffers and device code.
 ///   weight(channel, k) = (values[code] - zero_point[group]) * (scale[group] / scale_to)
+/// In trellis schemes trellis_value_at() takes the place of values[code].
 struct PackedView {
   int bits = 0;
   int64_t channels = 0;
@@ -65,7 +70,9 @@ struct PackedView {
   const float* values = nullptr;  ///< 256 entries by code
   float scale_to = 1.0F;
   GroupMap groups;
+  int trellis_quarters = 0;  ///< above 0: trellis strings of that many quarters of a bit a weight
 
+  TrellisLayout trellis() const { return {channels, channel_elements, trellis_quarters}; }
   /// Scale of a group in float32.
   float scale(int64_t group) const {
     if (scale_type == ScaleType::f32) return static_cast<const float*>(scales)[group];
@@ -74,6 +81,9 @@ struct PackedView {
   /// The factor of a decoded value: (scale / scale_to) in float32.
   float step(int64_t group) const { return scale(group) / scale_to; }
 };
+
+/// The layout of a trellis tensor's strings.
+TrellisLayout trellis_layout(const PackedTensor& packed);
 
 /// The view of a packed tensor. `codebook` must outlive it.
 PackedView view_of(const PackedTensor& packed, const Codebook& codebook);

@@ -14,6 +14,7 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/group_scales.h"
 #include "engine/quant/magnitude_order.h"
+#include "engine/quant/trellis_quantizer.h"
 
 namespace nibblenet {
 namespace {
@@ -117,6 +118,9 @@ void validate(const QuantizeOptions& options, const Scheme& scheme, std::string_
     fail<UsageError>("{}: a rate weight belongs to GPTQ", name);
   if (options.passes > 0 && options.rounding != Rounding::gptq)
     fail<UsageError>("{}: coordinate-descent passes belong to GPTQ", name);
+  if (options.rate_weight > 0 && scheme.is_trellis())
+    fail<UsageError>("{}: the strings of {} all take the same bits: there is no rate to weigh", name,
+                     to_string(scheme));
   if (options.range != Range::step) return;
   if (scheme.method != Method::linear || scheme.zero_point)
     fail<UsageError>("{}: {} has no ranges by step; supported: linear without zero-point", name, to_string(scheme));
@@ -186,6 +190,7 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
   validate(options, scheme, name);
   expect_hessian(options, weights.shape(), name);
   expect_finite(weights, name);
+  if (scheme.is_trellis()) return quantize_trellis(weights, scheme, name, options);
 
   PackedTensor packed;
   packed.scheme = scheme;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <ranges>
 #include <string_view>
@@ -23,7 +24,7 @@ constexpr auto absolute = ScaleSign::absolute;
 constexpr auto signed_max = ScaleSign::signed_max;
 
 // In the order of the enum: traits_of() indexes it.
-constexpr std::array<MethodTraits, 9> methods{{
+constexpr std::array<MethodTraits, 10> methods{{
     {Method::linear, "linear", 2, 8, per_channel, absolute, false, false,
      "integers in equal steps, symmetric around 0; with zero-point: affine over [min, max]"},
     {Method::fp8_e4m3, "fp8-e4m3", 8, 8, per_row, absolute, false, false,
@@ -42,9 +43,14 @@ constexpr std::array<MethodTraits, 9> methods{{
      "OCP FP4 with 2 exponent bits and 1 mantissa bit"},
     {Method::kmeans, "kmeans", 2, 8, per_channel, absolute, false, true,
      "values trained on the weights (k-means), one codebook a tensor, in the file (Han 2016)"},
+    {Method::trellis, "trellis", 1, 4, per_channel, absolute, false, false,
+     "strings of bits along the output channels, also of 0.5, 0.75, 1.25 and 1.5 bits a weight (QTIP)"},
 }};
 
+constexpr std::array trellis_quarters = {2, 3, 4, 5, 6, 8, 12, 16};
+
 std::string bits_text(const MethodTraits& traits) {
+  if (traits.method == Method::trellis) return "0.5, 0.75, 1, 1.25, 1.5, 2, 3 and 4 bits";
   return traits.min_bits == traits.max_bits ? fmt::format("{} bits only", traits.min_bits)
                                             : fmt::format("{} to {} bits", traits.min_bits, traits.max_bits);
 }
@@ -78,6 +84,13 @@ std::string take_granularity(std::span<const std::string_view>& parts) {
   return text;
 }
 
+/// "1.25" as quarters of a bit; nothing for what is no multiple of a quarter.
+std::optional<int> parse_quarters(std::string_view text) {
+  const auto bits = parse_number<double>(text);
+  if (!bits || !(*bits > 0 && *bits < 100) || *bits * 4 != std::floor(*bits * 4)) return std::nullopt;
+  return static_cast<int>(*bits * 4);
+}
+
 bool is_scale_option(std::string_view part) {
   return part == "f16" || part == "f32" || part == "absolute" || part == "signed" || part == "zero-point";
 }
@@ -85,6 +98,8 @@ bool is_scale_option(std::string_view part) {
 }  // namespace
 
 std::span<const MethodTraits> method_table() { return methods; }
+
+std::span<const MethodTraits> scalar_methods() { return method_table().first(methods.size() - 1); }
 
 const MethodTraits& traits_of(Method method) { return methods.at(static_cast<size_t>(method)); }
 
@@ -116,20 +131,52 @@ Scheme default_scheme(Method method, int bits) {
   return {.method = method, .bits = bits, .granularity = traits.default_granularity, .sign = traits.default_sign};
 }
 
+std::vector<Scheme> schemes_of_every_width(Method method) {
+  const MethodTraits& traits = traits_of(method);
+  std::vector<Scheme> schemes;
+  if (method == Method::trellis)
+    for (const int quarters : trellis_quarters) schemes.push_back(with_bits(default_scheme(method, 1), quarters / 4.0));
+  else
+    for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) schemes.push_back(default_scheme(method, bits));
+  return schemes;
+}
+
+Scheme with_bits(Scheme scheme, double bits) {
+  const double quarters = bits * 4;
+  if (!(quarters > 0 && quarters < 400) || quarters != std::floor(quarters))
+    fail<UsageError>("{} does not support {} bits; supported: {}", traits_of(scheme.method).name, bits,
+                     bits_text(traits_of(scheme.method)));
+  scheme.bits = static_cast<int>(quarters) / 4;
+  scheme.more_quarters = static_cast<int>(quarters) % 4;
+  validate(scheme);
+  return scheme;
+}
+
 void validate(const Scheme& scheme) {
   const MethodTraits& traits = traits_of(scheme.method);
-  if (scheme.bits < traits.min_bits || scheme.bits > traits.max_bits)
-    fail<UsageError>("{} does not support {} bits; supported: {}", traits.name, scheme.bits, bits_text(traits));
+  const bool has_width =
+      scheme.is_trellis()
+          ? std::ranges::find(trellis_quarters, scheme.quarters()) != trellis_quarters.end()
+          : scheme.bits >= traits.min_bits && scheme.bits <= traits.max_bits && scheme.more_quarters == 0;
+  if (!has_width)
+    fail<UsageError>("{} does not support {} bits; supported: {}", traits.name, bits_text(scheme), bits_text(traits));
   validate_granularity(traits, scheme.granularity);
+  if (scheme.is_trellis() && scheme.granularity != per_channel)
+    fail<UsageError>("{} does not support the granularity {}; supported: channel", traits.name,
+                     to_string(scheme.granularity));
+  if (scheme.is_trellis() && scheme.sign == signed_max)
+    fail<UsageError>("{} does not support the scale sign signed; supported: absolute", traits.name);
   if (scheme.zero_point && scheme.method != Method::linear)
     fail<UsageError>("{} does not support zero-point; supported by: linear", traits.name);
   if (scheme.zero_point && scheme.sign == ScaleSign::signed_max)
     fail<UsageError>("zero-point does not support the scale sign signed (its scale is max - min); supported: absolute");
 }
 
+std::string bits_text(const Scheme& scheme) { return fmt::format("{}", scheme.bits_per_code()); }
+
 std::string to_string(const Scheme& scheme) {
   const MethodTraits& traits = traits_of(scheme.method);
-  std::string text = fmt::format("{}:{}:{}", traits.name, scheme.bits, to_string(scheme.granularity));
+  std::string text = fmt::format("{}:{}:{}", traits.name, bits_text(scheme), to_string(scheme.granularity));
   if (scheme.scale != ScaleType::f32) text += fmt::format(":{}", to_string(scheme.scale));
   if (scheme.sign != traits.default_sign) text += fmt::format(":{}", to_string(scheme.sign));
   if (scheme.zero_point) text += ":zero-point";
@@ -144,7 +191,12 @@ Scheme parse_scheme(std::string_view text) {
   Scheme scheme = default_scheme(traits.method, traits.min_bits <= 4 && 4 <= traits.max_bits ? 4 : traits.max_bits);
 
   if (!parts.empty()) {
-    if (const std::optional<int64_t> bits = parse_integer(parts[0])) {
+    const std::optional<int> quarters = scheme.is_trellis() ? parse_quarters(parts[0]) : std::nullopt;
+    if (quarters) {
+      scheme.bits = *quarters / 4;
+      scheme.more_quarters = *quarters % 4;
+      parts = parts.subspan(1);
+    } else if (const std::optional<int64_t> bits = parse_integer(parts[0])) {
       // Clamped only to fit an int: 0 and 99 are refused by every method.
       scheme.bits = static_cast<int>(std::min<int64_t>(*bits, 99));
       parts = parts.subspan(1);

@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/core/tensor.h"
 
@@ -19,7 +20,8 @@ enum class Method : uint8_t {
   stable_embedding_fp8,  ///< FP8 E4M3 over magnitude-sorted blocks
   nf4,
   fp4,
-  kmeans,  ///< values trained for each tensor and stored with it (Deep Compression, Han 2016)
+  kmeans,   ///< values trained for each tensor and stored with it (Deep Compression, Han 2016)
+  trellis,  ///< strings of bits along the output channels, values computed from a window (QTIP, Tseng 2024)
 };
 
 /// How weights fall into groups that share one scale.
@@ -70,6 +72,8 @@ struct MethodTraits {
 };
 /// The list of methods: files, flags, kernels and tests walk it.
 std::span<const MethodTraits> method_table();
+/// Those of them whose codes stand for one weight each: all but trellis, which is the last.
+std::span<const MethodTraits> scalar_methods();
 const MethodTraits& traits_of(Method method);
 /// Throws UsageError with the list of names.
 Method parse_method(std::string_view name);
@@ -77,24 +81,35 @@ Method parse_method(std::string_view name);
 /// Codebook x bits x granularity x scale: everything that says how one weight tensor is stored.
 struct Scheme {
   Method method = Method::linear;
-  int bits = 4;
+  int bits = 4;  ///< of a weight's code, whole ones
   Granularity granularity{};
   ScaleType scale = ScaleType::f32;
   ScaleSign sign = ScaleSign::absolute;
   bool zero_point = false;  ///< affine over [min, max]; `linear` only
+  int more_quarters = 0;    ///< quarters of a bit beside `bits`; `trellis` only
   friend bool operator==(const Scheme&, const Scheme&) = default;
+
+  int quarters() const { return 4 * bits + more_quarters; }  ///< quarters of a bit, a weight
+  double bits_per_code() const { return quarters() / 4.0; }
+  bool is_trellis() const { return method == Method::trellis; }
 };
 
 /// The scheme of a method with its default granularity and sign.
 Scheme default_scheme(Method method, int bits);
+/// The scheme of a method at every width that it supports, the narrowest first.
+std::vector<Scheme> schemes_of_every_width(Method method);
+/// `scheme` at a width like 4 or 1.25. Throws UsageError if it does not support that.
+Scheme with_bits(Scheme scheme, double bits);
 /// Throws UsageError when the combination does not exist, with the list of what does: bits outside
 /// the method's range, a sorted granularity for an unsorted method (and the reverse), a zero point
-/// that is not linear's, block or tile sizes below 1.
+/// that is not linear's, block or tile sizes below 1, a trellis without one scale a channel.
 void validate(const Scheme& scheme);
 
 /// "linear:4:channel" with ":f16", ":signed", ":zero-point" appended where they are not the
 /// method's default.
 std::string to_string(const Scheme& scheme);
+/// The bits of a scheme as text: "4", "1.25".
+std::string bits_text(const Scheme& scheme);
 /// Inverse of to_string: METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point];
 /// parts left out take the method's defaults (bits: 4 if the method has them, else its largest).
 /// block:N, tile:RxC and sorted:B contain a colon of their own. Validated; throws UsageError.

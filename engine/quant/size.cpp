@@ -53,7 +53,7 @@ SizeRow sum(const std::vector<SizeRow>& rows, std::string name) {
 EstimatedSize estimated_size(const Scheme& scheme, const Shape& shape) {
   validate(scheme);
   const auto groups = static_cast<double>(make_group_map(scheme.granularity, shape).groups);
-  return {.codes = static_cast<double>(shape.elements()) * scheme.bits / 8,
+  return {.codes = static_cast<double>(shape.elements()) * scheme.bits_per_code() / 8,
           .scales = groups * (scheme.scale == ScaleType::f16 ? 2 : 4)};
 }
 
@@ -63,7 +63,9 @@ ResidentSize resident_size(const PackedTensor& packed) {
   const int64_t channels = packed.shape[0];
   const int64_t inner = packed.shape.inner_elements();
   ResidentSize size;
-  size.codes = channels * packed_bytes(inner, packed.scheme.bits);
+  size.codes = packed.scheme.is_trellis()  // without what pads the last sequence
+                   ? (channels * inner * packed.scheme.quarters() + 31) / 32
+                   : channels * packed_bytes(inner, packed.scheme.bits);
   size.block_ids = channels * packed_bytes(inner, packed.block_id_bits());
   size.padding = static_cast<int64_t>(packed.codes.size() + packed.block_ids.size()) - size.codes - size.block_ids;
   size.scales = static_cast<int64_t>(packed.scales.size());

@@ -24,7 +24,7 @@ struct ResidentSize {
   int64_t zero_points = 0;
   int64_t codebooks = 0;
   int64_t block_ids = 0;
-  int64_t padding = 0;  ///< to the 16-byte boundary of each channel, of codes and block ids
+  int64_t padding = 0;  ///< to the 16-byte boundary of each channel, of codes and block ids; of trellis sequences
   int64_t biases = 0;
   int64_t weights = 0;  ///< float32 weights of tensors that are not packed
   int64_t total() const { return codes + scales + zero_points + codebooks + block_ids + padding + biases + weights; }

@@ -241,7 +241,7 @@ std::vector<Scheme> candidates(const ValueCheck& check, const Shape& shape) {
       schemes.push_back(scheme);
     }
   };
-  for (const MethodTraits& traits : method_table()) {
+  for (const MethodTraits& traits : scalar_methods()) {
     // Trained values are means of weights, and block ids of sorted weights take more than a table.
     if (traits.trained || traits.sorted) continue;
     for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {

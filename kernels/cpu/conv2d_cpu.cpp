@@ -136,6 +136,7 @@ void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w,
 void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w,
                                        TensorView<const float> bias, Window window, Epilogue epilogue) {
   constexpr int64_t panel_channels = 64;     // 0.9 MB of float filters for the largest layer
+  constexpr int64_t decoded_rows = 8;        // at once, by one thread
   constexpr int64_t chunk_floats = 1 << 20;  // of a panel's output
   constexpr int64_t alignment = 16;          // floats in 64 bytes
   const auto aligned = [](int64_t floats) { return (floats + alignment - 1) / alignment * alignment; };
@@ -161,8 +162,9 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
     float* plain = workspace(static_cast<size_t>(plain_floats + ordered_floats + (whole ? 0 : chunk * pixels * rows)));
     float* outputs = plain + plain_floats + ordered_floats;
 #pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < rows; ++k)
-      decode(packed, first + k, 0, packed.channel_elements, plain + k * packed.channel_elements);
+    for (int64_t k = 0; k < rows; k += decoded_rows)
+      decode_rows(packed, first + k, std::min(decoded_rows, rows - k), 0, packed.channel_elements,
+                  plain + k * packed.channel_elements);
 
     dnnl::memory filter;
     for (int64_t n = 0; n < batch; n += chunk) {

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "engine/quant/bits.h"
+#include "kernels/cpu/trellis_cpu.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -269,6 +270,7 @@ DecodePath best_decode_path() {
 }
 
 void decode(DecodePath path, const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
+  if (packed.trellis_quarters > 0) return decode_trellis(path, packed, channel, 1, k, count, out, count);
   const uint8_t* codes = packed.codes + channel * packed.code_stride;
   const bool one_group = packed.block_ids == nullptr && packed.groups.run(k) >= count;
   if (one_group && packed.zero_points == nullptr) {
@@ -285,6 +287,12 @@ void decode(DecodePath path, const PackedView& packed, int64_t channel, int64_t 
 
 void decode(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
   decode(best_decode_path(), packed, channel, k, count, out);
+}
+
+void decode_rows(const PackedView& packed, int64_t channel, int64_t rows, int64_t k, int64_t columns, float* out) {
+  if (packed.trellis_quarters > 0)
+    return decode_trellis(best_decode_path(), packed, channel, rows, k, columns, out, columns);
+  for (int64_t r = 0; r < rows; ++r) decode(packed, channel + r, k, columns, out + r * columns);
 }
 
 void decode_dot(const PackedView& packed, int64_t channel, int64_t rows, const float* x, int64_t batch, float* dots) {

@@ -14,6 +14,9 @@ enum class DecodePath : uint8_t { portable, avx2, avx512 };
 DecodePath best_decode_path();
 void decode(DecodePath path, const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
 
+/// Decodes weights [k, k + columns) of `rows` output channels into a dense out[rows, columns].
+void decode_rows(const PackedView& packed, int64_t channel, int64_t rows, int64_t k, int64_t columns, float* out);
+
 /// dots[r * N + n] = sum over c of weight(channel + r, c) * x[n][c], for r < rows <= 4. x is [N,
 /// C], row-major. Rows are decoded in chunks that stay in the first-level cache. On a processor,
 /// the order of summation depends on C alone.

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/trellis_cpu.h"
 #include "kernels/cpu/weight_cpu.h"
 
 namespace nibblenet {
@@ -78,6 +79,17 @@ constexpr int64_t largest_dot_batch = 8;
 void packed_dots(TensorView<float> y, TensorView<const float> x, const PackedView& packed) {
   constexpr int64_t rows = 4;
   const int64_t batch = x.size(0);
+  if (packed.trellis_quarters > 0) {
+    static_assert(largest_dot_batch <= trellis_dots_batch);
+    // Whole sequences read each string at once; parts of them keep more threads busy.
+    const bool many = packed.trellis().sequences() >= 2 * omp_get_max_threads();
+    const int64_t part = many ? trellis_sequence : trellis_granule;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < packed.channels; first += part)
+      trellis_dots(best_decode_path(), packed, first, std::min(part, packed.channels - first), x.data(), batch,
+                   y.data());
+    return;
+  }
   const int64_t quads = (packed.channels + rows - 1) / rows;
 #pragma omp parallel for schedule(static)
   for (int64_t q = 0; q < quads; ++q) {
@@ -102,7 +114,7 @@ void packed_product(TensorView<float> y, TensorView<const float> x, const Packed
     const int64_t rows = std::min(panel_rows, packed.channels - first);
     for (int64_t c = 0; c < packed.channel_elements; c += panel_columns) {
       const int64_t columns = std::min(panel_columns, packed.channel_elements - c);
-      for (int64_t r = 0; r < rows; ++r) decode(packed, first + r, c, columns, panel + r * columns);
+      decode_rows(packed, first, rows, c, columns, panel);
       gemm(x.size(0), rows, columns, {x.data() + c, packed.channel_elements, false}, {panel, columns, true},
            c == 0 ? 0.0F : 1.0F, y.data() + first, packed.channels);
     }

@@ -10,6 +10,7 @@
 #include "engine/io/preprocess.h"
 #include "engine/quant/bits.h"
 #include "engine/quant/size.h"
+#include "engine/quant/trellis.h"
 #include "kernels/shapes.h"
 
 namespace nibblenet {
@@ -79,9 +80,11 @@ class PackedWeight {
   }
 
  private:
-  bool wide() const { return packed_.scheme.bits > 4; }
+  bool wide() const { return packed_.scheme.bits > 4 || packed_.scheme.is_trellis(); }
   /// Whether weights are (number - zero point) · step; else numbers are places in a codebook.
-  bool is_linear() const { return packed_.scheme.method == Method::linear && packed_.codebook.empty(); }
+  bool is_linear() const {
+    return packed_.scheme.is_trellis() || (packed_.scheme.method == Method::linear && packed_.codebook.empty());
+  }
   /// Whether the stored numbers are integers around 0.
   bool is_integer() const { return is_linear() && !packed_.scheme.zero_point; }
 
@@ -112,6 +115,8 @@ class PackedWeight {
   std::string add_codes() {
     const int64_t inner = packed_.shape.inner_elements(), stride = packed_.code_stride();
     auto bytes = stored(packed_.shape.elements(), [&](int64_t i) {
+      if (packed_.scheme.is_trellis())
+        return trellis_value_at(packed_.codes.data(), trellis_layout(packed_), i / inner, i % inner);
       const uint32_t code = read_field(packed_.codes.data() + i / inner * stride, i % inner, packed_.scheme.bits);
       return is_integer() ? static_cast<int>(codebook_.values[code]) : static_cast<int>(code);
     });

@@ -284,7 +284,7 @@ def _options(values: Mapping[str, Any], flags: Mapping[str, bool], layers: Mappi
     return arguments
 
 
-def pack(source: Source, bits: int | None = None, method: str | None = None, granularity: str | None = None, *,
+def pack(source: Source, bits: float | None = None, method: str | None = None, granularity: str | None = None, *,
          scale: str | None = None, scale_sign: str | None = None, zero_point: bool = False,
          layers: Mapping[str, str] | None = None, calibrate: Path | None = None, calibration: Path | None = None,
          calibration_images: int | None = None, calibration_seed: int | None = None, rounding: str | None = None,
@@ -297,7 +297,7 @@ def pack(source: Source, bits: int | None = None, method: str | None = None, gra
     """Turns float weights into n-bit codes, as tools/pack does, by its options and defaults.
 
     source: a state dict (names and float32 arrays or CPU tensors), a file, or a float Model, which
-    is copied. bits: 2 to 8, by default 4. method: linear, nf4, kmeans, … granularity: tensor,
+    is copied. bits: 2 to 8, by default 4; trellis has 0.5 to 4. method: linear, nf4, kmeans, … granularity: tensor,
     channel, row, block:N, tile:RxC, sorted[:B]. layers: schemes of some layers, by pattern, like
     {"features.*": "linear:8:channel"}. calibrate: a data set; then GPTQ chooses the codes.
 

@@ -114,7 +114,7 @@ TEST_P(Decode, ReadsAStoredCodebook) {
 INSTANTIATE_TEST_SUITE_P(Paths, Decode,
                          ::testing::Combine(::testing::Values(DecodePath::portable, DecodePath::avx2,
                                                               DecodePath::avx512),
-                                            ::testing::ValuesIn(method_table().begin(), method_table().end())),
+                                            ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end())),
                          [](const auto& instance) {
                            return name_of(std::get<0>(instance.param)) + "_" +
                                   identifier(std::get<1>(instance.param).name);

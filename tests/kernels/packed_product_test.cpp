@@ -121,7 +121,7 @@ TEST_P(PackedProduct, ResidentBytesAreTheMeteredOnes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, PackedProduct, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, PackedProduct, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST(PackedLinear, IsExactForIntegers) {

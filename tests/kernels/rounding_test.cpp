@@ -223,7 +223,7 @@ TEST_P(RoundWeights, CodesThatStayKeepTheirValuesAndTheirGradients) {
 }
 
 std::vector<MethodTraits> unsorted_methods() {
-  std::vector<MethodTraits> methods(method_table().begin(), method_table().end());
+  std::vector<MethodTraits> methods(scalar_methods().begin(), scalar_methods().end());
   std::erase_if(methods, [](const MethodTraits& traits) { return traits.sorted; });
   return methods;
 }

@@ -52,7 +52,8 @@ inline std::vector<Scheme> superblock_schemes(const MethodTraits& traits) {
 /// Methods that can have superblocks: magnitude-sorted schemes have a scale for each weight.
 inline std::vector<MethodTraits> superblock_methods() {
   std::vector<MethodTraits> methods;
-  std::ranges::copy_if(method_table(), std::back_inserter(methods), [](const auto& traits) { return !traits.sorted; });
+  std::ranges::copy_if(scalar_methods(), std::back_inserter(methods),
+                       [](const auto& traits) { return !traits.sorted; });
   return methods;
 }
 

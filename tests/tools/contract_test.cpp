@@ -60,7 +60,7 @@ TEST_F(PackTest, BitsAloneTakeTheMeasuredSchemesAndNameTheOutput) {
 }
 
 TEST_F(PackTest, EveryMethodAndWidth) {
-  for (const MethodTraits& method : method_table())
+  for (const MethodTraits& method : scalar_methods())
     for (int bits = 2; bits <= 8; ++bits) {
       SCOPED_TRACE(fmt::format("{} at {} bits", method.name, bits));
       const std::string line =

@@ -45,8 +45,8 @@ TEST_F(FormatsTest, TheReaderInTheDocumentGivesTheExportedBits) {
 
   std::vector<std::string> flags;
   for (const MethodTraits& method : method_table())
-    for (int bits = method.min_bits; bits <= method.max_bits; ++bits)
-      flags.push_back(fmt::format("--method {} --bits {}", method.name, bits));
+    for (const Scheme& scheme : schemes_of_every_width(method.method))
+      flags.push_back(fmt::format("--method {} --bits {}", method.name, bits_text(scheme)));
   for (int bits = 2; bits <= 8; ++bits) flags.push_back(fmt::format("--bits {}", bits));
   for (const char* granularity : {"tensor", "channel", "row", "block:7", "block:64", "tile:3x5", "tile:8x8"}) {
     flags.push_back(fmt::format("--method linear --bits 5 --zero-point --granularity {}", granularity));

@@ -55,7 +55,7 @@ std::vector<SweepScheme> full_schemes() {
   for (const MethodTraits& traits : method_table())
     for (int bits = traits.max_bits; bits >= traits.min_bits; --bits) {
       Scheme scheme = default_scheme(traits.method, bits);
-      if (traits.sorted) {
+      if (traits.sorted || scheme.is_trellis()) {  // they have one granularity
         add_once(schemes, scheme);
         continue;
       }

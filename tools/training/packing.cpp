@@ -13,11 +13,12 @@ namespace {
 /// The candidates of a weight: its scheme by the flags, at every width of the method.
 std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
   SchemeFlags scheme = flags.scheme;
-  const MethodTraits& traits = traits_of(scheme.method.empty() ? Method::linear : parse_method(scheme.method));
+  const Method method = scheme.method.empty() ? Method::linear : parse_method(scheme.method);
   std::vector<Candidate> candidates;
-  for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
-    scheme.bits = bits;
-    candidates.push_back({SchemeChoice(scheme, flags.calibration.uses_gptq(), network)(weight)});
+  for (const Scheme& width : schemes_of_every_width(method)) {
+    scheme.bits = width.bits_per_code();
+    const Scheme chosen = SchemeChoice(scheme, flags.calibration.uses_gptq(), network)(weight);
+    if (candidates.empty() || candidates.back().scheme != chosen) candidates.push_back({chosen});
   }
   return candidates;
 }

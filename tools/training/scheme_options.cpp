@@ -3,10 +3,17 @@
 #include <fmt/ranges.h>
 #include <fnmatch.h>
 
+#include <cmath>
+
+#include "engine/quant/trellis.h"
+
 namespace nibblenet::tools {
 namespace {
 
 constexpr int default_bits = 4;
+
+/// What layers get that have fewer output channels than a trellis needs: it would be padding.
+constexpr std::string_view narrow_scheme = "linear:8:channel";
 
 /// The scheme of flags that say more than --bits.
 Scheme chosen_scheme(const SchemeFlags& flags) {
@@ -14,7 +21,7 @@ Scheme chosen_scheme(const SchemeFlags& flags) {
   const MethodTraits& traits = traits_of(method);
   // A method of one width needs no --bits.
   const int fallback = traits.min_bits == traits.max_bits ? traits.min_bits : default_bits;
-  Scheme scheme = default_scheme(method, flags.bits.value_or(fallback));
+  Scheme scheme = with_bits(default_scheme(method, fallback), flags.bits.value_or(fallback));
   if (!flags.granularity.empty()) scheme.granularity = parse_granularity(flags.granularity);
   if (!flags.scale.empty()) scheme.scale = parse_scale_type(flags.scale);
   if (flags.zero_point) {
@@ -35,8 +42,10 @@ bool matches_layer(const std::string& pattern, const std::string& weight) {
 
 void SchemeFlags::add_to(CLI::App& app) {
   app.add_option("--bits", bits,
-                 "Bits per weight, 2 to 8; alone it takes the scheme that measured best (docs/schemes.md)")
-      ->check(CLI::Range(2, 8))
+                 "Bits per weight, 2 to 8, and 0.5, 0.75, 1, 1.25 and 1.5 of trellis; alone it takes the scheme that "
+                 "measured best (docs/schemes.md)")
+      ->check(CLI::Range(0.5, 8.0))
+      ->type_name("X")
       ->default_str("4");
   std::string methods = "Method:", names;
   for (const MethodTraits& traits : method_table()) {
@@ -82,7 +91,10 @@ SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpe
       gptq_(gptq),
       overrides_(parse(flags.layers)),
       scheme_(measured_default_ ? Scheme{} : chosen_scheme(flags)),
-      bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits) {}
+      bits_(measured_default_ ? flags.bits.value_or(default_bits) : scheme_.bits_per_code()) {
+  if (measured_default_ && (bits_ < 2 || bits_ != std::floor(bits_)))
+    fail<UsageError>("--bits {}: expected 2 to 8, or with --method trellis 0.5, 0.75, 1, 1.25 or 1.5", bits_);
+}
 
 SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network)
     : network_(&network),
@@ -90,14 +102,16 @@ SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>&
       gptq_(false),
       overrides_(parse(layers)),
       scheme_(scheme),
-      bits_(scheme.bits) {}
+      bits_(scheme.bits_per_code()) {}
 
 void SchemeChoice::check(const SchemeFlags& flags) { SchemeChoice(flags, false, networks().front()); }
 
 Scheme SchemeChoice::operator()(const Parameter& weight) {
   if (const auto scheme = overridden(weight.name)) return *scheme;
+  if (scheme_.is_trellis() && weight.shape()[0] < trellis_granule) return parse_scheme(narrow_scheme);
   if (!measured_default_) return scheme_;
-  return default_scheme_of(gptq_ ? *network_->calibrated_schemes : *network_->schemes, weight.shape(), bits_);
+  return default_scheme_of(gptq_ ? *network_->calibrated_schemes : *network_->schemes, weight.shape(),
+                           static_cast<int>(bits_));
 }
 
 std::optional<Scheme> SchemeChoice::overridden(const std::string& weight) {

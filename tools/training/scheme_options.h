@@ -11,7 +11,7 @@ namespace nibblenet::tools {
 
 /// The flags that say how weights are stored.
 struct SchemeFlags {
-  std::optional<int> bits;  ///< --bits; nothing: 4, or the method's only width
+  std::optional<double> bits;  ///< --bits; nothing: 4, or the method's only width
   std::string method;
   std::string granularity;
   std::string scale;
@@ -40,7 +40,7 @@ class SchemeChoice {
   static void check(const SchemeFlags& flags);
 
   /// The width of weights that no --layer matches.
-  int bits() const { return bits_; }
+  double bits() const { return bits_; }
   /// The scheme of a weight. Throws UsageError where none fits.
   Scheme operator()(const Parameter& weight);
   /// The scheme that --layer gives a weight; nothing if no pattern matches.
@@ -62,7 +62,7 @@ class SchemeChoice {
   bool gptq_;
   std::vector<Override> overrides_;
   Scheme scheme_;
-  int bits_;
+  double bits_;
 };
 
 }  // namespace nibblenet::tools

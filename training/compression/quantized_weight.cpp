@@ -49,7 +49,7 @@ std::vector<float> unpacked_codes(const PackedTensor& packed) {
 /// "linear, fp8-e4m3, …"
 std::string trainable_methods() {
   std::string names;
-  for (const MethodTraits& traits : method_table())
+  for (const MethodTraits& traits : scalar_methods())
     if (!traits.sorted) names += fmt::format("{}{}", names.empty() ? "" : ", ", traits.name);
   return names;
 }
@@ -62,7 +62,7 @@ void pin_zero(std::vector<float>& values) {
 }  // namespace
 
 void expect_trainable(const Scheme& scheme, std::string_view name) {
-  if (traits_of(scheme.method).sorted || scheme.zero_point)
+  if (traits_of(scheme.method).sorted || scheme.zero_point || scheme.is_trellis())
     fail<UsageError>("{}: {} cannot be trained; supported, without zero-point: {}", name, to_string(scheme),
                      trainable_methods());
 }

@@ -175,12 +175,44 @@ struct PackedWeights {
     return sizes.taps == 1 && packed.groups.run(k) >= 8;
   }
 
+  /// Trellis strings lie input by input, in the file's order. A row's window lies in the same three
+  /// bytes of all of them.
+  __device__ void load8_of_strings(int row, int k, float (&w)[8]) const {
+    const TrellisLayout layout{packed.channels, packed.channel_elements, packed.trellis_quarters};
+    const int64_t s = row / trellis_sequence;
+    const auto bytes = static_cast<int>(layout.string_bytes(s));
+    const auto i = static_cast<int>(row % trellis_sequence);
+    const int bit = i * packed.trellis_quarters / 4;
+    const bool again = i > 0 && (i - 1) * packed.trellis_quarters / 4 == bit;
+    const int first = bit / 8;
+    const int second = first + 1 < bytes ? first + 1 : first + 1 - bytes;
+    const int third = second + 1 < bytes ? second + 1 : second + 1 - bytes;
+    const uint8_t* strings = packed.codes + layout.offset(s, 0);
+    const float factor = step(row);
+    int tap = k / sizes.channels;
+    int channel = k - tap * sizes.channels;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      w[j] = 0.0F;
+      if (k + j >= sizes.length) continue;
+      const uint8_t* string = strings + (static_cast<int64_t>(channel) * sizes.taps + tap) * bytes;
+      const uint32_t word = string[first] | string[second] << 8 | string[third] << 16;
+      const uint32_t window = word >> bit % 8 & (trellis_states - 1);
+      w[j] = reconstruct(static_cast<float>(trellis_value(window, again)), 0.0F, factor);
+      if (++channel == sizes.channels) {
+        channel = 0;
+        ++tap;
+      }
+    }
+  }
+
   __device__ void load8(int row, int k, const CodeValues& table, float (&w)[8]) const {
     if (row >= sizes.rows || k >= sizes.length) {
 #pragma unroll
       for (float& value : w) value = 0.0F;
       return;
     }
+    if (packed.trellis_quarters > 0) return load8_of_strings(row, k, w);
     const uint64_t codes = load_codes(row, k);
     const uint32_t mask = (1U << packed.bits) - 1U;
     int tap = k / sizes.channels;

@@ -59,6 +59,7 @@ std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTens
 }
 
 std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
+  if (packed.scheme.is_trellis()) return packed.codes;
   std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
   if (layout == WeightLayout::channels) return codes;
   if (!suits_superblocks(packed))

@@ -40,6 +40,7 @@ bool suits_superblocks(const Shape& shape) {
 }  // namespace
 
 bool suits_superblocks(const PackedTensor& packed) {
+  if (packed.scheme.is_trellis()) return false;
   // Scales that change along a row may change at superblock borders only.
   const auto run = run_of_scales(packed);
   if (!run || (*run < packed.shape.inner_elements() && *run % Superblocks::size != 0)) return false;

@@ -32,8 +32,7 @@ TEST(StateDict, FloatModelRoundTrips) {
 TEST(StateDict, PackedModelRoundTripsForEveryMethodAndWidth) {
   const TemporaryFolder folder;
   for (const MethodTraits& traits : method_table()) {
-    for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
-      const Scheme scheme = default_scheme(traits.method, bits);
+    for (const Scheme& scheme : schemes_of_every_width(traits.method)) {
       SCOPED_TRACE(to_string(scheme));
       StateDict dict = small_alexnet(2);
       pack_all(dict, scheme);
@@ -130,7 +129,7 @@ TEST(StateDict, OlderFilesAreStillRead) {
 
 TEST(StateDict, CompressedModelsEqualPlainOnesAndTakeFewerBytes) {
   const TemporaryFolder folder;
-  for (const MethodTraits& traits : method_table()) {
+  for (const MethodTraits& traits : scalar_methods()) {
     for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits) {
       const Scheme scheme = default_scheme(traits.method, bits);
       SCOPED_TRACE(to_string(scheme));

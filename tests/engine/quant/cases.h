@@ -38,7 +38,7 @@ inline std::vector<Granularity> granularities_of(const MethodTraits& traits) {
 /// The methods whose values are the same for every tensor.
 inline std::vector<MethodTraits> untrained_methods() {
   std::vector<MethodTraits> methods;
-  for (const MethodTraits& traits : method_table())
+  for (const MethodTraits& traits : scalar_methods())
     if (!traits.trained) methods.push_back(traits);
   return methods;
 }

@@ -176,7 +176,7 @@ TEST_P(EveryMethod, NoRowsOutputErrorGrowsAndTheReportIsTrue) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, EveryMethod, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, EveryMethod, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& method) { return testing::identifier(method.param.name); });
 
 TEST(Gptq, HalvesTheErrorOfCorrelatedInputsAtLeast) {

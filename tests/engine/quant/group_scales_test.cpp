@@ -61,7 +61,7 @@ TEST_P(RangeSearch, NeverLeavesMoreErrorThanTheMaximumAndIsValid) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, RangeSearch, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, RangeSearch, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& method) { return testing::identifier(method.param.name); });
 
 TEST(RangeSearchOfOneGroup, TakesTheBestOfTheGrid) {

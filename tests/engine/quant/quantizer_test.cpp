@@ -229,7 +229,7 @@ TEST_P(EveryScheme, DoesNotDependOnTheNumberOfThreads) {
   omp_set_num_threads(threads);
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, EveryScheme, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, EveryScheme, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& method) { return testing::identifier(method.param.name); });
 
 TEST(Linear, ErrorIsAtMostHalfAStep) {

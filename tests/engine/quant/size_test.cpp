@@ -53,7 +53,7 @@ TEST(EstimatedSize, CountsScalesByTheirTypeAndForgetsZeroPoints) {
 }
 
 TEST(ResidentSize, CountsEveryByteOfEveryScheme) {
-  for (const MethodTraits& traits : method_table())
+  for (const MethodTraits& traits : scalar_methods())
     for (const Shape& shape : testing::awkward_shapes) {
       const std::vector<float> weights(static_cast<size_t>(shape.elements()), 0.5F);
       for (const Scheme& scheme : testing::schemes_of(traits)) {

@@ -83,7 +83,7 @@ struct FakeQuantizer {
   int bits;  ///< of the scheme that reproduces it
 };
 void PrintTo(const FakeQuantizer& quantizer, std::ostream* out) { *out << quantizer.name; }
-class ValueCheckOfFake : public testing::TestWithParam<FakeQuantizer> {};
+class ValueCheckOfFake : public ::testing::TestWithParam<FakeQuantizer> {};
 
 TEST_P(ValueCheckOfFake, IsReproduced) {
   const FakeQuantizer& fake = GetParam();
@@ -109,11 +109,11 @@ TEST_P(ValueCheckOfFake, IsReproduced) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ValueCheckOfFake,
-                         testing::Values(FakeQuantizer{"symmetric_4_by_channel", -7, 7, true, 4},
-                                         FakeQuantizer{"symmetric_4_by_tensor", -7, 7, false, 4},
-                                         FakeQuantizer{"full_range_4_by_channel", -8, 7, true, 4},
-                                         FakeQuantizer{"symmetric_8_by_tensor", -127, 127, false, 8},
-                                         FakeQuantizer{"symmetric_6_by_channel", -31, 31, true, 6}),
+                         ::testing::Values(FakeQuantizer{"symmetric_4_by_channel", -7, 7, true, 4},
+                                           FakeQuantizer{"symmetric_4_by_tensor", -7, 7, false, 4},
+                                           FakeQuantizer{"full_range_4_by_channel", -8, 7, true, 4},
+                                           FakeQuantizer{"symmetric_8_by_tensor", -127, 127, false, 8},
+                                           FakeQuantizer{"symmetric_6_by_channel", -31, 31, true, 6}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST(ValueCheck, TablesServeValuesOfNoScheme) {

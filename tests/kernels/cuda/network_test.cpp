@@ -52,11 +52,15 @@ StateDict network_of(const std::string& scheme) {
 }
 
 std::vector<std::string> schemes() {
-  std::vector<std::string> all = {"", "linear:4:channel:zero-point", "linear:3:block:16:f16",
-                                  "dynamic-tree:5:tile:3x5"};
-  for (const MethodTraits& traits : method_table())
-    for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
-      all.push_back(to_string(default_scheme(traits.method, bits)));
+  std::vector<std::string> all = {"",
+                                  "linear:4:channel:zero-point",
+                                  "linear:3:block:16:f16",
+                                  "dynamic-tree:5:tile:3x5",
+                                  "trellis:0.5:channel",
+                                  "trellis:1.25:channel:f16",
+                                  "trellis:3:channel"};
+  for (const MethodTraits& traits : scalar_methods())
+    for (const Scheme& scheme : schemes_of_every_width(traits.method)) all.push_back(to_string(scheme));
   return all;
 }
 

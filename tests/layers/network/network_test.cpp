@@ -27,7 +27,7 @@ constexpr int image_size = 67;
 /// Every method, width and granularity once, with every option somewhere.
 std::vector<Scheme> schemes() {
   std::vector<Scheme> all;
-  for (const MethodTraits& traits : method_table())
+  for (const MethodTraits& traits : scalar_methods())
     for (int bits = traits.min_bits; bits <= traits.max_bits; ++bits)
       all.push_back(default_scheme(traits.method, bits));
   for (const char* text :

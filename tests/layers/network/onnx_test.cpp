@@ -178,8 +178,16 @@ TEST_P(OnnxMethods, HaveTheBitsOfOurDecoder) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, OnnxMethods, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, OnnxMethods, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& method) { return identifier(method.param.name); });
+
+TEST_F(OnnxTest, TrellisValuesAreIntegersWithTheBitsOfOurDecoder) {
+  for (const Scheme& scheme : schemes_of_every_width(Method::trellis)) {
+    SCOPED_TRACE(to_string(scheme));
+    expect_bits(packed_in_part(scheme));
+    EXPECT_THAT(layers_.at(1).stored_as, ::testing::StartsWith("INT8"));
+  }
+}
 
 TEST_F(OnnxTest, ZeroPointsAndSignsHaveTheBitsOfOurDecoder) {
   for (const int bits : {4, 7})

@@ -90,7 +90,7 @@ TEST_P(FewChannelsOf, EveryScheme) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, FewChannelsOf, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, FewChannelsOf, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST_F(FewChannels, IsExactForIntegersOfAwkwardShapes) {

@@ -144,7 +144,7 @@ TEST_P(CudaProduct, AStoredCodebookIsDataOfItsTensor) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, CudaProduct, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, CudaProduct, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 class CudaConvolution : public ::testing::Test {

@@ -57,7 +57,7 @@ TEST_P(CudaQuantize, GroupsOfZerosAndOfOneSign) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, CudaQuantize, ::testing::ValuesIn(method_table().begin(), method_table().end()),
+INSTANTIATE_TEST_SUITE_P(Methods, CudaQuantize, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
 
 TEST(CudaQuantizeErrors, AreTheHosts) {
