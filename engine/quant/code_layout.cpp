@@ -10,7 +10,11 @@ namespace nibblenet {
 int64_t CodeLayout::stride() const { return channel_stride(elements, bits); }
 
 CodeLayout code_layout(const PackedTensor& packed) {
-  if (packed.scheme.is_trellis()) return {1, trellis_layout(packed).bytes(), 8};
+  if (packed.scheme.is_trellis()) {
+    // A file may name any shape. Up to this one no product overflows; no file holds larger ones.
+    constexpr int64_t most_weights = int64_t{1} << 50;
+    return {1, packed.shape.elements() > most_weights ? most_weights : trellis_layout(packed).bytes(), 8};
+  }
   return {packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits};
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/quant/code_layout.h"
 #include "engine/quant/size.h"
 #include "tests/engine/quant/normal_numbers.h"
 
@@ -84,6 +85,14 @@ TEST(TrellisTensor, GptqLowersTheErrorByTheHessian) {
     const double ratio = report.error / report.nearest_error;
     EXPECT_LT(ratio, least) << passes;
     least = 0.98 * ratio;
+  }
+}
+
+TEST(TrellisTensor, AShapeOfAFileThatNoMemoryHoldsOverflowsNothing) {
+  for (const Shape& shape : {Shape{1, int64_t{1} << 62}, Shape{int64_t{1} << 62, 1}, Shape{1, int64_t{1} << 50}}) {
+    const PackedTensor packed{.scheme = parse_scheme("trellis:4"), .shape = shape};
+    EXPECT_GE(code_layout(packed).bytes(), int64_t{1} << 48);
+    EXPECT_THROW(validate(packed, "w"), FormatError);
   }
 }
 
