@@ -10,21 +10,27 @@
 #include <ctime>
 #include <numeric>
 #include <optional>
+#include <thread>
 
+#include "engine/core/threads.h"
 #include "engine/io/holdout.h"
 #include "layers/network/class_names.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
+#include "tools/common/launcher.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/pretrained.h"
 #include "tools/common/report.h"
+#include "tools/common/version.h"
 #include "tools/training/quantized_training.h"
+#include "tools/training/rank_group.h"
 #include "tools/training/recipe_options.h"
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
 #include "training/epoch_json.h"
 #include "training/first_filters.h"
+#include "training/parallel/processor.h"
 
 namespace {
 
@@ -48,6 +54,7 @@ struct Options {
   std::string teacher;
   double teacher_weight = 1;
   double checkpoint_seconds = 120;
+  double rank_timeout = 300;
   bool fetch = false;
   bool other_images = false;  ///< resumes on images that are not the checkpoint's
   Unreadable unreadable = Unreadable::refuse;
@@ -331,7 +338,69 @@ std::string resume_command(const Options& options, const TrainingSource& source,
   return command;
 }
 
-void finetune(Options& options, Given given) {
+/// The files that a run writes, claimed against other runs. Without names on ranks that write none.
+struct Outputs {
+  std::filesystem::path model;
+  std::filesystem::path checkpoint;
+  std::vector<FileClaim> claims;
+};
+
+Outputs claim_outputs(const Options& options, const InitialModel& initial, bool resumed, const NetworkSpec& network,
+                      bool packed) {
+  std::optional<FileClaim> claim;
+  Outputs outputs;
+  outputs.model = !options.output.empty() ? std::filesystem::path(options.output)
+                  : resumed               ? output_of(options.resume, network, packed, claim)
+                                          : default_output(network, packed, claim);
+  outputs.checkpoint = checkpoint_of(outputs.model);
+  prepare_output(outputs.model);
+  std::optional<FileClaim> given =
+      claim ? std::nullopt
+            : claim_output("--out", outputs.model, OutputKind::model,
+                           {initial.file, options.resume, options.training.distillation.teacher});
+  for (auto* own : {&claim, &given})
+    if (*own) outputs.claims.push_back(std::move(**own));
+  outputs.claims.push_back(claim_file("the checkpoint of --out", outputs.checkpoint));
+  expect_replaceable(outputs.checkpoint, options.resume);
+  return outputs;
+}
+
+constexpr int64_t default_blocks = 32;  ///< under a launcher
+
+/// Under a launcher, batches go by blocks, and the ranks of a machine share its cores.
+void take_launcher(Options& options, bool resumed, const RankGroup& group) {
+  const std::optional<Launched> own = launched();
+  if (!own) return;
+  TrainingOptions& training = options.training;
+  if (resumed && training.blocks == 0)
+    fail<UsageError>(
+        "--resume {}: that run had no --blocks, so it goes on in one process alone: start it without mpirun or srun",
+        options.resume);
+  if (training.blocks == 0) training.blocks = default_blocks;
+  const int64_t blocks = (training.batch_size + training.blocks - 1) / training.blocks;
+  if (blocks < group.size())
+    fail<UsageError>("--batch {} has {} blocks of {} images, fewer than {} ranks: lower --blocks, or start fewer",
+                     training.batch_size, blocks, training.blocks, group.size());
+  const unsigned cores = default_threads();
+  if (options.device.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr &&
+      cores == std::thread::hardware_concurrency())
+    options.device.threads = std::max(1, static_cast<int>(cores) / own->ranks_here);
+}
+
+/// What all ranks must have in common, so that they train one network.
+RankGroup::Facts facts_of(const TrainingOptions& options, const TrainingSource& source, const TrainingStart& start,
+                          const TrainingPosition& position) {
+  RankGroup::Facts facts = {{"build", version_json().dump()}, {"processor", processor_of_blocks()}};
+  const nlohmann::json settings = nlohmann::json::parse(to_json(options));
+  for (const auto& [name, value] : settings.items()) facts.emplace_back(name, value.dump());
+  facts.emplace_back("data set", source.fingerprint);
+  facts.emplace_back("model", fingerprint_of(start.parameters) +
+                                  (start.packed.packed() ? fingerprint_of(dequantized(start.packed)) : ""));
+  facts.emplace_back("step to begin with", std::to_string(position.step));
+  return facts;
+}
+
+void finetune(Options& options, Given given, RankGroup& group) {
   const bool from_model = options.resume.empty() && options.init != "random";
   const InitialModel initial = from_model ? find_initial_model(options) : InitialModel{};
   if (options.fetch) return;
@@ -344,12 +413,12 @@ void finetune(Options& options, Given given) {
     if (given.epochs) options.training.epochs = asked.epochs;
     if (given.patience) options.training.patience = asked.patience;
   }
+  take_launcher(options, checkpoint.has_value(), group);
   validate(options.training);
   Images images = load_images(data, options.training);
   const Dataset &train_set = images.train, &test_set = images.test;
 
   const auto backend = options.device.make();
-  OneRank ranks;
   if (options.training.blocks > 0 && backend->name() != "cpu")
     fail<UsageError>("--blocks: blocks are computed on the CPU only; take --device cpu, or leave --blocks out");
   if (checkpoint) images.match_with(checkpoint->parameters);
@@ -360,6 +429,9 @@ void finetune(Options& options, Given given) {
   if (checkpoint) check_source(options, checkpoint->source, source);
   TrainingStart start = checkpoint ? TrainingStart{std::move(checkpoint->parameters), std::move(checkpoint->packed)}
                                    : start_from(options, initial, given.image_size, images, *backend);
+  RankGroup::Facts facts;
+  if (group.size() > 1)
+    facts = facts_of(options.training, source, start, checkpoint ? checkpoint->position : TrainingPosition());
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
   std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network,
@@ -370,25 +442,19 @@ void finetune(Options& options, Given given) {
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
   trainer.note_source(source);
-  if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), ranks);
+  if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), group.ranks());
 
-  std::optional<FileClaim> claim;
-  const std::filesystem::path output = !options.output.empty() ? std::filesystem::path(options.output)
-                                       : checkpoint ? output_of(options.resume, network.spec(), packed, claim)
-                                                    : default_output(network.spec(), packed, claim);
-  prepare_output(output);
-  const auto given_claim = claim ? std::nullopt
-                                 : claim_output("--out", output, OutputKind::model,
-                                                {initial.file, options.resume, options.training.distillation.teacher});
-  const FileClaim checkpoint_claim = claim_file("the checkpoint of --out", checkpoint_of(output));
-  expect_replaceable(checkpoint_of(output), options.resume);
+  Outputs outputs;
+  if (group.first()) outputs = claim_outputs(options, initial, checkpoint.has_value(), network.spec(), packed);
+  const std::filesystem::path& output = outputs.model;
+  group.agree(facts);
   fmt::print("{}: {} training{} and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(),
              options.training.validation ? fmt::format(", {} validation", images.validation.size()) : "",
              test_set.size(), train_set.classes.size(), options.training.freeze_features ? "frozen" : "trained",
              backend->description(), teacher ? "; learns from " + options.training.distillation.teacher : "");
   std::fflush(stdout);
-  const std::filesystem::path saved = checkpoint_of(output);
+  const std::filesystem::path& saved = outputs.checkpoint;
   const auto save_model = [&] {
     StateDict result = trainer.model();
     result.metadata[image_size_key] = std::to_string(options.training.image_size);
@@ -405,6 +471,7 @@ void finetune(Options& options, Given given) {
   };
   train(trainer, options.training, saved, options.checkpoint_seconds, resume_command(options, source, saved),
         save_model);
+  if (!group.first()) return;
 
   save_model();
   const auto& history = trainer.position().history;
@@ -570,9 +637,13 @@ int main(int argc, char** argv) {
   options.device.add_to(app);
   app.add_option("--blocks", t.blocks,
                  "Compute each batch in blocks of B images, each on one thread, side by side: the result then has the "
-                 "same bits for any number of threads; on the CPU; 0: all threads share each batch")
+                 "same bits for any number of threads and of ranks; on the CPU; 0: all threads share each batch, "
+                 "but under mpirun or srun 32")
       ->type_name("B")
       ->capture_default_str();
+  add_checked(app, "--rank-timeout", options.rank_timeout, CLI::Range(1.0, 1e9),
+              "Under mpirun or srun: end all ranks when one is silent for SECONDS")
+      ->type_name("SECONDS");
   add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
               "Write a checkpoint every SECONDS while training")
       ->type_name("SECONDS");
@@ -586,6 +657,7 @@ int main(int argc, char** argv) {
                  "Checkpoints lie beside it")
       ->type_name("FILE");
   add_json_option(app, options.json);
+  let_first_rank_speak();
   return run_long_tool(app, argc, argv, [&] {
     if (!options.resume.empty()) refuse_with_resume(app);
     check_recipe_options(app);
@@ -606,7 +678,8 @@ int main(int argc, char** argv) {
     t.cut = options.augment == "flip-shift-cut";
     t.precision = options.precision == "float16" ? Precision::float16 : Precision::float32;
     t.schedule = parse_schedule(options.schedule);
-    finetune(options,
-             {.epochs = epochs->count() > 0, .patience = patience->count() > 0, .image_size = image_size->count() > 0});
+    const Given given{
+        .epochs = epochs->count() > 0, .patience = patience->count() > 0, .image_size = image_size->count() > 0};
+    run_on_ranks(options.rank_timeout, [&](RankGroup& group) { finetune(options, given, group); });
   });
 }

@@ -161,6 +161,8 @@ class Trainer {
   /// Computes batches by blocks of options.blocks images, on so many threads, with other processes.
   /// Call it before run(), with options.blocks alone. `ranks` must outlive the trainer.
   void by_blocks(int threads, Ranks& ranks) { plan_ = {options_.blocks, threads, &ranks}; }
+  /// Whether a rank gives true. Collective where there are several.
+  bool any_rank(bool mine) { return plan_ ? plan_->ranks->any(mine) : mine; }
   /// The most memory that blocks took beside the backend's.
   size_t peak_bytes_of_blocks() const { return blocks_ ? blocks_->peak_bytes() : 0; }
   /// The network as it is to be saved: packed where it trains in packed form, with its moving

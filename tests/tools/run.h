@@ -39,6 +39,7 @@ class Child {
   /// Until the program's first thread blocks `signal`; false when it ended without that.
   bool wait_until_blocks(int signal);
   bool running() { return !ended(); }
+  pid_t id() const { return process_; }
   void send(int signal) const;
   Outcome wait();
 

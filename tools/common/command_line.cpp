@@ -16,6 +16,7 @@
 #include "engine/io/safetensors.h"
 #include "tools/common/aliases.h"
 #include "tools/common/completion.h"
+#include "tools/common/launcher.h"
 #include "tools/common/numbers.h"
 #include "tools/common/outputs.h"
 #include "tools/common/standard_streams.h"
@@ -106,7 +107,7 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     app.parse(std::move(arguments));
     refuse_dash(app);
     const CLI::Option* json = app.get_option_no_throw("--json");
-    const std::string json_path = json != nullptr && json->count() > 0 ? json->as<std::string>() : "";
+    const std::string json_path = json != nullptr && json->count() > 0 && speaks() ? json->as<std::string>() : "";
     if (json_path == "-") keep_standard_output_for_json();
     const std::optional<FileClaim> claim = claim_output("--json", json_path == "-" ? "" : json_path, OutputKind::json);
     body();
@@ -121,6 +122,7 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
       fmt::print("{}", text.str());
       return finish();
     }
+    if (!speaks()) speak_late();
     fmt::print(stderr, "{}: error: {} (see {} --help)\n", app.get_name(), one_line(error.what()), app.get_name());
     return exit_usage;
   } catch (const UsageError& error) {

@@ -20,6 +20,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   auto last_saved = start;
   const int64_t first_step = trainer.position().step;
   const auto save_when_due = [&] {
+    if (checkpoint.empty()) return;
     if (std::chrono::duration<double>(Clock::now() - last_saved).count() < seconds) return;
     try {
       trainer.save_checkpoint(checkpoint);
@@ -65,10 +66,11 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
                  trainer.position().best);
     std::fflush(stdout);
   };
-  const bool complete = !interrupted() && trainer.run(callbacks);
+  const bool complete = !trainer.any_rank(interrupted()) && trainer.run(callbacks);
   progress.reset();
   if (complete) return;
   if (trainer.position().step == first_step) throw Stopped("stopped before the first step; nothing was written");
+  if (checkpoint.empty()) throw Stopped("stopped");
   try {
     trainer.save_checkpoint(checkpoint);
   } catch (const IoError& error) {

@@ -12,6 +12,7 @@ namespace nibblenet::tools {
 /// be written is reported, and training continues. A request to stop writes a checkpoint and throws
 /// Stopped with `resume_command`. Where that checkpoint cannot be written either, `save_model`
 /// writes the model, which is smaller, and IoError says so. The caller writes the last checkpoint.
+/// Without a name for it, no checkpoint is written: another rank does that.
 void train(Trainer& trainer, const TrainingOptions& options, const std::filesystem::path& checkpoint, double seconds,
            const std::string& resume_command, const std::function<void()>& save_model);
 

@@ -1,0 +1,189 @@
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <thread>
+
+#include "engine/core/random.h"
+#include "engine/io/dataset.h"
+#include "tests/support/small_network.h"
+#include "tests/tools/run.h"
+
+namespace nibblenet::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+
+/// finetune under mpirun.
+class RanksTest : public ToolsTest {
+ protected:
+  void SetUp() override {
+    std::istringstream folders(std::getenv("PATH") != nullptr ? std::getenv("PATH") : "");
+    bool found = false;
+    for (std::string folder; std::getline(folders, folder, ':');)
+      found = found || access((folder + "/mpirun").c_str(), X_OK) == 0;
+    if (!found) GTEST_SKIP() << "there is no mpirun: install openmpi-bin";
+    ToolsTest::SetUp();
+    if (!fs::exists(tools_ + "/libnibblenet_mpi.so")) GTEST_SKIP() << "this build has no MPI";
+    for (const char* variable :
+         {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "PRTE_ALLOW_RUN_AS_ROOT=1",
+          "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1", "OMPI_MCA_rmaps_base_oversubscribe=1",
+          "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe", "OMPI_MCA_hwloc_base_binding_policy=none",
+          "PRTE_MCA_hwloc_default_binding_policy=none", "OMPI_MCA_btl_vader_single_copy_mechanism=none",
+          "OMPI_MCA_smsc=^cma"})
+      environment_.emplace_back(variable);
+  }
+
+  /// "-n N, the built tool and its arguments", for every part; parts of one job.
+  std::vector<std::string> job(const std::vector<std::pair<int, std::string>>& parts) const {
+    std::vector<std::string> words = {"/usr/bin/env", "mpirun"};  // by its path, Open MPI takes that for a prefix
+    for (const auto& [ranks, line] : parts) {
+      if (words.size() > 2) words.emplace_back(":");
+      words.insert(words.end(), {"-n", std::to_string(ranks)});
+      const std::vector<std::string> own = command(line);
+      words.insert(words.end(), own.begin(), own.end());
+    }
+    return words;
+  }
+  Outcome run_job(const std::vector<std::pair<int, std::string>>& parts) const {
+    return Child(job(parts), at(""), environment_, at(".job").string()).wait();
+  }
+  /// Expects that a job ends with one line of the tool's that holds `mention`.
+  void refuse_job(const std::vector<std::pair<int, std::string>>& parts, const std::string& mention) const {
+    const Outcome outcome = run_job(parts);
+    EXPECT_NE(outcome.code, 0) << outcome;
+    EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
+    EXPECT_NE(outcome.err.find(mention), std::string::npos) << "expected a mention of " << mention << "; " << outcome;
+  }
+  static int64_t lines_of_tool(const Outcome& outcome) {
+    int64_t lines = 0;
+    for (size_t found = 0; (found = outcome.err.find("finetune: error:", found)) != std::string::npos; ++found) ++lines;
+    return lines;
+  }
+  /// Everything in a checkpoint but how long it took, which its header's checksum counts, too.
+  std::map<std::string, std::string> checkpoint(const std::string& name) const {
+    StateDict dict = model(name);
+    std::map<std::string, std::string> contents;
+    dict.metadata.erase("header_xxh3");
+    for (const auto& [key, value] : dict.metadata)
+      contents[key] = std::regex_replace(value, std::regex("\"(seconds|images_per_second)\":[^,}]*"), "");
+    for (const Parameter& parameter : dict.parameters) {
+      const auto values = parameter.values().view().span();
+      contents[parameter.name].assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
+    }
+    return contents;
+  }
+
+  /// The processes of a job's ranks, once they run.
+  static std::vector<pid_t> processes_of(Child& child, size_t ranks) {
+    std::vector<pid_t> processes;
+    while (child.running() && processes.size() < ranks) {
+      processes.clear();
+      for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
+        std::ifstream stat(entry.path() / "stat");
+        std::string id, name, state, parent;
+        if (stat >> id >> name >> state >> parent && name == "(finetune)" && parent == std::to_string(child.id()))
+          processes.push_back(std::stoi(id));
+      }
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    return processes;
+  }
+
+  static inline const std::string training =
+      "finetune --data standin --image-size 64 --init small.safetensors --freeze none --augment flip --batch 40 "
+      "--blocks 7 --checkpoint-every 0.01 --force ";
+};
+
+TEST_F(RanksTest, TheirNumberChangesNoBit) {
+  const std::string line = training + "--epochs 2 --out ";
+  succeed(line + "one.safetensors --threads 1");
+  succeed(line + "two.safetensors --threads 2");
+  const std::string expected = read_text(at("one.safetensors"));
+  const auto expected_checkpoint = checkpoint("one.checkpoint.safetensors");
+  EXPECT_TRUE(read_text(at("two.safetensors")) == expected);
+  for (const int ranks : {1, 2, 3}) {
+    SCOPED_TRACE(ranks);
+    const Outcome outcome = run_job({{ranks, line + "ranks.safetensors --threads 1"}});
+    ASSERT_EQ(outcome.code, 0) << outcome;
+    EXPECT_NE(outcome.out.find("epoch 2/2"), std::string::npos) << outcome;
+    EXPECT_EQ(outcome.out.find("epoch 2/2"), outcome.out.rfind("epoch 2/2")) << "more than one rank prints";
+    EXPECT_TRUE(read_text(at("ranks.safetensors")) == expected);
+    EXPECT_TRUE(checkpoint("ranks.checkpoint.safetensors") == expected_checkpoint);
+  }
+}
+
+TEST_F(RanksTest, KilledAtAnyMomentTheyLoseNothingThatWasSaved) {
+  const std::string line = training + "--epochs 30 --threads 1 --out ";
+  succeed(line + "whole.safetensors");
+  Random random(5, 1);
+  for (int kill_number = 0; kill_number < 10; ++kill_number) {
+    const int ranks = 2 + kill_number % 2;
+    const bool saved = fs::exists(at("cut.checkpoint.safetensors"));
+    Child child(job({{ranks, saved ? "finetune --resume cut.checkpoint.safetensors --threads 1 --checkpoint-every 0.01"
+                                   : line + "cut.safetensors"}}),
+                at(""), environment_, at(".cut").string());
+    const std::vector<pid_t> processes = processes_of(child, static_cast<size_t>(ranks));
+    std::this_thread::sleep_for(milliseconds(random.below(900)));
+    const size_t victim = random.below(static_cast<uint64_t>(ranks));
+    if (victim < processes.size()) kill(processes[victim], SIGKILL);
+    const Outcome outcome = child.wait();
+    if (outcome.code == 0) break;  // it was faster
+    EXPECT_LE(lines_of_tool(outcome), 1) << outcome;
+    if (lines_of_tool(outcome) == 1) {
+      EXPECT_NE(outcome.err.find(fmt::format("(process {}) has ended", processes.at(victim))), std::string::npos)
+          << outcome;
+    }
+  }
+  ASSERT_TRUE(fs::exists(at("cut.checkpoint.safetensors")));
+  succeed("finetune --resume cut.checkpoint.safetensors --threads 2");
+  EXPECT_TRUE(read_text(at("cut.safetensors")) == read_text(at("whole.safetensors")));
+}
+
+TEST_F(RanksTest, WhatDiffersBetweenThemIsRefused) {
+  const std::string line = training + "--epochs 1 --threads 1 --out never.safetensors";
+  refuse_job({{1, line}, {1, line + " --lr 0.02"}}, "rank 1 has another learning_rate than rank 0 (0.02 in place of");
+  write_standin(at("other"), 200, 100, 2);
+  refuse_job({{1, line}, {1, training + "--epochs 1 --threads 1 --data other"}}, "--data");
+  std::string other = line;
+  refuse_job({{1, line}, {1, other.replace(other.find("standin"), 7, "other")}}, "rank 1 has another data set");
+  refuse_job({{1, line}, {1, line + " --init seven.safetensors"}}, "--init");
+  refuse_job({{7, line}}, "6 blocks of 7 images, fewer than 7 ranks");
+  refuse_job({{2, line + " --distill small.safetensors"}}, "--distill");
+  environment_.emplace_back("NIBBLENET_MPI_MODULE=" + at("small.safetensors").string());
+  const Outcome outcome = run_job({{2, line}});
+  EXPECT_NE(outcome.err.find("finetune: error: cannot load"), std::string::npos) << outcome;
+  EXPECT_FALSE(fs::exists(at("never.safetensors")));
+}
+
+TEST_F(RanksTest, ARankThatIsSilentEndsAll) {
+  Child child(job({{2, training + "--epochs 100000 --threads 1 --rank-timeout 1 --out silent.safetensors"}}), at(""),
+              environment_, at(".silent").string());
+  ASSERT_TRUE(child.wait_for("epoch 1/"));
+  const std::vector<pid_t> processes = processes_of(child, 2);
+  ASSERT_EQ(processes.size(), 2U);
+  kill(std::ranges::max(processes), SIGSTOP);
+  const Outcome outcome = child.wait();
+  EXPECT_NE(outcome.code, 0) << outcome;
+  EXPECT_NE(outcome.err.find("has been silent for 1 s"), std::string::npos) << outcome;
+}
+
+TEST_F(RanksTest, ADiskThatIsFullEndsAll) {
+  write_text(at("limited"), "#!/bin/sh\nulimit -f 20\nexec \"$@\"\n");
+  fs::permissions(at("limited"), fs::perms::owner_all);
+  std::vector<std::string> words = job({{2, training + "--epochs 1 --threads 1 --out full.safetensors"}});
+  words.insert(words.begin() + 4, at("limited").string());
+  const Outcome outcome = Child(words, at(""), environment_, at(".full").string()).wait();
+  EXPECT_NE(outcome.code, 0) << outcome;
+  EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
+  EXPECT_NE(outcome.err.find("full.safetensors"), std::string::npos) << outcome;
+}
+
+}  // namespace
+}  // namespace nibblenet::testing

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/core/error.h"
+#include "training/parallel/mpi_module.h"
+#include "training/parallel/ranks.h"
+
+namespace nibblenet {
+
+/// A rank that ended while others needed it. The message names it.
+class RankLost : public Error {
+ public:
+  /// `speaker`: this process has the lowest rank of those that go on, so it shall tell of it.
+  RankLost(const std::string& message, bool speaker) : Error(message), speaker(speaker) {}
+  bool speaker;
+};
+
+/// The processes that a launcher of MPI (mpirun, srun) started. Notices ranks on this machine that
+/// end, and any rank that is silent for too long.
+class MpiRanks final : public Ranks {
+ public:
+  /// Loads the module that links MPI (libnibblenet_mpi.so: the file that NIBBLENET_MPI_MODULE
+  /// names, else beside the program or in ../libexec/nibblenet), and starts MPI. Throws UsageError
+  /// where this build has no such module. `silence` seconds count as the end of a rank.
+  explicit MpiRanks(double silence);
+  /// Ends all ranks' processes unless finish() was called.
+  ~MpiRanks() override;
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  void exchange(std::span<const Sent> sent, std::span<const Received> received) override;
+  /// Ends MPI, once all ranks do so.
+  void finish();
+
+ private:
+  void meet();
+  void expect_living() const;
+  void wait(double silence);
+
+  const NibblenetMpi* mpi_ = nullptr;
+  int rank_ = 0;
+  int size_ = 1;
+  double silence_;
+  bool finished_ = false;
+  std::vector<int64_t> neighbours_;  ///< process ids by rank; 0: not of this machine
+};
+
+}  // namespace nibblenet
