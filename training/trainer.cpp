@@ -229,12 +229,12 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     for (const int64_t index : batch.partners) labels.partners.push_back(train_labels_[static_cast<size_t>(index)]);
     labels.shares.assign(batch.shares.begin(), batch.shares.end());
     if (teacher_) teacher_->look_at(x);
-    const int64_t images = images_of_batch();
+    const int64_t of_all_ranks = images_of_batch();
     if (blocks_)
-      step_by_blocks(x, labels, images);
+      step_by_blocks(x, labels, of_all_ranks);
     else
       step(frozen_ ? frozen_->forward(x) : x, labels);
-    if (after_step(images)) return false;
+    if (after_step(of_all_ranks)) return false;
   }
   return true;
 }

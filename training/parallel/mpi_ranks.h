@@ -14,9 +14,8 @@ namespace nibblenet {
 /// A rank that ended while others needed it. The message names it.
 class RankLost : public Error {
  public:
-  /// `speaker`: this process has the lowest rank of those that go on, so it shall tell of it.
-  RankLost(const std::string& message, bool speaker) : Error(message), speaker(speaker) {}
-  bool speaker;
+  RankLost(const std::string& message, bool tells) : Error(message), speaker(tells) {}
+  bool speaker;  ///< this process has the lowest rank of those that go on, so it shall tell of it
 };
 
 /// The processes that a launcher of MPI (mpirun, srun) started. Notices ranks on this machine that
