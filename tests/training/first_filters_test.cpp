@@ -108,8 +108,8 @@ TEST(FirstFilters, WhitenTrainingPatches) {
 }
 
 TEST(FirstFilters, DrawingAllLayersIsARandomNetworkInThoseSizes) {
-  const NetworkSpec& network = network_of(small_alexnet(1));
   StateDict parameters = small_alexnet(1);
+  const NetworkSpec& network = network_of(parameters);
   draw_all_layers(parameters, 7, 5);
   EXPECT_EQ(class_count(parameters), 7);
   EXPECT_EQ(parameters.at("classifier.1.weight").shape(), small_alexnet(1).at("classifier.1.weight").shape());
