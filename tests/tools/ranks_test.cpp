@@ -163,7 +163,7 @@ TEST_F(RanksTest, WhatDiffersBetweenThemIsRefused) {
 }
 
 TEST_F(RanksTest, ARankThatIsSilentEndsAll) {
-  Child child(job({{2, training + "--epochs 100000 --threads 1 --rank-timeout 1 --out silent.safetensors"}}), at(""),
+  Child child(job({{2, training + "--epochs 100000 --threads 1 --rank-timeout 3 --out silent.safetensors"}}), at(""),
               environment_, at(".silent").string());
   ASSERT_TRUE(child.wait_for("epoch 1/"));
   const std::vector<pid_t> processes = processes_of(child, 2);
@@ -171,7 +171,7 @@ TEST_F(RanksTest, ARankThatIsSilentEndsAll) {
   kill(std::ranges::max(processes), SIGSTOP);
   const Outcome outcome = child.wait();
   EXPECT_NE(outcome.code, 0) << outcome;
-  EXPECT_NE(outcome.err.find("has been silent for 1 s"), std::string::npos) << outcome;
+  EXPECT_NE(outcome.err.find("has been silent for 3 s"), std::string::npos) << outcome;
 }
 
 TEST_F(RanksTest, ADiskThatIsFullEndsAll) {
