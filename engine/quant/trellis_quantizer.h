@@ -15,7 +15,7 @@ namespace nibblenet {
 /// tensor as a whole keeps its nearest strings if its error by the Hessian would not fall:
 /// GptqReport::rows_kept is then all channels, else none.
 ///
-/// Takes 6 K D bytes of memory beside the factor, and for each thread 2 MB.
+/// Takes 10 K D bytes of memory beside the factor, and for each thread 1 MB.
 PackedTensor quantize_trellis(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                               const QuantizeOptions& options);
 

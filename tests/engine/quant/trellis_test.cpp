@@ -66,8 +66,8 @@ TEST(Trellis, StringsFollowEachOther) {
   EXPECT_EQ(layout.string_bytes(), 2 * 5 * 64 + 5 * 32);
 }
 
-/// Rates against the squared error of normal numbers: 3 % above what was measured, and far below
-/// what k-means reaches.
+/// By rate, a tenth above what was measured on more numbers. The best scalar code of 2 bits has
+/// 0.1175 (Max 1960).
 TEST(TrellisEncoder, ReachesItsErrorOnNormalNumbers) {
   const std::map<int, double> expected = {{2, 0.568}, {3, 0.393},  {4, 0.279},   {5, 0.200},
                                           {6, 0.143}, {8, 0.0741}, {12, 0.0193}, {16, 0.0054}};
@@ -101,8 +101,8 @@ TEST(TrellisEncoder, ReportsTheValuesThatADecoderReads) {
     }
 }
 
-/// Among all strings of 64 weights at half a bit none is better than the best of those that begin
-/// as the encoder's does: so one changed bit is never better.
+/// The string is the best of those that begin with its window, so no other end with one bit changed
+/// is better. At one bit a weight.
 TEST(TrellisEncoder, NoNeighbourOfItsStringIsBetterFromTheSameBegin) {
   constexpr int quarters = 4;
   const std::vector<float> targets = normal(64, 9), steps(64, 1.0F / trellis_scale_to);
