@@ -63,6 +63,16 @@ TEST(TrellisTensor, ItsBytesAreItsRate) {
   EXPECT_EQ(with_padding.codes + with_padding.padding, 128 * 10 * 2 / 8);
 }
 
+TEST(TrellisTensor, ASearchedRangeFitsTheScalesToTheStrings) {
+  const Tensor<float> weights = normal_weights({64, 40}, 8);
+  const Scheme scheme = parse_scheme("trellis:1");
+  const PackedTensor plain = quantize(weights.view(), scheme, "w");
+  const PackedTensor fitted = quantize(weights.view(), scheme, "w", {.range = Range::search});
+  EXPECT_NO_THROW(validate(fitted, "w"));
+  EXPECT_NE(fitted.scales, plain.scales);
+  EXPECT_LT(squared_error(weights.view(), fitted), 1.02 * squared_error(weights.view(), plain));
+}
+
 TEST(TrellisTensor, GptqLowersTheErrorByTheHessian) {
   const Shape shape{64, 24};
   const Tensor<float> weights = normal_weights(shape, 6), inputs = normal_weights({200, 24}, 7);
