@@ -1,19 +1,43 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+#include <utility>
+
+#include "engine/core/error.h"
 #include "engine/core/half.h"
 #include "engine/core/tensor.h"
 
 namespace nibblenet {
 
-/// The element type of activations, and of weights that are not packed. Sums are float32 in both.
-/// Training in float16 keeps float32 weights beside the fp16 values.
-enum class Precision : uint8_t { float32, float16 };
+/// The type of the factors of a layer's products. Sums are float32, those of int8 int32.
+///
+/// Between layers, activations are float16 in float16 and float32 in all others: a layer of
+/// bfloat16 or int8 rounds its own input. Weights that are not packed are stored in float32,
+/// float16 or bfloat16. Training in float16 keeps float32 weights beside the fp16 values.
+enum class Precision : uint8_t { float32, float16, bfloat16, int8 };
 
-/// Name of a precision, and bytes of an element.
-constexpr std::string_view to_string(Precision precision) {
-  return precision == Precision::float32 ? "float32" : "float16";
+/// All precisions, by name.
+inline constexpr std::array<std::pair<std::string_view, Precision>, 4> precisions = {{{"float32", Precision::float32},
+                                                                                      {"float16", Precision::float16},
+                                                                                      {"bfloat16", Precision::bfloat16},
+                                                                                      {"int8", Precision::int8}}};
+/// Name of a precision, and its inverse. Parsing throws UsageError.
+constexpr std::string_view to_string(Precision precision) { return precisions[static_cast<size_t>(precision)].first; }
+inline Precision parse_precision(std::string_view name) {
+  for (const auto& [known, precision] : precisions)
+    if (known == name) return precision;
+  fail<UsageError>("precision '{}': there are float32, float16, bfloat16 and int8", name);
 }
-constexpr size_t bytes_of(Precision precision) { return precision == Precision::float32 ? sizeof(float) : sizeof(f16); }
+
+/// The precision in which activations are stored between layers: float32 or float16.
+constexpr Precision storage_of(Precision precision) {
+  return precision == Precision::float16 ? Precision::float16 : Precision::float32;
+}
+/// Bytes of a stored activation.
+constexpr size_t bytes_of(Precision precision) {
+  return storage_of(precision) == Precision::float16 ? sizeof(f16) : sizeof(float);
+}
 
 /// The alignment of an address in bytes, at most 16: as many as a kernel can load at once.
 inline int alignment_of(const void* data) {

@@ -24,9 +24,10 @@ class Inference {
   /// A copy of float weights in the backend's memory, stored in `precision`.
   virtual std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                               Precision precision = Precision::float32) = 0;
-  /// A copy of packed weights. `precision` is that of the activations, for a backend that
-  /// dequantizes here; the others ignore it.
-  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) = 0;
+  /// A copy of packed weights, for products in `precision`. Weights that cannot be multiplied in
+  /// int8 take another precision: see Weight::product_precision(). `input` serves int8 alone.
+  virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32,
+                                              const InputRange& input = {}) = 0;
 
   /// y = factor x, rounded to y's precision; y may be x.
   virtual void convert(Activations y, ConstActivations x, float factor = 1.0F) = 0;

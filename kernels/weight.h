@@ -1,9 +1,20 @@
 #pragma once
 
+#include <optional>
+
 #include "engine/core/tensor.h"
 #include "engine/quant/size.h"
+#include "kernels/activations.h"
 
 namespace nibblenet {
+
+/// What is known of a layer's input before it is seen: what products of 8-bit activations need.
+struct InputRange {
+  /// The largest magnitude that 8 bits hold; larger inputs saturate. 0: each image's own largest.
+  float largest = 0;
+  /// Whether inputs may be negative. Behind a ReLU and poolings, none is.
+  bool is_signed = true;
+};
 
 /// A filter or matrix in a backend's memory: float32, float16, or packed n-bit codes, which kernels
 /// dequantize while they multiply.
@@ -20,6 +31,8 @@ class Weight {
   /// before the input of the next pass is copied or computed: kernels behind that input may read
   /// weights before earlier work ends.
   virtual void changed() = 0;
+  /// The precision of products with this weight; nothing where it is that of the activations.
+  virtual std::optional<Precision> product_precision() const { return std::nullopt; }
   /// The bytes that this weight occupies, by purpose; no biases.
   virtual ResidentSize resident() const = 0;
 };

@@ -301,7 +301,7 @@ Model::Runner& Model::runner(int64_t size, int64_t batch) {
   Preprocess input = Preprocess::for_image_size(static_cast<int>(size));
   const Shape largest{batch, size, size, 3};
   runner_.emplace(Runner{{net, 0, net.layers().size(), largest, Pass::Mode::inference},
-                         {net.backend(), input, batch, net.precision(), std::nullopt},
+                         {net.backend(), input, batch, net.storage(), std::nullopt},
                          size,
                          batch});
   return *runner_;

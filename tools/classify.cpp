@@ -72,7 +72,7 @@ class Classifier {
         batch_(std::clamp<size_t>(most, 1, largest_batch(image_size))),
         threads_(threads > 0 ? static_cast<unsigned>(threads) : default_threads()),
         pass_(network, 0, network.layers().size(), shape(batch_), Pass::Mode::inference),
-        images_(network.backend(), preprocess_, static_cast<int64_t>(batch_), network.precision(), std::nullopt),
+        images_(network.backend(), preprocess_, static_cast<int64_t>(batch_), network.storage(), std::nullopt),
         logits_(batch_ * static_cast<size_t>(network.classes())) {}
 
   /// How many pictures a call takes at most.

@@ -58,7 +58,7 @@ std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_val
   return std::make_unique<FloatWeightCpu>(*this, host_values);
 }
 
-std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed, Precision) {
+std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed, Precision, const InputRange&) {
   return std::make_unique<PackedWeightCpu>(*this, packed);
 }
 

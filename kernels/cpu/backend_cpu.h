@@ -31,7 +31,8 @@ class CpuBackend final : public Backend, public Training {
   }
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32,
+                                      const InputRange& input = {}) override;
   void expect_support(Precision precision) const override;
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;

@@ -93,11 +93,16 @@ std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work
   return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);
 }
 
+void CudaBackend::expect_support(Precision precision) const {
+  if (precision != storage_of(precision))
+    fail<UsageError>("--precision {}: a GPU computes in float32 and float16", to_string(precision));
+}
+
 std::unique_ptr<Weight> CudaBackend::make_weight(TensorView<const float> host_values, Precision precision) {
   return std::make_unique<WeightCuda>(*this, host_values, precision, stream_, best_layout(host_values.shape()));
 }
 
-std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Precision) {
+std::unique_ptr<Weight> CudaBackend::make_weight(const PackedTensor& packed, Precision, const InputRange&) {
   return std::make_unique<WeightCuda>(*this, packed, stream_, best_layout(packed));
 }
 

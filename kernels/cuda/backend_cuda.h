@@ -26,7 +26,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::optional<double> joules() override;
   size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // policy unknown
   Precision preferred_precision() const override { return Precision::float16; }
-  void expect_support(Precision) const override {}
+  void expect_support(Precision precision) const override;
   Stream& stream() { return stream_; }
   /// Sets which kernels routes may choose. The default is NIBBLENET_KERNELS of the environment, or
   /// all. Throws Error where the choice is wgmma and there is none.
@@ -47,7 +47,8 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision = Precision::float32,
+                                      const InputRange& = {}) override;
   std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override;
   PackedTensor quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) override;
   std::unique_ptr<ImagePreparer> make_image_preparer(const ResampleTables& tables) override {

@@ -93,7 +93,7 @@ std::unique_ptr<Weight> CudnnBackend::make_weight(TensorView<const float> host_v
   return std::make_unique<WeightCudnn>(*this, host_values, precision);
 }
 
-std::unique_ptr<Weight> CudnnBackend::make_weight(const PackedTensor& packed, Precision precision) {
+std::unique_ptr<Weight> CudnnBackend::make_weight(const PackedTensor& packed, Precision precision, const InputRange&) {
   Tensor<float> values(host_memory(), packed.shape, MemoryCategory::data);
   dequantize(packed, values.view());
   return make_weight(std::as_const(values).view(), precision);

@@ -22,7 +22,8 @@ class CudnnBackend final : public CudaBackend {
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32) override;
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32,
+                                      const InputRange& = {}) override;
 
   /// Throws UsageError: the baseline trains in float32 only.
   std::unique_ptr<Weight> make_trained_weight(TensorView<const float> host_values) override {

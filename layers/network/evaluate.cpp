@@ -64,7 +64,7 @@ Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const P
   Pass pass(network, 0, end, input, Pass::Mode::inference);
   const bool raw = network.folded();
   ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .mirror = mirror, .raw = raw},
-                 network.precision());
+                 network.storage());
   Evaluation timing;
   const Stopwatch watch;
   int64_t done = 0;

@@ -30,7 +30,7 @@ std::vector<LayerRoute> layer_routes(const std::vector<LayerSpec>& layers, const
 std::vector<LayerRoute> layer_routes(const Network& network, const Shape& input) {
   std::vector<LayerSpec> specs;
   for (const Layer& layer : network.layers()) specs.push_back(layer.spec);
-  return layer_routes(specs, input, network.precision(),
+  return layer_routes(specs, input, network.storage(),
                       [&](const LayerSpec& spec, const ForwardQuestion& question) -> std::optional<ForwardRoute> {
                         const auto layer = std::ranges::find(network.layers(), spec.name, [](const Layer& each) {
                           return std::string_view(each.spec.name);

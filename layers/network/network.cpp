@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "layers/network/input_range.h"
+
 namespace nibblenet {
 namespace {
 
@@ -23,8 +25,8 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
 }
 
 void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias, Precision precision,
-                bool trained_in_fp16) {
-  layer.weight = weight.packed()   ? backend.make_weight(weight.packed_values(), precision)
+                const InputRange& input, bool trained_in_fp16) {
+  layer.weight = weight.packed()   ? backend.make_weight(weight.packed_values(), precision, input)
                  : trained_in_fp16 ? backend.training().make_trained_weight(weight.values().view())
                                    : backend.make_weight(weight.values().view(), precision);
   layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
@@ -46,7 +48,7 @@ void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, 
   const Window window = layer.spec.window;
   const FoldedConvolution folded =
       fold_convolution(values.view(), bias.values().view(), window.stride, window.padding, tables);
-  layer.folded = backend.make_folded_conv2d(folded, precision);
+  layer.folded = backend.make_folded_conv2d(folded, storage_of(precision));
   layer.size.resident = layer.folded->resident();
   layer.size.scheme += " folded";
 }
@@ -66,6 +68,7 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision, co
       file_bytes_(parameters.file_bytes),
       header_bytes_(parameters.header_bytes) {
   backend.expect_support(precision);
+  bool behind_relu = false;
   for (LayerSpec& spec : layers_of(parameters)) {
     Layer layer;
     layer.spec = std::move(spec);
@@ -76,7 +79,10 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision, co
       if (fold != nullptr && layers_.empty())
         load_folded_layer(layer, backend, weight, bias, precision, *fold);
       else
-        load_layer(layer, backend, weight, bias, precision, for_training && precision == Precision::float16);
+        load_layer(layer, backend, weight, bias, precision,
+                   input_range(parameters.metadata, layer.spec.name, behind_relu),
+                   for_training && precision == Precision::float16);
+      behind_relu = layer.spec.epilogue == Epilogue::relu;
       weight.value = Tensor<float>();
     }
     layers_.push_back(std::move(layer));

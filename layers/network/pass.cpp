@@ -42,7 +42,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     }
   }
   if (mode == Mode::inference) {
-    const Precision precision = network.precision();
+    const Precision precision = network.storage();
     // A float32 input is converted into one of the buffers, and the output is float32.
     const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
     const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
@@ -60,7 +60,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
 /// `largest`: elements of a layer's output.
 void Pass::plan_training(const Shape& input, int64_t largest) {
   Backend& backend = network_->backend();
-  const Precision precision = network_->precision();
+  const Precision precision = network_->storage();
   live_.resize(shapes_.size());
   passes_through_.assign(shapes_.size(), false);
   for (size_t i = 0; i < shapes_.size(); ++i) {
@@ -107,7 +107,7 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
     throw Error("inference from bytes needs a folded network, from its first layer on");
   const int64_t batch = images.size(0);
   if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
-  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->precision());
+  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->storage());
   Layer& first = network_->layers().front();
   first.folded->run(y, images, first.spec.epilogue);
   return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
@@ -116,7 +116,7 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
 /// Runs the layers from `first` on. `x` is the output of the layer before, in alternating_[0] if
 /// this pass computed it.
 ConstActivations Pass::infer(ConstActivations x, size_t first) {
-  const Precision precision = network_->precision();
+  const Precision precision = network_->storage();
   const int64_t batch = x.size(0);
   size_t next = first;
   const auto output = [&](const Shape& shape, Precision stored) {
@@ -151,7 +151,7 @@ size_t Pass::last_fused(size_t index, ConstActivations x) const {
     question.aligned = on_16_bytes(x.data());
     return network_->backend().route(*network_->layers()[begin_ + index].weight, question);
   };
-  return fused_layers(index, x.shape(), network_->precision(), shapes_, spec_at, route_of).last;
+  return fused_layers(index, x.shape(), network_->storage(), shapes_, spec_at, route_of).last;
 }
 
 void Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
@@ -163,7 +163,7 @@ void Pass::run_pooled(size_t index, Activations y, ConstActivations x) {
 
 TensorView<const float> Pass::forward_and_keep(ConstActivations x) {
   const int64_t batch = x.size(0);
-  const Precision precision = network_->precision();
+  const Precision precision = network_->storage();
   if (x.precision() != precision) {
     const Activations converted(converted_.data(), x.shape(), precision);
     network_->backend().convert(converted, x);

@@ -65,7 +65,7 @@ class Pass {
   Activations gradient_of(size_t index, const Shape& shape, ConstActivations dy);
   /// The fused epilogue of that gradient: it is stored as the gradient before the layer's ReLU.
   GradientStore store_of(size_t index);
-  bool in_fp16() const { return network_->precision() == Precision::float16; }
+  bool in_fp16() const { return network_->storage() == Precision::float16; }
   /// The last layer that the backend computes in one operation with layer `index`.
   size_t last_fused(size_t index, ConstActivations x) const;
   /// Runs a convolution, max pooling and, if y is flat, a flatten in one operation.

@@ -42,7 +42,7 @@ ConstActivations Pass::first_gradient(TensorView<const float> dloss, float loss_
 Activations Pass::gradient_of(size_t index, const Shape& shape, ConstActivations dy) {
   Buffer<std::byte>& alternating = gradients_[dy.data() == gradients_[0].data() ? 1 : 0];
   Buffer<std::byte>& kept = kept_gradients_[index];
-  return {kept.size() > 0 ? kept.data() : alternating.data(), shape, network_->precision()};
+  return {kept.size() > 0 ? kept.data() : alternating.data(), shape, network_->storage()};
 }
 
 GradientStore Pass::store_of(size_t index) {

@@ -24,8 +24,9 @@ class InferenceOnlyBackend final : public Backend {
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values, Precision precision) override {
     return cpu_.make_weight(host_values, precision);
   }
-  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision) override {
-    return cpu_.make_weight(packed, precision);
+  std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision,
+                                      const InputRange& input) override {
+    return cpu_.make_weight(packed, precision, input);
   }
   void convert(Activations y, ConstActivations x, float factor) override { cpu_.convert(y, x, factor); }
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,

@@ -180,7 +180,7 @@ struct Model::Computer {
       runner.reset();
       const Shape shape{most, preprocess.crop, preprocess.crop, 3};
       runner.emplace(Runner{{*network, 0, network->layers().size(), shape, Pass::Mode::inference},
-                            {*backend, preprocess, most, network->precision(), std::nullopt},
+                            {*backend, preprocess, most, network->storage(), std::nullopt},
                             most});
     }
     return *runner;

@@ -27,7 +27,7 @@ TimedForward::TimedForward(Network& network, int image_size, Task task, int64_t 
     const std::vector<float> values = random_values(images_.elements(), -2, 2);
     backend.copy_from_host(images_.data(), values.data(), sizeof(float) * values.size());
     input_ = std::as_const(images_).view();
-    if (network.precision() == Precision::float32) return;
+    if (network.storage() == Precision::float32) return;
     fp16_ = {backend, static_cast<size_t>(images_.elements()), MemoryCategory::data};
     const TensorView<f16> fp16(fp16_.data(), images_.shape());
     backend.convert(fp16, input_);
@@ -38,7 +38,7 @@ TimedForward::TimedForward(Network& network, int image_size, Task task, int64_t 
   Random random(1);
   for (uint8_t& value : host_bytes_.view()) value = static_cast<uint8_t>(random.below(256));
   const Preprocess preprocess = Preprocess::for_image_size(static_cast<int>(image_size));
-  batch_.emplace(backend, preprocess, batch, network.precision(), ImageSize{small_size, small_size},
+  batch_.emplace(backend, preprocess, batch, network.storage(), ImageSize{small_size, small_size},
                  network.folded() ? ImageBytes::kept : ImageBytes::prepared);
   if (batch_->takes_bytes()) {
     const std::vector<Augmentation> none(static_cast<size_t>(batch));

@@ -167,7 +167,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);
   FisherDiagonal fisher(network, batch_size, options.seed);
-  ImageFeed feed(backend, dataset, preprocess, {.batch_size = batch_size}, network.precision());
+  ImageFeed feed(backend, dataset, preprocess, {.batch_size = batch_size}, network.storage());
 
   int64_t done = 0;
   ConstActivations images;
