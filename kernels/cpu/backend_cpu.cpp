@@ -6,8 +6,10 @@
 #include <cstring>
 
 #include "engine/core/threads.h"
+#include "engine/quant/byte_values.h"
 #include "kernels/cpu/convolutions_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/narrow_weight.h"
 #include "kernels/cpu/weight_cpu.h"
 
 namespace nibblenet {
@@ -49,17 +51,35 @@ size_t CpuBackend::bytes_that_empty_caches() const {
 }
 
 void CpuBackend::expect_support(Precision precision) const {
-  if (precision != Precision::float32)
-    fail<UsageError>("--precision {}: the CPU computes in float32 only", to_string(precision));
+  if (precision == Precision::float16)
+    fail<UsageError>("--precision float16: the CPU computes in float32, and infers in bfloat16 and int8, too");
 }
 
 std::unique_ptr<Weight> CpuBackend::make_weight(TensorView<const float> host_values, Precision precision) {
   expect_support(precision);
+  const bool rounds = precision == Precision::bfloat16 ||
+                      (precision == Precision::int8 && has_fast_products(Precision::bfloat16, instruction_set_));
+  if (rounds) return std::make_unique<NarrowWeightCpu>(*this, host_values, instruction_set_);
   return std::make_unique<FloatWeightCpu>(*this, host_values);
 }
 
-std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed, Precision, const InputRange&) {
+std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed, Precision precision,
+                                                const InputRange& input) {
+  expect_support(precision);
+  const Codebook codebook = codebook_of(packed);
+  const PackedView view = view_of(packed, codebook);
+  if (precision == Precision::int8 && !why_not_bytes(view).empty())
+    precision = has_fast_products(Precision::bfloat16, instruction_set_) ? Precision::bfloat16 : Precision::float32;
+  if (precision != Precision::float32 && has_one_step_a_channel(view))
+    return std::make_unique<NarrowWeightCpu>(*this, packed, precision, input, instruction_set_);
   return std::make_unique<PackedWeightCpu>(*this, packed);
+}
+
+std::optional<ForwardRoute> CpuBackend::route(const Weight& w, const ForwardQuestion& question) const {
+  if (question.pool.size > 0) return std::nullopt;
+  if (const auto* narrow = dynamic_cast<const NarrowWeightCpu*>(&w))
+    return ForwardRoute{fmt::format("{}, {}", to_string(*narrow->product_precision()), narrow->kernels().name)};
+  return ForwardRoute{"float32"};
 }
 
 void CpuBackend::gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) {

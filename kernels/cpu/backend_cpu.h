@@ -1,10 +1,14 @@
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/processor.h"
 
 namespace nibblenet {
+
+class NarrowWeightCpu;
 
 /// The CPU backend: convolutions and matrix products by oneDNN, decoding and the rest by our own
 /// loops, all on OpenMP threads. Not thread-safe.
@@ -20,6 +24,8 @@ class CpuBackend final : public Backend, public Training {
   /// Makes the calling thread compute with this backend's number of threads. Call it where several
   /// backends take turns on a thread: each constructor sets OpenMP's number for all.
   void take_turn();
+  /// Limits the instructions of products in bfloat16 and int8 with weights that are made later.
+  void limit(InstructionSet set) { instruction_set_ = std::min(instruction_set_, set); }
   /// Appends a remark to description().
   void add_to_description(const std::string& remark) { remark_ = ", " + remark; }
 
@@ -38,6 +44,7 @@ class CpuBackend final : public Backend, public Training {
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x, float factor = 1.0F) override;
 
+  std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const override;
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;
   void conv2d_backward_data(Activations dx, ConstActivations dy, Weight& w, Window window,
@@ -79,10 +86,15 @@ class CpuBackend final : public Backend, public Training {
   }
   void packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
                              Window window, Epilogue epilogue);
+  void narrow_conv2d_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+                             TensorView<const float> bias, Window window, Epilogue epilogue);
+  void narrow_linear_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+                             TensorView<const float> bias, Epilogue epilogue);
   /// Scratch of at least `size` floats that lives as long as the backend; grows only.
   float* workspace(size_t size);
 
   int threads_;
+  InstructionSet instruction_set_ = best_instruction_set();
   std::string remark_;
   HostMemory host_;
   Buffer<float> workspace_;

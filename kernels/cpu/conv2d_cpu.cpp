@@ -7,6 +7,7 @@
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/convolutions_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/narrow_weight.h"
 #include "kernels/cpu/weight_cpu.h"
 
 namespace nibblenet {
@@ -117,6 +118,8 @@ void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w,
   const TensorView<float> y = out.floats();
   const TensorView<const float> x = in.floats();
   if (y.elements() == 0) return;
+  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
+    return narrow_conv2d_forward(y, x, *narrow, bias, window, epilogue);
   if (w.packed()) {
     packed_conv2d_forward(y, x, w, bias, window, epilogue);
     return;

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "engine/quant/bits.h"
+#include "kernels/cpu/processor.h"
 #include "kernels/cpu/trellis_cpu.h"
 
 #if defined(__x86_64__)
@@ -256,17 +257,14 @@ auto* dot_of([[maybe_unused]] DecodePath path) {
 }  // namespace
 
 DecodePath best_decode_path() {
-#if defined(__x86_64__)
-  static const DecodePath best = [] {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("bmi2"))
+  switch (best_instruction_set()) {
+    case InstructionSet::portable:
+      return DecodePath::portable;
+    case InstructionSet::avx2:
+      return DecodePath::avx2;
+    default:
       return DecodePath::avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? DecodePath::avx2 : DecodePath::portable;
-  }();
-  return best;
-#else
-  return DecodePath::portable;
-#endif
+  }
 }
 
 void decode(DecodePath path, const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
+#include "kernels/cpu/narrow_weight.h"
 #include "kernels/cpu/trellis_cpu.h"
 #include "kernels/cpu/weight_cpu.h"
 
@@ -136,6 +137,8 @@ void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w,
   const TensorView<const float> x = in.floats();
   if (y.elements() == 0) return;
   const int64_t columns = x.size(1);
+  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
+    return narrow_linear_forward(y, x, *narrow, bias, epilogue);
   if (w.packed()) {
     const PackedView& packed = static_cast<PackedWeightCpu&>(w).view();
     if (x.size(0) <= largest_dot_batch) {

@@ -24,10 +24,11 @@ Parameter read_back(BackendMemory& backend, std::string name, TensorView<const f
 class Network {
  public:
   /// A network for inference, or in float32 for training too. Takes over the parameters, and frees
-  /// the host's copy of each once it is resident. In int8, a layer whose weights cannot be multiplied
-  /// as bytes takes another precision, as its route says; state() needs float32. `fold`, unless null, holds tables of
-  /// the image preparation that is folded into the first convolution (engine/core/fold.h): the network then infers from
-  /// image bytes. Throws UsageError if folding saves nothing.
+  /// the host's copy of each once it is resident. In int8, a layer whose weights cannot be
+  /// multiplied as bytes takes another precision, as its route says; state() needs float32. `fold`,
+  /// unless null, holds tables of the image preparation that is folded into the first convolution
+  /// (engine/core/fold.h): the network then infers from image bytes. Throws UsageError if folding
+  /// saves nothing.
   Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32,
           const ResampleTables* fold = nullptr)
       : Network(backend, std::move(parameters), precision, fold, false) {}

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "engine/quant/packed_tensor.h"
+
+namespace nibblenet {
+
+/// Signed bytes in place of a packed tensor's values, for products of 8-bit integers:
+///   weight(channel, k) = (bytes[code] - zero point) * unit * step(channel)
+/// Values that are whole numbers, as linear codes stand for, are kept; others are rounded to a
+/// 127th of the largest.
+struct ByteValues {
+  std::array<int8_t, 256> bytes{};  ///< by code; the codes themselves for zero-point schemes
+  float unit = 1.0F;
+  /// ||rounded - weights|| / ||weights||, over at most 64 output channels, divided by their steps.
+  double error = 0;
+};
+
+/// The largest ByteValues::error of weights that are multiplied as bytes.
+inline constexpr double largest_byte_error = 0.01;
+
+/// The most weights of an output channel whose products with bytes a 32-bit sum is sure to hold.
+inline constexpr int64_t most_byte_products = 65'536;
+
+/// Whether each output channel has one step, and no code depends on its neighbours.
+bool has_one_step_a_channel(const PackedView& packed);
+
+/// The bytes of a tensor for which why_not_bytes() has no reason but the error.
+ByteValues byte_values(const PackedView& packed);
+
+/// Why weights cannot be multiplied as signed bytes, in a few words: "its scales change along a
+/// channel"; empty where they can.
+std::string why_not_bytes(const PackedView& packed);
+
+}  // namespace nibblenet

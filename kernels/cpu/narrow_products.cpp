@@ -1,0 +1,284 @@
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cpu/narrow_weight.h"
+
+namespace nibblenet {
+namespace {
+
+/// Groups that are unpacked at once: 16 KB of a panel, half a first-level cache.
+constexpr int64_t chunk_groups = 64;
+constexpr size_t chunk_bytes = 4 * static_cast<size_t>(chunk_groups * panel_channels);
+
+constexpr size_t on_cache_line(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// The share [begin, end) of `count` units of the calling thread of a parallel region.
+struct Share {
+  int64_t begin;
+  int64_t end;
+  explicit Share(int64_t count)
+      : begin(count * omp_get_thread_num() / omp_get_num_threads()),
+        end(count * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
+};
+
+/// The size of a step of an image's inputs in bytes, and its inverse.
+struct ByteStep {
+  float size = 1.0F;
+  float inverse = 1.0F;
+
+  ByteStep() = default;
+  ByteStep(float largest, bool is_signed)
+      : size(largest / (is_signed ? 127.0F : 255.0F)), inverse(size > 0.0F ? 1.0F / size : 0.0F) {}
+};
+
+/// Rounds the inputs of images, and keeps what their sums are multiplied by.
+class InputRounder {
+ public:
+  /// `floats`: of an image.
+  InputRounder(const NarrowWeightCpu& w, const float* x, int64_t images, int64_t floats)
+      : w_(w), x_(x), floats_(floats), steps_(static_cast<size_t>(images)), wrong_(static_cast<size_t>(images)) {}
+
+  /// Finds an image's step. Call it before round().
+  void begin(int64_t image) {
+    if (w_.product_precision() != Precision::int8) return;
+    const InputRange& range = w_.input();
+    const float largest = range.largest > 0 ? range.largest : largest_magnitude(x_ + image * floats_, floats_);
+    steps_[static_cast<size_t>(image)] = {std::isfinite(largest) ? largest : 0.0F, range.is_signed};
+  }
+  /// Rounds pixels of an image from float `first` on, on any thread.
+  void round(int64_t image, int64_t first, int64_t pixels, std::byte* out) {
+    const PanelLayout& layout = w_.layout();
+    const bool finite = w_.kernels().round({.x = x_ + image * floats_ + first,
+                                            .pixels = pixels,
+                                            .channels = layout.inputs,
+                                            .padded = layout.padded_inputs(),
+                                            .inverse = steps_[static_cast<size_t>(image)].inverse,
+                                            .is_signed = w_.input().is_signed,
+                                            .out = out});
+    if (!finite) wrong_[static_cast<size_t>(image)].store(true, std::memory_order_relaxed);
+  }
+  /// What an image's sums are multiplied by: NaN if an input was NaN or infinite, as no byte is.
+  float factor(int64_t image) const {
+    const auto i = static_cast<size_t>(image);
+    return wrong_[i].load(std::memory_order_relaxed) ? std::numeric_limits<float>::quiet_NaN() : steps_[i].size;
+  }
+
+ private:
+  const NarrowWeightCpu& w_;
+  const float* x_;
+  int64_t floats_;
+  std::vector<ByteStep> steps_;
+  std::vector<std::atomic<bool>> wrong_;
+};
+
+/// Writes the outputs of some pixels from their sums.
+struct Finisher {
+  const NarrowWeightCpu& w;
+  const float* bias;
+  bool relu;
+  int64_t panel = -1;
+  float factors[panel_channels];
+
+  void choose(int64_t wanted) {
+    if (panel == wanted) return;
+    panel = wanted;
+    w.factors(panel, factors);
+  }
+  /// `y`: the pixel's output channels.
+  void write(const void* sums, float image, float* y) const {
+    w.kernels().finish({.sums = sums,
+                        .factors = factors,
+                        .corrections = w.corrections(panel),
+                        .bias = bias + panel * panel_channels,
+                        .image = image,
+                        .channels = w.layout().real_width(panel),
+                        .relu = relu,
+                        .y = y + panel * panel_channels});
+  }
+};
+
+constexpr int64_t block_images = 16 * tile_pixels;  ///< whose sums a thread keeps: 24 KB
+
+/// y[n] of a panel for images [first, first + count), at most block_images. Codes are unpacked
+/// chunk by chunk, and used from the first-level cache.
+void linear_block(const NarrowWeightCpu& w, Finisher& finisher, int64_t panel, const std::byte* x, int64_t x_bytes,
+                  int64_t first, int64_t count, const InputRounder& rounder, TensorView<float> y) {
+  alignas(64) int32_t sums[block_images * panel_channels];
+  alignas(64) std::byte chunk[chunk_bytes];
+  const int64_t groups = w.layout().depth() / w.layout().group;
+  for (int64_t g = 0; g < groups; g += chunk_groups) {
+    const int64_t now = std::min(chunk_groups, groups - g);
+    const std::byte* values = chunk;
+    if (w.unpacked())
+      values = w.unpacked_panel(panel, g);
+    else
+      w.unpack(panel, g, now, chunk);
+    for (int64_t n = 0; n < count; n += tile_pixels) {
+      TileWork tile{.x = {},
+                    .rows = 1,
+                    .row_bytes = 0,
+                    .groups = now,
+                    .panel = values,
+                    .width = w.layout().width(panel),
+                    .sums = sums + n * panel_channels,
+                    .add = g > 0};
+      const int64_t images = std::min(tile_pixels, count - n);
+      for (int64_t i = 0; i < images; ++i) tile.x[i] = x + (first + n + i) * x_bytes + 4 * g;
+      w.kernels().tile(tile, images);
+    }
+  }
+  finisher.choose(panel);
+  for (int64_t n = 0; n < count; ++n)
+    finisher.write(sums + n * panel_channels, rounder.factor(first + n), y.data() + (first + n) * y.size(1));
+}
+
+/// A convolution's input as rounded pixels, with its padding.
+struct PaddedInput {
+  int64_t height, width, padding;
+  int64_t inputs, padded_inputs, value_bytes;
+  std::byte zero;  ///< what stands for 0 in real channels of bytes
+
+  int64_t pixel_bytes() const { return padded_inputs * value_bytes; }
+  int64_t row_bytes() const { return (width + 2 * padding) * pixel_bytes(); }
+  int64_t rows() const { return height + 2 * padding; }
+  int64_t bytes() const { return rows() * row_bytes(); }
+
+  void fill(std::byte* out, int64_t pixels) const {
+    std::memset(out, 0, static_cast<size_t>(pixels * pixel_bytes()));
+    if (zero == std::byte{0}) return;
+    for (int64_t p = 0; p < pixels; ++p) std::fill_n(out + p * padded_inputs, inputs, zero);
+  }
+  /// Writes row `h` of the padded image.
+  void write_row(int64_t image, int64_t h, InputRounder& rounder, std::byte* out) const {
+    if (h < padding || h >= height + padding) return fill(out, width + 2 * padding);
+    fill(out, padding);
+    rounder.round(image, (h - padding) * width * inputs, width, out + padding * pixel_bytes());
+    fill(out + (padding + width) * pixel_bytes(), padding);
+  }
+};
+
+/// Tiles of a convolution's output: units [image][panel][tile of pixels].
+struct ConvolutionTiles {
+  const NarrowWeightCpu& w;
+  const PaddedInput& input;
+  Window window;
+  int64_t pixels, columns;  ///< of an output image, and of its rows
+
+  int64_t tiles() const { return (pixels + tile_pixels - 1) / tile_pixels; }
+  int64_t units_of_image() const { return w.layout().panels() * tiles(); }
+
+  /// Computes a unit of an image, whose rounded input is `x`.
+  void run(int64_t unit, const std::byte* x, const std::byte* panels, float image, Finisher& finisher, float* y) const {
+    alignas(64) int32_t sums[tile_pixels * panel_channels];
+    const PanelLayout& layout = w.layout();
+    const int64_t panel = unit / tiles(), first = unit % tiles() * tile_pixels;
+    const int64_t count = std::min(tile_pixels, pixels - first);
+    TileWork tile{.x = {},
+                  .rows = window.size,
+                  .row_bytes = input.row_bytes(),
+                  .groups = window.size * layout.padded_inputs() / layout.group,
+                  .panel = panels + layout.offset(panel) * w.kernels().value_bytes(),
+                  .width = layout.width(panel),
+                  .sums = sums,
+                  .add = false};
+    for (int64_t i = 0; i < count; ++i)
+      tile.x[i] = x + (first + i) / columns * window.stride * input.row_bytes() +
+                  (first + i) % columns * window.stride * input.pixel_bytes();
+    w.kernels().tile(tile, count);
+    finisher.choose(panel);
+    for (int64_t i = 0; i < count; ++i)
+      finisher.write(sums + i * panel_channels, image, y + (first + i) * layout.channels);
+  }
+};
+
+/// Unpacks the calling thread's share of all panels.
+void unpack_share(const NarrowWeightCpu& w, std::byte* panels) {
+  const PanelLayout& layout = w.layout();
+  const int64_t groups = layout.depth() / layout.group;
+  const int64_t chunks = (groups + chunk_groups - 1) / chunk_groups;
+  const Share share(layout.panels() * chunks);
+  for (int64_t i = share.begin; i < share.end; ++i) {
+    const int64_t panel = i / chunks, g = i % chunks * chunk_groups;
+    w.unpack(panel, g, std::min(chunk_groups, groups - g),
+             panels + layout.offset(panel) * w.kernels().value_bytes() + g * 4 * layout.width(panel));
+  }
+}
+
+}  // namespace
+
+void CpuBackend::narrow_linear_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+                                       TensorView<const float> bias, Epilogue epilogue) {
+  const PanelLayout& layout = w.layout();
+  const int64_t batch = x.size(0), x_bytes = layout.depth() * w.kernels().value_bytes();
+  auto* rounded = reinterpret_cast<std::byte*>(workspace(static_cast<size_t>(batch * x_bytes + 3) / sizeof(float)));
+  InputRounder rounder(w, x.data(), batch, layout.inputs);
+#pragma omp parallel num_threads(threads_)
+  {
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < batch; ++n) {
+      rounder.begin(n);
+      rounder.round(n, 0, 1, rounded + n * x_bytes);
+    }
+    Finisher finisher{w, bias.data(), epilogue == Epilogue::relu};
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < layout.panels(); ++panel)
+      for (int64_t n = 0; n < batch; n += block_images)
+        linear_block(w, finisher, panel, rounded, x_bytes, n, std::min(block_images, batch - n), rounder, y);
+  }
+}
+
+/// Rounds some images into padded copies, and computes tiles from these. Panels are unpacked once,
+/// and stay in the second-level cache.
+void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+                                       TensorView<const float> bias, Window window, Epilogue epilogue) {
+  constexpr int64_t rounded_bytes = 2 << 20;  // of images at once
+  const PanelLayout& layout = w.layout();
+  const NarrowKernels& kernels = w.kernels();
+  const bool shifted = w.product_precision() == Precision::int8 && w.input().is_signed;
+  const PaddedInput input{.height = x.size(1),
+                          .width = x.size(2),
+                          .padding = window.padding,
+                          .inputs = layout.inputs,
+                          .padded_inputs = layout.padded_inputs(),
+                          .value_bytes = kernels.value_bytes(),
+                          .zero = static_cast<std::byte>(shifted ? kernels.signed_zero : 0)};
+  const ConvolutionTiles tiles{w, input, window, y.size(1) * y.size(2), y.size(2)};
+  const int64_t batch = x.size(0);
+  const int64_t chunk = std::clamp(rounded_bytes / input.bytes(), std::min<int64_t>(threads_, batch), batch);
+  const size_t panel_bytes =
+      w.unpacked() ? 0 : on_cache_line(static_cast<size_t>(layout.values() * kernels.value_bytes()));
+  auto* own_panels = reinterpret_cast<std::byte*>(
+      workspace((panel_bytes + static_cast<size_t>(chunk * input.bytes()) + 3) / sizeof(float)));
+  std::byte* rounded = own_panels + panel_bytes;
+  const std::byte* panels = w.unpacked() ? w.unpacked_panel(0, 0) : own_panels;
+  InputRounder rounder(w, x.data(), batch, x.shape().inner_elements());
+#pragma omp parallel num_threads(threads_)
+  {
+    if (!w.unpacked()) unpack_share(w, own_panels);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < batch; ++n) rounder.begin(n);
+    Finisher finisher{w, bias.data(), epilogue == Epilogue::relu};
+    for (int64_t first = 0; first < batch; first += chunk) {
+      const int64_t images = std::min(chunk, batch - first);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < images * input.rows(); ++row)
+        input.write_row(first + row / input.rows(), row % input.rows(), rounder, rounded + row * input.row_bytes());
+      const Share share(images * tiles.units_of_image());
+      for (int64_t unit = share.begin; unit < share.end; ++unit) {
+        const int64_t n = unit / tiles.units_of_image();
+        tiles.run(unit % tiles.units_of_image(), rounded + n * input.bytes(), panels, rounder.factor(first + n),
+                  finisher, y.data() + (first + n) * y.shape().inner_elements());
+      }
+#pragma omp barrier
+    }
+  }
+}
+
+}  // namespace nibblenet

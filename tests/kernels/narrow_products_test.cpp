@@ -1,0 +1,305 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "engine/quant/bits.h"
+#include "engine/quant/byte_values.h"
+#include "kernels/cpu/backend_cpu.h"
+#include "kernels/cpu/narrow_kernels.h"
+#include "tests/kernels/schemes.h"
+#include "tests/support/golden.h"
+
+// Products in int8 and bfloat16, on every instruction set that this processor has.
+
+namespace nibblenet {
+
+void PrintTo(InstructionSet set, std::ostream* out) { *out << to_string(set); }
+
+namespace {
+
+using testing::conv2d;
+using testing::dequantized;
+using testing::linear;
+using testing::quantized;
+using testing::relative_error;
+using testing::same_bits;
+using testing::uniform;
+using testing::Values;
+
+std::vector<InstructionSet> sets_here() {
+  std::vector<InstructionSet> sets;
+  for (int i = 0; i <= static_cast<int>(best_instruction_set()); ++i) sets.push_back(static_cast<InstructionSet>(i));
+  return sets;
+}
+
+/// A product, as a convolution. A linear layer is one of single pixels.
+struct Product {
+  std::string scheme;
+  Shape x;
+  Shape w;
+  Window window = {};
+  bool is_linear() const { return w.rank() == 2; }
+};
+
+/// Odd numbers of channels, pixels and panels; padding and strides; images with three colours.
+const std::vector<Product> products = {
+    {"linear:4:channel", {2, 13, 11, 3}, {8, 3, 11, 11}, {11, 4, 2}},
+    {"linear:2:channel:zero-point", {3, 6, 5, 5}, {17, 5, 3, 3}, {3, 1, 1}},
+    {"nf4:4:channel:f16", {1, 5, 7, 64}, {67, 64, 3, 3}, {3, 2, 1}},
+    {"kmeans:3:channel", {5, 4, 4, 16}, {130, 16, 1, 1}, {1, 1, 0}},
+    {"linear:8:channel", {2, 5, 5, 7}, {3, 7, 5, 5}, {5, 1, 2}},
+    {"linear:5:tensor", {1, 1031}, {70, 1031}},
+    {"linear:6:channel", {7, 40}, {64, 40}},
+    {"linear:7:channel:zero-point", {7, 129}, {131, 129}},
+    {"linear:3:channel:zero-point", {100, 260}, {20, 260}},
+    {"kmeans:8:channel", {6, 260}, {33, 260}},
+    {"nf4:4:channel", {2, 300}, {10, 300}},
+};
+
+Values run(CpuBackend& backend, const Product& p, const Values& x, Weight& w, const Values& bias, Epilogue epilogue) {
+  return p.is_linear() ? linear(backend, x, w, bias, epilogue) : conv2d(backend, x, w, bias, p.window, epilogue);
+}
+
+Values inputs_of(const Product& p, bool is_signed) {
+  Values x = uniform(p.x, 1);
+  for (float& value : x.data) value = is_signed ? value : std::max(value, 0.0F);
+  return x;
+}
+
+/// The product in integers, one by one: what docs/kernels.md says that int8 computes.
+Values in_integers(const Product& p, const Values& x, const PackedTensor& packed, const Values& bias, InputRange range,
+                   Epilogue epilogue) {
+  const Codebook codebook = codebook_of(packed);
+  const PackedView view = view_of(packed, codebook);
+  const ByteValues values = byte_values(view);
+  const int64_t n_size = p.x[0], h_size = p.is_linear() ? 1 : p.x[1], w_size = p.is_linear() ? 1 : p.x[2];
+  const int64_t c_size = p.w[1], k_size = p.w[0], side = p.window.size;
+  const int64_t rows = p.window.output(h_size), columns = p.window.output(w_size);
+  Values y(p.is_linear() ? Shape{n_size, k_size} : Shape{n_size, rows, columns, k_size});
+  for (int64_t n = 0; n < n_size; ++n) {
+    const float* image = x.data.data() + n * h_size * w_size * c_size;
+    const float largest = range.largest > 0 ? range.largest : largest_magnitude(image, h_size * w_size * c_size);
+    const float step = largest / (range.is_signed ? 127.0F : 255.0F);
+    const auto rounded = [&](int64_t h, int64_t w, int64_t c) -> int64_t {
+      if (h < 0 || h >= h_size || w < 0 || w >= w_size) return 0;
+      const float scaled = image[(h * w_size + w) * c_size + c] * (1.0F / step);
+      return std::lrint(std::clamp(scaled, range.is_signed ? -128.0F : 0.0F, range.is_signed ? 127.0F : 255.0F));
+    };
+    for (int64_t i = 0; i < rows * columns; ++i)
+      for (int64_t k = 0; k < k_size; ++k) {
+        const int64_t group = view.groups.group(k, 0);
+        const int zero = view.zero_points != nullptr ? view.zero_points[group] : 0;
+        int64_t sum = 0;
+        for (int64_t c = 0; c < c_size; ++c)
+          for (int64_t tap = 0; tap < side * side; ++tap) {
+            const uint32_t code = read_field(view.codes + k * view.code_stride, c * side * side + tap, view.bits);
+            sum +=
+                (values.bytes[code] - zero) * rounded(i / columns * p.window.stride - p.window.padding + tap / side,
+                                                      i % columns * p.window.stride - p.window.padding + tap % side, c);
+          }
+        const float factor = values.unit * view.step(group) * step;
+        const float out = std::fma(static_cast<float>(sum), factor, bias.data[static_cast<size_t>(k)]);
+        y.data[static_cast<size_t>((n * rows * columns + i) * k_size + k)] =
+            epilogue == Epilogue::relu ? std::max(out, 0.0F) : out;
+      }
+  }
+  return y;
+}
+
+TEST(Int8Products, AreThoseOfTheIntegersOnEveryInstructionSet) {
+  for (const Product& p : products) {
+    const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
+    const Values bias = uniform({p.w[0]}, 2);
+    for (const InputRange range :
+         {InputRange{0.7F, false}, InputRange{0.7F, true}, InputRange{0, false}, InputRange{0, true}}) {
+      const Values x = inputs_of(p, range.is_signed);
+      for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
+        const Values expected = in_integers(p, x, packed, bias, range, epilogue);
+        for (const InstructionSet set : sets_here()) {
+          SCOPED_TRACE(fmt::format("{} of {}, {}, largest {}{}", p.scheme, to_string(p.w), to_string(set),
+                                   range.largest, range.is_signed ? ", signed" : ""));
+          CpuBackend backend(2);
+          backend.limit(set);
+          const auto weight = backend.make_weight(packed, Precision::int8, range);
+          ASSERT_EQ(weight->product_precision(), Precision::int8);
+          EXPECT_TRUE(same_bits(run(backend, p, x, *weight, bias, epilogue), expected));
+        }
+      }
+    }
+  }
+}
+
+/// bfloat16's products as float32 ones of rounded values; sums may differ by their rounding.
+TEST(Bfloat16Products, AreThoseOfRoundedValues) {
+  const auto rounded = [](Values values) {
+    for (float& value : values.data) value = std::bit_cast<float>(static_cast<uint32_t>(bfloat16_of(value)) << 16);
+    return values;
+  };
+  for (const Product& p : products) {
+    const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
+    const Values bias = uniform({p.w[0]}, 2), x = inputs_of(p, true);
+    for (const InstructionSet set : sets_here()) {
+      SCOPED_TRACE(fmt::format("{} of {}, {}", p.scheme, to_string(p.w), to_string(set)));
+      CpuBackend backend(2);
+      backend.limit(set);
+      const auto weight = backend.make_weight(packed, Precision::bfloat16);
+      ASSERT_EQ(weight->product_precision(), Precision::bfloat16);
+      Values exact = dequantized(packed);  // values are rounded before they are multiplied by their step
+      const Codebook codebook = codebook_of(packed);
+      const PackedView view = view_of(packed, codebook);
+      const int64_t elements = view.channel_elements;
+      for (int64_t i = 0; i < exact.shape.elements(); ++i) {
+        const float step = view.step(view.groups.group(i / elements, 0));
+        float& value = exact.data[static_cast<size_t>(i)];
+        if (step != 0) value = rounded(Values({1}, value / step)).data[0] * step;
+      }
+      const auto plain = backend.make_weight(exact.view());
+      const Values expected = run(backend, p, rounded(x), *plain, bias, Epilogue::relu);
+      EXPECT_LE(relative_error(run(backend, p, x, *weight, bias, Epilogue::relu).view(), expected.view()), 2e-6);
+    }
+  }
+}
+
+TEST(Bfloat16Products, TakeFloatWeightsInHalfTheBytes) {
+  for (const Product& p : products) {
+    CpuBackend backend(2);
+    const Values w = uniform(p.w, 3), bias = uniform({p.w[0]}, 2), x = inputs_of(p, true);
+    const auto weight = backend.make_weight(w.view(), Precision::bfloat16);
+    const auto plain = backend.make_weight(w.view());
+    EXPECT_EQ(weight->product_precision(), Precision::bfloat16);
+    EXPECT_EQ(weight->resident().total(),
+              static_cast<int64_t>(backend.meter().live_total()) - plain->resident().total());
+    EXPECT_LE(relative_error(run(backend, p, x, *weight, bias, Epilogue::none).view(),
+                             run(backend, p, x, *plain, bias, Epilogue::none).view()),
+              0.01);
+  }
+}
+
+TEST(NarrowProducts, GiveTheSameBitsForEveryNumberOfThreads) {
+  for (const Precision precision : {Precision::int8, Precision::bfloat16})
+    for (const Product& p : products) {
+      const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
+      const Values bias = uniform({p.w[0]}, 2), x = inputs_of(p, false);
+      Values expected;
+      for (const int threads : {1, 2, 3, 5}) {
+        CpuBackend backend(threads);
+        const auto weight = backend.make_weight(packed, precision, {0, false});
+        const Values y = run(backend, p, x, *weight, bias, Epilogue::none);
+        if (threads == 1) expected = y;
+        EXPECT_TRUE(same_bits(y, expected)) << to_string(precision) << " " << p.scheme << ", " << threads;
+      }
+    }
+}
+
+TEST(Int8Products, OfAnImageDoNotDependOnItsNeighbours) {
+  for (const Product& p : products) {
+    CpuBackend backend(2);
+    const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {0, true});
+    const Values bias = uniform({p.w[0]}, 2);
+    Values x = inputs_of(p, true);
+    const size_t image = x.data.size() / static_cast<size_t>(p.x[0]);
+    const Values alone = run(backend, p, x, *weight, bias, Epilogue::none);
+    for (size_t i = image; i < x.data.size(); ++i) x.data[i] *= 100.0F;
+    const Values beside = run(backend, p, x, *weight, bias, Epilogue::none);
+    const size_t outputs = alone.data.size() / static_cast<size_t>(p.x[0]);
+    EXPECT_TRUE(
+        std::equal(alone.data.begin(), alone.data.begin() + static_cast<std::ptrdiff_t>(outputs), beside.data.begin()))
+        << p.scheme;
+  }
+}
+
+TEST(NarrowProducts, OfNumbersThatAreNotFiniteAreNoNumbers) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (const Precision precision : {Precision::int8, Precision::bfloat16})
+    for (const InstructionSet set : sets_here())
+      for (const float largest : {0.0F, 1.0F})
+        for (const float value : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+          CpuBackend backend(2);
+          backend.limit(set);
+          const Product p = {"linear:4:channel", {2, 300}, {3, 300}};
+          const auto weight =
+              backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), precision, {largest, true});
+          Values x = uniform(p.x, 1);
+          x.data[307] = value;
+          const Values y = linear(backend, x, *weight, Values({3}));
+          for (size_t k = 0; k < 3; ++k) {
+            EXPECT_TRUE(std::isfinite(y.data[k])) << to_string(set);
+            EXPECT_FALSE(std::isfinite(y.data[3 + k])) << to_string(set) << " " << to_string(precision) << " " << value;
+          }
+        }
+}
+
+TEST(Int8Products, SaturateInputsBeyondTheRange) {
+  for (const InstructionSet set : sets_here()) {
+    CpuBackend backend(2);
+    backend.limit(set);
+    const Product p = {"linear:4:channel", {1, 40}, {5, 40}};
+    const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {1, false});
+    const Values bias(Shape{5});
+    const Values largest = linear(backend, Values(p.x, 1.0F), *weight, bias);
+    for (const float value : {1.5F, 1e9F, 3e38F})
+      EXPECT_TRUE(same_bits(linear(backend, Values(p.x, value), *weight, bias), largest)) << to_string(set);
+    EXPECT_TRUE(same_bits(linear(backend, Values(p.x, -1e9F), *weight, bias), Values(Shape{1, 5}))) << to_string(set);
+  }
+}
+
+TEST(NarrowWeight, ResidentBytesAreTheMeteredOnes) {
+  for (const Precision precision : {Precision::int8, Precision::bfloat16})
+    for (const Product& p : products) {
+      CpuBackend backend(2);
+      const auto weight =
+          backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), precision, {0, !p.is_linear()});
+      const ResidentSize size = weight->resident();
+      const MemoryMeter& meter = backend.meter();
+      EXPECT_EQ(static_cast<int64_t>(meter.live_total()), size.total()) << p.scheme;
+      EXPECT_EQ(static_cast<int64_t>(meter.live(MemoryCategory::codes)), size.codes + size.padding);
+      EXPECT_EQ(static_cast<int64_t>(meter.live(MemoryCategory::scales)), size.scales);
+      EXPECT_EQ(static_cast<int64_t>(meter.live(MemoryCategory::zero_points)), size.zero_points);
+      EXPECT_EQ(static_cast<int64_t>(meter.live(MemoryCategory::codebooks)), size.codebooks);
+      EXPECT_THROW(weight->values(), Error);
+    }
+}
+
+TEST(NarrowWeight, IsFloatWhereScalesChangeAlongAChannel) {
+  CpuBackend backend(2);
+  for (const std::string scheme : {"nf4:4:block:16:f16", "linear:4:tile:3x5", "stable-embedding", "trellis:2"}) {
+    const auto packed = quantized({128, 64}, parse_scheme(scheme), 3);
+    EXPECT_EQ(backend.make_weight(packed, Precision::int8)->product_precision().value_or(Precision::float32),
+              Precision::float32)
+        << scheme;
+  }
+}
+
+TEST(NarrowWeight, TakesBfloat16WhereBytesDoNotHoldItsValues) {
+  CpuBackend backend(2);
+  const auto packed = quantized({16, 64}, parse_scheme("linear:8:channel:zero-point"), 3);
+  const bool has_bf16 = best_instruction_set() >= InstructionSet::avx512_bf16;
+  EXPECT_EQ(backend.make_weight(packed, Precision::int8)->product_precision().value_or(Precision::float32),
+            has_bf16 ? Precision::bfloat16 : Precision::float32);
+}
+
+TEST(InstructionSetNames, AreRead) {
+  for (const InstructionSet set : sets_here()) EXPECT_EQ(parse_instruction_set(to_string(set)), set);
+  EXPECT_THROW(parse_instruction_set("sse9"), UsageError);
+}
+
+TEST(Bfloat16, RoundsToNearestEvenAndKeepsNaN) {
+  EXPECT_EQ(bfloat16_of(1.0F), 0x3F80);
+  EXPECT_EQ(bfloat16_of(std::bit_cast<float>(0x3F808000U)), 0x3F80);  // a tie, to even
+  EXPECT_EQ(bfloat16_of(std::bit_cast<float>(0x3F818000U)), 0x3F82);
+  EXPECT_EQ(bfloat16_of(std::bit_cast<float>(0x3F808001U)), 0x3F81);
+  EXPECT_EQ(bfloat16_of(-0.0F), 0x8000);
+  EXPECT_EQ(bfloat16_of(1e-40F), 0);  // a denormal
+  EXPECT_EQ(bfloat16_of(std::numeric_limits<float>::infinity()), 0x7F80);
+  EXPECT_EQ(bfloat16_of(std::numeric_limits<float>::max()), 0x7F80);
+  EXPECT_TRUE(
+      std::isnan(std::bit_cast<float>(static_cast<uint32_t>(bfloat16_of(std::bit_cast<float>(0x7F800001U))) << 16)));
+}
+
+}  // namespace
+}  // namespace nibblenet
