@@ -1,6 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -72,6 +75,16 @@ class AnyActivations {
   int64_t elements() const { return shape_.elements(); }
   Precision precision() const { return precision_; }
   AnyActivations reshaped(const Shape& shape) const { return {data_, shape, precision_}; }
+  /// Images [first, first + count) of a batch.
+  AnyActivations slice(int64_t first, int64_t count) const {
+    std::array<int64_t, Shape::max_rank> sizes{};
+    std::ranges::copy(shape_.sizes(), sizes.begin());
+    sizes[0] = count;
+    using Byte = std::conditional_t<std::is_const_v<Void>, const std::byte, std::byte>;
+    const int64_t bytes = first * shape_.inner_elements() * static_cast<int64_t>(bytes_of(precision_));
+    return {static_cast<Byte*>(data_) + bytes, Shape(std::span(sizes.data(), static_cast<size_t>(shape_.rank()))),
+            precision_};
+  }
 
   /// Throws Error when they are stored as something else.
   TensorView<Element<float>> floats() const { return as<float>(Precision::float32); }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -28,6 +29,10 @@ class Inference {
   /// int8 take another precision: see Weight::product_precision(). `input` serves int8 alone.
   virtual std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32,
                                               const InputRange& input = {}) = 0;
+
+  /// How many images should pass the convolutions at once, so that activations stay in the caches.
+  /// Outputs are the same bits for any number.
+  virtual int64_t images_at_once(Precision) const { return std::numeric_limits<int64_t>::max(); }
 
   /// y = factor x, rounded to y's precision; y may be x.
   virtual void convert(Activations y, ConstActivations x, float factor = 1.0F) = 0;

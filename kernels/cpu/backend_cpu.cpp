@@ -75,6 +75,13 @@ std::unique_ptr<Weight> CpuBackend::make_weight(const PackedTensor& packed, Prec
   return std::make_unique<PackedWeightCpu>(*this, packed);
 }
 
+int64_t CpuBackend::images_at_once(Precision precision) const {
+  // Convolutions in float32 are oneDNN's, whose sums may depend on the batch.
+  const bool narrow = precision == Precision::bfloat16 || precision == Precision::int8;
+  constexpr int64_t images_of_a_thread = 2;  // 0.8 MB each behind AlexNet's first convolution
+  return narrow ? std::max<int64_t>(8, images_of_a_thread * threads_) : Inference::images_at_once(precision);
+}
+
 std::optional<ForwardRoute> CpuBackend::route(const Weight& w, const ForwardQuestion& question) const {
   if (question.pool.size > 0) return std::nullopt;
   if (const auto* narrow = dynamic_cast<const NarrowWeightCpu*>(&w))

@@ -44,6 +44,7 @@ class CpuBackend final : public Backend, public Training {
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x, float factor = 1.0F) override;
 
+  int64_t images_at_once(Precision precision) const override;
   std::optional<ForwardRoute> route(const Weight& w, const ForwardQuestion& question) const override;
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;

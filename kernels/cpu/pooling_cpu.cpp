@@ -3,6 +3,11 @@
 #include <limits>
 
 #include "kernels/cpu/backend_cpu.h"
+#include "kernels/cpu/processor.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace nibblenet {
 namespace {
@@ -19,6 +24,51 @@ void transpose(TensorView<float> y, TensorView<const float> x, int64_t images, i
 /// Whether `candidate` replaces `best`. A NaN wins and stays, as in PyTorch.
 bool beats(float candidate, float best) { return candidate > best || std::isnan(candidate); }
 
+/// The pixels of a pooling window: corners of [rows][columns] pixels, `row_floats` and `channels`
+/// floats apart.
+struct PooledPixels {
+  const float* first;
+  int64_t rows, columns;
+  int64_t row_floats, channels;
+};
+
+/// y[channels] = the largest values of a window.
+void largest_portable(const PooledPixels& x, float* y) {
+  std::fill_n(y, x.channels, -std::numeric_limits<float>::infinity());
+  for (int64_t r = 0; r < x.rows; ++r)
+    for (int64_t s = 0; s < x.columns; ++s) {
+      const float* pixel = x.first + r * x.row_floats + s * x.channels;
+      for (int64_t c = 0; c < x.channels; ++c) y[c] = beats(pixel[c], y[c]) ? pixel[c] : y[c];
+    }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) void largest_avx2(const PooledPixels& x, float* y) {
+  constexpr int64_t lanes = 8;
+  if (x.channels % lanes != 0) return largest_portable(x, y);
+  for (int64_t c = 0; c < x.channels; c += lanes) {
+    __m256 best = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+    __m256 any_nan = _mm256_setzero_ps();
+    for (int64_t r = 0; r < x.rows; ++r)
+      for (int64_t s = 0; s < x.columns; ++s) {
+        const __m256 value = _mm256_loadu_ps(x.first + r * x.row_floats + s * x.channels + c);
+        any_nan = _mm256_or_ps(any_nan, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+        best = _mm256_max_ps(value, best);  // of a NaN and `best`: `best`
+      }
+    if (_mm256_movemask_ps(any_nan) != 0) return largest_portable(x, y);
+    _mm256_storeu_ps(y + c, best);
+  }
+}
+#endif
+
+/// largest_portable() or a faster one with the same bits.
+auto* best_largest() {
+#if defined(__x86_64__)
+  if (best_instruction_set() >= InstructionSet::avx2) return largest_avx2;
+#endif
+  return largest_portable;
+}
+
 }  // namespace
 
 void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax, ConstActivations in, Window window) {
@@ -27,37 +77,40 @@ void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax,
   const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
   const int64_t rows = y.size(0) * y.size(1);
   const bool record = argmax.data() != nullptr;
+  auto* const largest = best_largest();
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t n = row / y.size(1), p = row % y.size(1);
+    const int64_t top = std::max<int64_t>(0, p * window.stride - window.padding);
+    const int64_t bottom = std::min(height, p * window.stride - window.padding + window.size);
     for (int64_t q = 0; q < y.size(2); ++q) {
       const int64_t output = (row * y.size(2) + q) * channels;
       float* best = y.data() + output;
-      std::fill_n(best, channels, -std::numeric_limits<float>::infinity());
-      if (record) {
-        // If nothing exceeds -infinity, the first element outside the padding wins.
-        const int64_t r = std::max<int64_t>(0, window.padding - p * window.stride);
-        const int64_t s = std::max<int64_t>(0, window.padding - q * window.stride);
-        std::fill_n(argmax.data() + output, channels, static_cast<uint8_t>(r * window.size + s));
+      const int64_t left = std::max<int64_t>(0, q * window.stride - window.padding);
+      const int64_t right = std::min(width, q * window.stride - window.padding + window.size);
+      const float* corner = x.data() + ((n * height + top) * width + left) * channels;
+      if (!record) {
+        largest({corner, bottom - top, right - left, width * channels, channels}, best);
+        continue;
       }
-      for (int64_t r = 0; r < window.size; ++r) {
-        for (int64_t s = 0; s < window.size; ++s) {
-          const int64_t h = p * window.stride - window.padding + r, w = q * window.stride - window.padding + s;
-          if (h < 0 || h >= height || w < 0 || w >= width) continue;
+      // If nothing exceeds -infinity, the first element outside the padding wins.
+      std::fill_n(best, channels, -std::numeric_limits<float>::infinity());
+      uint8_t* where = argmax.data() + output;
+      const auto position = [&](int64_t h, int64_t w) {
+        return static_cast<uint8_t>((h - p * window.stride + window.padding) * window.size + w - q * window.stride +
+                                    window.padding);
+      };
+      std::fill_n(where, channels, position(top, left));
+      for (int64_t h = top; h < bottom; ++h)
+        for (int64_t w = left; w < right; ++w) {
           const float* pixel = x.data() + ((n * height + h) * width + w) * channels;
-          if (record) {
-            uint8_t* where = argmax.data() + output;
-            const auto position = static_cast<uint8_t>(r * window.size + s);
-            for (int64_t c = 0; c < channels; ++c) {
-              const bool better = beats(pixel[c], best[c]);
-              where[c] = better ? position : where[c];
-              best[c] = better ? pixel[c] : best[c];
-            }
-          } else {
-            for (int64_t c = 0; c < channels; ++c) best[c] = beats(pixel[c], best[c]) ? pixel[c] : best[c];
+          const uint8_t here = position(h, w);
+          for (int64_t c = 0; c < channels; ++c) {
+            const bool better = beats(pixel[c], best[c]);
+            where[c] = better ? here : where[c];
+            best[c] = better ? pixel[c] : best[c];
           }
         }
-      }
     }
   }
 }

@@ -35,6 +35,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
                        network.spec().smallest_image);
     shape = spec.output_shape(shape);
     shapes_.push_back(shape);
+    if (spec.kind == LayerKind::flatten) features_end_ = i + 1 - begin;
     largest = std::max(largest, shape.elements());
     if (spec.has_parameters()) {
       largest_weight = std::max(largest_weight, spec.weight.elements());
@@ -42,12 +43,7 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     }
   }
   if (mode == Mode::inference) {
-    const Precision precision = network.storage();
-    // A float32 input is converted into one of the buffers, and the output is float32.
-    const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
-    const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
-                                  static_cast<size_t>(shape.elements()) * sizeof(float));
-    for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
+    plan_inference(input);
     return;
   }
   training_ = &backend.training();
@@ -55,6 +51,23 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
   plan_training(input, largest);
   dw_ = Tensor<float>(backend, {largest_weight}, MemoryCategory::gradients);
   dbias_ = Tensor<float>(backend, {largest_bias}, MemoryCategory::gradients);
+}
+
+void Pass::plan_inference(const Shape& input) {
+  Backend& backend = network_->backend();
+  const Precision precision = network_->storage();
+  at_once_ = std::min(backend.images_at_once(network_->precision()), input[0]);
+  const bool parted = at_once_ < input[0] && features_end_ > 0;
+  int64_t largest = 0;
+  for (size_t i = 0; i < shapes_.size(); ++i)
+    largest = std::max(
+        largest, parted && i < features_end_ ? with_batch(shapes_[i], at_once_).elements() : shapes_[i].elements());
+  // A float32 input is converted into one of the buffers, and the output is float32.
+  const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
+  const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
+                                static_cast<size_t>(shapes_.back().elements()) * sizeof(float));
+  for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
+  if (parted) features_ = activations(backend, shapes_[features_end_ - 1].elements(), precision);
 }
 
 /// `largest`: elements of a layer's output.
@@ -107,15 +120,41 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
     throw Error("inference from bytes needs a folded network, from its first layer on");
   const int64_t batch = images.size(0);
   if (batch > shapes_.front()[0]) fail<ShapeError>("a batch of {}, planned for at most {}", batch, shapes_.front()[0]);
-  const Activations y(alternating_[0].data(), with_batch(shapes_.front(), batch), network_->storage());
   Layer& first = network_->layers().front();
-  first.folded->run(y, images, first.spec.epilogue);
-  return replays_.run(network_->backend(), y, [this](ConstActivations x) { return infer(x, 1); }).floats();
+  const auto run_first = [&](TensorView<const uint8_t> some) {
+    const Activations y(alternating_[0].data(), with_batch(shapes_.front(), some.size(0)), network_->storage());
+    first.folded->run(y, some, first.spec.epilogue);
+    return y;
+  };
+  if (in_parts(batch)) {
+    const auto infer_part = [&](int64_t n, int64_t count, Activations result) {
+      infer_layers(run_first(images.slice(n, count)), 1, features_end_, result);
+    };
+    return infer_in_parts(batch, infer_part).floats();
+  }
+  return replays_.run(network_->backend(), run_first(images), [this](ConstActivations x) { return infer(x, 1); })
+      .floats();
 }
 
 /// Runs the layers from `first` on. `x` is the output of the layer before, in alternating_[0] if
 /// this pass computed it.
 ConstActivations Pass::infer(ConstActivations x, size_t first) {
+  if (!in_parts(x.size(0))) return infer_layers(x, first, shapes_.size());
+  return infer_in_parts(x.size(0), [&](int64_t n, int64_t count, Activations result) {
+    infer_layers(x.slice(n, count), first, features_end_, result);
+  });
+}
+
+ConstActivations Pass::infer_in_parts(int64_t batch, const PartOfFeatures& infer_part) {
+  const Activations features(features_.data(), with_batch(shapes_[features_end_ - 1], batch), network_->storage());
+  for (int64_t n = 0; n < batch; n += at_once_) {
+    const int64_t count = std::min(at_once_, batch - n);
+    infer_part(n, count, features.slice(n, count));
+  }
+  return infer_layers(features, features_end_, shapes_.size());
+}
+
+ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end, Activations result) {
   const Precision precision = network_->storage();
   const int64_t batch = x.size(0);
   size_t next = first;
@@ -127,10 +166,12 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
     network_->backend().convert(converted, x);
     x = converted;
   }
-  for (size_t i = first; i < shapes_.size(); ++i) {
+  for (size_t i = first; i < end; ++i) {
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
     const size_t last = last_fused(i, x);
-    const Activations y = output(shapes_[last], last + 1 == shapes_.size() ? Precision::float32 : precision);
+    const bool to_result = last + 1 == end && result.data() != nullptr;
+    const Activations y =
+        to_result ? result : output(shapes_[last], last + 1 == shapes_.size() ? Precision::float32 : precision);
     if (last > i)
       run_pooled(i, y, x);
     else
@@ -138,7 +179,7 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
     x = y;
     i = last;
   }
-  if (x.precision() == Precision::float32) return x;
+  if (x.precision() == Precision::float32 || end < shapes_.size()) return x;
   const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
   network_->backend().convert(y, x);
   return y;

@@ -56,6 +56,14 @@ class Pass {
 
  private:
   ConstActivations infer(ConstActivations x, size_t first = 0);
+  /// Whether that many images pass the features in parts, which the backend's caches hold.
+  bool in_parts(int64_t batch) const { return features_.size() > 0 && batch > at_once_; }
+  /// Writes the features of images [first, first + count) to `result`.
+  using PartOfFeatures = std::function<void(int64_t first, int64_t count, Activations result)>;
+  ConstActivations infer_in_parts(int64_t batch, const PartOfFeatures& infer_part);
+  /// Runs layers [first, end) in inference. The last one writes to `result` unless that is empty.
+  ConstActivations infer_layers(ConstActivations x, size_t first, size_t end, Activations result = {});
+  void plan_inference(const Shape& input);
   void plan_training(const Shape& input, int64_t largest);
   TensorView<const float> forward_and_keep(ConstActivations x);
   void use_gradient(size_t index, ConstActivations dy, float factor, const OnWeightGradient& use);
@@ -79,7 +87,10 @@ class Pass {
   size_t begin_;
   Mode mode_;
   std::vector<Shape> shapes_;                      ///< of each layer's output, for the largest batch
+  size_t features_end_ = 0;                        ///< the layer behind the flatten, or 0: it is not in the range
+  int64_t at_once_ = 0;                            ///< inference: images that pass the features together
   std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
+  Buffer<std::byte> features_;                     ///< inference in parts: outputs of the flatten, of all images
   std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
   std::vector<bool> passes_through_;               ///< training: layers whose output is their input
   std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only
