@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 
 #include "engine/core/threads.h"
@@ -14,7 +15,24 @@
 
 namespace nibblenet {
 
+namespace {
+
+/// Limits oneDNN to the instructions that NIBBLENET_MAX_ISA allows, before it compiles a first
+/// kernel. Later calls change nothing.
+void limit_onednn(InstructionSet set) {
+#if defined(__x86_64__)
+  constexpr std::array limits = {dnnl::cpu_isa::sse41, dnnl::cpu_isa::avx2, dnnl::cpu_isa::avx512_core,
+                                 dnnl::cpu_isa::avx512_core_vnni};
+  if (static_cast<size_t>(set) < limits.size()) dnnl::set_max_cpu_isa(limits.at(static_cast<size_t>(set)));
+#else
+  (void)set;
+#endif
+}
+
+}  // namespace
+
 CpuBackend::CpuBackend(int threads) : threads_(threads) {
+  limit_onednn(instruction_set_);
   if (threads < 0) fail<UsageError>("--threads {}: must be 0 (all cores) or more", threads);
   if (threads_ == 0) threads_ = static_cast<int>(default_threads());
   omp_set_dynamic(0);
@@ -32,10 +50,9 @@ CpuBackend::~CpuBackend() = default;
 void CpuBackend::take_turn() { omp_set_num_threads(threads_); }
 
 std::string CpuBackend::description() const {
-  constexpr std::array paths = {"portable", "AVX2", "AVX-512"};
   const dnnl_version_t* version = dnnl_version();
-  return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {} decoder{}", threads_, version->major, version->minor,
-                     version->patch, paths.at(static_cast<size_t>(best_decode_path())), remark_);
+  return fmt::format("CPU, {} threads, oneDNN {}.{}.{}, {}{}", threads_, version->major, version->minor, version->patch,
+                     title_of(instruction_set_), remark_);
 }
 
 size_t CpuBackend::bytes_that_empty_caches() const {

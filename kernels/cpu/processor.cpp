@@ -28,6 +28,12 @@ InstructionSet supported() {
 
 std::string_view to_string(InstructionSet set) { return names.at(static_cast<size_t>(set)); }
 
+std::string_view title_of(InstructionSet set) {
+  constexpr std::array<std::string_view, 5> titles = {"portable", "AVX2", "AVX-512", "AVX-512 with VNNI",
+                                                      "AVX-512 with VNNI and BF16"};
+  return titles.at(static_cast<size_t>(set));
+}
+
 InstructionSet parse_instruction_set(std::string_view name) {
   const auto* found = std::ranges::find(names, name);
   if (found == names.end())

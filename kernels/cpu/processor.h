@@ -15,6 +15,8 @@ enum class InstructionSet : uint8_t {
 };
 /// "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"
 std::string_view to_string(InstructionSet set);
+/// "AVX-512 with VNNI", for people.
+std::string_view title_of(InstructionSet set);
 /// Inverse of to_string. Throws UsageError.
 InstructionSet parse_instruction_set(std::string_view name);
 

@@ -5,8 +5,8 @@
 
 namespace nibblenet {
 
-// Trellis strings on the CPU: eight neighbouring output channels at a time, since their windows lie
-// in a few bytes.
+// Trellis strings on the CPU: eight or sixteen neighbouring output channels at a time, since their
+// windows lie in a few bytes.
 
 /// Decodes weights [k, k + columns) of output channels [channel, channel + rows) into rows of
 /// `out`, `stride` floats apart. The bits are those of decode_reference. `channel` a multiple of 8

@@ -38,8 +38,9 @@ PackedTensor random_strings(const Shape& shape, const Scheme& scheme) {
 }
 
 std::vector<DecodePath> paths() {
-  std::vector<DecodePath> all = {DecodePath::portable};
-  if (best_decode_path() != DecodePath::portable) all.push_back(best_decode_path());
+  std::vector<DecodePath> all;
+  for (const DecodePath path : {DecodePath::portable, DecodePath::avx2, DecodePath::avx512})
+    if (path <= best_decode_path()) all.push_back(path);
   return all;
 }
 
@@ -86,22 +87,29 @@ TEST(TrellisProduct, LinearEqualsTheFloatPathToRounding) {
 }
 
 TEST(TrellisProduct, DotsOfEveryPathAreNear) {
-  const PackedTensor packed = random_strings({130, 600}, parse_scheme("trellis:1.25"));
-  const Codebook codebook = codebook_of(packed);
-  const PackedView view = view_of(packed, codebook);
-  const Values x = uniform({5, 600}, 1), weights = dequantized(packed);
-  for (const DecodePath path : paths()) {
-    Values y({5, 130});
-    trellis_dots(path, view, 0, 128, x.data.data(), 5, y.data.data());
-    trellis_dots(path, view, 128, 2, x.data.data(), 5, y.data.data());
-    for (int64_t n = 0; n < 5; ++n)
-      for (int64_t k = 0; k < 130; ++k) {
-        double expected = 0;
-        for (int64_t c = 0; c < 600; ++c)
-          expected += static_cast<double>(x.data[static_cast<size_t>(n * 600 + c)]) *
-                      static_cast<double>(weights.data[static_cast<size_t>(k * 600 + c)]);
-        EXPECT_NEAR(y.data[static_cast<size_t>(n * 130 + k)], expected, 1e-3);
-      }
+  for (const std::string scheme : {"trellis:0.5", "trellis:1.25", "trellis:2", "trellis:4"}) {
+    const PackedTensor packed = random_strings({330, 600}, parse_scheme(scheme));
+    const Codebook codebook = codebook_of(packed);
+    const PackedView view = view_of(packed, codebook);
+    const Values x = uniform({5, 600}, 1), weights = dequantized(packed);
+    Values vectors;
+    for (const DecodePath path : paths()) {
+      Values y({5, 330});
+      trellis_dots(path, view, 0, 128, x.data.data(), 5, y.data.data());
+      trellis_dots(path, view, 128, 128, x.data.data(), 5, y.data.data());
+      trellis_dots(path, view, 256, 74, x.data.data(), 5, y.data.data());
+      for (int64_t n = 0; n < 5; ++n)
+        for (int64_t k = 0; k < 330; ++k) {
+          double expected = 0;
+          for (int64_t c = 0; c < 600; ++c)
+            expected += static_cast<double>(x.data[static_cast<size_t>(n * 600 + c)]) *
+                        static_cast<double>(weights.data[static_cast<size_t>(k * 600 + c)]);
+          EXPECT_NEAR(y.data[static_cast<size_t>(n * 330 + k)], expected, 1e-3) << scheme;
+        }
+      if (path == DecodePath::portable) continue;
+      if (vectors.data.empty()) vectors = y;
+      EXPECT_TRUE(same_bits(y, vectors)) << scheme << ": AVX2 and AVX-512 sum alike";
+    }
   }
 }
 

@@ -86,7 +86,7 @@ class NIBBLENET_EXPORT Model {
 
   /// The name of the network: "AlexNet".
   std::string network() const;
-  /// The device in words: "CPU, 2 threads, oneDNN 2.6.3, AVX2 decoder".
+  /// The device in words: "CPU, 2 threads, oneDNN 2.6.3, AVX2".
   std::string device() const;
   /// The side of the network's input in pixels.
   int image_size() const;
