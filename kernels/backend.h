@@ -24,6 +24,9 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   virtual void expect_support(Precision precision) const = 0;
   /// The precision in which inference is fastest.
   virtual Precision preferred_precision() const { return Precision::float32; }
+  /// Whether the device computes in this precision with instructions of its own, so that it can be
+  /// chosen for speed. Implies support where activations are float32 between layers.
+  virtual bool has_fast(Precision precision) const { return storage_of(precision) == precision; }
 
   /// Energy of the device in J since an arbitrary moment, other processes included. Returns nothing
   /// where the device has no counter.

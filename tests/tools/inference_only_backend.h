@@ -6,7 +6,7 @@ namespace nibblenet::testing {
 
 /// The smallest backend: it implements what is pure in Backend, and no training. Every operation is
 /// the CPU's. A test counts the functions below.
-class InferenceOnlyBackend final : public Backend {
+class InferenceOnlyBackend : public Backend {
  public:
   explicit InferenceOnlyBackend(int threads) : cpu_(threads) {}
 
