@@ -2,6 +2,7 @@
 
 #include "engine/io/onnx_graph.h"
 #include "layers/network/onnx.h"
+#include "layers/network/precision_choice.h"
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
@@ -80,7 +81,8 @@ void export_onnx(const Options& options) {
 
 void export_model(const Options& options) {
   const auto claim = claim_output("-o", options.output, OutputKind::exported, {options.model});
-  const StateDict dict = dequantized(load_model(options.model, options.checksums));
+  StateDict dict = dequantized(load_model(options.model, options.checksums));
+  forget_precisions(dict.metadata);
   if (options.format == "pth") {
     save_pth(options.output, dict);
     if (const auto size = dict.metadata.find(image_size_key); size != dict.metadata.end())

@@ -213,6 +213,7 @@ void pack(const Options& options) {
   save(output, dict, options);
   const double seconds = watch.seconds();
   print_reports(report.layers);
+  for (const std::string& line : report.lines) fmt::print("{}\n", line);
   show_result(options, input, output, seconds, *backend, card, std::move(report.json));
 }
 
@@ -232,8 +233,8 @@ int main(int argc, char** argv) {
   options.packing.calibration.add_choice_to(app);
   options.packing.allocation.add_to(app);
   app.add_option("--data", options.data,
-                 std::string("Images for targets and --max-loss (default: those of --calibrate), and test images for "
-                             "--card. ") +
+                 std::string("Training images for targets, --max-loss and what int8 and bfloat16 cost (default: those "
+                             "of --calibrate), and test images for --card. ") +
                      data_help)
       ->type_name("PATH");
   auto* compress = app.add_flag(

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
-#include "layers/network/network_spec.h"
+#include "layers/network/input_range.h"
+#include "layers/network/precision_choice.h"
 #include "tests/tools/run.h"
 
 namespace nibblenet::testing {
@@ -37,13 +38,72 @@ TEST_F(CalibratedPackTest, TakesItsOwnDefaultsLowersTheErrorAndSaysHowInTheFile)
 TEST_F(CalibratedPackTest, ASavedCalibrationGivesTheSameFile) {
   const std::string options = "pack small.safetensors --method linear --bits 2 --range search --column-order diagonal ";
   succeed(options + "--calibrate standin --calibration-images 40 --save-calibration c.safetensors -o a.safetensors");
-  succeed(options + "--calibration c.safetensors -o b.safetensors");
+  succeed(options + "--calibration c.safetensors --data standin -o b.safetensors");
   EXPECT_EQ(read_text(at("a.safetensors")), read_text(at("b.safetensors")));
   EXPECT_EQ(model("b.safetensors").metadata.at("calibration_images"), "40");
   refuse("pack seven.safetensors --calibration c.safetensors", "another model", 2);
   write_text(at("cut.safetensors"), read_text(at("c.safetensors")).substr(0, 5000));
   refuse("pack small.safetensors --calibration cut.safetensors", "cut.safetensors", 1);
   refuse("pack small.safetensors --calibration small.safetensors", "no calibration", 1);
+}
+
+/// What pack's JSON says of divergences, and whether the file holds the same.
+void expect_divergences(const nlohmann::json& precisions, const StateDict& packed, int64_t images) {
+  const auto cpu = make_backend("cpu", 0);
+  bool measured = false;
+  for (const Precision precision : {Precision::int8, Precision::bfloat16}) {
+    SCOPED_TRACE(to_string(precision));
+    const auto divergence = divergence_of(packed.metadata, precision);
+    ASSERT_EQ(divergence.has_value(), cpu->has_fast(precision));
+    if (!divergence) continue;
+    measured = true;
+    EXPECT_EQ(divergence->images, images);
+    const double reported = precisions.at("divergence").at(std::string(to_string(precision))).get<double>();
+    EXPECT_GT(reported, 0);
+    EXPECT_NEAR(divergence->nats, reported, 0.005 * reported);
+  }
+  EXPECT_EQ(precisions.at("not_measured").is_null(), measured);
+  EXPECT_EQ(precisions.at("images"), measured ? images : 0);
+}
+
+TEST_F(CalibratedPackTest, MeasuresWhatNarrowPrecisionsCost) {
+  const Outcome outcome = succeed(
+      "pack small.safetensors --method linear --bits 4 --calibrate standin --calibration-images 50 --json c.json "
+      "-o packed.safetensors");
+  const StateDict packed = model("packed.safetensors");
+  for (const LayerSpec& layer : layers_of(packed))
+    if (layer.has_parameters()) {
+      EXPECT_GT(input_range(packed.metadata, layer.name, true).largest, 0) << layer.name;
+    }
+  expect_divergences(json("c.json").at("precisions"), packed, 150);  // the others of 200
+  const bool measured = packed.metadata.contains("divergence:images");
+  EXPECT_NE(outcome.out.find(measured ? "divergence from float32: " : "was not measured"), std::string::npos)
+      << outcome;
+
+  // Other codes have other divergences, and no range without a calibration.
+  succeed("export packed.safetensors -o floats.safetensors");
+  succeed("pack floats.safetensors --bits 4 -o again.safetensors --json again.json");
+  for (const char* file : {"floats.safetensors", "again.safetensors"})
+    for (const auto& [key, value] : model(file).metadata) {
+      EXPECT_FALSE(key.starts_with("input_range:") || key.starts_with("divergence:")) << file << ": " << key;
+    }
+  EXPECT_TRUE(json("again.json").at("precisions").is_null());
+  succeed("pack small.safetensors --bits 4 --data standin -o data.safetensors --json data.json");
+  expect_divergences(json("data.json").at("precisions"), model("data.safetensors"), 200);
+}
+
+TEST_F(CalibratedPackTest, SaysWhyNothingWasMeasured) {
+  const std::string pack = "pack small.safetensors --method linear --json p.json -o packed.safetensors ";
+  const auto reason = [&] { return json("p.json").at("precisions").at("not_measured").get<std::string>(); };
+  const Outcome all = succeed(pack + "--calibrate standin");
+  EXPECT_NE(all.out.find("on all training images"), std::string::npos) << all;
+  EXPECT_NE(reason().find("--calibration-images"), std::string::npos);
+  fs::create_directory(at("half"));
+  for (const char* name : {"test_batch.bin", "batches.meta.txt"}) fs::copy(at("standin") / name, at("half") / name);
+  succeed(pack + "--data half");
+  EXPECT_NE(reason().find("no training images"), std::string::npos);
+  EXPECT_FALSE(model("packed.safetensors").metadata.contains("divergence:images"));
+  refuse(pack + "--data missing", "--data missing", 2);
 }
 
 TEST_F(CalibratedPackTest, TestImagesAreUsedWithAWarningOnly) {

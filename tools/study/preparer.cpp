@@ -6,6 +6,7 @@
 #include "engine/core/stopwatch.h"
 #include "layers/network/class_names.h"
 #include "layers/network/network_spec.h"
+#include "layers/network/precision_choice.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -128,6 +129,7 @@ StateDict Preparer::prepare(const ModelFile& file, Measurement& result) {
 StateDict Preparer::packed_by(const Scheme& scheme) const {
   StateDict dict;
   dict.metadata = inputs_.model.metadata;
+  forget_precisions(dict.metadata);
   for (const Parameter& parameter : inputs_.model.parameters) {
     say_("packing " + nibblenet::to_string(scheme));
     Parameter copy{.name = parameter.name};
@@ -144,6 +146,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
   const PackingFlags flags = flags_of(recipe);
   const Calibration* calibration = calibration_for(flags);
   StateDict dict = copy_of_model();
+  forget_precisions(dict.metadata);
   describe(dict.metadata, flags.calibration, calibration);
   WeightPacker packer = flags.calibration.packer(calibration, inputs_.backend);
   if (flags.allocation.given()) {

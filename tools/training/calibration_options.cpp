@@ -7,6 +7,7 @@
 #include "engine/io/holdout.h"
 #include "engine/quant/text.h"
 #include "layers/network/class_names.h"
+#include "layers/network/input_range.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
 #include "tools/common/model_search.h"
@@ -232,6 +233,7 @@ void describe(std::map<std::string, std::string>& metadata, const CalibrationFla
   metadata["calibration_image_size"] = std::to_string(calibration->image_size);
   metadata["calibration_data"] = calibration->data;
   metadata["calibration_fingerprint"] = calibration->data_fingerprint;
+  for (const auto& [layer, range] : calibration->ranges) set_input_range(metadata, layer, range);
 }
 
 }  // namespace nibblenet::tools

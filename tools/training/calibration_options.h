@@ -64,8 +64,8 @@ struct CalibrationFlags {
 /// epoch.
 bool trained_with_validation(const StateDict& model);
 
-/// Adds to a packed file's metadata how its codes were chosen, unless by default. `calibration` may
-/// be null.
+/// Adds to a packed file's metadata how its codes were chosen, unless by default, and the ranges of
+/// the layers' inputs. `calibration` may be null.
 void describe(std::map<std::string, std::string>& metadata, const CalibrationFlags& flags,
               const Calibration* calibration);
 

@@ -4,8 +4,10 @@
 
 #include "engine/core/stopwatch.h"
 #include "layers/network/class_names.h"
+#include "layers/network/precision_choice.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
+#include "tools/training/precision_report.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -85,6 +87,18 @@ void expect_free_choice(const PackingFlags& flags) {
         "out");
 }
 
+/// Where the images of targets and of precisions lie: `data`, else those of --calibrate, else for
+/// targets what is found. Nothing without any.
+std::optional<DataSource> image_source(const PackingFlags& flags, const std::string& data) {
+  const std::string& given = data.empty() ? flags.calibration.data : data;
+  if (flags.allocation.given()) return find_data(given, flags.calibration.unreadable);
+  std::error_code error;
+  if (!data.empty() && !std::filesystem::exists(data, error))
+    fail<UsageError>("--data {}: no such file or folder", data);
+  if (given.empty()) return std::nullopt;
+  return DataSource(std::filesystem::path(given), flags.calibration.unreadable);
+}
+
 }  // namespace
 
 void PackingFlags::validate() const {
@@ -144,19 +158,30 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, backend, &data_set);
   PackingReport report{.json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
+  forget_precisions(dict.metadata);
   describe(dict.metadata, flags.calibration, measured);
+  std::optional<DataSource> source = image_source(flags, data);
+  std::optional<PrecisionImages> images;  // before the long work: errors come early
+  if (source) images = load_precision_images(*source, dict, measured);
   WeightPacker packer = flags.calibration.packer(measured, backend);
   if (calibration) report.json["data_set"] = data_set;
   if (flags.allocation.given()) {
-    report.json["allocation"] =
-        allocate_and_pack(flags, dict, packer, backend,
-                          find_data(data.empty() ? flags.calibration.data : data, flags.calibration.unreadable));
+    report.json["allocation"] = allocate_and_pack(flags, dict, packer, backend, *std::move(source));
     report.json["data_set"] = report.json["allocation"]["data_set"];
   } else {
     SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
     report.layers = pack_all(dict, schemes, packer, calibration);
   }
   report.json["gptq"] = to_json(report.layers);
+  report.json["precisions"] = nullptr;
+  if (images) {
+    PrecisionReport precisions = measure_and_describe(dict, *images, backend);
+    report.json["precisions"] = std::move(precisions.json);
+    report.lines.push_back(std::move(precisions.line));
+  }
+  if (calibration && calibration->ranges.empty())
+    report.lines.emplace_back(
+        "the calibration has no input ranges, which int8 would use: calibrate again with --calibrate DATA");
   return report;
 }
 

@@ -34,12 +34,15 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
 /// What pack_by_flags() did.
 struct PackingReport {
   std::vector<LayerReport> layers;  ///< of GPTQ
-  nlohmann::json json;              ///< "gptq", "calibration_seconds", "allocation" and "data_set" of pack's JSON
+  std::vector<std::string> lines;   ///< for the user: what int8 and bfloat16 cost
+  nlohmann::json json;  ///< "gptq", "calibration_seconds", "allocation", "precisions" and "data_set" of pack's JSON
 };
 
 /// Packs the weights of a float model in place, by flags that fit it (PackingFlags::expect_fit).
-/// Writes to its metadata how. `input` is the file that it came from, or empty; `data` has the
-/// images of targets, empty: those of --calibrate. Throws Stopped when the user asks to stop.
+/// Writes to its metadata how, the ranges of its layers' inputs and, where there are images, what
+/// int8 and bfloat16 cost. `input` is the file that it came from, or empty; `data` has the images
+/// of targets and of this measurement, empty: those of --calibrate. Throws Stopped or Interrupted
+/// when the user asks to stop.
 PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
                             const std::string& data, Backend& backend);
 

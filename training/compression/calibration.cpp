@@ -10,8 +10,10 @@
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
 #include "layers/network/image_feed.h"
+#include "layers/network/input_range.h"
 #include "layers/network/pass.h"
 #include "training/compression/fisher_diagonal.h"
+#include "training/compression/range_meter.h"
 
 namespace nibblenet {
 namespace {
@@ -83,9 +85,10 @@ class LayerInputs {
 
 /// The layers from one with parameters up to the next, and the inputs of the first of them.
 struct Stage {
-  std::string weight;
+  std::string layer;
   size_t begin;
   LayerInputs inputs;
+  RangeMeter range;
   std::optional<Pass> pass;  ///< none behind the last layer whose inputs are wanted
 };
 
@@ -102,7 +105,11 @@ std::vector<Stage> make_stages(Network& network, Shape input, const CalibrationO
   for (size_t number = 0; number < with_parameters.size(); ++number) {
     const size_t begin = with_parameters[number];
     const LayerSpec& spec = network.layers()[begin].spec;
-    Stage stage{.weight = spec.name + ".weight", .begin = begin, .inputs = LayerInputs(spec, number, options)};
+    Stage stage{.layer = spec.name,
+                .begin = begin,
+                .inputs = LayerInputs(spec, number, options),
+                .range = RangeMeter(options.range_images * input.inner_elements()),
+                .pass = {}};
     if (number + 1 < with_parameters.size()) {
       const size_t end = with_parameters[number + 1];
       stage.pass.emplace(network, begin, end, input, Pass::Mode::inference);
@@ -111,6 +118,14 @@ std::vector<Stage> make_stages(Network& network, Shape input, const CalibrationO
     stages.push_back(std::move(stage));
   }
   return stages;
+}
+
+/// Adds the inputs x[N, …] of those of its images that are among `taken` of `all`, evenly spread.
+/// `first` is the number of its first image.
+void add_ranges(RangeMeter& range, TensorView<const float> x, int64_t first, int64_t all, int64_t taken) {
+  for (int64_t i = 0; i < x.size(0); ++i)
+    if (const int64_t image = first + i; image * taken / all != (image + 1) * taken / all)
+      range.add(x.slice(i, 1).span());
 }
 
 template <class T>
@@ -152,6 +167,16 @@ std::vector<float> read_fisher(const SafetensorsFile& file, const std::string& n
   return values;
 }
 
+/// 0 without an entry.
+float read_range(const std::map<std::string, std::string>& metadata, const std::string& layer,
+                 const std::string& name) {
+  try {
+    return input_range(metadata, layer, false).largest;
+  } catch (const FormatError& error) {
+    fail<FormatError>("{}: {}", name, error.what());
+  }
+}
+
 }  // namespace
 
 int64_t positions_for(int64_t images) {
@@ -163,6 +188,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
                       CalibrationOptions options, const OnProgress& on_progress) {
   if (dataset.size() == 0) throw UsageError("calibration needs at least one image");
   if (options.positions == 0) options.positions = positions_for(dataset.size());
+  options.range_images = std::min(options.range_images, dataset.size());
   Backend& backend = network.backend();
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);
@@ -177,6 +203,7 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
       report_progress(on_progress, done, dataset.size());
       const std::vector<float> copy = backend.to_host(x);
       stage.inputs.add({copy.data(), x.shape()}, done);
+      add_ranges(stage.range, {copy.data(), x.shape()}, done, dataset.size(), options.range_images);
       if (stage.begin == fisher.begin()) fisher.add(x, done);
       if (stage.pass) x = stage.pass->forward(x);
     }
@@ -186,7 +213,10 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
                      .positions = options.positions,
                      .seed = options.seed,
                      .image_size = preprocess.crop};
-  for (Stage& stage : stages) result.hessians.emplace(stage.weight, stage.inputs.finish());
+  for (Stage& stage : stages) {
+    result.hessians.emplace(stage.layer + ".weight", stage.inputs.finish());
+    if (const float range = stage.range.largest(); std::isnormal(range)) result.ranges[stage.layer] = range;
+  }
   return result;
 }
 
@@ -220,16 +250,17 @@ void save_calibration(const std::filesystem::path& path, const Calibration& cali
                        DType::f32,
                        {static_cast<int64_t>(fisher.size())},
                        bytes_of(std::span<const float>(fisher))});
-  write_safetensors(path, tensors,
-                    {{std::string(format_key), calibration_format},
-                     {std::string(version_key), std::string(checked_version)},
-                     {"images", std::to_string(calibration.images)},
-                     {"positions", std::to_string(calibration.positions)},
-                     {"seed", std::to_string(calibration.seed)},
-                     {"image_size", std::to_string(calibration.image_size)},
-                     {"data", calibration.data},
-                     {"data_fingerprint", calibration.data_fingerprint},
-                     {"model_fingerprint", calibration.model_fingerprint}});
+  std::map<std::string, std::string> metadata = {{std::string(format_key), calibration_format},
+                                                 {std::string(version_key), std::string(checked_version)},
+                                                 {"images", std::to_string(calibration.images)},
+                                                 {"positions", std::to_string(calibration.positions)},
+                                                 {"seed", std::to_string(calibration.seed)},
+                                                 {"image_size", std::to_string(calibration.image_size)},
+                                                 {"data", calibration.data},
+                                                 {"data_fingerprint", calibration.data_fingerprint},
+                                                 {"model_fingerprint", calibration.model_fingerprint}};
+  for (const auto& [layer, range] : calibration.ranges) set_input_range(metadata, layer, range);
+  write_safetensors(path, tensors, metadata);
 }
 
 Calibration load_calibration(const std::filesystem::path& path, const StateDict& model) {
@@ -266,6 +297,8 @@ Calibration load_calibration(const std::filesystem::path& path, const StateDict&
     } catch (const FormatError& error) {
       fail<FormatError>("{}: {}: {}", name, parameter.name, error.what());
     }
+    const std::string layer = parameter.name.substr(0, parameter.name.rfind('.'));
+    if (const float range = read_range(metadata, layer, name); range > 0) result.ranges[layer] = range;
     if (parameter.shape().rank() == 2)
       result.fisher.emplace(parameter.name, read_fisher(file, name, parameter.name, parameter.shape()[0]));
   }

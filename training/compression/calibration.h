@@ -9,11 +9,12 @@
 
 namespace nibblenet {
 
-/// The Hessian XᵀX of the inputs of every layer with parameters, the Fisher diagonal of the outputs
-/// of the linear ones, and what both were measured on.
+/// The Hessian XᵀX of the inputs of every layer with parameters, their ranges, the Fisher diagonal
+/// of the outputs of the linear ones, and what all were measured on.
 struct Calibration {
   std::map<std::string, Hessian> hessians;           ///< by weight: "features.0.weight"
   std::map<std::string, std::vector<float>> fisher;  ///< of outputs (FisherDiagonal), by weight, linear only
+  std::map<std::string, float> ranges;  ///< of inputs (RangeMeter), by layer: "features.3"; none in older files
   int64_t images = 0;
   int64_t positions = 0;  ///< output positions of a convolution taken from each image, or all if there are fewer
   uint64_t seed = 0;      ///< that they were drawn by
@@ -28,6 +29,7 @@ struct CalibrationOptions {
   int64_t batch_size = 32;  ///< large ones estimate the Fisher diagonal less well
   int64_t positions = 0;    ///< of a convolution, an image; 0: positions_for() the images
   uint64_t seed = 1;
+  int64_t range_images = 200;  ///< images, evenly spread among all, whose inputs count for the ranges
 };
 
 /// Output positions of a convolution to look at in each of `images` images. Neighbouring windows
@@ -38,10 +40,10 @@ int64_t positions_for(int64_t images);
 /// Runs all images through the float network and sums x^T x of the inputs of every layer with
 /// parameters. A linear layer's x are its input rows. A convolution's x are im2col rows, in the
 /// order of its OIHW weights. Their output positions are drawn without repetition by seed, layer
-/// and image. The classifier also runs backward, for the Fisher diagonal. Memory: D^2 floats a
-/// layer, the activations of a batch, and a gradient of the largest linear weight, for any number
-/// of images. `data` and the fingerprints are left empty. Throws UsageError without images,
-/// Interrupted when `on_progress` asks to stop.
+/// and image. The classifier also runs backward, for the Fisher diagonal. Ranges are those of whole
+/// inputs of some images. Memory: D^2 floats a layer, the activations of a batch, and a gradient of
+/// the largest linear weight, for any number of images. `data` and the fingerprints are left empty.
+/// Throws UsageError without images, Interrupted when `on_progress` asks to stop.
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
                       CalibrationOptions options, const OnProgress& on_progress = {});
 

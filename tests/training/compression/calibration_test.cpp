@@ -162,6 +162,31 @@ TEST_F(CalibrationTest, GptqNeverGivesALayerMoreOutputErrorThanNearest) {
       }
 }
 
+TEST_F(CalibrationTest, RangesAreThoseOfTheInputsOfEvenlySpreadImages) {
+  const auto backend = make_test_backend();
+  Network network(*backend, small_alexnet(1));
+  Dataset spread = images_;  // 3 of 60: the last of each 20
+  spread.images = {images_.images[19], images_.images[39], images_.images[59]};
+  spread.labels.resize(3);
+  const Preprocess preprocess = Preprocess::for_image_size(64);
+  const Calibration some = calibrate(network, images_, preprocess, {.batch_size = 7, .range_images = 3});
+  const Calibration alone = calibrate(network, spread, preprocess, {});
+  EXPECT_EQ(some.ranges.size(), 8U);
+  for (const auto& [layer, range] : alone.ranges) {
+    SCOPED_TRACE(layer);
+    EXPECT_NEAR(some.ranges.at(layer), range, 1e-5 * range);  // sums of other batches
+  }
+  // So few inputs are all within the percentile: the range is the largest.
+  Preprocessor preprocessor(preprocess);
+  std::vector<float> image(3 * 64 * 64);
+  float largest = 0;
+  for (const Dataset::Image& each : spread.images) {
+    preprocessor.run(spread.pixels.data() + each.offset, each.width, each.height, false, image.data());
+    for (const float value : image) largest = std::max(largest, std::fabs(value));
+  }
+  EXPECT_EQ(alone.ranges.at("features.0"), largest);
+}
+
 TEST_F(CalibrationTest, StopsWhenAskedAndNeedsImages) {
   const auto backend = make_test_backend();
   Network network(*backend, small_alexnet(1));
@@ -183,6 +208,7 @@ TEST_F(CalibrationTest, RoundTripsThroughAFile) {
   EXPECT_EQ(read.data, "stand-in, train");
   EXPECT_EQ(read.data_fingerprint, calibration.data_fingerprint);
   for (const auto& [weight, hessian] : calibration.hessians) EXPECT_EQ(read.hessians.at(weight).values, hessian.values);
+  EXPECT_EQ(read.ranges, calibration.ranges);
   EXPECT_EQ(read.fisher, calibration.fisher);
   ASSERT_EQ(read.fisher.size(), 3U);
   EXPECT_THROW(load_calibration(path, small_alexnet(2)), UsageError) << "another model";
@@ -226,6 +252,8 @@ TEST_F(CalibrationTest, BrokenFilesAreRefused) {
   refuse_saved([](Calibration& c) { c.fisher.at("classifier.4.weight").pop_back(); });
   refuse_saved([](Calibration& c) { c.data = std::string(100'000, 'x'); });
   refuse_saved([](Calibration& c) { c.images = -1; });
+  refuse_saved([](Calibration& c) { c.ranges.at("features.3") = NAN; });
+  refuse_saved([](Calibration& c) { c.ranges.at("features.3") = -1; });
 }
 
 }  // namespace

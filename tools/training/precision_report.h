@@ -1,0 +1,38 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "engine/io/json.h"
+#include "engine/io/state_dict.h"
+#include "kernels/backend.h"
+#include "tools/common/data_search.h"
+#include "training/compression/calibration.h"
+
+namespace nibblenet::tools {
+
+/// Training images to measure on what int8 and bfloat16 cost a packed model.
+struct PrecisionImages {
+  Dataset images;
+  Split split = Split::train;
+  std::string missing;  ///< why there are none; else empty
+};
+
+/// Loads 500 images that `calibration`, which may be null, was not made on: those behind the ones
+/// that it took, or the held-out ones of a model that was trained with validation. Labels become
+/// the model's. Where the data has none, `missing` says so. Throws UsageError for other classes
+/// than the model's.
+PrecisionImages load_precision_images(DataSource& data, const StateDict& model, const Calibration* calibration);
+
+/// What measuring gave.
+struct PrecisionReport {
+  std::string line;  ///< for the user
+  nlohmann::json json;
+};
+
+/// Measures the narrow precisions of a packed model on the images, writes the divergences to its
+/// metadata, and reports. Measures on the CPU where `backend` has no narrow precision. Throws
+/// Interrupted when the user asks to stop.
+PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend);
+
+}  // namespace nibblenet::tools
