@@ -91,7 +91,9 @@ std::unique_ptr<Model> Model::load(const std::filesystem::path& path, const Read
 
 std::unique_ptr<Model> Model::float_copy() {
   expect_open();
-  auto copy = std::make_unique<Model>(codes_let_go_ ? dequantized(whole_dict()) : dequantized(*dict_), title_, device_);
+  StateDict floats = codes_let_go_ ? dequantized(whole_dict()) : dequantized(*dict_);
+  forget_precisions(floats.metadata);
+  auto copy = std::make_unique<Model>(std::move(floats), title_, device_);
   copy->file_ = file_;
   return copy;
 }
@@ -149,6 +151,13 @@ void Model::save(const std::filesystem::path& path, std::optional<bool> compress
 nlohmann::json Model::size() {
   const Network& of = network();
   return tools::size_json(of.ledger(), of.file_bytes(), of.header_bytes());
+}
+
+nlohmann::json Model::precision() {
+  const Network& of = network();
+  nlohmann::json json = tools::precision_json(choice_, of);
+  json["notes"] = precision_lines(choice_, of);
+  return json;
 }
 
 nlohmann::json Model::description() {
@@ -260,7 +269,10 @@ Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, std::op
   tools::Progress progress("evaluating", "images");
   if (fold_first) {
     const ResampleTables tables = tables_of_all(data, preprocess);
-    Network folded(backend(), whole_dict(), device_.precision_on(backend()), &tables);
+    StateDict whole = whole_dict();
+    const PrecisionChoice choice = device_.precision_of(backend(), whole);
+    Network folded(backend(), std::move(whole), choice.precision, &tables);
+    expect_demanded(choice, folded);
     return nibblenet::evaluate(folded, data, preprocess, batch, std::ref(progress));
   }
   return nibblenet::evaluate(network(), data, preprocess, batch, std::ref(progress));
@@ -288,7 +300,14 @@ Network& Model::network() {
   expect_open();
   Backend& device = backend();
   if (!network_) {
-    network_.emplace(device, copy_of(*dict_), device_.precision_on(device));
+    choice_ = device_.precision_of(device, *dict_);
+    network_.emplace(device, copy_of(*dict_), choice_.precision);
+    try {
+      expect_demanded(choice_, *network_);
+    } catch (const UsageError&) {
+      network_.reset();
+      throw;
+    }
     let_codes_go();
   }
   return *network_;

@@ -40,6 +40,9 @@ class Model {
 
   /// The ledger, as "size" in the tools' JSON.
   nlohmann::json size();
+  /// "precision", "divergence", "divergence_images", "layer_precisions" as in the tools' JSON, and
+  /// "notes", the lines that the tools print.
+  nlohmann::json precision();
   /// "network", "classes" (names), "image_size", "packed", "device", "metadata".
   nlohmann::json description();
   /// Names, shapes, schemes and metadata. Codes may be the network's alone: parameter() has them.
@@ -88,6 +91,7 @@ class Model {
   double file_target_ = 0;  ///< MB, which the packed file may take; 0: any size
   std::unique_ptr<Backend> backend_;
   std::optional<Network> network_;
+  PrecisionChoice choice_;  ///< of network_
   std::optional<Runner> runner_;
 };
 

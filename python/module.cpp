@@ -218,6 +218,7 @@ NB_MODULE(_core, m) {
              const nb::object& progress) { Worker::instance().run([&] { model.save(path, compress); }, progress); },
           "path"_a, "compress"_a.none(), "progress"_a.none())
       .def("size", [](Model& model) { return to_text(on_worker([&] { return model.size(); })); })
+      .def("precision", [](Model& model) { return to_text(on_worker([&] { return model.precision(); })); })
       .def("description", [](Model& model) { return to_text(on_worker([&] { return model.description(); })); })
       .def("dequantized",
            [](Model& model) {

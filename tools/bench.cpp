@@ -64,26 +64,25 @@ void bench(const Options& options) {
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
   StateDict dict = load_model(model, options.checksums);
   const int image_size = image_size_of(dict);
-  const Precision precision = options.device.precision_on(*backend);
+  const PrecisionChoice choice = options.device.precision_of(*backend, dict);
   const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
   const ResampleTables tables = small_image_tables(image_size);
-  Network network(*backend, std::move(dict), precision, options.fold_first ? &tables : nullptr);
+  Network network(*backend, std::move(dict), choice.precision, options.fold_first ? &tables : nullptr);
   CacheSweep sweep(*backend);
-  fmt::print("{}, {}, {}; cold: after writing {} MiB\n", backend->description(), to_string(precision),
+  expect_demanded(choice, network);
+  fmt::print("{}, {}, {}; cold: after writing {} MiB\n", backend->description(), to_string(choice.precision),
              task == Task::t224 ? fmt::format("images of {} x {}", image_size, image_size)
                                 : fmt::format("bytes of {} x {} to {} x {}{}", small_size, small_size, image_size,
                                               image_size, options.fold_first ? ", folded" : ""),
              sweep.bytes() >> 20);
+  print_precision(choice, network);
   fmt::print("{:>6} {:>10} {:>9} {:>9} {:>11} {:>10} {:>9} {:>9}\n", "batch", "warm ms", "p10", "p90", "images/s",
              "cold ms", "p10", "p90");
-  nlohmann::json document = {{"model", model.string()},
-                             {"device", backend->name()},
-                             {"description", backend->description()},
-                             {"precision", to_string(precision)},
-                             {"image_size", image_size},
-                             {"task", to_string(task)},
-                             {"first_folded", options.fold_first},
-                             {"cold_sweep_bytes", sweep.bytes()}};
+  nlohmann::json document = {
+      {"model", model.string()},          {"device", backend->name()}, {"description", backend->description()},
+      {"image_size", image_size},         {"task", to_string(task)},   {"first_folded", options.fold_first},
+      {"cold_sweep_bytes", sweep.bytes()}};
+  document.update(precision_json(choice, network));
   for (const int64_t batch : options.batches) {
     TimedForward forward(network, image_size, task, batch);
     const std::string label = fmt::format("batch {}", batch);
@@ -284,7 +283,7 @@ int main(int argc, char** argv) {
   add_checked(app, "--limit", options.limit, not_negative,
               "With --data: on the first N/classes images of every class; 0: all")
       ->needs(compare_flag);
-  options.device.add_precision_to(app);
+  options.device.add_precision_to(app, "auto");
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {

@@ -16,6 +16,7 @@
 #include "tools/common/command_line.h"
 #include "tools/common/model_search.h"
 #include "tools/common/progress.h"
+#include "tools/common/report.h"
 
 namespace {
 
@@ -218,21 +219,21 @@ void classify(const Options& options) {
   std::vector<Picture> pictures = find_pictures(options.images);
 
   const auto backend = options.device.make();
-  const Precision precision = options.device.precision_on(*backend);
-  Network network(*backend, std::move(dict), precision);
+  const PrecisionChoice choice = options.device.precision_of(*backend, dict);
+  Network network(*backend, std::move(dict), choice.precision);
+  expect_demanded(choice, network);
   const std::vector<std::string> names = class_names(metadata, network.classes());
-  fmt::print("{} ({}, {})\n", model.string(), backend->description(), to_string(precision));
+  fmt::print("{} ({}, {})\n", model.string(), backend->description(), to_string(choice.precision));
+  print_precision(choice, network);
   Classifier classifier(network, image_size, pictures.size(), options.device.threads);
   classify_all(classifier, pictures, options.top, Printer(pictures, names));
 
   const auto failed = std::ranges::count_if(pictures, [](const Picture& picture) { return !picture.error.empty(); });
-  write_json(options.json, {{"model", model.string()},
-                            {"device", backend->name()},
-                            {"precision", to_string(precision)},
-                            {"image_size", image_size},
-                            {"images", pictures.size()},
-                            {"failed", failed},
-                            {"results", to_json(pictures, names)}});
+  nlohmann::json document = {{"model", model.string()},  {"device", backend->name()},
+                             {"image_size", image_size}, {"images", pictures.size()},
+                             {"failed", failed},         {"results", to_json(pictures, names)}};
+  document.update(precision_json(choice, network));
+  write_json(options.json, std::move(document));
   if (failed > 0 && pictures.size() == 1) throw Error(pictures[0].error);
   if (failed > 0) fail<Error>("{} of {} images could not be classified; their lines say why", failed, pictures.size());
 }
@@ -254,7 +255,7 @@ int main(int argc, char** argv) {
                  fmt::format("Float or packed model ({}); without it the newest packed one in weights/", model_files))
       ->type_name("FILE");
   add_checked(app, "--top", options.top, CLI::Range(1, 1'000'000), "Show the K likeliest classes")->type_name("K");
-  options.device.add_precision_to(app);
+  options.device.add_precision_to(app, "auto");
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] { classify(options); });
 }

@@ -58,7 +58,8 @@ struct Result {
   int64_t peak_bytes = 0;
   std::string device;
   std::string device_description;
-  Precision precision = Precision::float32;
+  nlohmann::json precision;                    ///< precision_json()
+  std::vector<std::string> precision_lines;    ///< what it costs
   std::optional<DeviceMemory> device_memory;   ///< while the model was resident
   size_t device_bytes_before = 0;              ///< in use before it was loaded
   std::optional<SimulationReport> simulation;  ///< its weights are simulated: it has no size
@@ -73,9 +74,11 @@ SimulationReport simulate_model(StateDict& model, const SimulatedScheme& scheme)
 }
 
 /// Simulated weights are evaluated in float32, unless --precision says otherwise.
-Precision precision_of(const Options& options, const Backend& backend, bool is_simulated) {
-  if (is_simulated && options.device.precision == "auto") return Precision::float32;
-  return options.device.precision_on(backend);
+PrecisionChoice chosen_precision(const Options& options, const Backend& backend, const StateDict& model,
+                                 bool is_simulated) {
+  const std::string& asked = options.device.precision;
+  if (is_simulated && (asked.empty() || asked == "auto")) return {};
+  return options.device.precision_of(backend, model);
 }
 
 /// For the model that another one is compared with.
@@ -98,7 +101,6 @@ void expect_numbers(const Result& result) {
 Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const Options& options, bool data_asked_for,
                       const std::optional<SimulatedScheme>& scheme = std::nullopt) {
   const auto backend = options.device.make();
-  const Precision precision = precision_of(options, *backend, scheme.has_value());
   const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path, options.checksums);
   const std::string match = match_classes(dataset, dict, data_asked_for);
@@ -109,7 +111,9 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
   const Preprocess preprocess = Preprocess::for_image_size(image_size);
   std::optional<ResampleTables> tables;
   if (options.fold_first) tables = tables_of_all(dataset, preprocess);
-  Network network(*backend, std::move(dict), precision, tables ? &*tables : nullptr);
+  const PrecisionChoice choice = chosen_precision(options, *backend, dict, scheme.has_value());
+  Network network(*backend, std::move(dict), choice.precision, tables ? &*tables : nullptr);
+  expect_demanded(choice, network);
   Progress progress("evaluating", "images");
   Result result{.model = path.string(),
                 .evaluation = evaluate(network, dataset, preprocess, options.batch, std::ref(progress)),
@@ -119,7 +123,8 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
                 .peak_bytes = static_cast<int64_t>(backend->meter().peak_total()),
                 .device = backend->name(),
                 .device_description = backend->description(),
-                .precision = precision,
+                .precision = precision_json(choice, network),
+                .precision_lines = precision_lines(choice, network),
                 .device_memory = backend->device_memory(),
                 .device_bytes_before = before ? before->used : 0,
                 .simulation = std::move(simulation),
@@ -136,6 +141,7 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const
 }
 
 void print(const Result& result) {
+  for (const std::string& line : result.precision_lines) fmt::print("{}\n", line);
   const Evaluation& e = result.evaluation;
   const Interval interval = wilson_interval(e.correct, e.images);
   fmt::print("accuracy {:.2f} % ({} of {}; 95 % interval {:.2f} to {:.2f} %), cross-entropy {:.5f}\n",
@@ -187,25 +193,26 @@ nlohmann::json to_json(const Result& result) {
                 {"accuracy_interval", {range.low, range.high}},
                 {"loss", result.mirrored->loss}};
   }
-  return {{"model", result.model},
-          {"mirror", mirrored},
-          {"simulated", result.simulation.has_value()},
-          {"simulation", result.simulation ? simulation_json(*result.simulation) : nlohmann::json()},
-          {"precision", to_string(result.precision)},
-          {"first_folded", result.folded},
-          {"device_memory", memory},
-          {"images", e.images},
-          {"correct", e.correct},
-          {"accuracy", e.accuracy()},
-          {"accuracy_interval", {interval.low, interval.high}},
-          {"loss", e.loss},
-          {"images_per_second", e.images_per_second()},
-          {"seconds", e.seconds},
-          {"prepare_seconds", e.prepare_seconds},
-          {"wait_seconds", e.wait_seconds},
-          {"peak_bytes", peak},
-          {"device", result.device},
-          {"size", size}};
+  nlohmann::json json = {{"model", result.model},
+                         {"mirror", mirrored},
+                         {"simulated", result.simulation.has_value()},
+                         {"simulation", result.simulation ? simulation_json(*result.simulation) : nlohmann::json()},
+                         {"first_folded", result.folded},
+                         {"device_memory", memory},
+                         {"images", e.images},
+                         {"correct", e.correct},
+                         {"accuracy", e.accuracy()},
+                         {"accuracy_interval", {interval.low, interval.high}},
+                         {"loss", e.loss},
+                         {"images_per_second", e.images_per_second()},
+                         {"seconds", e.seconds},
+                         {"prepare_seconds", e.prepare_seconds},
+                         {"wait_seconds", e.wait_seconds},
+                         {"peak_bytes", peak},
+                         {"device", result.device},
+                         {"size", size}};
+  json.update(result.precision);
+  return json;
 }
 
 /// Nothing where the two do not tell the same classes apart in the same order.
@@ -283,7 +290,7 @@ void eval(const Options& options) {
   fmt::print("{}{}{} on {} {} images of {} ({}, {})\n", result.model,
              scheme ? fmt::format(", simulated by {},", to_string(*scheme)) : "",
              result.folded ? ", first convolution folded with the resize," : "", dataset.size(), options.split,
-             dataset.description, result.device_description, to_string(result.precision));
+             dataset.description, result.device_description, result.precision.at("precision").get<std::string>());
   print(result);
   if (options.verbose) fmt::print("{}", routes_table(result.routes));
   nlohmann::json json = to_json(result);
@@ -314,7 +321,7 @@ int main(int argc, char** argv) {
   add_checked(app, "--batch", options.batch, CLI::Range(1, 65536), "Images a forward pass");
   app.add_option("--image-size", options.image_size, "Input pixels; default: what the model was trained with, else 224")
       ->check(CLI::Range(1, 4096));
-  options.device.add_precision_to(app);
+  options.device.add_precision_to(app, "");
   app.add_flag("--fold-first", options.fold_first,
                "Fold the first convolution with the resize and the normalisation in front of it: for 32 x 32 images "
                "enlarged to 224, 9.3 million multiplications instead of 70.3. Results differ a little, since the "

@@ -124,13 +124,23 @@ void merge(const Options& options) {
   const MergedShards merged = merge_shards(sweep_folder(options, options.model));
   const std::vector<FileClaim> claims = claim_files_of(merged.folder);
   const nlohmann::json setup = merged.folder.setup();
-  const std::vector<Row> rows = in_order(merged.folder, setup.at("precision").get<std::string>(), merged.schemes);
+  const Precision precision = parse_precision(setup.at("precision").get<std::string>());
+  const std::vector<Row> rows =
+      in_order(merged.folder, std::string(to_string(float_precision(precision))), merged.schemes);
   report_on(merged.folder, rows);
   for (const std::string& missing : merged.missing) fmt::print("missing: {}\n", missing);
   print_if_standin(setup.at("data_description") == "stand-in");
   nlohmann::json report = report_json(rows, setup);
   report["missing"] = merged.missing;
   write_json(options.json, std::move(report));
+}
+
+/// One for all rows, so that they compare: `auto` has no measured divergences to go by.
+Precision precision_of_rows(const Options& options, const Backend& backend) {
+  const std::string& asked = options.device.precision;
+  const Precision precision = asked.empty() || asked == "auto" ? backend.preferred_precision() : parse_precision(asked);
+  backend.expect_support(precision);
+  return precision;
 }
 
 [[noreturn]] void stop(const SweepFolder& folder, Progress& progress) {
@@ -153,9 +163,9 @@ void sweep(const Options& options) {
     schemes = share_of(schemes, shard);
     out = folder_of(out, shard);
   }
-  check_schemes(schemes, model, options.calibration.calibrated());
   const auto backend = options.device.make();
-  const Precision precision = options.device.precision_on(*backend);
+  const Precision precision = precision_of_rows(options, *backend);
+  check_schemes(schemes, model, options.calibration.calibrated(), precision);
   DataSource source = find_data(options.data, options.calibration.unreadable);
   Dataset dataset = source.load(parse_split(options.split), options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
@@ -232,7 +242,7 @@ void sweep(const Options& options) {
   }
   progress.finish();
 
-  const std::vector<Row> rows = in_order(folder, std::string(to_string(precision)), names_of(schemes));
+  const std::vector<Row> rows = in_order(folder, std::string(to_string(float_precision(precision))), names_of(schemes));
   if (options.shard.empty())
     report_on(folder, rows);
   else
@@ -298,7 +308,7 @@ int main(int argc, char** argv) {
   for (const char* other : {"--data", "--preset", "--schemes", "--models", "--validation"})
     merge_option->excludes(app.get_option(other));
   merge_option->excludes(shard);
-  options.device.add_precision_to(app);
+  options.device.add_precision_to(app, "");
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {
     const bool only_notebooks =

@@ -100,9 +100,9 @@ class Model:
     """A network, float or packed, from `load`, `pack` or `Model.of`.
 
     Calls may come from any thread; they run one after the other. Ctrl-C stops a long one. The first
-    call that computes makes the network, whose bytes `size` counts as resident. On the CPU it holds
-    the packed codes alone; other parameters stay on the host, too, for `save`. A with statement
-    closes the model at its end.
+    call that computes makes the network, whose bytes `size` counts as resident. On the CPU, in
+    float32, it holds the packed codes alone; other parameters stay on the host, too, for `save`. A
+    with statement closes the model at its end.
 
     report: what `pack` or `simulate` did, else empty.
     """
@@ -117,7 +117,7 @@ class Model:
         self._core = core
 
     @staticmethod
-    def of(source: Source, device: str = "cpu", *, threads: int = 0, precision: str = "auto", key: str | None = None,
+    def of(source: Source, device: str = "cpu", *, threads: int = 0, precision: str | None = None, key: str | None = None,
            strict: bool = False) -> Model:
         """The model of a file (`load`) or of a state dict: names and float32 arrays or tensors.
 
@@ -142,6 +142,16 @@ class Model:
         found = json.loads(self._core.size())
         return Size(found["weights"], found["bits_per_weight"], found["estimated"]["total"], found["file"],
                     found["resident"]["total"], found["header"], found["layers"])
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """What it computes in, as the tools' JSON: precision, divergence (from float32, in nats) and
+        divergence_images, None where they were not measured; layer_precisions by layer; and notes,
+        lines for people.
+
+        Raises ValueError where int8 was asked for by its name and a layer cannot compute in it.
+        """
+        return json.loads(self._core.precision())
 
     @property
     def info(self) -> dict[str, Any]:
@@ -233,7 +243,9 @@ def _device(device: Any) -> str:
 
 
 def _precision(precision: Any) -> str:
-    return _one_of(precision, "precision", ("auto", "float32", "float16"))
+    """The core's text: empty for None."""
+    names = ("auto", "float32", "float16", "bfloat16", "int8")
+    return "" if precision is None else _one_of(precision, "precision", names)
 
 
 def _key(key: Any) -> str:
@@ -244,14 +256,16 @@ def _key(key: Any) -> str:
     return key
 
 
-def load(path: Path, device: str = "cpu", *, threads: int = 0, precision: str = "auto", key: str | None = None,
+def load(path: Path, device: str = "cpu", *, threads: int = 0, precision: str | None = None, key: str | None = None,
          strict: bool = False) -> Model:
     """Reads a model: safetensors, packed or float, or a PyTorch file (.pth), which runs nothing.
 
     Returns a PackedModel where weights are packed. device: cpu, cuda, auto, or cudnn to compare
     with. threads of the CPU, 0: OMP_NUM_THREADS, else the cores that the process may use.
-    precision: float32, float16, or auto, float16 on a GPU. key: the weights to take from a file of
-    another program that holds several models. strict: refuse a .pth whose checksums do not match.
+    precision: float32; float16, on a GPU; bfloat16 or int8, on the CPU; auto, on the CPU the fastest
+    whose divergence from float32, which `pack` measured, is at most 0.0005, on a GPU float16; None:
+    float32 on the CPU, float16 on a GPU. key: the weights to take from a file of another program
+    that holds several models. strict: refuse a .pth whose checksums do not match.
 
     Raises OSError for a file that cannot be read, nibblenet.Error for one that is no model.
     """

@@ -27,6 +27,38 @@ class InFolder(unittest.TestCase):
         self.folder = Path(folder.name)
 
 
+class Precisions(InFolder):
+    def setUp(self):
+        super().setUp()
+        self.path = self.folder / "packed.safetensors"
+        nibblenet.pack(state_dict(), bits=8, method="linear", granularity="channel").save(self.path)
+
+    def test_it_is_float32_unless_another_is_asked_for(self):
+        plain, images = nibblenet.load(self.path), prepared(3)
+        self.assertEqual((plain.precision["precision"], plain.precision["notes"]), ("float32", []))
+        self.assertEqual(nibblenet.load(self.path, precision="auto").precision["precision"], "float32")
+        for name in ("int8", "bfloat16"):
+            narrow = nibblenet.load(self.path, precision=name)
+            difference = np.abs(narrow(images) - plain(images)).max()
+            self.assertTrue(0 < difference < 0.1, difference)
+            found = narrow.precision
+            self.assertEqual((found["precision"], found["divergence"]), (name, None))
+            self.assertEqual(set(found["layer_precisions"].values()), {name})
+            self.assertIn("not measured", found["notes"][0])
+            narrow.save(self.folder / "again.safetensors")
+            self.assertEqual((self.folder / "again.safetensors").read_bytes(), self.path.read_bytes())
+
+    def test_what_cannot_be_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "int4"):
+            nibblenet.load(self.path, precision="int4")
+        with self.assertRaisesRegex(ValueError, "float16"):
+            nibblenet.load(self.path, precision="float16")(prepared(1))
+        floats = nibblenet.Model.of(state_dict(), precision="int8")
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "features.0 .its weights are not packed"):
+                floats(prepared(1))
+
+
 class Packing(InFolder):
     def test_a_saved_model_is_the_model(self):
         packed = nibblenet.pack(state_dict(), bits=4)
@@ -75,6 +107,23 @@ class Packing(InFolder):
         self.compare_with_tool(path, {"target_bits": 4, "calibrate": data, "calibration_images": 20,
                                       "target_images": 10, "save_calibration": self.folder / "calibration"})
         self.compare_with_tool(path, {"bits": 3, "calibration": self.folder / "calibration"})
+
+    @unittest.skipUnless(TOOLS, "NIBBLENET_TOOLS does not name the folder of the tools")
+    def test_the_tool_measures_the_same_of_precisions(self):
+        path, data = self.folder / "float.safetensors", self.folder / "data"
+        write_safetensors(path, state_dict(), image_size="64")
+        data.mkdir()
+        write_cifar10(data)
+        packed = self.compare_with_tool(path, {"method": "linear", "calibrate": data, "calibration_images": 20})
+        metadata = packed.info["metadata"]
+        self.assertEqual(len([key for key in metadata if key.startswith("input_range:")]), 8)
+        measured = packed.report["precisions"]
+        if measured["not_measured"]:
+            self.assertNotIn("divergence:images", metadata)
+            return
+        self.assertEqual(metadata["divergence:images"], str(measured["images"]))
+        for name, nats in measured["divergence"].items():
+            self.assertAlmostEqual(float(metadata[f"divergence:{name}"]), nats, delta=0.005 * nats)
 
     @unittest.skipUnless(TOOLS, "NIBBLENET_TOOLS does not name the folder of the tools")
     def test_the_tool_takes_the_same_weights_by_key(self):

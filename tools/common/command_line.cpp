@@ -160,18 +160,19 @@ void DeviceOptions::add_to(CLI::App& app) {
               "CPU threads; 0: OMP_NUM_THREADS, else the cores that the process may use");
 }
 
-void DeviceOptions::add_precision_to(CLI::App& app) {
-  add_checked(app, "--precision", precision, CLI::IsMember({"auto", "float32", "float16"}),
-              "What activations, and weights that are not packed, are stored as: float32, float16, or auto (float16 on "
-              "a GPU, float32 on the CPU); sums are float32");
-}
-
-Precision DeviceOptions::precision_on(const Backend& backend) const {
-  const Precision chosen = precision == "auto"      ? backend.preferred_precision()
-                           : precision == "float16" ? Precision::float16
-                                                    : Precision::float32;
-  backend.expect_support(chosen);
-  return chosen;
+void DeviceOptions::add_precision_to(CLI::App& app, const std::string& unset) {
+  precision = unset;
+  std::vector<std::string> names = {"auto"};
+  for (const auto& [name, value] : precisions) names.emplace_back(name);
+  std::string help =
+      "Type of the factors of products: float32; float16, on a GPU; bfloat16 or int8, on the CPU; or auto: float16 on "
+      "a "
+      "GPU, and on the CPU the fastest whose divergence from float32, which pack measured, is at most " +
+      fmt::format("{}", most_divergence) +
+      ". int8 needs packed weights of one scale a channel; auto computes other "
+      "layers in another type";
+  if (unset.empty()) help += ". Default: float16 on a GPU, float32 on the CPU";
+  add_checked(app, "--precision", precision, CLI::IsMember(names), help)->type_name("TYPE");
 }
 
 std::string printable(std::string text) {

@@ -8,6 +8,7 @@
 
 #include "engine/io/json.h"
 #include "kernels/backend.h"
+#include "layers/network/precision_choice.h"
 #include "tools/common/interrupts.h"
 
 namespace nibblenet::tools {
@@ -36,12 +37,16 @@ class Stopped : public Error {
 struct DeviceOptions {
   std::string device = "auto";
   int threads = 0;
-  std::string precision = "auto";
-  void add_to(CLI::App& app);            ///< --device, --threads
-  void add_precision_to(CLI::App& app);  ///< --precision
+  std::string precision;       ///< as choose_precision() takes it
+  void add_to(CLI::App& app);  ///< --device, --threads
+  /// Adds --precision. Left out, it is `unset`: empty for tools that measure what quantized weights
+  /// cost, "auto" for those that shall be fast.
+  void add_precision_to(CLI::App& app, const std::string& unset);
   std::unique_ptr<Backend> make() const { return make_backend(device, threads); }
-  /// What --precision means on this backend. Throws UsageError when the backend lacks it.
-  Precision precision_on(const Backend& backend) const;
+  /// What --precision means for a model on a backend. Throws as choose_precision() does.
+  PrecisionChoice precision_of(const Backend& backend, const StateDict& model) const {
+    return choose_precision(precision, backend, model);
+  }
 };
 
 /// `text` that is safe to print: names in files may hold commands to a terminal.

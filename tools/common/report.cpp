@@ -1,6 +1,6 @@
 #include "tools/common/report.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>
@@ -107,6 +107,23 @@ double mcnemar_p(int64_t only_a, int64_t only_b) {
     tail += std::exp(std::lgamma(n + 1) - std::lgamma(x + 1) - std::lgamma(n - x + 1) - n * std::log(2.0));
   }
   return std::min(1.0, 2.0 * tail);
+}
+
+void print_precision(const PrecisionChoice& choice, const Network& network) {
+  for (const std::string& line : precision_lines(choice, network)) fmt::print("{}\n", line);
+}
+
+nlohmann::json precision_json(const PrecisionChoice& choice, const Network& network) {
+  nlohmann::json json = {
+      {"precision", to_string(choice.precision)}, {"divergence", nullptr}, {"divergence_images", nullptr}};
+  if (choice.divergence) {
+    json["divergence"] = choice.divergence->nats;
+    json["divergence_images"] = choice.divergence->images;
+  }
+  for (const Layer& layer : network.layers())
+    if (layer.spec.has_parameters())
+      json["layer_precisions"][layer.spec.name] = to_string(precision_of(network, layer));
+  return json;
 }
 
 std::string routes_table(const std::vector<LayerRoute>& routes) {

@@ -7,6 +7,7 @@
 #include "engine/quant/size.h"
 #include "layers/network/layer_routes.h"
 #include "layers/network/network.h"
+#include "layers/network/precision_choice.h"
 
 namespace nibblenet {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ResidentSize, codes, scales, zero_points, codebooks, block_ids, padding, biases,
@@ -45,6 +46,12 @@ Interval wilson_interval(int64_t successes, int64_t trials);
 /// The p-value of the two-sided exact McNemar test: the probability of a split between "only A is
 /// right" and "only B is right" at least as uneven as this one, if both models are equally good.
 double mcnemar_p(int64_t only_a, int64_t only_b);
+
+/// Prints what a network's precision costs, where it costs something: precision_lines().
+void print_precision(const PrecisionChoice& choice, const Network& network);
+/// What a network computes in, as members of a tool's JSON: "precision"; "divergence" from float32
+/// and "divergence_images", null where they were not measured; and "layer_precisions" by layer.
+nlohmann::json precision_json(const PrecisionChoice& choice, const Network& network);
 
 /// A table of the kernel that computes each layer, one line a layer.
 std::string routes_table(const std::vector<LayerRoute>& routes);

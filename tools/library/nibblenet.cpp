@@ -23,6 +23,7 @@
 #include "layers/network/guesses.h"
 #include "layers/network/image_batch.h"
 #include "layers/network/pass.h"
+#include "layers/network/precision_choice.h"
 
 namespace nibblenet {
 namespace library {
@@ -157,7 +158,8 @@ struct Model::Computer {
     int64_t most;  ///< images at a time
   };
 
-  Computer(const std::string& file, const std::string& device_name, int thread_count) {
+  Computer(const std::string& file, const std::string& device_name, int thread_count,
+           const std::string& asked_precision) {
     if (thread_count < 0 || thread_count > 1024)
       fail<UsageError>("{} threads; supported: 1 to 1024, or 0 for as many as there are", thread_count);
     StateDict dict = load_state_dict(file);
@@ -170,7 +172,10 @@ struct Model::Computer {
     classes = class_names(dict.metadata, class_count(dict));
     backend = make_backend(device_name, thread_count);
     threads = omp_get_max_threads();
-    network.emplace(*backend, std::move(dict), backend->preferred_precision());
+    const PrecisionChoice choice = choose_precision(asked_precision, *backend, dict);
+    network.emplace(*backend, std::move(dict), choice.precision);
+    expect_demanded(choice, *network);
+    std::ranges::move(precision_lines(choice, *network), std::back_inserter(notes));
   }
 
   /// The pass for batches of `images`, or its largest batch.
@@ -249,8 +254,8 @@ struct Model::Computer {
 
 /// All that a model owns. The worker makes, uses and frees the computer.
 struct Model::Parts {
-  Parts(const std::string& file, const std::string& device, int threads) {
-    worker.run([&] { computer = std::make_unique<Computer>(file, device, threads); });
+  Parts(const std::string& file, const std::string& device, int threads, const std::string& precision) {
+    worker.run([&] { computer = std::make_unique<Computer>(file, device, threads, precision); });
   }
   ~Parts() {
     worker.run([&] { computer.reset(); });
@@ -280,10 +285,10 @@ struct Model::Parts {
 
 std::string library_version() { return std::string(header_version); }
 
-Model::Model(const std::string& file, const std::string& device, int threads)
+Model::Model(const std::string& file, const std::string& device, int threads, const std::string& precision)
     : parts_(run_call([&] {
         expect_usable_process();
-        return std::make_unique<Parts>(file, device, threads);
+        return std::make_unique<Parts>(file, device, threads, precision);
       })) {}
 Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&& other) noexcept {
@@ -299,6 +304,7 @@ Model::~Model() {
 
 std::string Model::network() const { return std::string(Parts::constant(parts_).network->spec().title); }
 std::string Model::device() const { return Parts::constant(parts_).backend->description(); }
+std::string Model::precision() const { return std::string(to_string(Parts::constant(parts_).network->precision())); }
 int Model::image_size() const { return Parts::constant(parts_).preprocess.crop; }
 std::vector<std::string> Model::classes() const { return Parts::constant(parts_).classes; }
 std::vector<std::string> Model::notes() const { return Parts::constant(parts_).notes; }

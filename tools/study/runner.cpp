@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "engine/quant/byte_values.h"
+#include "engine/quant/quantizer.h"
+#include "layers/network/precision_choice.h"
 #include "tools/common/model_search.h"
 #include "tools/common/report.h"
 #include "tools/study/preparer.h"
@@ -29,7 +32,7 @@ class Sweep {
   }
 
   void run() {
-    begin(1, std::string(to_string(inputs_.precision)));
+    begin(1, float_row_);
     if (float_right_.empty()) measure_float();
     for (size_t i = 0; i < schemes_.size(); ++i) {
       const std::string name = to_string(schemes_[i]);
@@ -49,6 +52,20 @@ class Sweep {
     position_.doing = doing;
     position_.images_done = done_before_ + done_here_;
     if (on_position_(position_)) throw Interrupted("stopped between two schemes");
+  }
+
+  PrecisionChoice choice_for(const SweepScheme& scheme, const StateDict& dict) const {
+    // Simulated weights are float32 weights: another precision would change them.
+    if (std::holds_alternative<SimulatedScheme>(scheme)) return {};
+    return choose_precision(to_string(inputs_.precision), inputs_.backend, dict);
+  }
+
+  static void expect_fit(const SweepScheme& scheme, const PrecisionChoice& choice, const Network& network) {
+    try {
+      expect_demanded(choice, network);
+    } catch (const UsageError& error) {
+      fail<UsageError>("{}: {}", to_string(scheme), error.what());
+    }
   }
 
   void add(const nlohmann::json& row) {
@@ -78,7 +95,7 @@ class Sweep {
 
   /// Takes over the float model's row of an earlier run, if all of it is there.
   void reuse_float_row() {
-    const Row* row = folder_.find(to_string(inputs_.precision));
+    const Row* row = folder_.find(float_row_);
     const auto right = folder_.float_right();
     if (row == nullptr || !right || std::ranges::count(*right, 1) != row->correct) return;
     float_right_ = *right;
@@ -86,15 +103,16 @@ class Sweep {
   }
 
   void measure_float() {
-    Measurement result{.precision = inputs_.precision, .program = program_};
-    Network network(inputs_.backend, prepare_.copy_of_model(), inputs_.precision);
+    const Precision precision = float_precision(inputs_.precision);
+    Measurement result{.precision = precision, .program = program_};
+    Network network(inputs_.backend, prepare_.copy_of_model(), precision);
     evaluate_network(network, result);
     float_right_ = right_ones(result.evaluation);
     folder_.save_float_right(float_right_);  // first: a row without it would have to be measured again
     result.float_right = float_right_;
     prepare_.note_no_errors(result);
     result.size = size_json(network.ledger(), network.file_bytes(), network.header_bytes());
-    if (folder_.find(to_string(inputs_.precision)) == nullptr) {
+    if (folder_.find(float_row_) == nullptr) {
       add(to_json(result));
     } else {  // its row had lost the images it was right on
       done_before_ += images_each();
@@ -105,9 +123,10 @@ class Sweep {
     Measurement result{
         .scheme = scheme, .precision = inputs_.precision, .float_right = float_right_, .program = program_};
     StateDict dict = prepare_(scheme, result);
-    // Simulated weights are float32 weights: another precision would change them.
     const bool simulated = std::holds_alternative<SimulatedScheme>(scheme);
-    Network network(inputs_.backend, std::move(dict), simulated ? Precision::float32 : inputs_.precision);
+    const PrecisionChoice choice = choice_for(scheme, dict);
+    Network network(inputs_.backend, std::move(dict), choice.precision);
+    expect_fit(scheme, choice, network);
     if (!simulated) result.size = size_json(network.ledger(), network.file_bytes(), network.header_bytes());
     say(to_string(scheme));
     evaluate_network(network, result);
@@ -121,6 +140,7 @@ class Sweep {
   const std::function<void(const Row&)>& on_row_;
   Preparer prepare_;
   std::string program_ = checksum_of_program();
+  std::string float_row_ = std::string(to_string(float_precision(inputs_.precision)));
   SweepPosition position_;
   int64_t done_before_ = 0;  ///< images of rows that were there
   int64_t done_here_ = 0;
@@ -154,6 +174,17 @@ void check_recipe(const Recipe& recipe, const StateDict& model, bool calibrated)
   flags.expect_fit(model);
 }
 
+/// Throws UsageError for a scheme whose layers cannot compute in int8, whatever their weights.
+void expect_one_scale_a_channel(const Scheme& scheme) {
+  for (const Shape& shape : {Shape{1, 4096}, Shape{1, 64, 8, 8}}) {
+    const Tensor<float> zeros(host_memory(), shape, MemoryCategory::data);
+    const PackedTensor packed = quantize(zeros.view(), scheme, "a weight");
+    const Codebook codebook = codebook_of(packed);
+    if (!has_one_step_a_channel(view_of(packed, codebook)))
+      fail<UsageError>("--precision int8: {} has not one scale a channel, as int8 needs", to_string(scheme));
+  }
+}
+
 void expect_unchanged(const ModelFile& file, const SweepFolder& folder) {
   const Row* row = folder.find(to_string(file));
   if (row != nullptr && row->checksum != checksum_of(file))
@@ -163,8 +194,10 @@ void expect_unchanged(const ModelFile& file, const SweepFolder& folder) {
 
 }  // namespace
 
-void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model, bool calibrated) {
+void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model, bool calibrated, Precision precision) {
   for (const SweepScheme& scheme : schemes) {
+    if (const auto* packed = std::get_if<Scheme>(&scheme); packed != nullptr && precision == Precision::int8)
+      expect_one_scale_a_channel(*packed);
     if (const auto* recipe = std::get_if<Recipe>(&scheme)) check_recipe(*recipe, model, calibrated);
     if (const auto* file = std::get_if<ModelFile>(&scheme)) check_model_file(file->path);
   }

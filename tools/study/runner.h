@@ -32,21 +32,28 @@ struct SweepInputs {
   const Dataset& dataset;
   Preprocess preprocess;
   int64_t batch = 128;
-  Precision precision = Precision::float32;  ///< of the float model and of packed ones; simulated ones take float32
+  Precision precision = Precision::float32;  ///< of packed models; simulated ones take float32
   bool keep_models = false;                  ///< packed models stay in the folder once their length is measured
   std::function<const Calibration&()> calibration = {};  ///< for recipes; measured or read when it is first asked for
   DataSource data = {"", Unreadable::refuse};            ///< whose training images choose widths for recipes
   const Dataset* validation = nullptr;                   ///< evaluated beside `dataset`; null: none
 };
 
+/// The precision of the float model's row in a sweep: that of packed ones, but float32 beside int8.
+constexpr Precision float_precision(Precision packed) {
+  return packed == Precision::int8 ? Precision::float32 : packed;
+}
+
 /// Throws UsageError for a recipe that asks for a calibration where there is none or for layers
-/// that the model does not have, IoError or FormatError for a model that cannot be read.
-void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model, bool calibrated);
+/// that the model does not have, and for schemes without one scale a channel in int8; IoError or
+/// FormatError for a model that cannot be read.
+void check_schemes(std::span<const SweepScheme> schemes, const StateDict& model, bool calibrated, Precision precision);
 
 /// Measures the float model and every scheme that the folder has no row of, and appends the rows.
 /// Calls `on_row` with each. Throws Interrupted when `on_position` asks to stop: the folder then
 /// holds what was finished. Throws UsageError for a model file that changed since it was measured,
-/// and when rows of another calibration are there.
+/// when rows of another calibration are there, and for a scheme that cannot compute in int8 where
+/// that is the precision.
 void run_sweep(SweepFolder& folder, const SweepInputs& inputs, std::span<const SweepScheme> schemes,
                const OnPosition& on_position, const std::function<void(const Row&)>& on_row);
 

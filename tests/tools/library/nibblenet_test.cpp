@@ -106,6 +106,25 @@ TEST_F(LibraryTest, LogitsAreThoseOfTheNetworkBitForBit) {
   }
 }
 
+TEST_F(LibraryTest, ComputesInThePrecisionThatIsAskedFor) {
+  const Bytes rgb = noise(2);
+  EXPECT_EQ(model().precision(), "float32");
+  EXPECT_EQ(Model(at("model.safetensors"), "cpu", 2, "auto").precision(), "float32") << "nothing was measured";
+  const std::vector<float> floats = model().logits(rgb.data(), 2, height, width);
+  for (const std::string name : {"int8", "bfloat16"}) {
+    SCOPED_TRACE(name);
+    Model narrow(at("model.safetensors"), "cpu", 2, name);
+    EXPECT_EQ(narrow.precision(), name);
+    ASSERT_FALSE(narrow.notes().empty());
+    EXPECT_THAT(narrow.notes().front(), HasSubstr("was not measured"));
+    const std::vector<float> logits = narrow.logits(rgb.data(), 2, height, width);
+    EXPECT_NE(logits, floats);
+    for (size_t i = 0; i < logits.size(); ++i) EXPECT_NEAR(logits[i], floats[i], 0.1);
+  }
+  for (const std::string name : {"float16", "int4"})
+    EXPECT_THAT(refusal([&] { Model(at("model.safetensors"), "cpu", 2, name); }), HasSubstr(name));
+}
+
 TEST_F(LibraryTest, ManyImagesGoThroughInBatches) {
   constexpr int64_t images = 70, classes = 10;
   const Bytes rgb = noise(images);
