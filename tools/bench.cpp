@@ -49,6 +49,7 @@ struct Options : CommonOptions {
   double seconds = 2;
   std::string task = "T224";
   bool fold_first = false;
+  bool no_fold_first = false;
   bool verbose = false;
   bool compare = false;
   std::vector<std::string> sides;
@@ -67,20 +68,22 @@ void bench(const Options& options) {
   const PrecisionChoice choice = options.device.precision_of(*backend, dict);
   const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
   const ResampleTables tables = small_image_tables(image_size);
-  Network network(*backend, std::move(dict), choice.precision, options.fold_first ? &tables : nullptr);
+  const bool may_fold = task == Task::t32 && !options.no_fold_first;
+  Network network(*backend, std::move(dict), choice.precision, may_fold ? &tables : nullptr,
+                  options.fold_first ? Folding::required : Folding::where_it_saves);
   CacheSweep sweep(*backend);
   expect_demanded(choice, network);
   fmt::print("{}, {}, {}; cold: after writing {} MiB\n", backend->description(), to_string(choice.precision),
              task == Task::t224 ? fmt::format("images of {} x {}", image_size, image_size)
                                 : fmt::format("bytes of {} x {} to {} x {}{}", small_size, small_size, image_size,
-                                              image_size, options.fold_first ? ", folded" : ""),
+                                              image_size, network.folded() ? ", folded" : ""),
              sweep.bytes() >> 20);
   print_precision(choice, network);
   fmt::print("{:>6} {:>10} {:>9} {:>9} {:>11} {:>10} {:>9} {:>9}\n", "batch", "warm ms", "p10", "p90", "images/s",
              "cold ms", "p10", "p90");
   nlohmann::json document = {
       {"model", model.string()},          {"device", backend->name()}, {"description", backend->description()},
-      {"image_size", image_size},         {"task", to_string(task)},   {"first_folded", options.fold_first},
+      {"image_size", image_size},         {"task", to_string(task)},   {"first_folded", network.folded()},
       {"cold_sweep_bytes", sweep.bytes()}};
   document.update(precision_json(choice, network));
   for (const int64_t batch : options.batches) {
@@ -250,14 +253,18 @@ int main(int argc, char** argv) {
   add_checked(
       app, "--task", options.task, CLI::IsMember({"T224", "T32"}),
       "T224: starts from prepared images in the device's memory, in the precision of the computation. T32: starts "
-      "from the bytes of 32 x 32 images, which are enlarged first");
-  auto* fold = app.add_flag("--fold-first", options.fold_first,
-                            "Time T32 with the first convolution folded with the resize and the normalisation");
+      "from the bytes of 32 x 32 images, and folds the first convolution with their resize and normalisation, where "
+      "that saves work");
+  auto* fold = app.add_flag("--fold-first", options.fold_first, "Time T32, and refuse what cannot be folded");
+  auto* no_fold = app.add_flag("--no-fold-first", options.no_fold_first,
+                               "Do not fold in T32: enlarge and normalise the images first")
+                      ->excludes(fold);
   auto* compare_flag =
       app.add_flag("--compare", options.compare,
                    "Pack a float MODEL in several ways and time all of them by turns: in both tasks, as a whole and "
                    "layer by layer, beside the device's peak rates; on a GPU also beside cuDNN and cuBLASLt")
-          ->excludes(fold);
+          ->excludes(fold)
+          ->excludes(no_fold);
   app.add_option(
          "--sides", options.sides,
          "What to compare, separated by commas: float32, float16 or SCHEME, with cudnn: in front of it or +fold "

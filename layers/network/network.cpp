@@ -53,6 +53,19 @@ void load_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, 
   layer.size.scheme += " folded";
 }
 
+/// Returns false, and leaves the layer as it is, where the backend folds none or folding saves
+/// nothing, unless it is required.
+bool try_folded_layer(Layer& layer, Backend& backend, const Parameter& weight, const Parameter& bias,
+                      Precision precision, const ResampleTables& tables, Folding folding) {
+  try {
+    load_folded_layer(layer, backend, weight, bias, precision, tables);
+    return true;
+  } catch (const UsageError&) {
+    if (folding == Folding::required) throw;
+    return false;
+  }
+}
+
 }  // namespace
 
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values) {
@@ -60,7 +73,7 @@ Parameter read_back(BackendMemory& backend, std::string name, TensorView<const f
 }
 
 Network::Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold,
-                 bool for_training)
+                 Folding folding, bool for_training)
     : backend_(&backend),
       spec_(&network_of(parameters)),
       precision_(precision),
@@ -76,9 +89,8 @@ Network::Network(Backend& backend, StateDict parameters, Precision precision, co
       Parameter& weight = parameters.at(layer.spec.name + ".weight");
       const Parameter& bias = parameters.at(layer.spec.name + ".bias");
       layer.size = size_row(layer.spec, weight, bias, precision);
-      if (fold != nullptr && layers_.empty())
-        load_folded_layer(layer, backend, weight, bias, precision, *fold);
-      else
+      const bool may_fold = fold != nullptr && layers_.empty();
+      if (!may_fold || !try_folded_layer(layer, backend, weight, bias, precision, *fold, folding))
         load_layer(layer, backend, weight, bias, precision,
                    input_range(parameters.metadata, layer.spec.name, behind_relu),
                    for_training && precision == Precision::float16);

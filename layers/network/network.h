@@ -17,6 +17,10 @@ struct Layer {
   SizeRow size;                          ///< its row in the ledger; only with parameters
 };
 
+/// Whether a first convolution that cannot be folded (engine/core/fold.h) is an error, or stays as
+/// it is: the backend folds none, or folding saves nothing.
+enum class Folding : uint8_t { required, where_it_saves };
+
 /// Copies values from a backend's memory to a parameter on the host.
 Parameter read_back(BackendMemory& backend, std::string name, TensorView<const float> values);
 
@@ -27,16 +31,16 @@ class Network {
   /// the host's copy of each once it is resident. In int8, a layer whose weights cannot be
   /// multiplied as bytes takes another precision, as its route says; state() needs float32. `fold`,
   /// unless null, holds tables of the image preparation that is folded into the first convolution
-  /// (engine/core/fold.h): the network then infers from image bytes. Throws UsageError if folding
-  /// saves nothing.
+  /// (engine/core/fold.h): a folded() network infers from image bytes. Throws UsageError if folding
+  /// is required, and the backend folds nothing or there is nothing to save.
   Network(Backend& backend, StateDict parameters, Precision precision = Precision::float32,
-          const ResampleTables* fold = nullptr)
-      : Network(backend, std::move(parameters), precision, fold, false) {}
+          const ResampleTables* fold = nullptr, Folding folding = Folding::required)
+      : Network(backend, std::move(parameters), precision, fold, folding, false) {}
   /// A network to train. With float16, activations are fp16, and weights are float32 with fp16
   /// copies (Training::make_trained_weight). Throws UsageError if the backend trains in float32
   /// only.
   static Network for_training(Backend& backend, StateDict parameters, Precision precision) {
-    return {backend, std::move(parameters), precision, nullptr, true};
+    return {backend, std::move(parameters), precision, nullptr, Folding::required, true};
   }
 
   Backend& backend() const { return *backend_; }
@@ -62,7 +66,8 @@ class Network {
   int64_t header_bytes() const { return header_bytes_; }
 
  private:
-  Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold, bool for_training);
+  Network(Backend& backend, StateDict parameters, Precision precision, const ResampleTables* fold, Folding folding,
+          bool for_training);
 
   Backend* backend_;
   const NetworkSpec* spec_;

@@ -30,7 +30,7 @@ class ClassifyTest : public ToolsTest {
 };
 
 /// Pictures of one size, and of many, give what `eval` gives for them as a data set: the same
-/// classes, and the softmax of its logits.
+/// classes, and the softmax of its logits. Those of one small size are folded, unless asked not to.
 TEST_F(ClassifyTest, AgreesWithEval) {
   int number = 0;
   const std::vector<std::pair<int, int>> sizes = {{32, 32}, {1, 1}, {300, 40}, {31, 217}, {64, 64}, {150, 140}};
@@ -42,12 +42,15 @@ TEST_F(ClassifyTest, AgreesWithEval) {
     }
   }
   succeed("pack small.safetensors --bits 4 -o packed.safetensors");
-  for (const std::string set : {"same", "mixed"})
+  for (const auto& [set, fold, flag] : {std::tuple<std::string, std::string, std::string>{"same", " --fold-first", ""},
+                                        {"same", "", " --no-fold-first"},
+                                        {"mixed", "", ""}})
     for (const std::string model : {"small.safetensors", "packed.safetensors"}) {
-      SCOPED_TRACE(set + " " + model);
-      succeed(fmt::format("eval {} --data {} --logits logits.safetensors", model, set));
+      SCOPED_TRACE(set + flag + " " + model);
+      succeed(fmt::format("eval {} --data {} --logits logits.safetensors{}", model, set, fold));
       const Tensor<float> logits = golden(SafetensorsFile(at("logits.safetensors")), "logits");
-      const nlohmann::json found = results(fmt::format("{}/test --model {} --top 10", set, model));
+      const nlohmann::json found = results(fmt::format("{}/test --model {} --top 10{}", set, model, flag));
+      EXPECT_EQ(json("out.json").at("first_folded"), !fold.empty());
       ASSERT_EQ(found.size(), 40U);
       for (size_t i = 0; i < found.size(); ++i) {
         const auto row = logits.view().span().subspan(10 * i, 10);
@@ -103,6 +106,30 @@ TEST_F(ClassifyTest, ABrokenImageDoesNotStopTheOthers) {
 
   for (const char* name : {"broken.jpg", "huge.png", "missing.png", "pipe.png"})
     refuse(fmt::format("classify {} --model small.safetensors", name), name, 1);
+}
+
+/// Folding is for small pictures of one size, whose enlargement saves work; broken ones among them
+/// change nothing.
+TEST_F(ClassifyTest, FoldsWhatItCan) {
+  for (const char* name : {"a.png", "b.png"}) write_picture(name, 32, 32, 1);
+  write_picture("wide.png", 64, 32, 2);
+  write_picture("large.png", 300, 200, 3);
+  write_text(at("broken.png"), "no picture");
+  const auto folds = [&](const std::string& pictures) {
+    const Outcome outcome = run("classify " + pictures + " --model small.safetensors --json out.json");
+    const bool folded = json("out.json").at("first_folded");
+    EXPECT_EQ(outcome.out.find(", first convolution folded)") != std::string::npos, folded) << outcome;
+    return folded;
+  };
+  EXPECT_TRUE(folds("a.png"));
+  EXPECT_TRUE(folds("wide.png")) << "not square, but of one size";
+  EXPECT_TRUE(folds("broken.png a.png b.png"));
+  const nlohmann::json mixed = json("out.json").at("results");
+  EXPECT_NE(mixed[0].at("error").get<std::string>().find("no JPEG, PNG or BMP"), std::string::npos);
+  EXPECT_EQ(mixed[1].at("top"), mixed[2].at("top"));
+  EXPECT_FALSE(folds("large.png"));
+  EXPECT_FALSE(folds("a.png wide.png"));
+  EXPECT_FALSE(folds("a.png --no-fold-first"));
 }
 
 TEST_F(ClassifyTest, FoldersGiveTheirPictures) {

@@ -77,7 +77,7 @@ class InferenceOnlyTools : public ToolsTest {
 TEST_F(InferenceOnlyTools, EvalAndClassifyGiveWhatTheCpuGives) {
   for (const std::string model : {"small.safetensors", "packed.safetensors"}) {
     expect_same("eval " + model + " --data standin --logits logits.safetensors", "logits.safetensors");
-    expect_same("classify pictures --model " + model + " --json found.json", "found.json");
+    expect_same("classify pictures --no-fold-first --model " + model + " --json found.json", "found.json");
   }
 }
 
@@ -87,6 +87,8 @@ TEST_F(InferenceOnlyTools, WhatItLacksIsAnErrorInOneLine) {
          "has no gradients", 2);
   EXPECT_FALSE(std::filesystem::exists(at("tuned.safetensors")));
   refuse("eval small.safetensors --data standin --fold-first", "does not fold", 2);
+  succeed("classify pictures --model small.safetensors --json out.json");
+  EXPECT_EQ(json("out.json").at("first_folded"), false);
 }
 
 }  // namespace

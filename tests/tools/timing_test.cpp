@@ -12,11 +12,28 @@ namespace {
 class TimingTest : public ToolsTest {};
 
 TEST_F(TimingTest, StartsFromBytesWhenAsked) {
-  for (const auto& [flags, folded] : {std::pair{"--task T32", false}, {"--fold-first", true}}) {
-    succeed(fmt::format("bench small.safetensors --batch 2 --seconds 0 {} --json out.json", flags));
-    EXPECT_EQ(json("out.json").at("task"), "T32");
+  for (const auto& [flags, task, folded] : {std::tuple{"", "T224", false},
+                                            {"--task T32", "T32", true},
+                                            {"--fold-first", "T32", true},
+                                            {"--task T32 --no-fold-first", "T32", false}}) {
+    const Outcome outcome =
+        succeed(fmt::format("bench small.safetensors --batch 2 --seconds 0 {} --json out.json", flags));
+    EXPECT_EQ(json("out.json").at("task"), task);
     EXPECT_EQ(json("out.json").at("first_folded"), folded);
+    EXPECT_EQ(outcome.out.find(", folded; cold") != std::string::npos, folded) << outcome;
   }
+  refuse("bench small.safetensors --fold-first --no-fold-first", "--no-fold-first", 2);
+}
+
+/// Too many patterns of source pixels: folding would save nothing.
+TEST_F(TimingTest, FoldsOnlyWhereThatSavesWork) {
+  StateDict dict = model("small.safetensors");
+  dict.metadata["image_size"] = "80";  // each of 19 x 19 outputs meets the pixels in its own way
+  save_state_dict(at("uneven.safetensors"), dict);
+  refuse("bench uneven.safetensors --batch 2 --seconds 0 --fold-first", "saves nothing", 2);
+  succeed("bench uneven.safetensors --batch 2 --seconds 0 --task T32 --json out.json");
+  EXPECT_EQ(json("out.json").at("task"), "T32");
+  EXPECT_EQ(json("out.json").at("first_folded"), false);
 }
 
 TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
