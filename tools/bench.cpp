@@ -60,10 +60,23 @@ struct Options : CommonOptions {
   int64_t limit = 0;
 };
 
+/// Each layer alone beside its bound, for people and as JSON. A folded layer is not timed alone.
+nlohmann::json bench_layers(const Network& network, const StateDict& parameters, int image_size, int64_t batch,
+                            const Ceilings& ceilings, double seconds) {
+  std::vector<LayerTiming> timings =
+      time_layers(network.backend(), parameters, network.precision(), image_size, batch, seconds, "layers");
+  if (network.folded()) timings.erase(timings.begin());
+  fmt::print("{}", layers_table(timings, ceilings));
+  nlohmann::json json = nlohmann::json::array();
+  for (const LayerTiming& timing : timings) json.push_back(to_json(timing, ceilings));
+  return json;
+}
+
 void bench(const Options& options) {
   const auto backend = options.device.make();
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
   StateDict dict = load_model(model, options.checksums);
+  const StateDict parameters = options.verbose ? copy_of(dict) : StateDict();
   const int image_size = image_size_of(dict);
   const PrecisionChoice choice = options.device.precision_of(*backend, dict);
   const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
@@ -86,6 +99,12 @@ void bench(const Options& options) {
       {"image_size", image_size},         {"task", to_string(task)},   {"first_folded", network.folded()},
       {"cold_sweep_bytes", sweep.bytes()}};
   document.update(precision_json(choice, network));
+  std::optional<Ceilings> ceilings;
+  if (options.verbose) {
+    ceilings = measure_ceilings(*backend, *backend, options.seconds);
+    fmt::print("ceilings: {}\n", to_string(*ceilings));
+    document["ceilings"] = to_json(*ceilings);
+  }
   for (const int64_t batch : options.batches) {
     TimedForward forward(network, image_size, task, batch);
     const std::string label = fmt::format("batch {}", batch);
@@ -95,7 +114,12 @@ void bench(const Options& options) {
                         .cold = time_cold(once, sweep, options.seconds, label)};
     print(timing);
     document["results"].push_back(to_json(timing));
-    if (options.verbose) fmt::print("{}", routes_table(layer_routes(network, {batch, image_size, image_size, 3})));
+    if (!options.verbose) continue;
+    const std::vector<LayerRoute> routes = layer_routes(network, {batch, image_size, image_size, 3});
+    fmt::print("{}", routes_table(routes));
+    document["results"].back()["routes"] = tools::to_json(routes);
+    document["results"].back()["layers"] =
+        bench_layers(network, parameters, image_size, batch, *ceilings, options.seconds / 4);
   }
   write_json(options.json, document);
 }
@@ -156,13 +180,6 @@ std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, b
   return specs;
 }
 
-void print(const Ceilings& ceilings) {
-  fmt::print("ceilings: {:.1f} GB/s, {:.3f} TFLOP/s in float32{}, by {}\n", ceilings.bytes_per_second / 1e9,
-             ceilings.float32_per_second / 1e12,
-             ceilings.float16_per_second ? fmt::format(", {:.1f} in float16", *ceilings.float16_per_second / 1e12) : "",
-             ceilings.products_by);
-}
-
 /// The part of a comparison's file that is not about sides.
 nlohmann::json setting_json(const Options& options, const std::filesystem::path& model, const StateDict& floats,
                             const Backend& backend, const Ceilings& ceilings, const std::optional<std::string>& missing,
@@ -194,15 +211,16 @@ void compare(const Options& options) {
   Backend& baseline = missing ? own : backends.at("cudnn");
   const Ceilings ceilings = measure_ceilings(own, baseline, options.seconds);
   fmt::print("{}\n", own.description());
-  print(ceilings);
+  fmt::print("ceilings: {}\n", to_string(ceilings));
   if (options.energy_seconds > 0 && !own.joules()) fmt::print("energy: not measured, this device does not count it\n");
   Comparison comparison({.batches = options.batches,
                          .seconds = options.seconds,
                          .rounds = options.rounds,
                          .energy_seconds = options.energy_seconds,
                          .image_size = image_size_of(floats),
+                         .verbose = options.verbose,
                          .images = images ? &*images : nullptr},
-                        floats);
+                        ceilings, floats);
   for (const SideSpec& spec : specs) {
     try {
       comparison.add(spec, backends.at(spec.device));
@@ -291,7 +309,10 @@ int main(int argc, char** argv) {
               "With --data: on the first N/classes images of every class; 0: all")
       ->needs(compare_flag);
   options.device.add_precision_to(app, "auto");
-  app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
+  app.add_flag("--verbose", options.verbose,
+               "Print which kernel computes each layer, and the layer's time alone beside its bound: its operations at "
+               "the device's measured peak rate for their type, or its bytes at the measured bandwidth. With --compare "
+               "for each side");
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {
     if (options.compare)

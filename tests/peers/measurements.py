@@ -27,14 +27,18 @@ def batches_of(sides):
     return sorted({result["batch"] for side in sides for result in side["results"]})
 
 
-def peak_of(side, ceilings):
-    """Operations a second of large products in the side's precision; float32's where there is none of its own."""
-    halves = side["activations"] in ("float16", "bfloat16") and ceilings["float16_teraflops"]
-    return 1e12 * (ceilings["float16_teraflops"] if halves else ceilings["float32_teraflops"])
+def peak_of(precision, ceilings):
+    """Operations a second of large products in a precision; where there is none of its own, the next one's."""
+    others = {"bfloat16": ["float16"]}.get(precision, [])
+    for name in [precision, *others, "float32"]:
+        if rate := ceilings.get(f"{name}_teraflops"):
+            return 1e12 * rate
+    raise KeyError("the ceilings have no float32_teraflops")
 
 
 def layer_floor_ms(layer, side, ceilings):
-    return 1e3 * max(layer["flops"] / peak_of(side, ceilings), layer["bytes"] / (1e9 * ceilings["gigabytes_per_second"]))
+    peak = peak_of(layer.get("precision", side["activations"]), ceilings)
+    return 1e3 * max(layer["flops"] / peak, layer["bytes"] / (1e9 * ceilings["gigabytes_per_second"]))
 
 
 def floor_ms(side, batch, ceilings):

@@ -77,9 +77,11 @@ def layer_table(report, batch):
 
 def text_of(report, links, note):
     ceilings = report["ceilings"]
-    halves = f", {number(ceilings['float16_teraflops'])} TFLOP/s in float16" if ceilings["float16_teraflops"] else ""
+    others = "".join(f", {number(ceilings[f'{name}_teraflops'])} {unit} in {name}"
+                     for name, unit in (("float16", "TFLOP/s"), ("bfloat16", "TFLOP/s"), ("int8", "TOP/s"))
+                     if ceilings.get(f"{name}_teraflops"))
     parts = [f"{report['description']}. At best, in the same run: {number(ceilings['gigabytes_per_second'])} GB/s, "
-             f"{number(ceilings['float32_teraflops'])} TFLOP/s in float32{halves} ({ceilings['products_by']})."
+             f"{number(ceilings['float32_teraflops'])} TFLOP/s in float32{others} ({ceilings['products_by']})."
              + (f" {note}." if note else "")]
     missing = report.get("baseline", report.get("yardstick"))  # its name before 0.2
     if missing:

@@ -25,6 +25,35 @@ TEST_F(TimingTest, StartsFromBytesWhenAsked) {
   refuse("bench small.safetensors --fold-first --no-fold-first", "--no-fold-first", 2);
 }
 
+/// A bound is the longer of a layer's operations at the peak of their type and its bytes at the
+/// bandwidth.
+TEST_F(TimingTest, SetsLayersBesideTheirBounds) {
+  for (const bool folded : {false, true}) {
+    const Outcome outcome = succeed(fmt::format(
+        "bench small.safetensors --batch 1,2 --seconds 0 --verbose {} --json out.json", folded ? "--task T32" : ""));
+    for (const char* word : {"ceilings: ", "GB/s", "layer alone", "bound ms", "classifier.1", "features.10+pool"})
+      EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
+    const nlohmann::json report = json("out.json"), ceilings = report.at("ceilings");
+    ASSERT_EQ(report.at("results").size(), 2U);
+    for (const nlohmann::json& result : report.at("results")) {
+      EXPECT_EQ(result.at("routes").size(), 8U);
+      const nlohmann::json layers = result.at("layers");
+      ASSERT_EQ(layers.size(), folded ? 10U : 11U) << "eight products and three pools; a folded one is not timed alone";
+      EXPECT_EQ(layers[0].at("name"), folded ? "features.0+pool" : "features.0");
+      for (const nlohmann::json& layer : layers) {
+        const double peak = ceilings.at(layer.at("precision").get<std::string>() + "_teraflops");
+        const double products = layer.at("flops").get<double>() / peak / 1e9;
+        const double bytes = layer.at("bytes").get<double>() / ceilings.at("gigabytes_per_second").get<double>() / 1e6;
+        EXPECT_NEAR(layer.at("bound_ms"), std::max(products, bytes), 1e-9 + 1e-6 * (products + bytes)) << layer;
+        EXPECT_EQ(layer.at("bound_by"), products >= bytes ? "products" : "bytes") << layer;
+        EXPECT_GT(layer.at("warm_ms"), 0.0);
+      }
+    }
+  }
+  succeed("bench small.safetensors --batch 1 --seconds 0 --json out.json");
+  EXPECT_FALSE(json("out.json").contains("ceilings")) << "they take time";
+}
+
 /// Too many patterns of source pixels: folding would save nothing.
 TEST_F(TimingTest, FoldsOnlyWhereThatSavesWork) {
   StateDict dict = model("small.safetensors");
@@ -40,7 +69,8 @@ TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
   const Outcome outcome = succeed(
       "bench small.safetensors --compare --sides float32,linear:3:channel,float32+fold --batch 2 --seconds 0 "
       "--rounds 2 --device cpu --threads 2 --data standin --limit 20 --json out.json");
-  for (const char* word : {"ceilings", "GB/s", "TFLOP/s", "float32+fold", "T224", "T32", "cold", "spread"})
+  for (const char* word :
+       {"ceilings", "GB/s", "TFLOP/s", "float32+fold", "T224", "T32", "cold", "spread", "layers alone, batch 2: "})
     EXPECT_NE(outcome.out.find(word), std::string::npos) << word << outcome;
   const nlohmann::json report = json("out.json"), sides = report.at("sides");
   EXPECT_GT(report.at("ceilings").at("gigabytes_per_second"), 0.1);
@@ -57,7 +87,10 @@ TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
       EXPECT_EQ(result.at("rounds").size(), 2U);
       EXPECT_TRUE(result.at("operations").is_null()) << "the CPU records nothing";
     }
-    for (const nlohmann::json& layer : side.at("layers")) EXPECT_GT(layer.at("warm_ms"), 0.0);
+    for (const nlohmann::json& layer : side.at("layers")) {
+      EXPECT_GT(layer.at("warm_ms"), 0.0);
+      EXPECT_GT(layer.at("bound_ms"), 0.0);
+    }
   }
   EXPECT_EQ(report.at("images"), 20);
   EXPECT_EQ(sides[0].at("relative_error"), 0.0);

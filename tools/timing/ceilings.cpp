@@ -1,15 +1,20 @@
 #include "tools/timing/ceilings.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <optional>
 
+#include "engine/quant/packed_tensor.h"
 #include "tools/timing/sampling.h"
 
 namespace nibblenet::tools {
 namespace {
 
-Tensor<float> random_on(Backend& backend, const Shape& shape) {
-  const std::vector<float> values = random_values(shape.elements(), -1, 1);
+Tensor<float> random_on(Backend& backend, const Shape& shape, float low = -1) {
+  const std::vector<float> values = random_values(shape.elements(), low, 1);
   Tensor<float> tensor(backend, shape, MemoryCategory::data);
   backend.copy_from_host(tensor.data(), values.data(), sizeof(float) * values.size());
   return tensor;
@@ -43,11 +48,22 @@ double bytes_per_second(Backend& backend, double seconds) {
   return std::max(2 * bytes / copying, bytes * (1 + 1.0 / 16) / reading);
 }
 
+/// Milliseconds of the shortest of some runs: the first may be slower, and other work interrupts.
+double shortest_of_some(Backend& backend, const std::function<void()>& work) {
+  constexpr int most = 20;
+  constexpr double enough = 200;  // milliseconds
+  double shortest = std::numeric_limits<double>::infinity();
+  const Stopwatch watch;
+  for (int i = 0; i < 2 || (i < most && watch.milliseconds() < enough); ++i)
+    shortest = std::min(shortest, milliseconds_of(backend, work));
+  return shortest;
+}
+
 /// y[n, n] = x[n, n] w[n, n]
 class SquareProduct {
  public:
   SquareProduct(Backend& backend, Precision precision, int64_t n)
-      : backend_(backend), x_(random_on(backend, {n, n})), bias_(random_on(backend, {n})) {
+      : backend_(backend), x_(random_on(backend, {n, n}, 0)), bias_(random_on(backend, {n})) {
     y_ = Tensor<float>(backend, {n, n}, MemoryCategory::data);
     input_ = std::as_const(x_).view();
     if (precision == Precision::float16) {
@@ -57,9 +73,15 @@ class SquareProduct {
       input_ = view;
     }
     const std::vector<float> values = random_values(n * n, -1, 1);
-    weight_ = backend.make_weight(TensorView<const float>(values.data(), {n, n}), precision);
+    const TensorView<const float> weights(values.data(), {n, n});
+    weight_ = precision == Precision::int8
+                  ? backend.make_weight(quantize(weights, parse_scheme("linear:4:channel"), "weight"), precision,
+                                        {.largest = 1, .is_signed = false})
+                  : backend.make_weight(weights, precision);
   }
 
+  /// The type of the factors: another one than asked for where the backend has no such products.
+  Precision precision() const { return weight_->product_precision().value_or(input_.precision()); }
   void run() { backend_.linear_forward(y_.view(), input_, *weight_, std::as_const(bias_).view(), Epilogue::none); }
 
  private:
@@ -70,16 +92,16 @@ class SquareProduct {
   std::unique_ptr<Weight> weight_;
 };
 
-/// The rate of a square product that is large enough to hide the cost of a launch.
-double operations_per_second(Backend& backend, Precision precision, double seconds) {
+/// The rate of a square product that is large enough to hide the cost of a launch; nothing when the
+/// backend has no products of this precision.
+std::optional<double> operations_per_second(Backend& backend, Precision precision, double seconds) {
   constexpr int64_t smallest = 128, largest = 8192;
   constexpr double long_enough = 5;  // milliseconds
   for (int64_t n = smallest;; n *= 2) {
     SquareProduct product(backend, precision, n);
+    if (product.precision() != precision) return std::nullopt;
     const auto work = [&] { product.run(); };
-    work();
-    backend.synchronize();
-    if (n < largest && milliseconds_of(backend, work) < long_enough) continue;
+    if (n < largest && shortest_of_some(backend, work) < long_enough) continue;
     const double best = best_seconds(backend, seconds, fmt::format("products in {}", to_string(precision)), work);
     return 2 * std::pow(static_cast<double>(n), 3) / best;
   }
@@ -99,9 +121,9 @@ std::optional<double> chain_seconds(Backend& backend, int64_t operations, double
                       [&] { recording->replay(); });
 }
 
-bool supports_fp16(const Backend& backend) {
+bool supports(const Backend& backend, Precision precision) {
   try {
-    backend.expect_support(Precision::float16);
+    backend.expect_support(precision);
     return true;
   } catch (const UsageError&) {
     return false;
@@ -112,24 +134,35 @@ bool supports_fp16(const Backend& backend) {
 
 Ceilings measure_ceilings(Backend& backend, Backend& products, double seconds) {
   Ceilings ceilings{.bytes_per_second = bytes_per_second(backend, seconds),
-                    .float32_per_second = operations_per_second(products, Precision::float32, seconds),
-                    .float16_per_second = std::nullopt,
-                    .products_by = products.description()};
-  if (supports_fp16(products))
-    ceilings.float16_per_second = operations_per_second(products, Precision::float16, seconds);
+                    .per_second = {},
+                    .products_by = products.description(),
+                    .chains = {}};
+  for (const auto& [name, precision] : precisions) {
+    if (!supports(products, precision)) continue;
+    if (const auto rate = operations_per_second(products, precision, seconds)) ceilings.per_second[precision] = *rate;
+  }
   for (const int64_t operations : {1, 8, 11, 24})
     if (const auto time = chain_seconds(backend, operations, seconds)) ceilings.chains.emplace_back(operations, *time);
   return ceilings;
 }
 
+std::string to_string(const Ceilings& ceilings) {
+  std::string text = fmt::format("{:.1f} GB/s", ceilings.bytes_per_second / 1e9);
+  for (const auto& [precision, rate] : ceilings.per_second)
+    text += fmt::format(", {:.3f} {} in {}", rate / 1e12, precision == Precision::int8 ? "TOP/s" : "TFLOP/s",
+                        to_string(precision));
+  return text + ", by " + ceilings.products_by;
+}
+
 nlohmann::json to_json(const Ceilings& ceilings) {
-  nlohmann::json json = {
-      {"gigabytes_per_second", ceilings.bytes_per_second / 1e9},
-      {"float32_teraflops", ceilings.float32_per_second / 1e12},
-      {"float16_teraflops",
-       ceilings.float16_per_second ? nlohmann::json(*ceilings.float16_per_second / 1e12) : nlohmann::json()},
-      {"products_by", ceilings.products_by},
-      {"chains", nlohmann::json::array()}};
+  nlohmann::json json = {{"gigabytes_per_second", ceilings.bytes_per_second / 1e9},
+                         {"products_by", ceilings.products_by},
+                         {"chains", nlohmann::json::array()}};
+  for (const auto& [name, precision] : precisions) {
+    const auto rate = ceilings.per_second.find(precision);
+    json[fmt::format("{}_teraflops", name)] =
+        rate == ceilings.per_second.end() ? nlohmann::json() : nlohmann::json(rate->second / 1e12);
+  }
   for (const auto& [operations, time] : ceilings.chains)
     json["chains"].push_back({{"operations", operations}, {"ms", 1000 * time}});
   return json;

@@ -61,8 +61,11 @@ Rounds rounds_of(const std::vector<Latency>& latencies) {
 
 }  // namespace
 
-Comparison::Comparison(const ComparisonOptions& options, const StateDict& floats)
-    : options_(options), floats_(floats), tables_(small_image_tables(options.image_size)) {}
+Comparison::Comparison(const ComparisonOptions& options, Ceilings ceilings, const StateDict& floats)
+    : options_(options),
+      ceilings_(std::move(ceilings)),
+      floats_(floats),
+      tables_(small_image_tables(options.image_size)) {}
 
 void Comparison::add(const SideSpec& spec, Backend& backend) {
   if (interrupted()) throw Stopped("stopped");
@@ -170,6 +173,18 @@ void Comparison::time_each_layer(int64_t batch) {
     measured.layers[batch] = time_layers(network.backend(), measured.side->parameters(), network.precision(),
                                          options_.image_size, batch, options_.seconds / 4, measured.side->name());
   });
+  for (const Measured& measured : sides_) {
+    const auto timings = measured.layers.find(batch);
+    if (timings == measured.layers.end()) continue;
+    double warm = 0, bounds = 0;
+    for (const LayerTiming& timing : timings->second) {
+      warm += timing.warm.median;
+      bounds += bound_of(timing, ceilings_).ms();
+    }
+    fmt::print("{:<26} layers alone, batch {}: {:.4f} ms, bound {:.4f} ms, {:.0f} % of it\n", measured.side->name(),
+               batch, warm, bounds, 100 * bounds / warm);
+    if (options_.verbose) fmt::print("{}", layers_table(timings->second, ceilings_));
+  }
 }
 
 nlohmann::json Comparison::side_json(const Measured& measured) const {
@@ -208,7 +223,7 @@ nlohmann::json Comparison::side_json(const Measured& measured) const {
   }
   for (const auto& [batch, timings] : measured.layers)
     for (const LayerTiming& timing : timings) {
-      nlohmann::json layer = tools::to_json(timing);
+      nlohmann::json layer = tools::to_json(timing, ceilings_);
       layer["batch"] = batch;
       json["layers"].push_back(std::move(layer));
     }

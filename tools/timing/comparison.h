@@ -21,6 +21,7 @@ struct ComparisonOptions {
   int rounds = 2;                   ///< times that the whole is repeated, to see how far it spreads
   double energy_seconds = 0;        ///< time to measure the energy of warm T224 passes; 0: not measured
   int image_size = 224;             ///< input pixels
+  bool verbose = false;             ///< print each layer of each side, too
   const Dataset* images = nullptr;  ///< images of 32 x 32 to measure accuracy on; may be null
 };
 
@@ -28,8 +29,9 @@ struct ComparisonOptions {
 /// and state of the caches, and each layer alone, and compares each side's logits with the first's.
 class Comparison {
  public:
-  /// All sides are made from `floats`, which outlives this.
-  Comparison(const ComparisonOptions& options, const StateDict& floats);
+  /// All sides are made from `floats`, which outlives this. `ceilings` are what times are compared
+  /// with.
+  Comparison(const ComparisonOptions& options, Ceilings ceilings, const StateDict& floats);
 
   /// Adds a side, whose backend outlives this. The others' logits are compared with the first
   /// side's.
@@ -72,6 +74,7 @@ class Comparison {
   nlohmann::json side_json(const Measured& measured) const;
 
   ComparisonOptions options_;
+  Ceilings ceilings_;
   const StateDict& floats_;
   ResampleTables tables_;
   std::vector<Measured> sides_;

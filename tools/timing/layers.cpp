@@ -1,8 +1,11 @@
 #include "tools/timing/layers.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "layers/network/input_range.h"
 #include "layers/network/network_spec.h"
 
 namespace nibblenet::tools {
@@ -23,14 +26,16 @@ struct Operands {
 class LoneLayer {
  public:
   LoneLayer(Backend& backend, const LayerSpec& spec, const StateDict& parameters, const Shape& input,
-            Precision precision, bool last)
+            Precision precision, bool behind_relu, bool last)
       : backend_(backend),
         spec_(spec),
         parameters_(parameters),
         input_(input),
         output_(spec.output_shape(input)),
         precision_(precision),
-        written_(last ? Precision::float32 : precision) {
+        range_(input_range(parameters.metadata, spec.name, behind_relu)),
+        stored_(storage_of(precision)),
+        written_(last ? Precision::float32 : stored_) {
     add();
   }
 
@@ -60,6 +65,12 @@ class LoneLayer {
     const double weights = first.weight ? static_cast<double>(first.weight->resident().total()) : 0.0;
     return weights + sizeof(float) * static_cast<double>(first.bias.elements()) +
            static_cast<double>(first.x.bytes() + first.y.bytes());
+  }
+
+  /// Of the factors of its product.
+  Precision precision() const {
+    const Operands& first = operands_.front();
+    return first.weight ? first.weight->product_precision().value_or(stored_) : stored_;
   }
 
   double flops() const {
@@ -94,12 +105,12 @@ class LoneLayer {
     if (spec_.has_parameters()) {
       const Parameter& weight = parameters_.at(spec_.name + ".weight");
       const Parameter& bias = parameters_.at(spec_.name + ".bias");
-      operands.weight = weight.packed() ? backend_.make_weight(weight.packed_values(), precision_)
+      operands.weight = weight.packed() ? backend_.make_weight(weight.packed_values(), precision_, range_)
                                         : backend_.make_weight(weight.values().view(), precision_);
       operands.bias = Tensor<float>(backend_, bias.shape(), MemoryCategory::data);
       backend_.copy_from_host(operands.bias.data(), bias.values().data(), bias.values().view().span().size_bytes());
     }
-    operands.x = {backend_, static_cast<size_t>(input_.elements()) * bytes_of(precision_), MemoryCategory::data};
+    operands.x = {backend_, static_cast<size_t>(input_.elements()) * bytes_of(stored_), MemoryCategory::data};
     operands.y = {backend_, static_cast<size_t>(output_.elements()) * bytes_of(written_), MemoryCategory::data};
     fill(operands.x);
     operands_.push_back(std::move(operands));
@@ -108,7 +119,7 @@ class LoneLayer {
   /// Fills an input with positive values, like the output of a ReLU.
   void fill(Buffer<std::byte>& x) {
     const std::vector<float> values = random_values(input_.elements(), 0, 1);
-    if (precision_ == Precision::float32) {
+    if (stored_ == Precision::float32) {
       backend_.copy_from_host(x.data(), values.data(), x.bytes());
       return;
     }
@@ -119,7 +130,7 @@ class LoneLayer {
 
   void run(Operands& operands) {
     const Activations y(operands.y.data(), output_, written_);
-    const ConstActivations x(operands.x.data(), input_, precision_);
+    const ConstActivations x(operands.x.data(), input_, stored_);
     forward_layer(backend_, spec_, y, x, operands.weight.get(), std::as_const(operands.bias).view(), {});
   }
 
@@ -128,7 +139,9 @@ class LoneLayer {
   const StateDict& parameters_;
   Shape input_;
   Shape output_;
-  Precision precision_;
+  Precision precision_;  ///< asked for
+  InputRange range_;
+  Precision stored_;
   Precision written_;
   std::vector<Operands> operands_;
   int64_t in_a_row_ = 1;
@@ -144,15 +157,22 @@ std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& paramete
   std::vector<LayerTiming> timings;
   Shape shape{batch, image_size, image_size, 3};
   std::string name;
+  bool behind_relu = false;
   for (size_t i = 0; i < specs.size(); ++i) {
     const Shape input = shape;
     shape = specs[i].output_shape(input);
     const bool is_pool = specs[i].kind == LayerKind::max_pool2d;
     if (!specs[i].has_parameters() && !is_pool) continue;
     name = is_pool ? name + "+pool" : specs[i].name;
-    LoneLayer layer(backend, specs[i], parameters, input, precision, i + 1 == specs.size());
+    LoneLayer layer(backend, specs[i], parameters, input, precision, behind_relu, i + 1 == specs.size());
+    if (specs[i].has_parameters()) behind_relu = specs[i].epilogue == Epilogue::relu;
     const std::string line = fmt::format("{}, batch {}, {}", label, batch, name);
-    LayerTiming timing{.name = name, .bytes = layer.bytes(), .flops = layer.flops(), .warm = {}, .cold = {}};
+    LayerTiming timing{.name = name,
+                       .bytes = layer.bytes(),
+                       .flops = layer.flops(),
+                       .precision = layer.precision(),
+                       .warm = {},
+                       .cold = {}};
     timing.warm = time_warm([&] { return layer.once(); }, seconds, line);
     if (layer.go_beyond(backend.bytes_that_empty_caches()))
       timing.cold = time_warm([&] { return layer.once(); }, seconds, line + ", cold");
@@ -161,10 +181,37 @@ std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& paramete
   return timings;
 }
 
-nlohmann::json to_json(const LayerTiming& timing) {
+LayerBound bound_of(const LayerTiming& timing, const Ceilings& ceilings) {
+  auto peak = ceilings.per_second.find(timing.precision);
+  if (peak == ceilings.per_second.end()) peak = ceilings.per_second.find(Precision::float32);
+  return {.products = 1e3 * timing.flops / peak->second, .bytes = 1e3 * timing.bytes / ceilings.bytes_per_second};
+}
+
+std::string layers_table(const std::vector<LayerTiming>& timings, const Ceilings& ceilings) {
+  std::string table = fmt::format("  {:<18} {:<9} {:>10} {:>10} {:>10} {:>9} {:>9}\n", "layer alone", "precision",
+                                  "warm ms", "cold ms", "bound ms", "of warm", "bound by");
+  double warm = 0, bounds = 0;
+  for (const LayerTiming& timing : timings) {
+    const LayerBound bound = bound_of(timing, ceilings);
+    table += fmt::format("  {:<18} {:<9} {:>10.4f} {:>10} {:>10.4f} {:>7.0f} % {:>9}\n", timing.name,
+                         to_string(timing.precision), timing.warm.median,
+                         timing.cold ? fmt::format("{:.4f}", timing.cold->median) : "", bound.ms(),
+                         100 * bound.ms() / timing.warm.median, bound.by());
+    warm += timing.warm.median;
+    bounds += bound.ms();
+  }
+  return table + fmt::format("  {:<18} {:<9} {:>10.4f} {:>10} {:>10.4f} {:>7.0f} %\n", "sum", "", warm, "", bounds,
+                             100 * bounds / warm);
+}
+
+nlohmann::json to_json(const LayerTiming& timing, const Ceilings& ceilings) {
+  const LayerBound bound = bound_of(timing, ceilings);
   return {{"name", timing.name},
+          {"precision", to_string(timing.precision)},
           {"bytes", timing.bytes},
           {"flops", timing.flops},
+          {"bound_ms", bound.ms()},
+          {"bound_by", bound.by()},
           {"warm_ms", timing.warm.median},
           {"cold_ms", timing.cold ? nlohmann::json(timing.cold->median) : nlohmann::json()}};
 }

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <algorithm>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/io/json.h"
 #include "kernels/backend.h"
 #include "layers/network/network_spec.h"
+#include "tools/timing/ceilings.h"
 #include "tools/timing/sampling.h"
 
 namespace nibblenet::tools {
@@ -16,6 +20,7 @@ struct LayerTiming {
   std::string name;  ///< PyTorch's, like "features.0"; "features.0+pool" for the pooling behind it
   double bytes = 0;  ///< stored weights, bias, input and output, once each
   double flops = 0;  ///< multiplications and additions of its product; 0 for a pooling
+  Precision precision = Precision::float32;  ///< of the factors of its product
   Latency warm;
   std::optional<Latency> cold;  ///< nothing when that would take too many copies of the operands
 };
@@ -27,7 +32,22 @@ struct LayerTiming {
 std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& parameters, Precision precision,
                                      int64_t image_size, int64_t batch, double seconds, const std::string& label);
 
-/// The times of a layer as bench's JSON holds them.
-nlohmann::json to_json(const LayerTiming& timing);
+/// What a layer takes at least, in milliseconds: its operations at the measured peak of their type,
+/// and its bytes at the measured bandwidth of the memory. Bytes that lie in caches can beat that.
+struct LayerBound {
+  double products = 0;
+  double bytes = 0;
+
+  double ms() const { return std::max(products, bytes); }
+  std::string_view by() const { return products >= bytes ? "products" : "bytes"; }
+};
+/// Where the ceilings have no peak of the layer's type, float32's counts.
+LayerBound bound_of(const LayerTiming& timing, const Ceilings& ceilings);
+
+/// A table for people: each layer's times beside its bound, then the sums.
+std::string layers_table(const std::vector<LayerTiming>& timings, const Ceilings& ceilings);
+
+/// The times of a layer, and its bound, as bench's JSON holds them.
+nlohmann::json to_json(const LayerTiming& timing, const Ceilings& ceilings);
 
 }  // namespace nibblenet::tools
