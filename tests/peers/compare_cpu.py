@@ -119,7 +119,8 @@ class Run:
         self.image_size = self.tool("export", floats, "--to", "onnx", "-o", self.onnx)["image_size"]
         if not self.packed:
             self.packed = self.folder / "packed.safetensors"
-            self.tool("pack", options.model, *options.pack.split(), "-o", self.packed)
+            words = [options.data if word == "DATA" else word for word in options.pack.split()]
+            self.tool("pack", options.model, *words, "-o", self.packed)
         return counts
 
     def model_of(self, side):
@@ -301,7 +302,8 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="float model, .safetensors with F32 or F16")
     parser.add_argument("--packed", help="the same model packed; without it --pack makes it")
-    parser.add_argument("--pack", default="--bits 4", help="options of tools/pack (default: %(default)s)")
+    parser.add_argument("--pack", default="--bits 4 --calibrate DATA",
+                        help="options of tools/pack; DATA becomes that of --data (default: %(default)s)")
     parser.add_argument("--data", required=True,
                         help="folder or .tar.gz of 32 x 32 images: train/<class>/*, test/…, or CIFAR-10's binary version")
     parser.add_argument("--images", type=int, default=2000,
