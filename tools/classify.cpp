@@ -64,9 +64,9 @@ std::vector<Picture> find_pictures(const std::vector<std::string>& arguments) {
   return pictures;
 }
 
-/// The size that all readable pictures have; nothing where they differ or are not small. Larger ones
-/// are hardly enlarged. Reads small pictures one by one, which takes little beside their forward
-/// passes, and stops at the first that does not fit.
+/// The size that all readable pictures have; nothing where they differ or are not small. Larger
+/// ones are hardly enlarged. Reads small pictures one by one, which takes little beside their
+/// forward passes, and stops at the first that does not fit.
 std::optional<ImageSize> common_small_size(const std::vector<Picture>& pictures) {
   constexpr int64_t most_pixels = 128 * 128;
   std::optional<ImageSize> common;
