@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/narrow_kernels.h"
 #include "kernels/cpu/processor.h"
 
 namespace nibblenet {
@@ -40,6 +41,7 @@ class CpuBackend final : public Backend, public Training {
   std::unique_ptr<Weight> make_weight(const PackedTensor& packed, Precision precision = Precision::float32,
                                       const InputRange& input = {}) override;
   void expect_support(Precision precision) const override;
+  bool has_fast(Precision precision) const override { return has_fast_products(precision, instruction_set_); }
   std::unique_ptr<FoldedConv2d> make_folded_conv2d(const FoldedConvolution& folded, Precision precision) override;
   void gather_rows(TensorView<float> y, TensorView<const float> x, std::span<const int64_t> rows) override;
   void convert(Activations y, ConstActivations x, float factor = 1.0F) override;
