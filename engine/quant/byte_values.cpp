@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 
 #include "engine/quant/bits.h"
@@ -24,16 +25,33 @@ std::array<int64_t, 256> histogram(const PackedView& packed) {
   return counts;
 }
 
-double rounding_error(const PackedView& packed, const ByteValues& values) {
-  const std::array<int64_t, 256> counts = histogram(packed);
-  double error = 0, norm = 0;
-  for (size_t code = 0; code < counts.size(); ++code) {
-    const auto value = static_cast<double>(packed.values[code]);
+int8_t byte_of(float value, float unit) {
+  return static_cast<int8_t>(std::clamp(std::nearbyint(value / unit), -largest_byte, largest_byte));
+}
+
+/// What rounding to multiples of a unit does to weights.
+struct Rounding {
+  double error = 0;  ///< ByteValues::error
+  double cost = 0;   ///< by which units are compared
+};
+
+/// `counts`: how often each value occurs.
+Rounding rounding_of(std::span<const float> values, const std::array<int64_t, 256>& counts, float unit) {
+  // All weights of a code are wrong by the same amount. Behind a ReLU inputs are positive, and in a
+  // sum of n products the mean error counts n times as much as its spread.
+  constexpr double products_of_a_sum = 1000;
+  double squares = 0, mean = 0, norm = 0, weights = 0;
+  for (size_t code = 0; code < values.size(); ++code) {
+    const auto value = static_cast<double>(values[code]);
     const auto count = static_cast<double>(counts[code]);
-    error += count * std::pow(static_cast<double>(values.unit) * values.bytes[code] - value, 2);
+    const double error = static_cast<double>(unit) * byte_of(values[code], unit) - value;
+    squares += count * error * error;
+    mean += count * error;
     norm += count * value * value;
+    weights += count;
   }
-  return norm > 0 ? std::sqrt(error / norm) : 0.0;
+  if (norm == 0) return {};
+  return {.error = std::sqrt(squares / norm), .cost = squares + products_of_a_sum * mean * mean / weights};
 }
 
 }  // namespace
@@ -48,11 +66,20 @@ ByteValues byte_values(const PackedView& packed) {
   const auto largest = std::abs(*std::ranges::max_element(values, {}, [](float value) { return std::abs(value); }));
   const bool whole = largest <= largest_byte &&
                      std::ranges::all_of(values, [](float value) { return value == std::nearbyint(value); });
-  if (!whole) result.unit = largest / largest_byte;
-  for (size_t code = 0; code < values.size(); ++code)
-    result.bytes[code] =
-        static_cast<int8_t>(std::clamp(std::nearbyint(values[code] / result.unit), -largest_byte, largest_byte));
-  if (!whole) result.error = rounding_error(packed, result);
+  if (!whole) {
+    const std::array<int64_t, 256> counts = histogram(packed);
+    Rounding least{.cost = std::numeric_limits<double>::infinity()};
+    for (int quarter = 4 * 127; quarter > 4 * 64; --quarter) {
+      const float unit = 4.0F * largest / static_cast<float>(quarter);
+      if (!std::isnormal(unit)) break;
+      const Rounding rounding = rounding_of(values, counts, unit);
+      if (!(rounding.cost < least.cost)) continue;
+      least = rounding;
+      result.unit = unit;
+    }
+    result.error = least.error;
+  }
+  for (size_t code = 0; code < values.size(); ++code) result.bytes[code] = byte_of(values[code], result.unit);
   return result;
 }
 

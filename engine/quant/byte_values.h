@@ -10,8 +10,8 @@ namespace nibblenet {
 
 /// Signed bytes in place of a packed tensor's values, for products of 8-bit integers:
 ///   weight(channel, k) = (bytes[code] - zero point) * unit * step(channel)
-/// Values that are whole numbers, as linear codes stand for, are kept; others are rounded to a
-/// 127th of the largest.
+/// Values that are whole numbers, as linear codes stand for, are kept. Others are rounded to
+/// multiples of the unit, between a 127th and a 64th of the largest, that changes sums least.
 struct ByteValues {
   std::array<int8_t, 256> bytes{};  ///< by code; the codes themselves for zero-point schemes
   float unit = 1.0F;

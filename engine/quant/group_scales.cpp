@@ -61,6 +61,15 @@ double error_of(std::span<const float> weights, std::span<const float> importanc
   return error;
 }
 
+/// Rounds values to 127ths of the largest, so that products of bytes hold them exactly: rounded only
+/// there, all weights of a code would be wrong by the same amount, and their errors would add up.
+void round_to_bytes(std::vector<float>& values) {
+  const float largest = std::fabs(*std::ranges::max_element(values, {}, [](float value) { return std::fabs(value); }));
+  const float unit = largest / 127.0F;
+  if (!std::isnormal(unit)) return;
+  for (float& value : values) value = std::nearbyint(value / unit) * unit;
+}
+
 /// Clamps values so that none overflows when multiplied by the largest step.
 void keep_finite(std::vector<float>& values, float largest_step) {
   for (float& value : values)
@@ -163,6 +172,7 @@ std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const G
 
 std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits) {
   constexpr uint64_t most_samples = 4'000'000;
+  constexpr int most_bits_in_bytes = 4;              // more values lie closer than bytes do
   constexpr uint64_t seed = 0x6B6D6561'6E730000ULL;  // "kmeans"
   float largest_step = 0;
   uint64_t count = 0;
@@ -185,6 +195,7 @@ std::vector<float> trained_values(const GroupedWeights& weights, const std::vect
     }
   }
   std::vector<float> values = train_codebook(samples, bits);
+  if (bits <= most_bits_in_bytes) round_to_bytes(values);
   keep_finite(values, largest_step);
   return values;
 }

@@ -42,13 +42,13 @@ NarrowWeightCpu::NarrowWeightCpu(MemoryResource& memory, const PackedTensor& pac
   const Codebook codebook = codebook_of(packed);
   view_ = view_of(packed, codebook);
   ValueTable& table = *new (table_.data()) ValueTable;
-  if (precision == Precision::int8) {
-    const ByteValues values = byte_values(view_);
-    table.bytes = values.bytes;
-    unit_ = values.unit;
-  } else {
-    for (size_t code = 0; code < table.bfloats.size(); ++code) table.bfloats[code] = bfloat16_of(view_.values[code]);
-  }
+  const ByteValues values = byte_values(view_);
+  constexpr double rounding_of_floats = 1e-6;
+  const bool whole = precision == Precision::int8 || values.error < rounding_of_floats;  // bytes are bfloat16, too
+  table.bytes = values.bytes;
+  if (whole) unit_ = values.unit;
+  for (size_t code = 0; code < table.bfloats.size(); ++code)
+    table.bfloats[code] = bfloat16_of(whole ? static_cast<float>(values.bytes[code]) : view_.values[code]);
   reorder(packed);
   if (precision == Precision::int8 && input.is_signed && kernels_->signed_zero != 0) {
     corrections_ = {memory, static_cast<size_t>(layout_.panels() * panel_channels), MemoryCategory::scales};

@@ -153,7 +153,8 @@ TEST(Bfloat16Products, AreThoseOfRoundedValues) {
       const Codebook codebook = codebook_of(packed);
       const PackedView view = view_of(packed, codebook);
       const int64_t elements = view.channel_elements;
-      for (int64_t i = 0; i < exact.shape.elements(); ++i) {
+      const bool kept = byte_values(view).error < 1e-6;  // multiples of a unit are whole numbers
+      for (int64_t i = 0; i < exact.shape.elements() && !kept; ++i) {
         const float step = view.step(view.groups.group(i / elements, 0));
         float& value = exact.data[static_cast<size_t>(i)];
         if (step != 0) value = rounded(Values({1}, value / step)).data[0] * step;
