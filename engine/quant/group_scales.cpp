@@ -61,8 +61,8 @@ double error_of(std::span<const float> weights, std::span<const float> importanc
   return error;
 }
 
-/// Rounds values to 127ths of the largest, so that products of bytes hold them exactly: rounded only
-/// there, all weights of a code would be wrong by the same amount, and their errors would add up.
+/// Rounds values to 127ths of the largest, so that products of bytes hold them exactly. Rounded
+/// only there, all weights of a code would be wrong by the same amount, and such errors add up.
 void round_to_bytes(std::vector<float>& values) {
   const float largest = std::fabs(*std::ranges::max_element(values, {}, [](float value) { return std::fabs(value); }));
   const float unit = largest / 127.0F;
