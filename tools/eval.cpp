@@ -241,6 +241,7 @@ nlohmann::json compare(const Result& result, const Result& other) {
        {std::tuple{"that model", &other, other_resident}, std::tuple{"this model", &result, resident}})
     fmt::print("{:<10} {:>8.2f} % {:>14.5f} {:>16} {:>16}\n", name, 100 * each->evaluation.accuracy(),
                each->evaluation.loss, bytes(*each, each->file_bytes), bytes(*each, total));
+  for (const std::string& line : other.precision_lines) fmt::print("that model: {}\n", line);
   fmt::print("difference {:+.2f} points: only that one right {}, only this one right {}; McNemar p = {:.4f}{}\n",
              points, only_other, only_this, p, p < 0.05 ? "" : " (no significant difference)");
   const std::optional<double> largest = largest_difference(result, other);
@@ -250,6 +251,7 @@ nlohmann::json compare(const Result& result, const Result& other) {
                static_cast<double>(other_resident) / static_cast<double>(resident),
                result.evaluation.images_per_second() / other.evaluation.images_per_second());
   return {{"model", other.model},
+          {"precision", other.precision.at("precision")},
           {"accuracy", other.evaluation.accuracy()},
           {"loss", other.evaluation.loss},
           {"images_per_second", other.evaluation.images_per_second()},

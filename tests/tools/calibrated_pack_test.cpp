@@ -69,7 +69,7 @@ void expect_divergences(const nlohmann::json& precisions, const StateDict& packe
 TEST_F(CalibratedPackTest, MeasuresWhatNarrowPrecisionsCost) {
   const Outcome outcome = succeed(
       "pack small.safetensors --method linear --bits 4 --calibrate standin --calibration-images 50 --json c.json "
-      "-o packed.safetensors");
+      "--card card.md -o packed.safetensors");
   const StateDict packed = model("packed.safetensors");
   for (const LayerSpec& layer : layers_of(packed))
     if (layer.has_parameters()) {
@@ -79,6 +79,7 @@ TEST_F(CalibratedPackTest, MeasuresWhatNarrowPrecisionsCost) {
   const bool measured = packed.metadata.contains("divergence:images");
   EXPECT_NE(outcome.out.find(measured ? "divergence from float32: " : "was not measured"), std::string::npos)
       << outcome;
+  EXPECT_EQ(read_text(at("card.md")).find("input_range:"), std::string::npos) << "a card is for people";
 
   // Other codes have other divergences, and no range without a calibration.
   succeed("export packed.safetensors -o floats.safetensors");
