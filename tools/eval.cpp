@@ -35,6 +35,7 @@ struct Options : CommonOptions {
   bool fold_first = false;
   bool mirror = false;
   bool verbose = false;
+  bool floats_in_float32 = false;  ///< whatever --precision says of packed models
 };
 
 /// The simulation of --simulate and --repair; nothing without them.
@@ -81,10 +82,12 @@ PrecisionChoice chosen_precision(const Options& options, const Backend& backend,
   return options.device.precision_of(backend, model);
 }
 
-/// For the model that another one is compared with.
+/// For the model that another one is compared with. Float weights have no products in int8: they
+/// compute in float32 beside one that has.
 Options as_usual(Options options) {
   options.fold_first = false;
   options.mirror = false;
+  options.floats_in_float32 = options.device.precision == to_string(Precision::int8);
   return options;
 }
 
@@ -98,11 +101,12 @@ void expect_numbers(const Result& result) {
 }
 
 /// The data set's labels become the model's.
-Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, const Options& options, bool data_asked_for,
+Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, Options options, bool data_asked_for,
                       const std::optional<SimulatedScheme>& scheme = std::nullopt) {
   const auto backend = options.device.make();
   const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path, options.checksums);
+  if (options.floats_in_float32 && !dict.packed()) options.device.precision = to_string(Precision::float32);
   const std::string match = match_classes(dataset, dict, data_asked_for);
   print_match(match);
   std::optional<SimulationReport> simulation;

@@ -46,6 +46,15 @@ class PrecisionTest : public ToolsTest {
   }
 };
 
+TEST_F(PrecisionTest, EvalComparesInt8WithFloatsInFloat32) {
+  const auto [json, text] =
+      report("eval channel.safetensors --data standin --precision int8 --compare small.safetensors");
+  EXPECT_EQ(json.at("precision"), "int8");
+  EXPECT_EQ(json.at("compared_with").at("precision"), "float32");
+  const auto [floats, plain] = report("eval small.safetensors --data standin");
+  EXPECT_EQ(json.at("compared_with").at("loss"), floats.at("loss"));
+}
+
 TEST_F(PrecisionTest, EvalMeasuresInFloat32UnlessAsked) {
   const auto [floats, plain] = report("eval channel.safetensors --data standin");
   EXPECT_EQ(floats.at("precision"), "float32");
