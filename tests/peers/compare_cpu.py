@@ -160,24 +160,25 @@ def mcnemar(lost, won):
     return min(1.0, 2 * tail)
 
 
+def compare(row, other):
+    """Images that only `other` gets right, those that only `row` does, and McNemar's p."""
+    if row["labels"] != other["labels"]:
+        raise SystemExit(f"{row['side']} saw other images than {other['side']}")
+    mine, theirs = ([a == b for a, b in zip(each["predictions"], each["labels"])] for each in (row, other))
+    lost = sum(b and not a for a, b in zip(mine, theirs))
+    won = sum(a and not b for a, b in zip(mine, theirs))
+    return lost, won, mcnemar(lost, won)
+
+
 def add_accuracies(rows):
     """Accuracy of each side; images lost and won beside our float32."""
-    def right(row):
-        return [a == b for a, b in zip(row["predictions"], row["labels"])]
     reference = next((row for row in rows if row["side"] == REFERENCE and "predictions" in row), None)
     for row in rows:
         if "predictions" not in row:
             continue
-        mine = right(row)
-        row["accuracy"] = sum(mine) / len(mine)
-        if reference is None:
-            continue
-        if row["labels"] != reference["labels"]:
-            raise SystemExit(f"{row['side']} saw other images than {REFERENCE}")
-        theirs = right(reference)
-        row["lost"] = sum(b and not a for a, b in zip(mine, theirs))
-        row["won"] = sum(a and not b for a, b in zip(mine, theirs))
-        row["mcnemar_p"] = mcnemar(row["lost"], row["won"])
+        row["accuracy"] = sum(a == b for a, b in zip(row["predictions"], row["labels"])) / len(row["labels"])
+        if reference:
+            row["lost"], row["won"], row["mcnemar_p"] = compare(row, reference)
 
 
 def measure(run, sides):
@@ -248,34 +249,40 @@ def table(rows, batches, images):
 
 
 def ratios(rows, batches):
-    """Our fastest side of each kind beside the fastest peer, by batch: what is compared, and how many times as fast."""
-    def fastest(batch, *wanted):
-        found = [(time_at(row, batch)["median_ms"], row) for row in rows
-                 if time_at(row, batch) and all(test(row) for test in wanted)]
-        return min(found, key=lambda pair: pair[0], default=None)
+    """How many times as fast our float32 is as the fastest peer in float32, and our fastest side of 4 bits as the fastest
+    peer of any precision that is not significantly less accurate than it, by batch."""
+    def fastest(batch, test):
+        found = [(time_at(row, batch)["median_ms"], row) for row in rows if time_at(row, batch) and test(row)]
+        return min(found, key=lambda pair: pair[0], default=(None, None))[1]
 
     def is_ours(row):
         return row["engine"] == "nibblenet"
 
-    def is_peer(row):
-        return not is_ours(row)
-
-    def is_accurate(row):
-        """Not significantly worse than our float32, as far as that was measured."""
-        return row.get("mcnemar_p", 1) >= 0.05 or row["lost"] <= row["won"]
-
     def is_plain(row):
         return row["precision"] == "float32" and not row.get("packed") and not row.get("quantization")
-    kinds = {"float32": (is_plain,), "any precision": (is_accurate,)}
+
+    def is_as_accurate(row, ours):
+        """As far as accuracies were measured."""
+        if "predictions" not in row or "predictions" not in ours:
+            return True
+        lost, won, p = compare(row, ours)
+        return lost <= won or p >= 0.05
+
+    def ratio_of(kind, batch, ours, peer):
+        if not ours or not peer:
+            return []
+        mine, theirs = time_at(ours, batch), time_at(peer, batch)
+        return [{"kind": kind, "batch": batch, "ours": ours["side"], "peer": peer["side"],
+                 "ratio": theirs["median_ms"] / mine["median_ms"],
+                 "ratios": [b / a for a, b in zip(mine["rounds_ms"], theirs["rounds_ms"])]}]
     found = []
-    for kind, tests in kinds.items():
-        for batch in batches:
-            mine, theirs = fastest(batch, is_ours, *tests), fastest(batch, is_peer, *tests)
-            if mine and theirs:
-                found.append({"kind": kind, "batch": batch, "ours": mine[1]["side"], "peer": theirs[1]["side"],
-                              "ratio": theirs[0] / mine[0],
-                              "ratios": [b / a for a, b in zip(time_at(mine[1], batch)["rounds_ms"],
-                                                               time_at(theirs[1], batch)["rounds_ms"])]})
+    for batch in batches:
+        ours = fastest(batch, lambda row: is_ours(row) and is_plain(row))
+        found += ratio_of("float32", batch, ours, fastest(batch, lambda row: not is_ours(row) and is_plain(row)))
+    for batch in batches:
+        ours = fastest(batch, lambda row: is_ours(row) and row.get("packed"))
+        peer = ours and fastest(batch, lambda row, ours=ours: not is_ours(row) and is_as_accurate(row, ours))
+        found += ratio_of("any precision", batch, ours, peer)
     return found
 
 
@@ -346,15 +353,15 @@ def main():
     images = counts["images"] if options.images >= 0 else 0
     if images:
         add_accuracies(rows)
-    for row in rows:
-        row.pop("labels", None)
+    speeds = ratios(rows, options.batches)
+    labels = [row.pop("labels", None) for row in rows]
     name, sets = processor()
     report = {"processor": name, "instruction_sets": sets, "limited_to": options.isa, "threads": options.threads,
               "date": datetime.datetime.now().isoformat(timespec="seconds"), "nibblenet": commit,
               "seconds": round(time.time() - began), "load_before": load_before, "rounds": options.rounds,
               "sampling_seconds": options.seconds, "pack": "given" if options.packed else options.pack,
               "not_installed": missing, **counts, "nncf": run.versions.get("nncf"), "sides": rows,
-              "ratios": ratios(rows, options.batches)}
+              "labels": next(filter(None, labels), None), "ratios": speeds}
     versions = sorted({f"{row['engine']} {row['version']}" for row in rows if "version" in row})
     print(f"{name} ({', '.join(sets)}), {options.threads} threads"
           + (f", limited to {options.isa}" if options.isa else ""))
