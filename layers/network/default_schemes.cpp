@@ -2,20 +2,21 @@
 
 namespace nibblenet {
 
-/// The convolutions hold a twentieth of the weights and are the most sensitive to rounding: small
-/// groups cost few bytes there.
+/// Scales are constant along a filter: kernels multiply codes and scale the sums. The convolutions
+/// hold a twentieth of the weights and are the most sensitive to rounding, so that codes of another
+/// bit or two cost few bytes there.
 constinit const DefaultSchemes measured_schemes = {{
-    {"linear:2:block:16:f16:zero-point", "linear:2:channel:zero-point"},
-    {"linear:3:block:16:f16:zero-point", "linear:3:channel:zero-point"},
-    {"nf4:4:block:16:f16", "nf4:4:channel"},
-    {"linear:5:block:16:f16", "linear:5:channel"},
+    {"nf4:4:channel", "linear:2:channel:zero-point"},
+    {"nf4:4:channel", "linear:3:channel:zero-point"},
+    {"nf4:4:channel", "nf4:4:channel"},
+    {"linear:6:channel", "linear:5:channel"},
     {"linear:6:channel", "linear:6:channel"},
     {"linear:7:channel", "linear:7:channel"},
     {"linear:8:channel", "linear:8:channel"},
 }};
 constinit const DefaultSchemes measured_calibrated_schemes = {{
-    {"linear:2:block:16:f16:zero-point", "kmeans:2:channel"},
-    {"kmeans:3:block:128:f16", "kmeans:3:channel"},
+    {"kmeans:4:channel", "kmeans:2:channel"},
+    {"kmeans:4:channel", "kmeans:3:channel"},
     {"kmeans:4:channel", "kmeans:4:channel"},
     {"linear:5:channel", "linear:5:channel"},
     {"linear:6:channel", "linear:6:channel"},

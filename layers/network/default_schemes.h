@@ -8,15 +8,16 @@
 
 namespace nibblenet {
 
-/// The default schemes of one width: of convolutions' filters and of linear layers' matrices.
+/// The default schemes of one width: of convolutions' filters, whose codes may be wider, and of
+/// linear layers' matrices.
 struct DefaultScheme {
   std::string_view convolution;
   std::string_view linear;
 };
 using DefaultSchemes = std::array<DefaultScheme, 7>;  ///< of 2 to 8 bits
 
-/// The schemes that measured best in accuracy per byte on AlexNet, without and with a calibration.
-/// docs/schemes.md has the measurements.
+/// Of the schemes with one scale an output channel, those that measured best in accuracy per byte
+/// on AlexNet, without and with a calibration. docs/schemes.md has the measurements.
 extern const DefaultSchemes measured_schemes;
 extern const DefaultSchemes measured_calibrated_schemes;
 

@@ -76,7 +76,7 @@ inline bool exists(const RouteQuestion& q) {
 }
 
 /// Schemes of packed weights: those that `pack --bits` takes from 2 to 8 bits, with and without
-/// calibration, and one of each layout of scales.
+/// calibration, and others of each layout of scales.
 inline std::vector<std::string> packed_route_schemes() {
   return {"linear:2:block:16:f16:zero-point",
           "linear:3:block:16:f16:zero-point",

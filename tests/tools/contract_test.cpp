@@ -134,7 +134,7 @@ TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
   EXPECT_NE(outcome.out.find("nothing was packed"), std::string::npos) << outcome;
   // Calibrated defaults are known without calibrating.
   succeed("pack small.safetensors --dry-run --bits 3 --calibrate standin --json dry.json");
-  EXPECT_EQ(json("dry.json").at("layers")[0].at("scheme"), "kmeans:3:block:128:f16");
+  EXPECT_EQ(json("dry.json").at("layers")[0].at("scheme"), "kmeans:4:channel");
   refuse("pack small.safetensors --dry-run --target-bits 3 --data standin", "--dry-run", 2);
   refuse("pack small_mixed.safetensors --dry-run --compress", "is packed already", 2);
   EXPECT_FALSE(fs::exists(at("small_mixed_compressed.safetensors")));

@@ -49,7 +49,7 @@ TEST_F(Vgg16Tools, BatchNormsAreFoldedBeforeAnythingElse) {
   const StateDict a = model("a.safetensors"), b = model("b.safetensors");
   for (const std::string& layer : layer_names(vgg16)) {
     const PackedTensor &x = a.at(layer + ".weight").packed_values(), &y = b.at(layer + ".weight").packed_values();
-    EXPECT_EQ(to_string(x.scheme), layer.starts_with("features") ? "nf4:4:block:16:f16" : "nf4:4:channel") << layer;
+    EXPECT_EQ(to_string(x.scheme), "nf4:4:channel") << layer;
     EXPECT_TRUE(x.codes == y.codes && x.scales == y.scales) << layer;
   }
 }
