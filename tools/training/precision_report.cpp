@@ -13,10 +13,6 @@ namespace {
 constexpr int64_t wanted_images = 500;
 constexpr int64_t images_a_pass = 64;
 
-bool has_narrow(const Backend& backend) {
-  return backend.has_fast(Precision::int8) || backend.has_fast(Precision::bfloat16);
-}
-
 PrecisionReport not_measured(const std::string& why) {
   return {.line = fmt::format("what int8 and bfloat16 cost was not measured: {}", why),
           .json = {{"divergence", nullptr}, {"images", 0}, {"not_measured", why}}};
@@ -48,9 +44,8 @@ PrecisionImages load_precision_images(DataSource& data, const StateDict& model, 
 PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend) {
   if (!images.missing.empty()) return not_measured(images.missing);
   std::unique_ptr<Backend> cpu;
-  if (!has_narrow(backend) && backend.device_memory()) cpu = make_backend("cpu", 0);
+  if (!computes_narrow(backend)) cpu = make_backend("cpu", 0);
   Backend& measuring = cpu ? *cpu : backend;
-  if (!has_narrow(measuring)) return not_measured("neither is fast on this processor");
   Progress progress("measuring precisions", "images");
   const auto measured =
       measure_precisions(measuring, packed, images.images, Preprocess::for_image_size(image_size_of(packed)),

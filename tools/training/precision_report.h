@@ -31,7 +31,7 @@ struct PrecisionReport {
 };
 
 /// Measures the narrow precisions of a packed model on the images, writes the divergences to its
-/// metadata, and reports. Measures on the CPU where `backend` has no narrow precision. Throws
+/// metadata, and reports. Measures on the CPU where `backend` does not compute in them. Throws
 /// Interrupted when the user asks to stop.
 PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend);
 

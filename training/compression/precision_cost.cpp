@@ -1,6 +1,7 @@
 #include "training/compression/precision_cost.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "layers/network/evaluate.h"
@@ -32,12 +33,19 @@ Dataset images_behind(const Dataset& training, int64_t calibrated, int64_t count
   return subset(training, [&](int64_t position, int64_t) { return position >= first && position < first + each; });
 }
 
+bool computes_narrow(const Backend& backend) {
+  try {
+    for (const Precision narrow : {Precision::int8, Precision::bfloat16}) backend.expect_support(narrow);
+    return true;
+  } catch (const UsageError&) {
+    return false;
+  }
+}
+
 std::map<Precision, PrecisionDivergence> measure_precisions(Backend& backend, const StateDict& packed,
                                                             const Dataset& images, const Preprocess& preprocess,
                                                             int64_t batch_size, const OnProgress& on_progress) {
-  std::vector<Precision> precisions = {Precision::float32};
-  for (const Precision narrow : {Precision::int8, Precision::bfloat16})
-    if (backend.has_fast(narrow)) precisions.push_back(narrow);
+  constexpr std::array precisions = {Precision::float32, Precision::int8, Precision::bfloat16};
   std::map<Precision, PrecisionDivergence> divergences;
   Evaluation reference;
   for (size_t i = 0; i < precisions.size(); ++i) {

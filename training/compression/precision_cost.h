@@ -15,9 +15,12 @@ namespace nibblenet {
 /// all.
 Dataset images_behind(const Dataset& training, int64_t calibrated, int64_t count);
 
-/// Evaluates a packed model in float32, and in int8 and bfloat16 where the backend has them fast.
-/// Returns the divergences of these from float32. Progress counts images of all evaluations. Throws
-/// Interrupted when it asks to stop.
+/// Whether a backend computes in int8 and bfloat16, fast or not.
+bool computes_narrow(const Backend& backend);
+
+/// Evaluates a packed model in float32, int8 and bfloat16, and returns the divergences of the last
+/// two from the first. Progress counts images of all evaluations. Throws Interrupted when it asks
+/// to stop. Requires: computes_narrow().
 std::map<Precision, PrecisionDivergence> measure_precisions(Backend& backend, const StateDict& packed,
                                                             const Dataset& images, const Preprocess& preprocess,
                                                             int64_t batch_size, const OnProgress& on_progress = {});
