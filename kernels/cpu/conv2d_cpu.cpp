@@ -138,7 +138,7 @@ void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w,
 /// it is copied.
 void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w,
                                        TensorView<const float> bias, Window window, Epilogue epilogue) {
-  constexpr int64_t panel_channels = 64;     // 0.9 MB of float filters for the largest layer
+  constexpr int64_t decoded_channels = 64;   // 0.9 MB of float filters for the largest layer
   constexpr int64_t decoded_rows = 8;        // at once, by one thread
   constexpr int64_t chunk_floats = 1 << 20;  // of a panel's output
   constexpr int64_t alignment = 16;          // floats in 64 bytes
@@ -146,11 +146,11 @@ void CpuBackend::packed_conv2d_forward(TensorView<float> y, TensorView<const flo
 
   const PackedView& packed = static_cast<PackedWeightCpu&>(w).view();
   const int64_t batch = y.size(0), pixels = y.size(1) * y.size(2), channels = y.size(3);
-  const bool whole = channels <= panel_channels;  // one panel writes straight into y
-  const int64_t chunk = whole ? batch : std::clamp<int64_t>(chunk_floats / (pixels * panel_channels), 1, batch);
+  const bool whole = channels <= decoded_channels;  // one panel writes straight into y
+  const int64_t chunk = whole ? batch : std::clamp<int64_t>(chunk_floats / (pixels * decoded_channels), 1, batch);
 
-  for (int64_t first = 0; first < channels; first += panel_channels) {
-    const int64_t rows = std::min(panel_channels, channels - first);
+  for (int64_t first = 0; first < channels; first += decoded_channels) {
+    const int64_t rows = std::min(decoded_channels, channels - first);
     const Shape filter_shape{rows, w.shape()[1], w.shape()[2], w.shape()[3]};
     const auto compiled_for = [&](int64_t images) -> const Convolutions::Forward& {
       return convolutions_->forward({images, x.size(1), x.size(2), x.size(3)}, filter_shape,

@@ -45,18 +45,18 @@ bool computes_narrow(const Backend& backend) {
 std::map<Precision, PrecisionDivergence> measure_precisions(Backend& backend, const StateDict& packed,
                                                             const Dataset& images, const Preprocess& preprocess,
                                                             int64_t batch_size, const OnProgress& on_progress) {
-  constexpr std::array precisions = {Precision::float32, Precision::int8, Precision::bfloat16};
+  constexpr std::array compared = {Precision::float32, Precision::int8, Precision::bfloat16};
   std::map<Precision, PrecisionDivergence> divergences;
   Evaluation reference;
-  for (size_t i = 0; i < precisions.size(); ++i) {
-    Network network(backend, copy_of(packed), precisions[i]);
+  for (size_t i = 0; i < compared.size(); ++i) {
+    Network network(backend, copy_of(packed), compared[i]);
     const auto progress = [&](int64_t done, int64_t total) {
       return on_progress &&
-             on_progress(static_cast<int64_t>(i) * total + done, static_cast<int64_t>(precisions.size()) * total);
+             on_progress(static_cast<int64_t>(i) * total + done, static_cast<int64_t>(compared.size()) * total);
     };
     Evaluation evaluation = evaluate(network, images, preprocess, batch_size, progress);
     if (i > 0)
-      divergences[precisions[i]] = {mean_divergence(reference.logits.view(), evaluation.logits.view()), images.size()};
+      divergences[compared[i]] = {mean_divergence(reference.logits.view(), evaluation.logits.view()), images.size()};
     else
       reference = std::move(evaluation);
   }
