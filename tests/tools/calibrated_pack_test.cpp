@@ -48,18 +48,18 @@ TEST_F(CalibratedPackTest, ASavedCalibrationGivesTheSameFile) {
 }
 
 /// What pack's JSON says of divergences, and whether the file holds the same.
-void expect_divergences(const nlohmann::json& precisions, const StateDict& packed, int64_t images) {
+void expect_divergences(const nlohmann::json& report, const StateDict& packed, int64_t images) {
   for (const Precision precision : {Precision::int8, Precision::bfloat16}) {
     SCOPED_TRACE(to_string(precision));
     const auto divergence = divergence_of(packed.metadata, precision);
     ASSERT_TRUE(divergence);
     EXPECT_EQ(divergence->images, images);
-    const double reported = precisions.at("divergence").at(std::string(to_string(precision))).get<double>();
+    const double reported = report.at("divergence").at(std::string(to_string(precision))).get<double>();
     EXPECT_GT(reported, 0);
     EXPECT_NEAR(divergence->nats, reported, 0.005 * reported);
   }
-  EXPECT_TRUE(precisions.at("not_measured").is_null());
-  EXPECT_EQ(precisions.at("images"), images);
+  EXPECT_TRUE(report.at("not_measured").is_null());
+  EXPECT_EQ(report.at("images"), images);
 }
 
 TEST_F(CalibratedPackTest, MeasuresWhatNarrowPrecisionsCost) {
