@@ -205,7 +205,7 @@ TrainingStart start_from(Options& options, const InitialModel& initial, bool ima
   if (training.recipe.whitened)
     whiten_first_filters(parameters, images.train, Preprocess::for_image_size(training.image_size), training.seed);
   training.pruning.layers = options.prune.fractions(network, training.freeze_features);
-  return options.quantize.start_from(std::move(parameters), training.freeze_features, backend);
+  return options.quantize.start_from(std::move(parameters), training.freeze_features, training.learned, backend);
 }
 
 /// The network that --distill names, or that a checkpoint goes on with; none where there is no

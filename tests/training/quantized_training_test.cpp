@@ -157,7 +157,8 @@ TEST_F(QuantizedTrainingTest, AResumedRunEndsInTheSameBits) {
 }
 
 TEST_F(QuantizedTrainingTest, ScalesLearnAndResumeInTheSameBitsWhileCodesStay) {
-  for (const auto& [freeze, scheme] : {std::pair{true, "kmeans:2:channel:f16"}, {false, "linear:3:row"}}) {
+  for (const auto& [freeze, scheme] :
+       {std::pair{true, "kmeans:2:channel:f16"}, {false, "linear:3:row"}, {false, "trellis:1.25:channel:f16"}}) {
     SCOPED_TRACE(scheme);
     TrainingOptions scales = options(freeze);
     scales.learned = Learned::scales;
@@ -197,21 +198,24 @@ TEST_F(QuantizedTrainingTest, ScalesLearnAndResumeInTheSameBitsWhileCodesStay) {
 }
 
 TEST_F(QuantizedTrainingTest, ScalesBringAPackedNetworkBackToItsFloatOne) {
-  Network floats(*backend_, small_alexnet(2)), network(*backend_, small_alexnet(2));
-  TrainingOptions scales = options(false);
-  scales.epochs = 6;
-  scales.dropout = 0;
-  scales.learned = Learned::scales;
-  scales.learning_rate = 0.005;
-  scales.distillation.weight = 1;
-  Trainer trainer(network, train_, test_, scales);
-  StateDict start = small_alexnet(2);
-  pack_all(start, parse_scheme("kmeans:2"));
-  trainer.learn_from(floats);
-  trainer.quantize(std::move(start));
-  ASSERT_TRUE(trainer.run({}));
-  const auto& history = trainer.position().history;
-  EXPECT_LT(history.back().loss, 0.5 * history.front().loss);
+  for (const std::string scheme : {"kmeans:2", "trellis:1"}) {
+    SCOPED_TRACE(scheme);
+    Network floats(*backend_, small_alexnet(2)), network(*backend_, small_alexnet(2));
+    TrainingOptions scales = options(false);
+    scales.epochs = 6;
+    scales.dropout = 0;
+    scales.learned = Learned::scales;
+    scales.learning_rate = 0.005;
+    scales.distillation.weight = 1;
+    Trainer trainer(network, train_, test_, scales);
+    StateDict start = small_alexnet(2);
+    pack_all(start, parse_scheme(scheme));
+    trainer.learn_from(floats);
+    trainer.quantize(std::move(start));
+    ASSERT_TRUE(trainer.run({}));
+    const auto& history = trainer.position().history;
+    EXPECT_LT(history.back().loss, 0.5 * history.front().loss);
+  }
 }
 
 TEST_F(QuantizedTrainingTest, ACheckpointReadsAsThePackedModel) {
@@ -289,7 +293,7 @@ TEST_F(QuantizedTrainingTest, PrunedWeightsAreExactZerosInPackedForm) {
 }
 
 TEST_F(QuantizedTrainingTest, WhatCannotBeTrainedIsRefused) {
-  for (const std::string scheme : {"stable-embedding:4", "linear:4:channel:zero-point"}) {
+  for (const std::string scheme : {"stable-embedding:4", "linear:4:channel:zero-point", "trellis:2"}) {
     Network network(*backend_, small_alexnet(1));
     Trainer trainer(network, train_, test_, options(true));
     EXPECT_THROW(trainer.quantize(packed(scheme)), UsageError);

@@ -44,7 +44,8 @@ void QuantizedTrainingFlags::validate() const {
   SchemeChoice::check({.layers = layers});
 }
 
-TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_features, Backend& backend) const {
+TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_features, Learned learned,
+                                                 Backend& backend) const {
   if (!given()) return {.parameters = std::move(initial), .packed = {}};
   const NetworkSpec& network = network_of(initial);
   SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers, network);
@@ -56,7 +57,7 @@ TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_
   for (const Parameter& parameter : initial.parameters) {
     if (!parameter.is_weight()) continue;
     const Scheme asked = asked_scheme(*this, choice, parameter);
-    if (!is_frozen(parameter)) expect_trainable(asked, parameter.name);
+    if (!is_frozen(parameter)) expect_trainable(asked, parameter.name, learned == Learned::scales);
   }
   choice.expect_all_used();
   TrainingStart start{.parameters = dequantized(initial), .packed = {}};

@@ -7,6 +7,7 @@
 #include "kernels/backend.h"
 #include "layers/network/network_spec.h"
 #include "training/compression/pruning.h"
+#include "training/trained_parameters.h"
 
 namespace nibblenet::tools {
 
@@ -29,9 +30,9 @@ struct QuantizedTrainingFlags {
   void validate() const;
   /// The start of a training from `initial`, which may be packed, whole or in part. A packed weight
   /// stays when its layer is frozen, or when it has the requested scheme; every other weight is
-  /// packed from its values. Throws UsageError for schemes that cannot be trained, and for
-  /// `--quantize packed` when a weight is not packed.
-  TrainingStart start_from(StateDict initial, bool freeze_features, Backend& backend) const;
+  /// packed from its values. Throws UsageError for schemes that cannot be trained as `learned`
+  /// says, and for `--quantize packed` when a weight is not packed.
+  TrainingStart start_from(StateDict initial, bool freeze_features, Learned learned, Backend& backend) const;
 };
 
 /// --prune, --prune-scope, --prune-layer and --prune-until: pruning of single weights.

@@ -34,15 +34,21 @@ bool crosses_zero(float before, float after) {
   return before != 0 && (after == 0 || std::signbit(after) != std::signbit(before));
 }
 
-/// Codes as numbers, one a weight.
+/// Codes as numbers, one a weight; of trellis strings the ranks of the values, which codebook_of()
+/// lists.
 std::vector<float> unpacked_codes(const PackedTensor& packed) {
   const int64_t channels = packed.shape[0], elements = packed.shape.inner_elements();
+  const bool trellis = packed.scheme.is_trellis();
+  const TrellisLayout strings = trellis ? trellis_layout(packed) : TrellisLayout{};
+  const auto code = [&](int64_t channel, int64_t k) {
+    if (trellis) return trellis_value_at(packed.codes.data(), strings, channel, k) + trellis_largest_value;
+    return static_cast<int>(read_field(packed.codes.data() + channel * packed.code_stride(), k, packed.scheme.bits));
+  };
   std::vector<float> codes(static_cast<size_t>(channels * elements));
 #pragma omp parallel for
   for (int64_t channel = 0; channel < channels; ++channel)
     for (int64_t k = 0; k < elements; ++k)
-      codes[static_cast<size_t>(channel * elements + k)] =
-          static_cast<float>(read_field(packed.codes.data() + channel * packed.code_stride(), k, packed.scheme.bits));
+      codes[static_cast<size_t>(channel * elements + k)] = static_cast<float>(code(channel, k));
   return codes;
 }
 
@@ -61,14 +67,21 @@ void pin_zero(std::vector<float>& values) {
 
 }  // namespace
 
-void expect_trainable(const Scheme& scheme, std::string_view name) {
-  if (traits_of(scheme.method).sorted || scheme.zero_point || scheme.is_trellis())
+void expect_trainable(const Scheme& scheme, std::string_view name, bool codes_stay) {
+  if (scheme.is_trellis() && !codes_stay)
+    fail<UsageError>("{}: the strings of {} cannot be trained, its scales can: --learn scales", name,
+                     to_string(scheme));
+  if (traits_of(scheme.method).sorted || scheme.zero_point)
     fail<UsageError>("{}: {} cannot be trained; supported, without zero-point: {}", name, to_string(scheme),
                      trainable_methods());
 }
 
 QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master,
                                  bool keep_zeros, std::string name)
+    : QuantizedWeight(backend, packed, master, keep_zeros, false, std::move(name)) {}
+
+QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master,
+                                 bool keep_zeros, bool codes_stay, std::string name)
     : backend_(backend),
       training_(backend.training()),
       name_(std::move(name)),
@@ -81,7 +94,7 @@ QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, T
       value_momenta_(packed.codebook.size()),
       steps_(backend, {groups_.groups}, MemoryCategory::optimizer),
       dsteps_(backend, {groups_.groups}, MemoryCategory::gradients) {
-  expect_trainable(scheme_, name_);
+  expect_trainable(scheme_, name_, codes_stay);
   expect_shape(master.shape(), packed.shape, name_);
   backend.copy_from_host(master_.data(), master.data(), master.span().size_bytes());
   for (int64_t group = 0; group < packed.groups(); ++group) scales_.push_back(packed.scale(group));
@@ -94,7 +107,7 @@ QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, T
 
 QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, std::string name)
     : QuantizedWeight(backend, packed, TensorView<const float>(unpacked_codes(packed).data(), packed.shape), false,
-                      std::move(name)) {
+                      true, std::move(name)) {
   codes_ = packed.codes;
   scale_adam_ = Adam(scales_.size());
   value_adam_ = Adam(values_.size());

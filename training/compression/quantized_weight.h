@@ -10,9 +10,9 @@
 
 namespace nibblenet {
 
-/// Throws UsageError naming the weight for schemes that cannot be trained: sorted ones, and zero
-/// points.
-void expect_trainable(const Scheme& scheme, std::string_view name);
+/// Throws UsageError naming the weight for schemes that cannot be trained: sorted ones, zero
+/// points, and trellis strings unless `codes_stay` (QuantizedWeight::step_scales() alone is used).
+void expect_trainable(const Scheme& scheme, std::string_view name, bool codes_stay = false);
 
 /// A weight that trains in packed form. SGD changes float master weights. The forward pass sees
 /// them rounded to the values that the packed weight decodes to, bit for bit. It also learns
@@ -27,7 +27,7 @@ class QuantizedWeight {
   /// nearest to 0 of a trained codebook becomes 0. Throws as expect_trainable.
   QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master, bool keep_zeros,
                   std::string name);
-  /// Keeps the codes of `packed`: for step_scales().
+  /// Keeps the codes of `packed`, or its trellis strings: for step_scales().
   QuantizedWeight(Backend& backend, const PackedTensor& packed, std::string name);
 
   /// The master weights, in the backend's memory. Call round() after writing to them.
@@ -53,6 +53,9 @@ class QuantizedWeight {
   void restore(const StateDict& masters, const StateDict& momenta);
 
  private:
+  QuantizedWeight(Backend& backend, const PackedTensor& packed, TensorView<const float> master, bool keep_zeros,
+                  bool codes_stay, std::string name);
+
   RoundingRule rule() const;
   float in_range(float scale) const;       ///< of its type
   float stored_scale(size_t group) const;  ///< rounded to its type, as a packed weight has it

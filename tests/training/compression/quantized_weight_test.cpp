@@ -146,7 +146,8 @@ TEST_F(QuantizedWeightTest, ZerosStayWhereTheyAreToBeKept) {
 
 TEST_F(QuantizedWeightTest, ScalesLearnWhileTheCodesStay) {
   for (const std::string scheme :
-       {"linear:2", "linear:8:tensor:f16", "kmeans:2", "kmeans:8:block:16:f16", "nf4", "fp8-e4m3", "dynamic-tree:5"}) {
+       {"linear:2", "linear:8:tensor:f16", "kmeans:2", "kmeans:8:block:16:f16", "nf4", "fp8-e4m3", "dynamic-tree:5",
+        "trellis:0.5", "trellis:2", "trellis:1.25:channel:f16"}) {
     SCOPED_TRACE(scheme);
     Tensor<float> weights = random_tensor({11, 70}, 2);
     std::fill_n(weights.data(), 70, 0.0F);  // a channel of zeros
@@ -200,7 +201,10 @@ TEST_F(QuantizedWeightTest, ScalesFindTheBestFitForTheirCodes) {
 
 TEST(ExpectTrainable, NamesWhatIsSupported) {
   for (const std::string scheme : {"stable-embedding", "stable-embedding-fp8", "linear:4:channel:zero-point"})
-    EXPECT_THROW(expect_trainable(parse_scheme(scheme), "w"), UsageError);
+    for (const bool codes_stay : {false, true})
+      EXPECT_THROW(expect_trainable(parse_scheme(scheme), "w", codes_stay), UsageError);
+  EXPECT_THROW(expect_trainable(parse_scheme("trellis:2"), "w"), UsageError);
+  EXPECT_NO_THROW(expect_trainable(parse_scheme("trellis:2"), "w", true));
   for (const std::string scheme : {"linear:2", "kmeans:2", "nf4", "fp4", "fp8-e4m3", "fp8-e5m2", "dynamic-tree"})
     EXPECT_NO_THROW(expect_trainable(parse_scheme(scheme), "w"));
 }
