@@ -55,6 +55,7 @@ struct Options {
   double teacher_weight = 1;
   double checkpoint_seconds = 120;
   double rank_timeout = 300;
+  std::string reduce = "exact";
   bool fetch = false;
   bool other_images = false;  ///< resumes on images that are not the checkpoint's
   Unreadable unreadable = Unreadable::refuse;
@@ -63,6 +64,8 @@ struct Options {
   QuantizedTrainingFlags quantize;
   PruningFlags prune;
   TrainingOptions training;
+
+  bool fast() const { return reduce == "fast"; }
 };
 
 /// The file of --init, downloaded first where it is a published model.
@@ -370,14 +373,24 @@ constexpr int64_t default_blocks = 32;  ///< under a launcher
 /// Under a launcher, batches go by blocks, and the ranks of a machine share its cores.
 void take_launcher(Options& options, bool resumed, const RankGroup& group) {
   const std::optional<Launched> own = launched();
+  if (!own && options.fast())
+    throw UsageError("--reduce fast is for several processes: start them with mpirun or srun");
   if (!own) return;
   TrainingOptions& training = options.training;
-  if (resumed && training.blocks == 0)
+  if (options.fast()) {
+    if (training.blocks > 0)
+      fail<UsageError>("--reduce fast: {} promised the same bits for any number of ranks: leave --reduce out",
+                       resumed ? "the run of " + options.resume : "--blocks");
+    if (training.batch_size < group.size())
+      fail<UsageError>("--batch {} has fewer images than there are ranks, {}", training.batch_size, group.size());
+  }
+  if (resumed && training.blocks == 0 && !options.fast())
     fail<UsageError>(
-        "--resume {}: that run had no --blocks, so it goes on in one process alone: start it without mpirun or srun",
+        "--resume {}: that run had no --blocks, so it goes on in one process alone: start it without mpirun or srun, "
+        "or add --reduce fast",
         options.resume);
-  if (training.blocks == 0) training.blocks = default_blocks;
-  const int64_t blocks = (training.batch_size + training.blocks - 1) / training.blocks;
+  if (training.blocks == 0 && !options.fast()) training.blocks = default_blocks;
+  const int64_t blocks = options.fast() ? group.size() : (training.batch_size + training.blocks - 1) / training.blocks;
   if (blocks < group.size())
     fail<UsageError>("--batch {} has {} blocks of {} images, fewer than {} ranks: lower --blocks, or start fewer",
                      training.batch_size, blocks, training.blocks, group.size());
@@ -388,9 +401,10 @@ void take_launcher(Options& options, bool resumed, const RankGroup& group) {
 }
 
 /// What all ranks must have in common, so that they train one network.
-RankGroup::Facts facts_of(const TrainingOptions& options, const TrainingSource& source, const TrainingStart& start,
-                          const TrainingPosition& position) {
-  RankGroup::Facts facts = {{"build", version_json().dump()}, {"processor", processor_of_blocks()}};
+RankGroup::Facts facts_of(const TrainingOptions& options, bool fast, const TrainingSource& source,
+                          const TrainingStart& start, const TrainingPosition& position) {
+  RankGroup::Facts facts = {{"build", version_json().dump()}, {"--reduce", fast ? "fast" : "exact"}};
+  if (!fast) facts.emplace_back("processor", processor_of_blocks());
   const nlohmann::json settings = nlohmann::json::parse(to_json(options));
   for (const auto& [name, value] : settings.items()) facts.emplace_back(name, value.dump());
   facts.emplace_back("data set", source.fingerprint);
@@ -421,6 +435,8 @@ void finetune(Options& options, Given given, RankGroup& group) {
   const auto backend = options.device.make();
   if (options.training.blocks > 0 && backend->name() != "cpu")
     fail<UsageError>("--blocks: blocks are computed on the CPU only; take --device cpu, or leave --blocks out");
+  if (options.fast() && (backend->name() != "cpu" || options.training.precision != Precision::float32))
+    throw UsageError("--reduce fast: ranks train on the CPU only, in float32; take --device cpu");
   if (checkpoint) images.match_with(checkpoint->parameters);
   const TrainingSource source{.data = std::filesystem::absolute(data.path()).string(),
                               .fingerprint = fingerprint_of(images),
@@ -431,7 +447,8 @@ void finetune(Options& options, Given given, RankGroup& group) {
                                    : start_from(options, initial, given.image_size, images, *backend);
   RankGroup::Facts facts;
   if (group.size() > 1)
-    facts = facts_of(options.training, source, start, checkpoint ? checkpoint->position : TrainingPosition());
+    facts = facts_of(options.training, options.fast(), source, start,
+                     checkpoint ? checkpoint->position : TrainingPosition());
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
   std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network,
@@ -443,6 +460,7 @@ void finetune(Options& options, Given given, RankGroup& group) {
   if (checkpoint) trainer.restore(*checkpoint);
   trainer.note_source(source);
   if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), group.ranks());
+  if (options.fast()) trainer.by_shares(omp_get_max_threads(), group.ranks());
 
   Outputs outputs;
   if (group.first()) outputs = claim_outputs(options, initial, checkpoint.has_value(), network.spec(), packed);
@@ -453,6 +471,8 @@ void finetune(Options& options, Given given, RankGroup& group) {
              options.training.validation ? fmt::format(", {} validation", images.validation.size()) : "",
              test_set.size(), train_set.classes.size(), options.training.freeze_features ? "frozen" : "trained",
              backend->description(), teacher ? "; learns from " + options.training.distillation.teacher : "");
+  if (options.fast())
+    fmt::print("--reduce fast: other numbers of ranks or threads, and another MPI, give other bits\n");
   std::fflush(stdout);
   const std::filesystem::path& saved = outputs.checkpoint;
   const auto save_model = [&] {
@@ -471,6 +491,7 @@ void finetune(Options& options, Given given, RankGroup& group) {
   };
   train(trainer, options.training, saved, options.checkpoint_seconds, resume_command(options, source, saved),
         save_model);
+  trainer.collect();
   if (!group.first()) return;
 
   save_model();
@@ -641,6 +662,10 @@ int main(int argc, char** argv) {
                  "but under mpirun or srun 32")
       ->type_name("B")
       ->capture_default_str();
+  add_checked(
+      app, "--reduce", options.reduce, CLI::IsMember({"exact", "fast"}),
+      "Under mpirun or srun, how ranks add up gradients. exact: by blocks, with the same bits for any number of ranks; "
+      "fast: each rank computes its share of a batch on all its threads, and MPI adds up in the order that it likes");
   add_checked(app, "--rank-timeout", options.rank_timeout, CLI::Range(1.0, 1e9),
               "Under mpirun or srun: end all ranks when one is silent for SECONDS")
       ->type_name("SECONDS");

@@ -151,8 +151,6 @@ void validate(const TrainingOptions& options) {
   expect(options.blocks >= 0 && options.blocks <= 65536, "--blocks must lie in 0…65536");
   expect(options.blocks == 0 || options.precision == Precision::float32,
          "--blocks: blocks are computed in float32, on the CPU; leave --precision float16 out");
-  expect(options.blocks == 0 || options.distillation.weight == 0,
-         "--distill: a teacher predicts whole batches; leave --blocks out");
   expect(options.validation || options.patience == 0, "--patience needs --validation");
   expect(options.recipe.ema >= 0 && options.recipe.ema < 1, "--ema must lie in [0, 1)");
   expect(options.recipe.ema == 0 || options.learned == Learned::everything,
@@ -182,6 +180,7 @@ TrainingOptions training_options_from_json(const std::string& text) {
 void Trainer::save_checkpoint(const std::filesystem::path& path) const {
   StateDict dict = parameters_.model(), masters, momenta;
   parameters_.save(masters, momenta);
+  if (!collected_.parameters.empty()) momenta = copy_of(collected_);
   add_under(master_prefix, dict, std::move(masters));
   add_under(momentum_prefix, dict, std::move(momenta));
   if (average_) add_under(average_prefix, dict, average_->save());

@@ -35,6 +35,12 @@ class Teacher {
   void predict(const Dataset& dataset, const OnProgress& on_progress);
   void look_at(ConstActivations images);
   void look_at(std::span<const int64_t> positions);
+  /// In place of predict() and look_at(images), logits[images, classes] that were computed by
+  /// blocks (BlockPasses).
+  bool has_predicted() const { return !predicted_.empty(); }
+  void take_predictions(Tensor<float> logits) { predicted_ = std::move(logits); }
+  void take_logits(std::vector<float> logits) { logits_ = std::move(logits); }
+  Network& network() { return network_; }
   /// targets[N, classes] = weight softmax(logits) + (1 - weight) targets, for the batch of the last
   /// look_at(). Throws FormatError for logits that are not finite.
   void mix_into(std::span<double> targets) const;

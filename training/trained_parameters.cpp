@@ -92,6 +92,71 @@ void TrainedParameters::update(Layer& layer, const StoredGradients& gradients, c
   round(trained);
 }
 
+void TrainedParameters::keep_parts(const std::function<IndexRange(size_t)>& part_of) {
+  Backend& backend = network_.backend();
+  for (Trained& trained : trained_) {
+    trained.part = part_of(trained.layer);
+    std::vector<float> momenta = backend.to_host(trained.weight_momentum.view());
+    const std::vector<float> of_biases = backend.to_host(trained.bias_momentum.view());
+    momenta.insert(momenta.end(), of_biases.begin(), of_biases.end());
+    trained.part_momentum = Tensor<float>(backend, {trained.part.size()}, MemoryCategory::optimizer);
+    backend.copy_from_host(trained.part_momentum.data(), momenta.data() + trained.part.begin,
+                           static_cast<size_t>(trained.part.size()) * sizeof(float));
+    trained.weight_momentum = {};
+    trained.bias_momentum = {};
+  }
+  in_parts_ = true;
+}
+
+void TrainedParameters::update_part(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters) {
+  Trained& trained = trained_of(layer);
+  Training& backend = network_.backend().training();
+  const int64_t weights = layer.spec.weight.elements();
+  const IndexRange of_weights{std::min(trained.part.begin, weights), std::min(trained.part.end, weights)};
+  const IndexRange of_biases{std::max(trained.part.begin, weights) - weights,
+                             std::max(trained.part.end, weights) - weights};
+  float* momenta = trained.part_momentum.data();
+  const auto step = [&](TensorView<float> values, TensorView<float> gradient, IndexRange range,
+                        const SgdParameters& rates) {
+    if (range.size() > 0)
+      backend.sgd_step({values.data() + range.begin, {range.size()}}, {momenta, {range.size()}},
+                       TensorView<const float>(gradient.data() + range.begin, {range.size()}), rates);
+    momenta += range.size();
+  };
+  step(layer.weight->values(), gradients.dw, of_weights, parameters);
+  step(layer.bias.view(), gradients.dbias, of_biases, parameters.of_bias());
+}
+
+void TrainedParameters::changed() const {
+  for (const Trained& trained : trained_) layer_of(trained).weight->changed();
+}
+
+StoredGradients TrainedParameters::values_of(size_t layer) const {
+  Layer& of = network_.layers()[layer];
+  return {of.weight->values(), of.bias.view()};
+}
+
+std::span<const float> TrainedParameters::momenta_of(size_t layer) const {
+  return std::ranges::find(trained_, layer, &Trained::layer)->part_momentum.view().span();
+}
+
+StateDict TrainedParameters::room_for_momenta() const {
+  StateDict room;
+  for (const Trained& trained : trained_) {
+    const LayerSpec& spec = layer_of(trained).spec;
+    room.parameters.push_back(
+        {.name = spec.name + ".weight", .value = Tensor<float>(host_memory(), spec.weight, MemoryCategory::optimizer)});
+    room.parameters.push_back({.name = spec.name + ".bias",
+                               .value = Tensor<float>(host_memory(), {spec.weight[0]}, MemoryCategory::optimizer)});
+  }
+  return room;
+}
+
+StoredGradients TrainedParameters::momenta_in(StateDict& room, size_t layer) const {
+  const std::string& name = network_.layers()[layer].spec.name;
+  return {room.at(name + ".weight").values().view(), room.at(name + ".bias").values().view()};
+}
+
 TrainedParameters::Trained& TrainedParameters::trained_of(const Layer& layer) {
   return *std::ranges::find(trained_, static_cast<size_t>(&layer - network_.layers().data()), &Trained::layer);
 }
@@ -195,7 +260,7 @@ void TrainedParameters::save(StateDict& masters, StateDict& momenta) const {
     const Layer& layer = layer_of(trained);
     if (learned_ == Learned::scales) {
       trained.bias_adam.save(momenta, bias_name(layer));
-    } else {
+    } else if (!in_parts_) {
       momenta.parameters.push_back(read_back(backend, weight_name(layer), trained.weight_momentum.view()));
       momenta.parameters.push_back(read_back(backend, bias_name(layer), trained.bias_momentum.view()));
     }

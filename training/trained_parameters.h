@@ -1,9 +1,12 @@
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "engine/io/block_share.h"
 #include "layers/network/pass.h"
 #include "training/compression/pruning.h"
 #include "training/compression/quantized_weight.h"
@@ -44,6 +47,24 @@ class TrainedParameters {
   /// Likewise, from gradients that are stored.
   void update(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters, int64_t number);
 
+  /// Whether steps can be taken on parts of layers: those of SGD on float weights.
+  bool separable() const { return learned_ == Learned::everything && !quantized_; }
+  /// Keeps momenta of these parts alone: numbers [begin, end) of a layer's weights followed by its
+  /// biases. Requires: separable().
+  void keep_parts(const std::function<IndexRange(size_t layer)>& part_of);
+  /// update() of the part of a layer. Requires: keep_parts().
+  void update_part(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters);
+  /// Must follow every change of values_of() from outside.
+  void changed() const;
+  /// The weights and biases of a layer, by its index in the network.
+  StoredGradients values_of(size_t layer) const;
+  /// The momenta of its part.
+  std::span<const float> momenta_of(size_t layer) const;
+  /// Room for all momenta under the names of their parameters.
+  StateDict room_for_momenta() const;
+  /// In that room, those of a layer.
+  StoredGradients momenta_in(StateDict& room, size_t layer) const;
+
   /// Fraction of each trained layer's weights, before rounding, that is 0.
   std::vector<double> pruned() const;
   /// Prunes every trained layer to the ramp's fraction at `progress`. `from`: the fraction of each
@@ -54,7 +75,8 @@ class TrainedParameters {
 
   /// Copies all parameters of the network to host memory. Packed weights stay packed.
   StateDict model() const;
-  /// Adds the state that a resumed run needs beside model() to continue with the same bits.
+  /// Adds the state that a resumed run needs beside model() to continue with the same bits. After
+  /// keep_parts() without momenta, which the caller has gathered.
   void save(StateDict& masters, StateDict& momenta) const;
   /// Throws FormatError or ShapeError for tensors that are missing or do not fit.
   void restore(const StateDict& masters, const StateDict& momenta);
@@ -64,6 +86,8 @@ class TrainedParameters {
     size_t layer = 0;
     Tensor<float> weight_momentum;  ///< of SGD
     Tensor<float> bias_momentum;
+    IndexRange part;                             ///< of weights and biases, after keep_parts()
+    Tensor<float> part_momentum;                 ///< replaces both
     Adam bias_adam;                              ///< replaces both momenta with Learned::scales
     std::unique_ptr<QuantizedWeight> quantized;  ///< null: float weights
   };
@@ -80,6 +104,7 @@ class TrainedParameters {
   Learned learned_;
   std::vector<Trained> trained_;
   std::vector<Parameter> frozen_packed_;
+  bool in_parts_ = false;
   bool quantized_ = false;
 };
 

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "engine/core/stopwatch.h"
 #include "layers/cross_entropy.h"
 #include "layers/network/image_feed.h"
+#include "training/compression/calibration.h"
 
 namespace nibblenet {
 namespace {
@@ -17,6 +19,16 @@ double fraction_of_zeros(const std::vector<LayerSparsity>& layers) {
     zeros += layer.zeros;
   }
   return weights == 0 ? 0.0 : static_cast<double>(zeros) / static_cast<double>(weights);
+}
+
+/// Whether a rank gives true, of two questions at once.
+std::pair<bool, bool> any_of_both(Ranks& ranks, bool first, bool second) {
+  std::pair<bool, bool> any{false, false};
+  for (const std::string& answers : ranks.gather(std::string{first ? '1' : '0', second ? '1' : '0'})) {
+    any.first = any.first || answers[0] == '1';
+    any.second = any.second || answers[1] == '1';
+  }
+  return any;
 }
 
 /// Asynchronous copies to the host. Their destinations must outlive this.
@@ -91,12 +103,14 @@ Tensor<float> Trainer::features_of(const Dataset& dataset, const OnProgress& on_
 }
 
 void Trainer::prepare(const Callbacks& callbacks) {
-  if (options_.blocks > 0 && !blocks_) {
+  if ((options_.blocks > 0 || plan_) && !blocks_) {
     if (!plan_) throw Error("training by blocks needs by_blocks()");
-    if (teacher_) throw UsageError("--distill: a teacher predicts whole batches; leave --blocks out");
     const bool frozen = options_.freeze_features && augments(options_);
     blocks_ = std::make_unique<BlockPasses>(network_, options_.freeze_features ? network_.classifier_begin() : 0,
                                             frozen, preprocess_, *plan_);
+    if (teacher_) blocks_->attend(teacher_->network());
+    if (blocks_->shares_parts() && parameters_.separable())
+      parameters_.keep_parts([this](size_t layer) { return blocks_->own_part(layer); });
   }
   if (!options_.freeze_features || !train_features_.empty()) return;
   const int64_t predicted = teacher_ && !augments(options_) ? train_.size() : 0;
@@ -108,14 +122,16 @@ void Trainer::prepare(const Callbacks& callbacks) {
   };
   if (measured_features_.empty()) measured_features_ = features_of(measured_, shifted(0));
   if (augments(options_)) return;
-  if (teacher_) teacher_->predict(train_, shifted(measured_.size()));
+  if (teacher_ && !blocks_) teacher_->predict(train_, shifted(measured_.size()));
+  if (teacher_ && blocks_ && !teacher_->has_predicted())
+    teacher_->take_predictions(blocks_->predictions_of_teacher(train_, shifted(measured_.size())));
   train_features_ = features_of(train_, shifted(measured_.size() + predicted));
 }
 
 bool Trainer::run(const Callbacks& callbacks) {
   position_.tested = false;
   try {
-    if (!is_trained(options_, position_) || options_.blocks > 0) prepare(callbacks);
+    if (!is_trained(options_, position_) || options_.blocks > 0 || plan_) prepare(callbacks);
   } catch (const Interrupted&) {
     return false;
   }
@@ -123,6 +139,7 @@ bool Trainer::run(const Callbacks& callbacks) {
     double seconds = 0;
     const int64_t images_before = position_.images;  // of an epoch that a checkpoint had begun
     if (!run_epoch(callbacks, seconds)) return false;
+    expect_same_weights();
     Evaluation measured;
     try {
       measured = measure(callbacks.on_test);
@@ -178,9 +195,14 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     ++position_.step;
     images += batch;
     seconds = watch.seconds();
-    const bool stop =
-        callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
-    return blocks_ ? blocks_->ranks().any(stop) : stop;
+    bool stop = callbacks.on_step && callbacks.on_step(position_, batches_, static_cast<double>(images) / seconds);
+    bool save = callbacks.save_due && callbacks.save_due();
+    if (blocks_) std::tie(stop, save) = any_of_both(blocks_->ranks(), stop, save);
+    if (save) {
+      collect();
+      callbacks.save();
+    }
+    return stop;
   };
   const auto labels_of = [&](std::span<const int64_t> indices) {
     labels.clear();
@@ -228,7 +250,10 @@ bool Trainer::run_epoch(const Callbacks& callbacks, double& seconds) {
     labels_of(batch.indices);
     for (const int64_t index : batch.partners) labels.partners.push_back(train_labels_[static_cast<size_t>(index)]);
     labels.shares.assign(batch.shares.begin(), batch.shares.end());
-    if (teacher_) teacher_->look_at(x);
+    if (teacher_ && blocks_)
+      teacher_->take_logits(blocks_->predictions_of_teacher(x));
+    else if (teacher_)
+      teacher_->look_at(x);
     const int64_t of_all_ranks = images_of_batch();
     if (blocks_)
       step_by_blocks(x, labels, of_all_ranks);
@@ -245,7 +270,7 @@ int64_t Trainer::images_of_batch() const {
 
 void Trainer::step_by_blocks(ConstActivations x, const BatchLabels& labels, int64_t images) {
   const float factor = 1.0F / static_cast<float>(images);
-  const SoftTargets soft = targets_ ? targets_->of(labels, nullptr) : SoftTargets{};
+  const SoftTargets soft = targets_ ? targets_->of(labels, teacher_ ? &*teacher_ : nullptr) : SoftTargets{};
   const auto loss = [&](Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
                         TensorView<const float> logits, IndexRange rows) {
     if (!targets_) {
@@ -270,9 +295,20 @@ void Trainer::step_by_blocks(ConstActivations x, const BatchLabels& labels, int6
   for (const float one : score.losses) position_.loss_sum += static_cast<double>(one);
   expect_finite_loss();
   const SgdParameters rates = sgd();
-  for (size_t i = network_.layers().size(); i-- > (options_.freeze_features ? network_.classifier_begin() : 0);)
-    if (network_.layers()[i].spec.has_parameters())
-      parameters_.update(network_.layers()[i], blocks_->gradient(i), rates, position_.step + 1);
+  const bool in_parts = blocks_->shares_parts() && parameters_.separable();
+  if (!in_parts) blocks_->gather_gradients();
+  for (size_t i = network_.layers().size(); i-- > (options_.freeze_features ? network_.classifier_begin() : 0);) {
+    Layer& layer = network_.layers()[i];
+    if (!layer.spec.has_parameters()) continue;
+    if (in_parts)
+      parameters_.update_part(layer, blocks_->gradient(i), rates);
+    else
+      parameters_.update(layer, blocks_->gradient(i), rates, position_.step + 1);
+  }
+  if (in_parts) {
+    blocks_->gather_parts([this](size_t layer) { return parameters_.values_of(layer); });
+    parameters_.changed();
+  }
   blocks_->parameters_changed();
   if (average_) average_->update(position_.step + 1);
 }
@@ -299,6 +335,32 @@ void Trainer::step(ConstActivations x, const BatchLabels& labels) {
     position_.correct += std::ranges::max_element(row) - row.begin() == labels.dominant(i) ? 1 : 0;
   }
   expect_finite_loss();
+}
+
+void Trainer::by_shares(int threads, Ranks& ranks) {
+  const int64_t largest = (options_.batch_size + ranks.size() - 1) / ranks.size();
+  plan_ = {.block = largest, .threads = threads, .ranks = &ranks, .fast = true};
+  trained_.reset();
+  frozen_.reset();
+}
+
+/// Each rank takes the whole step, so all need the same sums of gradients.
+void Trainer::expect_same_weights() {
+  if (!blocks_ || !plan_->fast) return;
+  const std::vector<std::string> all = blocks_->ranks().gather(fingerprint_of(dequantized(parameters_.model())));
+  for (size_t rank = 1; rank < all.size(); ++rank)
+    if (all[rank] != all[0])
+      fail<Error>(
+          "after epoch {} rank {} has other weights than rank 0: this MPI's AllReduce gives them different "
+          "sums; leave --reduce fast out",
+          position_.epoch + 1, rank);
+}
+
+void Trainer::collect() {
+  if (!blocks_ || !blocks_->shares_parts() || !parameters_.separable()) return;
+  collected_ = blocks_->ranks().rank() == 0 ? parameters_.room_for_momenta() : StateDict();
+  blocks_->collect_parts([this](size_t layer) { return parameters_.momenta_of(layer); },
+                         [this](size_t layer) { return parameters_.momenta_in(collected_, layer); });
 }
 
 void Trainer::expect_finite_loss() const {

@@ -140,7 +140,9 @@ class Trainer {
     OnProgress on_features;  ///< while features are computed, in images
     /// After every step; true asks to stop behind it.
     std::function<bool(const TrainingPosition&, int64_t batches, double images_per_second)> on_step;
-    OnProgress on_test;                                ///< while an epoch's evaluation or the test runs, in images
+    std::function<bool()> save_due;  ///< after every step, behind on_step: whether to call `save` now
+    std::function<void()> save;      ///< may save a checkpoint; with several ranks, called on all of them
+    OnProgress on_test;              ///< while an epoch's evaluation or the test runs, in images
     std::function<void(const EpochReport&)> on_epoch;  ///< after every epoch and its evaluation
   };
   /// Trains from the current position to the end. False when a callback asked to stop: save a
@@ -161,6 +163,10 @@ class Trainer {
   /// Computes batches by blocks of options.blocks images, on so many threads, with other processes.
   /// Call it before run(), with options.blocks alone. `ranks` must outlive the trainer.
   void by_blocks(int threads, Ranks& ranks) { plan_ = {options_.blocks, threads, &ranks}; }
+  /// Shares each batch with other processes, each of which computes its images on all its threads;
+  /// gradients are added up in any order. Call it before run(), without options.blocks. `ranks`
+  /// must outlive the trainer.
+  void by_shares(int threads, Ranks& ranks);
   /// Whether a rank gives true. Collective where there are several.
   bool any_rank(bool mine) { return plan_ ? plan_->ranks->any(mine) : mine; }
   /// The most memory that blocks took beside the backend's.
@@ -173,6 +179,9 @@ class Trainer {
 
   /// What checkpoints say of where the run's images came from. Before the first checkpoint.
   void note_source(TrainingSource source) { source_ = std::move(source); }
+  /// Brings what a checkpoint needs to the first rank. All ranks call it, before every
+  /// save_checkpoint().
+  void collect();
   /// The current network, momenta, averages, options, position, classes, source and the best
   /// network in one file; atomic.
   void save_checkpoint(const std::filesystem::path& path) const;
@@ -198,6 +207,7 @@ class Trainer {
   Tensor<float> features_of(const Dataset& dataset, const OnProgress& on_progress);
   int64_t images_of_batch() const;
   void expect_finite_loss() const;
+  void expect_same_weights();
   void prune_when_due();
   StateDict current_model() const;
   Network saved_network(StateDict model) const;
@@ -225,6 +235,7 @@ class Trainer {
   std::optional<Pass> trained_;  ///< the rest, or everything
   std::optional<BlockPlan> plan_;
   std::unique_ptr<BlockPasses> blocks_;  ///< replaces both passes
+  StateDict collected_;                  ///< momenta that other ranks keep parts of
   std::optional<Teacher> teacher_;
   std::optional<Targets> targets_;  ///< where labels alone are not what is learned
   Tensor<float> train_features_;

@@ -119,6 +119,24 @@ TEST_F(RanksTest, TheirNumberChangesNoBit) {
   }
 }
 
+TEST_F(RanksTest, ATeacherAndAFastSum) {
+  const std::string line = training + "--epochs 1 --threads 1 --distill small.safetensors --distill-weight 0.5 --out ";
+  succeed(line + "one.safetensors");
+  const Outcome outcome = run_job({{3, line + "ranks.safetensors"}});
+  ASSERT_EQ(outcome.code, 0) << outcome;
+  EXPECT_TRUE(read_text(at("ranks.safetensors")) == read_text(at("one.safetensors")));
+
+  const std::string plain = std::regex_replace(training, std::regex("--blocks 7 "), "") + "--threads 1 ";
+  succeed(plain + "--epochs 2 --json plain.json --out plain.safetensors");
+  const Outcome fast = run_job({{2, plain + "--epochs 1 --reduce fast --out fast.safetensors"}});
+  ASSERT_EQ(fast.code, 0) << fast;
+  EXPECT_NE(fast.out.find("--reduce fast: other numbers of ranks"), std::string::npos) << fast;
+  const std::string resume = "finetune --resume fast.checkpoint.safetensors --epochs 2 --threads 1 --json fast.json";
+  refuse_job({{2, resume}}, "or add --reduce fast");
+  ASSERT_EQ(run_job({{3, resume + " --reduce fast"}}).code, 0);
+  EXPECT_NEAR(json("fast.json").at("test_loss").get<double>(), json("plain.json").at("test_loss").get<double>(), 1e-3);
+}
+
 TEST_F(RanksTest, KilledAtAnyMomentTheyLoseNothingThatWasSaved) {
   const std::string line = training + "--epochs 30 --threads 1 --out ";
   succeed(line + "whole.safetensors");
@@ -155,7 +173,12 @@ TEST_F(RanksTest, WhatDiffersBetweenThemIsRefused) {
   refuse_job({{1, line}, {1, other.replace(other.find("standin"), 7, "other")}}, "rank 1 has another data set");
   refuse_job({{1, line}, {1, line + " --init seven.safetensors"}}, "--init");
   refuse_job({{7, line}}, "6 blocks of 7 images, fewer than 7 ranks");
-  refuse_job({{2, line + " --distill small.safetensors"}}, "--distill");
+  refuse_job({{1, line}, {1, line + " --reduce fast"}}, "--reduce fast: --blocks promised the same bits");
+  const std::string fast = std::regex_replace(line, std::regex("--blocks 7 "), "") + " --reduce fast";
+  refuse(fast, "--reduce fast is for several processes", 2);
+  refuse_job({{1, fast}, {1, std::regex_replace(fast, std::regex("fast"), "exact")}}, "rank 1 has another --reduce");
+  refuse_job({{3, std::regex_replace(fast, std::regex("--batch 40"), "--batch 2")}},
+             "fewer images than there are ranks");
   environment_.emplace_back("NIBBLENET_MPI_MODULE=" + at("small.safetensors").string());
   const Outcome outcome = run_job({{2, line}});
   EXPECT_NE(outcome.err.find("finetune: error: cannot load"), std::string::npos) << outcome;

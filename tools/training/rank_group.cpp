@@ -1,5 +1,6 @@
 #include "tools/training/rank_group.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -33,11 +34,11 @@ void RankGroup::agree(const Facts& facts) {
   const auto first = all[0].at("facts").get<Facts>();
   for (size_t rank = 1; rank < all.size(); ++rank) {
     const auto other = all[rank].at("facts").get<Facts>();
-    if (other.size() != first.size()) fail<UsageError>("rank {} is of another build than rank 0", rank);
-    for (size_t i = 0; i < first.size(); ++i)
+    for (size_t i = 0; i < std::min(first.size(), other.size()); ++i)
       if (other[i] != first[i])
         fail<UsageError>("rank {} has another {} than rank 0 ({} in place of {}): start all with the same", rank,
                          other[i].first, other[i].second, first[i].second);
+    if (other.size() != first.size()) fail<UsageError>("rank {} is of another build than rank 0", rank);
   }
 }
 

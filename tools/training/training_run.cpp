@@ -19,9 +19,8 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   const auto start = Clock::now();
   auto last_saved = start;
   const int64_t first_step = trainer.position().step;
-  const auto save_when_due = [&] {
+  const auto save = [&] {
     if (checkpoint.empty()) return;
-    if (std::chrono::duration<double>(Clock::now() - last_saved).count() < seconds) return;
     try {
       trainer.save_checkpoint(checkpoint);
     } catch (const IoError& error) {
@@ -46,9 +45,12 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
     progress->update(position.batch, batches,
                      fmt::format("all epochs {} left, loss {:.4f}, {:.1f} images/s", duration_text(each * steps_left),
                                  position.loss_sum / static_cast<double>(position.images), images_per_second));
-    save_when_due();
     return interrupted();
   };
+  callbacks.save_due = [&] {
+    return !checkpoint.empty() && std::chrono::duration<double>(Clock::now() - last_saved).count() >= seconds;
+  };
+  callbacks.save = save;
   callbacks.on_test = [](int64_t, int64_t) { return interrupted(); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     progress.reset();
@@ -70,6 +72,7 @@ void train(Trainer& trainer, const TrainingOptions& options, const std::filesyst
   progress.reset();
   if (complete) return;
   if (trainer.position().step == first_step) throw Stopped("stopped before the first step; nothing was written");
+  trainer.collect();
   if (checkpoint.empty()) throw Stopped("stopped");
   try {
     trainer.save_checkpoint(checkpoint);

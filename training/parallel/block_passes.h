@@ -19,6 +19,9 @@ struct BlockPlan {
   int64_t block = 0;  ///< images of a block
   int threads = 1;    ///< of this process; each computes a block at a time
   Ranks* ranks = nullptr;
+  /// Each rank's share of a batch is one block, of `block` images at most, which all its threads
+  /// compute, and gradients are added up in any order.
+  bool fast = false;
 };
 
 /// The images of one training step that are this rank's.
@@ -38,7 +41,8 @@ struct BatchScore {
 /// Passes of a network, block by block. A block is a fixed number of images of a batch. Its forward
 /// and backward passes have the same shapes wherever they run, and one thread computes them; blocks
 /// run side by side. Gradients are summed in a tree that only the number of blocks shapes. So the
-/// bits depend neither on threads nor on ranks. On the CPU, in float32.
+/// bits depend neither on threads nor on ranks, unless the plan is fast. On the CPU, in float32.
+/// Each rank owns a part of each layer: numbers [begin, end) of its weights followed by its biases.
 class BlockPasses {
  public:
   /// Layers from `first_trained` on train. With `frozen`, the layers before these run in front of
@@ -52,10 +56,22 @@ class BlockPasses {
   using Loss = std::function<void(Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
                                   TensorView<const float> logits, IndexRange rows)>;
   /// Forward and backward passes of a batch. The sums of the gradients over all blocks are in
-  /// gradient() then, on every rank.
+  /// gradient() then, of the parts that this rank owns.
   BatchScore step(const BlockBatch& batch, const Loss& loss);
   /// The sums of a layer, by its index in the network.
   StoredGradients gradient(size_t layer);
+  /// What this rank owns of a layer; all of it where the plan is fast.
+  IndexRange own_part(size_t layer) const { return part_of(layer, plan_.ranks->rank()); }
+  /// Whether other ranks own something.
+  bool shares_parts() const { return plan_.ranks->size() > 1 && !plan_.fast; }
+
+  /// Something of the shapes of a layer's parameters, on the host.
+  using OfLayer = std::function<StoredGradients(size_t layer)>;
+  /// Brings each rank's parts to all others, in place.
+  void gather_parts(const OfLayer& values);
+  void gather_gradients();
+  /// Brings each rank's parts, `own`, to `all` of the first rank.
+  void collect_parts(const std::function<std::span<const float>(size_t layer)>& own, const OfLayer& all);
   /// Call it after every change of the network's parameters.
   void parameters_changed();
 
@@ -67,19 +83,34 @@ class BlockPasses {
   Evaluation evaluate_features(TensorView<const float> features, std::span<const int32_t> labels,
                                const StateDict* model, const OnProgress& on_progress);
 
-  BlockShare share() const { return {plan_.block, plan_.ranks->rank(), plan_.ranks->size()}; }
+  /// Computes with another network, too, whose predictions this one learns. It must outlive this.
+  void attend(Network& teacher);
+  /// The teacher's logits[images, classes] of prepared images, all of this rank's of a batch.
+  std::vector<float> predictions_of_teacher(ConstActivations x);
+  /// Those of a data set, all ranks together.
+  Tensor<float> predictions_of_teacher(const Dataset& dataset, const OnProgress& on_progress);
+
+  /// This rank's share of a batch.
+  BlockShare share() const { return share_of(plan_.ranks->rank()); }
   Ranks& ranks() const { return *plan_.ranks; }
   /// The most bytes that the workers' backends and the gradients took.
   size_t peak_bytes() const;
 
  private:
   struct Worker;
-  struct Place {  ///< of a layer's gradients in the sums
-    size_t weight = 0;
-    size_t bias = 0;
+  struct Place {  ///< of a layer's gradients in the sums, biases behind weights
+    size_t begin = 0;
+    size_t weights = 0;
+    size_t length = 0;    ///< 0: it does not train
+    size_t in_slice = 0;  ///< of this rank's part, in the sums of its parts
   };
   StoredGradients gradient_in(float* sums, size_t layer) const;
+  BlockShare share_of(int rank) const { return {plan_.fast ? 1 : plan_.block, rank, plan_.ranks->size()}; }
+  /// Calls work(worker, rows) for pieces of `own`, each of a block's size but the last.
+  void each_block(IndexRange own, const std::function<void(int worker, IndexRange rows)>& work);
+  IndexRange part_of(size_t layer, int rank) const;
   void add_up(int64_t blocks);
+  void add_up_fast(bool has_own);
   BatchScore all_of(const BatchScore& own);
   /// Outputs of layers [0, end) for every image, in `outputs`[images, …], on every rank.
   void feed(PerWorker<Network>* models, size_t end, const Dataset& dataset, TensorView<float> outputs,
@@ -99,8 +130,11 @@ class BlockPasses {
   Workers workers_;
   std::unique_ptr<PerWorker<Worker>> passes_;
   std::optional<TreeSum> sums_;    ///< of whole gradients
-  std::optional<TreeSum> slices_;  ///< of this rank's slice, over all blocks
+  std::optional<TreeSum> slices_;  ///< of this rank's parts, over all blocks
+  size_t slice_length_ = 0;
   TreeSum::Values total_;
+  std::unique_ptr<PerWorker<Network>> teachers_;
+  std::unique_ptr<PerWorker<Pass>> teacher_passes_;
 };
 
 }  // namespace nibblenet

@@ -12,7 +12,7 @@ namespace {
 
 std::string error_text;
 std::vector<MPI_Request> requests;
-std::vector<int> peers;  // of the requests
+std::vector<int> peers;  // of the requests; -1: all
 
 int32_t checked(int code) {
   if (code == MPI_SUCCESS) return 0;
@@ -62,6 +62,18 @@ int32_t begin(const NibblenetMessage* sent, int32_t sends, const NibblenetMessag
   return 0;
 }
 
+int32_t begin_sum(float* values, uint64_t count) {
+  constexpr uint64_t most = uint64_t{1} << 28;
+  for (uint64_t done = 0; done < count; done += most) {
+    requests.push_back(MPI_REQUEST_NULL);
+    peers.push_back(-1);
+    if (checked(MPI_Iallreduce(MPI_IN_PLACE, values + done, static_cast<int>(std::min(most, count - done)), MPI_FLOAT,
+                               MPI_SUM, MPI_COMM_WORLD, &requests.back())) != 0)
+      return 1;
+  }
+  return 0;
+}
+
 int32_t poll(int32_t* pending, int32_t* peer) {
   int done = 0;
   if (checked(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE)) != 0)
@@ -87,7 +99,7 @@ int32_t finish() { return checked(MPI_Finalize()); }
 void abort_all(int32_t code) { MPI_Abort(MPI_COMM_WORLD, code); }
 const char* error() { return error_text.c_str(); }
 
-constexpr NibblenetMpi functions{nibblenet_mpi_version, start, begin, poll, finish, abort_all, error};
+constexpr NibblenetMpi functions{nibblenet_mpi_version, start, begin, begin_sum, poll, finish, abort_all, error};
 
 }  // namespace
 

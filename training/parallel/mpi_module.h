@@ -21,7 +21,9 @@ struct NibblenetMpi {
   int32_t (*start)(int32_t* rank, int32_t* size);
   /// Begins to send and to receive. The messages' bytes stay until poll() finds them done.
   int32_t (*begin)(const NibblenetMessage* sent, int32_t sends, const NibblenetMessage* received, int32_t receives);
-  /// Writes the number of messages that are not done, and a rank that one of them waits for.
+  /// Begins to add up the values of all ranks in place, in an order that MPI chooses.
+  int32_t (*begin_sum)(float* values, uint64_t count);
+  /// Writes the number of operations that are not done, and a rank that one waits for, or -1.
   int32_t (*poll)(int32_t* pending, int32_t* peer);
   /// Ends MPI. Waits for all ranks.
   int32_t (*finish)();
@@ -35,4 +37,4 @@ const NibblenetMpi* nibblenet_mpi();
 }
 
 /// Changes with the functions.
-inline constexpr int32_t nibblenet_mpi_version = 1;
+inline constexpr int32_t nibblenet_mpi_version = 2;

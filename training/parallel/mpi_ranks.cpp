@@ -113,6 +113,11 @@ void MpiRanks::exchange(std::span<const Sent> sent, std::span<const Received> re
   wait(silence_);
 }
 
+void MpiRanks::add_up(std::span<float> values) {
+  if (mpi_->begin_sum(values.data(), values.size()) != 0) fail<Error>("MPI cannot add up: {}", mpi_->error());
+  wait(silence_);
+}
+
 /// Polls: MPI has no wait with an end. Sleeps between, so that ranks may share a core.
 void MpiRanks::wait(double silence) {
   using Clock = std::chrono::steady_clock;
@@ -122,7 +127,7 @@ void MpiRanks::wait(double silence) {
     int32_t pending = 0, peer = 0;
     if (mpi_->poll(&pending, &peer) != 0) {
       expect_living();
-      fail<Error>("MPI lost rank {}: {}", peer, mpi_->error());
+      fail<Error>("MPI lost {}: {}", peer < 0 ? "a rank" : fmt::format("rank {}", peer), mpi_->error());
     }
     if (pending == 0) return;
     const Clock::time_point now = Clock::now();
@@ -131,9 +136,9 @@ void MpiRanks::wait(double silence) {
       looked = now;
     }
     if (std::chrono::duration<double>(now - start).count() > silence)
-      throw RankLost(
-          fmt::format("rank {} has been silent for {:g} s, so all stop; --rank-timeout allows more", peer, silence),
-          peer == 0 ? rank_ == 1 : rank_ == 0);
+      throw RankLost(fmt::format("{} has been silent for {:g} s, so all stop; --rank-timeout allows more",
+                                 peer < 0 ? "a rank" : fmt::format("rank {}", peer), silence),
+                     peer == 0 ? rank_ == 1 : rank_ == 0);
     if (polls > 200) std::this_thread::sleep_for(std::chrono::microseconds(polls < 2000 ? 50 : 500));
   }
 }

@@ -31,6 +31,7 @@ class MpiRanks final : public Ranks {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   void exchange(std::span<const Sent> sent, std::span<const Received> received) override;
+  void add_up(std::span<float> values) override;
   /// Ends MPI, once all ranks do so.
   void finish();
 

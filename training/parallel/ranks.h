@@ -33,6 +33,9 @@ class Ranks {
   /// order in which they were sent. A message's two sides name the same length.
   virtual void exchange(std::span<const Sent> sent, std::span<const Received> received) = 0;
 
+  /// Adds up the values of all ranks, in place on each. The order of the sums is not promised.
+  virtual void add_up(std::span<float> values) = 0;
+
   /// What every rank gave, by rank.
   std::vector<std::string> gather(std::string_view mine);
   /// Whether a rank gave true.
@@ -47,6 +50,7 @@ class OneRank final : public Ranks {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void exchange(std::span<const Sent>, std::span<const Received>) override {}
+  void add_up(std::span<float>) override {}
 };
 
 /// Ranks inside one process, one for a thread each: for tests.

@@ -2,9 +2,9 @@
 
 namespace nibblenet {
 
-Workers::Workers(int threads) : backends_(static_cast<size_t>(threads)) {
-  for (int worker = 0; worker < threads; ++worker) threads_.emplace_back([this, worker] { live(worker); });
-  on_each([this](int worker) { backends_[static_cast<size_t>(worker)] = std::make_unique<CpuBackend>(1); });
+Workers::Workers(int workers, int threads) : backends_(static_cast<size_t>(workers)) {
+  for (int worker = 0; worker < workers; ++worker) threads_.emplace_back([this, worker] { live(worker); });
+  on_each([&](int worker) { backends_[static_cast<size_t>(worker)] = std::make_unique<CpuBackend>(threads); });
 }
 
 Workers::~Workers() {

@@ -14,13 +14,13 @@
 
 namespace nibblenet {
 
-/// Threads that compute blocks side by side, each on a CPU backend of one thread of its own. What
+/// Threads that compute blocks side by side, each on a CPU backend of its own. What
 /// belongs to a worker's backend is made, used and destroyed on that worker's thread: oneDNN binds
 /// memory of its primitives to the thread that made them.
 class Workers {
  public:
-  /// Starts the threads.
-  explicit Workers(int threads);
+  /// Starts so many workers, whose backends have `threads` threads each.
+  explicit Workers(int workers, int threads = 1);
   ~Workers();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;

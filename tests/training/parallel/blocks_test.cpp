@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
+#include <optional>
 #include <thread>
 
 #include "engine/core/random.h"
@@ -74,6 +76,9 @@ TEST(Ranks, GatherWhatEachGives) {
     EXPECT_EQ(ranks.gather(mine), (std::vector<std::string>{"", "x", "xx"}));
     EXPECT_TRUE(ranks.any(ranks.rank() == 2));
     EXPECT_FALSE(ranks.any(false));
+    std::vector<float> values = {1, static_cast<float>(ranks.rank())};
+    ranks.add_up(values);
+    EXPECT_EQ(values, (std::vector<float>{3, 3}));
   });
 }
 
@@ -109,13 +114,23 @@ class BlocksTest : public ::testing::Test {
     with_ranks(ranks, [&](Ranks& own) {
       const auto backend = make_backend("cpu", threads);
       Network network(*backend, small_alexnet(1));
+      std::optional<Network> teacher;
       Trainer trainer(network, train_, test_, chosen);
       if (scheme != nullptr) {
         StateDict packed = small_alexnet(1);
         testing::pack_all(packed, parse_scheme(scheme));
         trainer.quantize(std::move(packed));
       }
-      if (chosen.blocks > 0) trainer.by_blocks(threads, own);
+      if (chosen.distillation.weight > 0) {
+        StateDict other = small_alexnet(2);
+        testing::pack_all(other, parse_scheme("linear:8:channel"));
+        teacher.emplace(*backend, std::move(other));
+        trainer.learn_from(*teacher);
+      }
+      if (chosen.blocks > 0)
+        trainer.by_blocks(threads, own);
+      else if (ranks > 1)
+        trainer.by_shares(threads, own);
       EXPECT_TRUE(trainer.run({}));
       Result& result = results[static_cast<size_t>(own.rank())];
       result = {scheme != nullptr ? dequantized(trainer.model()) : trainer.model(), trainer.position().history};
@@ -171,6 +186,43 @@ TEST_F(BlocksTest, SoftLabelsToo) {
   EXPECT_EQ(plain.history.back().train_accuracy, whole.history.back().train_accuracy);
 }
 
+TEST_F(BlocksTest, ATeacherToo) {
+  for (const auto& [freeze, flip] : {std::pair(true, false), {false, true}}) {
+    TrainingOptions chosen = options(freeze, flip);
+    chosen.distillation.weight = 0.75;
+    const Result expected = train(chosen, 1, 1);
+    expect_same(train(chosen, 1, 2), expected);
+    expect_same(train(chosen, 3, 1), expected);
+    chosen.blocks = 0;
+    const Result plain = train(chosen, 1, 1);
+    EXPECT_NEAR(plain.history.back().loss, expected.history.back().loss, 1e-4);
+    chosen.distillation.weight = 0;
+    EXPECT_GT(std::fabs(train(chosen, 1, 1).history.back().loss - plain.history.back().loss), 1e-2);
+  }
+}
+
+/// The sums are those of one process but for rounding, and all ranks end with the same bits.
+TEST_F(BlocksTest, SharesWithoutBlocksAreOneProcessButForRounding) {
+  for (const auto& [freeze, flip] : {std::pair(true, false), {true, true}, {false, true}}) {
+    TrainingOptions chosen = options(freeze, flip);
+    chosen.blocks = 0;
+    const Result plain = train(chosen, 1, 1);
+    for (const int ranks : {2, 3}) {
+      const Result shared = train(chosen, ranks, 2);
+      EXPECT_NEAR(shared.history.back().loss, plain.history.back().loss, 1e-4);
+      EXPECT_NEAR(shared.history.back().test_loss, plain.history.back().test_loss, 1e-4);
+    }
+  }
+}
+
+/// More ranks than images in the last batch.
+TEST_F(BlocksTest, ARankWithoutImagesAddsNothing) {
+  TrainingOptions chosen = options(true, false);
+  chosen.blocks = 0;
+  chosen.batch_size = 58;
+  EXPECT_NEAR(train(chosen, 3, 1).history.back().loss, train(chosen, 1, 1).history.back().loss, 1e-4);
+}
+
 TEST_F(BlocksTest, PackedAndPrunedTrainingToo) {
   TrainingOptions chosen = options(false, false);
   chosen.pruning = {.enabled = true, .fraction = 0.5};
@@ -198,9 +250,6 @@ TEST_F(BlocksTest, ABlockOfTheWholeBatchIsOneThreadWithoutBlocks) {
 TEST_F(BlocksTest, WhatBlocksCannotDoIsRefused) {
   TrainingOptions chosen = options(false, false);
   chosen.precision = Precision::float16;
-  EXPECT_THROW(validate(chosen), UsageError);
-  chosen = options(false, false);
-  chosen.distillation.weight = 1;
   EXPECT_THROW(validate(chosen), UsageError);
   chosen = options(false, false);
   const auto backend = make_backend("cpu", 1);
