@@ -68,7 +68,7 @@ PackOptions pack_options(std::vector<std::string> arguments) {
   app.add_flag("--compress", options.compress);
   parse_options(app, std::move(arguments));
   flags.validate();
-  options.compress = options.compress || flags.allocation.chooses_steps();
+  options.compress = options.compress || flags.implies_compression();
   flags.allocation.compressed = options.compress;
   return options;
 }
@@ -106,7 +106,7 @@ nlohmann::json Model::pack(const std::vector<std::string>& arguments) {
   flags.expect_fit(*dict_);
   tools::PackingReport report = tools::pack_by_flags(flags, *dict_, file_, options.data, backend());
   compress_ = options.compress;
-  file_target_ = flags.allocation.file_target();
+  file_target_ = flags.allocation.target_file;
   runner_.reset();
   network_.reset();
   dict_->file_bytes = dict_->header_bytes = 0;

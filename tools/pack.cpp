@@ -120,8 +120,12 @@ void show_result(const Options& options, const std::filesystem::path& input, con
                   .metadata = dict.metadata};
   Network packed(backend, std::move(dict));
   const auto file_bytes = static_cast<double>(packed.file_bytes());
-  if (const double target = options.packing.allocation.file_target(); target > 0 && file_bytes > target * 1e6)
+  const AllocationOptions& targets = options.packing.allocation;
+  if (targets.target_file > 0 && file_bytes > targets.target_file * 1e6)
     fail<Error>("{} became {}, more than the target", output.string(), megabytes(file_bytes));
+  const auto resident = static_cast<double>(sum(packed.ledger(), "total").resident.total());
+  if (targets.target_resident > 0 && resident > targets.target_resident * 1e6)
+    fail<Error>("{} takes {} in memory, more than the target", output.string(), megabytes(resident));
   fmt::print("{}", size_table(packed.ledger(), packed.file_bytes(), packed.header_bytes()));
   fmt::print("packed {} into {} in {:.1f} s ({})\n", input.string(), output.string(), seconds, backend.description());
   if (!options.card.empty()) {
@@ -252,7 +256,7 @@ int main(int argc, char** argv) {
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {
     options.rewrite = compress->count() > 0;
-    if (options.packing.allocation.chooses_steps()) options.compress = true;
+    if (options.packing.implies_compression()) options.compress = true;
     options.packing.allocation.compressed = options.compress;
     pack(options);
   });

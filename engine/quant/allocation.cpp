@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <map>
 #include <tuple>
 
 #include "engine/core/error.h"
@@ -9,12 +11,31 @@
 namespace nibblenet {
 namespace {
 
-/// Keeps the Pareto front: sorted by bytes, an entry stays if its loss is below all before it.
+/// The least losses so far by bytes of the second kind: both ascending along the map, losses fall.
+class Staircase {
+ public:
+  /// Adds an entry unless another has no more bytes and no larger loss. Returns whether it did.
+  bool add(int64_t other, double loss) {
+    auto above = steps_.upper_bound(other);
+    if (above != steps_.begin() && std::prev(above)->second <= loss) return false;
+    auto at = steps_.lower_bound(other);
+    while (at != steps_.end() && at->second >= loss) at = steps_.erase(at);
+    steps_.emplace(other, loss);
+    return true;
+  }
+
+ private:
+  std::map<int64_t, double> steps_;
+};
+
+/// Keeps the Pareto front: sorted by bytes, an entry stays if none before it has no larger loss and
+/// no more bytes of the second kind.
 void keep_front(std::vector<Allocation>& allocations) {
-  std::ranges::sort(allocations, {}, [](const Allocation& a) { return std::tie(a.bytes, a.loss, a.choices); });
+  std::ranges::sort(allocations, {}, [](const Allocation& a) { return std::tie(a.bytes, a.loss, a.other, a.choices); });
+  Staircase best;
   size_t kept = 0;
   for (size_t i = 0; i < allocations.size(); ++i) {
-    if (kept > 0 && !(allocations[i].loss < allocations[kept - 1].loss)) continue;
+    if (!best.add(allocations[i].other, allocations[i].loss)) continue;
     if (kept != i) allocations[kept] = std::move(allocations[i]);
     ++kept;
   }
@@ -35,6 +56,7 @@ std::vector<Allocation> allocation_front(std::span<const std::vector<AllocationC
         Allocation& next = extended.emplace_back(before);
         next.choices.push_back(choice);
         next.bytes += layer[choice].bytes;
+        next.other += layer[choice].other;
         next.loss += layer[choice].loss;
       }
     }
@@ -44,10 +66,12 @@ std::vector<Allocation> allocation_front(std::span<const std::vector<AllocationC
   return front;
 }
 
-std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t bytes) {
-  const auto above = std::ranges::upper_bound(front, bytes, {}, &Allocation::bytes);
-  if (above == front.begin()) return std::nullopt;
-  return *(above - 1);
+std::optional<Allocation> best_within(std::span<const Allocation> front, int64_t bytes, int64_t other) {
+  const Allocation* best = nullptr;
+  for (const Allocation& allocation : front)
+    if (allocation.bytes <= bytes && allocation.other <= other && (best == nullptr || allocation.loss < best->loss))
+      best = &allocation;
+  return best == nullptr ? std::nullopt : std::optional(*best);
 }
 
 std::optional<Allocation> smallest_within(std::span<const Allocation> front, double most,

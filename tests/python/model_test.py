@@ -14,7 +14,7 @@ from support import fake_quantized, pictures, prepared, state_dict, write_cifar1
 
 TOOLS = os.environ.get("NIBBLENET_TOOLS")
 # Options of both, of few images: on noise the choices mean nothing, but they have to be the same.
-CHOICES = [{"target_bits": 4.5}, {"target_size": 0.021, "compress": True}, {"target_file": 0.02},
+CHOICES = [{"target_bits": 4.5}, {"target_size": 0.021, "compress": True}, {"target_file": 0.02}, {"target_resident": 0.02},
            {"max_loss": 30, "method": "kmeans"}]
 SCHEMES = [{}, {"bits": 3}, {"method": "kmeans", "bits": 4}, {"method": "nf4", "granularity": "block:32", "scale": "f16"},
            {"bits": 4, "layers": {"features.*": "linear:8:channel"}}]
@@ -154,7 +154,7 @@ class Packing(InFolder):
         small = {"data": data, "target_images": 10}
         for options in ({"target_bits": 1.5}, {"target_size": 0.001}, {"target_bits": 0}, {"max_loss": -1},
                         {"target_bits": 4, "bits": 4}, {"target_bits": 4, "target_size": 1},
-                        {"target_file": 1, "method": "kmeans"}):
+                        {"target_file": 1, "target_size": 1}, {"target_resident": 0.001}):
             with self.subTest(str(options)), self.assertRaises(ValueError):
                 nibblenet.pack(state_dict(), **options, **small)
 

@@ -13,8 +13,10 @@ namespace {
 struct Renamed {
   std::string old, now;
 };
-const std::vector<Renamed> flags = {
-    {"--target-rest", "--target-file"}, {"--refinements", "--passes"}, {"--units", "--channels"}};
+const std::vector<Renamed> flags = {{"--target-rest", "--target-file"},
+                                    {"--target-size", "--target-file"},
+                                    {"--refinements", "--passes"},
+                                    {"--units", "--channels"}};
 const std::vector<Renamed> keys = {{"rest", "file"},
                                    {"rest_bits_per_weight", "file_bits_per_weight"},
                                    {"rest_bytes", "file_bytes"},

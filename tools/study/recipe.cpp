@@ -46,6 +46,7 @@ PackingFlags parse_flags(std::vector<std::string>& words, std::string_view text)
   }
   if (calibrated) flags.calibration.load = "the sweep's own";
   flags.validate();
+  flags.allocation.compressed = flags.implies_compression();
   return flags;
 }
 

@@ -26,31 +26,51 @@ constexpr double smallest_target = 1e-6, largest_target = 1e9;  // MB: a byte, a
 /// Verifies an allocation, and shows progress.
 using Verify = std::function<Verified(const Allocation&)>;
 
-/// Prints a row a layer and a column a width or step, which shows `value` of it; brackets mark the
+/// "linear, step 0.5", "trellis 1.25": what tells candidates of a weight apart. Their widths where
+/// they go by step follow from the weight.
+std::string label_of(const Candidate& candidate) {
+  const std::string_view method = traits_of(candidate.scheme.method).name;
+  return candidate.step > 0 ? fmt::format("{}, step {}", method, candidate.step)
+                            : fmt::format("{} {}", method, bits_text(candidate.scheme));
+}
+
+/// Prints a row a candidate and a column a layer, which shows `value` of the two; brackets mark the
 /// chosen one.
 template <class Value>
 void print_table(const std::vector<WeightSensitivity>& measured, const Allocation& allocation, Value value) {
-  for (size_t i = 0; i < measured.size(); ++i) {
-    fmt::print("{:<20}", measured[i].name);
-    for (size_t c = 0; c < measured[i].choices.size(); ++c) {
-      const MeasuredChoice& choice = measured[i].choices[c];
-      const std::string label = choice.candidate.step > 0 ? fmt::format("{}", choice.candidate.step)
-                                                          : fmt::format("{}", choice.candidate.scheme.bits);
-      const std::string cell = fmt::format("{}: {}", label, value(choice));
-      fmt::print(" {:>14}", c == allocation.choices[i] ? "[" + cell + "]" : cell + " ");
+  std::vector<std::string> labels;
+  for (const WeightSensitivity& weight : measured)
+    for (const MeasuredChoice& choice : weight.choices)
+      if (std::ranges::find(labels, label_of(choice.candidate)) == labels.end())
+        labels.push_back(label_of(choice.candidate));
+  fmt::print("{:<18}", "");
+  for (const WeightSensitivity& weight : measured)
+    fmt::print(" {:>13}", weight.name.substr(0, weight.name.rfind('.')) + " ");
+  fmt::print("\n");
+  for (const std::string& label : labels) {
+    fmt::print("{:<18}", label);
+    for (size_t i = 0; i < measured.size(); ++i) {
+      const auto& choices = measured[i].choices;
+      const auto found =
+          std::ranges::find(choices, label, [](const MeasuredChoice& c) { return label_of(c.candidate); });
+      const std::string cell = found == choices.end() ? "-" : value(*found);
+      const bool chosen = found - choices.begin() == static_cast<std::ptrdiff_t>(allocation.choices[i]);
+      fmt::print(" {:>13}", chosen ? "[" + cell + "]" : cell + " ");
     }
-    fmt::print("  {}\n", to_string(measured[i].choices[allocation.choices[i]].candidate));
+    fmt::print("\n");
   }
 }
 
 void print_tables(const std::vector<WeightSensitivity>& measured, const Allocation& allocation) {
   fmt::print("predictions' mean divergence from float (nats), one weight compressed at a time; chosen in brackets:\n");
   print_table(measured, allocation, [](const MeasuredChoice& c) { return fmt::format("{:.5f}", c.divergence); });
-  if (measured.front().choices.front().compressed_bytes == 0) return;
-  fmt::print("size of each choice in the compressed file (kB):\n");
-  print_table(measured, allocation, [](const MeasuredChoice& c) {
-    return fmt::format("{:.1f}", static_cast<double>(c.compressed_bytes) / 1000);
+  const bool compressed = measured.front().choices.front().compressed_bytes > 0;
+  fmt::print("size of each choice {} (kB):\n", compressed ? "in the compressed file" : "with padding");
+  print_table(measured, allocation, [&](const MeasuredChoice& c) {
+    return fmt::format("{:.1f}", static_cast<double>(compressed ? c.compressed_bytes : c.stored_bytes) / 1000);
   });
+  for (size_t i = 0; i < measured.size(); ++i)
+    fmt::print("{:<20} {}\n", measured[i].name, to_string(measured[i].choices[allocation.choices[i]].candidate));
 }
 
 nlohmann::json to_json(const std::vector<WeightSensitivity>& measured, const Allocation& allocation,
@@ -96,10 +116,44 @@ Allocation within(int64_t budget, const std::vector<Allocation>& front, const st
   return *best;
 }
 
-/// The allocation that changes predictions least within the target, or for --max-loss the smallest.
-/// Throws UsageError that names the smallest file or number of bits when none meets the target.
-Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured, int64_t other_bytes,
-                  const Verify& verify) {
+/// The allocation that changes predictions least within `file` and `resident` bytes of packed
+/// weights. Sizes count in 4096ths of a limit, rounded up, which keeps the front short.
+Allocation within_both(const std::vector<WeightSensitivity>& measured, const AllocationOptions& options, int64_t file,
+                       int64_t resident) {
+  constexpr int64_t parts = 4096;
+  const auto file_bytes = [&](const MeasuredChoice& choice) {
+    return options.by_compressed() ? choice.compressed_bytes : choice.stored_bytes;
+  };
+  const auto share = [](int64_t bytes, int64_t limit) {
+    return (bytes * parts + limit - 1) / std::max(limit, int64_t{1});
+  };
+  int64_t smallest_file = 0, smallest_resident = 0;
+  std::vector<std::vector<AllocationChoice>> layers;
+  for (const WeightSensitivity& weight : measured) {
+    auto& layer = layers.emplace_back();
+    for (const MeasuredChoice& choice : weight.choices)
+      layer.push_back({share(file_bytes(choice), file), choice.divergence, share(choice.stored_bytes, resident)});
+    smallest_file += file_bytes(*std::ranges::min_element(weight.choices, {}, file_bytes));
+    smallest_resident += std::ranges::min_element(weight.choices, {}, &MeasuredChoice::stored_bytes)->stored_bytes;
+  }
+  const auto best = best_within(allocation_front(layers), parts, parts);
+  if (!best || file <= 0 || resident <= 0)
+    fail<UsageError>(
+        "--target-file {} and --target-resident {} cannot be met together: packed weights take at least {} in the "
+        "file and {} in memory, each alone",
+        options.target_file, options.target_resident, megabytes(static_cast<double>(smallest_file)),
+        megabytes(static_cast<double>(smallest_resident)));
+  return *best;
+}
+
+/// The allocation that changes predictions least within the targets, or for --max-loss the
+/// smallest. Throws UsageError that names the smallest file or number of bits when none meets the
+/// target.
+Allocation choose(const AllocationOptions& options, const std::vector<WeightSensitivity>& measured,
+                  const OtherBytes& others, const Verify& verify) {
+  const int64_t file = static_cast<int64_t>(options.target_file * 1e6) - others.file;
+  const int64_t resident = static_cast<int64_t>(options.target_resident * 1e6) - others.resident;
+  if (options.target_file > 0 && options.target_resident > 0) return within_both(measured, options, file, resident);
   int64_t weights = 0;
   std::vector<std::vector<AllocationChoice>> layers;
   for (const WeightSensitivity& weight : measured) {
@@ -119,10 +173,11 @@ Allocation choose(const AllocationOptions& options, const std::vector<WeightSens
         static_cast<int64_t>(options.target_bits * static_cast<double>(weights) / 8), front,
         fmt::format("--target-bits {}", options.target_bits),
         fmt::format("{:.4f} bits a weight", 8.0 * static_cast<double>(smallest) / static_cast<double>(weights)));
-  return within(
-      static_cast<int64_t>(options.file_target() * 1e6) - other_bytes, front,
-      fmt::format("{} {}", options.chooses_steps() ? "--target-file" : "--target-size", options.file_target()),
-      megabytes(static_cast<double>(smallest + other_bytes)));
+  if (options.target_file > 0)
+    return within(file, front, fmt::format("--target-file {}", options.target_file),
+                  megabytes(static_cast<double>(smallest + others.file)));
+  return within(resident, front, fmt::format("--target-resident {}", options.target_resident),
+                megabytes(static_cast<double>(smallest + others.resident)));
 }
 
 }  // namespace
@@ -134,25 +189,28 @@ void AllocationOptions::add_to(CLI::App& app) {
                      "and the predictions change least; measured on the training images of --data")
           ->type_name("X")
           ->check(CLI::Range(1.0, 32.0));
-  auto* size = app.add_option("--target-size", target_size,
-                              "Choose each layer's width for a file of at most MB (10^6 bytes): compressed if "
-                              "--compress is given, else plain")
-                   ->type_name("MB")
-                   ->check(CLI::Range(smallest_target, largest_target));
   auto* file = app.add_option("--target-file", target_file,
-                              "Choose each layer's step size of linear codes (as --range step:X) so that the "
-                              "compressed file takes at most MB and the predictions change least; implies --compress; "
-                              "--rate-weight counts")
+                              "Choose each layer's scheme so that the file takes at most MB (10^6 bytes) and the "
+                              "predictions change least: trellis strings of every rate, and linear codes of 16 step "
+                              "sizes (as --range step:X), entropy-coded; implies --compress; --rate-weight counts. "
+                              "With --method: each layer's width, in a plain file unless --compress is given")
                    ->type_name("MB")
                    ->check(CLI::Range(smallest_target, largest_target));
+  auto* resident = app.add_option("--target-resident", target_resident,
+                                  "Choose each layer's scheme so that the network takes at most MB (10^6 bytes) in "
+                                  "memory (the ledger's sum; a GPU needs no more): trellis strings, kmeans and linear "
+                                  "of every width. With --target-file: within both, entropy-coded codes, too. With "
+                                  "--method: each layer's width")
+                       ->type_name("MB")
+                       ->check(CLI::Range(smallest_target, largest_target));
   auto* loss = app.add_option("--max-loss", max_loss,
                               "Choose the smallest model that loses at most POINTS of accuracy on training images that "
                               "are kept for that")
                    ->type_name("POINTS")
                    ->check(CLI::Range(0.0, 100.0));
-  bits->excludes(size)->excludes(file)->excludes(loss);
-  size->excludes(file)->excludes(loss);
+  bits->excludes(file)->excludes(resident)->excludes(loss);
   file->excludes(loss);
+  resident->excludes(loss);
   add_checked(app, "--target-images", images, positive,
               "Images that choices are measured on; as many others verify the choice");
 }
@@ -166,27 +224,26 @@ Dataset AllocationOptions::load_images(DataSource& data, const StateDict& model,
 }
 
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
-                          const Dataset& images, int64_t other_bytes, const Candidates& candidates,
-                          const QuantizeWeight& quantize) {
+                          const Dataset& images, const OtherBytes& others, const Candidates& candidates,
+                          const QuantizeWeight& draft, const QuantizeWeight& quantize) {
   const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(floats));
   Network network(backend, dequantized(floats), backend.preferred_precision());
-  const QuantizeWeight quantize_once = remembered(quantize);
   std::vector<WeightSensitivity> measured;
   {
     Progress progress("measuring choices", "choices");
     measured = measure_sensitivity(
-        network, floats, measuring, preprocess, batch_size, candidates, quantize_once,
+        network, floats, measuring, preprocess, batch_size, candidates, draft,
         options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored, std::ref(progress));
   }
 
   std::optional<Progress> progress(std::in_place, "verifying: float", "images");
-  AllocationVerifier verifier(network, floats, verifying, preprocess, batch_size, quantize_once, std::ref(*progress));
+  AllocationVerifier verifier(network, floats, verifying, preprocess, batch_size, quantize, std::ref(*progress));
   const auto verify = [&](const Allocation& allocation) {
     progress.emplace("verifying: packed", "images");
     return verifier(chosen_candidates(measured, allocation), std::ref(*progress));
   };
-  const Allocation chosen = choose(options, measured, other_bytes, verify);
+  const Allocation chosen = choose(options, measured, others, verify);
   const Verified verified = verify(chosen);
   progress.reset();
   print_tables(measured, chosen);
@@ -198,7 +255,7 @@ AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, co
       verified.divergence, chosen.loss);
   AllocatedWeights result;
   for (const auto& [weight, candidate] : chosen_candidates(measured, chosen))
-    result.weights[weight] = quantize_once(floats.at(weight), candidate);
+    result.weights[weight] = quantize(floats.at(weight), candidate);
   result.json = to_json(measured, chosen, verified, options);
   result.json["split"] = to_string(trained_with_validation(floats) ? Split::validation : Split::train);
   return result;

@@ -11,27 +11,33 @@
 
 namespace nibblenet::tools {
 
-/// --target-bits, --target-size, --target-file and --max-loss: pack chooses each layer's scheme.
+/// --target-bits, --target-file, --target-resident and --max-loss: pack chooses each layer's
+/// scheme.
 struct AllocationOptions {
-  double target_bits = 0;   ///< bits a weight; 0: no such target
-  double target_size = 0;   ///< MB of the file; 0: no such target
-  double target_file = 0;   ///< MB of the compressed file, by choice of step sizes; 0: no such target
-  double max_loss = -1;     ///< points of accuracy; below 0: no such target
-  int64_t images = 500;     ///< images to measure on; as many others verify the choice
-  bool compressed = false;  ///< whether the file will be compressed: --target-size then means that size
+  double target_bits = 0;      ///< bits a weight; 0: no such target
+  double target_file = 0;      ///< MB of the file; 0: no such target
+  double target_resident = 0;  ///< MB in memory, the ledger's sum; 0: no such target
+  double max_loss = -1;        ///< points of accuracy; below 0: no such target
+  int64_t images = 500;        ///< images to measure on; as many others verify the choice
+  bool compressed = false;     ///< whether the file will be compressed: --target-file then means that size
 
   /// Adds the flags to a program.
   void add_to(CLI::App& app);
-  bool given() const { return target_bits > 0 || file_target() > 0 || max_loss >= 0; }
-  bool chooses_steps() const { return target_file > 0; }
+  bool given() const { return target_bits > 0 || limits_bytes() || max_loss >= 0; }
+  /// Whether the file, or memory, or both may hold so many bytes at most.
+  bool limits_bytes() const { return target_file > 0 || target_resident > 0; }
   /// Whether a choice costs the bytes that it takes in a compressed file.
-  bool by_compressed() const { return chooses_steps() || (compressed && target_size > 0); }
-  /// Target of the file's size, in MB; 0 when there is none.
-  double file_target() const { return std::max(target_size, target_file); }
+  bool by_compressed() const { return compressed && target_file > 0; }
   /// Loads training images to measure and to verify on: the held-out ones if the model was trained
   /// with validation. Else skips the first `calibrated` images, which codes were chosen by, if the
   /// data has enough others: on those, errors look smaller than they are.
   Dataset load_images(DataSource& data, const StateDict& model, int64_t calibrated) const;
+};
+
+/// The bytes that a model takes beside its packed weights.
+struct OtherBytes {
+  int64_t file = 0;
+  int64_t resident = 0;
 };
 
 /// The packed weights that an allocation chose, and its report.
@@ -41,11 +47,12 @@ struct AllocatedWeights {
 };
 
 /// Chooses a candidate for every weight: measures all on half of `images`, takes the best that
-/// meets the target, verifies it on the other half, and prints a table. `other_bytes` are those of
-/// the file beside the packed weights. When the target cannot be met, throws UsageError that says
-/// what can: the smallest size, or the loss of the widest codes.
+/// meets the targets, verifies it on the other half, and prints tables. `draft` makes candidates to
+/// measure, `quantize` those that are chosen; it is asked for these more than once (remembered()).
+/// When the target cannot be met, throws UsageError that says what can: the smallest size,
+/// or the loss of the widest codes.
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
-                          const Dataset& images, int64_t other_bytes, const Candidates& candidates,
-                          const QuantizeWeight& quantize);
+                          const Dataset& images, const OtherBytes& others, const Candidates& candidates,
+                          const QuantizeWeight& draft, const QuantizeWeight& quantize);
 
 }  // namespace nibblenet::tools

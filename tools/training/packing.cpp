@@ -1,8 +1,13 @@
 #include "tools/training/packing.h"
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <optional>
 
 #include "engine/core/stopwatch.h"
+#include "engine/quant/size.h"
+#include "engine/quant/trellis.h"
 #include "layers/network/class_names.h"
 #include "layers/network/precision_choice.h"
 #include "tools/common/command_line.h"
@@ -25,14 +30,20 @@ std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& w
   return candidates;
 }
 
-/// The candidates of a weight for --target-file: `linear` at 16 steps, each about sqrt(2) times the
-/// one before. They are closer from 1 to 2, where the largest layer's size is decided. Each has the
+/// `scheme` with the granularity and the scales of the flags, where these say nothing with one fp16
+/// scale a channel.
+Scheme with_flags(Scheme scheme, const PackingFlags& flags) {
+  scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);
+  scheme.scale = parse_scale_type(flags.scheme.scale.empty() ? "f16" : flags.scheme.scale);
+  return scheme;
+}
+
+/// Entropy-coded candidates of a weight: `linear` at 16 steps, each about sqrt(2) times the one
+/// before. They are closer from 1 to 2, where the largest layer's size is decided. Each has the
 /// narrowest width that reaches the largest weight: the size in the file depends on the step, not
 /// on the width.
 std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& weight) {
-  Scheme scheme = default_scheme(Method::linear, 8);
-  scheme.granularity = parse_granularity(flags.scheme.granularity.empty() ? "channel" : flags.scheme.granularity);
-  scheme.scale = parse_scale_type(flags.scheme.scale.empty() ? "f16" : flags.scheme.scale);
+  Scheme scheme = with_flags(default_scheme(Method::linear, 8), flags);
   const float reach = largest_deviation(weight.values().view(), scheme.granularity);
   const MethodTraits& traits = traits_of(scheme.method);
   std::vector<Candidate> candidates;
@@ -43,6 +54,35 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
       ++scheme.bits;
     candidates.push_back({scheme, step});
   }
+  return candidates;
+}
+
+/// Candidates of a weight that take as many bytes in memory as in the file: trellis strings of
+/// every rate, kmeans up to 4 bits, linear above that.
+std::vector<Candidate> every_fixed_rate(const PackingFlags& flags, const Parameter& weight) {
+  std::vector<Candidate> candidates;
+  const bool by_channel = with_flags({}, flags).granularity.kind == Granularity::Kind::channel;
+  if (by_channel && weight.shape()[0] >= trellis_granule)
+    for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
+      candidates.push_back({with_flags(scheme, flags)});
+  for (int bits = 2; bits <= 8; ++bits)
+    candidates.push_back({with_flags(default_scheme(bits <= 4 ? Method::kmeans : Method::linear, bits), flags)});
+  return candidates;
+}
+
+/// The candidates of a weight for targets in bytes. Those that exceed the targets alone are left
+/// out, but for the smallest. Their size by the formula is exact enough for that.
+std::vector<Candidate> every_scheme(const PackingFlags& flags, const Parameter& weight) {
+  const AllocationOptions& targets = flags.allocation;
+  std::vector<Candidate> candidates = every_fixed_rate(flags, weight);
+  const double most = 1e6 * std::min(targets.target_file > 0 ? targets.target_file : INFINITY,
+                                     targets.target_resident > 0 ? targets.target_resident : INFINITY);
+  const auto bytes = [&](const Candidate& candidate) {
+    return estimated_size(candidate.scheme, weight.shape()).total();
+  };
+  const Candidate smallest = *std::ranges::min_element(candidates, {}, bytes);
+  std::erase_if(candidates, [&](const Candidate& each) { return bytes(each) > most && each != smallest; });
+  if (targets.target_file > 0) std::ranges::move(every_step(flags, weight), std::back_inserter(candidates));
   return candidates;
 }
 
@@ -80,11 +120,6 @@ void expect_free_choice(const PackingFlags& flags) {
   if (!flags.allocation.given()) return;
   if (scheme.bits || !scheme.layers.empty())
     throw UsageError("targets and --max-loss choose the widths themselves: leave --bits and --layer out");
-  if (flags.allocation.chooses_steps() &&
-      (!scheme.method.empty() || !scheme.sign.empty() || scheme.zero_point || !flags.calibration.ranges.empty()))
-    throw UsageError(
-        "--target-file chooses among steps of linear codes: leave --method, --scale-sign, --zero-point and --range "
-        "out");
 }
 
 /// Where the images of targets and of precisions lie: `data`, else those of --calibrate, else for
@@ -100,6 +135,11 @@ std::optional<DataSource> image_source(const PackingFlags& flags, const std::str
 }
 
 }  // namespace
+
+bool PackingFlags::chooses_methods() const {
+  return allocation.limits_bytes() && scheme.method.empty() && scheme.sign.empty() && !scheme.zero_point &&
+         calibration.ranges.empty();
+}
 
 void PackingFlags::validate() const {
   SchemeChoice::check(scheme);
@@ -119,29 +159,39 @@ void PackingFlags::expect_fit(const StateDict& model) const {
 nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, WeightPacker& packer, Backend& backend,
                                  DataSource data) {
   constexpr int64_t header_at_most = 10'000;
-  int64_t other_bytes = header_at_most;
+  constexpr int64_t most_weights_with_passes = int64_t{1} << 24;  // of a trellis that is only measured: seconds a pass
+  OtherBytes others;
   for (const Parameter& parameter : dict.parameters)
-    if (!parameter.is_weight()) other_bytes += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+    if (!parameter.is_weight()) others.resident += static_cast<int64_t>(sizeof(float)) * parameter.shape().elements();
+  others.file = header_at_most + others.resident;
   Dataset images = flags.allocation.load_images(data, dict, packer.calibration_images());
   const std::string match = match_classes(images, dict, data.asked_for());
   print_match(match);
+  const auto stop_if_asked = [](int64_t) {
+    if (interrupted()) throw Stopped("stopped; nothing was written");
+  };
+  const QuantizeWeight quantize = remembered(
+      [&](const Parameter& weight, const Candidate& candidate) { return packer(weight, candidate, stop_if_asked); });
+  const QuantizeWeight draft = [&](const Parameter& weight, const Candidate& candidate) {
+    const bool large = candidate.scheme.is_trellis() && weight.shape().elements() > most_weights_with_passes;
+    return large ? packer.without_passes(weight, candidate, stop_if_asked) : quantize(weight, candidate);
+  };
   AllocatedWeights allocated = allocate(
-      flags.allocation, backend, dict, images, other_bytes,
+      flags.allocation, backend, dict, images, others,
       [&](const Parameter& weight) {
-        return flags.allocation.chooses_steps() ? every_step(flags, weight)
-                                                : every_width(flags, weight, network_of(dict));
+        return flags.chooses_methods() ? every_scheme(flags, weight) : every_width(flags, weight, network_of(dict));
       },
-      [&](const Parameter& weight, const Candidate& candidate) {
-        return packer(weight, candidate, [](int64_t) {
-          if (interrupted()) throw Stopped("stopped; nothing was written");
-        });
-      });
-  if (flags.allocation.chooses_steps()) {
-    dict.metadata["range"] = "step, of each layer";
+      draft, quantize);
+  if (flags.implies_compression()) {
+    dict.metadata["range"] = "of each layer";
     if (flags.calibration.uses_gptq()) {
       const double rate_weight = flags.calibration.rate_weight.value_or(best_rate_weight);
       dict.metadata["rate_weight"] = fmt::format("{}", rate_weight);
-      dict.metadata["refinements"] = std::to_string(flags.calibration.passes_of({.range = Range::step}));
+      const int others_passes = flags.calibration.passes_of({}),
+                step_passes = flags.calibration.passes_of({.range = Range::step});
+      dict.metadata["refinements"] =
+          others_passes == step_passes ? std::to_string(step_passes)
+                                       : fmt::format("{}, and {} where ranges go by step", others_passes, step_passes);
     }
   }
   for (Parameter& parameter : dict.parameters)

@@ -18,6 +18,12 @@ struct PackingFlags {
   CalibrationFlags calibration;
   AllocationOptions allocation;
 
+  /// Whether targets choose among the schemes of several methods: no flag names one, nor says how
+  /// its scales are found.
+  bool chooses_methods() const;
+  /// Whether the file is to be compressed though no flag says so: entropy-coded codes are among
+  /// what --target-file chooses from.
+  bool implies_compression() const { return chooses_methods() && allocation.target_file > 0; }
   /// Throws UsageError for flags that contradict each other.
   void validate() const;
   /// Throws UsageError for flags that do not fit the model: a pattern that names no layer, a range

@@ -2,10 +2,12 @@
 
 namespace nibblenet {
 
-PackedTensor WeightPacker::operator()(const Parameter& parameter, const Candidate& candidate,
-                                      const std::function<void(int64_t)>& on_weights, LayerReport* report) {
+PackedTensor WeightPacker::pack(const Parameter& parameter, const Candidate& candidate,
+                                const std::function<void(int64_t)>& on_weights, LayerReport* report, bool with_passes) {
   const TensorView<const float> weights = parameter.values().view();
   QuantizeOptions options = options_of_(parameter.name, candidate.step);
+  if (!with_passes) options.passes = 0;
+  if (candidate.scheme.is_trellis()) options.rate_weight = 0;  // all its strings take the same bits
   if (calibration_ == nullptr && options.range == Range::max)
     return backend_.quantize(weights, candidate.scheme, parameter.name);
   std::vector<float> fisher;

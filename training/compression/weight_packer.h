@@ -32,10 +32,19 @@ class WeightPacker {
   /// `on_weights` hears how many of the tensor's weights are done, and throws to stop. Where GPTQ
   /// chose the codes, `report` is filled unless it is null.
   PackedTensor operator()(const Parameter& parameter, const Candidate& candidate,
-                          const std::function<void(int64_t)>& on_weights, LayerReport* report = nullptr);
+                          const std::function<void(int64_t)>& on_weights, LayerReport* report = nullptr) {
+    return pack(parameter, candidate, on_weights, report, true);
+  }
+  /// The same, without coordinate-descent passes: a draft to measure, in less time.
+  PackedTensor without_passes(const Parameter& parameter, const Candidate& candidate,
+                              const std::function<void(int64_t)>& on_weights) {
+    return pack(parameter, candidate, on_weights, nullptr, false);
+  }
   int64_t calibration_images() const { return calibration_ != nullptr ? calibration_->images : 0; }
 
  private:
+  PackedTensor pack(const Parameter& parameter, const Candidate& candidate,
+                    const std::function<void(int64_t)>& on_weights, LayerReport* report, bool with_passes);
   const HessianFactor& factor_of(const std::string& weight, ColumnOrder order);
 
   QuantizeOptionsOf options_of_;

@@ -12,8 +12,8 @@ namespace {
 
 using Layers = std::vector<std::vector<AllocationChoice>>;
 
-/// The least loss of all combinations within the budget; among equals, the fewest bytes.
-std::optional<Allocation> brute_force(const Layers& layers, int64_t budget) {
+/// The least loss of all combinations within the budgets; among equals, the fewest bytes.
+std::optional<Allocation> brute_force(const Layers& layers, int64_t budget, int64_t other = INT64_MAX) {
   std::optional<Allocation> best;
   std::vector<size_t> choices(layers.size());
   for (bool more = true; more;) {
@@ -21,8 +21,10 @@ std::optional<Allocation> brute_force(const Layers& layers, int64_t budget) {
     for (size_t i = 0; i < layers.size(); ++i) {
       all.bytes += layers[i][choices[i]].bytes;
       all.loss += layers[i][choices[i]].loss;
+      all.other += layers[i][choices[i]].other;
     }
-    if (all.bytes <= budget && (!best || all.loss < best->loss || (all.loss == best->loss && all.bytes < best->bytes)))
+    if (all.bytes <= budget && all.other <= other &&
+        (!best || all.loss < best->loss || (all.loss == best->loss && all.bytes < best->bytes)))
       best = all;
     more = false;
     for (size_t i = 0; i < choices.size() && !more; ++i) {
@@ -57,6 +59,26 @@ TEST(Allocation, EqualsBruteForce) {
       EXPECT_EQ(found->loss, expected->loss) << "seed " << seed << ", budget " << budget;
       EXPECT_EQ(found->bytes, expected->bytes) << "seed " << seed << ", budget " << budget;
     }
+  }
+}
+
+TEST(Allocation, EqualsBruteForceWithinTwoBudgets) {
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    Layers layers = random_layers(seed);
+    Random random(seed + 1000);
+    for (auto& layer : layers)
+      for (AllocationChoice& choice : layer) choice.other = static_cast<int64_t>(random.below(30));
+    const std::vector<Allocation> front = allocation_front(layers);
+    for (int64_t budget = 0; budget <= 150; budget += 25)
+      for (int64_t other = 0; other <= 150; other += 25) {
+        const auto expected = brute_force(layers, budget, other);
+        const auto found = best_within(front, budget, other);
+        ASSERT_EQ(found.has_value(), expected.has_value()) << "seed " << seed << ", " << budget << ", " << other;
+        if (!found) continue;
+        EXPECT_EQ(found->loss, expected->loss) << "seed " << seed << ", " << budget << ", " << other;
+        EXPECT_LE(found->bytes, budget);
+        EXPECT_LE(found->other, other);
+      }
   }
 }
 
