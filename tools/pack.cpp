@@ -37,6 +37,11 @@ struct Options : CommonOptions {
     return rewrite && !dry_run && scheme.only_bits() && !scheme.bits && scheme.layers.empty() &&
            !packing.calibration.calibrated() && packing.calibration.ranges.empty() && !packing.allocation.given();
   }
+  /// --layer alone says how: of a packed model, the layers that it names are packed anew.
+  bool repacks_layers() const {
+    const SchemeFlags& scheme = packing.scheme;
+    return !dry_run && scheme.only_bits() && !scheme.bits && !scheme.layers.empty() && !packing.allocation.given();
+  }
 };
 
 std::filesystem::path default_output(const std::filesystem::path& input, const Options& options, double bits) {
@@ -200,9 +205,16 @@ void pack(const Options& options) {
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_model(input, options.checksums);
   if (dict.packed() && options.only_rewrites()) return repack(options, input, dict, *backend);
-  if (dict.packed())
-    fail<UsageError>("{} is packed already; pack the float model it came from, or tools/export it first",
-                     input.string());
+  std::optional<StateDict> packed;
+  if (dict.packed()) {
+    if (!options.repacks_layers())
+      fail<UsageError>(
+          "{} is packed already; pack the float model it came from, or tools/export it first; --layer alone packs some "
+          "layers anew",
+          input.string());
+    packed = std::move(dict);
+    dict = dequantized(*packed);
+  }
   SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
@@ -213,7 +225,7 @@ void pack(const Options& options) {
   const CardWork card = prepare_card(options, input, output, dict);
 
   const Stopwatch watch;
-  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend);
+  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend, packed ? &*packed : nullptr);
   save(output, dict, options);
   const double seconds = watch.seconds();
   print_reports(report.layers);
@@ -224,7 +236,11 @@ void pack(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Stores the weights of a float model as packed n-bit codes; biases stay float32.", "pack");
+  CLI::App app(
+      "Stores the weights of a float model as packed n-bit codes; biases stay float32. Of a packed MODEL, --layer "
+      "alone "
+      "packs the layers that it names anew, and the others keep their codes.",
+      "pack");
   Options options;
   app.add_option("MODEL", options.model,
                  fmt::format("Float model ({}); without it the newest one in weights/", model_files));

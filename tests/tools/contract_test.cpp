@@ -143,6 +143,31 @@ TEST_F(PackTest, ADryRunEstimatesAndWritesNothing) {
 TEST_F(PackTest, WhatIsPackedIsNotPackedAgain) {
   succeed("pack small.safetensors");
   refuse("pack small_4bit.safetensors", "small_4bit.safetensors is packed already", 2);
+  refuse("pack small_4bit.safetensors --bits 3 --layer classifier.1=kmeans:2", "is packed already", 2);
+  refuse("pack small_4bit.safetensors --target-bits 3", "is packed already", 2);
+}
+
+TEST_F(PackTest, LayersOfAPackedModelArePackedAnewAndOthersKeepTheirCodes) {
+  succeed("pack small.safetensors --bits 4 -o before.safetensors");
+  succeed(
+      "pack before.safetensors --layer classifier.1=trellis:2 --calibrate standin --calibration-images 40 -o "
+      "after.safetensors");
+  const StateDict before = model("before.safetensors"), after = model("after.safetensors");
+  EXPECT_EQ(after.metadata.at("packed_anew"), "classifier.1");
+  EXPECT_EQ(after.metadata.at("calibration_images"), "40");
+  for (const Parameter& parameter : after.parameters) {
+    if (!parameter.packed()) continue;
+    const PackedTensor &is = parameter.packed_values(), &was = before.at(parameter.name).packed_values();
+    if (parameter.name == "classifier.1.weight") {
+      EXPECT_EQ(to_string(is.scheme), "trellis:2:channel");
+      continue;
+    }
+    EXPECT_EQ(is.scheme, was.scheme) << parameter.name;
+    EXPECT_EQ(is.codes, was.codes) << parameter.name;
+    EXPECT_EQ(is.scales, was.scales) << parameter.name;
+  }
+  succeed("eval after.safetensors --data standin --limit 20");
+  refuse("pack before.safetensors --layer classifier.2=trellis:2", "no layer of this name", 2);
 }
 
 TEST_F(PackTest, CompressedModelsAreSmallerFilesOfTheSameModel) {

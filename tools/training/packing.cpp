@@ -101,6 +101,21 @@ std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, Weight
   return reports;
 }
 
+/// Gives weights that no --layer names the codes that they have in `packed`, and says in the
+/// metadata which are packed anew: how codes were chosen is told of these alone.
+void keep_other_layers(StateDict& dict, const StateDict& packed, SchemeChoice& schemes) {
+  std::string anew;
+  for (Parameter& parameter : dict.parameters) {
+    const Parameter& before = packed.at(parameter.name);
+    if (!before.packed()) continue;
+    if (schemes.overridden(parameter.name))
+      anew += (anew.empty() ? "" : ", ") + parameter.name.substr(0, parameter.name.rfind('.'));
+    else
+      parameter.value = before.packed_values();
+  }
+  dict.metadata["packed_anew"] = anew;
+}
+
 nlohmann::json to_json(const std::vector<LayerReport>& reports) {
   nlohmann::json layers = nlohmann::json::array();
   for (const auto& [weight, done] : reports)
@@ -202,13 +217,16 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
 }
 
 PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
-                            const std::string& data, Backend& backend) {
+                            const std::string& data, Backend& backend, const StateDict* packed) {
   const Stopwatch watch;
   nlohmann::json data_set;
   std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, backend, &data_set);
   PackingReport report{.json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
   forget_precisions(dict.metadata);
+  if (packed != nullptr)
+    for (const char* key : {"rounding", "column_order", "refinements", "range", "rate_weight"})
+      dict.metadata.erase(key);
   describe(dict.metadata, flags.calibration, measured);
   std::optional<DataSource> source = image_source(flags, data);
   std::optional<PrecisionImages> images;  // before the long work: errors come early
@@ -220,6 +238,7 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
     report.json["data_set"] = report.json["allocation"]["data_set"];
   } else {
     SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
+    if (packed != nullptr) keep_other_layers(dict, *packed, schemes);
     report.layers = pack_all(dict, schemes, packer, calibration);
   }
   report.json["gptq"] = to_json(report.layers);

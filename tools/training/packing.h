@@ -47,9 +47,10 @@ struct PackingReport {
 /// Packs the weights of a float model in place, by flags that fit it (PackingFlags::expect_fit).
 /// Writes to its metadata how, the ranges of its layers' inputs and, where there are images, what
 /// int8 and bfloat16 cost. `input` is the file that it came from, or empty; `data` has the images
-/// of targets and of this measurement, empty: those of --calibrate. Throws Stopped or Interrupted
-/// when the user asks to stop.
+/// of targets and of this measurement, empty: those of --calibrate. `packed` may be null, or a
+/// packed model that `dict` holds in float32: weights that no --layer names then keep its codes, to
+/// the bit. Throws Stopped or Interrupted when the user asks to stop.
 PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
-                            const std::string& data, Backend& backend);
+                            const std::string& data, Backend& backend, const StateDict* packed = nullptr);
 
 }  // namespace nibblenet::tools

@@ -39,11 +39,12 @@ const HessianFactor& WeightPacker::factor_of(const std::string& weight, ColumnOr
 std::vector<LayerReport> pack_weights(StateDict& dict, const std::function<Scheme(const Parameter&)>& scheme_of,
                                       WeightPacker& packer, const OnPacking& on_packing,
                                       const std::function<void(const std::string& weight)>& on_packed) {
-  const int64_t total = dict.weight_count();
-  int64_t done = 0;
+  int64_t total = 0, done = 0;
+  for (const Parameter& parameter : dict.parameters)
+    if (parameter.is_weight() && !parameter.packed()) total += parameter.shape().elements();
   std::vector<LayerReport> reports;
   for (Parameter& parameter : dict.parameters) {
-    if (!parameter.is_weight()) continue;
+    if (!parameter.is_weight() || parameter.packed()) continue;
     const auto show = [&](int64_t weights) { on_packing(done + weights, total, parameter.name); };
     show(0);
     const int64_t count = parameter.shape().elements();

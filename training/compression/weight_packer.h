@@ -57,8 +57,9 @@ class WeightPacker {
 /// Hears of the weights done so far, of how many, and of the tensor at work; throws to stop.
 using OnPacking = std::function<void(int64_t done, int64_t total, const std::string& weight)>;
 
-/// Packs every weight of `dict` in place, by the scheme that `scheme_of` gives it; biases stay as
-/// they are. `on_packed`, unless empty, hears of a tensor that will not be asked for again.
+/// Packs every weight of `dict` in place that is not packed yet, by the scheme that `scheme_of`
+/// gives it; biases stay as they are. `on_packed`, unless empty, hears of a tensor that will not be
+/// asked for again.
 std::vector<LayerReport> pack_weights(StateDict& dict, const std::function<Scheme(const Parameter&)>& scheme_of,
                                       WeightPacker& packer, const OnPacking& on_packing,
                                       const std::function<void(const std::string& weight)>& on_packed = {});
