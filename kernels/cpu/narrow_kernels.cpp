@@ -39,15 +39,25 @@ uint16_t bfloat_of_whole(int value) {
 // Portable kernels. The integers are those of the others; they take 16 bits, so that a group is two
 // values.
 
+int32_t group_at(const std::byte* x) {
+  int32_t group;
+  std::memcpy(&group, x, sizeof group);
+  return group;
+}
+
+int32_t portable_group(const TileWork& t, int64_t pixel, int64_t row, int64_t group) {
+  const int32_t bits = group_at(t.x[pixel] + row * t.row_bytes + 4 * group);
+  return group == t.groups - 1 ? bits & t.last_group : bits;
+}
+
 void tile_portable_int(const TileWork& t, int64_t pixels) {
   for (int64_t i = 0; i < pixels; ++i) {
     int32_t* sums = static_cast<int32_t*>(t.sums) + i * panel_channels;
     if (!t.add) std::fill_n(sums, panel_channels, 0);
     const std::byte* panel = t.panel;
-    for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t r = 0; r < t.rows; ++r, panel += t.panel_gap)
       for (int64_t g = 0; g < t.groups; ++g, panel += 4 * t.width) {
-        int16_t x[2];
-        std::memcpy(x, t.x[i] + r * t.row_bytes + 4 * g, sizeof x);
+        const auto x = std::bit_cast<std::array<int16_t, 2>>(portable_group(t, i, r, g));
         for (int64_t k = 0; k < t.width; ++k) {
           int16_t w[2];
           std::memcpy(w, panel + 4 * k, sizeof w);
@@ -62,10 +72,9 @@ void tile_portable_bfloat(const TileWork& t, int64_t pixels) {
     float* sums = static_cast<float*>(t.sums) + i * panel_channels;
     if (!t.add) std::fill_n(sums, panel_channels, 0.0F);
     const std::byte* panel = t.panel;
-    for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t r = 0; r < t.rows; ++r, panel += t.panel_gap)
       for (int64_t g = 0; g < t.groups; ++g, panel += 4 * t.width) {
-        uint16_t x[2];
-        std::memcpy(x, t.x[i] + r * t.row_bytes + 4 * g, sizeof x);
+        const auto x = std::bit_cast<std::array<uint16_t, 2>>(portable_group(t, i, r, g));
         const float x0 = float_of(x[0]), x1 = float_of(x[1]);
         for (int64_t k = 0; k < t.width; ++k) {
           uint32_t w;
@@ -92,24 +101,21 @@ void finish_portable(const FinishWork& f) {
 bool round_portable_int(const RoundWork& w) {
   const ByteLimits limits(w.is_signed);
   bool finite = true;
-  for (int64_t p = 0; p < w.pixels; ++p)
-    for (int64_t c = 0; c < w.padded; ++c) {
-      const float x = c < w.channels ? w.x[p * w.channels + c] : 0.0F;
-      finite = finite && std::isfinite(x);
-      const float scaled = x * w.inverse;
-      const float clamped = scaled > limits.low ? std::min(scaled, limits.high) : limits.low;
-      const auto rounded = static_cast<int16_t>(std::lrint(clamped));
-      std::memcpy(w.out + 2 * (p * w.padded + c), &rounded, sizeof rounded);
-    }
+  for (int64_t i = 0; i < w.count; ++i) {
+    finite = finite && std::isfinite(w.x[i]);
+    const float scaled = w.x[i] * w.inverse;
+    const float clamped = scaled > limits.low ? std::min(scaled, limits.high) : limits.low;
+    const auto rounded = static_cast<int16_t>(std::lrint(clamped));
+    std::memcpy(w.out + 2 * i, &rounded, sizeof rounded);
+  }
   return finite;
 }
 
 bool round_portable_bfloat(const RoundWork& w) {
-  for (int64_t p = 0; p < w.pixels; ++p)
-    for (int64_t c = 0; c < w.padded; ++c) {
-      const uint16_t rounded = c < w.channels ? bfloat16_of(w.x[p * w.channels + c]) : uint16_t{0};
-      std::memcpy(w.out + 2 * (p * w.padded + c), &rounded, sizeof rounded);
-    }
+  for (int64_t i = 0; i < w.count; ++i) {
+    const uint16_t rounded = bfloat16_of(w.x[i]);
+    std::memcpy(w.out + 2 * i, &rounded, sizeof rounded);
+  }
   return true;
 }
 
@@ -142,29 +148,24 @@ void unpack_portable_bfloat(const UnpackWork& u) {
 #define NIBBLENET_VNNI __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,avx2,fma,bmi2")))
 #define NIBBLENET_BF16 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,avx2,fma,bmi2")))
 
-int32_t group_at(const std::byte* x) {
-  int32_t group;
-  std::memcpy(&group, x, sizeof group);
-  return group;
-}
-
 // The body of a tile kernel, which `Attribute`, `Vector`, `dot` and the others make one of an
 // instruction set: a template would not inherit its caller's target.
 #define NIBBLENET_TILE(NAME, ATTRIBUTE, VECTOR, LANES, ZERO, LOAD, STORE, BROADCAST, DOT)                              \
-  template <int pixels, int vectors>                                                                                   \
+  template <int pixels, int vectors, bool masked>                                                                      \
   ATTRIBUTE void NAME(const TileWork& t, int64_t first) {                                                              \
     VECTOR sums[pixels][vectors];                                                                                      \
     auto* const kept = static_cast<std::byte*>(t.sums) + 4 * first;                                                    \
     _Pragma("GCC unroll 8") for (int i = 0; i < pixels; ++i) _Pragma("GCC unroll 4") for (int v = 0; v < vectors; ++v) \
         sums[i][v] = t.add ? LOAD(kept + 4 * (i * panel_channels + v * (LANES))) : ZERO;                               \
     const std::byte* panel = t.panel + 4 * first;                                                                      \
-    for (int64_t r = 0; r < t.rows; ++r) {                                                                             \
+    for (int64_t r = 0; r < t.rows; ++r, panel += t.panel_gap) {                                                       \
       const int64_t begin = r * t.row_bytes, end = begin + 4 * t.groups;                                               \
       for (int64_t at = begin; at < end; at += 4, panel += 4 * t.width) {                                              \
+        const int32_t kept_bits = masked && at + 4 == end ? t.last_group : -1;                                         \
         VECTOR weights[vectors];                                                                                       \
         _Pragma("GCC unroll 4") for (int v = 0; v < vectors; ++v) weights[v] = LOAD(panel + 4 * v * (LANES));          \
         _Pragma("GCC unroll 8") for (int i = 0; i < pixels; ++i) {                                                     \
-          const VECTOR x = BROADCAST(group_at(t.x[i] + at));                                                           \
+          const VECTOR x = BROADCAST(group_at(t.x[i] + at) & kept_bits);                                               \
           _Pragma("GCC unroll 4") for (int v = 0; v < vectors; ++v) sums[i][v] = DOT(sums[i][v], x, weights[v]);       \
         }                                                                                                              \
       }                                                                                                                \
@@ -197,22 +198,36 @@ using TileOf = void (*)(const TileWork&, int64_t first);
 
 /// Defines a kernel for any panel width: whole tiles of four vectors, or the fewer of the last
 /// panel.
-#define NIBBLENET_BY_SIZE(NAME)                                                  \
-  constexpr TileOf NAME##_by_size[4][tile_pixels] = {                            \
-      {NAME<1, 1>, NAME<2, 1>, NAME<3, 1>, NAME<4, 1>, NAME<5, 1>, NAME<6, 1>},  \
-      {NAME<1, 2>, NAME<2, 2>, NAME<3, 2>, NAME<4, 2>, NAME<5, 2>, NAME<6, 2>},  \
-      {NAME<1, 3>, NAME<2, 3>, NAME<3, 3>, NAME<4, 3>, NAME<5, 3>, NAME<6, 3>},  \
-      {NAME<1, 4>, NAME<2, 4>, NAME<3, 4>, NAME<4, 4>, NAME<5, 4>, NAME<6, 4>}}; \
-  void NAME(const TileWork& t, int64_t pixels) { NAME##_by_size[t.width / 16 - 1][pixels - 1](t, 0); }
+#define NIBBLENET_BY_SIZE(NAME)                                                                                     \
+  template <bool masked>                                                                                            \
+  constexpr TileOf NAME##_by_size[4][tile_pixels] = {{NAME<1, 1, masked>, NAME<2, 1, masked>, NAME<3, 1, masked>,   \
+                                                      NAME<4, 1, masked>, NAME<5, 1, masked>, NAME<6, 1, masked>},  \
+                                                     {NAME<1, 2, masked>, NAME<2, 2, masked>, NAME<3, 2, masked>,   \
+                                                      NAME<4, 2, masked>, NAME<5, 2, masked>, NAME<6, 2, masked>},  \
+                                                     {NAME<1, 3, masked>, NAME<2, 3, masked>, NAME<3, 3, masked>,   \
+                                                      NAME<4, 3, masked>, NAME<5, 3, masked>, NAME<6, 3, masked>},  \
+                                                     {NAME<1, 4, masked>, NAME<2, 4, masked>, NAME<3, 4, masked>,   \
+                                                      NAME<4, 4, masked>, NAME<5, 4, masked>, NAME<6, 4, masked>}}; \
+  void NAME(const TileWork& t, int64_t pixels) {                                                                    \
+    const auto& by_size = t.last_group == -1 ? NAME##_by_size<false> : NAME##_by_size<true>;                        \
+    by_size[t.width / 16 - 1][pixels - 1](t, 0);                                                                    \
+  }
 NIBBLENET_BY_SIZE(tile_vnni)
 NIBBLENET_BY_SIZE(tile_pairs_512)
 NIBBLENET_BY_SIZE(tile_bf16)
 
-constexpr TileOf tile_pairs_256_by_size[tile_pixels] = {tile_pairs_256<1, 2>, tile_pairs_256<2, 2>,
-                                                        tile_pairs_256<3, 2>, tile_pairs_256<4, 2>,
-                                                        tile_pairs_256<5, 2>, tile_pairs_256<6, 2>};
+template <bool masked>
+constexpr TileOf tile_pairs_256_by_size[tile_pixels] = {tile_pairs_256<1, 2, masked>, tile_pairs_256<2, 2, masked>,
+                                                        tile_pairs_256<3, 2, masked>, tile_pairs_256<4, 2, masked>,
+                                                        tile_pairs_256<5, 2, masked>, tile_pairs_256<6, 2, masked>};
 void tile_pairs_256(const TileWork& t, int64_t pixels) {
-  for (int64_t first = 0; first < t.width; first += 16) tile_pairs_256_by_size[pixels - 1](t, first);
+  const auto& by_size = t.last_group == -1 ? tile_pairs_256_by_size<false> : tile_pairs_256_by_size<true>;
+  for (int64_t first = 0; first < t.width; first += 16) by_size[pixels - 1](t, first);
+}
+
+/// The lanes of the next 16 floats of `count` that exist.
+NIBBLENET_AVX512 inline __mmask16 lanes_of(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1U << count) - 1U);
 }
 
 // y = max(0, y) in this order keeps NaN.
@@ -220,7 +235,7 @@ void tile_pairs_256(const TileWork& t, int64_t pixels) {
 NIBBLENET_AVX512 void finish_512(const FinishWork& f, bool whole) {
   const __m512 image = _mm512_set1_ps(f.image);
   for (int64_t k = 0; k < f.channels; k += 16) {
-    const auto mask = static_cast<__mmask16>(f.channels - k >= 16 ? 0xFFFF : (1U << (f.channels - k)) - 1U);
+    const __mmask16 mask = lanes_of(f.channels - k);
     const auto* sums = static_cast<const std::byte*>(f.sums) + 4 * k;
     __m512 sum;
     if (whole) {
@@ -266,12 +281,6 @@ NIBBLENET_AVX512 inline __m512i rounded_512(__m512 x, __m512 inverse, __m512 low
 /// Which are NaN or infinite.
 NIBBLENET_AVX512 inline uint32_t not_finite_512(__m512 x) { return _mm512_fpclass_ps_mask(x, 0x99); }
 
-/// Four pixels of three colours, each followed by a zero. (Loads that expand are slow.)
-NIBBLENET_AVX512 inline __m512 four_pixels(const float* x) {
-  const __m512i places = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
-  return _mm512_maskz_permutexvar_ps(0x7777, places, _mm512_maskz_loadu_ps(0x0FFF, x));
-}
-
 /// Into bytes; those of signed inputs are 128 more.
 NIBBLENET_AVX512 bool round_bytes(const RoundWork& w) {
   const ByteLimits limits(w.is_signed);
@@ -279,52 +288,24 @@ NIBBLENET_AVX512 bool round_bytes(const RoundWork& w) {
   const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
   const __m512i zero = _mm512_set1_epi32(w.is_signed ? byte_zero : 0);
   uint32_t wrong = 0;
-  const auto sixteen = [&](__m512 x) NIBBLENET_AVX512 {
+  for (int64_t i = 0; i < w.count; i += 16) {
+    const __mmask16 mask = lanes_of(w.count - i);
+    const __m512 x = _mm512_maskz_loadu_ps(mask, w.x + i);
     wrong |= not_finite_512(x);
-    return _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded_512(x, inverse, low, high), zero));
-  };
-  if (w.channels == w.padded) {
-    const int64_t count = w.pixels * w.channels;
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(w.out + i), sixteen(_mm512_loadu_ps(w.x + i)));
-    if (i < count) {
-      const auto mask = static_cast<__mmask16>((1U << (count - i)) - 1U);
-      _mm_mask_storeu_epi8(w.out + i, mask, sixteen(_mm512_maskz_loadu_ps(mask, w.x + i)));
-    }
-    return wrong == 0;
+    const __m512i whole = _mm512_add_epi32(rounded_512(x, inverse, low, high), zero);
+    _mm_mask_storeu_epi8(w.out + i, mask, _mm512_cvtepi32_epi8(whole));
   }
-  int64_t p = 0;
-  if (w.channels == 3 && w.padded == 4) {  // images: four pixels at a time
-    const __m128i colours = _mm_set1_epi32(0x00FFFFFF);
-    for (; p + 4 <= w.pixels; p += 4) {
-      const __m512 x = four_pixels(w.x + 3 * p);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(w.out + 4 * p), _mm_and_si128(sixteen(x), colours));
-    }
-  }
-  for (; p < w.pixels; ++p)
-    for (int64_t c = 0; c < w.padded; c += 16) {
-      const auto lanes = [&](int64_t channels) {
-        const int64_t n = std::clamp<int64_t>(channels - c, 0, 16);
-        return static_cast<__mmask16>((1U << n) - 1U);
-      };
-      const __mmask16 mask = lanes(w.channels);
-      const __m128i bytes = sixteen(_mm512_maskz_loadu_ps(mask, w.x + p * w.channels + c));
-      _mm_mask_storeu_epi8(w.out + p * w.padded + c, lanes(w.padded), _mm_maskz_mov_epi8(mask, bytes));
-    }
   return wrong == 0;
 }
 
 /// Into whole numbers of 16 bits.
 NIBBLENET_AVX512 bool round_pairs_512(const RoundWork& w) {
-  if (w.channels != w.padded) return round_portable_int(w);
   const ByteLimits limits(w.is_signed);
   const __m512 inverse = _mm512_set1_ps(w.inverse);
   const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
   uint32_t wrong = 0;
-  const int64_t count = w.pixels * w.channels;
-  for (int64_t i = 0; i < count; i += 16) {
-    const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xFFFF : (1U << (count - i)) - 1U);
+  for (int64_t i = 0; i < w.count; i += 16) {
+    const __mmask16 mask = lanes_of(w.count - i);
     const __m512 x = _mm512_maskz_loadu_ps(mask, w.x + i);
     wrong |= not_finite_512(x);
     _mm256_mask_storeu_epi16(w.out + 2 * i, mask, _mm512_cvtepi32_epi16(rounded_512(x, inverse, low, high)));
@@ -333,7 +314,6 @@ NIBBLENET_AVX512 bool round_pairs_512(const RoundWork& w) {
 }
 
 NIBBLENET_AVX2 bool round_pairs_256(const RoundWork& w) {
-  if (w.channels != w.padded) return round_portable_int(w);
   const ByteLimits limits(w.is_signed);
   const __m256 inverse = _mm256_set1_ps(w.inverse);
   const __m256 low = _mm256_set1_ps(limits.low), high = _mm256_set1_ps(limits.high);
@@ -345,42 +325,23 @@ NIBBLENET_AVX2 bool round_pairs_256(const RoundWork& w) {
     wrong = _mm256_or_ps(wrong, _mm256_cmp_ps(_mm256_and_ps(x, magnitude), largest, _CMP_NLE_UQ));
     return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), low), high));
   };
-  const int64_t count = w.pixels * w.channels;
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
+  for (; i + 16 <= w.count; i += 16) {
     const __m256i low_eight = eight(w.x + i), high_eight = eight(w.x + i + 8);
     const __m256i mixed = _mm256_packs_epi32(low_eight, high_eight);  // of halves of each
     NIBBLENET_STORE_256(w.out + 2 * i, _mm256_permute4x64_epi64(mixed, 0b11011000));
   }
-  bool finite = _mm256_movemask_ps(wrong) == 0;
-  if (i < count) {
-    RoundWork rest = w;
-    rest.x += i;
-    rest.out += 2 * i;
-    rest.pixels = 1;
-    rest.channels = rest.padded = count - i;
-    finite = round_portable_int(rest) && finite;
-  }
-  return finite;
+  const bool finite = _mm256_movemask_ps(wrong) == 0;
+  RoundWork rest = w;
+  rest.x += i;
+  rest.out += 2 * i;
+  rest.count -= i;
+  return round_portable_int(rest) && finite;
 }
 
 NIBBLENET_BF16 bool round_bf16(const RoundWork& w) {
-  if (w.channels == 3 && w.padded == 4) {  // images: four pixels at a time
-    int64_t p = 0;
-    for (; p + 4 <= w.pixels; p += 4) {
-      const __m512 x = four_pixels(w.x + 3 * p);
-      NIBBLENET_STORE_256(w.out + 8 * p, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-    }
-    RoundWork rest = w;
-    rest.x += 3 * p;
-    rest.out += 8 * p;
-    rest.pixels -= p;
-    return round_portable_bfloat(rest);
-  }
-  if (w.channels != w.padded) return round_portable_bfloat(w);
-  const int64_t count = w.pixels * w.channels;
-  for (int64_t i = 0; i < count; i += 16) {
-    const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xFFFF : (1U << (count - i)) - 1U);
+  for (int64_t i = 0; i < w.count; i += 16) {
+    const __mmask16 mask = lanes_of(w.count - i);
     const auto rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, w.x + i)));
     _mm256_mask_storeu_epi16(w.out + 2 * i, mask, rounded);
   }

@@ -13,15 +13,16 @@ namespace nibblenet {
 //
 // Values lie in groups of 4 bytes along the input channels: 4 bytes, or 2 values of 16 bits. A
 // panel of weights holds up to 64 output channels; its order is [group of k][output channel][value
-// of the group], where k runs over window rows, window columns and input channels. One lane of a
-// vector multiplies a group with a group and adds.
+// of the group], where k runs over window rows, window columns and input channels. A window row of
+// the input is read as it lies; its last group is masked where it ends in the next pixel. One lane
+// of a vector multiplies a group with a group and adds.
 
 /// The most output channels of a panel, and the most output pixels of a tile.
 inline constexpr int64_t panel_channels = 64;
 inline constexpr int64_t tile_pixels = 6;
-/// Panels, and the input channels of a pixel, are padded to multiples of these.
+/// The output channels of a panel, and the values of a window row, are padded to multiples of these.
 inline constexpr int64_t panel_granule = 16;
-inline constexpr int64_t channel_granule = 4;
+inline constexpr int64_t row_granule = 4;
 
 /// A tile: products of some output pixels' windows with a panel.
 struct TileWork {
@@ -29,7 +30,9 @@ struct TileWork {
   int64_t rows;                     ///< of a window
   int64_t row_bytes;                ///< from one row of the input to the next
   int64_t groups;                   ///< in a row of a window
-  const std::byte* panel;           ///< [rows * groups][width] groups
+  int32_t last_group;               ///< the bits of a row's last group that belong to it
+  const std::byte* panel;           ///< [rows][groups][width] groups
+  int64_t panel_gap;                ///< bytes of the panel behind each row's groups
   int64_t width;                    ///< of the panel: a multiple of panel_granule
   void* sums;                       ///< [pixels][panel_channels], int32 or float32
   bool add;                         ///< to the sums; otherwise sets them
@@ -47,15 +50,13 @@ struct FinishWork {
   float* y;  ///< [channels]
 };
 
-/// Rounding of pixels' float32 channels to narrow values, each pixel padded with zeros.
+/// Rounding of float32 inputs to narrow values.
 struct RoundWork {
-  const float* x;  ///< [pixels][channels]
-  int64_t pixels;
-  int64_t channels;
-  int64_t padded;  ///< channels of a pixel in `out`
+  const float* x;
+  int64_t count;
   float inverse;   ///< bytes: 1 / the size of a step
   bool is_signed;  ///< bytes: otherwise no x is negative
-  std::byte* out;
+  std::byte* out;  ///< [count] values
 };
 
 /// What the codes of a panel stand for.

@@ -52,13 +52,10 @@ class InputRounder {
     const float largest = range.largest > 0 ? range.largest : largest_magnitude(x_ + image * floats_, floats_);
     steps_[static_cast<size_t>(image)] = {std::isfinite(largest) ? largest : 0.0F, range.is_signed};
   }
-  /// Rounds pixels of an image from float `first` on, on any thread.
-  void round(int64_t image, int64_t first, int64_t pixels, std::byte* out) {
-    const PanelLayout& layout = w_.layout();
+  /// Rounds inputs [first, first + count) of an image, on any thread.
+  void round(int64_t image, int64_t first, int64_t count, std::byte* out) {
     const bool finite = w_.kernels().round({.x = x_ + image * floats_ + first,
-                                            .pixels = pixels,
-                                            .channels = layout.inputs,
-                                            .padded = layout.padded_inputs(),
+                                            .count = count,
                                             .inverse = steps_[static_cast<size_t>(image)].inverse,
                                             .is_signed = w_.input().is_signed,
                                             .out = out});
@@ -125,7 +122,9 @@ void linear_block(const NarrowWeightCpu& w, Finisher& finisher, int64_t panel, c
                     .rows = 1,
                     .row_bytes = 0,
                     .groups = now,
+                    .last_group = -1,
                     .panel = values,
+                    .panel_gap = 0,
                     .width = w.layout().width(panel),
                     .sums = sums + n * panel_channels,
                     .add = g > 0};
@@ -142,25 +141,25 @@ void linear_block(const NarrowWeightCpu& w, Finisher& finisher, int64_t panel, c
 /// A convolution's input as rounded pixels, with its padding.
 struct PaddedInput {
   int64_t height, width, padding;
-  int64_t inputs, padded_inputs, value_bytes;
-  std::byte zero;  ///< what stands for 0 in real channels of bytes
+  int64_t inputs, value_bytes;
+  int zero;  ///< the byte that stands for 0
 
-  int64_t pixel_bytes() const { return padded_inputs * value_bytes; }
+  int64_t pixel_bytes() const { return inputs * value_bytes; }
   int64_t row_bytes() const { return (width + 2 * padding) * pixel_bytes(); }
   int64_t rows() const { return height + 2 * padding; }
-  int64_t bytes() const { return rows() * row_bytes(); }
+  /// The last window row may be read up to a granule beyond the image.
+  int64_t bytes() const { return rows() * row_bytes() + row_granule * value_bytes; }
 
   void fill(std::byte* out, int64_t pixels) const {
-    std::memset(out, 0, static_cast<size_t>(pixels * pixel_bytes()));
-    if (zero == std::byte{0}) return;
-    for (int64_t p = 0; p < pixels; ++p) std::fill_n(out + p * padded_inputs, inputs, zero);
+    std::memset(out, zero, static_cast<size_t>(pixels * pixel_bytes()));
   }
-  /// Writes row `h` of the padded image.
+  /// Writes row `h` of the padded image that begins at `out`.
   void write_row(int64_t image, int64_t h, InputRounder& rounder, std::byte* out) const {
-    if (h < padding || h >= height + padding) return fill(out, width + 2 * padding);
-    fill(out, padding);
-    rounder.round(image, (h - padding) * width * inputs, width, out + padding * pixel_bytes());
-    fill(out + (padding + width) * pixel_bytes(), padding);
+    std::byte* const row = out + h * row_bytes();
+    if (h < padding || h >= height + padding) return fill(row, width + 2 * padding);
+    fill(row, padding);
+    rounder.round(image, (h - padding) * width * inputs, width * inputs, row + padding * pixel_bytes());
+    fill(row + (padding + width) * pixel_bytes(), padding);
   }
 };
 
@@ -173,6 +172,13 @@ struct ConvolutionTiles {
 
   int64_t tiles() const { return (pixels + tile_pixels - 1) / tile_pixels; }
   int64_t units_of_image() const { return w.layout().panels() * tiles(); }
+  /// Groups of a window row, and the bits of the last one that hold values.
+  int64_t groups() const { return (row_values() + w.layout().group - 1) / w.layout().group; }
+  int32_t last_group() const {
+    const int64_t missing = groups() * w.layout().group - row_values();
+    return static_cast<int32_t>(~uint32_t{0} >> 8 * missing * w.kernels().value_bytes());
+  }
+  int64_t row_values() const { return w.layout().columns * w.layout().inputs; }
 
   /// Computes a unit of an image, whose rounded input is `x`.
   void run(int64_t unit, const std::byte* x, const std::byte* panels, float image, Finisher& finisher, float* y) const {
@@ -183,8 +189,10 @@ struct ConvolutionTiles {
     TileWork tile{.x = {},
                   .rows = window.size,
                   .row_bytes = input.row_bytes(),
-                  .groups = window.size * layout.padded_inputs() / layout.group,
+                  .groups = groups(),
+                  .last_group = last_group(),
                   .panel = panels + layout.offset(panel) * w.kernels().value_bytes(),
+                  .panel_gap = 4 * layout.width(panel) * (layout.padded_row() / layout.group - groups()),
                   .width = layout.width(panel),
                   .sums = sums,
                   .add = false};
@@ -224,7 +232,9 @@ void CpuBackend::narrow_linear_forward(TensorView<float> y, TensorView<const flo
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < batch; ++n) {
       rounder.begin(n);
-      rounder.round(n, 0, 1, rounded + n * x_bytes);
+      rounder.round(n, 0, layout.inputs, rounded + n * x_bytes);
+      const int64_t bytes = layout.inputs * w.kernels().value_bytes();
+      std::memset(rounded + n * x_bytes + bytes, 0, static_cast<size_t>(x_bytes - bytes));
     }
     Finisher finisher{w, bias.data(), epilogue == Epilogue::relu};
 #pragma omp for schedule(static)
@@ -246,9 +256,8 @@ void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const flo
                           .width = x.size(2),
                           .padding = window.padding,
                           .inputs = layout.inputs,
-                          .padded_inputs = layout.padded_inputs(),
                           .value_bytes = kernels.value_bytes(),
-                          .zero = static_cast<std::byte>(shifted ? kernels.signed_zero : 0)};
+                          .zero = shifted ? kernels.signed_zero : 0};
   const ConvolutionTiles tiles{w, input, window, y.size(1) * y.size(2), y.size(2)};
   const int64_t batch = x.size(0);
   const int64_t chunk = std::clamp(rounded_bytes / input.bytes(), std::min<int64_t>(threads_, batch), batch);
@@ -269,7 +278,8 @@ void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const flo
       const int64_t images = std::min(chunk, batch - first);
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < images * input.rows(); ++row)
-        input.write_row(first + row / input.rows(), row % input.rows(), rounder, rounded + row * input.row_bytes());
+        input.write_row(first + row / input.rows(), row % input.rows(), rounder,
+                        rounded + row / input.rows() * input.bytes());
       const Share share(images * tiles.units_of_image());
       for (int64_t unit = share.begin; unit < share.end; ++unit) {
         const int64_t n = unit / tiles.units_of_image();

@@ -17,15 +17,20 @@ constexpr size_t read_beyond = 64;  ///< bytes: see UnpackWork
 template <class Use>
 void for_each_place(const PanelLayout& layout, int64_t channel, Use use) {
   const int64_t panel = channel / panel_channels;
-  for (int64_t tap = 0; tap < layout.taps; ++tap)
+  for (int64_t tap = 0; tap < layout.taps(); ++tap)
     for (int64_t input = 0; input < layout.inputs; ++input)
-      use(layout.offset(panel) + layout.place(panel, channel % panel_channels, tap, input), input * layout.taps + tap);
+      use(layout.offset(panel) + layout.place(panel, channel % panel_channels, tap, input),
+          input * layout.taps() + tap);
 }
 
 }  // namespace
 
 PanelLayout::PanelLayout(const Shape& shape, int64_t values_of_group)
-    : channels(shape[0]), inputs(shape[1]), taps(shape.rank() == 4 ? shape[2] * shape[3] : 1), group(values_of_group) {}
+    : channels(shape[0]),
+      inputs(shape[1]),
+      rows(shape.rank() == 4 ? shape[2] : 1),
+      columns(shape.rank() == 4 ? shape[3] : 1),
+      group(values_of_group) {}
 
 NarrowWeightCpu::NarrowWeightCpu(MemoryResource& memory, const PackedTensor& packed, Precision precision,
                                  const InputRange& input, InstructionSet set)
@@ -77,7 +82,7 @@ NarrowWeightCpu::NarrowWeightCpu(MemoryResource& memory, TensorView<const float>
   std::fill_n(out, layout_.values(), uint16_t{0});
 #pragma omp parallel for schedule(static)
   for (int64_t channel = 0; channel < layout_.channels; ++channel) {
-    const float* row = values.data() + channel * layout_.inputs * layout_.taps;
+    const float* row = values.data() + channel * layout_.inputs * layout_.taps();
     for_each_place(layout_, channel, [&](int64_t place, int64_t element) { out[place] = bfloat16_of(row[element]); });
   }
   resident_.weights = static_cast<int64_t>(codes_.bytes());
@@ -121,7 +126,7 @@ void NarrowWeightCpu::sum_corrections(const PackedTensor& packed) {
     const int zero =
         packed.zero_points.empty() ? 0 : packed.zero_points[static_cast<size_t>(view_.groups.group(channel, 0))];
     int32_t sum = 0;
-    for (int64_t k = 0; k < layout_.inputs * layout_.taps; ++k)
+    for (int64_t k = 0; k < layout_.inputs * layout_.taps(); ++k)
       sum += table_.data()->bytes[read_field(row, k, bits_)] - zero;
     corrections_.data()[channel] = kernels_->signed_zero * sum;
   }

@@ -12,15 +12,17 @@ namespace nibblenet {
 struct PanelLayout {
   int64_t channels = 0;  ///< K
   int64_t inputs = 0;    ///< C
-  int64_t taps = 1;      ///< R S
+  int64_t rows = 1;      ///< R
+  int64_t columns = 1;   ///< S
   int64_t group = 4;     ///< values in 4 bytes
 
   PanelLayout() = default;
   /// The panels of a weight of this shape.
   PanelLayout(const Shape& shape, int64_t values_of_group);
-  /// Input channels of a tap, and values of an output channel, with their padding.
-  int64_t padded_inputs() const { return (inputs + channel_granule - 1) / channel_granule * channel_granule; }
-  int64_t depth() const { return taps * padded_inputs(); }
+  int64_t taps() const { return rows * columns; }
+  /// Values of a window row, and of an output channel, with their padding.
+  int64_t padded_row() const { return (columns * inputs + row_granule - 1) / row_granule * row_granule; }
+  int64_t depth() const { return rows * padded_row(); }
   int64_t panels() const { return (channels + panel_channels - 1) / panel_channels; }
   /// Output channels of a panel, with and without padding.
   int64_t real_width(int64_t panel) const { return std::min(panel_channels, channels - panel * panel_channels); }
@@ -30,7 +32,7 @@ struct PanelLayout {
   int64_t values() const { return offset(panels() - 1) + width(panels() - 1) * depth(); }
   /// The place in its panel of the value of a channel of the panel at a tap and an input channel.
   int64_t place(int64_t panel, int64_t channel, int64_t tap, int64_t input) const {
-    const int64_t k = tap * padded_inputs() + input;
+    const int64_t k = tap / columns * padded_row() + tap % columns * inputs + input;
     return (k / group * width(panel) + channel) * group + k % group;
   }
 };

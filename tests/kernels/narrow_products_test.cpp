@@ -235,6 +235,25 @@ TEST(NarrowProducts, OfNumbersThatAreNotFiniteAreNoNumbers) {
         }
 }
 
+/// A window row of three colours ends within a group of four bytes.
+TEST(Bfloat16Products, OfWindowsBesideANaNAreNumbers) {
+  for (const InstructionSet set : sets_here()) {
+    CpuBackend backend(2);
+    backend.limit(set);
+    const auto weight =
+        backend.make_weight(quantized({4, 3, 3, 3}, parse_scheme("linear:4:channel"), 3), Precision::bfloat16);
+    Values x = uniform({2, 5, 7, 3}, 1);
+    const int64_t row = 2, column = 3;
+    x.data[static_cast<size_t>((row * 7 + column) * 3)] = std::numeric_limits<float>::quiet_NaN();
+    const Values y = conv2d(backend, x, *weight, Values({4}), {3, 1, 0}, Epilogue::none);
+    for (int64_t i = 0; i < y.shape.elements(); ++i) {
+      const int64_t n = i / 60, p = i / 20 % 3, q = i / 4 % 5;
+      const bool sees = n == 0 && p <= row && row < p + 3 && q <= column && column < q + 3;
+      EXPECT_EQ(std::isnan(y.data[static_cast<size_t>(i)]), sees) << to_string(set) << ", output " << i;
+    }
+  }
+}
+
 TEST(Int8Products, SaturateInputsBeyondTheRange) {
   for (const InstructionSet set : sets_here()) {
     CpuBackend backend(2);
