@@ -33,6 +33,12 @@ class Weight {
   virtual void changed() = 0;
   /// The precision of products with this weight; nothing where it is that of the activations.
   virtual std::optional<Precision> product_precision() const { return std::nullopt; }
+  /// The step of inputs that products with this weight read as bytes (ByteForm): that of a range
+  /// without a sign that is known before the inputs are. Nothing: inputs are to be float32 or
+  /// float16.
+  virtual std::optional<float> byte_step() const { return std::nullopt; }
+  /// Whether products with this weight can write bytes.
+  virtual bool writes_bytes() const { return false; }
   /// The bytes that this weight occupies, by purpose; no biases.
   virtual ResidentSize resident() const = 0;
 };

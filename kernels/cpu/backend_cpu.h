@@ -89,10 +89,10 @@ class CpuBackend final : public Backend, public Training {
   }
   void packed_conv2d_forward(TensorView<float> y, TensorView<const float> x, Weight& w, TensorView<const float> bias,
                              Window window, Epilogue epilogue);
-  void narrow_conv2d_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
-                             TensorView<const float> bias, Window window, Epilogue epilogue);
-  void narrow_linear_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
-                             TensorView<const float> bias, Epilogue epilogue);
+  void narrow_conv2d_forward(Activations y, ConstActivations x, const NarrowWeightCpu& w, TensorView<const float> bias,
+                             Window window, Epilogue epilogue);
+  void narrow_linear_forward(Activations y, ConstActivations x, const NarrowWeightCpu& w, TensorView<const float> bias,
+                             Epilogue epilogue);
   /// Scratch of at least `size` floats that lives as long as the backend; grows only.
   float* workspace(size_t size);
 

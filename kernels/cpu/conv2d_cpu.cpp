@@ -115,11 +115,11 @@ dnnl::memory CpuBackend::Convolutions::reordered(const Desc& from, float* source
 
 void CpuBackend::conv2d_forward(Activations out, ConstActivations in, Weight& w, TensorView<const float> bias,
                                 Window window, Epilogue epilogue) {
+  if (out.elements() == 0) return;
+  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
+    return narrow_conv2d_forward(out, in, *narrow, bias, window, epilogue);
   const TensorView<float> y = out.floats();
   const TensorView<const float> x = in.floats();
-  if (y.elements() == 0) return;
-  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
-    return narrow_conv2d_forward(y, x, *narrow, bias, window, epilogue);
   if (w.packed()) {
     packed_conv2d_forward(y, x, w, bias, window, epilogue);
     return;

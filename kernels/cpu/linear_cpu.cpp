@@ -133,12 +133,12 @@ void column_sums(TensorView<float> sums, TensorView<const float> rows) {
 
 void CpuBackend::linear_forward(Activations out, ConstActivations in, Weight& w, TensorView<const float> bias,
                                 Epilogue epilogue) {
+  if (out.elements() == 0) return;
+  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
+    return narrow_linear_forward(out, in, *narrow, bias, epilogue);
   const TensorView<float> y = out.floats();
   const TensorView<const float> x = in.floats();
-  if (y.elements() == 0) return;
   const int64_t columns = x.size(1);
-  if (const auto* narrow = dynamic_cast<NarrowWeightCpu*>(&w))
-    return narrow_linear_forward(y, x, *narrow, bias, epilogue);
   if (w.packed()) {
     const PackedView& packed = static_cast<PackedWeightCpu&>(w).view();
     if (x.size(0) <= largest_dot_batch) {

@@ -86,15 +86,42 @@ void tile_portable_bfloat(const TileWork& t, int64_t pixels) {
   }
 }
 
+/// A number, rounded to a whole one that fits a byte.
+int16_t rounded(float x, float inverse, const ByteLimits& limits) {
+  const float scaled = x * inverse;
+  return static_cast<int16_t>(std::lrint(scaled > limits.low ? std::min(scaled, limits.high) : limits.low));
+}
+
+/// Outputs of channels [first, channels).
 template <class Sum>
-void finish_portable(const FinishWork& f) {
-  const auto* sums = static_cast<const Sum*>(f.sums);
-  for (int64_t k = 0; k < f.channels; ++k) {
-    Sum sum = sums[k];
-    if constexpr (std::is_same_v<Sum, int32_t>)
-      if (f.corrections != nullptr) sum -= f.corrections[k];
-    const float y = std::fma(static_cast<float>(sum), f.factors[k] * f.image, f.bias[k]);
-    f.y[k] = f.relu && y < 0.0F ? 0.0F : y;
+bool finish_from(const FinishWork& f, int64_t first) {
+  const ByteLimits limits(false);
+  bool finite = true;
+  for (int64_t p = 0; p < f.pixels; ++p)
+    for (int64_t k = first; k < f.channels; ++k) {
+      Sum sum = static_cast<const Sum*>(f.sums)[p * panel_channels + k];
+      if constexpr (std::is_same_v<Sum, int32_t>)
+        if (f.corrections != nullptr) sum -= f.corrections[k];
+      float y = std::fma(static_cast<float>(sum), f.factors[k] * f.image, f.bias[k]);
+      if (f.relu && y < 0.0F) y = 0.0F;
+      if (f.y != nullptr) {
+        f.y[p * f.stride + k] = y;
+        continue;
+      }
+      finite = finite && std::isfinite(y);
+      f.bytes[p * f.stride + k] = static_cast<uint8_t>(rounded(y, f.inverse, limits));
+    }
+  return finite;
+}
+template <class Sum>
+bool finish_portable(const FinishWork& f) {
+  return finish_from<Sum>(f, 0);
+}
+
+void widen_portable(const uint8_t* x, int64_t count, std::byte* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int16_t value = x[i];
+    std::memcpy(out + 2 * i, &value, sizeof value);
   }
 }
 
@@ -103,10 +130,8 @@ bool round_portable_int(const RoundWork& w) {
   bool finite = true;
   for (int64_t i = 0; i < w.count; ++i) {
     finite = finite && std::isfinite(w.x[i]);
-    const float scaled = w.x[i] * w.inverse;
-    const float clamped = scaled > limits.low ? std::min(scaled, limits.high) : limits.low;
-    const auto rounded = static_cast<int16_t>(std::lrint(clamped));
-    std::memcpy(w.out + 2 * i, &rounded, sizeof rounded);
+    const int16_t value = rounded(w.x[i], w.inverse, limits);
+    std::memcpy(w.out + 2 * i, &value, sizeof value);
   }
   return finite;
 }
@@ -232,54 +257,90 @@ NIBBLENET_AVX512 inline __mmask16 lanes_of(int64_t count) {
 
 // y = max(0, y) in this order keeps NaN.
 
-NIBBLENET_AVX512 void finish_512(const FinishWork& f, bool whole) {
-  const __m512 image = _mm512_set1_ps(f.image);
-  for (int64_t k = 0; k < f.channels; k += 16) {
-    const __mmask16 mask = lanes_of(f.channels - k);
-    const auto* sums = static_cast<const std::byte*>(f.sums) + 4 * k;
-    __m512 sum;
-    if (whole) {
-      __m512i integers = _mm512_loadu_si512(sums);
-      if (f.corrections != nullptr) integers = _mm512_sub_epi32(integers, _mm512_loadu_si512(f.corrections + k));
-      sum = _mm512_cvtepi32_ps(integers);
-    } else {
-      sum = _mm512_loadu_ps(sums);
-    }
-    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(f.factors + k), image);
-    __m512 y = _mm512_fmadd_ps(sum, factor, _mm512_maskz_loadu_ps(mask, f.bias + k));
-    if (f.relu) y = _mm512_maskz_max_ps(0xFFFF, _mm512_setzero_ps(), y);
-    _mm512_mask_storeu_ps(f.y + k, mask, y);
-  }
-}
-void finish_512_int(const FinishWork& f) { finish_512(f, true); }
-void finish_512_bfloat(const FinishWork& f) { finish_512(f, false); }
-
-NIBBLENET_AVX2 void finish_256_int(const FinishWork& f) {
-  const __m256 image = _mm256_set1_ps(f.image);
-  int64_t k = 0;
-  for (; k + 8 <= f.channels; k += 8) {
-    const auto* sums = static_cast<const int32_t*>(f.sums) + k;
-    const __m256 sum = _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)));
-    const __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(f.factors + k), image);
-    const __m256 y = _mm256_fmadd_ps(sum, factor, _mm256_loadu_ps(f.bias + k));
-    _mm256_storeu_ps(f.y + k, f.relu ? _mm256_max_ps(_mm256_setzero_ps(), y) : y);
-  }
-  if (k == f.channels) return;
-  FinishWork rest = f;
-  rest.sums = static_cast<const int32_t*>(f.sums) + k;
-  rest.factors += k;
-  rest.bias += k;
-  rest.y += k;
-  rest.channels -= k;
-  finish_portable<int32_t>(rest);
-}
-
 /// Sixteen floats, rounded to whole numbers that fit a byte.
 NIBBLENET_AVX512 inline __m512i rounded_512(__m512 x, __m512 inverse, __m512 low, __m512 high) {
   return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(x, inverse), low), high));
 }
 /// Which are NaN or infinite.
 NIBBLENET_AVX512 inline uint32_t not_finite_512(__m512 x) { return _mm512_fpclass_ps_mask(x, 0x99); }
+
+NIBBLENET_AVX512 bool finish_512(const FinishWork& f, bool whole) {
+  const ByteLimits limits(false);
+  const __m512 image = _mm512_set1_ps(f.image), inverse = _mm512_set1_ps(f.inverse);
+  const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
+  uint32_t wrong = 0;
+  for (int64_t k = 0; k < f.channels; k += 16) {
+    const __mmask16 mask = lanes_of(f.channels - k);
+    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(f.factors + k), image);
+    const __m512 bias = _mm512_maskz_loadu_ps(mask, f.bias + k);
+    const __m512i correction =
+        f.corrections != nullptr ? _mm512_loadu_si512(f.corrections + k) : _mm512_setzero_si512();
+    for (int64_t p = 0; p < f.pixels; ++p) {
+      const auto* sums = static_cast<const std::byte*>(f.sums) + 4 * (p * panel_channels + k);
+      const __m512 sum =
+          whole ? _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums), correction)) : _mm512_loadu_ps(sums);
+      __m512 y = _mm512_fmadd_ps(sum, factor, bias);
+      if (f.relu) y = _mm512_maskz_max_ps(0xFFFF, _mm512_setzero_ps(), y);
+      if (f.y != nullptr) {
+        _mm512_mask_storeu_ps(f.y + p * f.stride + k, mask, y);
+        continue;
+      }
+      wrong |= not_finite_512(y) & mask;
+      const __m128i bytes = _mm512_cvtepi32_epi8(rounded_512(y, inverse, low, high));
+      _mm_mask_storeu_epi8(f.bytes + p * f.stride + k, mask, bytes);
+    }
+  }
+  return wrong == 0;
+}
+bool finish_512_int(const FinishWork& f) { return finish_512(f, true); }
+bool finish_512_bfloat(const FinishWork& f) { return finish_512(f, false); }
+
+/// Which are NaN or infinite: all bits of them.
+NIBBLENET_AVX2 inline __m256 not_finite_256(__m256 x) {
+  const __m256 magnitude = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF)));
+  return _mm256_cmp_ps(magnitude, _mm256_set1_ps(std::numeric_limits<float>::max()), _CMP_NLE_UQ);
+}
+NIBBLENET_AVX2 inline __m256i rounded_256(__m256 x, __m256 inverse, __m256 low, __m256 high) {
+  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), low), high));
+}
+
+NIBBLENET_AVX2 bool finish_256_int(const FinishWork& f) {
+  const ByteLimits limits(false);
+  const __m256 image = _mm256_set1_ps(f.image), inverse = _mm256_set1_ps(f.inverse);
+  const __m256 low = _mm256_set1_ps(limits.low), high = _mm256_set1_ps(limits.high);
+  __m256 wrong = _mm256_setzero_ps();
+  int64_t k = 0;
+  for (; k + 8 <= f.channels; k += 8) {
+    const __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(f.factors + k), image);
+    const __m256 bias = _mm256_loadu_ps(f.bias + k);
+    for (int64_t p = 0; p < f.pixels; ++p) {
+      const auto* sums = static_cast<const int32_t*>(f.sums) + p * panel_channels + k;
+      const __m256 sum = _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)));
+      __m256 y = _mm256_fmadd_ps(sum, factor, bias);
+      if (f.relu) y = _mm256_max_ps(_mm256_setzero_ps(), y);
+      if (f.y != nullptr) {
+        _mm256_storeu_ps(f.y + p * f.stride + k, y);
+        continue;
+      }
+      wrong = _mm256_or_ps(wrong, not_finite_256(y));
+      const __m256i whole = rounded_256(y, inverse, low, high);
+      const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(f.bytes + p * f.stride + k), _mm_packus_epi16(pairs, pairs));
+    }
+  }
+  return finish_from<int32_t>(f, k) && _mm256_movemask_ps(wrong) == 0;
+}
+
+void widen_bytes(const uint8_t* x, int64_t count, std::byte* out) { std::memcpy(out, x, static_cast<size_t>(count)); }
+
+NIBBLENET_AVX2 void widen_256(const uint8_t* x, int64_t count, std::byte* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
+    NIBBLENET_STORE_256(out + 2 * i, _mm256_cvtepu8_epi16(sixteen));
+  }
+  widen_portable(x + i, count - i, out + 2 * i);
+}
 
 /// Into bytes; those of signed inputs are 128 more.
 NIBBLENET_AVX512 bool round_bytes(const RoundWork& w) {
@@ -317,13 +378,11 @@ NIBBLENET_AVX2 bool round_pairs_256(const RoundWork& w) {
   const ByteLimits limits(w.is_signed);
   const __m256 inverse = _mm256_set1_ps(w.inverse);
   const __m256 low = _mm256_set1_ps(limits.low), high = _mm256_set1_ps(limits.high);
-  const __m256 largest = _mm256_set1_ps(std::numeric_limits<float>::max());
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
   __m256 wrong = _mm256_setzero_ps();
   const auto eight = [&](const float* from) NIBBLENET_AVX2 {
     const __m256 x = _mm256_loadu_ps(from);
-    wrong = _mm256_or_ps(wrong, _mm256_cmp_ps(_mm256_and_ps(x, magnitude), largest, _CMP_NLE_UQ));
-    return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), low), high));
+    wrong = _mm256_or_ps(wrong, not_finite_256(x));
+    return rounded_256(x, inverse, low, high);
   };
   int64_t i = 0;
   for (; i + 16 <= w.count; i += 16) {
@@ -497,18 +556,26 @@ void unpack_bf16(const UnpackWork& u) {
   unpack_bf16_by_bits[static_cast<size_t>(u.bits)](u);
 }
 
-constexpr NarrowKernels kernels_vnni = {"VNNI", 4, byte_zero, tile_vnni, finish_512_int, round_bytes, unpack_bytes};
-constexpr NarrowKernels kernels_avx512 = {"AVX-512",       2, 0, tile_pairs_512, finish_512_int, round_pairs_512,
-                                          unpack_pairs_256};
-constexpr NarrowKernels kernels_avx2 = {"AVX2",          2, 0, tile_pairs_256, finish_256_int, round_pairs_256,
-                                        unpack_pairs_256};
-constexpr NarrowKernels kernels_bf16 = {"BF16", 2, 0, tile_bf16, finish_512_bfloat, round_bf16, unpack_bf16};
+constexpr NarrowKernels kernels_vnni = {"VNNI",         4,           byte_zero,   tile_vnni,
+                                        finish_512_int, widen_bytes, round_bytes, unpack_bytes};
+constexpr NarrowKernels kernels_avx512 = {
+    "AVX-512", 2, 0, tile_pairs_512, finish_512_int, widen_256, round_pairs_512, unpack_pairs_256};
+constexpr NarrowKernels kernels_avx2 = {
+    "AVX2", 2, 0, tile_pairs_256, finish_256_int, widen_256, round_pairs_256, unpack_pairs_256};
+constexpr NarrowKernels kernels_bf16 = {"BF16", 2, 0, tile_bf16, finish_512_bfloat, nullptr, round_bf16, unpack_bf16};
 #endif
 
 constexpr NarrowKernels kernels_portable_int = {
-    "portable", 2, 0, tile_portable_int, finish_portable<int32_t>, round_portable_int, unpack_portable_int};
-constexpr NarrowKernels kernels_portable_bfloat = {
-    "portable", 2, 0, tile_portable_bfloat, finish_portable<float>, round_portable_bfloat, unpack_portable_bfloat};
+    "portable",         2, 0, tile_portable_int, finish_portable<int32_t>, widen_portable, round_portable_int,
+    unpack_portable_int};
+constexpr NarrowKernels kernels_portable_bfloat = {"portable",
+                                                   2,
+                                                   0,
+                                                   tile_portable_bfloat,
+                                                   finish_portable<float>,
+                                                   nullptr,
+                                                   round_portable_bfloat,
+                                                   unpack_portable_bfloat};
 
 }  // namespace
 

@@ -20,7 +20,7 @@ namespace nibblenet {
 /// The most output channels of a panel, and the most output pixels of a tile.
 inline constexpr int64_t panel_channels = 64;
 inline constexpr int64_t tile_pixels = 6;
-/// The output channels of a panel, and the values of a window row, are padded to multiples of these.
+/// The output channels of a panel and the values of a window row are padded to multiples of these.
 inline constexpr int64_t panel_granule = 16;
 inline constexpr int64_t row_granule = 4;
 
@@ -38,16 +38,21 @@ struct TileWork {
   bool add;                         ///< to the sums; otherwise sets them
 };
 
-/// From the sums of a pixel to outputs: y[k] = relu((sum - correction) * (factor * image) + bias).
+/// From the sums of some pixels of an image to outputs, as float32 or as bytes:
+/// y[pixel][k] = relu((sum - correction) * (factor * image) + bias).
 struct FinishWork {
-  const void* sums;            ///< [panel_channels]
+  int64_t pixels;
+  const void* sums;            ///< [pixels][panel_channels]
   const float* factors;        ///< [panel_channels]
   const int32_t* corrections;  ///< [panel_channels], or null: 0
   const float* bias;           ///< [channels]
   float image;
   int64_t channels;
   bool relu;
-  float* y;  ///< [channels]
+  int64_t stride;  ///< from a pixel's outputs to the next one's
+  float* y;        ///< null: `bytes` is written
+  uint8_t* bytes;  ///< y * inverse, rounded
+  float inverse;
 };
 
 /// Rounding of float32 inputs to narrow values.
@@ -82,7 +87,10 @@ struct NarrowKernels {
   int64_t group;        ///< values in 4 bytes
   int32_t signed_zero;  ///< what stands for 0 where inputs are signed
   void (*tile)(const TileWork& work, int64_t pixels);
-  void (*finish)(const FinishWork& work);
+  /// Returns whether all outputs are finite, where they become bytes; true where they are float32.
+  bool (*finish)(const FinishWork& work);
+  /// From bytes between layers to values of products in int8; null in bfloat16.
+  void (*widen)(const uint8_t* x, int64_t count, std::byte* out);
   /// Returns whether all numbers are finite. (bfloat16 keeps those that are not, and returns true.)
   bool (*round)(const RoundWork& work);
   void (*unpack)(const UnpackWork& work);
@@ -95,6 +103,9 @@ struct NarrowKernels {
 const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set);
 /// Whether products in this precision are faster than in float32.
 bool has_fast_products(Precision precision, InstructionSet set);
+
+/// The size of a step of inputs up to this magnitude.
+constexpr float step_of_bytes(float largest, bool is_signed) { return largest / (is_signed ? 127.0F : 255.0F); }
 
 /// The largest magnitude of some floats; NaN or infinity if one is.
 float largest_magnitude(const float* x, int64_t count);

@@ -28,35 +28,38 @@ struct Share {
         end(count * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
 };
 
-/// The size of a step of an image's inputs in bytes, and its inverse.
-struct ByteStep {
-  float size = 1.0F;
-  float inverse = 1.0F;
-
-  ByteStep() = default;
-  ByteStep(float largest, bool is_signed)
-      : size(largest / (is_signed ? 127.0F : 255.0F)), inverse(size > 0.0F ? 1.0F / size : 0.0F) {}
-};
-
-/// Rounds the inputs of images, and keeps what their sums are multiplied by.
+/// Makes values of products from the inputs of images, and keeps what their sums are multiplied by.
 class InputRounder {
  public:
-  /// `floats`: of an image.
-  InputRounder(const NarrowWeightCpu& w, const float* x, int64_t images, int64_t floats)
-      : w_(w), x_(x), floats_(floats), steps_(static_cast<size_t>(images)), wrong_(static_cast<size_t>(images)) {}
+  InputRounder(const NarrowWeightCpu& w, ConstActivations x)
+      : w_(w),
+        x_(x),
+        image_(x.shape().inner_elements()),
+        steps_(static_cast<size_t>(x.size(0)), 1.0F),
+        wrong_(static_cast<size_t>(x.size(0))) {
+    if (in_bytes() && !w.byte_step()) throw Error("a product that takes no bytes got some");
+  }
 
   /// Finds an image's step. Call it before round().
   void begin(int64_t image) {
     if (w_.product_precision() != Precision::int8) return;
+    const auto i = static_cast<size_t>(image);
+    if (in_bytes()) {
+      steps_[i] = x_.form().step;
+      wrong_[i] = x_.form().invalid[image] != 0;
+      return;
+    }
     const InputRange& range = w_.input();
-    const float largest = range.largest > 0 ? range.largest : largest_magnitude(x_ + image * floats_, floats_);
-    steps_[static_cast<size_t>(image)] = {std::isfinite(largest) ? largest : 0.0F, range.is_signed};
+    const float largest = range.largest > 0 ? range.largest : largest_magnitude(floats(image), image_);
+    steps_[i] = std::isfinite(largest) ? step_of_bytes(largest, range.is_signed) : 0.0F;
   }
   /// Rounds inputs [first, first + count) of an image, on any thread.
   void round(int64_t image, int64_t first, int64_t count, std::byte* out) {
-    const bool finite = w_.kernels().round({.x = x_ + image * floats_ + first,
+    if (in_bytes()) return w_.kernels().widen(x_.bytes().data() + image * image_ + first, count, out);
+    const float step = steps_[static_cast<size_t>(image)];
+    const bool finite = w_.kernels().round({.x = floats(image) + first,
                                             .count = count,
-                                            .inverse = steps_[static_cast<size_t>(image)].inverse,
+                                            .inverse = step > 0.0F ? 1.0F / step : 0.0F,
                                             .is_signed = w_.input().is_signed,
                                             .out = out});
     if (!finite) wrong_[static_cast<size_t>(image)].store(true, std::memory_order_relaxed);
@@ -64,49 +67,76 @@ class InputRounder {
   /// What an image's sums are multiplied by: NaN if an input was NaN or infinite, as no byte is.
   float factor(int64_t image) const {
     const auto i = static_cast<size_t>(image);
-    return wrong_[i].load(std::memory_order_relaxed) ? std::numeric_limits<float>::quiet_NaN() : steps_[i].size;
+    return wrong_[i].load(std::memory_order_relaxed) ? std::numeric_limits<float>::quiet_NaN() : steps_[i];
+  }
+
+ private:
+  bool in_bytes() const { return x_.precision() == Precision::int8; }
+  const float* floats(int64_t image) const { return x_.floats().data() + image * image_; }
+
+  const NarrowWeightCpu& w_;
+  ConstActivations x_;
+  int64_t image_;  ///< its inputs
+  std::vector<float> steps_;
+  std::vector<std::atomic<bool>> wrong_;
+};
+
+/// Writes the outputs of pixels from their sums. Each thread has its own.
+class Finisher {
+ public:
+  Finisher(const NarrowWeightCpu& w, const float* bias, Epilogue epilogue, Activations y)
+      : w_(w),
+        bias_(bias),
+        relu_(epilogue == Epilogue::relu),
+        form_(y.form()),
+        floats_(y.precision() == Precision::int8 ? nullptr : y.floats().data()),
+        bytes_(y.precision() == Precision::int8 ? y.bytes().data() : nullptr),
+        inverse_(bytes_ != nullptr ? 1.0F / form_.step : 0.0F) {}
+
+  /// Writes a panel's channels of pixels [first, first + count), numbered through all images. They
+  /// belong to `image`, whose sums are multiplied by `factor`.
+  void write(const void* sums, int64_t panel, int64_t image, float factor, int64_t first, int64_t count) {
+    if (panel_ != panel) w_.factors(panel, factors_);
+    panel_ = panel;
+    const int64_t channels = w_.layout().channels, at = first * channels + panel * panel_channels;
+    const bool finite = w_.kernels().finish({.pixels = count,
+                                             .sums = sums,
+                                             .factors = factors_,
+                                             .corrections = w_.corrections(panel),
+                                             .bias = bias_ + panel * panel_channels,
+                                             .image = factor,
+                                             .channels = w_.layout().real_width(panel),
+                                             .relu = relu_,
+                                             .stride = channels,
+                                             .y = floats_ != nullptr ? floats_ + at : nullptr,
+                                             .bytes = bytes_ != nullptr ? bytes_ + at : nullptr,
+                                             .inverse = inverse_});
+    if (!finite) std::atomic_ref(form_.invalid[image]).store(1, std::memory_order_relaxed);
   }
 
  private:
   const NarrowWeightCpu& w_;
-  const float* x_;
-  int64_t floats_;
-  std::vector<ByteStep> steps_;
-  std::vector<std::atomic<bool>> wrong_;
+  const float* bias_;
+  bool relu_;
+  ByteForm<uint8_t> form_;
+  float* floats_;  ///< one of these two is y's data
+  uint8_t* bytes_;
+  float inverse_;
+  int64_t panel_ = -1;  ///< whose factors these are
+  float factors_[panel_channels];
 };
 
-/// Writes the outputs of some pixels from their sums.
-struct Finisher {
-  const NarrowWeightCpu& w;
-  const float* bias;
-  bool relu;
-  int64_t panel = -1;
-  float factors[panel_channels];
+/// Begins to write y: no image is invalid yet.
+void begin_output(Activations y) {
+  if (y.precision() == Precision::int8) std::fill_n(y.form().invalid, y.size(0), uint8_t{0});
+}
 
-  void choose(int64_t wanted) {
-    if (panel == wanted) return;
-    panel = wanted;
-    w.factors(panel, factors);
-  }
-  /// `y`: the pixel's output channels.
-  void write(const void* sums, float image, float* y) const {
-    w.kernels().finish({.sums = sums,
-                        .factors = factors,
-                        .corrections = w.corrections(panel),
-                        .bias = bias + panel * panel_channels,
-                        .image = image,
-                        .channels = w.layout().real_width(panel),
-                        .relu = relu,
-                        .y = y + panel * panel_channels});
-  }
-};
-
-constexpr int64_t block_images = 16 * tile_pixels;  ///< whose sums a thread keeps: 24 KB
+constexpr int64_t block_images = 22 * tile_pixels;  ///< whose sums a thread keeps: 33 KB
 
 /// y[n] of a panel for images [first, first + count), at most block_images. Codes are unpacked
 /// chunk by chunk, and used from the first-level cache.
 void linear_block(const NarrowWeightCpu& w, Finisher& finisher, int64_t panel, const std::byte* x, int64_t x_bytes,
-                  int64_t first, int64_t count, const InputRounder& rounder, TensorView<float> y) {
+                  int64_t first, int64_t count, const InputRounder& rounder) {
   alignas(64) int32_t sums[block_images * panel_channels];
   alignas(64) std::byte chunk[chunk_bytes];
   const int64_t groups = w.layout().depth() / w.layout().group;
@@ -133,9 +163,8 @@ void linear_block(const NarrowWeightCpu& w, Finisher& finisher, int64_t panel, c
       w.kernels().tile(tile, images);
     }
   }
-  finisher.choose(panel);
-  for (int64_t n = 0; n < count; ++n)
-    finisher.write(sums + n * panel_channels, rounder.factor(first + n), y.data() + (first + n) * y.size(1));
+  for (int64_t n = first; n < first + count; ++n)
+    finisher.write(sums + (n - first) * panel_channels, panel, n, rounder.factor(n), n, 1);
 }
 
 /// A convolution's input as rounded pixels, with its padding.
@@ -180,8 +209,9 @@ struct ConvolutionTiles {
   }
   int64_t row_values() const { return w.layout().columns * w.layout().inputs; }
 
-  /// Computes a unit of an image, whose rounded input is `x`.
-  void run(int64_t unit, const std::byte* x, const std::byte* panels, float image, Finisher& finisher, float* y) const {
+  /// Computes a unit of image n, whose rounded input is `x`.
+  void run(int64_t unit, int64_t n, const std::byte* x, const std::byte* panels, float factor,
+           Finisher& finisher) const {
     alignas(64) int32_t sums[tile_pixels * panel_channels];
     const PanelLayout& layout = w.layout();
     const int64_t panel = unit / tiles(), first = unit % tiles() * tile_pixels;
@@ -196,13 +226,13 @@ struct ConvolutionTiles {
                   .width = layout.width(panel),
                   .sums = sums,
                   .add = false};
-    for (int64_t i = 0; i < count; ++i)
-      tile.x[i] = x + (first + i) / columns * window.stride * input.row_bytes() +
-                  (first + i) % columns * window.stride * input.pixel_bytes();
+    int64_t row = first / columns, column = first % columns;
+    for (int64_t i = 0; i < count; ++i) {
+      tile.x[i] = x + window.stride * (row * input.row_bytes() + column * input.pixel_bytes());
+      if (++column == columns) column = 0, ++row;
+    }
     w.kernels().tile(tile, count);
-    finisher.choose(panel);
-    for (int64_t i = 0; i < count; ++i)
-      finisher.write(sums + i * panel_channels, image, y + (first + i) * layout.channels);
+    finisher.write(sums, panel, n, factor, n * pixels + first, count);
   }
 };
 
@@ -221,12 +251,13 @@ void unpack_share(const NarrowWeightCpu& w, std::byte* panels) {
 
 }  // namespace
 
-void CpuBackend::narrow_linear_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+void CpuBackend::narrow_linear_forward(Activations y, ConstActivations x, const NarrowWeightCpu& w,
                                        TensorView<const float> bias, Epilogue epilogue) {
   const PanelLayout& layout = w.layout();
   const int64_t batch = x.size(0), x_bytes = layout.depth() * w.kernels().value_bytes();
   auto* rounded = reinterpret_cast<std::byte*>(workspace(static_cast<size_t>(batch * x_bytes + 3) / sizeof(float)));
-  InputRounder rounder(w, x.data(), batch, layout.inputs);
+  InputRounder rounder(w, x);
+  begin_output(y);
 #pragma omp parallel num_threads(threads_)
   {
 #pragma omp for schedule(static)
@@ -236,17 +267,17 @@ void CpuBackend::narrow_linear_forward(TensorView<float> y, TensorView<const flo
       const int64_t bytes = layout.inputs * w.kernels().value_bytes();
       std::memset(rounded + n * x_bytes + bytes, 0, static_cast<size_t>(x_bytes - bytes));
     }
-    Finisher finisher{w, bias.data(), epilogue == Epilogue::relu};
+    Finisher finisher(w, bias.data(), epilogue, y);
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < layout.panels(); ++panel)
       for (int64_t n = 0; n < batch; n += block_images)
-        linear_block(w, finisher, panel, rounded, x_bytes, n, std::min(block_images, batch - n), rounder, y);
+        linear_block(w, finisher, panel, rounded, x_bytes, n, std::min(block_images, batch - n), rounder);
   }
 }
 
 /// Rounds some images into padded copies, and computes tiles from these. Panels are unpacked once,
 /// and stay in the second-level cache.
-void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const float> x, const NarrowWeightCpu& w,
+void CpuBackend::narrow_conv2d_forward(Activations y, ConstActivations x, const NarrowWeightCpu& w,
                                        TensorView<const float> bias, Window window, Epilogue epilogue) {
   constexpr int64_t rounded_bytes = 2 << 20;  // of images at once
   const PanelLayout& layout = w.layout();
@@ -267,13 +298,14 @@ void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const flo
       workspace((panel_bytes + static_cast<size_t>(chunk * input.bytes()) + 3) / sizeof(float)));
   std::byte* rounded = own_panels + panel_bytes;
   const std::byte* panels = w.unpacked() ? w.unpacked_panel(0, 0) : own_panels;
-  InputRounder rounder(w, x.data(), batch, x.shape().inner_elements());
+  InputRounder rounder(w, x);
+  begin_output(y);
 #pragma omp parallel num_threads(threads_)
   {
     if (!w.unpacked()) unpack_share(w, own_panels);
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < batch; ++n) rounder.begin(n);
-    Finisher finisher{w, bias.data(), epilogue == Epilogue::relu};
+    Finisher finisher(w, bias.data(), epilogue, y);
     for (int64_t first = 0; first < batch; first += chunk) {
       const int64_t images = std::min(chunk, batch - first);
 #pragma omp for schedule(static)
@@ -283,8 +315,8 @@ void CpuBackend::narrow_conv2d_forward(TensorView<float> y, TensorView<const flo
       const Share share(images * tiles.units_of_image());
       for (int64_t unit = share.begin; unit < share.end; ++unit) {
         const int64_t n = unit / tiles.units_of_image();
-        tiles.run(unit % tiles.units_of_image(), rounded + n * input.bytes(), panels, rounder.factor(first + n),
-                  finisher, y.data() + (first + n) * y.shape().inner_elements());
+        tiles.run(unit % tiles.units_of_image(), first + n, rounded + n * input.bytes(), panels,
+                  rounder.factor(first + n), finisher);
       }
 #pragma omp barrier
     }

@@ -92,6 +92,11 @@ TensorView<float> NarrowWeightCpu::values() {
   throw Error("a weight for products in bfloat16 or int8 has no float values: make the network in float32");
 }
 
+std::optional<float> NarrowWeightCpu::byte_step() const {
+  if (precision_ != Precision::int8 || input_.is_signed || input_.largest == 0) return std::nullopt;
+  return step_of_bytes(input_.largest, false);
+}
+
 /// Panels are the unit of work: no byte holds codes of two.
 void NarrowWeightCpu::reorder(const PackedTensor& packed) {
   std::fill_n(codes_.data() + codes_.size() - read_beyond, read_beyond, uint8_t{0});

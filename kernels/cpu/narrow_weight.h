@@ -52,6 +52,8 @@ class NarrowWeightCpu final : public Weight {
   TensorView<float> values() override;
   void changed() override {}
   std::optional<Precision> product_precision() const override { return precision_; }
+  std::optional<float> byte_step() const override;
+  bool writes_bytes() const override { return true; }
   ResidentSize resident() const override { return resident_; }
 
   const NarrowKernels& kernels() const { return *kernels_; }

@@ -13,7 +13,8 @@ namespace nibblenet {
 namespace {
 
 /// y[n, column, row] = x[n, row, column].
-void transpose(TensorView<float> y, TensorView<const float> x, int64_t images, int64_t rows, int64_t columns) {
+template <class T>
+void transpose(TensorView<T> y, TensorView<const T> x, int64_t images, int64_t rows, int64_t columns) {
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < images; ++n)
     for (int64_t column = 0; column < columns; ++column)
@@ -21,8 +22,23 @@ void transpose(TensorView<float> y, TensorView<const float> x, int64_t images, i
         y[(n * columns + column) * rows + row] = x[(n * rows + row) * columns + column];
 }
 
+/// Bytes that are made from bytes alone stand for what those do.
+void keep_form(Activations y, ConstActivations x) {
+  if (y.form().step != x.form().step) throw Error("bytes of one step cannot become bytes of another");
+  std::copy_n(x.form().invalid, x.size(0), y.form().invalid);
+}
+
 /// Whether `candidate` replaces `best`. A NaN wins and stays, as in PyTorch.
 bool beats(float candidate, float best) { return candidate > best || std::isnan(candidate); }
+
+/// The input rows, or columns, [begin, end) that an output's window covers.
+struct WindowRange {
+  int64_t begin, end;
+  WindowRange(int64_t output, Window window, int64_t inputs)
+      : begin(std::max<int64_t>(0, output * window.stride - window.padding)),
+        end(std::min(inputs, output * window.stride - window.padding + window.size)) {}
+  int64_t size() const { return end - begin; }
+};
 
 /// The pixels of a pooling window: corners of [rows][columns] pixels, `row_floats` and `channels`
 /// floats apart.
@@ -71,7 +87,41 @@ auto* best_largest() {
 
 }  // namespace
 
+namespace {
+
+/// y[channels] = the largest bytes of a window.
+void largest_bytes(const uint8_t* first, int64_t rows, int64_t columns, int64_t row_bytes, int64_t channels,
+                   uint8_t* __restrict y) {
+  std::copy_n(first, channels, y);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t s = 0; s < columns; ++s) {
+      const uint8_t* pixel = first + r * row_bytes + s * channels;
+      for (int64_t c = 0; c < channels; ++c) y[c] = std::max(y[c], pixel[c]);
+    }
+}
+
+/// Of bytes. Rounding keeps the order, so the largest byte is that of the largest number.
+void max_pool_bytes(TensorView<uint8_t> y, TensorView<const uint8_t> x, Window window) {
+  const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < y.size(0) * y.size(1); ++row) {
+    const uint8_t* image = x.data() + row / y.size(1) * height * width * channels;
+    const WindowRange down(row % y.size(1), window, height);
+    for (int64_t q = 0; q < y.size(2); ++q) {
+      const WindowRange across(q, window, width);
+      largest_bytes(image + (down.begin * width + across.begin) * channels, down.size(), across.size(),
+                    width * channels, channels, y.data() + (row * y.size(2) + q) * channels);
+    }
+  }
+}
+
+}  // namespace
+
 void CpuBackend::max_pool2d_forward(Activations out, TensorView<uint8_t> argmax, ConstActivations in, Window window) {
+  if (in.precision() == Precision::int8 && argmax.data() == nullptr) {
+    max_pool_bytes(out.bytes(), in.bytes(), window);
+    return keep_form(out, in);
+  }
   const TensorView<float> y = out.floats();
   const TensorView<const float> x = in.floats();
   const int64_t height = x.size(1), width = x.size(2), channels = x.size(3);
@@ -194,7 +244,10 @@ void CpuBackend::adaptive_average_pool2d_backward(Activations to, ConstActivatio
 }
 
 void CpuBackend::flatten_forward(Activations y, ConstActivations x) {
-  transpose(y.floats(), x.floats(), x.size(0), x.size(1) * x.size(2), x.size(3));
+  const int64_t pixels = x.size(1) * x.size(2);
+  if (x.precision() != Precision::int8) return transpose(y.floats(), x.floats(), x.size(0), pixels, x.size(3));
+  transpose(y.bytes(), x.bytes(), x.size(0), pixels, x.size(3));
+  keep_form(y, x);
 }
 
 void CpuBackend::flatten_backward(Activations dx, ConstActivations dy) {

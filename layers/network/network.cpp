@@ -7,6 +7,12 @@
 namespace nibblenet {
 namespace {
 
+/// Sets the row of weights that are not packed.
+void count_as(SizeRow& row, Precision stored) {
+  row.scheme = to_string(stored);
+  row.estimated.codes = static_cast<double>(bytes_of(stored)) * static_cast<double>(row.weights);
+}
+
 /// A layer's row of the ledger, but for its resident size.
 SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter& bias, Precision precision) {
   SizeRow row;
@@ -18,8 +24,7 @@ SizeRow size_row(const LayerSpec& spec, const Parameter& weight, const Parameter
     row.groups = weight.packed_values().groups();
     row.estimated = estimated_size(weight.packed_values());
   } else {
-    row.scheme = to_string(precision);
-    row.estimated.codes = static_cast<double>(bytes_of(precision)) * static_cast<double>(row.weights);
+    count_as(row, storage_of(precision));
   }
   return row;
 }
@@ -29,6 +34,7 @@ void load_layer(Layer& layer, Backend& backend, const Parameter& weight, const P
   layer.weight = weight.packed()   ? backend.make_weight(weight.packed_values(), precision, input)
                  : trained_in_fp16 ? backend.training().make_trained_weight(weight.values().view())
                                    : backend.make_weight(weight.values().view(), precision);
+  if (!weight.packed() && layer.weight->product_precision()) count_as(layer.size, *layer.weight->product_precision());
   layer.bias = Tensor<float>(backend, bias.shape(), MemoryCategory::biases);
   backend.copy_from_host(layer.bias.data(), bias.values().data(), layer.bias.view().span().size_bytes());
   layer.size.resident = layer.weight->resident();

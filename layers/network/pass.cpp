@@ -8,6 +8,10 @@
 namespace nibblenet {
 namespace {
 
+/// Where outputs of inference lie: two that alternate, and the features.
+constexpr int64_t slots = 3;
+constexpr size_t features_slot = 2;
+
 Shape with_batch(const Shape& shape, int64_t batch) {
   std::array<int64_t, Shape::max_rank> sizes{};
   std::ranges::copy(shape.sizes(), sizes.begin());
@@ -68,6 +72,36 @@ void Pass::plan_inference(const Shape& input) {
                                 static_cast<size_t>(shapes_.back().elements()) * sizeof(float));
   for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
   if (parted) features_ = activations(backend, shapes_[features_end_ - 1].elements(), precision);
+  if (network_->precision() == Precision::int8)
+    invalid_ = {backend, static_cast<size_t>(slots * input[0]), MemoryCategory::activations};
+}
+
+std::optional<float> Pass::byte_step(size_t index) const {
+  if (invalid_.size() == 0) return std::nullopt;
+  const auto spec_at = [this](size_t i) -> const LayerSpec& { return network_->layers()[begin_ + i].spec; };
+  const auto passes_bytes = [&](size_t i) {
+    const LayerKind kind = spec_at(i).kind;
+    return kind == LayerKind::max_pool2d || kind == LayerKind::flatten ||
+           does_nothing(spec_at(i), shapes_[i - 1], shapes_[i]);
+  };
+  size_t writer = index, reader = index + 1;
+  while (writer > 0 && passes_bytes(writer)) --writer;
+  while (reader < shapes_.size() && passes_bytes(reader)) ++reader;
+  if (reader == shapes_.size()) return std::nullopt;
+  const auto& layers = network_->layers();
+  const Weight* written = layers[begin_ + writer].weight.get();
+  const Weight* read = layers[begin_ + reader].weight.get();
+  return written != nullptr && read != nullptr && written->writes_bytes() ? read->byte_step() : std::nullopt;
+}
+
+Activations Pass::output_of(size_t index, int64_t batch, size_t slot) {
+  std::byte* const data = slot < alternating_.size() ? alternating_[slot].data() : features_.data();
+  const Shape shape = with_batch(shapes_[index], batch);
+  if (const std::optional<float> step = byte_step(index)) {
+    uint8_t* const invalid = invalid_.data() + static_cast<int64_t>(slot) * shapes_.front()[0];
+    return {reinterpret_cast<uint8_t*>(data), shape, {*step, invalid}};
+  }
+  return {data, shape, index + 1 == shapes_.size() ? Precision::float32 : network_->storage()};
 }
 
 /// `largest`: elements of a layer's output.
@@ -146,7 +180,7 @@ ConstActivations Pass::infer(ConstActivations x, size_t first) {
 }
 
 ConstActivations Pass::infer_in_parts(int64_t batch, const PartOfFeatures& infer_part) {
-  const Activations features(features_.data(), with_batch(shapes_[features_end_ - 1], batch), network_->storage());
+  const Activations features = output_of(features_end_ - 1, batch, features_slot);
   for (int64_t n = 0; n < batch; n += at_once_) {
     const int64_t count = std::min(at_once_, batch - n);
     infer_part(n, count, features.slice(n, count));
@@ -158,11 +192,9 @@ ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end
   const Precision precision = network_->storage();
   const int64_t batch = x.size(0);
   size_t next = first;
-  const auto output = [&](const Shape& shape, Precision stored) {
-    return Activations(alternating_[next++ % 2].data(), with_batch(shape, batch), stored);
-  };
-  if (x.precision() != precision) {
-    const Activations converted = output(x.shape(), precision);
+  const auto buffer = [&] { return alternating_[next++ % 2].data(); };
+  if (x.precision() != precision && x.precision() != Precision::int8) {
+    const Activations converted(buffer(), x.shape(), precision);
     network_->backend().convert(converted, x);
     x = converted;
   }
@@ -170,8 +202,7 @@ ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
     const size_t last = last_fused(i, x);
     const bool to_result = last + 1 == end && result.data() != nullptr;
-    const Activations y =
-        to_result ? result : output(shapes_[last], last + 1 == shapes_.size() ? Precision::float32 : precision);
+    const Activations y = to_result ? result : output_of(last, batch, next++ % 2);
     if (last > i)
       run_pooled(i, y, x);
     else
@@ -180,7 +211,7 @@ ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end
     i = last;
   }
   if (x.precision() == Precision::float32 || end < shapes_.size()) return x;
-  const Activations y = output(x.shape(), Precision::float32);  // the last layer did nothing
+  const Activations y(buffer(), x.shape(), Precision::float32);  // the last layer did nothing
   network_->backend().convert(y, x);
   return y;
 }

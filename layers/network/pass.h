@@ -74,6 +74,12 @@ class Pass {
   /// The fused epilogue of that gradient: it is stored as the gradient before the layer's ReLU.
   GradientStore store_of(size_t index);
   bool in_fp16() const { return network_->storage() == Precision::float16; }
+  /// The step of the bytes in which layer `index` leaves its output, in inference; nothing: it is
+  /// stored in the network's precision.
+  std::optional<float> byte_step(size_t index) const;
+  /// A view of layer `index`'s output for a batch, in slot `slot`: 0 and 1 are `alternating_`, 2 is
+  /// `features_`.
+  Activations output_of(size_t index, int64_t batch, size_t slot);
   /// The last layer that the backend computes in one operation with layer `index`.
   size_t last_fused(size_t index, ConstActivations x) const;
   /// Runs a convolution, max pooling and, if y is flat, a flatten in one operation.
@@ -91,6 +97,7 @@ class Pass {
   int64_t at_once_ = 0;                            ///< inference: images that pass the features together
   std::array<Buffer<std::byte>, 2> alternating_;   ///< inference
   Buffer<std::byte> features_;                     ///< inference in parts: outputs of the flatten, of all images
+  Buffer<uint8_t> invalid_;                        ///< inference in int8: ByteForm::invalid of each slot
   std::vector<Buffer<std::byte>> outputs_;         ///< training: one per layer
   std::vector<bool> passes_through_;               ///< training: layers whose output is their input
   std::vector<Tensor<uint8_t>> argmax_;            ///< training, max pooling only

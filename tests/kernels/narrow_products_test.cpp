@@ -254,6 +254,141 @@ TEST(Bfloat16Products, OfWindowsBesideANaNAreNumbers) {
   }
 }
 
+/// Activations as bytes.
+struct Bytes {
+  Shape shape;
+  float step;
+  std::vector<uint8_t> data;
+  std::vector<uint8_t> invalid;
+
+  Bytes(const Shape& sizes, float step_size)
+      : shape(sizes),
+        step(step_size),
+        data(static_cast<size_t>(sizes.elements())),
+        invalid(static_cast<size_t>(sizes[0]), uint8_t{7}) {}  // a product has to set them all
+  Activations view() { return {data.data(), shape, {step, invalid.data()}}; }
+};
+
+/// Floats as the next product would round them.
+std::vector<uint8_t> as_bytes(const Values& values, float step) {
+  std::vector<uint8_t> bytes;
+  for (const float value : values.data)
+    bytes.push_back(static_cast<uint8_t>(std::lrint(std::clamp(value * (1.0F / step), 0.0F, 255.0F))));
+  return bytes;
+}
+
+void run(CpuBackend& backend, const Product& p, Activations y, ConstActivations x, Weight& w, const Values& bias) {
+  if (p.is_linear())
+    backend.linear_forward(y, x, w, bias.view(), Epilogue::relu);
+  else
+    backend.conv2d_forward(y, x, w, bias.view(), p.window, Epilogue::relu);
+}
+
+TEST(NarrowProducts, WriteTheBytesThatTheNextProductRounds) {
+  constexpr float step = 0.011F;
+  for (const Precision precision : {Precision::int8, Precision::bfloat16})
+    for (const Product& p : products)
+      for (const InstructionSet set : sets_here()) {
+        CpuBackend backend(2);
+        backend.limit(set);
+        const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), precision, {0, true});
+        ASSERT_TRUE(weight->writes_bytes());
+        const Values bias = uniform({p.w[0]}, 2), x = inputs_of(p, true);
+        const Values floats = run(backend, p, x, *weight, bias, Epilogue::relu);
+        Bytes y(floats.shape, step);
+        run(backend, p, y.view(), x.view(), *weight, bias);
+        EXPECT_EQ(y.data, as_bytes(floats, step)) << p.scheme << ", " << to_string(set);
+        EXPECT_EQ(y.invalid, std::vector<uint8_t>(y.invalid.size(), 0));
+      }
+}
+
+TEST(Int8Products, OfBytesAreThoseOfTheNumbersTheyStandFor) {
+  for (const Product& p : products)
+    for (const InstructionSet set : sets_here()) {
+      CpuBackend backend(2);
+      backend.limit(set);
+      const auto weight =
+          backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {0.7F, false});
+      ASSERT_EQ(weight->byte_step(), 0.7F / 255.0F);
+      Bytes x(p.x, *weight->byte_step());
+      x.invalid.assign(x.invalid.size(), 0);
+      Random random(4);
+      Values floats(p.x);
+      for (size_t i = 0; i < x.data.size(); ++i) {
+        x.data[i] = static_cast<uint8_t>(random.below(256));
+        floats.data[i] = static_cast<float>(x.data[i]) * x.step;
+      }
+      const Values bias = uniform({p.w[0]}, 2);
+      const Values expected = run(backend, p, floats, *weight, bias, Epilogue::relu);
+      Values y(expected.shape);
+      run(backend, p, y.view(), x.view(), *weight, bias);
+      EXPECT_TRUE(same_bits(y, expected)) << p.scheme << ", " << to_string(set);
+    }
+}
+
+TEST(Int8Products, KeepInBytesWhichImagesAreInvalid) {
+  const Product p = {"linear:4:channel", {3, 40}, {40, 40}};
+  for (const InstructionSet set : sets_here())
+    for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      CpuBackend backend(2);
+      backend.limit(set);
+      const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {1, false});
+      Values x = inputs_of(p, false);
+      x.data[47] = value;
+      Bytes between(Shape{3, 40}, *weight->byte_step());
+      run(backend, p, between.view(), x.view(), *weight, Values(Shape{40}));
+      EXPECT_EQ(between.invalid, (std::vector<uint8_t>{0, 1, 0})) << to_string(set);
+      Values y(Shape{3, 40});
+      run(backend, p, y.view(), between.view(), *weight, Values(Shape{40}));
+      for (size_t i = 0; i < y.data.size(); ++i) EXPECT_EQ(std::isnan(y.data[i]), i / 40 == 1) << to_string(set);
+    }
+}
+
+TEST(Int8Products, RefuseBytesWhereTheyExpectFloats) {
+  CpuBackend backend(2);
+  const Product p = {"linear:4:channel", {1, 40}, {5, 40}};
+  const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
+  Bytes x(p.x, 0.1F);
+  Values y(Shape{1, 5});
+  for (const InputRange range : {InputRange{0, false}, InputRange{1, true}}) {
+    const auto weight = backend.make_weight(packed, Precision::int8, range);
+    EXPECT_EQ(weight->byte_step(), std::nullopt);
+    EXPECT_THROW(run(backend, p, y.view(), x.view(), *weight, Values(Shape{5})), Error);
+  }
+  const auto floats = backend.make_weight(packed);
+  EXPECT_EQ(floats->byte_step(), std::nullopt);
+  EXPECT_FALSE(floats->writes_bytes());
+  EXPECT_THROW(run(backend, p, y.view(), x.view(), *floats, Values(Shape{5})), Error);
+}
+
+TEST(Bytes, ArePooledAndFlattenedLikeTheNumbersTheyStandFor) {
+  CpuBackend backend(2);
+  for (const Window window : {Window{3, 2, 0}, Window{3, 2, 1}, Window{2, 1, 1}, Window{5, 3, 2}})
+    for (const int64_t channels : {3, 16, 67}) {
+      const Shape shape{2, 9, 11, channels};
+      Bytes x(shape, 1.0F);
+      x.invalid = {0, 1};
+      Values floats(shape);
+      Random random(4);
+      for (size_t i = 0; i < x.data.size(); ++i)
+        floats.data[i] = static_cast<float>(x.data[i] = static_cast<uint8_t>(random.below(256)));
+      Values pooled(Shape{2, window.output(9), window.output(11), channels});
+      backend.max_pool2d_forward(pooled.view(), {}, floats.view(), window);
+      Bytes y(pooled.shape, 1.0F);
+      backend.max_pool2d_forward(y.view(), {}, x.view(), window);
+      EXPECT_EQ(y.data, as_bytes(pooled, 1.0F));
+      EXPECT_EQ(y.invalid, x.invalid);
+      Values flat(Shape{2, pooled.shape.inner_elements()});
+      backend.flatten_forward(flat.view(), pooled.view());
+      Bytes z(flat.shape, 1.0F);
+      backend.flatten_forward(z.view(), y.view());
+      EXPECT_EQ(z.data, as_bytes(flat, 1.0F));
+      EXPECT_EQ(z.invalid, x.invalid);
+      Bytes other(pooled.shape, 2.0F);
+      EXPECT_THROW(backend.max_pool2d_forward(other.view(), {}, x.view(), window), Error);
+    }
+}
+
 TEST(Int8Products, SaturateInputsBeyondTheRange) {
   for (const InstructionSet set : sets_here()) {
     CpuBackend backend(2);

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "engine/io/preprocess.h"
+#include "layers/network/input_range.h"
 #include "layers/network/layer_routes.h"
 #include "layers/network/pass.h"
 #include "tests/support/golden.h"
@@ -65,6 +68,57 @@ TEST(NarrowNetwork, ManyImagesGiveTheBitsOfEachAloneWhenFolded) {
   }
 }
 
+/// A packed network whose layers know the ranges of their inputs, so that int8 keeps bytes between
+/// them.
+StateDict with_ranges(StateDict dict) {
+  float largest = 3.0F;
+  for (const LayerSpec& spec : layers_of(dict))
+    if (spec.has_parameters()) set_input_range(dict.metadata, spec.name, largest *= 0.8F);
+  return dict;
+}
+
+/// The logits of a network layer by layer, each of which reads and writes float32.
+std::vector<float> logits_by_layers(Network& network, TensorView<const float> images) {
+  Tensor<float> x(network.backend(), images.shape(), MemoryCategory::activations);
+  std::ranges::copy(images, x.view().begin());
+  for (Layer& layer : network.layers()) {
+    if (layer.spec.kind == LayerKind::dropout) continue;
+    Tensor<float> y(network.backend(), layer.spec.output_shape(x.shape()), MemoryCategory::activations);
+    forward_layer(network.backend(), layer.spec, y.view(), x.view(), layer.weight.get(), layer.bias.view(), {});
+    x = std::move(y);
+  }
+  return {x.view().begin(), x.view().end()};
+}
+
+TEST(NarrowNetwork, BytesBetweenLayersChangeNoBit) {
+  const auto backend = make_backend("cpu", 2);
+  for (const int64_t batch : {int64_t{1}, many}) {
+    const Tensor<float> images = random_tensor({batch, narrow_image_size, narrow_image_size, 3}, 5);
+    Network network(*backend, with_ranges(packed_alexnet()), Precision::int8);
+    EXPECT_TRUE(network.layers().at(2).weight->byte_step().has_value());
+    EXPECT_EQ(logits(network, images.shape(), images.view()), logits_by_layers(network, images.view()));
+    Network floats(*backend, packed_alexnet(), Precision::int8);
+    EXPECT_NE(logits(floats, images.shape(), images.view()), logits_by_layers(network, images.view()));
+  }
+}
+
+TEST(NarrowNetwork, AnImageWithNaNSpoilsNoOther) {
+  const auto backend = make_backend("cpu", 2);
+  Tensor<float> images = random_tensor({many, narrow_image_size, narrow_image_size, 3}, 5);
+  Network network(*backend, with_ranges(packed_alexnet()), Precision::int8);
+  const std::vector<float> expected = logits(network, images.shape(), images.view());
+  constexpr int64_t spoilt = 9;
+  images.view()[spoilt * images.shape().inner_elements() + 5] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> actual = logits(network, images.shape(), images.view());
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const bool is_spoilt = static_cast<int64_t>(i) / network.classes() == spoilt;
+    if (is_spoilt)
+      EXPECT_TRUE(std::isnan(actual[i]));
+    else
+      EXPECT_EQ(actual[i], expected[i]);
+  }
+}
+
 TEST(NarrowNetwork, IsCloseToFloat32) {
   const auto backend = make_backend("cpu", 2);
   const Tensor<float> images = random_tensor({many, narrow_image_size, narrow_image_size, 3}, 5);
@@ -101,7 +155,8 @@ TEST(NarrowNetwork, KeepsActivationsOfFewImages) {
                     Pass::Mode::inference);
     return backend->meter().largest(MemoryCategory::activations);
   };
-  EXPECT_EQ(bytes_for(800), std::max(bytes_for(8), 800 * sizeof(float) * 360));  // the features of all
+  // The features of all, and a byte in each of three places that says whether an image is invalid.
+  EXPECT_EQ(bytes_for(800), std::max(bytes_for(8), 800 * sizeof(float) * 360));
 }
 
 TEST(NarrowNetwork, RoutesSayWhatComputesEachLayer) {
