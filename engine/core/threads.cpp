@@ -1,12 +1,11 @@
 #include "engine/core/threads.h"
 
-#include <sched.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <string>
-#include <thread>
 
 namespace nibblenet {
 namespace {
@@ -21,12 +20,6 @@ std::optional<double> quota_in(const fs::path& folder) {
   std::ifstream quota_file(folder / "cpu.cfs_quota_us"), period_file(folder / "cpu.cfs_period_us");
   if (quota_file >> quota && period_file >> period && quota > 0 && period > 0) return quota / period;
   return std::nullopt;
-}
-
-unsigned processors_of_process() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return static_cast<unsigned>(CPU_COUNT(&set));
-  return std::max(1U, std::thread::hardware_concurrency());  // more than a cpu_set_t counts
 }
 
 }  // namespace
@@ -54,7 +47,9 @@ std::optional<unsigned> quota_of_processors(const fs::path& membership, const fs
 unsigned default_threads() {
   if (const char* variable = std::getenv("OMP_NUM_THREADS"); variable != nullptr)
     if (const int number = std::atoi(variable); number > 0) return static_cast<unsigned>(std::min(number, 1024));
-  return std::max(1U, std::min(processors_of_process(), quota_of_processors().value_or(4096)));
+  // OpenMP counted the processors before it bound this thread to one of them (OMP_PROC_BIND).
+  const auto processors = static_cast<unsigned>(std::max(1, omp_get_num_procs()));
+  return std::min(processors, quota_of_processors().value_or(4096));
 }
 
 }  // namespace nibblenet

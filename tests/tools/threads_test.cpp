@@ -60,5 +60,18 @@ TEST_F(ThreadsTest, FollowTheQuotaOfARealCgroup) {
   }
 }
 
+/// OpenMP binds a process's first thread to one processor before main() begins.
+TEST_F(ThreadsTest, AreNotFewerWhereOpenMpBindsThem) {
+  std::erase_if(environment_, [](const std::string& each) { return each.starts_with("OMP_NUM_THREADS="); });
+  const auto threads = [&] {
+    const std::string out = succeed("eval small.safetensors --data standin --limit 10").out;
+    const size_t begin = out.find("CPU, ");
+    return out.substr(begin, out.find(" thread", begin) - begin);
+  };
+  const std::string unbound = threads();
+  environment_.emplace_back("OMP_PROC_BIND=true");
+  EXPECT_EQ(threads(), unbound);
+}
+
 }  // namespace
 }  // namespace nibblenet::testing
