@@ -171,8 +171,7 @@ std::optional<Dataset> test_images(const Options& options) {
 std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, bool with_baseline) {
   Backend& own = backends.own();
   std::vector<SideSpec> specs;
-  for (const std::string& side :
-       options.sides.empty() ? default_sides(own.device_memory().has_value(), with_baseline) : options.sides) {
+  for (const std::string& side : options.sides.empty() ? default_sides(own, with_baseline) : options.sides) {
     specs.push_back(parse_side(side, own.name()));
     Backend& backend = backends.at(specs.back().device);
     backend.expect_support(specs.back().precision.value_or(backend.preferred_precision()));
@@ -285,8 +284,9 @@ int main(int argc, char** argv) {
           ->excludes(no_fold);
   app.add_option(
          "--sides", options.sides,
-         "What to compare, separated by commas: float32, float16 or SCHEME, with cudnn: in front of it or +fold "
-         "behind it. Default: floats, every width, codebooks, some folded")
+         "What to compare, separated by commas: float32, float16, bfloat16 or SCHEME; with cudnn: in front of it; with "
+         "+int8 or +bfloat16 behind a scheme, for products in that type; with +fold at the end. int8 takes each "
+         "image's own largest input. Default: floats, every width, codebooks, some folded, the device's fast types")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->needs(compare_flag)
@@ -308,7 +308,7 @@ int main(int argc, char** argv) {
   add_checked(app, "--limit", options.limit, not_negative,
               "With --data: on the first N/classes images of every class; 0: all")
       ->needs(compare_flag);
-  options.device.add_precision_to(app, "auto");
+  options.device.add_precision_to(app, "auto")->excludes(compare_flag);
   app.add_flag("--verbose", options.verbose,
                "Print which kernel computes each layer, and the layer's time alone beside its bound: its operations at "
                "the device's measured peak rate for their type, or its bytes at the measured bandwidth. With --compare "

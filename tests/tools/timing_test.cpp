@@ -65,6 +65,19 @@ TEST_F(TimingTest, FoldsOnlyWhereThatSavesWork) {
   EXPECT_EQ(json("out.json").at("first_folded"), false);
 }
 
+TEST_F(TimingTest, ComparesPrecisions) {
+  succeed(
+      "bench small.safetensors --compare --sides float32,linear:4:channel+int8,linear:4:channel+bfloat16+fold "
+      "--batch 2 --seconds 0 --rounds 1 --device cpu --threads 2 --json out.json");
+  const nlohmann::json sides = json("out.json").at("sides");
+  ASSERT_EQ(sides.size(), 3U);
+  EXPECT_EQ(sides[0].at("activations"), "float32");
+  EXPECT_EQ(sides[1].at("activations"), "int8");
+  EXPECT_EQ(sides[2].at("activations"), "bfloat16");
+  EXPECT_EQ(sides[2].at("first_folded"), true);
+  EXPECT_GT(sides[1].at("relative_error"), 0.0);
+}
+
 TEST_F(TimingTest, ComparesSidesInBothTasksAndLayerByLayer) {
   const Outcome outcome = succeed(
       "bench small.safetensors --compare --sides float32,linear:3:channel,float32+fold --batch 2 --seconds 0 "
@@ -174,6 +187,8 @@ TEST_F(TablesTest, ComeWithThePlotsThatThereAreFiguresFor) {
 
 TEST_F(TimingTest, RefusesSidesThatCannotBe) {
   refuse("bench small.safetensors --compare --sides float8", "float8", 2);
+  refuse("bench small.safetensors --compare --sides float32+int8", "behind a scheme", 2);
+  refuse("bench small.safetensors --compare --precision int8", "--precision", 2);
   refuse("bench small.safetensors --compare --device cpu --sides cudnn:float16+fold", "does not fold", 2);
   refuse("bench small.safetensors --compare --device cpu --sides float16", "the CPU computes in float32", 2);
   refuse("bench small.safetensors --sides float32", "--compare", 2);

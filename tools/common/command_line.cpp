@@ -160,7 +160,7 @@ void DeviceOptions::add_to(CLI::App& app) {
               "CPU threads; 0: OMP_NUM_THREADS, else the cores that the process may use");
 }
 
-void DeviceOptions::add_precision_to(CLI::App& app, const std::string& unset) {
+CLI::Option* DeviceOptions::add_precision_to(CLI::App& app, const std::string& unset) {
   precision = unset;
   std::vector<std::string> names = {"auto"};
   for (const auto& [name, value] : precisions) names.emplace_back(name);
@@ -172,7 +172,7 @@ void DeviceOptions::add_precision_to(CLI::App& app, const std::string& unset) {
       ". int8 needs packed weights of one scale a channel; auto computes other "
       "layers in another type";
   if (unset.empty()) help += ". Default: float16 on a GPU, float32 on the CPU";
-  add_checked(app, "--precision", precision, CLI::IsMember(names), help)->type_name("TYPE");
+  return add_checked(app, "--precision", precision, CLI::IsMember(names), help)->type_name("TYPE");
 }
 
 std::string printable(std::string text) {

@@ -41,7 +41,7 @@ struct DeviceOptions {
   void add_to(CLI::App& app);  ///< --device, --threads
   /// Adds --precision. Left out, it is `unset`: empty for tools that measure what quantized weights
   /// cost, "auto" for those that shall be fast.
-  void add_precision_to(CLI::App& app, const std::string& unset);
+  CLI::Option* add_precision_to(CLI::App& app, const std::string& unset);
   std::unique_ptr<Backend> make() const { return make_backend(device, threads); }
   /// What --precision means for a model on a backend. Throws as choose_precision() does.
   PrecisionChoice precision_of(const Backend& backend, const StateDict& model) const {

@@ -18,12 +18,12 @@ struct SideSpec {
   bool folded = false;                 ///< whether the first convolution is folded with the resize
 };
 
-/// Parses "[cudnn:]WEIGHTS[+fold]", where WEIGHTS is float32, float16 or a scheme. "cudnn:" selects
-/// the baseline instead of `device`. Throws UsageError.
+/// Parses "[cudnn:]WEIGHTS[+int8|+bfloat16][+fold]", where WEIGHTS is float32, float16, bfloat16 or
+/// a scheme. "cudnn:" selects the baseline instead of `device`. Throws UsageError.
 SideSpec parse_side(const std::string& text, const std::string& device);
 
-/// The sides of --compare without --sides: on the CPU, or on a GPU with or without the baseline.
-std::vector<std::string> default_sides(bool on_gpu, bool with_baseline);
+/// The sides of --compare without --sides, on a device, with or without the baseline.
+std::vector<std::string> default_sides(const Backend& device, bool with_baseline);
 
 /// A copy whose weights are packed if a scheme is given; biases stay float. Throws UsageError.
 StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& scheme);
