@@ -9,12 +9,15 @@
 #include "layers/network/image_feed.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
+#include "tools/common/launcher.h"
 #include "tools/common/model_search.h"
 #include "tools/common/numbers.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
+#include "tools/common/rank_group.h"
 #include "tools/common/report.h"
 #include "tools/common/simulation.h"
+#include "tools/common/version.h"
 
 namespace {
 
@@ -36,6 +39,8 @@ struct Options : CommonOptions {
   bool mirror = false;
   bool verbose = false;
   bool floats_in_float32 = false;  ///< whatever --precision says of packed models
+  double rank_timeout = 300;
+  std::string words;  ///< of the command
 };
 
 /// The simulation of --simulate and --repair; nothing without them.
@@ -102,7 +107,7 @@ void expect_numbers(const Result& result) {
 
 /// The data set's labels become the model's.
 Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, Options options, bool data_asked_for,
-                      const std::optional<SimulatedScheme>& scheme = std::nullopt) {
+                      Ranks* ranks, const std::optional<SimulatedScheme>& scheme = std::nullopt) {
   const auto backend = options.device.make();
   const std::optional<DeviceMemory> before = backend->device_memory();
   StateDict dict = load_model(path, options.checksums);
@@ -120,7 +125,7 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, Optio
   expect_demanded(choice, network);
   Progress progress("evaluating", "images");
   Result result{.model = path.string(),
-                .evaluation = evaluate(network, dataset, preprocess, options.batch, std::ref(progress)),
+                .evaluation = evaluate(network, dataset, preprocess, options.batch, std::ref(progress), false, ranks),
                 .ledger = network.ledger(),
                 .file_bytes = network.file_bytes(),
                 .header_bytes = network.header_bytes(),
@@ -138,7 +143,7 @@ Result evaluate_model(const std::filesystem::path& path, Dataset& dataset, Optio
   if (options.mirror) {
     Progress again("evaluating mirror images", "images");
     result.mirrored =
-        mean_of(result.evaluation, evaluate(network, dataset, preprocess, options.batch, std::ref(again), true));
+        mean_of(result.evaluation, evaluate(network, dataset, preprocess, options.batch, std::ref(again), true, ranks));
   }
   if (!scheme) expect_numbers(result);  // the notebooks' defects may well overflow
   return result;
@@ -283,16 +288,31 @@ std::string simulation_names() {
   return names;
 }
 
-void eval(const Options& options) {
+/// What all ranks must have in common, so that they evaluate one model.
+RankGroup::Facts facts_of(const Options& options, const std::filesystem::path& model, const Dataset& dataset) {
+  RankGroup::Facts facts = {{"build", version_json().dump()},
+                            {"command", options.words},
+                            {"device", options.device.make()->description()},
+                            {"data set", fingerprint_of_images(dataset)},
+                            {"model", fingerprint_of_file(model)}};
+  if (!options.compare.empty()) facts.emplace_back("model of --compare", fingerprint_of_file(options.compare));
+  return facts;
+}
+
+void eval(Options& options, RankGroup& group) {
+  share_cores(options.device);
   const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
-  const auto claim = claim_output("--logits", options.logits, OutputKind::logits, {model, options.compare});
+  const std::optional<FileClaim> claim =
+      group.first() ? claim_output("--logits", options.logits, OutputKind::logits, {model, options.compare})
+                    : std::nullopt;
   check_model_file(model);  // a missing or broken file is reported before the images are read
   if (!options.compare.empty()) check_model_file(options.compare);
   DataSource data = find_data(options.data, options.unreadable);
   Dataset dataset = data.load(parse_split(options.split), options.limit);
   if (dataset.size() == 0) fail<UsageError>("there are no images to evaluate");
-  const Result result = evaluate_model(model, dataset, options, data.asked_for(), scheme);
+  if (group.several() != nullptr) group.agree(facts_of(options, model, dataset));
+  const Result result = evaluate_model(model, dataset, options, data.asked_for(), group.several(), scheme);
   fmt::print("{}{}{} on {} {} images of {} ({}, {})\n", result.model,
              scheme ? fmt::format(", simulated by {},", to_string(*scheme)) : "",
              result.folded ? ", first convolution folded with the resize," : "", dataset.size(), options.split,
@@ -300,14 +320,15 @@ void eval(const Options& options) {
   print(result);
   if (options.verbose) fmt::print("{}", routes_table(result.routes));
   nlohmann::json json = to_json(result);
-  if (!options.logits.empty()) write_logits(options.logits, result.evaluation);
+  if (!options.logits.empty() && group.first()) write_logits(options.logits, result.evaluation);
   if (!options.compare.empty())
-    json["compared_with"] = compare(result, evaluate_model(options.compare, dataset, as_usual(options), true));
+    json["compared_with"] =
+        compare(result, evaluate_model(options.compare, dataset, as_usual(options), true, group.several()));
   json["data"] = dataset.description;
   json["data_set"] = result.data;
   print_if_standin(dataset.stand_in());
   json["split"] = options.split;
-  write_json(options.json, json);
+  if (group.first()) write_json(options.json, json);
 }
 
 }  // namespace
@@ -353,5 +374,10 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   app.add_flag("--verbose", options.verbose, "Print which kernel computes each layer");
   options.add_to(app);
-  return run_long_tool(app, argc, argv, [&] { eval(options); });
+  add_rank_timeout(app, options.rank_timeout);
+  options.words = words_of(argc, argv);
+  let_first_rank_speak();
+  return run_long_tool(app, argc, argv, [&] {
+    run_on_ranks(options.rank_timeout, OnStop::end_all, [&](RankGroup& group) { eval(options, group); });
+  });
 }

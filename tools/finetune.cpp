@@ -21,10 +21,10 @@
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/pretrained.h"
+#include "tools/common/rank_group.h"
 #include "tools/common/report.h"
 #include "tools/common/version.h"
 #include "tools/training/quantized_training.h"
-#include "tools/training/rank_group.h"
 #include "tools/training/recipe_options.h"
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
@@ -394,10 +394,7 @@ void take_launcher(Options& options, bool resumed, const RankGroup& group) {
   if (blocks < group.size())
     fail<UsageError>("--batch {} has {} blocks of {} images, fewer than {} ranks: lower --blocks, or start fewer",
                      training.batch_size, blocks, training.blocks, group.size());
-  const unsigned cores = default_threads();
-  if (options.device.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr &&
-      cores == std::thread::hardware_concurrency())
-    options.device.threads = std::max(1, static_cast<int>(cores) / own->ranks_here);
+  share_cores(options.device);
 }
 
 /// What all ranks must have in common, so that they train one network.
@@ -666,9 +663,7 @@ int main(int argc, char** argv) {
       app, "--reduce", options.reduce, CLI::IsMember({"exact", "fast"}),
       "Under mpirun or srun, how ranks add up gradients. exact: by blocks, with the same bits for any number of ranks; "
       "fast: each rank computes its share of a batch on all its threads, and MPI adds up in the order that it likes");
-  add_checked(app, "--rank-timeout", options.rank_timeout, CLI::Range(1.0, 1e9),
-              "Under mpirun or srun: end all ranks when one is silent for SECONDS")
-      ->type_name("SECONDS");
+  add_rank_timeout(app, options.rank_timeout);
   add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
               "Write a checkpoint every SECONDS while training")
       ->type_name("SECONDS");
@@ -705,6 +700,6 @@ int main(int argc, char** argv) {
     t.schedule = parse_schedule(options.schedule);
     const Given given{
         .epochs = epochs->count() > 0, .patience = patience->count() > 0, .image_size = image_size->count() > 0};
-    run_on_ranks(options.rank_timeout, [&](RankGroup& group) { finetune(options, given, group); });
+    run_on_ranks(options.rank_timeout, OnStop::all_agree, [&](RankGroup& group) { finetune(options, given, group); });
   });
 }

@@ -9,11 +9,14 @@
 #include "layers/network/network.h"
 #include "tools/common/command_line.h"
 #include "tools/common/data_search.h"
+#include "tools/common/launcher.h"
 #include "tools/common/model_card.h"
 #include "tools/common/model_search.h"
 #include "tools/common/outputs.h"
 #include "tools/common/progress.h"
+#include "tools/common/rank_group.h"
 #include "tools/common/report.h"
+#include "tools/common/version.h"
 #include "tools/training/packing.h"
 
 namespace {
@@ -29,6 +32,8 @@ struct Options : CommonOptions {
   bool dry_run = false;
   std::string output;
   std::string card;
+  double rank_timeout = 300;
+  std::string words;  ///< of the command
 
   Compression compression() const { return compress ? Compression::rans : Compression::none; }
   /// Nothing but --compress or --no-compress: a packed model may be written again.
@@ -194,7 +199,19 @@ void show_estimate(const Options& options, const std::filesystem::path& input, c
   write_json(options.json, {{"input", input.string()}, {"dry_run", true}, {"estimated", bytes}, {"layers", layers}});
 }
 
-void pack(const Options& options) {
+/// What all ranks must have in common, beside the images, so that they pack one model.
+RankGroup::Facts facts_of(const Options& options, const std::filesystem::path& input, const Backend& backend) {
+  RankGroup::Facts facts = {{"build", version_json().dump()},
+                            {"command", options.words},
+                            {"device", backend.description()},
+                            {"model", fingerprint_of_file(input)}};
+  const std::string& calibration = options.packing.calibration.load;
+  if (!calibration.empty()) facts.emplace_back("calibration", fingerprint_of_file(calibration));
+  return facts;
+}
+
+void pack(Options& options, RankGroup& group) {
+  share_cores(options.device);
   const PackingFlags& flags = options.packing;
   flags.validate();
   if (options.dry_run && flags.allocation.given())
@@ -204,6 +221,8 @@ void pack(const Options& options) {
 
   const std::filesystem::path input = find_model(options.model, ModelKind::fine_tuned);
   StateDict dict = load_model(input, options.checksums);
+  if (group.several() != nullptr && (dict.packed() || options.dry_run))
+    throw UsageError("there is no work here for several processes: start pack without mpirun or srun");
   if (dict.packed() && options.only_rewrites()) return repack(options, input, dict, *backend);
   std::optional<StateDict> packed;
   if (dict.packed()) {
@@ -221,11 +240,16 @@ void pack(const Options& options) {
 
   flags.expect_fit(dict);  // before the long work
   if (options.dry_run) return show_estimate(options, input, dict, schemes);
-  const auto claim = claim_output("-o", output, OutputKind::model, {input, flags.calibration.load});
-  const CardWork card = prepare_card(options, input, output, dict);
+  const std::optional<FileClaim> claim =
+      group.first() ? claim_output("-o", output, OutputKind::model, {input, flags.calibration.load}) : std::nullopt;
+  const CardWork card = group.first() ? prepare_card(options, input, output, dict) : CardWork();
 
   const Stopwatch watch;
-  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend, packed ? &*packed : nullptr);
+  std::optional<PackingRanks> together;
+  if (group.several() != nullptr) together.emplace(PackingRanks{group, facts_of(options, input, *backend)});
+  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend, packed ? &*packed : nullptr,
+                                       together ? &*together : nullptr);
+  if (!group.first()) return;
   save(output, dict, options);
   const double seconds = watch.seconds();
   print_reports(report.layers);
@@ -270,10 +294,13 @@ int main(int argc, char** argv) {
   app.add_flag("--dry-run", options.dry_run,
                "Print the scheme and the size by the formula of every layer; write nothing");
   options.add_to(app);
+  add_rank_timeout(app, options.rank_timeout);
+  options.words = words_of(argc, argv);
+  let_first_rank_speak();
   return run_long_tool(app, argc, argv, [&] {
     options.rewrite = compress->count() > 0;
     if (options.packing.implies_compression()) options.compress = true;
     options.packing.allocation.compressed = options.compress;
-    pack(options);
+    run_on_ranks(options.rank_timeout, OnStop::end_all, [&](RankGroup& group) { pack(options, group); });
   });
 }

@@ -35,10 +35,15 @@ class Scorer {
                   std::as_const(device_labels_).view().slice(first, batch));
   }
 
-  Evaluation finish() {
+  /// Of batches that several ranks have added; `together` images of all before the next.
+  Evaluation finish(Ranks* ranks = nullptr, int64_t together = 0, int64_t batch_size = 0) {
     result_.logits = backend_.read_back(std::as_const(logits_).view());
     if (images_ == 0) return std::move(result_);
-    const Tensor<float> losses = backend_.read_back(std::as_const(losses_).view());
+    Tensor<float> losses = backend_.read_back(std::as_const(losses_).view());
+    if (ranks != nullptr) {
+      gather_rows(*ranks, result_.logits.view(), together, batch_size);
+      gather_rows(*ranks, losses.view(), together, batch_size);
+    }
     double loss_sum = 0;
     for (const float loss : losses.view()) loss_sum += static_cast<double>(loss);
     result_.loss = loss_sum / static_cast<double>(images_);
@@ -55,23 +60,34 @@ class Scorer {
   Evaluation result_;
 };
 
+int64_t size_of_batch(const Dataset& dataset, int64_t batch_size) {
+  return std::max<int64_t>(1, std::min(batch_size, dataset.size()));
+}
+
 /// Feeds every image through layers [0, end) and hands each batch's output to `use(output, first)`.
+/// With `ranks`, this rank's batches.
 template <class Use>
 Evaluation run_all(Network& network, size_t end, const Dataset& dataset, const Preprocess& preprocess,
-                   int64_t batch_size, const OnProgress& on_progress, Use use, bool mirror = false) {
-  batch_size = std::max<int64_t>(1, std::min(batch_size, dataset.size()));
+                   int64_t batch_size, const OnProgress& on_progress, Use use, bool mirror = false,
+                   Ranks* ranks = nullptr) {
+  batch_size = size_of_batch(dataset, batch_size);
+  const BlockShare share = ranks != nullptr ? BlockShare{batch_size, ranks->rank(), ranks->size()} : BlockShare();
+  const int64_t together = batch_size * share.ranks;
   const Shape input{batch_size, preprocess.crop, preprocess.crop, 3};
   Pass pass(network, 0, end, input, Pass::Mode::inference);
   const bool raw = network.folded();
-  ImageFeed feed(network.backend(), dataset, preprocess, {.batch_size = batch_size, .mirror = mirror, .raw = raw},
-                 network.storage());
+  ImageFeed feed(network.backend(), dataset, preprocess,
+                 {.batch_size = together, .mirror = mirror, .raw = raw, .share = share}, network.storage());
   Evaluation timing;
   const Stopwatch watch;
   int64_t done = 0;
   const auto run = [&](auto images) {  // prepared ones, or bytes
-    for (Batch batch; feed.next(batch, images); done += batch.size()) {
-      report_progress(on_progress, done, dataset.size());
-      use(pass.forward(images), done);
+    for (Batch batch; feed.next(batch, images);) {
+      const bool stop = on_progress && on_progress(done, dataset.size());
+      if (ranks != nullptr ? ranks->any(stop) : stop) throw Interrupted("stopped; nothing was written");
+      const int64_t whole = std::min(together, dataset.size() - done);
+      if (batch.size() > 0) use(pass.forward(images), done + share.images(whole).begin);
+      done += whole;
     }
   };
   if (raw)
@@ -132,12 +148,13 @@ std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes) {
 }
 
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                    const OnProgress& on_progress, bool mirror) {
+                    const OnProgress& on_progress, bool mirror, Ranks* ranks) {
   Scorer scorer(network, checked_labels(dataset, network.classes()));
   const Evaluation timing = run_all(
       network, network.layers().size(), dataset, preprocess, batch_size, on_progress,
-      [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); }, mirror);
-  Evaluation result = scorer.finish();
+      [&](TensorView<const float> logits, int64_t first) { scorer.add(logits, first); }, mirror, ranks);
+  const int64_t batch = size_of_batch(dataset, batch_size);
+  Evaluation result = scorer.finish(ranks, ranks != nullptr ? batch * ranks->size() : batch, batch);
   result.seconds = timing.seconds;
   result.prepare_seconds = timing.prepare_seconds;
   result.wait_seconds = timing.wait_seconds;

@@ -5,6 +5,7 @@
 #include "engine/core/progress.h"
 #include "engine/io/dataset.h"
 #include "engine/io/preprocess.h"
+#include "engine/ranks/ranks.h"
 #include "layers/network/network.h"
 
 namespace nibblenet {
@@ -40,8 +41,10 @@ Evaluation mean_of(const Evaluation& first, const Evaluation& second);
 
 /// Runs every image through the network, each mirrored left to right with `mirror`. Throws
 /// UsageError if a label exceeds the network's classes, Interrupted if `on_progress` asks to stop.
+/// With `ranks`, each takes some of the batches, and all get the whole result: the bits of one
+/// process with as many threads as each has.
 Evaluation evaluate(Network& network, const Dataset& dataset, const Preprocess& preprocess, int64_t batch_size,
-                    const OnProgress& on_progress = {}, bool mirror = false);
+                    const OnProgress& on_progress = {}, bool mirror = false, Ranks* ranks = nullptr);
 
 /// evaluate() from cached features [images, features] in the backend's memory.
 Evaluation evaluate_features(Network& network, TensorView<const float> features, std::span<const int32_t> labels,

@@ -15,6 +15,13 @@ std::optional<ImageSize> common_size(const Dataset& dataset) {
   return ImageSize{dataset.images[0].width, dataset.images[0].height};
 }
 
+/// The most images of a batch that are this process's.
+int64_t most_of(const BlockShare& share, int64_t batch_size, const Dataset& dataset) {
+  const int64_t batch = std::min(batch_size, dataset.size());
+  if (share.block == 0) return batch;
+  return std::min(batch, (share.blocks_of(batch) + share.ranks - 1) / share.ranks * share.block);
+}
+
 }  // namespace
 
 ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preprocess) {
@@ -27,7 +34,7 @@ ResampleTables tables_of_all(const Dataset& dataset, const Preprocess& preproces
 
 ImageFeed::ImageFeed(Backend& backend, const Dataset& dataset, const Preprocess& preprocess, LoaderOptions options,
                      Precision precision)
-    : images_(backend, preprocess, std::max<int64_t>(1, std::min(options.batch_size, dataset.size())), precision,
+    : images_(backend, preprocess, std::max<int64_t>(1, most_of(options.share, options.batch_size, dataset)), precision,
               common_size(dataset), options.raw ? ImageBytes::kept : ImageBytes::prepared) {
   options.raw = options.raw || images_.takes_bytes();
   loader_ = std::make_unique<Loader>(dataset, preprocess, options);

@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 
-/// finetune under mpirun.
+/// Tools under mpirun.
 class RanksTest : public ToolsTest {
  protected:
   void SetUp() override {
@@ -63,7 +63,7 @@ class RanksTest : public ToolsTest {
   }
   static int64_t lines_of_tool(const Outcome& outcome) {
     int64_t lines = 0;
-    for (size_t found = 0; (found = outcome.err.find("finetune: error:", found)) != std::string::npos; ++found) ++lines;
+    for (size_t found = 0; (found = outcome.err.find(": error:", found)) != std::string::npos; ++found) ++lines;
     return lines;
   }
   /// Everything in a checkpoint but how long it took, which its header's checksum counts, too.
@@ -81,14 +81,14 @@ class RanksTest : public ToolsTest {
   }
 
   /// The processes of a job's ranks, once they run.
-  static std::vector<pid_t> processes_of(Child& child, size_t ranks) {
+  static std::vector<pid_t> processes_of(Child& child, size_t ranks, const std::string& tool = "finetune") {
     std::vector<pid_t> processes;
     while (child.running() && processes.size() < ranks) {
       processes.clear();
       for (const fs::directory_entry& entry : fs::directory_iterator("/proc")) {
         std::ifstream stat(entry.path() / "stat");
         std::string id, name, state, parent;
-        if (stat >> id >> name >> state >> parent && name == "(finetune)" && parent == std::to_string(child.id()))
+        if (stat >> id >> name >> state >> parent && name == "(" + tool + ")" && parent == std::to_string(child.id()))
           processes.push_back(std::stoi(id));
       }
       std::this_thread::sleep_for(milliseconds(5));
@@ -201,6 +201,109 @@ TEST_F(RanksTest, ADiskThatIsFullEndsAll) {
   write_text(at("limited"), "#!/bin/sh\nulimit -f 20\nexec \"$@\"\n");
   fs::permissions(at("limited"), fs::perms::owner_all);
   std::vector<std::string> words = job({{2, training + "--epochs 1 --threads 1 --out full.safetensors"}});
+  words.insert(words.begin() + 4, at("limited").string());
+  const Outcome outcome = Child(words, at(""), environment_, at(".full").string()).wait();
+  EXPECT_NE(outcome.code, 0) << outcome;
+  EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
+  EXPECT_NE(outcome.err.find("full.safetensors"), std::string::npos) << outcome;
+}
+
+/// 90 images in batches of 16: the last round has fewer batches than ranks, and a smaller one.
+TEST_F(RanksTest, EvaluateWithTheBitsOfOneProcess) {
+  succeed("pack small.safetensors --bits 4 -o packed.safetensors");
+  const std::string line = "eval packed.safetensors --data standin --limit 90 --batch 16 --threads 1 --mirror --force ";
+  const std::string compared = line + "--compare small.safetensors ";
+  succeed(compared + "--logits one.safetensors --json one.json");
+  const auto facts = [&](const std::string& name) {
+    nlohmann::json report = json(name);
+    for (const char* key : {"seconds", "prepare_seconds", "wait_seconds", "images_per_second", "peak_bytes"})
+      report.erase(key);
+    report["compared_with"].erase("images_per_second");
+    return report;
+  };
+  for (const int ranks : {2, 3}) {
+    SCOPED_TRACE(ranks);
+    const Outcome outcome = run_job({{ranks, compared + "--logits ranks.safetensors --json ranks.json"}});
+    ASSERT_EQ(outcome.code, 0) << outcome;
+    EXPECT_NE(outcome.out.find("accuracy"), std::string::npos) << outcome;
+    EXPECT_EQ(outcome.out.find("peak memory"), outcome.out.rfind("peak memory")) << "more than one rank prints";
+    EXPECT_TRUE(read_text(at("ranks.safetensors")) == read_text(at("one.safetensors")));
+    EXPECT_EQ(facts("ranks.json"), facts("one.json"));
+  }
+  refuse_job({{1, line}, {1, line + "--image-size 65"}}, "rank 1 has another command than rank 0");
+  refuse_job({{2, line + "--logits no/folder.safetensors"}}, "no/folder.safetensors");
+}
+
+TEST_F(RanksTest, CalibrateAndPackWithTheBytesOfOneProcess) {
+  const std::string line =
+      "pack small.safetensors --calibrate standin --calibration-images 90 --bits 3 --method kmeans --threads 1 "
+      "--force ";
+  succeed(line + "-o one.safetensors --save-calibration one.calibration --json one.json");
+  for (const int ranks : {1, 2, 3}) {
+    SCOPED_TRACE(ranks);
+    const Outcome outcome =
+        run_job({{ranks, line + "-o ranks.safetensors --save-calibration ranks.calibration --json ranks.json"}});
+    ASSERT_EQ(outcome.code, 0) << outcome;
+    EXPECT_EQ(outcome.out.find("packed small"), outcome.out.rfind("packed small")) << "more than one rank prints";
+    EXPECT_TRUE(read_text(at("ranks.safetensors")) == read_text(at("one.safetensors")));
+    EXPECT_TRUE(read_text(at("ranks.calibration")) == read_text(at("one.calibration")));
+    EXPECT_EQ(json("ranks.json").at("gptq"), json("one.json").at("gptq"));
+  }
+  const std::string loaded = "pack small.safetensors --calibration one.calibration --bits 3 --method kmeans --force ";
+  ASSERT_EQ(run_job({{2, loaded + "-o loaded.safetensors"}}).code, 0);
+  succeed(loaded + "-o alone.safetensors");
+  EXPECT_TRUE(read_text(at("loaded.safetensors")) == read_text(at("alone.safetensors")));
+
+  write_standin(at("other"), 200, 100, 2);
+  fs::create_directories(at("there"));
+  fs::copy(at("other"), at("there/standin"), fs::copy_options::recursive);
+  fs::copy_file(at("small.safetensors"), at("there/small.safetensors"));
+  const std::string elsewhere = "cd there && exec \"$0\" \"$@\"";
+  std::vector<std::string> words = job({{1, line + "-o never.safetensors"}, {1, line + "-o never.safetensors"}});
+  words.insert(std::ranges::find(words, ":") + 3, {"/bin/sh", "-c", elsewhere});
+  const Outcome outcome = Child(words, at(""), environment_, at(".there").string()).wait();
+  EXPECT_NE(outcome.err.find("rank 1 has another data set than rank 0"), std::string::npos) << outcome;
+  EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
+  refuse_job({{2, "pack small.safetensors --calibrate standin --target-bits 3 -o never.safetensors"}},
+             "targets and --max-loss choose in one process");
+  EXPECT_FALSE(fs::exists(at("never.safetensors")));
+}
+
+/// A rank of eval, and one of pack, that dies or hangs while it works.
+TEST_F(RanksTest, OfOtherToolsOneThatDiesOrHangsEndsAll) {
+  write_standin(at("many"), 30'000, 30'000, 1);
+  for (const auto& [tool, line] :
+       {std::pair("eval", "eval small.safetensors --data many --batch 4 --threads 1 --rank-timeout 3"),
+        {"pack",
+         "pack small.safetensors --calibrate many --calibration-images 0 --bits 4 --threads 1 --force "
+         "--rank-timeout 3 -o never.safetensors"}})
+    for (const int signal : {SIGKILL, SIGSTOP}) {
+      SCOPED_TRACE(::testing::Message() << tool << " " << signal);
+      Child child(job({{2, line}}), at(""), environment_, at(".other").string());
+      const std::vector<pid_t> processes = processes_of(child, 2, tool);
+      ASSERT_EQ(processes.size(), 2U);
+      std::this_thread::sleep_for(milliseconds(1500));
+      const pid_t victim = std::ranges::max(processes);
+      kill(victim, signal);
+      const Outcome outcome = child.wait();
+      EXPECT_NE(outcome.code, 0) << outcome;
+      // One that was stopped goes on when mpirun ends it, and may find the other gone.
+      if (signal == SIGKILL) {
+        EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
+      }
+      EXPECT_NE(outcome.err.find(signal == SIGKILL ? fmt::format("(process {}) has ended", victim)
+                                                   : "has been silent for 3 s"),
+                std::string::npos)
+          << outcome;
+    }
+  EXPECT_FALSE(fs::exists(at("never.safetensors")));
+}
+
+TEST_F(RanksTest, ADiskThatIsFullEndsPack) {
+  write_text(at("limited"), "#!/bin/sh\nulimit -f 20\nexec \"$@\"\n");
+  fs::permissions(at("limited"), fs::perms::owner_all);
+  std::vector<std::string> words =
+      job({{2, "pack small.safetensors --calibrate standin --bits 8 --threads 1 -o full.safetensors"}});
   words.insert(words.begin() + 4, at("limited").string());
   const Outcome outcome = Child(words, at(""), environment_, at(".full").string()).wait();
   EXPECT_NE(outcome.code, 0) << outcome;

@@ -574,8 +574,25 @@ TEST_F(SweepTest, ShardsGiveTheReportOfOneRun) {
   without_gnuplot();
   succeed(sweep + few + "--out one");
   const std::string expected = report("one");
-  // As an array of jobs sets it: the number of the task, and how many there are.
-  for (const int task : {2, 0, 1}) succeed(sweep + few + fmt::format("--shard {}/3 --out parts", task + 1));
+  // The line that docs/sweep.md gives for sbatch, with the variables that Slurm sets for each task
+  // of --array=1-3, in the order in which tasks may well run.
+  std::string script;
+  std::istringstream document(read_text(fs::path(NIBBLENET_SOURCE) / "docs/sweep.md"));
+  for (std::string line; std::getline(document, line);)
+    if (line.find("$SLURM_ARRAY_TASK_ID") != std::string::npos) script = line;
+  const std::string written = "tools/sweep MODEL --data DATA --out DIR ";
+  ASSERT_TRUE(script.starts_with(written)) << script;
+  script = tools_ + "/" + sweep + few + "--out parts " + script.substr(written.size());
+  for (const int task : {3, 1, 2}) {
+    std::vector<std::string> environment = environment_;
+    environment.push_back(fmt::format("SLURM_ARRAY_TASK_ID={}", task));
+    environment.insert(environment.end(),
+                       {"SLURM_ARRAY_TASK_COUNT=3", "SLURM_ARRAY_TASK_MIN=1", "SLURM_ARRAY_TASK_MAX=3",
+                        "SLURM_JOB_ID=7", "SLURM_PROCID=0", "SLURM_NTASKS=1"});
+    const Outcome outcome =
+        Child({"/bin/sh", "-c", script}, at(""), environment, at(fmt::format(".task{}", task)).string()).wait();
+    ASSERT_EQ(outcome.code, 0) << outcome;
+  }
   EXPECT_EQ(rows("parts/shard-1-of-3").size(), 3U);
   EXPECT_EQ(rows("parts/shard-3-of-3").size(), 2U);
   EXPECT_FALSE(fs::exists(at("parts/report.md")));

@@ -178,7 +178,8 @@ void CalibrationFlags::expect_ranges_used(const StateDict& model) const {
 }
 
 std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path& model_path, const StateDict& model,
-                                                    Backend& backend, nlohmann::json* data_set) const {
+                                                    Backend& backend, nlohmann::json* data_set,
+                                                    CalibratingRanks* together) const {
   if (!calibrated()) return std::nullopt;
   if (!load.empty()) {
     Calibration calibration = load_calibration(load, model);
@@ -186,7 +187,9 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
       *data_set = {{"description", calibration.data}, {"stand_in", calibration.data.starts_with("stand-in")}};
     return calibration;
   }
-  const auto claim = claim_output("--save-calibration", save, OutputKind::calibration, {model_path});
+  const bool writes = together == nullptr || together->ranks.rank() == 0;
+  const std::optional<FileClaim> claim =
+      writes ? claim_output("--save-calibration", save, OutputKind::calibration, {model_path}) : std::nullopt;
   const Split training = trained_with_validation(model) ? Split::fitting : Split::train;
   CalibrationImages images_found = load_images(data, training, images, unreadable);
   print_skipped(images_found.dataset);
@@ -195,7 +198,14 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(model));
   Network network(backend, dequantized(model));  // takes its parameters over: `model` is packed afterwards
   Progress progress("calibrating", "images");
-  Calibration calibration = calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress));
+  if (together != nullptr) {
+    together->on_images(images_found.dataset);
+    together->owners = owners_of_weights(model, images_found.dataset.size(), together->ranks.size());
+  }
+  Calibration calibration =
+      together != nullptr ? calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress),
+                                      &together->ranks, together->owners)
+                          : calibrate(network, images_found.dataset, preprocess, {.seed = seed}, std::ref(progress));
   progress.finish();
   calibration.data = fmt::format("{}, {}", images_found.dataset.description, to_string(images_found.split));
   if (data_set != nullptr) {
@@ -204,7 +214,8 @@ std::optional<Calibration> CalibrationFlags::obtain(const std::filesystem::path&
   }
   calibration.data_fingerprint = fingerprint_of(images_found.dataset);
   calibration.model_fingerprint = fingerprint_of(model);
-  if (!save.empty()) {
+  if (!save.empty() && together != nullptr) collect_hessians(together->ranks, model, together->owners, calibration);
+  if (!save.empty() && writes) {
     save_calibration(save, calibration);
     fmt::print("wrote the calibration on {} images to {}\n", calibration.images, save);
   }

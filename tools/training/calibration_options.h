@@ -21,6 +21,13 @@ struct RangeRule {
 /// Parses "search", "step:1.4" or "features.*=step:1". Throws UsageError that lists the forms.
 RangeRule parse_range(const std::string& text);
 
+/// Ranks that calibrate together.
+struct CalibratingRanks {
+  Ranks& ranks;
+  std::function<void(const Dataset&)> on_images;  ///< once the images are read, before the work
+  WeightOwners owners;                            ///< of the Hessians: owners_of_weights()
+};
+
 /// The flags of calibration: where it comes from, and how codes and scales are chosen by it.
 struct CalibrationFlags {
   std::string data;       ///< --calibrate
@@ -55,9 +62,10 @@ struct CalibrationFlags {
   /// These are the fitting images if the model was trained with validation. Returns nothing when
   /// the flags ask for neither. Warns when the data has test images only, and takes these.
   /// `data_set` gets the value of "data_set" in a tool's JSON; of a calibration that was read it
-  /// describes the images alone.
+  /// describes the images alone. With `together`, each rank gets the Hessians that it owns, and the
+  /// first writes those of all to --save-calibration; of a file each reads all.
   std::optional<Calibration> obtain(const std::filesystem::path& model_path, const StateDict& model, Backend& backend,
-                                    nlohmann::json* data_set = nullptr) const;
+                                    nlohmann::json* data_set = nullptr, CalibratingRanks* together = nullptr) const;
 };
 
 /// Whether a model's metadata says that held-out training images (engine/io/holdout.h) chose its

@@ -89,14 +89,15 @@ std::vector<Candidate> every_scheme(const PackingFlags& flags, const Parameter& 
 /// pack_weights() with a line of progress. A Hessian that will not be asked for again is let go:
 /// the largest takes 340 MB.
 std::vector<LayerReport> pack_all(StateDict& dict, SchemeChoice& schemes, WeightPacker& packer,
-                                  std::optional<Calibration>& calibration) {
+                                  std::optional<Calibration>& calibration, Ranks* ranks, const WeightOwners& owners) {
   Progress progress("packing", "weights");
   std::vector<LayerReport> reports = pack_weights(
       dict, std::ref(schemes), packer,
       [&](int64_t done, int64_t total, const std::string& weight) { progress.update_or_stop(done, total, weight); },
       [&](const std::string& weight) {
         if (calibration) calibration->hessians.erase(weight);
-      });
+      },
+      ranks, owners);
   progress.finish();
   return reports;
 }
@@ -217,10 +218,26 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
 }
 
 PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
-                            const std::string& data, Backend& backend, const StateDict* packed) {
+                            const std::string& data, Backend& backend, const StateDict* packed,
+                            PackingRanks* together) {
   const Stopwatch watch;
+  if (together != nullptr && flags.allocation.given())
+    throw UsageError(
+        "targets and --max-loss choose in one process: let the ranks write --save-calibration, and start pack without "
+        "mpirun or srun with --calibration");
+  Ranks* ranks = together != nullptr ? &together->group.ranks() : nullptr;
+  std::optional<CalibratingRanks> calibrating;
+  if (ranks != nullptr)
+    calibrating.emplace(CalibratingRanks{*ranks,
+                                         [&](const Dataset& images) {
+                                           together->facts.emplace_back("data set", fingerprint_of_images(images));
+                                           together->group.agree(together->facts);
+                                         },
+                                         owners_of_weights(dict, flags.calibration.images, ranks->size())});
   nlohmann::json data_set;
-  std::optional<Calibration> calibration = flags.calibration.obtain(input, dict, backend, &data_set);
+  std::optional<Calibration> calibration =
+      flags.calibration.obtain(input, dict, backend, &data_set, calibrating ? &*calibrating : nullptr);
+  if (together != nullptr && !together->group.agreed()) together->group.agree(together->facts);
   PackingReport report{.json = {{"calibration_seconds", watch.seconds()}, {"allocation", nullptr}}};
   const Calibration* measured = calibration ? &*calibration : nullptr;
   forget_precisions(dict.metadata);
@@ -239,8 +256,10 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
   } else {
     SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
     if (packed != nullptr) keep_other_layers(dict, *packed, schemes);
-    report.layers = pack_all(dict, schemes, packer, calibration);
+    report.layers =
+        pack_all(dict, schemes, packer, calibration, ranks, calibrating ? calibrating->owners : WeightOwners());
   }
+  if (together != nullptr && !together->group.first()) return report;
   report.json["gptq"] = to_json(report.layers);
   report.json["precisions"] = nullptr;
   if (images) {

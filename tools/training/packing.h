@@ -6,6 +6,7 @@
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
 #include "tools/common/data_search.h"
+#include "tools/common/rank_group.h"
 #include "tools/training/bit_allocation.h"
 #include "tools/training/calibration_options.h"
 #include "tools/training/scheme_options.h"
@@ -44,13 +45,22 @@ struct PackingReport {
   nlohmann::json json;  ///< "gptq", "calibration_seconds", "allocation", "precisions" and "data_set" of pack's JSON
 };
 
+/// Ranks that pack one model together.
+struct PackingRanks {
+  RankGroup& group;
+  RankGroup::Facts facts;  ///< what all must have in common, beside the images
+};
+
 /// Packs the weights of a float model in place, by flags that fit it (PackingFlags::expect_fit).
 /// Writes to its metadata how, the ranges of its layers' inputs and, where there are images, what
 /// int8 and bfloat16 cost. `input` is the file that it came from, or empty; `data` has the images
 /// of targets and of this measurement, empty: those of --calibrate. `packed` may be null, or a
 /// packed model that `dict` holds in float32: weights that no --layer names then keep its codes, to
-/// the bit. Throws Stopped or Interrupted when the user asks to stop.
+/// the bit. Throws Stopped or Interrupted when the user asks to stop. With `together`, ranks share
+/// the calibration and the packing of a float model; what comes behind is for the first alone.
+/// Throws UsageError then for targets, which need all Hessians in one process.
 PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const std::filesystem::path& input,
-                            const std::string& data, Backend& backend, const StateDict* packed = nullptr);
+                            const std::string& data, Backend& backend, const StateDict* packed = nullptr,
+                            PackingRanks* together = nullptr);
 
 }  // namespace nibblenet::tools

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -24,14 +26,12 @@ constexpr uint64_t position_stream = 0x706F7369'00000000ULL;  // "posi"
 class LayerInputs {
  public:
   LayerInputs(const LayerSpec& spec, uint64_t number, const CalibrationOptions& options)
-      : spec_(spec), number_(number), options_(options), sums_(spec.weight.inner_elements()) {}
+      : spec_(spec), number_(number), options_(options) {}
 
-  /// x[N, H, W, C] or [N, D] in host memory; `first` is the number of its first image.
-  void add(TensorView<const float> x, int64_t first) {
-    if (spec_.kind == LayerKind::linear) {
-      sums_.add(x);
-      return;
-    }
+  /// The rows of a batch x[N, H, W, C] or [N, D] in host memory, valid until the next call or as
+  /// long as x; `first` is the number of its first image.
+  TensorView<const float> rows_of(TensorView<const float> x, int64_t first) {
+    if (spec_.kind == LayerKind::linear) return x;
     const int64_t outputs = spec_.window.output(x.size(1)) * spec_.window.output(x.size(2));
     const int64_t taken = std::min(options_.positions, outputs);
     const int64_t inputs = spec_.weight.inner_elements();
@@ -42,10 +42,20 @@ class LayerInputs {
       for (int64_t i = 0; i < taken; ++i)
         gather(rows_.data() + (image * taken + i) * inputs, x, image, positions[static_cast<size_t>(i)]);
     }
-    sums_.add({rows_.data(), {x.size(0) * taken, inputs}});
+    return {rows_.data(), {x.size(0) * taken, inputs}};
+  }
+  /// Rows of `images` images of the shape `input`, [1, H, W, C] or [1, D].
+  Shape shape_of_rows(const Shape& input, int64_t images) const {
+    if (spec_.kind == LayerKind::linear) return {images, input[1]};
+    const int64_t outputs = spec_.window.output(input[1]) * spec_.window.output(input[2]);
+    return {images * std::min(options_.positions, outputs), spec_.weight.inner_elements()};
+  }
+  void add(TensorView<const float> rows) {
+    if (!sums_) sums_.emplace(spec_.weight.inner_elements());
+    sums_->add(rows);
   }
 
-  Hessian finish() { return std::move(sums_).finish(); }
+  Hessian finish() { return std::move(*sums_).finish(); }
 
  private:
   /// The first `taken` of a shuffle of all output positions.
@@ -79,14 +89,15 @@ class LayerInputs {
   const LayerSpec& spec_;
   uint64_t number_;  ///< of the layer, for its random bits
   CalibrationOptions options_;
-  HessianAccumulator sums_;
-  std::vector<float> rows_;  ///< im2col, of a batch
+  std::optional<HessianAccumulator> sums_;  ///< none before the first rows: another rank may own the layer
+  std::vector<float> rows_;                 ///< im2col, of a batch
 };
 
 /// The layers from one with parameters up to the next, and the inputs of the first of them.
 struct Stage {
   std::string layer;
   size_t begin;
+  Shape input;  ///< of an image
   LayerInputs inputs;
   RangeMeter range;
   std::optional<Pass> pass;  ///< none behind the last layer whose inputs are wanted
@@ -95,6 +106,52 @@ struct Stage {
 Shape input_shape_behind(const Network& network, size_t begin, size_t end, Shape shape) {
   for (size_t i = begin; i < end; ++i) shape = network.layers()[i].spec.output_shape(shape);
   return shape;
+}
+
+Shape of_one_image(const Shape& batch) {
+  return batch.rank() == 4 ? Shape{1, batch[1], batch[2], batch[3]} : Shape{1, batch[1]};
+}
+
+/// Brings the rows of a round's batches to the owners of the layers, which add them in the order of
+/// the batches. `rows`, by stage, are of this rank's batch.
+void add_in_order(std::vector<Stage>& stages, Ranks& ranks, const WeightOwners& owners, const BlockShare& share,
+                  int64_t images, const std::vector<std::vector<float>>& rows) {
+  const auto images_of = [&](int rank) { return BlockShare{share.block, rank, share.ranks}.images(images).size(); };
+  std::vector<Ranks::Sent> sent;
+  std::vector<Ranks::Received> received;
+  std::vector<std::vector<std::vector<float>>> others(stages.size());  // by stage and rank
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const int owner = owners.at(stages[i].layer + ".weight");
+    if (owner != ranks.rank()) {
+      if (!rows[i].empty()) sent.push_back({owner, std::as_bytes(std::span(rows[i]))});
+      continue;
+    }
+    others[i].resize(static_cast<size_t>(ranks.size()));
+    for (int rank = 0; rank < ranks.size(); ++rank) {
+      if (rank == ranks.rank() || images_of(rank) == 0) continue;
+      std::vector<float>& room = others[i][static_cast<size_t>(rank)];
+      room.resize(static_cast<size_t>(stages[i].inputs.shape_of_rows(stages[i].input, images_of(rank)).elements()));
+      received.push_back({rank, std::as_writable_bytes(std::span(room))});
+    }
+  }
+  ranks.exchange(sent, received);
+  for (size_t i = 0; i < stages.size(); ++i) {
+    for (size_t rank = 0; rank < others[i].size(); ++rank) {
+      const std::vector<float>& batch = static_cast<int>(rank) == ranks.rank() ? rows[i] : others[i][rank];
+      const int64_t count = images_of(static_cast<int>(rank));
+      if (count > 0) stages[i].inputs.add({batch.data(), stages[i].inputs.shape_of_rows(stages[i].input, count)});
+    }
+  }
+}
+
+/// Every rank's floats, by rank.
+std::vector<std::vector<float>> gather_floats(Ranks& ranks, std::span<const float> mine) {
+  std::vector<std::vector<float>> all;
+  for (const std::string& bytes : ranks.gather({reinterpret_cast<const char*>(mine.data()), mine.size_bytes()})) {
+    std::vector<float>& values = all.emplace_back(bytes.size() / sizeof(float));
+    if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  }
+  return all;
 }
 
 std::vector<Stage> make_stages(Network& network, Shape input, const CalibrationOptions& options) {
@@ -107,6 +164,7 @@ std::vector<Stage> make_stages(Network& network, Shape input, const CalibrationO
     const LayerSpec& spec = network.layers()[begin].spec;
     Stage stage{.layer = spec.name,
                 .begin = begin,
+                .input = of_one_image(input),
                 .inputs = LayerInputs(spec, number, options),
                 .range = RangeMeter(options.range_images * input.inner_elements()),
                 .pass = {}};
@@ -184,8 +242,45 @@ int64_t positions_for(int64_t images) {
   return std::clamp<int64_t>(rows / images, 1, most);
 }
 
+WeightOwners owners_of_weights(const StateDict& model, int64_t images, int ranks) {
+  images = std::max<int64_t>(images, 1);
+  std::vector<std::pair<double, std::string>> work;
+  for (const Parameter& parameter : model.parameters) {
+    if (!parameter.is_weight()) continue;
+    const auto inputs = static_cast<double>(parameter.shape().inner_elements());
+    const auto rows = static_cast<double>(parameter.shape().rank() == 2 ? images : images * positions_for(images));
+    // The Hessian's sum, its factors, and GPTQ.
+    work.emplace_back(inputs * inputs * (rows + inputs + static_cast<double>(parameter.shape()[0])), parameter.name);
+  }
+  std::ranges::sort(work, std::greater());
+  std::vector<double> loads(static_cast<size_t>(ranks));
+  WeightOwners owners;
+  for (const auto& [cost, weight] : work) {
+    const auto least = std::ranges::min_element(loads);
+    *least += cost;
+    owners[weight] = static_cast<int>(least - loads.begin());
+  }
+  return owners;
+}
+
+void collect_hessians(Ranks& ranks, const StateDict& model, const WeightOwners& owners, Calibration& calibration) {
+  std::vector<Ranks::Sent> sent;
+  std::vector<Ranks::Received> received;
+  for (const auto& [weight, owner] : owners) {
+    if (owner == 0) continue;
+    if (owner == ranks.rank()) sent.push_back({0, std::as_bytes(std::span(calibration.hessians.at(weight).values))});
+    if (ranks.rank() != 0) continue;
+    Hessian& hessian = calibration.hessians[weight];
+    hessian.inputs = model.at(weight).shape().inner_elements();
+    hessian.values.resize(static_cast<size_t>(hessian.inputs * hessian.inputs));
+    received.push_back({owner, std::as_writable_bytes(std::span(hessian.values))});
+  }
+  ranks.exchange(sent, received);
+}
+
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                      CalibrationOptions options, const OnProgress& on_progress) {
+                      CalibrationOptions options, const OnProgress& on_progress, Ranks* ranks,
+                      const WeightOwners& owners) {
   if (dataset.size() == 0) throw UsageError("calibration needs at least one image");
   if (options.positions == 0) options.positions = positions_for(dataset.size());
   options.range_images = std::min(options.range_images, dataset.size());
@@ -193,20 +288,44 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
   const int64_t batch_size = std::max<int64_t>(1, std::min(options.batch_size, dataset.size()));
   std::vector<Stage> stages = make_stages(network, {batch_size, preprocess.crop, preprocess.crop, 3}, options);
   FisherDiagonal fisher(network, batch_size, options.seed);
-  ImageFeed feed(backend, dataset, preprocess, {.batch_size = batch_size}, network.storage());
+  const BlockShare share = ranks != nullptr ? BlockShare{batch_size, ranks->rank(), ranks->size()} : BlockShare();
+  const int64_t together = batch_size * share.ranks;
+  ImageFeed feed(backend, dataset, preprocess, {.batch_size = together, .share = share}, network.storage());
 
   int64_t done = 0;
   ConstActivations images;
-  for (Batch batch; feed.next(batch, images); done += batch.size()) {
+  for (Batch batch; feed.next(batch, images);) {
+    const int64_t whole = std::min(together, dataset.size() - done);
+    const int64_t first = done + share.images(whole).begin;
+    const bool stop = on_progress && on_progress(done, dataset.size());
+    if (ranks != nullptr ? ranks->any(stop) : stop) throw Interrupted("stopped; nothing was written");
+    std::vector<std::vector<float>> rows(stages.size());
+    std::vector<float> gradients;
     TensorView<const float> x = images.floats();
-    for (Stage& stage : stages) {
-      report_progress(on_progress, done, dataset.size());
+    for (size_t i = 0; batch.size() > 0 && i < stages.size(); ++i) {
+      Stage& stage = stages[i];
+      if (ranks == nullptr) report_progress(on_progress, done, dataset.size());
       const std::vector<float> copy = backend.to_host(x);
-      stage.inputs.add({copy.data(), x.shape()}, done);
-      add_ranges(stage.range, {copy.data(), x.shape()}, done, dataset.size(), options.range_images);
-      if (stage.begin == fisher.begin()) fisher.add(x, done);
+      const TensorView<const float> own = stage.inputs.rows_of({copy.data(), x.shape()}, first);
+      if (ranks == nullptr)
+        stage.inputs.add(own);
+      else
+        rows[i].assign(own.span().begin(), own.span().end());
+      add_ranges(stage.range, {copy.data(), x.shape()}, first, dataset.size(), options.range_images);
+      if (stage.begin == fisher.begin()) gradients = fisher.gradients_of(x, first);
       if (stage.pass) x = stage.pass->forward(x);
     }
+    if (ranks == nullptr) {
+      fisher.add(gradients, batch.size());
+    } else {
+      add_in_order(stages, *ranks, owners, share, whole, rows);
+      const std::vector<std::vector<float>> all = gather_floats(*ranks, gradients);
+      for (size_t rank = 0; rank < all.size(); ++rank)
+        if (const int64_t count = BlockShare{share.block, static_cast<int64_t>(rank), share.ranks}.images(whole).size();
+            count > 0)
+          fisher.add(all[rank], count);
+    }
+    done += whole;
   }
   Calibration result{.fisher = fisher.finish(),
                      .images = dataset.size(),
@@ -214,7 +333,13 @@ Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess
                      .seed = options.seed,
                      .image_size = preprocess.crop};
   for (Stage& stage : stages) {
-    result.hessians.emplace(stage.layer + ".weight", stage.inputs.finish());
+    const std::string weight = stage.layer + ".weight";
+    if (ranks == nullptr || owners.at(weight) == ranks->rank()) result.hessians.emplace(weight, stage.inputs.finish());
+    if (ranks != nullptr) {
+      const std::vector<std::vector<float>> all = gather_floats(*ranks, stage.range.largest_so_far());
+      for (size_t rank = 0; rank < all.size(); ++rank)
+        if (static_cast<int>(rank) != ranks->rank()) stage.range.add(all[rank]);
+    }
     if (const float range = stage.range.largest(); std::isnormal(range)) result.ranges[stage.layer] = range;
   }
   return result;

@@ -24,6 +24,10 @@ struct Calibration {
   std::string model_fingerprint;
 };
 
+/// By weight, the rank that adds up its Hessian and packs it. Ranks get about as much work each.
+using WeightOwners = std::map<std::string, int>;
+WeightOwners owners_of_weights(const StateDict& model, int64_t images, int ranks);
+
 /// Options of a calibration.
 struct CalibrationOptions {
   int64_t batch_size = 32;  ///< large ones estimate the Fisher diagonal less well
@@ -44,8 +48,15 @@ int64_t positions_for(int64_t images);
 /// inputs of some images. Memory: D^2 floats a layer, the activations of a batch, and a gradient of
 /// the largest linear weight, for any number of images. `data` and the fingerprints are left empty.
 /// Throws UsageError without images, Interrupted when `on_progress` asks to stop.
+///
+/// With `ranks`, each runs some of the batches and sends the inputs of layers to their owners. They
+/// add them up in the order of the batches: the bits of one process with as many threads. A rank's
+/// result has the Hessians that it owns, and all else.
 Calibration calibrate(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                      CalibrationOptions options, const OnProgress& on_progress = {});
+                      CalibrationOptions options, const OnProgress& on_progress = {}, Ranks* ranks = nullptr,
+                      const WeightOwners& owners = {});
+/// Brings all Hessians to the first rank.
+void collect_hessians(Ranks& ranks, const StateDict& model, const WeightOwners& owners, Calibration& calibration);
 
 /// Checksums that identify a data set and a float model.
 std::string fingerprint_of(const Dataset& dataset);

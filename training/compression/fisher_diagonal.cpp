@@ -29,9 +29,13 @@ FisherDiagonal::FisherDiagonal(Network& network, int64_t batch_size, uint64_t se
       begin_(first_linear_layer(network)),
       seed_(seed),
       pass_(network, begin_, network.layers().size(), {batch_size, network.feature_count()}, Pass::Mode::training),
-      dlogits_(network.backend(), {batch_size, network.classes()}, MemoryCategory::activations) {}
+      dlogits_(network.backend(), {batch_size, network.classes()}, MemoryCategory::activations) {
+  for (size_t i = begin_; i < network.layers().size(); ++i)
+    if (const LayerSpec& spec = network.layers()[i].spec; spec.has_parameters())
+      squares_[spec.name + ".weight"].resize(static_cast<size_t>(spec.weight[0]));
+}
 
-void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
+std::vector<float> FisherDiagonal::gradients_of(TensorView<const float> x, int64_t first) {
   Backend& backend = network_.backend();
   const TensorView<const float> logits = pass_.forward(x);
   std::vector<float> values = backend.to_host(logits);
@@ -45,14 +49,23 @@ void FisherDiagonal::add(TensorView<const float> x, int64_t first) {
     for (size_t k = 0; k < classes; ++k) row[k] = static_cast<float>(sign * (p[k] - (k == label ? 1.0 : 0.0)));
   }
   backend.copy_from_host(dlogits_.data(), values.data(), values.size() * sizeof(float));
+  std::map<std::string, std::vector<float>> of_layers;
   pass_.backward(std::as_const(dlogits_).view().slice(0, x.size(0)), [&](Layer& layer, const GradientSource& gradient) {
-    const std::vector<float> gradients = backend.to_host(gradient.store().dbias);
-    std::vector<double>& squares = squares_[layer.spec.name + ".weight"];
-    squares.resize(gradients.size());
-    for (size_t k = 0; k < gradients.size(); ++k)
-      squares[k] += static_cast<double>(gradients[k]) * static_cast<double>(gradients[k]);
+    of_layers[layer.spec.name + ".weight"] = backend.to_host(gradient.store().dbias);
   });
-  images_ += x.size(0);
+  std::vector<float> gradients;
+  for (const auto& [weight, own] : of_layers) gradients.insert(gradients.end(), own.begin(), own.end());
+  return gradients;
+}
+
+void FisherDiagonal::add(const std::vector<float>& gradients, int64_t images) {
+  const float* next = gradients.data();
+  for (auto& [weight, squares] : squares_)
+    for (double& square : squares) {
+      const auto gradient = static_cast<double>(*next++);
+      square += gradient * gradient;
+    }
+  images_ += images;
 }
 
 std::map<std::string, std::vector<float>> FisherDiagonal::finish() const {

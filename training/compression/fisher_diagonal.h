@@ -24,7 +24,11 @@ class FisherDiagonal {
   size_t begin() const { return begin_; }
   /// Adds N images by x[N, D], that layer's inputs, in the backend's memory. `first` is the number
   /// of the first image.
-  void add(TensorView<const float> x, int64_t first);
+  void add(TensorView<const float> x, int64_t first) { add(gradients_of(x, first), x.size(0)); }
+  /// add() in two parts, of which another process may take the first: the gradients of all biases,
+  /// in the order of the layers' names, and their sum.
+  std::vector<float> gradients_of(TensorView<const float> x, int64_t first);
+  void add(const std::vector<float>& gradients, int64_t images);
   /// Returns, by weight, one number for each output: a mean over the images.
   std::map<std::string, std::vector<float>> finish() const;
 

@@ -16,6 +16,9 @@ class RangeMeter {
 
   /// Adds inputs of any sign. NaN counts as 0.
   void add(std::span<const float> inputs);
+  /// What was added and still counts: adding these of several meters of as many inputs gives one of
+  /// all.
+  std::span<const float> largest_so_far() const { return top_; }
   /// The smallest magnitude that at most a hundred-thousandth of `inputs` exceed; the largest
   /// magnitude where that is 0. 0 when no input was another number than 0.
   float largest() const;

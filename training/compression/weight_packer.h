@@ -59,9 +59,10 @@ using OnPacking = std::function<void(int64_t done, int64_t total, const std::str
 
 /// Packs every weight of `dict` in place that is not packed yet, by the scheme that `scheme_of`
 /// gives it; biases stay as they are. `on_packed`, unless empty, hears of a tensor that will not be
-/// asked for again.
+/// asked for again. With `ranks`, each packs the weights that it owns, and all get all of them.
 std::vector<LayerReport> pack_weights(StateDict& dict, const std::function<Scheme(const Parameter&)>& scheme_of,
                                       WeightPacker& packer, const OnPacking& on_packing,
-                                      const std::function<void(const std::string& weight)>& on_packed = {});
+                                      const std::function<void(const std::string& weight)>& on_packed = {},
+                                      Ranks* ranks = nullptr, const WeightOwners& owners = {});
 
 }  // namespace nibblenet

@@ -292,27 +292,6 @@ std::unique_ptr<PerWorker<Network>> BlockPasses::load(const StateDict* model) {
       workers_, [&](int worker) { return std::make_unique<Network>(workers_.backend(worker), copy_of(*model)); });
 }
 
-/// `rows` holds, of every `batch` rows, this rank's; the others' come to it.
-void BlockPasses::gather_rows(TensorView<float> rows, int64_t batch) {
-  const int ranks = plan_.ranks->size();
-  if (ranks == 1) return;
-  const int64_t images = rows.size(0), width = rows.shape().inner_elements();
-  std::vector<Ranks::Sent> sent;
-  std::vector<Ranks::Received> received;
-  for (int64_t begin = 0; begin < images; begin += batch) {
-    const auto rows_of = [&](int rank) {
-      const IndexRange own = share_of(rank).images(std::min(batch, images - begin));
-      return bytes_of_floats(rows.data() + (begin + own.begin) * width, own.size() * width);
-    };
-    for (int other = 0; other < ranks; ++other) {
-      if (other == plan_.ranks->rank()) continue;
-      sent.push_back({other, rows_of(plan_.ranks->rank())});
-      received.push_back({other, rows_of(other)});
-    }
-  }
-  plan_.ranks->exchange(sent, received);
-}
-
 void BlockPasses::feed(PerWorker<Network>* models, size_t end, const Dataset& dataset, TensorView<float> outputs,
                        const OnProgress& on_progress) {
   const int64_t width = outputs.shape().inner_elements();
@@ -336,7 +315,7 @@ void BlockPasses::feed(PerWorker<Network>* models, size_t end, const Dataset& da
     });
     done += whole;
   }
-  gather_rows(outputs, batch_size);
+  gather_rows(*plan_.ranks, outputs, batch_size, share().block);
   if (on_progress) on_progress(done, dataset.size());
 }
 
@@ -414,7 +393,7 @@ Evaluation BlockPasses::evaluate_features(TensorView<const float> features, std:
     const auto y = passes[worker].forward(ConstActivations(features.slice(rows.begin, rows.size())));
     std::ranges::copy(y.span(), logits.view().slice(rows.begin, rows.size()).data());
   });
-  gather_rows(logits.view(), images);
+  gather_rows(*plan_.ranks, logits.view(), images, share().block);
   if (on_progress) on_progress(images, images);
   Evaluation result = scored(std::move(logits), {labels.begin(), labels.end()});
   result.seconds = watch.seconds();

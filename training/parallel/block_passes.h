@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "engine/ranks/ranks.h"
 #include "layers/network/evaluate.h"
 #include "layers/network/pass.h"
-#include "training/parallel/ranks.h"
 #include "training/parallel/tree_sum.h"
 #include "training/parallel/workers.h"
 
@@ -116,7 +116,6 @@ class BlockPasses {
   void feed(PerWorker<Network>* models, size_t end, const Dataset& dataset, TensorView<float> outputs,
             const OnProgress& on_progress);
   std::unique_ptr<PerWorker<Network>> load(const StateDict* model);
-  void gather_rows(TensorView<float> rows, int64_t batch);
   Evaluation scored(Tensor<float> logits, std::vector<int32_t> labels);
   bool asked_to_stop(const OnProgress& on_progress, int64_t done, int64_t total);
 

@@ -8,6 +8,7 @@
 #include "engine/core/random.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
+#include "training/compression/calibration.h"
 #include "training/parallel/block_passes.h"
 #include "training/trainer.h"
 
@@ -245,6 +246,47 @@ TEST_F(BlocksTest, ABlockOfTheWholeBatchIsOneThreadWithoutBlocks) {
   const Result cut = train(chosen, 1, 1);
   EXPECT_NEAR(cut.history.back().loss, plain.history.back().loss, 1e-3);
   EXPECT_FALSE(same_bits(cut.model, plain.model)) << "the blocks were not cut";
+}
+
+/// 30 images in batches of 4, and 60 in batches of 8: the last round has a smaller batch, and ranks
+/// without one.
+TEST_F(BlocksTest, EvaluationAndCalibrationOnRanksHaveTheBitsOfOne) {
+  const Preprocess preprocess = Preprocess::for_image_size(64);
+  const CalibrationOptions chosen{.batch_size = 8, .range_images = 11};
+  const auto backend = make_backend("cpu", 1);
+  Network alone(*backend, small_alexnet(1));
+  const Evaluation expected = evaluate(alone, test_, preprocess, 4);
+  const Calibration whole = calibrate(alone, train_, preprocess, chosen);
+  for (const int count : {1, 2, 3, 9}) {
+    const WeightOwners owners = owners_of_weights(small_alexnet(1), train_.size(), count);
+    with_ranks(count, [&](Ranks& own) {
+      const auto mine = make_backend("cpu", 1);
+      Network network(*mine, small_alexnet(1));
+      const Evaluation result = evaluate(network, test_, preprocess, 4, {}, false, &own);
+      EXPECT_TRUE(std::ranges::equal(result.logits.view().span(), expected.logits.view().span()));
+      EXPECT_EQ(result.loss, expected.loss);
+      EXPECT_EQ(result.correct, expected.correct);
+      Calibration calibration = calibrate(network, train_, preprocess, chosen, {}, &own, owners);
+      EXPECT_EQ(calibration.fisher, whole.fisher);
+      EXPECT_EQ(calibration.ranges, whole.ranges);
+      for (const auto& [weight, owner] : owners) {
+        EXPECT_EQ(calibration.hessians.contains(weight), owner == own.rank()) << weight;
+        if (owner == own.rank()) {
+          EXPECT_EQ(calibration.hessians[weight].values, whole.hessians.at(weight).values);
+        }
+      }
+      collect_hessians(own, small_alexnet(1), owners, calibration);
+      for (const auto& [weight, hessian] : whole.hessians)
+        if (own.rank() == 0) {
+          EXPECT_EQ(calibration.hessians.at(weight).values, hessian.values) << weight;
+        }
+      EXPECT_THROW(
+          evaluate(
+              network, test_, preprocess, 4, [&](int64_t, int64_t) { return own.rank() == count - 1; }, false, &own),
+          Interrupted)
+          << "all stop where one is asked to";
+    });
+  }
 }
 
 TEST_F(BlocksTest, WhatBlocksCannotDoIsRefused) {

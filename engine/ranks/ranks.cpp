@@ -1,4 +1,4 @@
-#include "training/parallel/ranks.h"
+#include "engine/ranks/ranks.h"
 
 #include <algorithm>
 #include <condition_variable>
@@ -8,6 +8,8 @@
 #include <map>
 #include <mutex>
 #include <utility>
+
+#include "engine/io/block_share.h"
 
 namespace nibblenet {
 namespace {
@@ -80,6 +82,26 @@ std::vector<std::string> Ranks::gather(std::string_view mine) {
   with_all([&] { return std::as_bytes(std::span(mine)); },
            [&](size_t other) { return std::as_writable_bytes(std::span(all[other])); });
   return all;
+}
+
+void gather_rows(Ranks& ranks, TensorView<float> rows, int64_t batch, int64_t block) {
+  if (ranks.size() == 1) return;
+  const int64_t images = rows.size(0), width = rows.shape().inner_elements();
+  std::vector<Ranks::Sent> sent;
+  std::vector<Ranks::Received> received;
+  for (int64_t begin = 0; begin < images; begin += batch) {
+    const auto rows_of = [&](int rank) {
+      const IndexRange own = BlockShare{block, rank, ranks.size()}.images(std::min(batch, images - begin));
+      return std::as_writable_bytes(
+          std::span(rows.data() + (begin + own.begin) * width, static_cast<size_t>(own.size() * width)));
+    };
+    for (int other = 0; other < ranks.size(); ++other) {
+      if (other == ranks.rank()) continue;
+      sent.push_back({other, rows_of(ranks.rank())});
+      received.push_back({other, rows_of(other)});
+    }
+  }
+  ranks.exchange(sent, received);
 }
 
 bool Ranks::any(bool mine) {

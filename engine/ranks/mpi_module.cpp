@@ -1,4 +1,4 @@
-#include "training/parallel/mpi_module.h"
+#include "engine/ranks/mpi_module.h"
 
 #include <mpi.h>
 

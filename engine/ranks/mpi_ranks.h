@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "engine/core/error.h"
-#include "training/parallel/mpi_module.h"
-#include "training/parallel/ranks.h"
+#include "engine/ranks/mpi_module.h"
+#include "engine/ranks/ranks.h"
 
 namespace nibblenet {
 

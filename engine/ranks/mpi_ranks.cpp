@@ -1,4 +1,4 @@
-#include "training/parallel/mpi_ranks.h"
+#include "engine/ranks/mpi_ranks.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -69,7 +69,11 @@ MpiRanks::~MpiRanks() {
 }
 
 void MpiRanks::finish() {
-  if (std::exchange(finished_, true)) return;
+  if (finished_) return;
+  const double silence = std::exchange(silence_, 1e18);  // the first rank may still write for long
+  barrier();
+  silence_ = silence;
+  finished_ = true;
   if (mpi_->finish() != 0) fail<Error>("MPI does not end: {}", mpi_->error());
 }
 

@@ -7,9 +7,11 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/core/tensor.h"
+
 namespace nibblenet {
 
-/// The processes that train one network together, each known by its rank of [0, size). Every
+/// The processes that work on one thing together, each known by its rank of [0, size). Every
 /// function but rank() and size() is collective: all ranks call it, in the same order. Throws Error
 /// where a rank is gone or silent.
 class Ranks {
@@ -52,6 +54,10 @@ class OneRank final : public Ranks {
   void exchange(std::span<const Sent>, std::span<const Received>) override {}
   void add_up(std::span<float>) override {}
 };
+
+/// Brings rows to all ranks. `rows` holds, of every `batch` rows, those of this rank's blocks
+/// (BlockShare), and gets those of the others.
+void gather_rows(Ranks& ranks, TensorView<float> rows, int64_t batch, int64_t block);
 
 /// Ranks inside one process, one for a thread each: for tests.
 std::vector<std::unique_ptr<Ranks>> make_ranks_in_process(int size);

@@ -1,13 +1,18 @@
-#include "tools/training/rank_group.h"
+#include "tools/common/rank_group.h"
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <thread>
 
+#include "engine/core/threads.h"
 #include "engine/io/json.h"
+#include "engine/io/safetensors_header.h"
+#include "engine/ranks/mpi_ranks.h"
 #include "tools/common/command_line.h"
 #include "tools/common/launcher.h"
-#include "training/parallel/mpi_ranks.h"
 
 namespace nibblenet::tools {
 namespace {
@@ -42,7 +47,7 @@ void RankGroup::agree(const Facts& facts) {
   }
 }
 
-void run_on_ranks(double silence, const std::function<void(RankGroup&)>& body) {
+void run_on_ranks(double silence, OnStop on_stop, const std::function<void(RankGroup&)>& body) {
   const std::optional<Launched> own = launched();
   if (!own || own->ranks == 1) {
     OneRank one;
@@ -57,9 +62,6 @@ void run_on_ranks(double silence, const std::function<void(RankGroup&)>& body) {
   try {
     body(group);
     mpi->finish();
-  } catch (const Stopped&) {  // which all ranks have agreed on
-    mpi->finish();
-    throw;
   } catch (const RankLost& lost) {
     if (lost.speaker)
       speak_up();
@@ -67,6 +69,10 @@ void run_on_ranks(double silence, const std::function<void(RankGroup&)>& body) {
       hold();
     throw;
   } catch (const std::exception& error) {
+    if (on_stop == OnStop::all_agree && dynamic_cast<const Stopped*>(&error) != nullptr) {
+      mpi->finish();
+      throw;
+    }
     if (!group.agreed()) {
       group.refuse(error.what());
       if (!group.first()) hold();
@@ -77,6 +83,37 @@ void run_on_ranks(double silence, const std::function<void(RankGroup&)>& body) {
     }
     throw;
   }
+}
+
+void add_rank_timeout(CLI::App& app, double& seconds) {
+  add_checked(app, "--rank-timeout", seconds, CLI::Range(1.0, 1e9),
+              "Under mpirun or srun: end all ranks when one is silent for SECONDS")
+      ->type_name("SECONDS");
+}
+
+void share_cores(DeviceOptions& device) {
+  const std::optional<Launched> own = launched();
+  const unsigned cores = default_threads();
+  if (own && device.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr &&
+      cores == std::thread::hardware_concurrency())
+    device.threads = std::max(1, static_cast<int>(cores) / own->ranks_here);
+}
+
+std::string words_of(int argc, char** argv) {
+  std::string words;
+  for (int i = 1; i < argc; ++i) words += (i > 1 ? " " : "") + shell_quoted(argv[i]);
+  return words;
+}
+
+std::string fingerprint_of_images(const Dataset& dataset) {
+  return checksum_of(dataset.pixels) + checksum_of(dataset.labels);
+}
+
+std::string fingerprint_of_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<uint8_t> bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file && !file.eof()) fail<IoError>("cannot read {}", path.string());
+  return checksum_of(bytes);
 }
 
 }  // namespace nibblenet::tools
