@@ -1,4 +1,5 @@
 #include "engine/io/dataset.h"
+#include "engine/quant/size.h"
 #include "tests/engine/io/io_helpers.h"
 #include "tests/tools/run.h"
 
@@ -24,6 +25,11 @@ TEST_F(ShippedModelTest, IsWholeAndSmall) {
   const StateDict dict = model(shipped);
   for (const Parameter& parameter : dict.parameters)
     EXPECT_EQ(parameter.packed(), parameter.shape().rank() > 1) << parameter.name;
+  int64_t resident = 0;
+  for (const Parameter& parameter : dict.parameters)
+    resident +=
+        parameter.packed() ? resident_size(parameter.packed_values()).total() : 4 * parameter.shape().elements();
+  EXPECT_LT(resident, 3'000'000);
 }
 
 /// Which kernel computes features.6, packed with 4 bits, without a GPU.
