@@ -498,10 +498,10 @@ constexpr std::array<void (*)(const UnpackWork&), 9> unpack_bytes_by_bits = {nul
                                                                              unpack_bytes_vbmi<7>,
                                                                              unpack_bytes_vbmi<8>};
 
-/// Into bytes.
+/// Into bytes. `vbmi`: whether bytes can be permuted.
+template <bool vbmi>
 void unpack_bytes(const UnpackWork& u) {
-  static const bool vbmi = has_vbmi();
-  if (vbmi)
+  if constexpr (vbmi)
     unpack_bytes_by_bits[static_cast<size_t>(u.bits)](u);
   else
     unpack_bytes_512(u);
@@ -551,18 +551,21 @@ constexpr std::array<void (*)(const UnpackWork&), 6> unpack_bf16_by_bits = {
     nullptr, nullptr, unpack_bf16_vbmi<2>, unpack_bf16_vbmi<3>, unpack_bf16_vbmi<4>, unpack_bf16_vbmi<5>};
 
 void unpack_bf16(const UnpackWork& u) {
-  static const bool vbmi = has_vbmi();
-  if (!vbmi || u.bits > 5 || u.zero_points != nullptr) return unpack_portable_bfloat(u);
+  if (u.bits > 5 || u.zero_points != nullptr) return unpack_portable_bfloat(u);
   unpack_bf16_by_bits[static_cast<size_t>(u.bits)](u);
 }
 
+/// With and without the permutation of bytes.
+template <bool vbmi>
 constexpr NarrowKernels kernels_vnni = {"VNNI",         4,           byte_zero,   tile_vnni,
-                                        finish_512_int, widen_bytes, round_bytes, unpack_bytes};
+                                        finish_512_int, widen_bytes, round_bytes, unpack_bytes<vbmi>};
 constexpr NarrowKernels kernels_avx512 = {
     "AVX-512", 2, 0, tile_pairs_512, finish_512_int, widen_256, round_pairs_512, unpack_pairs_256};
 constexpr NarrowKernels kernels_avx2 = {
     "AVX2", 2, 0, tile_pairs_256, finish_256_int, widen_256, round_pairs_256, unpack_pairs_256};
-constexpr NarrowKernels kernels_bf16 = {"BF16", 2, 0, tile_bf16, finish_512_bfloat, nullptr, round_bf16, unpack_bf16};
+template <bool vbmi>
+constexpr NarrowKernels kernels_bf16 = {
+    "BF16", 2, 0, tile_bf16, finish_512_bfloat, nullptr, round_bf16, vbmi ? unpack_bf16 : unpack_portable_bfloat};
 #endif
 
 constexpr NarrowKernels kernels_portable_int = {
@@ -579,15 +582,15 @@ constexpr NarrowKernels kernels_portable_bfloat = {"portable",
 
 }  // namespace
 
-const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set) {
+const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set, bool vbmi) {
   const bool bytes = precision == Precision::int8;
 #if defined(__x86_64__)
-  if (!bytes && set >= InstructionSet::avx512_bf16) return kernels_bf16;
-  if (bytes && set >= InstructionSet::avx512_vnni) return kernels_vnni;
+  if (!bytes && set >= InstructionSet::avx512_bf16) return vbmi ? kernels_bf16<true> : kernels_bf16<false>;
+  if (bytes && set >= InstructionSet::avx512_vnni) return vbmi ? kernels_vnni<true> : kernels_vnni<false>;
   if (bytes && set >= InstructionSet::avx512) return kernels_avx512;
   if (bytes && set >= InstructionSet::avx2) return kernels_avx2;
 #endif
-  (void)set;
+  (void)set, (void)vbmi;
   return bytes ? kernels_portable_int : kernels_portable_bfloat;
 }
 

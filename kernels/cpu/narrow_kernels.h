@@ -99,8 +99,9 @@ struct NarrowKernels {
 };
 
 /// The kernels for bfloat16 or int8. All give the same bits in int8; in bfloat16, sums differ by
-/// their rounding.
-const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set);
+/// their rounding. `vbmi`: whether they may permute bytes, which not every processor with AVX-512
+/// does.
+const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set, bool vbmi = has_vbmi());
 /// Whether products in this precision are faster than in float32.
 bool has_fast_products(Precision precision, InstructionSet set);
 

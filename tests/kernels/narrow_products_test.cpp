@@ -403,6 +403,41 @@ TEST(Int8Products, SaturateInputsBeyondTheRange) {
   }
 }
 
+/// Processors with AVX-512 unpack codes in two ways; this one may know both.
+TEST(NarrowKernels, UnpackTheSameWithAndWithoutBytePermutations) {
+  if (!has_vbmi()) GTEST_SKIP() << "this processor does not permute bytes";
+  constexpr int64_t width = 48;
+  Random random(6);
+  ValueTable table;
+  for (size_t i = 0; i < 256; ++i) {
+    table.bytes[i] = static_cast<int8_t>(static_cast<int>(random.below(256)) - 128);
+    table.bfloats[i] = static_cast<uint16_t>(random.below(65536));
+  }
+  std::vector<uint8_t> zeros;
+  for (int64_t i = 0; i < width; ++i) zeros.push_back(static_cast<uint8_t>(random.below(4)));
+  for (const Precision precision : {Precision::int8, Precision::bfloat16})
+    for (const InstructionSet set : sets_here())
+      for (int bits = 2; bits <= 8; ++bits)
+        for (const bool with_zeros : {false, true}) {
+          const int64_t count = 8 * width;
+          std::vector<uint8_t> codes(static_cast<size_t>(packed_bytes(count, bits)) + 64);
+          for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.below(256));
+          const auto unpacked = [&](bool vbmi) {
+            const NarrowKernels& kernels = narrow_kernels(precision, set, vbmi);
+            std::vector<std::byte> out(static_cast<size_t>(count * kernels.value_bytes()));
+            kernels.unpack({.codes = codes.data(),
+                            .count = count,
+                            .bits = bits,
+                            .values = &table,
+                            .zero_points = with_zeros ? zeros.data() : nullptr,
+                            .width = width,
+                            .out = out.data()});
+            return out;
+          };
+          EXPECT_EQ(unpacked(true), unpacked(false)) << to_string(set) << ", " << bits << " bits";
+        }
+}
+
 TEST(NarrowWeight, ResidentBytesAreTheMeteredOnes) {
   for (const Precision precision : {Precision::int8, Precision::bfloat16})
     for (const Product& p : products) {
