@@ -86,9 +86,14 @@ void MpiRanks::meet() {
   }
 }
 
-void MpiRanks::expect_living() const {
+void MpiRanks::announce_end() const {
+  for (const int64_t process : neighbours_)
+    if (process != 0 && process != getpid()) last_words_.tell(process);
+}
+
+void MpiRanks::expect_living() {
   int lost = -1;
-  bool speaker = true;
+  bool speaker = !last_words_.heard();
   for (int other = 0; other < static_cast<int>(neighbours_.size()); ++other) {
     const int64_t process = neighbours_[static_cast<size_t>(other)];
     if (other == rank_) continue;

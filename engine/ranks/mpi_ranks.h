@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/core/error.h"
+#include "engine/ranks/last_words.h"
 #include "engine/ranks/mpi_module.h"
 #include "engine/ranks/ranks.h"
 
@@ -15,7 +16,8 @@ namespace nibblenet {
 class RankLost : public Error {
  public:
   RankLost(const std::string& message, bool tells) : Error(message), speaker(tells) {}
-  bool speaker;  ///< this process has the lowest rank of those that go on, so it shall tell of it
+  bool speaker;  ///< this process has the lowest rank of those that go on, and the lost one did not
+                 ///< say why it ended: this one shall tell of it
 };
 
 /// The processes that a launcher of MPI (mpirun, srun) started. Notices ranks on this machine that
@@ -34,10 +36,12 @@ class MpiRanks final : public Ranks {
   void add_up(std::span<float> values) override;
   /// Ends MPI, once all ranks do so.
   void finish();
+  /// Tells the ranks of this machine that this one says why it ends, so that they need not.
+  void announce_end() const;
 
  private:
   void meet();
-  void expect_living() const;
+  void expect_living();
   void wait(double silence);
 
   const NibblenetMpi* mpi_ = nullptr;
@@ -45,6 +49,7 @@ class MpiRanks final : public Ranks {
   int size_ = 1;
   double silence_;
   bool finished_ = false;
+  LastWords last_words_;
   std::vector<int64_t> neighbours_;  ///< process ids by rank; 0: not of this machine
 };
 

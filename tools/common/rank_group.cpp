@@ -63,10 +63,12 @@ void run_on_ranks(double silence, OnStop on_stop, const std::function<void(RankG
     body(group);
     mpi->finish();
   } catch (const RankLost& lost) {
-    if (lost.speaker)
+    if (lost.speaker) {
+      mpi->announce_end();
       speak_up();
-    else
+    } else {
       hold();
+    }
     throw;
   } catch (const std::exception& error) {
     if (on_stop == OnStop::all_agree && dynamic_cast<const Stopped*>(&error) != nullptr) {
@@ -76,7 +78,9 @@ void run_on_ranks(double silence, OnStop on_stop, const std::function<void(RankG
     if (!group.agreed()) {
       group.refuse(error.what());
       if (!group.first()) hold();
-    } else if (!group.first()) {
+    } else if (group.first()) {
+      mpi->announce_end();
+    } else {
       hold();
       speak_up();  // what all noticed, the first has said, and ended all
       throw Error(fmt::format("rank {}: {}", mpi->rank(), error.what()));
