@@ -147,7 +147,7 @@ void MpiRanks::wait(double silence) {
     if (std::chrono::duration<double>(now - start).count() > silence)
       throw RankLost(fmt::format("{} has been silent for {:g} s, so all stop; --rank-timeout allows more",
                                  peer < 0 ? "a rank" : fmt::format("rank {}", peer), silence),
-                     peer == 0 ? rank_ == 1 : rank_ == 0);
+                     !last_words_.heard() && (peer == 0 ? rank_ == 1 : rank_ == 0));
     if (polls > 200) std::this_thread::sleep_for(std::chrono::microseconds(polls < 2000 ? 50 : 500));
   }
 }

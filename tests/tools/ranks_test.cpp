@@ -287,10 +287,7 @@ TEST_F(RanksTest, OfOtherToolsOneThatDiesOrHangsEndsAll) {
       kill(victim, signal);
       const Outcome outcome = child.wait();
       EXPECT_NE(outcome.code, 0) << outcome;
-      // One that was stopped goes on when mpirun ends it, and may find the other gone.
-      if (signal == SIGKILL) {
-        EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
-      }
+      EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
       EXPECT_NE(outcome.err.find(signal == SIGKILL ? fmt::format("(process {}) has ended", victim)
                                                    : "has been silent for 3 s"),
                 std::string::npos)
