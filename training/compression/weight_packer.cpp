@@ -121,7 +121,7 @@ std::vector<LayerReport> pack_weights(StateDict& dict, const std::function<Schem
   const std::vector<std::string> all = ranks->gather(mine);
   std::vector<std::string_view> rest(all.begin(), all.end());
   for (Parameter& parameter : dict.parameters) {
-    if (!parameter.is_weight()) continue;
+    if (!parameter.is_weight() || parameter.packed()) continue;
     PackedTensor packed{.scheme = scheme_of(parameter), .shape = parameter.shape()};
     LayerReport report;
     take_packed(rest[static_cast<size_t>(owners.at(parameter.name))], packed, report);
