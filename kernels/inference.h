@@ -39,6 +39,10 @@ class Inference {
   /// y = factor x, rounded to y's precision; y may be x.
   virtual void convert(Activations y, ConstActivations x, float factor = 1.0F) = 0;
 
+  /// y = x, rotated: hadamard_transform() of engine/quant/hadamard.h, with its bits in float32. y
+  /// may be x. Products with weights of that rotation() read such inputs.
+  virtual void hadamard(Activations y, ConstActivations x, Rotation rotation) = 0;
+
   /// y[N,P,Q,K] = epilogue(conv(x[N,H,W,C], w[K,C,R,S]) + bias[K])
   virtual void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                               Epilogue epilogue) = 0;

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "engine/core/tensor.h"
+#include "engine/quant/rotation.h"
 #include "engine/quant/size.h"
 #include "kernels/activations.h"
 
@@ -39,6 +40,8 @@ class Weight {
   virtual std::optional<float> byte_step() const { return std::nullopt; }
   /// Whether products with this weight can write bytes.
   virtual bool writes_bytes() const { return false; }
+  /// How inputs are to be rotated (Inference::hadamard()) before a product with this weight.
+  virtual Rotation rotation() const { return {}; }
   /// The bytes that this weight occupies, by purpose; no biases.
   virtual ResidentSize resident() const = 0;
 };

@@ -6,6 +6,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "engine/quant/bits.h"
+#include "engine/quant/hadamard.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/weight_cpu.h"
 #include "layers/conv2d.h"
@@ -41,6 +42,15 @@ std::vector<float> floats_of(std::span<const uint8_t> bytes) {
   return values;
 }
 
+/// x, or its channels rotated in `copy` where products with this weight read them so.
+TensorView<const float> as_read_by(const Weight& weight, Backend& backend, TensorView<const float> x,
+                                   Tensor<float>& copy) {
+  if (!weight.rotation()) return x;
+  copy = Tensor<float>(host_memory(), x.shape(), MemoryCategory::activations);
+  backend.hadamard(copy.view(), x, weight.rotation());
+  return std::as_const(copy).view();
+}
+
 std::vector<uint8_t> vector_of(std::span<const uint8_t> bytes) { return {bytes.begin(), bytes.end()}; }
 
 }  // namespace
@@ -49,6 +59,7 @@ PackedLayer::PackedLayer(const std::string& scheme, const std::vector<int64_t>& 
     : scheme_(parse_scheme(scheme)), shape_(shape), groups_(make_group_map(scheme_.granularity, shape_)) {
   if (scheme_.is_trellis())
     fail<UsageError>("nibblenet.torch has no layers of trellis strings yet; other methods have, like kmeans");
+  expect_rotatable(scheme_, shape_, "a packed layer");
   constexpr int64_t most_weights = int64_t{1} << 48;  // so that no size below overflows
   if (shape_.elements() > most_weights) fail<ShapeError>("a layer of {} weights", to_string(shape_));
   const MethodTraits& traits = traits_of(scheme_.method);
@@ -104,7 +115,8 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
                   .block_ids = nullptr,
                   .values = codebook_.values.data(),
                   .scale_to = codebook_.scale_to,
-                  .groups = groups_};
+                  .groups = groups_,
+                  .rotation = rotation_of_inputs(scheme_, shape_)};
   std::vector<uint8_t> scales;  // for ids beyond the groups, which nobody has checked
   if (block_id_bits_ > 0) {
     view.block_ids = bytes.block_ids.data();
@@ -134,13 +146,15 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
 
 void PackedLayer::linear(TensorView<float> y, TensorView<const float> x, const LayerBytes& bytes) const {
   with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
-    linear_forward(backend, y, x, weight, bias, Epilogue::none);
+    Tensor<float> copy;
+    linear_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, Epilogue::none);
   });
 }
 
 void PackedLayer::conv2d(TensorView<float> y, TensorView<const float> x, Window window, const LayerBytes& bytes) const {
   with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
-    conv2d_forward(backend, y, x, weight, bias, window, Epilogue::none);
+    Tensor<float> copy;
+    conv2d_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, window, Epilogue::none);
   });
 }
 
@@ -161,7 +175,7 @@ std::vector<std::string> choose_schemes(const std::vector<std::string>& argument
   std::vector<std::string> names;
   for (const auto& [name, shape] : weights) names.push_back(name.substr(0, name.rfind('.')));
   for (const std::string& name : names) network.layers.push_back({.name = name});
-  tools::SchemeChoice choice(flags, false, network);
+  tools::SchemeChoice choice(flags, false, network, nullptr);
   std::vector<std::string> schemes;
   for (const auto& [name, shape] : weights) {
     const Scheme scheme = choice({.name = name, .value = PackedTensor{.shape = Shape(shape)}});

@@ -234,7 +234,7 @@ void pack(Options& options, RankGroup& group) {
     packed = std::move(dict);
     dict = dequantized(*packed);
   }
-  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), dict);
   const std::filesystem::path output =
       options.output.empty() ? default_output(input, options, schemes.bits()) : std::filesystem::path(options.output);
 

@@ -85,6 +85,7 @@ ByteValues byte_values(const PackedView& packed) {
 
 std::string why_not_bytes(const PackedView& packed) {
   if (packed.trellis_quarters > 0) return "its codes are trellis strings";
+  if (packed.rotation) return "its inputs are rotated";
   if (packed.block_ids != nullptr) return "its scales belong to sorted blocks";
   if (!has_one_step_a_channel(packed)) return "its scales change along a channel";
   if (packed.zero_points != nullptr && packed.bits == 8) return "8 bits with a zero point do not fit a signed byte";

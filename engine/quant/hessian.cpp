@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "engine/quant/blas.h"
+#include "engine/quant/hadamard.h"
 
 namespace nibblenet {
 namespace {
@@ -26,6 +28,14 @@ void mirror_upper_triangle(Hessian& hessian) {
 #pragma omp parallel for schedule(dynamic, 16)
   for (int64_t i = 1; i < n; ++i)
     for (int64_t j = 0; j < i; ++j) hessian.values[static_cast<size_t>(i * n + j)] = hessian.at(j, i);
+}
+
+void transpose(Hessian& hessian) {
+  const int64_t n = hessian.inputs;
+  float* values = hessian.values.data();
+#pragma omp parallel for schedule(dynamic, 16)
+  for (int64_t i = 1; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) std::swap(values[i * n + j], values[j * n + i]);
 }
 
 /// Rounding of sums may lift a product slightly above the exact bound.
@@ -76,6 +86,15 @@ Hessian HessianAccumulator::finish() && {
     for (int64_t j = i; j < sum_.inputs; ++j) sum_.values[static_cast<size_t>(i * sum_.inputs + j)] /= count;
   mirror_upper_triangle(sum_);
   return std::move(sum_);
+}
+
+Hessian rotated(const Hessian& hessian, Rotation rotation) {
+  Hessian result = hessian;
+  hadamard_transform(result.values, rotation);  // H Q, and Q H is its transposed
+  transpose(result);
+  hadamard_transform(result.values, rotation);
+  mirror_upper_triangle(result);
+  return result;
 }
 
 std::vector<float> upper_triangle(const Hessian& hessian) {

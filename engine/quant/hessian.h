@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
+#include "engine/quant/rotation.h"
 
 namespace nibblenet {
 
@@ -38,6 +39,9 @@ class HessianAccumulator {
   std::vector<float> waiting_;  ///< rows that wait until a pass over D^2 sums is worthwhile
   int64_t rows_ = 0;
 };
+
+/// The Hessian of rotated inputs (hadamard.h): Q H Q.
+Hessian rotated(const Hessian& hessian, Rotation rotation);
 
 /// The upper triangle row by row, as files hold it: D (D + 1) / 2 values.
 std::vector<float> upper_triangle(const Hessian& hessian);

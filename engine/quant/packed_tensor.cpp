@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engine/quant/bits.h"
+#include "engine/quant/hadamard.h"
 
 namespace nibblenet {
 namespace {
@@ -36,6 +37,7 @@ int64_t validate_form(const PackedTensor& packed, std::string_view name) {
     // range.
     if (packed.shape.elements() / 16 > static_cast<int64_t>(packed.codes.size()))
       fail<FormatError>("{} bytes of codes cannot hold {} weights", packed.codes.size(), to_string(packed.shape));
+    expect_rotatable(packed.scheme, packed.shape, "the weight");
     return make_group_map(packed.scheme.granularity, packed.shape).groups;
   } catch (const Error& error) {
     fail<FormatError>("{}: {}", name, error.what());
@@ -56,10 +58,12 @@ void validate_scales(const PackedTensor& packed, int64_t groups, std::string_vie
   const Codebook codebook = codebook_of(packed);
   float largest = 0;
   for (const float value : codebook.values) largest = std::max(largest, std::fabs(value));
+  const Rotation rotation = rotation_of_weights(packed.scheme, packed.shape);
+  const auto added = static_cast<float>(std::max<int64_t>(rotation.block, 1));  // to turn a weight back
   for (int64_t group = 0; group < groups; ++group) {
     const float scale = packed.scale(group);
     if (!std::isfinite(scale)) fail<FormatError>("{}: the scale of group {} is NaN or infinite", name, group);
-    if (!std::isfinite(largest * (scale / codebook.scale_to)))
+    if (!std::isfinite(largest * (scale / codebook.scale_to) * added))
       fail<FormatError>("{}: the scale of group {}, {}, decodes to infinite weights", name, group, scale);
   }
 }
@@ -150,7 +154,8 @@ PackedView view_of(const PackedTensor& packed, const Codebook& codebook) {
           .values = codebook.values.data(),
           .scale_to = codebook.scale_to,
           .groups = make_group_map(packed.scheme.granularity, packed.shape),
-          .trellis_quarters = packed.scheme.is_trellis() ? packed.scheme.quarters() : 0};
+          .trellis_quarters = packed.scheme.is_trellis() ? packed.scheme.quarters() : 0,
+          .rotation = rotation_of_inputs(packed.scheme, packed.shape)};
 }
 
 void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out) {
@@ -179,6 +184,8 @@ void dequantize(const PackedTensor& packed, TensorView<float> out) {
 #pragma omp parallel for
   for (int64_t channel = 0; channel < view.channels; ++channel)
     decode_reference(view, channel, 0, view.channel_elements, out.data() + channel * view.channel_elements);
+  if (const Rotation rotation = rotation_of_weights(packed.scheme, packed.shape))
+    hadamard_transform(out.span(), rotation);
 }
 
 }  // namespace nibblenet

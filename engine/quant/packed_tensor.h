@@ -6,6 +6,7 @@
 
 #include "engine/core/half.h"
 #include "engine/quant/codebook.h"
+#include "engine/quant/rotation.h"
 #include "engine/quant/scheme.h"
 #include "engine/quant/trellis.h"
 
@@ -37,7 +38,8 @@ struct PackedTensor {
 };
 
 /// Checks a tensor from an untrusted file before a kernel sees it. Throws FormatError naming the
-/// tensor unless every part has exactly the size of scheme and shape, scales are finite and decode
+/// tensor unless every part has exactly the size of scheme and shape, rotated weights have input
+/// channels that can be rotated, scales are finite and decode
 /// to finite weights, zero points fit the width, block ids name existing groups, and a stored
 /// codebook is finite and ascending.
 void validate(const PackedTensor& packed, std::string_view name);
@@ -54,7 +56,8 @@ constexpr float reconstruct(float value, float zero_point, float step) { return 
 /// A view of all that turns codes into weights, as plain pointers into memory of any kind. It
 /// serves the host's vectors, a backend's resident buffers and device code.
 ///   weight(channel, k) = (values[code] - zero_point[group]) * (scale[group] / scale_to)
-/// In trellis schemes trellis_value_at() takes the place of values[code].
+/// In trellis schemes trellis_value_at() takes the place of values[code]. These are the weights
+/// that products multiply by: rotated ones where the scheme says so.
 struct PackedView {
   int bits = 0;
   int64_t channels = 0;
@@ -71,6 +74,7 @@ struct PackedView {
   float scale_to = 1.0F;
   GroupMap groups;
   int trellis_quarters = 0;  ///< above 0: trellis strings of that many quarters of a bit a weight
+  Rotation rotation;         ///< of the inputs that products read (hadamard.h)
 
   TrellisLayout trellis() const { return {channels, channel_elements, trellis_quarters}; }
   /// Scale of a group in float32.
@@ -93,12 +97,13 @@ PackedView view_of(const PackedTensor& packed, const Codebook& codebook);
 void decode_reference(const PackedView& packed, int64_t channel, int64_t k, int64_t count, float* out);
 
 /// Rounds every weight to the nearest value of its scheme. Deterministic; uses all OpenMP threads.
-/// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4 and tensors
-/// without elements, Error naming `name` for NaN, Inf, or scales that their type cannot hold (see
-/// store_scales()).
+/// Throws UsageError for an invalid scheme, ShapeError for ranks other than 2 and 4, tensors
+/// without elements, and rotated weights whose input channels cannot be rotated, Error naming
+/// `name` for NaN, Inf, or scales that their type cannot hold (see store_scales()).
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name);
 
-/// Decodes all weights to float32; `out` has the packed tensor's shape.
+/// Decodes all weights to float32, and turns rotated ones back: the weights of a layer whose inputs
+/// are not rotated. `out` has the packed tensor's shape.
 void dequantize(const PackedTensor& packed, TensorView<float> out);
 
 }  // namespace nibblenet

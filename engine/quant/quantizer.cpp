@@ -13,6 +13,7 @@
 
 #include "engine/quant/bits.h"
 #include "engine/quant/group_scales.h"
+#include "engine/quant/hadamard.h"
 #include "engine/quant/magnitude_order.h"
 #include "engine/quant/trellis_quantizer.h"
 
@@ -183,6 +184,21 @@ void expect_hessian(const QuantizeOptions& options, const Shape& shape, std::str
 
 }  // namespace
 
+PackedTensor quantize_rotated(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
+                              const std::function<PackedTensor(TensorView<const float>, const Scheme&)>& quantize) {
+  validate(scheme);
+  expect_rotatable(scheme, weights.shape(), name);
+  expect_finite(weights, name);
+  Tensor<float> turned(host_memory(), weights.shape(), MemoryCategory::data);
+  std::ranges::copy(weights.span(), turned.data());
+  hadamard_transform(turned.view().span(), rotation_of_weights(scheme, weights.shape()));
+  Scheme plain = scheme;
+  plain.rotated = 0;
+  PackedTensor packed = quantize(std::as_const(turned).view(), plain);
+  packed.scheme = scheme;
+  return packed;
+}
+
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizerPasses& passes, const QuantizeOptions& options) {
   validate(scheme);
@@ -190,6 +206,16 @@ PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std
   validate(options, scheme, name);
   expect_hessian(options, weights.shape(), name);
   expect_finite(weights, name);
+  if (scheme.is_rotated())
+    return quantize_rotated(weights, scheme, name, [&](TensorView<const float> turned, const Scheme& plain) {
+      QuantizeOptions turned_options = options;
+      Hessian hessian;
+      if (options.hessian != nullptr) {
+        hessian = rotated(*options.hessian, rotation_of_weights(scheme, weights.shape()));
+        turned_options.hessian = &hessian;
+      }
+      return quantize(turned, plain, name, passes, turned_options);
+    });
   if (scheme.is_trellis()) return quantize_trellis(weights, scheme, name, options);
 
   PackedTensor packed;

@@ -45,13 +45,14 @@ struct QuantizeOptions {
   ColumnOrder order = ColumnOrder::natural;  ///< of GPTQ
   int passes = 0;                            ///< of GPTQ, see gptq()
   double rate_weight = 0;                    ///< of GPTQ: cost of a bit, see gptq()
-  /// Hessian of the layer's inputs. GPTQ needs it; k-means and the search weight errors by its
-  /// diagonal.
+  /// Hessian of the layer's inputs, which are not rotated. GPTQ needs it; k-means and the search
+  /// weight errors by its diagonal.
   const Hessian* hessian = nullptr;
   /// Fisher diagonal of the layer's outputs (relative_fisher()), [K] or empty. Ranges by step and
   /// rate weights use it, so that outputs that matter to the predictions get the bits.
   std::span<const float> fisher;
-  /// factorize(*hessian, order), made once for many schemes; null: made on demand.
+  /// factorize(*hessian, order), made once for many schemes; null: made on demand. For rotated
+  /// schemes it is that of rotated(*hessian, rotation_of_weights()).
   const HessianFactor* factor = nullptr;
   OnColumns on_columns;          ///< progress of GPTQ
   GptqReport* report = nullptr;  ///< filled with GPTQ's result
@@ -90,8 +91,13 @@ void encode_nearest(PackedTensor& packed, TensorView<const float> weights);
 /// Throws Error that names the tensor and the first weight that is NaN or infinite.
 void expect_finite(TensorView<const float> weights, std::string_view name);
 
+/// Quantizes rotated weights: `quantize` gets them with their inputs rotated, and the scheme
+/// without that. Throws as quantize().
+PackedTensor quantize_rotated(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
+                              const std::function<PackedTensor(TensorView<const float>, const Scheme&)>& quantize);
+
 /// quantize() with other implementations of its passes. The bits are the same if the passes are
-/// right.
+/// right. They get weights whose inputs are rotated already.
 PackedTensor quantize(TensorView<const float> weights, const Scheme& scheme, std::string_view name,
                       const QuantizerPasses& passes, const QuantizeOptions& options = {});
 

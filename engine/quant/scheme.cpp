@@ -92,7 +92,8 @@ std::optional<int> parse_quarters(std::string_view text) {
 }
 
 bool is_scale_option(std::string_view part) {
-  return part == "f16" || part == "f32" || part == "absolute" || part == "signed" || part == "zero-point";
+  return part == "f16" || part == "f32" || part == "absolute" || part == "signed" || part == "zero-point" ||
+         part == "rotated";
 }
 
 }  // namespace
@@ -170,6 +171,11 @@ void validate(const Scheme& scheme) {
     fail<UsageError>("{} does not support zero-point; supported by: linear", traits.name);
   if (scheme.zero_point && scheme.sign == ScaleSign::signed_max)
     fail<UsageError>("zero-point does not support the scale sign signed (its scale is max - min); supported: absolute");
+  if (scheme.is_rotated() && traits.sorted)
+    fail<UsageError>(
+        "{} does not support rotated; supported by all methods but stable-embedding and "
+        "stable-embedding-fp8",
+        traits.name);
 }
 
 std::string bits_text(const Scheme& scheme) { return fmt::format("{}", scheme.bits_per_code()); }
@@ -180,6 +186,8 @@ std::string to_string(const Scheme& scheme) {
   if (scheme.scale != ScaleType::f32) text += fmt::format(":{}", to_string(scheme.scale));
   if (scheme.sign != traits.default_sign) text += fmt::format(":{}", to_string(scheme.sign));
   if (scheme.zero_point) text += ":zero-point";
+  if (scheme.is_rotated()) text += ":rotated";
+  if (scheme.rotated > 1) text += fmt::format(":{}", scheme.rotated);
   return text;
 }
 
@@ -213,10 +221,16 @@ Scheme parse_scheme(std::string_view text) {
   if (const auto part = take_if("f16", "f32"); !part.empty()) scheme.scale = parse_scale_type(part);
   if (const auto part = take_if("absolute", "signed"); !part.empty()) scheme.sign = parse_scale_sign(part);
   if (!take_if("zero-point").empty()) scheme.zero_point = true;
+  if (!take_if("rotated").empty()) {
+    const std::optional<int64_t> inputs = parts.empty() ? std::nullopt : parse_integer(parts[0]);
+    if (inputs) parts = parts.subspan(1);
+    scheme.rotated = inputs.value_or(1);
+    if (scheme.rotated < 1) fail<UsageError>("scheme '{}': rotated:N needs an N of at least 1", text);
+  }
   if (!parts.empty())
     fail<UsageError>(
         "scheme '{}': '{}' is not expected there; the form is "
-        "METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point]",
+        "METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point][:rotated[:N]]",
         text, parts[0]);
   validate(scheme);
   return scheme;

@@ -87,11 +87,15 @@ struct Scheme {
   ScaleSign sign = ScaleSign::absolute;
   bool zero_point = false;  ///< affine over [min, max]; `linear` only
   int more_quarters = 0;    ///< quarters of a bit beside `bits`; `trellis` only
+  /// Above 0: the layer's inputs are rotated (engine/quant/hadamard.h), and each of their channels
+  /// is that many neighbouring inputs: 1, or in a linear layer the pixels of flattened images.
+  int64_t rotated = 0;
   friend bool operator==(const Scheme&, const Scheme&) = default;
 
   int quarters() const { return 4 * bits + more_quarters; }  ///< quarters of a bit, a weight
   double bits_per_code() const { return quarters() / 4.0; }
   bool is_trellis() const { return method == Method::trellis; }
+  bool is_rotated() const { return rotated > 0; }
 };
 
 /// The scheme of a method with its default granularity and sign.
@@ -102,17 +106,19 @@ std::vector<Scheme> schemes_of_every_width(Method method);
 Scheme with_bits(Scheme scheme, double bits);
 /// Throws UsageError when the combination does not exist, with the list of what does: bits outside
 /// the method's range, a sorted granularity for an unsorted method (and the reverse), a zero point
-/// that is not linear's, block or tile sizes below 1, a trellis without one scale a channel.
+/// that is not linear's, block or tile sizes below 1, a trellis without one scale a channel,
+/// rotated weights of a sorted method.
 void validate(const Scheme& scheme);
 
-/// "linear:4:channel" with ":f16", ":signed", ":zero-point" appended where they are not the
-/// method's default.
+/// "linear:4:channel" with ":f16", ":signed", ":zero-point", ":rotated" or ":rotated:36" appended
+/// where they are not the method's default.
 std::string to_string(const Scheme& scheme);
 /// The bits of a scheme as text: "4", "1.25".
 std::string bits_text(const Scheme& scheme);
-/// Inverse of to_string: METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point];
-/// parts left out take the method's defaults (bits: 4 if the method has them, else its largest).
-/// block:N, tile:RxC and sorted:B contain a colon of their own. Validated; throws UsageError.
+/// Inverse of to_string: METHOD[:BITS][:GRANULARITY][:f16|f32][:absolute|signed][:zero-point]
+/// [:rotated[:N]]; parts left out take the method's defaults (bits: 4 if the method has them, else
+/// its largest). block:N, tile:RxC and sorted:B contain a colon of their own. Validated; throws
+/// UsageError.
 Scheme parse_scheme(std::string_view text);
 
 /// Where each weight's scale lies. Cheap to copy; constexpr, so that the same arithmetic serves CPU

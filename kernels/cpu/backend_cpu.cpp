@@ -8,6 +8,7 @@
 
 #include "engine/core/threads.h"
 #include "engine/quant/byte_values.h"
+#include "engine/quant/hadamard.h"
 #include "kernels/cpu/convolutions_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 #include "kernels/cpu/narrow_weight.h"
@@ -119,6 +120,13 @@ void CpuBackend::convert(Activations out, ConstActivations in, float factor) {
   const TensorView<const float> x = in.floats();
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < x.elements(); ++i) y[i] = factor * x[i];
+}
+
+void CpuBackend::hadamard(Activations out, ConstActivations in, Rotation rotation) {
+  const TensorView<float> y = out.floats();
+  const TensorView<const float> x = in.floats();
+  if (y.data() != x.data()) convert(y, x);
+  hadamard_transform(y.span(), rotation);
 }
 
 float* CpuBackend::workspace(size_t size) {

@@ -64,6 +64,7 @@ class CpuBackend final : public Backend, public Training {
   void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window) override;
   void max_pool2d_backward(Activations dx, ConstActivations dy, TensorView<const uint8_t> argmax, Window window,
                            const GradientStore& store = {}) override;
+  void hadamard(Activations y, ConstActivations x, Rotation rotation) override;
   void adaptive_average_pool2d_forward(Activations y, ConstActivations x) override;
   void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) override;
   void flatten_forward(Activations y, ConstActivations x) override;

@@ -54,6 +54,7 @@ class NarrowWeightCpu final : public Weight {
   std::optional<Precision> product_precision() const override { return precision_; }
   std::optional<float> byte_step() const override;
   bool writes_bytes() const override { return true; }
+  Rotation rotation() const override { return view_.rotation; }
   ResidentSize resident() const override { return resident_; }
 
   const NarrowKernels& kernels() const { return *kernels_; }

@@ -50,6 +50,7 @@ class PackedWeightCpu final : public Weight {
   bool packed() const override { return true; }
   TensorView<float> values() override;
   void changed() override {}
+  Rotation rotation() const override { return view_.rotation; }
   ResidentSize resident() const override { return resident_; }
   const PackedView& view() const { return view_; }
 

@@ -112,6 +112,10 @@ std::unique_ptr<Weight> CudaBackend::make_trained_weight(TensorView<const float>
 }
 
 PackedTensor CudaBackend::quantize(TensorView<const float> host_weights, const Scheme& scheme, std::string_view name) {
+  if (scheme.is_rotated())
+    return quantize_rotated(host_weights, scheme, name, [&](TensorView<const float> turned, const Scheme& plain) {
+      return quantize(turned, plain, name);
+    });
   Tensor<float> weights(*this, host_weights.shape(), MemoryCategory::data);
   copy_from_host(weights.data(), host_weights.data(), host_weights.span().size_bytes());
   Buffer<uint32_t> blocks;

@@ -61,6 +61,9 @@ class CudaBackend : public Backend, public Training, private Workspace {
   void convert(Activations y, ConstActivations x, float factor = 1.0F) override {
     cuda::convert(y, x, factor, stream_);
   }
+  void hadamard(Activations y, ConstActivations x, Rotation rotation) override {
+    cuda::hadamard(y, x, rotation, stream_);
+  }
 
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override;

@@ -8,6 +8,7 @@
 
 #include "engine/core/random.h"
 #include "engine/io/safetensors_header.h"
+#include "engine/quant/hadamard.h"
 #include "engine/quant/text.h"
 
 namespace nibblenet {
@@ -141,6 +142,22 @@ std::vector<std::string> classifier_names(const NetworkSpec& network) {
 }
 
 std::vector<std::string> layer_names(const NetworkSpec& network) { return names_of(network, has_parameters); }
+
+int64_t inputs_of_a_channel(const StateDict& parameters, std::string_view weight) {
+  const NetworkSpec& network = network_of(parameters);
+  const std::string last_features = feature_names(network).back() + ".weight";
+  if (weight != classifier_names(network).front() + ".weight") return 1;
+  const Parameter *linear = parameters.find(std::string(weight)), *features = parameters.find(last_features);
+  if (linear == nullptr || features == nullptr || linear->shape().rank() != 2 || features->shape().rank() != 4)
+    return 1;
+  const int64_t inputs = linear->shape()[1], channels = features->shape()[0];
+  return channels > 0 && inputs % channels == 0 ? inputs / channels : 1;
+}
+
+Scheme fitted(Scheme scheme, const StateDict& parameters, const Parameter& weight) {
+  if (scheme.rotated == 1) scheme.rotated = inputs_of_a_channel(parameters, weight.name);
+  return rotated_where_possible(scheme, weight.shape());
+}
 
 std::vector<LayerSpec> layers_of(const StateDict& parameters) {
   const NetworkSpec& network = network_of(parameters);

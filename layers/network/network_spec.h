@@ -54,6 +54,13 @@ std::vector<std::string> feature_names(const NetworkSpec& network);
 std::vector<std::string> classifier_names(const NetworkSpec& network);
 std::vector<std::string> layer_names(const NetworkSpec& network);
 
+/// How many neighbouring inputs of a weight belong to one input channel: for the first linear layer
+/// the pixels of the images that are flattened in front of it, else 1.
+int64_t inputs_of_a_channel(const StateDict& parameters, std::string_view weight);
+/// `scheme` as it fits a weight: where it is rotated, by the layer's channels; not rotated where
+/// these cannot be.
+Scheme fitted(Scheme scheme, const StateDict& parameters, const Parameter& weight);
+
 /// The layers of network_of(parameters), with the sizes of the state dict. Throws FormatError when
 /// a parameter is missing or superfluous, or when sizes do not fit each other.
 std::vector<LayerSpec> layers_of(const StateDict& parameters);

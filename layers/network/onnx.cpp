@@ -3,12 +3,15 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <map>
 #include <span>
 
 #include "engine/io/onnx_graph.h"
 #include "engine/io/preprocess.h"
 #include "engine/quant/bits.h"
+#include "engine/quant/hadamard.h"
 #include "engine/quant/size.h"
 #include "engine/quant/trellis.h"
 #include "kernels/shapes.h"
@@ -252,6 +255,53 @@ std::string add_adaptive_pooling(OnnxGraph& graph, const std::string& x, int64_t
   return graph.add_node("MatMul", {graph.add_node("MatMul", {a, x}, "pooling.down"), b}, "pooling");
 }
 
+/// The Hadamard matrices of a graph, each once, by block: signs as INT8 behind DequantizeLinear.
+class HadamardMatrices {
+ public:
+  explicit HadamardMatrices(OnnxGraph& graph) : graph_(graph) {}
+
+  /// Adds nodes that rotate x, the inputs of a layer: [N, C, H, W], or [N, I] with `inputs` a
+  /// channel. `shape` is that of channels-last images, or of x. Returns their output's name.
+  std::string rotate(const std::string& x, int64_t block, int64_t inputs, const Shape& shape,
+                     const std::string& layer) {
+    const bool images = shape.rank() == 4;
+    const int64_t channels = images ? shape[3] : shape[1] / inputs;
+    const int64_t pixels = images ? shape[1] * shape[2] : inputs;
+    const std::string blocks = reshape(x, {0, channels / block, block, pixels}, layer + ".blocks");
+    const std::string turned = graph_.add_node("MatMul", {matrix(block), blocks}, layer + ".rotated_blocks");
+    const std::vector<int64_t> sizes =
+        images ? std::vector<int64_t>{0, channels, shape[1], shape[2]} : std::vector<int64_t>{0, shape[1]};
+    return reshape(turned, sizes, layer + ".rotated");
+  }
+
+ private:
+  /// Sizes of 0 are those of x.
+  std::string reshape(const std::string& x, const std::vector<int64_t>& sizes, const std::string& output) {
+    const std::string shape =
+        graph_.add_constant(output + ".shape", OnnxType::int64, {static_cast<int64_t>(sizes.size())}, raw_bytes(sizes));
+    return graph_.add_node("Reshape", {x, shape}, output);
+  }
+
+  const std::string& matrix(int64_t block) {
+    std::string& name = names_[block];
+    if (!name.empty()) return name;
+    std::vector<int8_t> signs(static_cast<size_t>(block * block));
+    for (size_t i = 0; i < signs.size(); ++i) {
+      const uint64_t row = i / static_cast<uint64_t>(block), column = i % static_cast<uint64_t>(block);
+      signs[i] = std::popcount(row & column) % 2 == 0 ? int8_t{1} : int8_t{-1};
+    }
+    const std::string stored = fmt::format("hadamard.{}", block);
+    const std::string constant =
+        graph_.add_constant(stored + ".signs", OnnxType::int8, {block, block}, raw_bytes(signs));
+    const std::string factor = graph_.add_constant(stored + ".factor", OnnxType::float32, {},
+                                                   raw_bytes<float>({1.0F / std::sqrt(static_cast<float>(block))}));
+    return name = graph_.add_node("DequantizeLinear", {constant, factor}, stored);
+  }
+
+  OnnxGraph& graph_;
+  std::map<int64_t, std::string> names_;
+};
+
 /// Adds the nodes of one layer behind `x`, whose shape is that of channels-last images. Returns the
 /// name of its output.
 std::string add_layer(OnnxGraph& graph, const LayerSpec& layer, const std::string& name, const std::string& x,
@@ -309,6 +359,7 @@ std::vector<OnnxLayer> save_onnx(const std::filesystem::path& path, const StateD
   const OnnxValue output{.name = "logits", .sizes = {layers.back().weight[0]}, .text = ""};
   std::string x = input.name;
   Shape shape{1, image_size, image_size, 3};
+  HadamardMatrices hadamard(graph);
   for (const LayerSpec& layer : layers) {
     const Shape next = layer.output_shape(shape);  // first: it refuses sizes that do not fit
     if (layer.has_parameters()) {
@@ -326,6 +377,12 @@ std::vector<OnnxLayer> save_onnx(const std::filesystem::path& path, const StateD
     const std::string name = last                     ? output.name
                              : layer.has_parameters() ? layer.name
                                                       : fmt::format("layer.{}", &layer - layers.data());
+    if (layer.has_parameters()) {
+      const Parameter& weight = parameters.at(layer.name + ".weight");
+      if (weight.packed())
+        if (const Rotation rotation = rotation_of_inputs(weight.packed_values().scheme, weight.shape()))
+          x = hadamard.rotate(x, rotation.block, rotation.stride, shape, layer.name);
+    }
     x = add_layer(graph, layer, name, x, shape);
     shape = next;
   }

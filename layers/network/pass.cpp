@@ -1,6 +1,7 @@
 #include "layers/network/pass.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "layers/conv2d.h"
 #include "layers/network/fusion.h"
@@ -50,6 +51,8 @@ Pass::Pass(Network& network, size_t begin, size_t end, const Shape& input, Mode 
     plan_inference(input);
     return;
   }
+  for (size_t i = 0; i < shapes_.size(); ++i)
+    if (rotation(i)) throw Error("layers of rotated weights do not train");
   training_ = &backend.training();
   if (!network.trains()) throw Error("training needs a network in float32, or one made for it, that is not folded");
   plan_training(input, largest);
@@ -66,8 +69,12 @@ void Pass::plan_inference(const Shape& input) {
   for (size_t i = 0; i < shapes_.size(); ++i)
     largest = std::max(
         largest, parted && i < features_end_ ? with_batch(shapes_[i], at_once_).elements() : shapes_[i].elements());
-  // A float32 input is converted into one of the buffers, and the output is float32.
-  const int64_t stored = precision == Precision::float32 ? largest : std::max(largest, input.elements());
+  // An input that is to be converted or rotated is copied to one of the buffers. The output is
+  // float32.
+  size_t first = 0;
+  while (first + 1 < shapes_.size() && !network_->layers()[begin_ + first].spec.has_parameters()) ++first;
+  const bool copied = precision != Precision::float32 || rotation(first);
+  const int64_t stored = copied ? std::max(largest, input.elements()) : largest;
   const size_t bytes = std::max(static_cast<size_t>(stored) * bytes_of(precision),
                                 static_cast<size_t>(shapes_.back().elements()) * sizeof(float));
   for (auto& buffer : alternating_) buffer = {backend, bytes, MemoryCategory::activations};
@@ -200,6 +207,11 @@ ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end
   }
   for (size_t i = first; i < end; ++i) {
     if (does_nothing(network_->layers()[begin_ + i].spec, x.shape(), shapes_[i])) continue;
+    if (const Rotation wanted = rotation(i)) {
+      const Activations rotated(is_own(x) ? const_cast<void*>(x.data()) : buffer(), x.shape(), precision);
+      network_->backend().hadamard(rotated, x, wanted);
+      x = rotated;
+    }
     const size_t last = last_fused(i, x);
     const bool to_result = last + 1 == end && result.data() != nullptr;
     const Activations y = to_result ? result : output_of(last, batch, next++ % 2);
@@ -214,6 +226,19 @@ ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end
   const Activations y(buffer(), x.shape(), Precision::float32);  // the last layer did nothing
   network_->backend().convert(y, x);
   return y;
+}
+
+Rotation Pass::rotation(size_t index) const {
+  const Weight* weight = network_->layers()[begin_ + index].weight.get();
+  return weight == nullptr ? Rotation{} : weight->rotation();
+}
+
+bool Pass::is_own(ConstActivations x) const {
+  const auto lies_in = [&](const Buffer<std::byte>& buffer) {
+    const std::less_equal<const void*> before;
+    return before(buffer.data(), x.data()) && !before(buffer.data() + buffer.size(), x.data());
+  };
+  return std::ranges::any_of(alternating_, lies_in) || lies_in(features_);
 }
 
 size_t Pass::last_fused(size_t index, ConstActivations x) const {

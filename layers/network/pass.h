@@ -80,6 +80,10 @@ class Pass {
   /// A view of layer `index`'s output for a batch, in slot `slot`: 0 and 1 are `alternating_`, 2 is
   /// `features_`.
   Activations output_of(size_t index, int64_t batch, size_t slot);
+  /// How layer `index` reads its inputs.
+  Rotation rotation(size_t index) const;
+  /// Whether x lies in memory of this pass.
+  bool is_own(ConstActivations x) const;
   /// The last layer that the backend computes in one operation with layer `index`.
   size_t last_fused(size_t index, ConstActivations x) const;
   /// Runs a convolution, max pooling and, if y is flat, a flatten in one operation.

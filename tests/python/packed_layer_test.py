@@ -64,6 +64,20 @@ class Computing(unittest.TestCase):
                     expected += weights(shape[:1], seed=1)
                     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=f"{scheme} {shape}")
 
+    def test_rotated_weights_read_rotated_inputs(self):
+        for shape, scheme in (((70, 24), "linear:4:channel:rotated"), ((5, 72), "kmeans:3:channel:f16:rotated:9")):
+            layer, parts = packed(shape, scheme)
+            x, y = weights((3, shape[1]), seed=2), np.full((3, shape[0]), np.nan, np.float32)
+            layer.linear(y, x, parts)
+            expected = x.astype(np.float64) @ layer.dequantized(parts).T + weights(shape[:1], seed=1)
+            np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=scheme)
+            np.testing.assert_array_equal(x, weights((3, shape[1]), seed=2), err_msg="the input changed")
+        layer, parts = packed((5, 16, 3, 3), "linear:5:block:7:rotated")
+        x, y = weights((2, 9, 7, 16), seed=2), np.full((2, 7, 5, 5), np.nan, np.float32)
+        layer.conv2d(y, x, 1, 0, parts)
+        expected = np.einsum("npqrsc,kcrs->npqk", window(x, 3, 1, 0), layer.dequantized(parts), dtype=np.float64)
+        np.testing.assert_allclose(y, expected + weights((5,), seed=1), rtol=1e-4, atol=1e-4)
+
     def test_images_of_many_sizes(self):
         layer, parts = packed((2, 1, 1, 1), "linear:8:channel", bias=False)
         value = layer.dequantized(parts).reshape(1, 1, 2)
@@ -168,7 +182,7 @@ class Arguments(unittest.TestCase):
                 filters.conv2d(np.empty(y, np.float32), weights(x), stride, padding, bytes_)
 
     def test_forms_that_do_not_exist_are_refused(self):
-        for scheme, shape in (("linear:9", [2, 2]), ("", [2, 2]), ("linear:4:sorted", [2, 2]), ("linear:4", [2]),
+        for scheme, shape in (("linear:4:rotated", [2, 12]), ("linear:4:rotated:3", [2, 8]), ("linear:9", [2, 2]), ("", [2, 2]), ("linear:4:sorted", [2, 2]), ("linear:4", [2]),
                               ("linear:4", [0, 2]), ("linear:4", [2**31, 2**31]), ("linear:4", [-1, 2]),
                               ("linear:4", [2, 2, 2, 2, 2])):
             with self.subTest(scheme, shape=shape), self.assertRaises(ValueError):

@@ -106,11 +106,12 @@ inline Tensor<float> random_tensor(const Shape& shape, uint64_t seed) {
   return tensor;
 }
 
-/// Packs every weight (not the biases) by one scheme.
+/// Packs every weight (not the biases) by one scheme, rotated where that can be.
 inline void pack_all(StateDict& dict, const Scheme& scheme) {
   for (Parameter& parameter : dict.parameters)
     if (parameter.shape().rank() > 1)
-      parameter.value = quantize(std::as_const(parameter).values().view(), scheme, parameter.name);
+      parameter.value =
+          quantize(std::as_const(parameter).values().view(), fitted(scheme, dict, parameter), parameter.name);
 }
 
 inline bool same_bits(const StateDict& a, const StateDict& b) {

@@ -55,6 +55,9 @@ TEST_F(FormatsTest, TheReaderInTheDocumentGivesTheExportedBits) {
   flags.emplace_back("--method dynamic-tree --bits 6 --scale-sign absolute");
   flags.emplace_back("--method linear --bits 4 --scale-sign signed --scale f16");
   flags.emplace_back("--method stable-embedding --bits 5 --granularity sorted:37 --scale f16");
+  for (const char* scheme : {"trellis:1.25:channel:f16:rotated:9", "linear:4:channel:zero-point:rotated:45"})
+    flags.push_back(
+        fmt::format("--bits 8 --layer classifier.1={} --layer features.*=linear:8:channel:rotated", scheme));
   flags.emplace_back("--bits 8 --layer features.*=nf4:4:tile:2x2 --layer classifier.1=fp8-e5m2:8:row:f16");
 
   write_text(at("check.py"), reader + comparison);

@@ -29,6 +29,7 @@ class InferenceOnlyBackend : public Backend {
     return cpu_.make_weight(packed, precision, input);
   }
   void convert(Activations y, ConstActivations x, float factor) override { cpu_.convert(y, x, factor); }
+  void hadamard(Activations y, ConstActivations x, Rotation rotation) override { cpu_.hadamard(y, x, rotation); }
   void conv2d_forward(Activations y, ConstActivations x, Weight& w, TensorView<const float> bias, Window window,
                       Epilogue epilogue) override {
     cpu_.conv2d_forward(y, x, w, bias, window, epilogue);

@@ -57,6 +57,14 @@ TEST_F(OnnxToolTest, OnnxRuntimeComputesEvalsLogits) {
     succeed(fmt::format("pack small.safetensors -o {}.safetensors {}", name, flags));
     arguments.push_back(name);
   }
+  StateDict even = even_alexnet(1);  // with input channels that can be rotated
+  even.metadata["image_size"] = "64";
+  save_state_dict(at("even.safetensors"), even);
+  for (const char* flags : {"--method linear --bits 4 --rotate", "--method trellis --bits 2 --rotate"}) {
+    const std::string name = fmt::format("packed{}", arguments.size());
+    succeed(fmt::format("pack even.safetensors -o {}.safetensors {}", name, flags));
+    arguments.push_back(name);
+  }
   arguments.emplace_back("small");
   for (const std::string& name : arguments) {
     succeed(fmt::format("export {}.safetensors --to onnx", name));

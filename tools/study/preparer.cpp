@@ -134,7 +134,8 @@ StateDict Preparer::packed_by(const Scheme& scheme) const {
     say_("packing " + nibblenet::to_string(scheme));
     Parameter copy{.name = parameter.name};
     if (parameter.is_weight())
-      copy.value = inputs_.backend.quantize(parameter.values().view(), scheme, parameter.name);
+      copy.value =
+          inputs_.backend.quantize(parameter.values().view(), fitted(scheme, inputs_.model, parameter), parameter.name);
     else
       copy.value = parameter.dequantized();
     dict.parameters.push_back(std::move(copy));
@@ -153,7 +154,7 @@ StateDict Preparer::packed_by(const Recipe& recipe) const {
     allocate_and_pack(flags, dict, packer, inputs_.backend, inputs_.data);
     return dict;
   }
-  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
+  SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), dict);
   pack_weights(dict, std::ref(schemes), packer, [&](int64_t done, int64_t total, const std::string&) {
     say_(fmt::format("{}: {:.0f} % packed", recipe.text,
                      100.0 * static_cast<double>(done) / static_cast<double>(total)));

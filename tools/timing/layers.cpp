@@ -130,7 +130,8 @@ class LoneLayer {
 
   void run(Operands& operands) {
     const Activations y(operands.y.data(), output_, written_);
-    const ConstActivations x(operands.x.data(), input_, stored_);
+    const Activations x(operands.x.data(), input_, stored_);
+    if (operands.weight != nullptr && operands.weight->rotation()) backend_.hadamard(x, x, operands.weight->rotation());
     forward_layer(backend_, spec_, y, x, operands.weight.get(), std::as_const(operands.bias).view(), {});
   }
 

@@ -58,7 +58,8 @@ StateDict packed_copy(const StateDict& floats, const std::optional<Scheme>& sche
   if (!scheme) return copy;
   for (Parameter& parameter : copy.parameters)
     if (parameter.is_weight())
-      parameter.value = quantize(std::as_const(parameter).values().view(), *scheme, parameter.name);
+      parameter.value =
+          quantize(std::as_const(parameter).values().view(), fitted(*scheme, floats, parameter), parameter.name);
   return copy;
 }
 

@@ -18,13 +18,13 @@ namespace nibblenet::tools {
 namespace {
 
 /// The candidates of a weight: its scheme by the flags, at every width of the method.
-std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const NetworkSpec& network) {
+std::vector<Candidate> every_width(const PackingFlags& flags, const Parameter& weight, const StateDict& model) {
   SchemeFlags scheme = flags.scheme;
   const Method method = scheme.method.empty() ? Method::linear : parse_method(scheme.method);
   std::vector<Candidate> candidates;
   for (const Scheme& width : schemes_of_every_width(method)) {
     scheme.bits = width.bits_per_code();
-    const Scheme chosen = SchemeChoice(scheme, flags.calibration.uses_gptq(), network)(weight);
+    const Scheme chosen = SchemeChoice(scheme, flags.calibration.uses_gptq(), model)(weight);
     if (candidates.empty() || candidates.back().scheme != chosen) candidates.push_back({chosen});
   }
   return candidates;
@@ -164,7 +164,7 @@ void PackingFlags::validate() const {
 }
 
 void PackingFlags::expect_fit(const StateDict& model) const {
-  SchemeChoice schemes(scheme, calibration.uses_gptq(), network_of(model));
+  SchemeChoice schemes(scheme, calibration.uses_gptq(), model);
   for (const Parameter& parameter : model.parameters)
     if (parameter.is_weight())
       nibblenet::validate(calibration.quantize_options(parameter.name), schemes(parameter), parameter.name);
@@ -195,7 +195,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   AllocatedWeights allocated = allocate(
       flags.allocation, backend, dict, images, others,
       [&](const Parameter& weight) {
-        return flags.chooses_methods() ? every_scheme(flags, weight) : every_width(flags, weight, network_of(dict));
+        return flags.chooses_methods() ? every_scheme(flags, weight) : every_width(flags, weight, dict);
       },
       draft, quantize);
   if (flags.implies_compression()) {
@@ -254,7 +254,7 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
     report.json["allocation"] = allocate_and_pack(flags, dict, packer, backend, *std::move(source));
     report.json["data_set"] = report.json["allocation"]["data_set"];
   } else {
-    SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), network_of(dict));
+    SchemeChoice schemes(flags.scheme, flags.calibration.uses_gptq(), dict);
     if (packed != nullptr) keep_other_layers(dict, *packed, schemes);
     report.layers =
         pack_all(dict, schemes, packer, calibration, ranks, calibrating ? calibrating->owners : WeightOwners());

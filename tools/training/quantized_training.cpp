@@ -14,7 +14,7 @@ constexpr std::string_view as_packed = "packed";
 /// the weight is not packed and --layer does not name it.
 Scheme asked_scheme(const QuantizedTrainingFlags& flags, SchemeChoice& choice, const Parameter& weight) {
   if (flags.scheme != as_packed) return choice(weight);
-  if (const auto layer = choice.overridden(weight.name)) return *layer;
+  if (choice.overridden(weight.name)) return choice(weight);
   if (!weight.packed())
     fail<UsageError>("--quantize packed: {} is not packed; name a scheme, like --quantize kmeans:2:channel",
                      weight.name);
@@ -48,7 +48,7 @@ TrainingStart QuantizedTrainingFlags::start_from(StateDict initial, bool freeze_
                                                  Backend& backend) const {
   if (!given()) return {.parameters = std::move(initial), .packed = {}};
   const NetworkSpec& network = network_of(initial);
-  SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers, network);
+  SchemeChoice choice(scheme == as_packed ? Scheme{} : parse_scheme(scheme), layers, initial);
   const std::vector<std::string> features = feature_names(network);
   const auto is_frozen = [&](const Parameter& weight) {
     return freeze_features &&

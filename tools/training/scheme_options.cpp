@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "engine/quant/hadamard.h"
 #include "engine/quant/trellis.h"
 
 namespace nibblenet::tools {
@@ -29,6 +30,7 @@ Scheme chosen_scheme(const SchemeFlags& flags) {
     scheme.sign = ScaleSign::absolute;
   }
   if (!flags.sign.empty()) scheme.sign = parse_scale_sign(flags.sign);
+  scheme.rotated = flags.rotate ? 1 : 0;
   validate(scheme);
   return scheme;
 }
@@ -63,15 +65,19 @@ void SchemeFlags::add_to(CLI::App& app) {
                  "codebook is asymmetric)")
       ->type_name("absolute|signed");
   app.add_flag("--zero-point", zero_point, "linear only: affine codes over [min, max] with a stored zero point");
+  app.add_flag("--rotate", rotate,
+               "Rotate the inputs of every layer by block Hadamard matrices, for weights that are not normal: its "
+               "codes then hold the rotated weights. Layers with too few input channels are left as they are");
   app.add_option("--layer", layers,
-                 "Scheme of the layers a pattern names, PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point]; "
-                 "repeatable, the last match counts")
+                 "Scheme of the layers a pattern names, "
+                 "PATTERN=METHOD:BITS:GRANULARITY[:f16][:signed][:zero-point][:rotated]; repeatable, the last match "
+                 "counts")
       ->allow_extra_args(false)  // one value each time: what follows may be MODEL
       ->type_name("SPEC");
 }
 
 bool SchemeFlags::only_bits() const {
-  return method.empty() && granularity.empty() && scale.empty() && sign.empty() && !zero_point;
+  return method.empty() && granularity.empty() && scale.empty() && sign.empty() && !zero_point && !rotate;
 }
 
 std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::string>& texts) {
@@ -85,8 +91,9 @@ std::vector<SchemeChoice::Override> SchemeChoice::parse(const std::vector<std::s
   return overrides;
 }
 
-SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network)
+SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network, const StateDict* model)
     : network_(&network),
+      model_(model),
       measured_default_(flags.only_bits()),
       gptq_(gptq),
       overrides_(parse(flags.layers)),
@@ -96,17 +103,23 @@ SchemeChoice::SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpe
     fail<UsageError>("--bits {}: expected 2 to 8, or with --method trellis 0.5, 0.75, 1, 1.25 or 1.5", bits_);
 }
 
-SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network)
-    : network_(&network),
+SchemeChoice::SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const StateDict& model)
+    : network_(&network_of(model)),
+      model_(&model),
       measured_default_(false),
       gptq_(false),
       overrides_(parse(layers)),
       scheme_(scheme),
       bits_(scheme.bits_per_code()) {}
 
-void SchemeChoice::check(const SchemeFlags& flags) { SchemeChoice(flags, false, networks().front()); }
+void SchemeChoice::check(const SchemeFlags& flags) { SchemeChoice(flags, false, networks().front(), nullptr); }
 
 Scheme SchemeChoice::operator()(const Parameter& weight) {
+  const Scheme scheme = chosen(weight);
+  return model_ != nullptr ? fitted(scheme, *model_, weight) : rotated_where_possible(scheme, weight.shape());
+}
+
+Scheme SchemeChoice::chosen(const Parameter& weight) {
   if (const auto scheme = overridden(weight.name)) return *scheme;
   if (scheme_.is_trellis() && weight.shape()[0] < trellis_granule) return parse_scheme(narrow_scheme);
   if (!measured_default_) return scheme_;

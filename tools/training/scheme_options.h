@@ -17,6 +17,7 @@ struct SchemeFlags {
   std::string scale;
   std::string sign;
   bool zero_point = false;
+  bool rotate = false;
   std::vector<std::string> layers;  ///< --layer, each PATTERN=SCHEME
 
   /// Adds the flags to a program.
@@ -33,9 +34,12 @@ class SchemeChoice {
  public:
   /// `gptq`: whether GPTQ chooses the codes, for which other defaults measured best. Throws
   /// UsageError for flags that make no scheme.
-  SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network);
+  /// `model`, the network's parameters, outlives this; null: any weights, which know no network.
+  SchemeChoice(const SchemeFlags& flags, bool gptq, const NetworkSpec& network, const StateDict* model);
+  SchemeChoice(const SchemeFlags& flags, bool gptq, const StateDict& model)
+      : SchemeChoice(flags, gptq, network_of(model), &model) {}
   /// One scheme for all weights but those that `layers` (--layer) match.
-  SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const NetworkSpec& network);
+  SchemeChoice(const Scheme& scheme, const std::vector<std::string>& layers, const StateDict& model);
   /// Throws UsageError for flags that make no scheme in any network.
   static void check(const SchemeFlags& flags);
 
@@ -57,7 +61,10 @@ class SchemeChoice {
   };
   static std::vector<Override> parse(const std::vector<std::string>& texts);
 
+  Scheme chosen(const Parameter& weight);
+
   const NetworkSpec* network_;
+  const StateDict* model_;
   bool measured_default_;
   bool gptq_;
   std::vector<Override> overrides_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/quant/bits.h"
+#include "engine/quant/hadamard.h"
 #include "engine/quant/quantizer.h"
 #include "layers/network/network.h"
 
@@ -71,6 +72,9 @@ void expect_trainable(const Scheme& scheme, std::string_view name, bool codes_st
   if (scheme.is_trellis() && !codes_stay)
     fail<UsageError>("{}: the strings of {} cannot be trained, its scales can: --learn scales", name,
                      to_string(scheme));
+  if (scheme.is_rotated() && !codes_stay)
+    fail<UsageError>("{}: the rotated weights of {} cannot be trained, their scales can: --learn scales", name,
+                     to_string(scheme));
   if (traits_of(scheme.method).sorted || scheme.zero_point)
     fail<UsageError>("{}: {} cannot be trained; supported, without zero-point: {}", name, to_string(scheme),
                      trainable_methods());
@@ -89,6 +93,7 @@ QuantizedWeight::QuantizedWeight(Backend& backend, const PackedTensor& packed, T
       groups_(make_group_map(packed.scheme.granularity, packed.shape)),
       keep_zeros_(keep_zeros),
       learns_values_(!packed.codebook.empty()),
+      rotation_(rotation_of_weights(packed.scheme, packed.shape)),
       master_(backend, packed.shape, MemoryCategory::weights),
       values_(packed.codebook),
       value_momenta_(packed.codebook.size()),
@@ -131,7 +136,14 @@ void QuantizedWeight::upload_steps() {
   backend_.copy_from_host(steps_.data(), steps.data(), steps.size() * sizeof(float));
 }
 
-void QuantizedWeight::round(TensorView<float> values) { training_.round_weights(values, master_.view(), rule()); }
+void QuantizedWeight::rotate(TensorView<float> weights) const {
+  if (rotation_) backend_.hadamard(weights, weights, rotation_);
+}
+
+void QuantizedWeight::round(TensorView<float> values) {
+  training_.round_weights(values, master_.view(), rule());
+  rotate(values);
+}
 
 void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentum, const SgdParameters& parameters) {
   training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
@@ -144,6 +156,7 @@ void QuantizedWeight::step(TensorView<float> dweights, TensorView<float> momentu
 }
 
 void QuantizedWeight::step_scales(TensorView<float> dweights, double learning_rate, int64_t number) {
+  rotate(dweights);
   training_.round_weights_backward(dweights, dsteps_.view(), dcodebook_.view(), std::as_const(master_).view(), rule());
   const std::vector<float> dsteps = backend_.to_host(dsteps_.view());
   if (learns_values_) {

@@ -11,7 +11,8 @@
 namespace nibblenet {
 
 /// Throws UsageError naming the weight for schemes that cannot be trained: sorted ones, zero
-/// points, and trellis strings unless `codes_stay` (QuantizedWeight::step_scales() alone is used).
+/// points, and, unless `codes_stay` (QuantizedWeight::step_scales() alone is used), trellis strings
+/// and rotated weights.
 void expect_trainable(const Scheme& scheme, std::string_view name, bool codes_stay = false);
 
 /// A weight that trains in packed form. SGD changes float master weights. The forward pass sees
@@ -57,6 +58,8 @@ class QuantizedWeight {
                   bool codes_stay, std::string name);
 
   RoundingRule rule() const;
+  /// Rotates the inputs of weights, or of their gradients, where the scheme says so.
+  void rotate(TensorView<float> weights) const;
   float in_range(float scale) const;       ///< of its type
   float stored_scale(size_t group) const;  ///< rounded to its type, as a packed weight has it
   void upload_steps();
@@ -64,7 +67,7 @@ class QuantizedWeight {
   void update_values(std::span<const float> dcodebook, const SgdParameters& parameters);
   double mean_square_step() const;
 
-  BackendMemory& backend_;
+  Backend& backend_;
   Training& training_;
   std::string name_;
   Scheme scheme_;
@@ -73,6 +76,7 @@ class QuantizedWeight {
   bool learns_values_;
   Codebook codebook_;
 
+  Rotation rotation_;           ///< of the weights
   Tensor<float> master_;        ///< the codes, where they stay
   std::vector<uint8_t> codes_;  ///< the same, packed; empty: they are the nearest ones
   Adam scale_adam_;

@@ -4,6 +4,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "engine/quant/hadamard.h"
+
 namespace nibblenet {
 namespace {
 
@@ -69,7 +71,7 @@ PackedTensor WeightPacker::pack(const Parameter& parameter, const Candidate& can
     options.fisher = fisher;
   }
   if (options.rounding == Rounding::gptq) {
-    options.factor = &factor_of(parameter.name, options.order);
+    options.factor = &factor_of(parameter, candidate.scheme, options.order);
     if (report != nullptr) {
       report->weight = parameter.name;
       options.report = &report->gptq;
@@ -79,12 +81,15 @@ PackedTensor WeightPacker::pack(const Parameter& parameter, const Candidate& can
   return quantize(weights, candidate.scheme, parameter.name, options);
 }
 
-const HessianFactor& WeightPacker::factor_of(const std::string& weight, ColumnOrder order) {
-  if (factored_ == weight) return factor_;
+const HessianFactor& WeightPacker::factor_of(const Parameter& weight, const Scheme& scheme, ColumnOrder order) {
+  const std::pair<std::string, int64_t> wanted(weight.name, scheme.rotated);
+  if (factored_ == wanted) return factor_;
   factor_ = {};  // before the next one is made: the largest takes 340 MB
-  factored_.clear();
-  factor_ = factorize(calibration_->hessians.at(weight), order);
-  factored_ = weight;
+  factored_ = {};
+  const Hessian& hessian = calibration_->hessians.at(weight.name);
+  const Rotation rotation = rotation_of_weights(scheme, weight.shape());
+  factor_ = rotation ? factorize(rotated(hessian, rotation), order) : factorize(hessian, order);
+  factored_ = wanted;
   return factor_;
 }
 

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/quant/quantizer.h"
@@ -45,12 +46,12 @@ class WeightPacker {
  private:
   PackedTensor pack(const Parameter& parameter, const Candidate& candidate,
                     const std::function<void(int64_t)>& on_weights, LayerReport* report, bool with_passes);
-  const HessianFactor& factor_of(const std::string& weight, ColumnOrder order);
+  const HessianFactor& factor_of(const Parameter& weight, const Scheme& scheme, ColumnOrder order);
 
   QuantizeOptionsOf options_of_;
   const Calibration* calibration_;
   Backend& backend_;
-  std::string factored_;  ///< the weight that factor_ is of
+  std::pair<std::string, int64_t> factored_;  ///< the weight that factor_ is of, and Scheme::rotated
   HessianFactor factor_;
 };
 

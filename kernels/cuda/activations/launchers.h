@@ -22,6 +22,8 @@ void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> 
 void move_average(TensorView<float> average, TensorView<const float> x, float share, Stream& stream);
 void find_overflow(TensorView<uint32_t> found, ConstActivations x, Stream& stream);
 void convert(Activations y, ConstActivations x, float factor, Stream& stream);
+/// One thread per eight elements, float32 or fp16.
+void hadamard(Activations y, ConstActivations x, Rotation rotation, Stream& stream);
 /// `rows` lies in device memory.
 void gather_rows(TensorView<float> y, TensorView<const float> x, const int64_t* rows, Stream& stream);
 void max_pool2d_forward(Activations y, TensorView<uint8_t> argmax, ConstActivations x, Window window, Stream& stream);

@@ -36,6 +36,7 @@ class WeightCuda : public Weight {
   bool packed() const override { return form() == WeightForm::packed; }
   TensorView<float> values() override;
   void changed() override;
+  Rotation rotation() const override { return view_.rotation; }
   ResidentSize resident() const override { return resident_; }
 
   const WeightTraits& traits() const { return traits_; }

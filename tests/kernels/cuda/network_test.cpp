@@ -58,7 +58,9 @@ std::vector<std::string> schemes() {
                                   "dynamic-tree:5:tile:3x5",
                                   "trellis:0.5:channel",
                                   "trellis:1.25:channel:f16",
-                                  "trellis:3:channel"};
+                                  "trellis:3:channel",
+                                  "trellis:2:channel:rotated",
+                                  "kmeans:4:channel:rotated"};
   for (const MethodTraits& traits : scalar_methods())
     for (const Scheme& scheme : schemes_of_every_width(traits.method)) all.push_back(to_string(scheme));
   return all;
@@ -110,6 +112,21 @@ TEST_F(CudaNetwork, SuperblocksThroughAllLayers) {
     EXPECT_EQ(launches(testing::mma_kernels), launches(testing::plain_kernels) - 2);
     backend.choose_kernels({});
   }
+}
+
+TEST_F(CudaNetwork, RotatedWeightsReadRotatedInputs) {
+  for (const std::string scheme : {"trellis:3:channel:f16:rotated", "linear:6:channel:rotated"})
+    for (const int64_t batch : {1, 19}) {
+      SCOPED_TRACE(fmt::format("{}, batch {}", scheme, batch));
+      StateDict packed = even_alexnet(6);
+      pack_all(packed, parse_scheme(scheme));
+      const Tensor<float> images = random_tensor({batch, image_size, image_size, 3}, 5);
+      const Tensor<float> expected = logits_of(cpu_, dequantized(packed), images, Precision::float32);
+      for (const auto& [precision, bound] : {std::pair{Precision::float32, 1e-5}, {Precision::float16, 3e-3}}) {
+        StateDict copy = copy_of(packed);
+        EXPECT_LE(relative_error(logits_of(cuda_, std::move(copy), images, precision).view(), expected.view()), bound);
+      }
+    }
 }
 
 TEST_F(CudaNetwork, OneImageTakesAKernelForEachLayerWithWeights) {

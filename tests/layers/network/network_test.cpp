@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
 
 #include "layers/network/pass.h"
 #include "tests/support/golden.h"
@@ -12,6 +13,7 @@ namespace nibblenet {
 namespace {
 
 using testing::alexnet;
+using testing::even_alexnet;
 using testing::logits_of;
 using testing::pack_all;
 using testing::random_tensor;
@@ -33,7 +35,7 @@ std::vector<Scheme> schemes() {
   for (const char* text :
        {"linear:2:tensor", "linear:3:row", "linear:5:block:16:f16", "linear:6:tile:3x2", "linear:7:channel:zero-point",
         "linear:3:block:7:f16:zero-point", "dynamic-tree:4:block:64:absolute", "nf4:4:channel:f16:signed",
-        "fp4:4:tile:2x2", "stable-embedding:5:sorted:32:f16", "fp8-e5m2:8:tensor"})
+        "fp4:4:tile:2x2", "stable-embedding:5:sorted:32:f16", "fp8-e5m2:8:tensor", "nf4:4:block:16:rotated"})
     all.push_back(parse_scheme(text));
   return all;
 }
@@ -52,6 +54,47 @@ TEST(Network, PackedForwardEqualsTheForwardOfTheDequantizedModel) {
           3e-6);
     }
   }
+}
+
+/// A pass rotates the inputs of layers whose weights are rotated: in its own memory, or in a copy
+/// of what it was given; images at once, in parts, and from the middle of the network.
+TEST(Network, RotatedWeightsReadRotatedInputs) {
+  for (const Precision precision : {Precision::float32, Precision::bfloat16})
+    for (const std::string scheme : {"trellis:3:channel:rotated", "linear:6:channel:f16:rotated"}) {
+      SCOPED_TRACE(fmt::format("{}, {}", scheme, to_string(precision)));
+      StateDict packed = even_alexnet(6);
+      pack_all(packed, parse_scheme(scheme));
+      EXPECT_FALSE(packed.at("features.0.weight").packed_values().scheme.is_rotated()) << "three channels";
+      EXPECT_EQ(packed.at("features.3.weight").packed_values().scheme.rotated, 1);
+      EXPECT_EQ(packed.at("classifier.1.weight").packed_values().scheme.rotated, 36);
+      const auto backend = make_backend("cpu", 2);
+      Network exported(*backend, dequantized(packed), precision), network(*backend, std::move(packed), precision);
+      const double bound = precision == Precision::float32 ? 5e-6 : 2e-2;
+      const int64_t batch = 19;  // bfloat16: more than pass the convolutions at once
+      for (const size_t begin : {size_t{0}, network.classifier_begin(), network.layers().size() - 1}) {
+        const Shape input = begin == 0 ? Shape{batch, image_size, image_size, 3}
+                                       : Shape{batch, begin == network.classifier_begin() ? 2304 : 64};
+        const Tensor<float> images = random_tensor(input, 5), before = random_tensor(input, 5);
+        const auto logits = [&](Network& of) {
+          Pass pass(of, begin, of.layers().size(), input, Pass::Mode::inference);
+          const auto view = pass.forward(images.view());
+          Tensor<float> copy(host_memory(), view.shape(), MemoryCategory::data);
+          std::ranges::copy(view.span(), copy.data());
+          return copy;
+        };
+        EXPECT_LE(relative_error(logits(network).view(), logits(exported).view()), bound) << "from layer " << begin;
+        EXPECT_TRUE(std::ranges::equal(images.view().span(), before.view().span())) << "its input changed";
+      }
+    }
+}
+
+TEST(Network, RotatedWeightsDoNotTrain) {
+  const auto backend = make_backend("cpu", 2);
+  StateDict packed = even_alexnet(6);
+  pack_all(packed, parse_scheme("linear:6:channel:rotated"));
+  Network network(*backend, std::move(packed));
+  EXPECT_THROW(Pass(network, 0, network.layers().size(), Shape{1, image_size, image_size, 3}, Pass::Mode::training),
+               Error);
 }
 
 TEST(Network, ARangeOfLayersThatDoNothingGivesItsInput) {

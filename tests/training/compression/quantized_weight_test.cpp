@@ -145,18 +145,18 @@ TEST_F(QuantizedWeightTest, ZerosStayWhereTheyAreToBeKept) {
 }
 
 TEST_F(QuantizedWeightTest, ScalesLearnWhileTheCodesStay) {
-  for (const std::string scheme :
-       {"linear:2", "linear:8:tensor:f16", "kmeans:2", "kmeans:8:block:16:f16", "nf4", "fp8-e4m3", "dynamic-tree:5",
-        "trellis:0.5", "trellis:2", "trellis:1.25:channel:f16"}) {
+  for (const std::string scheme : {"linear:2", "linear:8:tensor:f16", "kmeans:2", "kmeans:8:block:16:f16", "nf4",
+                                   "fp8-e4m3", "dynamic-tree:5", "trellis:0.5", "trellis:2", "trellis:1.25:channel:f16",
+                                   "trellis:2:channel:rotated", "kmeans:3:channel:rotated"}) {
     SCOPED_TRACE(scheme);
-    Tensor<float> weights = random_tensor({11, 70}, 2);
-    std::fill_n(weights.data(), 70, 0.0F);  // a channel of zeros
+    Tensor<float> weights = random_tensor({11, 72}, 2);
+    std::fill_n(weights.data(), 72, 0.0F);  // a channel of zeros
     packed_ = quantize(weights.view(), parse_scheme(scheme), "w");
     weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, "w");
     EXPECT_EQ(rounded(), decoded(packed_));
     for (int i = 1; i <= 40; ++i) {
-      const Tensor<float> random = random_tensor({11, 70}, static_cast<uint64_t>(i));
-      Tensor<float> gradient = device({random.data(), random.data() + 770}, packed_.shape);
+      const Tensor<float> random = random_tensor({11, 72}, static_cast<uint64_t>(i));
+      Tensor<float> gradient = device({random.data(), random.data() + random.elements()}, packed_.shape);
       weight_->step_scales(gradient.view(), 0.05, i);
     }
     const PackedTensor after = weight_->packed();  // validates itself
@@ -199,12 +199,31 @@ TEST_F(QuantizedWeightTest, ScalesFindTheBestFitForTheirCodes) {
   EXPECT_LT(distance(rounded()), 0.01 * before);
 }
 
+/// The gradient of a rotated weight's scales is that of the weights as the network has them.
+TEST_F(QuantizedWeightTest, ScalesOfRotatedWeightsFindTheBestFitToo) {
+  packed_ = quantize(random_tensor({6, 24, 3, 3}, 2).view(), parse_scheme("trellis:2:channel:rotated"), "w");
+  weight_ = std::make_unique<QuantizedWeight>(*backend_, packed_, "w");
+  std::vector<float> wanted = decoded(packed_);  // every channel at another size
+  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] *= 1 + 0.05F * static_cast<float>(i / 216);
+  for (int i = 1; i <= 300; ++i) {
+    std::vector<float> gradient = rounded();
+    for (size_t k = 0; k < gradient.size(); ++k) gradient[k] -= wanted[k];
+    Tensor<float> on_device = device(gradient, packed_.shape);
+    weight_->step_scales(on_device.view(), 0.005, i);
+  }
+  const PackedTensor after = weight_->packed();
+  for (int64_t channel = 0; channel < 6; ++channel)
+    EXPECT_NEAR(after.scale(channel), packed_.scale(channel) * (1 + 0.05F * static_cast<float>(channel)), 0.002F);
+}
+
 TEST(ExpectTrainable, NamesWhatIsSupported) {
   for (const std::string scheme : {"stable-embedding", "stable-embedding-fp8", "linear:4:channel:zero-point"})
     for (const bool codes_stay : {false, true})
       EXPECT_THROW(expect_trainable(parse_scheme(scheme), "w", codes_stay), UsageError);
   EXPECT_THROW(expect_trainable(parse_scheme("trellis:2"), "w"), UsageError);
-  EXPECT_NO_THROW(expect_trainable(parse_scheme("trellis:2"), "w", true));
+  EXPECT_THROW(expect_trainable(parse_scheme("linear:4:channel:rotated"), "w"), UsageError);
+  for (const std::string scheme : {"trellis:2", "linear:4:channel:rotated"})
+    EXPECT_NO_THROW(expect_trainable(parse_scheme(scheme), "w", true));
   for (const std::string scheme : {"linear:2", "kmeans:2", "nf4", "fp4", "fp8-e4m3", "fp8-e5m2", "dynamic-tree"})
     EXPECT_NO_THROW(expect_trainable(parse_scheme(scheme), "w"));
 }
