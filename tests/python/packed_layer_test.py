@@ -182,7 +182,8 @@ class Arguments(unittest.TestCase):
                 filters.conv2d(np.empty(y, np.float32), weights(x), stride, padding, bytes_)
 
     def test_forms_that_do_not_exist_are_refused(self):
-        for scheme, shape in (("linear:4:rotated", [2, 12]), ("linear:4:rotated:3", [2, 8]), ("linear:9", [2, 2]), ("", [2, 2]), ("linear:4:sorted", [2, 2]), ("linear:4", [2]),
+        for scheme, shape in (("linear:4:rotated", [2, 12]), ("linear:4:rotated:3", [2, 8]),
+                              ("linear:9", [2, 2]), ("", [2, 2]), ("linear:4:sorted", [2, 2]), ("linear:4", [2]),
                               ("linear:4", [0, 2]), ("linear:4", [2**31, 2**31]), ("linear:4", [-1, 2]),
                               ("linear:4", [2, 2, 2, 2, 2])):
             with self.subTest(scheme, shape=shape), self.assertRaises(ValueError):

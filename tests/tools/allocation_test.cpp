@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/support/small_network.h"
 #include "tests/tools/run.h"
 #include "tools/common/data_search.h"
 #include "tools/training/bit_allocation.h"
@@ -102,6 +103,38 @@ TEST_F(Allocation, TwoTargetsAreBothMet) {
   EXPECT_LE(std::filesystem::file_size(at("packed.safetensors")), 24'000U);
   EXPECT_LE(resident_bytes(both), target);
   EXPECT_GE(both.at("allocation").at("predicted_divergence"), file.at("allocation").at("predicted_divergence"));
+}
+
+/// A few large weights make rotating worthwhile; where it is not, inputs stay as they are.
+TEST_F(Allocation, InputsAreRotatedWhereThatChangesPredictionsLess) {
+  StateDict dict = testing::even_alexnet(1);
+  dict.metadata["image_size"] = "64";
+  for (const char* name : {"features.8.weight", "classifier.1.weight"}) {
+    const auto weights = dict.at(name).values().view();  // uniform; their seventh power is not
+    const float largest = *std::ranges::max_element(weights.span());
+    for (float& weight : weights) weight *= 2.2F * std::pow(weight / largest, 6.0F);
+  }
+  save_state_dict(at("even.safetensors"), dict);
+  const std::string line =
+      "pack even.safetensors --data standin --target-images 40 --target-resident 0.15 -o packed.safetensors --json "
+      "pack.json --force";
+  EXPECT_THAT(succeed(line).out, HasSubstr("  rotated\n"));
+  const nlohmann::json report = json("pack.json").at("allocation");
+  ASSERT_EQ(report.at("rotations").size(), 7U) << "all but the first layer, which has three channels";
+  const StateDict packed = model("packed.safetensors");
+  for (const auto& rotation : report.at("rotations")) {
+    const double plain = rotation.at("plain_divergence"), rotated = rotation.at("rotated_divergence");
+    EXPECT_EQ(rotation.at("rotated"), rotated < plain);
+    const std::string name = rotation.at("name");
+    EXPECT_EQ(packed.at(name).packed_values().scheme.is_rotated(), rotated < plain) << name;
+    if (name == "features.8.weight" || name == "classifier.1.weight") {
+      EXPECT_LT(rotated, plain) << name;
+    }
+  }
+  succeed("eval packed.safetensors --data standin --limit 10");
+  succeed(line + " --rotate");  // all layers, unmeasured
+  EXPECT_EQ(json("pack.json").at("allocation").at("rotations").size(), 0U);
+  EXPECT_TRUE(model("packed.safetensors").at("classifier.4.weight").packed_values().scheme.is_rotated());
 }
 
 /// One way to store a layer, as the report says.

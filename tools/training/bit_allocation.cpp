@@ -223,6 +223,32 @@ Dataset AllocationOptions::load_images(DataSource& data, const StateDict& model,
   return subset(all, [&](int64_t position, int64_t size) { return position >= size - each; });
 }
 
+Rotations choose_rotations(Backend& backend, const StateDict& floats, const Dataset& images,
+                           const Candidates& plain_and_rotated, const QuantizeWeight& draft) {
+  Network network(backend, dequantized(floats), backend.preferred_precision());
+  std::vector<WeightSensitivity> measured;
+  {
+    Progress progress("measuring rotations", "choices");
+    measured =
+        measure_sensitivity(network, floats, half_of(images, true), Preprocess::for_image_size(image_size_of(floats)),
+                            batch_size, plain_and_rotated, draft, MeasuredBytes::stored, std::ref(progress));
+  }
+  Rotations rotations;
+  fmt::print("divergence with inputs as they are, and rotated:\n");
+  for (const WeightSensitivity& weight : measured) {
+    if (weight.choices.empty()) continue;
+    const double plain = weight.choices[0].divergence, turned = weight.choices[1].divergence;
+    if (turned < plain) rotations.weights.insert(weight.name);
+    rotations.json.push_back({{"name", weight.name},
+                              {"scheme", to_string(weight.choices[1].candidate.scheme)},
+                              {"plain_divergence", plain},
+                              {"rotated_divergence", turned},
+                              {"rotated", turned < plain}});
+    fmt::print("{:<20} {:.5f} {:.5f}{}\n", weight.name, plain, turned, turned < plain ? "  rotated" : "");
+  }
+  return rotations;
+}
+
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, const OtherBytes& others, const Candidates& candidates,
                           const QuantizeWeight& draft, const QuantizeWeight& quantize) {

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 
 #include "engine/io/json.h"
@@ -45,6 +46,18 @@ struct AllocatedWeights {
   std::map<std::string, PackedTensor> weights;
   nlohmann::json json;
 };
+
+/// The weights whose inputs to rotate, and the measurements behind that.
+struct Rotations {
+  std::set<std::string> weights;
+  nlohmann::json json = nlohmann::json::array();
+};
+
+/// Rotates the weights whose second candidate, the rotated one of two of equal bytes, changes the
+/// predictions for half of `images` less. Prints both. Weights without
+/// candidates are not rotated.
+Rotations choose_rotations(Backend& backend, const StateDict& floats, const Dataset& images,
+                           const Candidates& plain_and_rotated, const QuantizeWeight& draft);
 
 /// Chooses a candidate for every weight: measures all on half of `images`, takes the best that
 /// meets the targets, verifies it on the other half, and prints tables. `draft` makes candidates to

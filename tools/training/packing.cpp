@@ -57,24 +57,45 @@ std::vector<Candidate> every_step(const PackingFlags& flags, const Parameter& we
   return candidates;
 }
 
-/// Candidates of a weight that take as many bytes in memory as in the file: trellis strings of
-/// every rate, kmeans up to 4 bits, linear above that.
-std::vector<Candidate> every_fixed_rate(const PackingFlags& flags, const Parameter& weight) {
-  std::vector<Candidate> candidates;
+/// Whether a weight's candidates by the flags include trellis strings.
+bool may_be_trellis(const PackingFlags& flags, const Parameter& weight) {
   const bool by_channel = with_flags({}, flags).granularity.kind == Granularity::Kind::channel;
-  if (by_channel && weight.shape()[0] >= trellis_granule)
-    for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
-      candidates.push_back({with_flags(scheme, flags)});
-  for (int bits = 2; bits <= 8; ++bits)
-    candidates.push_back({with_flags(default_scheme(bits <= 4 ? Method::kmeans : Method::linear, bits), flags)});
+  return by_channel && weight.shape()[0] >= trellis_granule;
+}
+
+/// Candidates of a weight that take as many bytes in memory as in the file: trellis strings of
+/// every rate, kmeans up to 4 bits, linear above that. With `rotated`, all have rotated inputs.
+std::vector<Candidate> every_fixed_rate(const PackingFlags& flags, const Parameter& weight, const StateDict& model,
+                                        bool rotated) {
+  std::vector<Candidate> candidates;
+  const auto add = [&](Scheme scheme) {
+    scheme = with_flags(scheme, flags);
+    scheme.rotated = rotated ? 1 : 0;
+    candidates.push_back({fitted(scheme, model, weight)});
+  };
+  if (may_be_trellis(flags, weight)) std::ranges::for_each(schemes_of_every_width(Method::trellis), add);
+  for (int bits = 2; bits <= 8; ++bits) add(default_scheme(bits <= 4 ? Method::kmeans : Method::linear, bits));
   return candidates;
+}
+
+/// Two candidates of 2 bits to measure whether rotating a weight's inputs helps; none where they
+/// cannot be rotated.
+std::vector<Candidate> plain_and_rotated(const PackingFlags& flags, const Parameter& weight, const StateDict& model) {
+  Scheme scheme =
+      with_flags(default_scheme(may_be_trellis(flags, weight) ? Method::trellis : Method::kmeans, 2), flags);
+  Scheme rotated = scheme;
+  rotated.rotated = 1;
+  rotated = fitted(rotated, model, weight);
+  if (!rotated.is_rotated()) return {};
+  return {{scheme}, {rotated}};
 }
 
 /// The candidates of a weight for targets in bytes. Those that exceed the targets alone are left
 /// out, but for the smallest. Their size by the formula is exact enough for that.
-std::vector<Candidate> every_scheme(const PackingFlags& flags, const Parameter& weight) {
+std::vector<Candidate> every_scheme(const PackingFlags& flags, const Parameter& weight, const StateDict& model,
+                                    bool rotated) {
   const AllocationOptions& targets = flags.allocation;
-  std::vector<Candidate> candidates = every_fixed_rate(flags, weight);
+  std::vector<Candidate> candidates = every_fixed_rate(flags, weight, model, rotated);
   const double most = 1e6 * std::min(targets.target_file > 0 ? targets.target_file : INFINITY,
                                      targets.target_resident > 0 ? targets.target_resident : INFINITY);
   const auto bytes = [&](const Candidate& candidate) {
@@ -192,10 +213,15 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
     const bool large = candidate.scheme.is_trellis() && weight.shape().elements() > most_weights_with_passes;
     return large ? packer.without_passes(weight, candidate, stop_if_asked) : quantize(weight, candidate);
   };
+  Rotations rotations;  // where the method is chosen, too
+  if (flags.chooses_methods() && !flags.scheme.rotate)
+    rotations = choose_rotations(
+        backend, dict, images, [&](const Parameter& weight) { return plain_and_rotated(flags, weight, dict); }, draft);
   AllocatedWeights allocated = allocate(
       flags.allocation, backend, dict, images, others,
       [&](const Parameter& weight) {
-        return flags.chooses_methods() ? every_scheme(flags, weight) : every_width(flags, weight, dict);
+        if (!flags.chooses_methods()) return every_width(flags, weight, dict);
+        return every_scheme(flags, weight, dict, flags.scheme.rotate || rotations.weights.contains(weight.name));
       },
       draft, quantize);
   if (flags.implies_compression()) {
@@ -213,6 +239,7 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
   for (Parameter& parameter : dict.parameters)
     if (const auto chosen = allocated.weights.find(parameter.name); chosen != allocated.weights.end())
       parameter.value = std::move(chosen->second);
+  allocated.json["rotations"] = std::move(rotations.json);
   allocated.json["data_set"] = data_set_json(images, match);
   return allocated.json;
 }
