@@ -3,16 +3,37 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 namespace nibblenet {
 namespace {
 
 constexpr int64_t largest_block = 256, smallest_block = 8;
 
+/// Butterflies of neighbours and of values 2 apart, for `count` values, a multiple of 4. Compilers
+/// vectorise those of larger distances by themselves.
+void transform_fours(float* x, int64_t count) {
+  using Four = float __attribute__((vector_size(16)));
+  for (int64_t i = 0; i < count; i += 4) {
+    Four four;
+    std::memcpy(&four, x + i, sizeof(four));
+    four = __builtin_shufflevector(four, four, 0, 0, 2, 2) +
+           __builtin_shufflevector(four, four, 1, 1, 3, 3) * Four{1, -1, 1, -1};
+    four = __builtin_shufflevector(four, four, 0, 1, 0, 1) +
+           __builtin_shufflevector(four, four, 2, 3, 2, 3) * Four{1, 1, -1, -1};
+    std::memcpy(x + i, &four, sizeof(four));
+  }
+}
+
 /// `stride` blocks side by side.
 void transform_blocks(float* x, const Rotation& rotation) {
   const int64_t count = rotation.block * rotation.stride;
-  for (int64_t distance = rotation.stride; distance < count; distance *= 2)
+  int64_t distance = rotation.stride;
+  if (distance == 1) {
+    transform_fours(x, count);
+    distance = 4;
+  }
+  for (; distance < count; distance *= 2)
     for (int64_t first = 0; first < count; first += 2 * distance)
       for (int64_t i = first; i < first + distance; ++i) {
         const float a = x[i], b = x[i + distance];
