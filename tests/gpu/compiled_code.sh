@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks
-# (80 and 90a, or those given). Fails when unpacking linear codes takes more instructions than it
-# should, when a kernel touches local memory, when its inner loop does not read codes 16 bytes at a
-# time, or when a kernel may read weights before the kernel before has made them. Needs nvdisasm, of
-# the environment's NVDISASM or PATH; without one it says so and exits with 77.
+# and trellis strings (80 and 90a, or those given). Fails when unpacking linear codes takes more
+# instructions than it should, when a weight of a trellis string takes more than four in all, when
+# a kernel touches local memory, when its inner loop does not read codes 16 bytes at a time, or when
+# a kernel may read weights before the kernel before has made them. Needs nvdisasm, of the
+# environment's NVDISASM or PATH; without one it says so and exits with 77.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../tools/kernels/compile.sh"
@@ -28,7 +29,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows,gemm/{mma,wgmma},conv/few_pixels}.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows{,_strings},gemm/{mma,wgmma},conv/few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 
@@ -61,14 +62,14 @@ for architecture in "$@"; do
 done
 
 # Codes are read past the L1 cache (LDG ... NA), n times a superblock, or copied to shared memory in
-# a loop of their own (LDGSTS). A loop is what lies between a label and the last branch back to it;
-# the inner one is the shortest that multiplies.
+# a loop of their own (LDGSTS). Trellis strings are all copied before the loop. A loop is what lies
+# between a label and the last branch back to it; the inner one is the shortest that multiplies.
 inner_loop='/^\.text\./ { report(); kernel = $1; n = stack = multiplies = shortest = 0; first = 1; last = 0; delete label }
   /^\.L_[^ ]*:/ { label[substr($1, 1, length($1) - 1)] = n + 1 }
   /^ +\/\*[0-9a-f]+\*\/ / {
     line[++n] = $0
     if ($0 ~ / (LDL|STL)[. ]/) ++stack
-    if ($0 ~ / HMMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
+    if ($0 ~ / [HI]MMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
     if (match($0, /BRA[^`]*`\(\.L_[^)]*\)/)) {
       target = substr($0, RSTART, RLENGTH - 1)
       sub(/.*\(/, "", target)
@@ -88,16 +89,18 @@ echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
   [[ $sass != *@(unpack_probe|wgmma)* ]] || continue
   awk -v file="$(basename "$sass" .sass)" "$inner_loop"'
-    function report(    i, read, copied, narrow, bits, bad) {
+    function report(    i, read, copied, narrow, bits, strings, bad) {
       if (kernel == "" || !multiplies) return
       bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
+      strings = match(kernel, /strings_kernelILi[0-9]+/)
+      if (strings) bits = substr(kernel, RSTART + 17, RLENGTH - 17) / 4
       for (i = first; i <= last; ++i) {
         read += line[i] ~ /LDG\.E\.NA[^ ]*\.128/
         copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
         narrow += line[i] ~ /LDGSTS/ && line[i] !~ /\.128/
       }
-      bad = (read < bits && !copied) || narrow > 0 || stack > 0
-      printf "%-25s %2d bits: %2d wide loads, %d wide and %d narrow copies, %d of local memory%s\n", file, bits, read,
+      bad = (read < bits && !copied && !strings) || narrow > 0 || stack > 0
+      printf "%-25s %4s bits: %2d wide loads, %d wide and %d narrow copies, %d of local memory%s\n", file, bits, read,
              copied, narrow, stack, bad ? "  WRONG" : ""
       failed = failed || bad
       ++seen
@@ -105,15 +108,16 @@ for sass in "$code"/*.sass; do
     END { report(); if (!seen) print file ": no kernel that multiplies"; exit failed || !seen }' "$sass" || failed=1
 done
 
-# Instructions of an inner loop for each superblock, which is `products` HMMA instructions. The loop
-# of few_pixels also holds the products of fragments by scales (192 instructions), which run only
-# where weights have zero points or share scales between rows.
-echo "instructions a superblock in the inner loop, 4-bit linear codes"
+# Instructions of an inner loop for each superblock, which is `products` HMMA instructions, or for
+# each string block of 4,096 weights (32 IMMA instructions). The loop of few_pixels also holds the
+# products of fragments by scales (192 instructions), which run only where weights have zero points
+# or share scales between rows.
+echo "instructions a superblock in the inner loop: 4-bit linear codes; trellis strings of 2 bits, batch 1"
 count_loop() {
   awk -v file="$(basename "$1" .sass)" -v pattern="$2" -v products="$3" -v most="$4" "$inner_loop"'
     function report(    i, multiplies, count, bad) {
       if (kernel !~ pattern || !last) return
-      for (i = first; i <= last; ++i) multiplies += line[i] ~ / HMMA\./
+      for (i = first; i <= last; ++i) multiplies += line[i] ~ / [HI]MMA\./
       count = (last - first + 1) * products / multiplies
       bad = count > most
       printf "%-25s %d, at most %d%s\n", file, count, most, bad ? "  TOO MANY" : ""
@@ -124,6 +128,9 @@ count_loop() {
 }
 for architecture in "$@"; do
   count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4E' 64 $((440 + 192)) || failed=1
+  # Four instructions a weight, of which a lane has 128.
+  count_loop "$code/few_rows_strings.cu.$architecture.sass" 'few_rows_strings.*ILi8E.*DigitProduct' 32 $((4 * 128)) ||
+    failed=1
 done
 
 # The assembler moves reads of constant data (LDG ... CONSTANT) in front of the PDL wait (ACQBULK).

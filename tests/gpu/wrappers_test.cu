@@ -38,6 +38,23 @@ __global__ void tile_kernel(float* d, const f16* a, const f16* b) {
   for (int e = 0; e < 4; ++e) d[(lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] = sum[e] - static_cast<float>(e + 1);
 }
 
+/// d[16, 8] += a[16, 32] b[8, 32]^T of bytes by one warp, signed ones in b.
+__global__ void byte_tile_kernel(int32_t* d, const uint32_t* a, const uint32_t* b) {
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  const uint32_t left[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + 4 + t], a[(g + 8) * 8 + 4 + t]};
+  const uint32_t right[2] = {b[g * 8 + t], b[g * 8 + 4 + t]};
+  int32_t sum[4];
+  for (int e = 0; e < 4; ++e) sum[e] = d[(g + e / 2 * 8) * 8 + t * 2 + e % 2];
+  mma_16832(sum, left, right);
+  for (int e = 0; e < 4; ++e) d[(g + e / 2 * 8) * 8 + t * 2 + e % 2] = sum[e];
+}
+
+/// y[i] = the words of x[i] shifted as one, by i, and the sum of their bytes.
+__global__ void shift_kernel(uint2* y, const uint2* x) {
+  const uint2 v = x[threadIdx.x];
+  y[threadIdx.x] = {shift_right_double(v.x, v.y, static_cast<int>(threadIdx.x)), add_bytes(v.x, v.y)};
+}
+
 /// y[4, 32] = the registers of four transposed matrices [4, 8, 8].
 __global__ void transposed_kernel(uint32_t* y, const f16* x) {
   struct Matrices {
@@ -128,6 +145,44 @@ TEST(Wrappers, OneTileOfTheTensorCores) {
       for (size_t k = 0; k < 16; ++k) expected += f16_to_f32(a[i * 16 + k].bits) * f16_to_f32(b[j * 16 + k].bits);
       EXPECT_EQ(d[i * 8 + j], expected) << i << ", " << j;
     }
+}
+
+TEST(Wrappers, OneTileOfBytes) {
+  CudaBackend backend;
+  std::vector<uint32_t> a(128), b(64);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = 0x9E3779B9U * static_cast<uint32_t>(i + 1);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = 0x85EBCA6BU * static_cast<uint32_t>(i + 1);
+  const std::vector<int32_t> before(128, 2'147'000'000);  // so that some sums wrap around
+  const Buffer<uint32_t> left = on(backend, a), right = on(backend, b);
+  Buffer<int32_t> result = on(backend, before);
+  launch("byte_tile", {}, {dim3(1), 32}, backend.stream(), byte_tile_kernel, result.data(), left.data(), right.data());
+  std::vector<int32_t> d(128);
+  backend.copy_to_host(d.data(), result.data(), result.bytes());
+  for (size_t i = 0; i < 16; ++i)
+    for (size_t j = 0; j < 8; ++j) {
+      auto expected = static_cast<uint32_t>(before[0]);
+      for (size_t k = 0; k < 32; ++k) {
+        const int x = static_cast<uint8_t>(a[i * 8 + k / 4] >> k % 4 * 8);
+        const int y = static_cast<int8_t>(b[j * 8 + k / 4] >> k % 4 * 8);
+        expected += static_cast<uint32_t>(x * y);
+      }
+      EXPECT_EQ(d[i * 8 + j], static_cast<int32_t>(expected)) << i << ", " << j;
+    }
+}
+
+TEST(Wrappers, ShiftsOfTwoWordsAndSumsOfBytes) {
+  CudaBackend backend;
+  std::vector<uint2> x(32);
+  for (uint32_t i = 0; i < 32; ++i) x[i] = {0x9E3779B9U * (i + 1), 0x85EBCA6BU * (i + 1)};
+  const Buffer<uint2> source = on(backend, x);
+  Buffer<uint2> result(backend, 32, MemoryCategory::data);
+  launch("shift", {}, {dim3(1), 32}, backend.stream(), shift_kernel, result.data(), source.data());
+  std::vector<uint2> y(32);
+  backend.copy_to_host(y.data(), result.data(), result.bytes());
+  for (uint32_t i = 0; i < 32; ++i) {
+    EXPECT_EQ(y[i].x, static_cast<uint32_t>((static_cast<uint64_t>(x[i].y) << 32 | x[i].x) >> i)) << i;
+    EXPECT_EQ(y[i].y, x[i].y + (x[i].x & 255U) + (x[i].x >> 8 & 255U) + (x[i].x >> 16 & 255U) + (x[i].x >> 24)) << i;
+  }
 }
 
 TEST(Wrappers, CopiesThatAreNotValidLeaveZeros) {

@@ -115,6 +115,35 @@ inline void multiply_fragments(void* const* slots, unsigned) {
   }
 }
 
+struct ByteMmaSlot {
+  int32_t (*d)[4];
+  const uint32_t (*a)[4];
+  const uint32_t (*b)[2];
+};
+
+inline void multiply_byte_fragments(void* const* slots, unsigned) {
+  int a[16][32];
+  int b[32][8];
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    const auto& slot = *static_cast<const ByteMmaSlot*>(slots[lane]);
+    const unsigned g = lane / 4, t = lane % 4 * 4;
+    for (unsigned e = 0; e < 4; ++e) {
+      for (unsigned i = 0; i < 4; ++i)
+        a[g + i % 2 * 8][t + i / 2 * 16 + e] = static_cast<uint8_t>((*slot.a)[i] >> 8 * e);
+      for (unsigned i = 0; i < 2; ++i) b[t + i * 16 + e][g] = static_cast<int8_t>((*slot.b)[i] >> 8 * e);
+    }
+  }
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    int32_t(&d)[4] = *static_cast<ByteMmaSlot*>(slots[lane])->d;
+    for (unsigned e = 0; e < 4; ++e) {
+      auto sum = static_cast<uint32_t>(d[e]);
+      for (unsigned k = 0; k < 32; ++k)
+        sum += static_cast<uint32_t>(a[lane / 4 + e / 2 * 8][k] * b[k][lane % 4 * 2 + e % 2]);
+      d[e] = static_cast<int32_t>(sum);
+    }
+  }
+}
+
 inline void load_matrices(void* const* slots, unsigned) {
   for (unsigned lane = 0; lane < 32; ++lane) {
     for (unsigned i = 0; i < 4; ++i) {
@@ -245,6 +274,12 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   hostexec::warp_collective(0xFFFFFFFFU, "mma_16816", where, &slot, hostexec::multiply_fragments);
 }
 
+inline void mma_16832(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      std::source_location where = std::source_location::current()) {
+  hostexec::ByteMmaSlot slot{&d, &a, &b};
+  hostexec::warp_collective(0xFFFFFFFFU, "mma_16832", where, &slot, hostexec::multiply_byte_fragments);
+}
+
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row,
                         std::source_location where = std::source_location::current()) {
   hostexec::expect_aligned(row, "ldmatrix_x4 of a row that is not 16-byte aligned", where);
@@ -266,6 +301,14 @@ inline SharedPlace shared_place(const void* pointer) { return reinterpret_cast<S
 inline uint32_t load_shared(SharedPlace place) { return *reinterpret_cast<const uint32_t*>(place); }
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
+inline uint32_t shift_right_double(uint32_t low, uint32_t high, int by) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (by & 31));
+}
+
+inline uint32_t add_bytes(uint32_t bytes, uint32_t summand) {
+  return summand + (bytes & 255U) + (bytes >> 8 & 255U) + (bytes >> 16 & 255U) + (bytes >> 24);
+}
 
 inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits,
                               std::source_location where = std::source_location::current()) {

@@ -19,6 +19,7 @@ using testing::from;
 using testing::on;
 using testing::output_of;
 using testing::quantized;
+using testing::random_strings;
 using testing::same_bits;
 using testing::uniform;
 using testing::Values;
@@ -51,6 +52,17 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
   const Buffer<f16> x = fp16_on(backend, uniform({batch, 512}, 1));
   const Tensor<float> bias = on(backend, uniform({128}, 2));
   return output_of(backend, {batch, 128}, [&](TensorView<float> y) {
+    backend.linear_forward(y, TensorView<const f16>(x.data(), {batch, 512}), *weight, bias.view(), Epilogue::relu);
+  });
+}
+
+/// A linear layer of trellis strings: two sequences, the last one short, and split-K over the
+/// columns.
+Values string_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
+  const auto weight = backend.make_weight(random_strings({320, 512}, parse_scheme(scheme)));
+  const Buffer<f16> x = fp16_on(backend, uniform({batch, 512}, 1));
+  const Tensor<float> bias = on(backend, uniform({320}, 2));
+  return output_of(backend, {batch, 320}, [&](TensorView<float> y) {
     backend.linear_forward(y, TensorView<const f16>(x.data(), {batch, 512}), *weight, bias.view(), Epilogue::relu);
   });
 }
@@ -172,6 +184,10 @@ std::vector<Operation> operations() {
     for (const int64_t batch : {3, 9, 33})
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
                       [=](CudaBackend& b) { return superblock_product(b, scheme, batch); }});
+  for (const std::string scheme : {"trellis:0.75", "trellis:2"})
+    for (const int64_t batch : {2, 3, 16})
+      list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
+                      [=](CudaBackend& b) { return string_product(b, scheme, batch); }});
   for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel", "linear:4:block:64"})
     for (const bool few_pixels : {false, true})
       list.push_back({fmt::format("conv2d forward, {}{}", scheme, few_pixels ? ", few pixels" : ""),

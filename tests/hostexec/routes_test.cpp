@@ -71,7 +71,8 @@ PackedTensor zeros_of(const Shape& shape, const Scheme& scheme) {
   PackedTensor packed{.scheme = scheme, .shape = shape};
   const auto groups = static_cast<size_t>(make_group_map(scheme.granularity, shape).groups);
   packed.scales.resize(groups * (scheme.scale == ScaleType::f16 ? 2 : 4));
-  packed.codes.resize(static_cast<size_t>(shape[0] * packed.code_stride()));
+  packed.codes.resize(scheme.is_trellis() ? static_cast<size_t>(trellis_layout(packed).bytes())
+                                          : static_cast<size_t>(shape[0] * packed.code_stride()));
   if (scheme.zero_point) packed.zero_points.resize(groups);
   if (traits_of(scheme.method).sorted)
     packed.block_ids.resize(static_cast<size_t>(shape[0] * packed.block_id_stride()));

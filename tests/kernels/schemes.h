@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/core/random.h"
 #include "engine/quant/packed_tensor.h"
 #include "tests/kernels/values.h"
 #include "tests/support/methods.h"
@@ -60,6 +61,18 @@ inline std::vector<MethodTraits> superblock_methods() {
 inline PackedTensor quantized(const Shape& shape, const Scheme& scheme, uint64_t seed) {
   const Values weights = uniform(shape, seed);
   return quantize(weights.view(), scheme, "w");
+}
+
+/// A trellis tensor of random bits, with random scales in float32: every window there is.
+inline PackedTensor random_strings(const Shape& shape, const Scheme& scheme) {
+  PackedTensor packed{.scheme = scheme, .shape = shape};
+  packed.codes.resize(static_cast<size_t>(trellis_layout(packed).bytes()));
+  Random random(7);
+  for (uint8_t& byte : packed.codes) byte = static_cast<uint8_t>(random.bits());
+  const std::vector<float> scales = uniform({shape[0]}, 2).data;
+  packed.scales.resize(scales.size() * sizeof(float));
+  std::copy_n(reinterpret_cast<const uint8_t*>(scales.data()), packed.scales.size(), packed.scales.data());
+  return packed;
 }
 
 inline Values dequantized(const PackedTensor& packed) {

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "engine/core/random.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/decode_cpu.h"
 #include "kernels/cpu/trellis_cpu.h"
@@ -20,22 +19,11 @@ using testing::conv2d;
 using testing::dequantized;
 using testing::linear;
 using testing::quantized;
+using testing::random_strings;
 using testing::relative_error;
 using testing::same_bits;
 using testing::uniform;
 using testing::Values;
-
-/// Strings of random bits: every window there is.
-PackedTensor random_strings(const Shape& shape, const Scheme& scheme) {
-  PackedTensor packed{.scheme = scheme, .shape = shape};
-  packed.codes.resize(static_cast<size_t>(trellis_layout(packed).bytes()));
-  Random random(7);
-  for (uint8_t& byte : packed.codes) byte = static_cast<uint8_t>(random.bits());
-  const std::vector<float> scales = uniform({shape[0]}, 2).data;
-  packed.scales.resize(scales.size() * sizeof(float));
-  std::copy_n(reinterpret_cast<const uint8_t*>(scales.data()), packed.scales.size(), packed.scales.data());
-  return packed;
-}
 
 std::vector<DecodePath> paths() {
   std::vector<DecodePath> all;

@@ -98,7 +98,9 @@ inline std::vector<std::string> packed_route_schemes() {
           "linear:4:block:64",
           "linear:4:tile:8x8",
           "linear:4:tile:64x64",
-          "stable-embedding:8:sorted"};
+          "stable-embedding:8:sorted",
+          "trellis:1.25",
+          "trellis:2"};
 }
 
 /// Batch sizes, among them each layer's last one for few_pixels (264 tiles of 32 pixels x 64

@@ -83,6 +83,18 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// d[16, 8] += a[16, 32] b[32, 8] by one warp, in integers that wrap around: unsigned bytes times
+/// signed ones (PTX ISA, mma.m16n8k32). With g = lane / 4 and t = lane % 4, four bytes a register,
+/// the first one lowest:
+///   a: rows g, g + 8, g, g + 8 of columns 4t, 4t, 4t + 16, 4t + 16 and the three behind each
+///   b: column g of rows 4t and 4t + 16 and the three below each
+///   d: as of mma_16816
+__device__ __forceinline__ void mma_16832(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /// ldmatrix: loads four 8x8 matrices of fp16 values from shared memory. Lane 8 i + j points at row
 /// j of matrix i, 16 aligned bytes. r[i] of lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of
 /// row l / 4 of matrix i.
@@ -115,6 +127,19 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint3
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
   return d;
+}
+
+/// The lower 32 bits of high:low shifted right by `by`, from 0 to 31. Written in PTX because the
+/// compiler would make other shifts of it and share less.
+__device__ __forceinline__ uint32_t shift_right_double(uint32_t low, uint32_t high, int by) {
+  uint32_t d;
+  asm("shf.r.wrap.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(by));
+  return d;
+}
+
+/// The sum of the four bytes of `bytes`, plus `summand`.
+__device__ __forceinline__ uint32_t add_bytes(uint32_t bytes, uint32_t summand) {
+  return __dp4a(bytes, 0x01010101U, summand);
 }
 
 /// __byte_perm for selectors below 8. __byte_perm itself clears the selectors' highest bits first.

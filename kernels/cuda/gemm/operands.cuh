@@ -17,8 +17,11 @@ inline FilterSizes filter_sizes(const ConvolutionSizes& s) {
 }
 
 inline PackedWeights packed_operand(const WeightCuda& w, const FilterSizes& sizes) {
-  PackedWeights operand{
-      .sizes = sizes, .packed = w.view(), .fixed = {}, .superblocks = w.layout() == WeightLayout::superblocks};
+  PackedWeights operand{.sizes = sizes,
+                        .packed = w.view(),
+                        .fixed = {},
+                        .superblocks = w.layout() == WeightLayout::superblocks,
+                        .string_blocks = w.layout() == WeightLayout::strings};
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
   return operand;
 }

@@ -1,7 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/gemm/epilogue.cuh"
-#include "kernels/cuda/gemm/split_k.cuh"
+#include "kernels/cuda/linear/few_rows_results.cuh"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
@@ -25,13 +24,9 @@ struct FewRows {
   const float* stored;
   float value_factor;  ///< power of two, for values in fp16
   const f16* x;
-  int batch;
   int columns;  ///< a multiple of 8
   SuperblockSteps steps;
-  BiasEpilogue<AnyElements> epilogue;
-  int splits = 0;                  ///< of the columns, each a block's
-  float* partial = nullptr;        ///< [splits, batch, rows]
-  unsigned* semaphores = nullptr;  ///< by block row: how many splits are done
+  SplitResults results;
 };
 
 /// Pieces of a superblock, each copied as one group: one, or its four chunks where codes are fp16
@@ -43,11 +38,6 @@ template <int bits>
 inline constexpr int few_rows_piece_loads = bits / few_rows_pieces<bits>;
 template <int bits>
 inline constexpr int few_rows_piece_chunks = Superblocks::chunks / few_rows_pieces<bits>;
-
-/// Most shared memory of a block. From compute capability 9.0 on it holds all of a block's weights
-/// in AlexNet's first linear layer at 4 bits. Two such blocks do not share a multiprocessor, which
-/// would keep others idle; a block of few_pixels.cuh or of the next linear layer still fits beside.
-constexpr int few_rows_shared_bytes(bool of_90) { return of_90 ? 145 << 10 : 98 << 10; }
 
 /// A stage of the rings: a piece for each warp. A lane reads only what it copied itself, so there
 /// are no barriers.
@@ -95,7 +85,7 @@ __device__ __forceinline__ void load_few_rows_x(const FewRows& p, int n, int col
   for (int i = 0; i < 2; ++i) {
     uint4 v = {};
     const int first = column + 8 * i;
-    if (n < p.batch && first < p.columns) v = *reinterpret_cast<const uint4*>(row + first);
+    if (n < p.results.batch && first < p.columns) v = *reinterpret_cast<const uint4*>(row + first);
     to[4 * i] = v.x;
     to[4 * i + 1] = v.y;
     to[4 * i + 2] = v.z;
@@ -221,7 +211,7 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
   auto& ring = memory.operands.ring;
   pdl_wait();  // the kernel before made x
   const bool with_zero_points = inside && p.steps.zero_points != nullptr;
-  const RowGroups groups(p.steps, p.epilogue.rows, share.tile_row);
+  const RowGroups groups(p.steps, p.results.epilogue.rows, share.tile_row);
   uint32_t next_x[tiles][8] = {};
   LaneSteps next_steps;
   const auto read_ahead = [&](int tile_column) {
@@ -276,34 +266,6 @@ __device__ __forceinline__ void for_each_sum(float (&shared_sums)[8 * tiles][few
         use(shared_sums[8 * tile + lane % 4 * 2 + e % 2][first + 16 * f + e / 2 * 8], sums.d[tile][f][e]);
 }
 
-/// y = epilogue(sum over the splits in their order), computed by the last block to arrive.
-__device__ __forceinline__ void add_splits(const FewRows& p, int row) {
-  const int64_t stride = static_cast<int64_t>(p.batch) * p.epilogue.rows;
-  for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n) {
-    const float* partial = p.partial + static_cast<int64_t>(n) * p.epilogue.rows + row;
-    float sum = 0.0F;
-#pragma unroll 8
-    for (int split = 0; split < p.splits; ++split) sum += __ldcg(partial + split * stride);
-    p.epilogue.store(row, n, 0, sum);
-  }
-}
-
-/// Stores the sums of a block's split of the columns. With several splits, the last block to arrive
-/// adds them. All threads, one row each.
-template <int columns>
-__device__ __forceinline__ void finish_split(const FewRows& p, const float (&sums)[columns][few_rows_block_rows + 4],
-                                             int split) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int row = static_cast<int>(blockIdx.x) * few_rows_block_rows + thread;
-  if (p.splits == 1) {
-    for (int n = 0; n < p.batch; ++n) p.epilogue.store(row, n, 0, sums[n][thread]);
-    return;
-  }
-  for (int n = 0; n < p.batch && row < p.epilogue.rows; ++n)
-    p.partial[(static_cast<int64_t>(split) * p.batch + n) * p.epilogue.rows + row] = sums[n][thread];
-  if (arrives_last(p.semaphores[blockIdx.x], p.splits)) add_splits(p, row);
-}
-
 /// Blocks per multiprocessor that registers allow: the next layer's copies begin before this layer
 /// ends.
 template <int tiles, bool inside>
@@ -318,7 +280,7 @@ __device__ __forceinline__ void few_rows_block(const FewRows& p) {
   const int split = static_cast<int>(blockIdx.y);
   const int tile_column = static_cast<int>(p.layout.tile_columns());
   FewRowsShare share{static_cast<int>(blockIdx.x) * few_rows_row_warps + warp % few_rows_row_warps,
-                     tile_column * split / p.splits + phase, tile_column * (split + 1) / p.splits};
+                     tile_column * split / p.results.splits + phase, tile_column * (split + 1) / p.results.splits};
   if (share.tile_row >= p.layout.tile_rows()) share.end = 0;  // no such rows
 
   pdl_trigger();
@@ -334,7 +296,9 @@ __device__ __forceinline__ void few_rows_block(const FewRows& p) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });
     __syncthreads();
   }
-  finish_split(p, memory.sums, split);
+  const int row = static_cast<int>(threadIdx.x);
+  finish_split(p.results, static_cast<int>(blockIdx.x) * few_rows_block_rows + row, split,
+               [&](int n) { return memory.sums[n][row]; });
 }
 
 /// Few-rows product: y [batch, rows] = epilogue(x w^T + bias), batch <= 8 tiles. 256 threads. Block

@@ -9,7 +9,7 @@ namespace nibblenet::few_rows {
 inline constexpr int most_rows = 16;  ///< of x
 
 /// Requires a linear layer of at most 16 rows of fp16 activations, C a multiple of 8, 16-byte
-/// aligned x, and weights in superblocks.
+/// aligned x, and weights in superblocks or string blocks.
 bool fits(const ProductCase& c);
 
 }  // namespace nibblenet::few_rows

@@ -12,6 +12,8 @@ namespace nibblenet::cuda {
 
 /// Small batches (GEMV-like): all multiprocessors read the weights, once.
 void few_rows_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
+/// few_rows_forward() for weights in string blocks.
+void few_rows_strings_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
 /// Few outputs and any number of rows, as in a classifier's last layer.
 void few_outputs_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
 void few_outputs_data_gradient(const DataGradientProduct& g, Workspace& workspace, Stream& stream);

@@ -3,6 +3,7 @@
 #include "engine/quant/bits.h"
 #include "engine/quant/packed_tensor.h"
 #include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/weights/string_block.h"
 #include "kernels/cuda/weights/superblock.h"
 
 // Readers of weights in any storage. A product sees a filter as a row of `length` weights and loads
@@ -93,9 +94,10 @@ struct Float16Weights {
 /// block ids, the group of a weight is read from memory.
 struct PackedWeights {
   FilterSizes sizes;
-  PackedView packed;         ///< codes and block ids in device order; `values` null unless the tensor brought its own
-  CodeValues fixed;          ///< the method's values, used where packed.values is null
-  bool superblocks = false;  ///< layout of the codes; block ids lie row by row
+  PackedView packed;           ///< codes and block ids in device order; `values` null unless the tensor brought its own
+  CodeValues fixed;            ///< the method's values, used where packed.values is null
+  bool superblocks = false;    ///< layout of the codes; block ids lie row by row
+  bool string_blocks = false;  ///< of trellis strings, which else lie as in files
   /// Whole rows share a step, which the epilogue applies: load8() returns the code's value alone.
   bool step_in_epilogue = false;
 
@@ -175,8 +177,24 @@ struct PackedWeights {
     return sizes.taps == 1 && packed.groups.run(k) >= 8;
   }
 
-  /// Trellis strings lie input by input, in the file's order. A row's window lies in the same three
-  /// bytes of all of them.
+  /// Three bytes of the string of weight k of a row, the first one lowest. Not inlined, as
+  /// load_from_superblock().
+  __device__ __noinline__ uint32_t load_string(int64_t s, int k, int first, int second, int third) const {
+    const TrellisLayout layout{packed.channels, packed.channel_elements, packed.trellis_quarters};
+    if (string_blocks) {
+      const StringBlocks blocks(layout);
+      const uint8_t* block = packed.codes + blocks.offset(s, k / StringBlocks::columns);
+      const auto byte = [&](int i) -> uint32_t {
+        return block[blocks.byte_of_string(s, k % StringBlocks::columns, i)];
+      };
+      return byte(first) | byte(second) << 8 | byte(third) << 16;
+    }
+    const int tap = k / sizes.channels, channel = k - tap * sizes.channels;
+    const uint8_t* string = packed.codes + layout.offset(s, static_cast<int64_t>(channel) * sizes.taps + tap);
+    return static_cast<uint32_t>(string[first] | string[second] << 8 | string[third] << 16);
+  }
+
+  /// A row's window lies in the same three bytes of all strings.
   __device__ void load8_of_strings(int row, int k, float (&w)[8]) const {
     const TrellisLayout layout{packed.channels, packed.channel_elements, packed.trellis_quarters};
     const int64_t s = row / trellis_sequence;
@@ -187,22 +205,13 @@ struct PackedWeights {
     const int first = bit / 8;
     const int second = first + 1 < bytes ? first + 1 : first + 1 - bytes;
     const int third = second + 1 < bytes ? second + 1 : second + 1 - bytes;
-    const uint8_t* strings = packed.codes + layout.offset(s, 0);
     const float factor = step(row);
-    int tap = k / sizes.channels;
-    int channel = k - tap * sizes.channels;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       w[j] = 0.0F;
       if (k + j >= sizes.length) continue;
-      const uint8_t* string = strings + (static_cast<int64_t>(channel) * sizes.taps + tap) * bytes;
-      const uint32_t word = string[first] | string[second] << 8 | string[third] << 16;
-      const uint32_t window = word >> bit % 8 & (trellis_states - 1);
+      const uint32_t window = load_string(s, k + j, first, second, third) >> bit % 8 & (trellis_states - 1);
       w[j] = reconstruct(static_cast<float>(trellis_value(window, again)), 0.0F, factor);
-      if (++channel == sizes.channels) {
-        channel = 0;
-        ++tap;
-      }
     }
   }
 

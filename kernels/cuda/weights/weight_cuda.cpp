@@ -7,6 +7,7 @@
 
 #include "engine/quant/bits.h"
 #include "kernels/cuda/weights/launchers.h"
+#include "kernels/cuda/weights/string_block.h"
 #include "kernels/cuda/weights/superblock.h"
 
 namespace nibblenet {
@@ -59,11 +60,15 @@ std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTens
 }
 
 std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
+  const bool suits = layout == WeightLayout::channels ||
+                     (layout == WeightLayout::strings
+                          ? packed.scheme.is_trellis() && suits_string_blocks(packed.shape.inner_elements())
+                          : suits_superblocks(packed));
+  if (!suits) fail<Error>("no such layout of {}, {}", to_string(packed.shape), to_string(packed.scheme));
+  if (layout == WeightLayout::strings) return to_string_blocks(packed.codes, packed.shape, packed.scheme.quarters());
   if (packed.scheme.is_trellis()) return packed.codes;
   std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
   if (layout == WeightLayout::channels) return codes;
-  if (!suits_superblocks(packed))
-    fail<Error>("superblocks of {}, {}", to_string(packed.shape), to_string(packed.scheme));
   return superblocks_of(std::move(codes), packed);
 }
 

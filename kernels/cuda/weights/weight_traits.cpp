@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "kernels/cuda/weights/string_block.h"
 #include "kernels/cuda/weights/superblock.h"
 
 namespace nibblenet {
@@ -48,6 +49,10 @@ bool suits_superblocks(const PackedTensor& packed) {
 }
 
 WeightLayout best_layout(const PackedTensor& packed) {
+  if (packed.scheme.is_trellis()) {
+    const bool fills = packed.shape[0] >= trellis_granule && suits_string_blocks(packed.shape.inner_elements());
+    return fills ? WeightLayout::strings : WeightLayout::channels;
+  }
   const bool better =
       suits_superblocks(packed) && superblocks_fit(packed.shape[0], packed.shape.inner_elements(), packed.scheme.bits);
   return better ? WeightLayout::superblocks : WeightLayout::channels;

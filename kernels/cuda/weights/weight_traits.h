@@ -7,8 +7,9 @@ namespace nibblenet {
 
 /// Layout of packed codes, or of fp16 weights, in device memory.
 enum class WeightLayout : uint8_t {
-  channels,    ///< as in files: one output channel after the other, in device order
-  superblocks  ///< kernels/cuda/weights/superblock.h, rows in device order
+  channels,     ///< as in files: one output channel after the other, in device order
+  superblocks,  ///< kernels/cuda/weights/superblock.h, rows in device order
+  strings       ///< trellis strings as kernels/cuda/weights/string_block.h has them, columns in device order
 };
 /// Storage form of a weight in device memory.
 enum class WeightForm : uint8_t { float32, float16, packed };
@@ -26,8 +27,8 @@ struct WeightTraits {
   int64_t groups = 1;  ///< scale groups
 };
 
-/// The layout for a packed tensor: superblocks where the tensor-core kernels can use them and they
-/// take no more bytes than channel layout.
+/// The layout for a packed tensor: superblocks, or string blocks, where the tensor-core kernels can
+/// use them and they take no more bytes than channel layout.
 WeightLayout best_layout(const PackedTensor& packed);
 /// The layout for weights stored in float16.
 WeightLayout best_layout(const Shape& shape);

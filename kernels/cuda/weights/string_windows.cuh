@@ -1,0 +1,174 @@
+#pragma once
+
+#include "kernels/cuda/device/gpu.h"
+#include "kernels/cuda/weights/string_block.h"
+#include "kernels/cuda/weights/superblock.h"
+
+// Decoding of string blocks (weights/string_block.h) in registers.
+
+namespace nibblenet {
+
+/// A lane's strings of a block: of each column, the words of its 32 channels and what their last
+/// windows need of the next lane's.
+template <int quarters>
+struct LaneStrings {
+  static constexpr int last_bit = static_cast<int>(trellis_bit(StringBlocks::lane_channels - 1, quarters));
+  static constexpr int words = (last_bit + trellis_window + 31) / 32;
+  uint32_t of_column[StringBlocks::lane_columns][words];
+};
+
+/// Where a lane's words lie in a block.
+template <int quarters>
+struct LanePlace {
+  int own[3];  ///< bytes of its first four words, and of those that are left
+  int next;    ///< bytes of the next lane's first words
+  int step;    ///< bytes from four words to the next four
+
+  __device__ explicit LanePlace(int lanes) {
+    const int thread = static_cast<int>(threadIdx.x) % 32;
+    const int lane = thread < lanes ? thread : thread % 4;  // lanes without channels decode others'
+    const int behind = lane + 4 < lanes ? lane + 4 : lane % 4;
+    constexpr int whole = quarters / 4 * 4;
+    own[0] = StringBlocks::byte_of_word(0, lane, lanes, quarters);
+    own[1] = quarters % 4 == 0 ? 0 : StringBlocks::byte_of_word(whole, lane, lanes, quarters);
+    own[2] = quarters % 4 != 3 ? 0 : StringBlocks::byte_of_word(whole + 2, lane, lanes, quarters);
+    next = StringBlocks::byte_of_word(0, behind, lanes, quarters);
+    step = lanes * 16;
+  }
+};
+
+template <int quarters>
+__device__ __forceinline__ void read_strings(const unsigned char* block, const LanePlace<quarters>& at,
+                                             LaneStrings<quarters>& strings) {
+  constexpr int whole = quarters / 4, rest = quarters % 4, columns = StringBlocks::lane_columns;
+  uint32_t left[3] = {};
+  uint32_t next[4] = {};
+  if constexpr (whole > 0) {
+    const uint4 v = *reinterpret_cast<const uint4*>(block + at.next);
+    next[0] = v.x, next[1] = v.y, next[2] = v.z, next[3] = v.w;
+  } else {
+    const uint2 v = *reinterpret_cast<const uint2*>(block + at.next);
+    next[0] = v.x, next[1] = v.y;
+  }
+#pragma unroll
+  for (int i = 0; i < whole; ++i) {
+    const uint4 v = *reinterpret_cast<const uint4*>(block + at.own[0] + i * at.step);
+    const uint32_t four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int c = 0; c < columns; ++c) strings.of_column[c][i] = four[c];
+  }
+  if constexpr (rest == 1) left[0] = *reinterpret_cast<const uint32_t*>(block + at.own[1]);
+  if constexpr (rest >= 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(block + at.own[1]);
+    left[0] = v.x, left[1] = v.y;
+  }
+  if constexpr (rest == 3) left[2] = *reinterpret_cast<const uint32_t*>(block + at.own[2]);
+#pragma unroll
+  for (int c = 0; c < columns; ++c) {
+    const unsigned half = c % 2 * 2;
+    uint32_t(&words)[LaneStrings<quarters>::words] = strings.of_column[c];
+    if constexpr (rest == 0) words[whole] = next[c];
+    if constexpr (rest == 1) words[whole] = permute_bytes(left[0], next[c], 0x6540U + static_cast<unsigned>(c));
+    if constexpr (rest == 2 && whole > 0) words[whole] = permute_bytes(left[c / 2], next[c], 0x5410U + half * 0x11U);
+    if constexpr (rest == 2 && whole == 0) words[0] = permute_bytes(left[c / 2], next[c / 2], 0x5410U + half * 0x1111U);
+    if constexpr (rest == 3) {
+      const uint32_t own =
+          permute_bytes(left[c / 2], left[2], 0x0410U + half * 0x11U + (static_cast<unsigned>(c) << 8));
+      words[whole] = permute_bytes(own, next[c / 2], 0x4210U + (half << 12));
+      words[whole + 1] = next[c / 2] >> (8 + 8 * half);
+    }
+  }
+}
+
+/// How the windows of a lane's column are taken: bit i stands for the window that begins with
+/// weight i. A window at the begin or at the end of a word takes one instruction, another takes one
+/// more to align it. So two windows share an aligned word where one ends it 20 bits behind the
+/// other; or where both lie in a word that turned round begins with one and ends with the other.
+struct WindowPlan {
+  uint32_t ends = 0;           ///< a word that begins 20 bits before
+  uint32_t begins_turned = 0;  ///< a word turned round
+  uint32_t ends_turned = 0;    ///< the same words
+};
+inline constexpr int window_distance = 32 - trellis_window;
+
+constexpr WindowPlan plan_windows(int quarters) {
+  constexpr int count = StringBlocks::lane_channels;
+  WindowPlan plan;
+  int path[count] = {}, index[count] = {}, length[count] = {};  // windows that follow each other by 20 bits
+  const auto bit_of = [&](int i) { return static_cast<int>(trellis_bit(i, quarters)); };
+  const auto at_border = [&](int i) { return bit_of(i) % 32 == 0 || bit_of(i) % 32 == window_distance; };
+  const auto window_at = [&](int bit) {  // the weight that begins it, or -1
+    for (int i = 0; i < count; ++i)
+      if (bit_of(i) == bit && !trellis_again(i, quarters)) return i;
+    return -1;
+  };
+  for (int i = 0; i < count; ++i) {
+    if (trellis_again(i, quarters) || at_border(i)) continue;
+    const int before = bit_of(i) < window_distance ? -1 : window_at(bit_of(i) - window_distance);
+    path[i] = before < 0 || at_border(before) ? i : path[before];
+    index[i] = length[path[i]]++;
+  }
+  // Of an odd number, one has no partner: the last, or one that finds a partner in its own word.
+  int alone[count] = {};  // by path
+  for (int i = 0; i < count; ++i) alone[i] = length[i] % 2 == 1 ? length[i] - 1 : count;
+  bool chosen[count] = {};
+  for (int i = 0; i < count; ++i) {
+    const int other = window_at(bit_of(i) + trellis_window);
+    if (trellis_again(i, quarters) || at_border(i) || other < 0 || at_border(other)) continue;
+    if (bit_of(i) % 32 + 2 * trellis_window > 32 || path[i] == path[other]) continue;
+    const auto may_be_alone = [&](int w) { return length[path[w]] % 2 == 1 && index[w] % 2 == 0 && !chosen[path[w]]; };
+    if (!may_be_alone(i) || !may_be_alone(other)) continue;
+    alone[path[i]] = index[i];
+    alone[path[other]] = index[other];
+    chosen[path[i]] = chosen[path[other]] = true;
+    plan.ends_turned |= 1U << i;
+    plan.begins_turned |= 1U << other;
+  }
+  for (int i = 0; i < count; ++i) {
+    if (trellis_again(i, quarters)) continue;
+    if (bit_of(i) % 32 == window_distance) plan.ends |= 1U << i;
+    if (at_border(i)) continue;
+    const int of_rest = index[i] - (index[i] > alone[path[i]] ? 1 : 0);
+    if (index[i] != alone[path[i]] && of_rest % 2 == 1) plan.ends |= 1U << i;
+  }
+  return plan;
+}
+
+/// The 12 bits from `bit` on of a lane's column, which begin with weight `i`.
+template <int quarters, int words>
+__device__ __forceinline__ uint32_t window_of(const uint32_t (&of_column)[words], int i) {
+  constexpr WindowPlan plan = plan_windows(quarters);
+  constexpr uint32_t mask = trellis_states - 1;
+  const auto bit = static_cast<int>(trellis_bit(i, quarters));
+  const auto aligned = [&](int from) {
+    const uint32_t low = of_column[from / 32];
+    if (from % 32 == 0) return low;
+    return shift_right_double(low, from / 32 + 1 < words ? of_column[from / 32 + 1] : 0, from % 32);
+  };
+  const auto turned = [&](int from) {
+    return shift_right_double(of_column[from / 32], of_column[from / 32], from % 32);
+  };
+  if ((plan.begins_turned >> i & 1U) != 0) return turned(bit) & mask;
+  if ((plan.ends_turned >> i & 1U) != 0) return turned(bit + trellis_window) >> window_distance;
+  if ((plan.ends >> i & 1U) != 0) return aligned(bit - window_distance) >> window_distance;
+  return aligned(bit) & mask;
+}
+
+/// The four numbers of 6 bits whose sum is the value of channel `i` of a lane's column, plus 126.
+template <int quarters, int words>
+__device__ __forceinline__ uint32_t value_parts(const uint32_t (&of_column)[words], int i) {
+  const bool again = trellis_again(i, quarters);
+  const uint32_t window = window_of<quarters>(of_column, i - (again ? 1 : 0));
+  const uint32_t summand = trellis_summand + (again ? trellis_states * trellis_factor : 0U);
+  return (window * trellis_factor + summand) & 0x3F3F3F3FU;
+}
+
+/// The sums of value_parts() of channel `i` for columns `column` and the next one, as the bits of
+/// two fp16 values: 2^-24 times the whole numbers, which are subnormal.
+template <int quarters>
+__device__ __forceinline__ uint32_t fp16_sums(const LaneStrings<quarters>& strings, int column, int i) {
+  const uint32_t odd = add_bytes(value_parts<quarters>(strings.of_column[column + 1], i), 0);
+  return add_bytes(value_parts<quarters>(strings.of_column[column], i), odd << 16);
+}
+
+}  // namespace nibblenet
