@@ -274,6 +274,7 @@ int64_t compressed_bytes(const PackedTensor& packed) {
 }
 
 double code_entropy(const PackedTensor& packed) {
+  if (packed.scheme.is_trellis()) return packed.scheme.bits_per_code();
   const SymbolLayout layout{code_layout(packed), packed.scheme.bits};
   std::vector<int64_t> counts(size_t{1} << layout.width);
   std::vector<uint8_t> symbols(static_cast<size_t>(layout.symbols()));

@@ -38,7 +38,7 @@ std::optional<std::vector<uint8_t>> compressed_if_smaller(std::span<const uint8_
 int64_t compressed_bytes(const PackedTensor& packed);
 
 /// Order-0 entropy of a tensor's codes in bits a weight: the lower bound for a code that sees one
-/// weight at a time.
+/// weight at a time. Of trellis strings, whose bits are all alike, it is their rate.
 double code_entropy(const PackedTensor& packed);
 
 }  // namespace nibblenet

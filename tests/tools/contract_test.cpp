@@ -527,6 +527,30 @@ TEST_F(InspectTest, CountsTheExponentsOfDynamicTrees) {
     }
 }
 
+/// Rates below 1 have codes of no whole bit.
+TEST_F(InspectTest, TheEntropyOfTrellisStringsIsTheirRate) {
+  for (const Scheme& scheme : schemes_of_every_width(Method::trellis)) {
+    succeed(fmt::format("pack small.safetensors --layer classifier.1={} -o packed.safetensors", to_string(scheme)));
+    succeed("inspect packed.safetensors --json out.json");
+    const auto tensors = json("out.json").at("tensors");
+    const auto found = std::ranges::find(tensors, nlohmann::json("classifier.1.weight"),
+                                         [](const nlohmann::json& tensor) { return tensor.at("name"); });
+    ASSERT_NE(found, tensors.end());
+    EXPECT_EQ(found->at("entropy"), scheme.bits_per_code()) << to_string(scheme);
+  }
+}
+
+/// The fuzzer changes these files: it tests little where they are refused as they are.
+TEST_F(InspectTest, SeedsOfTheFuzzerAreRead) {
+  int files = 0;
+  for (const auto& file : fs::directory_iterator(fs::path(NIBBLENET_SOURCE) / "tests/fuzz/seeds/packed")) {
+    succeed("inspect " + file.path().string() + " --json out.json");
+    EXPECT_TRUE(json("out.json").at("tensors").at(0).contains("entropy")) << file.path() << " is not packed";
+    ++files;
+  }
+  EXPECT_GE(files, 9);
+}
+
 TEST_F(InspectTest, ShowsEveryTensorWithItsRange) {
   const StateDict small = model("small.safetensors");
   succeed("inspect small.safetensors --json out.json");
