@@ -52,12 +52,23 @@ struct RoundingRule {
   bool by_code = false;           ///< the codes are fixed: `master` holds them, as numbers, instead of weights
 };
 
+/// What becomes of gradients once they are there: sums of them, and SGD. A backend does it in the
+/// order of its operations, an Exchange beside these.
+class ParameterSteps {
+ public:
+  virtual ~ParameterSteps() = default;
+  /// y += x
+  virtual void add(TensorView<float> y, TensorView<const float> x) = 0;
+  /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening
+  /// 0). The first step starts from v = 0.
+  virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
+                        SgdParameters parameters) = 0;
+};
+
 /// The operations of a backward pass and of SGD. A backend that trains implements this beside
 /// Backend, whose training() finds it. The conventions are those of Inference.
-class Training {
+class Training : public ParameterSteps {
  public:
-  virtual ~Training() = default;
-
   /// A weight that trains on float16 activations (Micikevicius 2018, arXiv 1710.03740): float32
   /// values, and fp16 copies that products use and changed() renews. Throws UsageError when the
   /// backend trains in float32 only.
@@ -100,11 +111,6 @@ class Training {
                                    const GradientStore& store = {}) = 0;
   virtual void adaptive_average_pool2d_backward(Activations dx, ConstActivations dy) = 0;
   virtual void flatten_backward(Activations dx, ConstActivations dy) = 0;
-
-  /// g = dw + weight_decay w; v = momentum v + g; w -= learning_rate v (PyTorch's SGD, dampening
-  /// 0). The first step starts from v = 0.
-  virtual void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
-                        SgdParameters parameters) = 0;
 
   /// average += share (x - average)
   virtual void move_average(TensorView<float> average, TensorView<const float> x, float share) = 0;

@@ -149,8 +149,6 @@ void validate(const TrainingOptions& options) {
   expect(options.train_limit >= 0 && options.test_limit >= 0, "limits must be 0 (all) or more");
   expect(options.patience >= 0 && options.patience <= most_epochs, "--patience must lie in 0…1000000");
   expect(options.blocks >= 0 && options.blocks <= 65536, "--blocks must lie in 0…65536");
-  expect(options.blocks == 0 || options.precision == Precision::float32,
-         "--blocks: blocks are computed in float32, on the CPU; leave --precision float16 out");
   expect(options.validation || options.patience == 0, "--patience needs --validation");
   expect(options.recipe.ema >= 0 && options.recipe.ema < 1, "--ema must lie in [0, 1)");
   expect(options.recipe.ema == 0 || options.learned == Learned::everything,

@@ -108,36 +108,32 @@ void TrainedParameters::keep_parts(const std::function<IndexRange(size_t)>& part
   in_parts_ = true;
 }
 
-void TrainedParameters::update_part(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters) {
+void TrainedParameters::update_part(Layer& layer, std::span<const float> gradients, const SgdParameters& parameters,
+                                    ParameterSteps& by) {
   Trained& trained = trained_of(layer);
-  Training& backend = network_.backend().training();
   const int64_t weights = layer.spec.weight.elements();
   const IndexRange of_weights{std::min(trained.part.begin, weights), std::min(trained.part.end, weights)};
   const IndexRange of_biases{std::max(trained.part.begin, weights) - weights,
                              std::max(trained.part.end, weights) - weights};
   float* momenta = trained.part_momentum.data();
-  const auto step = [&](TensorView<float> values, TensorView<float> gradient, IndexRange range,
-                        const SgdParameters& rates) {
-    if (range.size() > 0)
-      backend.sgd_step({values.data() + range.begin, {range.size()}}, {momenta, {range.size()}},
-                       TensorView<const float>(gradient.data() + range.begin, {range.size()}), rates);
+  const float* gradient = gradients.data();
+  const auto step = [&](TensorView<float> values, IndexRange range, const SgdParameters& rates) {
+    if (range.size() == 0) return;
+    by.sgd_step({values.data() + range.begin, {range.size()}}, {momenta, {range.size()}}, {gradient, {range.size()}},
+                rates);
     momenta += range.size();
+    gradient += range.size();
   };
-  step(layer.weight->values(), gradients.dw, of_weights, parameters);
-  step(layer.bias.view(), gradients.dbias, of_biases, parameters.of_bias());
+  step(layer.weight->values(), of_weights, parameters);
+  step(layer.bias.view(), of_biases, parameters.of_bias());
 }
 
 void TrainedParameters::changed() const {
   for (const Trained& trained : trained_) layer_of(trained).weight->changed();
 }
 
-StoredGradients TrainedParameters::values_of(size_t layer) const {
-  Layer& of = network_.layers()[layer];
-  return {of.weight->values(), of.bias.view()};
-}
-
-std::span<const float> TrainedParameters::momenta_of(size_t layer) const {
-  return std::ranges::find(trained_, layer, &Trained::layer)->part_momentum.view().span();
+std::vector<float> TrainedParameters::momenta_of(size_t layer) const {
+  return network_.backend().to_host(std::ranges::find(trained_, layer, &Trained::layer)->part_momentum.view());
 }
 
 StateDict TrainedParameters::room_for_momenta() const {

@@ -52,14 +52,13 @@ class TrainedParameters {
   /// Keeps momenta of these parts alone: numbers [begin, end) of a layer's weights followed by its
   /// biases. Requires: separable().
   void keep_parts(const std::function<IndexRange(size_t layer)>& part_of);
-  /// update() of the part of a layer. Requires: keep_parts().
-  void update_part(Layer& layer, const StoredGradients& gradients, const SgdParameters& parameters);
-  /// Must follow every change of values_of() from outside.
+  /// update() of the part of a layer, from the gradients of that part alone. `by` takes the step.
+  /// Requires: keep_parts().
+  void update_part(Layer& layer, std::span<const float> gradients, const SgdParameters& parameters, ParameterSteps& by);
+  /// Must follow update_part() once all parts of weights and biases are there.
   void changed() const;
-  /// The weights and biases of a layer, by its index in the network.
-  StoredGradients values_of(size_t layer) const;
-  /// The momenta of its part.
-  std::span<const float> momenta_of(size_t layer) const;
+  /// Copies the momenta of a layer's part to the host, by the layer's index in the network.
+  std::vector<float> momenta_of(size_t layer) const;
   /// Room for all momenta under the names of their parameters.
   StateDict room_for_momenta() const;
   /// In that room, those of a layer.

@@ -8,6 +8,7 @@
 #include "layers/cross_entropy.h"
 #include "layers/network/image_feed.h"
 #include "training/compression/calibration.h"
+#include "training/host_copies.h"
 
 namespace nibblenet {
 namespace {
@@ -30,28 +31,6 @@ std::pair<bool, bool> any_of_both(Ranks& ranks, bool first, bool second) {
   }
   return any;
 }
-
-/// Asynchronous copies to the host. Their destinations must outlive this.
-class HostCopies {
- public:
-  explicit HostCopies(Backend& backend) : backend_(backend) {}
-  ~HostCopies() {
-    try {
-      finish();
-    } catch (const Error&) {  // as the next call will say
-    }
-  }
-  HostCopies(const HostCopies&) = delete;
-  HostCopies& operator=(const HostCopies&) = delete;
-
-  void queue(std::vector<float>& to, const float* from) {
-    backend_.copy_to_host_later(to.data(), from, to.size() * sizeof(float));
-  }
-  void finish() { backend_.finish_copies(); }
-
- private:
-  Backend& backend_;
-};
 
 }  // namespace
 
@@ -89,10 +68,10 @@ Trainer::Trainer(Network& network, const Dataset& train, const Dataset& test, co
   if (options_.recipe.label_smoothing > 0 || options_.recipe.mixing.enabled())
     targets_.emplace(backend, batch, network.classes(), options_.recipe.label_smoothing);
   if (options_.recipe.ema > 0) average_.emplace(network, first_trained, options_.recipe.ema, options_.pruning.enabled);
+  labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
   if (options_.blocks > 0) return;
   trained_.emplace(network, first_trained, network.layers().size(), options_.freeze_features ? features : images,
                    Pass::Mode::training);
-  labels_ = Tensor<int32_t>(backend, {batch}, MemoryCategory::data);
   losses_ = Tensor<float>(backend, {batch}, MemoryCategory::data);
   dlogits_ = Tensor<float>(backend, {batch, network.classes()}, MemoryCategory::activations);
 }
@@ -106,11 +85,11 @@ void Trainer::prepare(const Callbacks& callbacks) {
   if ((options_.blocks > 0 || plan_) && !blocks_) {
     if (!plan_) throw Error("training by blocks needs by_blocks()");
     const bool frozen = options_.freeze_features && augments(options_);
-    blocks_ = std::make_unique<BlockPasses>(network_, options_.freeze_features ? network_.classifier_begin() : 0,
-                                            frozen, preprocess_, *plan_);
+    plan_->separable = parameters_.separable();
+    blocks_ = make_block_passes(network_, options_.freeze_features ? network_.classifier_begin() : 0, frozen,
+                                preprocess_, *plan_);
     if (teacher_) blocks_->attend(teacher_->network());
-    if (blocks_->shares_parts() && parameters_.separable())
-      parameters_.keep_parts([this](size_t layer) { return blocks_->own_part(layer); });
+    if (blocks_->shares_parts()) parameters_.keep_parts([this](size_t layer) { return blocks_->own_part(layer); });
   }
   if (!options_.freeze_features || !train_features_.empty()) return;
   const int64_t predicted = teacher_ && !augments(options_) ? train_.size() : 0;
@@ -270,47 +249,47 @@ int64_t Trainer::images_of_batch() const {
 
 void Trainer::step_by_blocks(ConstActivations x, const BatchLabels& labels, int64_t images) {
   const float factor = 1.0F / static_cast<float>(images);
-  const SoftTargets soft = targets_ ? targets_->of(labels, teacher_ ? &*teacher_ : nullptr) : SoftTargets{};
+  SoftTargets soft;
+  if (targets_)
+    soft = targets_->of(labels, teacher_ ? &*teacher_ : nullptr);
+  else
+    network_.backend().copy_from_host(labels_.data(), labels.own.data(), labels.own.size() * sizeof(int32_t));
   const auto loss = [&](Backend& backend, TensorView<float> losses, TensorView<float> dlogits,
                         TensorView<const float> logits, IndexRange rows) {
-    if (!targets_) {
-      const TensorView<const int32_t> own(labels.own.data() + rows.begin, {rows.size()});
-      return backend.cross_entropy(losses, dlogits, logits, own, factor);
-    }
-    backend.training().soft_cross_entropy(losses, dlogits, logits, soft.distributions.slice(rows.begin, rows.size()),
-                                          factor);
-    for (int64_t i = 0; i < rows.size(); ++i)
-      losses[i] -= static_cast<float>(soft.entropies[static_cast<size_t>(rows.begin + i)]);
+    if (targets_)
+      backend.training().soft_cross_entropy(losses, dlogits, logits, soft.distributions.slice(rows.begin, rows.size()),
+                                            factor);
+    else
+      backend.cross_entropy(losses, dlogits, logits, std::as_const(labels_).view().slice(rows.begin, rows.size()),
+                            factor);
   };
+  const SgdParameters rates = sgd();
+  const auto on_sums = [&](size_t index, std::span<float> sums, ParameterSteps& by) {
+    Layer& layer = network_.layers()[index];
+    if (blocks_->shares_parts()) return parameters_.update_part(layer, sums, rates, by);
+    const Shape& weight = layer.spec.weight;
+    const StoredGradients gradients{{sums.data(), weight}, {sums.data() + weight.elements(), {weight[0]}}};
+    parameters_.update(layer, gradients, rates, position_.step + 1);
+  };
+  const bool fp16 = options_.precision == Precision::float16;
   const std::vector<int32_t> dominant = labels.dominant();
   const BatchScore score = blocks_->step({.x = x,
                                           .labels = dominant,
+                                          .unavoidable = soft.entropies,
                                           .images = images,
                                           .dropout = {.probability = static_cast<float>(options_.dropout),
                                                       .seed = options_.seed,
-                                                      .step = static_cast<uint64_t>(position_.step)}},
-                                         loss);
+                                                      .step = static_cast<uint64_t>(position_.step)},
+                                          .loss_scale = static_cast<float>(fp16 ? position_.loss_scale.value : 1.0)},
+                                         loss, on_sums);
+  if (score.finite && blocks_->shares_parts()) parameters_.changed();
+  blocks_->parameters_changed();
+  if (fp16) position_.loss_scale.update(score.finite);
+  if (average_) average_->update(position_.step + 1);
   position_.images += images;
   position_.correct += score.correct;
   for (const float one : score.losses) position_.loss_sum += static_cast<double>(one);
   expect_finite_loss();
-  const SgdParameters rates = sgd();
-  const bool in_parts = blocks_->shares_parts() && parameters_.separable();
-  if (!in_parts) blocks_->gather_gradients();
-  for (size_t i = network_.layers().size(); i-- > (options_.freeze_features ? network_.classifier_begin() : 0);) {
-    Layer& layer = network_.layers()[i];
-    if (!layer.spec.has_parameters()) continue;
-    if (in_parts)
-      parameters_.update_part(layer, blocks_->gradient(i), rates);
-    else
-      parameters_.update(layer, blocks_->gradient(i), rates, position_.step + 1);
-  }
-  if (in_parts) {
-    blocks_->gather_parts([this](size_t layer) { return parameters_.values_of(layer); });
-    parameters_.changed();
-  }
-  blocks_->parameters_changed();
-  if (average_) average_->update(position_.step + 1);
 }
 
 void Trainer::step(ConstActivations x, const BatchLabels& labels) {
@@ -337,9 +316,22 @@ void Trainer::step(ConstActivations x, const BatchLabels& labels) {
   expect_finite_loss();
 }
 
-void Trainer::by_shares(int threads, Ranks& ranks) {
+void Trainer::by_blocks(int threads, Ranks& ranks, Exchange* exchange) {
+  plan_ = {.block = options_.blocks,
+           .batch = options_.batch_size,
+           .threads = threads,
+           .ranks = &ranks,
+           .exchange = exchange};
+}
+
+void Trainer::by_shares(int threads, Ranks& ranks, Exchange* exchange) {
   const int64_t largest = (options_.batch_size + ranks.size() - 1) / ranks.size();
-  plan_ = {.block = largest, .threads = threads, .ranks = &ranks, .fast = true};
+  plan_ = {.block = largest,
+           .batch = options_.batch_size,
+           .threads = threads,
+           .ranks = &ranks,
+           .exchange = exchange,
+           .fast = true};
   trained_.reset();
   frozen_.reset();
 }
@@ -357,7 +349,7 @@ void Trainer::expect_same_weights() {
 }
 
 void Trainer::collect() {
-  if (!blocks_ || !blocks_->shares_parts() || !parameters_.separable()) return;
+  if (!blocks_ || !blocks_->shares_parts()) return;
   collected_ = blocks_->ranks().rank() == 0 ? parameters_.room_for_momenta() : StateDict();
   blocks_->collect_parts([this](size_t layer) { return parameters_.momenta_of(layer); },
                          [this](size_t layer) { return parameters_.momenta_in(collected_, layer); });

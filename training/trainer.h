@@ -161,12 +161,14 @@ class Trainer {
   /// `teacher` must outlive the trainer.
   void learn_from(Network& teacher);
   /// Computes batches by blocks of options.blocks images, on so many threads, with other processes.
-  /// Call it before run(), with options.blocks alone. `ranks` must outlive the trainer.
-  void by_blocks(int threads, Ranks& ranks) { plan_ = {options_.blocks, threads, &ranks}; }
+  /// `exchange` moves gradients between GPUs; null: there is one process, or it trains on the CPU.
+  /// Call it before run(), with options.blocks alone. `ranks` and `exchange` must outlive the
+  /// trainer.
+  void by_blocks(int threads, Ranks& ranks, Exchange* exchange = nullptr);
   /// Shares each batch with other processes, each of which computes its images on all its threads;
-  /// gradients are added up in any order. Call it before run(), without options.blocks. `ranks`
-  /// must outlive the trainer.
-  void by_shares(int threads, Ranks& ranks);
+  /// gradients are added up in any order. Call it before run(), without options.blocks, and else as
+  /// by_blocks().
+  void by_shares(int threads, Ranks& ranks, Exchange* exchange = nullptr);
   /// Whether a rank gives true. Collective where there are several.
   bool any_rank(bool mine) { return plan_ ? plan_->ranks->any(mine) : mine; }
   /// The most memory that blocks took beside the backend's.

@@ -75,6 +75,7 @@ class CpuBackend final : public Backend, public Training {
                      TensorView<const int32_t> labels, float scale) override;
   void soft_cross_entropy(TensorView<float> losses, TensorView<float> dlogits, TensorView<const float> logits,
                           TensorView<const float> targets, float scale) override;
+  void add(TensorView<float> y, TensorView<const float> x) override;
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override;
   void move_average(TensorView<float> average, TensorView<const float> x, float share) override;

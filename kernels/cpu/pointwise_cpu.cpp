@@ -73,6 +73,11 @@ void CpuBackend::find_overflow(TensorView<uint32_t> found, ConstActivations x) {
   if (!std::ranges::all_of(x.floats(), [](float value) { return std::isfinite(value); })) found[0] = 1;
 }
 
+void CpuBackend::add(TensorView<float> y, TensorView<const float> x) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < x.elements(); ++i) y[i] += x[i];
+}
+
 void CpuBackend::sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                           SgdParameters parameters) {
 #pragma omp parallel for schedule(static)

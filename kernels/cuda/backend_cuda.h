@@ -111,6 +111,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
                           TensorView<const float> targets, float scale) override {
     cuda::soft_cross_entropy(losses, dlogits, logits, targets, scale, stream_);
   }
+  void add(TensorView<float> y, TensorView<const float> x) override { cuda::add(y, x, stream_); }
   void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw,
                 SgdParameters parameters) override {
     cuda::sgd_step(w, v, dw, parameters, stream_);

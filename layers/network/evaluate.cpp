@@ -179,13 +179,20 @@ Evaluation evaluate_features(Network& network, TensorView<const float> features,
 }
 
 Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                               int64_t batch_size, const OnProgress& on_progress) {
+                               int64_t batch_size, const OnProgress& on_progress, Ranks* ranks) {
   Backend& backend = network.backend();
   Tensor<float> features(backend, {dataset.size(), network.feature_count()}, MemoryCategory::features);
-  run_all(network, network.classifier_begin(), dataset, preprocess, batch_size, on_progress,
-          [&](TensorView<const float> output, int64_t first) {
-            backend.convert(features.view().slice(first, output.size(0)), output);
-          });
+  run_all(
+      network, network.classifier_begin(), dataset, preprocess, batch_size, on_progress,
+      [&](TensorView<const float> output, int64_t first) {
+        backend.convert(features.view().slice(first, output.size(0)), output);
+      },
+      false, ranks);
+  if (ranks == nullptr || features.empty()) return features;
+  const int64_t batch = size_of_batch(dataset, batch_size);
+  Tensor<float> all = backend.read_back(std::as_const(features).view());
+  gather_rows(*ranks, all.view(), batch * ranks->size(), batch);
+  backend.copy_from_host(features.data(), all.data(), all.view().span().size_bytes());
   return features;
 }
 

@@ -51,9 +51,9 @@ Evaluation evaluate_features(Network& network, TensorView<const float> features,
                              int64_t batch_size, const OnProgress& on_progress = {});
 
 /// Features (output of the flatten) of every image of a data set: [images, features] in the
-/// backend's memory.
+/// backend's memory. `ranks` as in evaluate().
 Tensor<float> compute_features(Network& network, const Dataset& dataset, const Preprocess& preprocess,
-                               int64_t batch_size, const OnProgress& on_progress = {});
+                               int64_t batch_size, const OnProgress& on_progress = {}, Ranks* ranks = nullptr);
 
 /// A data set's labels for the kernels. Throws UsageError if one is not a class of the network.
 std::vector<int32_t> checked_labels(const Dataset& dataset, int64_t classes);

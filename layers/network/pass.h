@@ -45,14 +45,18 @@ class Pass {
   /// Takes the gradient of one layer's parameters, and may change the parameters: the data gradient
   /// has been computed already.
   using OnWeightGradient = std::function<void(Layer& layer, const GradientSource& gradient)>;
+  /// Is told whether all gradients of activations are finite, and returns whether they count so.
+  using Agree = std::function<bool(bool finite)>;
   /// The backward pass of the last forward()'s batch, from dy = dLoss/d(output). Calls
   /// on_weight_gradient for each layer with parameters, the last layer first.
   ///
   /// In float16, gradients of activations are those of loss_scale times the loss (Micikevicius
   /// 2018, arXiv 1710.03740, section 3.2); those of parameters are divided by it again. Returns
   /// false, without a call, when a gradient of activations is not finite. In float32, loss_scale is
-  /// 1 and the result true.
-  bool backward(TensorView<const float> dy, const OnWeightGradient& on_weight_gradient, float loss_scale = 1.0F);
+  /// 1 and the result true. `agree`, where there is one, decides in float16 what the result is: it
+  /// is called before any gradient of parameters is computed.
+  bool backward(TensorView<const float> dy, const OnWeightGradient& on_weight_gradient, float loss_scale = 1.0F,
+                const Agree& agree = {});
 
  private:
   ConstActivations infer(ConstActivations x, size_t first = 0);

@@ -2,7 +2,8 @@
 
 namespace nibblenet {
 
-bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_weight_gradient, float loss_scale) {
+bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_weight_gradient, float loss_scale,
+                    const Agree& agree) {
   if (mode_ != Mode::training) throw Error("backward() needs a training pass");
   size_t lowest = 0;  // below the first layer with parameters no gradient is needed
   while (lowest < shapes_.size() && !network_->layers()[begin_ + lowest].spec.has_parameters()) ++lowest;
@@ -21,7 +22,7 @@ bool Pass::backward(TensorView<const float> dloss, const OnWeightGradient& on_we
   if (!in_fp16()) return true;
   uint32_t found = 0;  // checks the kept gradients alone: float32 sums of finite fp16 values are finite
   network_->backend().copy_to_host(&found, overflow_.data(), sizeof(found));
-  if (found != 0) return false;
+  if (agree ? !agree(found == 0) : found != 0) return false;
   for (size_t i = shapes_.size(); i-- > lowest;)
     if (network_->layers()[begin_ + i].spec.has_parameters())
       use_gradient(i, gradient_of(i, live_[i].shape(), {}), 1.0F / loss_scale, on_weight_gradient);

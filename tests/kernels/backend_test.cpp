@@ -113,6 +113,17 @@ TEST_F(BackendTest, SgdStepsInPlaceAndLeavesTheRestAlone) {
   EXPECT_EQ(step(nothing, nothing, nothing, parameters), std::pair(nothing, nothing));
 }
 
+TEST_F(BackendTest, AddsInPlace) {
+  for (const int64_t count : {0, 1, 33, 1031}) {
+    const Values before = integers({count}, 1), x = integers({count}, 2);
+    auto sums = on(*backend_, before);
+    const auto values = on(*backend_, x);
+    backend_->training().add(sums.view(), std::as_const(values).view());
+    const Values after = from(*backend_, sums.view());
+    for (size_t i = 0; i < after.data.size(); ++i) EXPECT_EQ(after.data[i], before.data[i] + x.data[i]);
+  }
+}
+
 TEST_F(BackendTest, AnAverageMovesByItsShareOfTheDifference) {
   for (const int64_t count : {0, 1, 33, 1031}) {
     const Values before = integers({count}, 1), x = integers({count}, 2);

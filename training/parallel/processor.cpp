@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <utility>
 
@@ -29,6 +30,11 @@ std::string processor_of_blocks() {
   return fmt::format("{}, caches of {}, {} and {} KiB, oneDNN {}.{}.{}", instructions(),
                      sysconf(_SC_LEVEL1_DCACHE_SIZE) / 1024, sysconf(_SC_LEVEL2_CACHE_SIZE) / 1024,
                      sysconf(_SC_LEVEL3_CACHE_SIZE) / 1024, version->major, version->minor, version->patch);
+}
+
+std::string processor_of_blocks(const Backend& gpu) {
+  const char* const kernels = std::getenv("NIBBLENET_KERNELS");
+  return gpu.description() + (kernels == nullptr ? "" : fmt::format(", kernels {}", kernels));
 }
 
 }  // namespace nibblenet

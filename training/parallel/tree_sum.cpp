@@ -32,7 +32,14 @@ std::vector<TreeNode> nodes_of(int64_t leaves, IndexRange own) {
   return nodes;
 }
 
-TreeSum::TreeSum(int64_t leaves, IndexRange own, size_t length) : length_(length) { begin(leaves, own); }
+TreeSum::TreeSum(int64_t leaves, IndexRange own, size_t length, MemoryResource& memory, Add add)
+    : length_(length), memory_(memory), add_(std::move(add)) {
+  if (!add_)
+    add_ = [](float* to, const float* from, size_t count) {
+      for (size_t i = 0; i < count; ++i) to[i] += from[i];
+    };
+  begin(leaves, own);
+}
 
 void TreeSum::begin(int64_t leaves, IndexRange own) {
   leaves_ = leaves;
@@ -52,7 +59,7 @@ TreeSum::Values TreeSum::room() {
     }
     ++rooms_;
   }
-  return {host_memory(), length_, MemoryCategory::gradients};
+  return {memory_, length_, MemoryCategory::gradients};
 }
 
 void TreeSum::recycle(Values values) {
@@ -76,9 +83,7 @@ void TreeSum::add(TreeNode node, Values values) {
       other = std::move(found->second);
       waiting_.erase(found);
     }
-    const float* right = other.data();
-    float* left = values.data();
-    for (size_t i = 0; i < length_; ++i) left[i] += right[i];  // a + b = b + a to the bit
+    add_(values.data(), other.data(), length_);  // a + b = b + a to the bit
     recycle(std::move(other));
   }
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -27,12 +28,15 @@ std::vector<TreeNode> nodes_of(int64_t leaves, IndexRange own);
 class TreeSum {
  public:
   using Values = Buffer<float>;  ///< of a node
-  /// Requires: the given nodes' leaves are those of `own`.
-  TreeSum(int64_t leaves, IndexRange own, size_t length);
+  /// to[i] += from[i], for `count` numbers in the sums' memory.
+  using Add = std::function<void(float* to, const float* from, size_t count)>;
+  /// The sums lie in `memory`, and `add` adds there; without it the calling thread does, on the
+  /// host. Requires: the given nodes' leaves are those of `own`.
+  TreeSum(int64_t leaves, IndexRange own, size_t length, MemoryResource& memory = host_memory(), Add add = {});
 
   /// Room for the values of a node; the contents are not initialised.
   Values room();
-  /// Takes the values of a node, and adds up all sums that they complete, on the calling thread.
+  /// Takes the values of a node, and adds up all sums that they complete.
   void add(TreeNode node, Values values);
   /// The sums of nodes_of(leaves, own), in order. Requires: all of these leaves were added.
   std::vector<Values> take();
@@ -46,6 +50,8 @@ class TreeSum {
  private:
   int64_t leaves_ = 0;
   size_t length_;
+  MemoryResource& memory_;
+  Add add_;
   std::vector<TreeNode> wanted_;
   std::mutex mutex_;  ///< guards what follows
   std::map<TreeNode, Values> waiting_;

@@ -17,6 +17,7 @@ void dropout(Activations y, ConstActivations x, float probability, DropoutKey ke
 /// For fp16 values, eight per thread, with the same bits as dropout. Requires half_dropout::fits().
 void half_dropout(Activations y, ConstActivations x, float probability, DropoutKey key, const GradientStore& store,
                   Stream& stream);
+void add(TensorView<float> y, TensorView<const float> x, Stream& stream);
 void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> dw, SgdParameters parameters,
               Stream& stream);
 void move_average(TensorView<float> average, TensorView<const float> x, float share, Stream& stream);

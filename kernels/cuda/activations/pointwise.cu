@@ -57,6 +57,11 @@ __global__ void half_dropout_kernel(HalfGradient y, const uint4* x, float probab
   });
 }
 
+/// y += x
+__global__ void add_kernel(float* y, const float* x, int64_t count) {
+  for_each_index(count, [&](int64_t i) { y[i] += x[i]; });
+}
+
 __global__ void sgd_step_kernel(float* w, float* v, const float* dw, SgdParameters parameters, int64_t count) {
   for_each_index(count, [&](int64_t i) { sgd_update(w[i], v[i], dw[i], parameters); });
 }
@@ -126,6 +131,11 @@ void sgd_step(TensorView<float> w, TensorView<float> v, TensorView<const float> 
   const double flops = 6 * static_cast<double>(w.elements());
   launch("sgd_step", moves({w, w, v, v, dw}, flops), grid_for(w.elements()), stream, sgd_step_kernel, w.data(),
          v.data(), dw.data(), parameters, w.elements());
+}
+
+void add(TensorView<float> y, TensorView<const float> x, Stream& stream) {
+  launch("add", moves({y, y, x}, static_cast<double>(x.elements())), grid_for(x.elements()), stream, add_kernel,
+         y.data(), x.data(), x.elements());
 }
 
 void move_average(TensorView<float> average, TensorView<const float> x, float share, Stream& stream) {

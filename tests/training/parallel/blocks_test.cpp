@@ -10,6 +10,8 @@
 #include "tests/support/small_network.h"
 #include "training/compression/calibration.h"
 #include "training/parallel/block_passes.h"
+#include "training/parallel/host_exchange.h"
+#include "training/parallel/tree_sum.h"
 #include "training/trainer.h"
 
 namespace nibblenet {
@@ -110,7 +112,10 @@ class BlocksTest : public ::testing::Test {
   };
   /// Trains on several ranks, each in this process; returns what rank 0 has, and expects that the
   /// others have the same.
-  static Result train(const TrainingOptions& chosen, int ranks, int threads, const char* scheme = nullptr) {
+  /// `route`: what a GPU's ranks do, on the CPU's backend.
+  enum class Route : uint8_t { cpu, device };
+  static Result train(const TrainingOptions& chosen, int ranks, int threads, const char* scheme = nullptr,
+                      Route route = Route::cpu) {
     std::vector<Result> results(static_cast<size_t>(ranks));
     with_ranks(ranks, [&](Ranks& own) {
       const auto backend = make_backend("cpu", threads);
@@ -128,10 +133,12 @@ class BlocksTest : public ::testing::Test {
         teacher.emplace(*backend, std::move(other));
         trainer.learn_from(*teacher);
       }
+      HostExchange exchange(*backend, own);
+      Exchange* const by = route == Route::device ? &exchange : nullptr;
       if (chosen.blocks > 0)
-        trainer.by_blocks(threads, own);
+        trainer.by_blocks(threads, own, by);
       else if (ranks > 1)
-        trainer.by_shares(threads, own);
+        trainer.by_shares(threads, own, by);
       EXPECT_TRUE(trainer.run({}));
       Result& result = results[static_cast<size_t>(own.rank())];
       result = {scheme != nullptr ? dequantized(trainer.model()) : trainer.model(), trainer.position().history};
@@ -199,6 +206,42 @@ TEST_F(BlocksTest, ATeacherToo) {
     EXPECT_NEAR(plain.history.back().loss, expected.history.back().loss, 1e-4);
     chosen.distillation.weight = 0;
     EXPECT_GT(std::fabs(train(chosen, 1, 1).history.back().loss - plain.history.back().loss), 1e-2);
+  }
+}
+
+/// On one thread, the backend's training passes are those of a worker. It evaluates other batches.
+TEST_F(BlocksTest, OnADeviceRanksChangeNoBit) {
+  for (const auto& [freeze, flip] : {std::pair(true, false), {true, true}, {false, true}}) {
+    SCOPED_TRACE(::testing::Message() << "freeze " << freeze << ", flip " << flip);
+    const TrainingOptions chosen = options(freeze, flip);
+    const Result expected = train(chosen, 1, 1, nullptr, Route::device);
+    for (const int ranks : {2, 3}) expect_same(train(chosen, ranks, 1, nullptr, Route::device), expected);
+    const Result cpu = train(chosen, 1, 1);
+    EXPECT_TRUE(same_bits(expected.model, cpu.model));
+    EXPECT_EQ(expected.history.back().loss, cpu.history.back().loss);
+    EXPECT_NEAR(expected.history.back().test_loss, cpu.history.back().test_loss, 1e-5);
+  }
+  TrainingOptions chosen = options(false, true);
+  chosen.recipe = {.ema = 0.5, .label_smoothing = 0.1, .mixing = {.mixup = 0.2, .cutmix = 1}, .bias_lr = 4};
+  chosen.distillation.weight = 0.5;
+  expect_same(train(chosen, 3, 1, nullptr, Route::device), train(chosen, 1, 1, nullptr, Route::device));
+  chosen = options(false, false);
+  chosen.pruning = {.enabled = true, .fraction = 0.5};
+  const char* const scheme = "kmeans:4:channel";
+  const Result packed = train(chosen, 1, 1, scheme, Route::device);
+  expect_same(train(chosen, 2, 1, scheme, Route::device), packed);
+  EXPECT_TRUE(same_bits(packed.model, train(chosen, 1, 1, scheme).model));
+}
+
+TEST_F(BlocksTest, OnADeviceSharesWithoutBlocksAreOneProcessButForRounding) {
+  TrainingOptions chosen = options(true, false);
+  chosen.blocks = 0;
+  for (const int64_t batch : {25, 58}) {  // 58: more ranks than images in the last batch
+    chosen.batch_size = batch;
+    const Result plain = train(chosen, 1, 1);
+    const Result shared = train(chosen, 3, 1, nullptr, Route::device);
+    EXPECT_NEAR(shared.history.back().loss, plain.history.back().loss, 1e-4);
+    EXPECT_NEAR(shared.history.back().test_loss, plain.history.back().test_loss, 1e-4);
   }
 }
 
@@ -291,7 +334,7 @@ TEST_F(BlocksTest, EvaluationAndCalibrationOnRanksHaveTheBitsOfOne) {
 
 TEST_F(BlocksTest, WhatBlocksCannotDoIsRefused) {
   TrainingOptions chosen = options(false, false);
-  chosen.precision = Precision::float16;
+  chosen.blocks = -1;
   EXPECT_THROW(validate(chosen), UsageError);
   chosen = options(false, false);
   const auto backend = make_backend("cpu", 1);
