@@ -30,7 +30,10 @@ std::optional<std::string> unusable(const std::string& device) {
 }
 
 /// For a device that is usable.
-std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& device) {
+std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& device, [[maybe_unused]] int gpu) {
+#ifdef NIBBLENET_CUDA
+  choose_gpu(gpu);
+#endif
 #ifdef NIBBLENET_CUDNN
   if (device == "cudnn") return std::make_unique<CudnnBackend>();
 #endif
@@ -45,14 +48,14 @@ std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& de
 
 std::optional<std::string> cuda_unusable() { return unusable("cuda"); }
 
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int gpu) {
   if (device != "auto" && device != "cpu" && device != "cuda" && device != "cudnn")
     fail<UsageError>("unknown device '{}'; supported: auto, cpu, cuda, cudnn", device);
   const std::optional<std::string> problem = unusable(device);
   if (problem && device != "auto") fail<UsageError>("--device {}: {}; use --device cpu", device, *problem);
   auto cpu = std::make_unique<CpuBackend>(threads);  // also sets the threads of what stays on the host
   if (device == "cpu") return cpu;
-  if (!problem) return make_gpu_backend(device);
+  if (!problem) return make_gpu_backend(device, gpu);
 #ifdef NIBBLENET_CUDA
   cpu->add_to_description("no GPU: " + *problem);
 #endif

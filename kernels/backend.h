@@ -20,6 +20,8 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
  public:
   virtual std::string name() const = 0;         ///< the value of --device: "cpu", "cuda", "cudnn"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads
+  /// Tells the devices of a machine apart; nothing where it is the processor.
+  virtual std::optional<std::string> device_id() const { return std::nullopt; }
   /// Throws UsageError for a precision of activations that the backend does not compute in.
   virtual void expect_support(Precision precision) const = 0;
   /// The precision in which inference is fastest.
@@ -49,9 +51,10 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
 
 /// Makes a backend. device: "cpu", "cuda", "cudnn" (NVIDIA's libraries, to compare with) or "auto"
 /// (CUDA when this build has it and there is a GPU, else the CPU). `threads` 0: default_threads().
+/// `gpu`: which GPU, counted modulo how many there are; CUDA's current device of this thread.
 /// When "auto" means the CPU in a build that could use a GPU, the description says why. Throws
 /// UsageError for a device that this build or machine does not have.
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int gpu = 0);
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();
 

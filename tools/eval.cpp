@@ -300,7 +300,7 @@ RankGroup::Facts facts_of(const Options& options, const std::filesystem::path& m
 }
 
 void eval(Options& options, RankGroup& group) {
-  share_cores(options.device);
+  share_machine(options.device);
   const std::optional<SimulatedScheme> scheme = simulated_scheme(options);
   const std::filesystem::path model = find_model(options.model, scheme ? ModelKind::fine_tuned : ModelKind::packed);
   const std::optional<FileClaim> claim =

@@ -25,6 +25,7 @@
 #include "tools/common/report.h"
 #include "tools/common/version.h"
 #include "tools/training/quantized_training.h"
+#include "tools/training/rank_exchange.h"
 #include "tools/training/recipe_options.h"
 #include "tools/training/training_run.h"
 #include "training/compression/calibration.h"
@@ -56,6 +57,7 @@ struct Options {
   double checkpoint_seconds = 120;
   double rank_timeout = 300;
   std::string reduce = "exact";
+  std::string exchange = "auto";
   bool fetch = false;
   bool other_images = false;  ///< resumes on images that are not the checkpoint's
   Unreadable unreadable = Unreadable::refuse;
@@ -394,15 +396,19 @@ void take_launcher(Options& options, bool resumed, const RankGroup& group) {
   if (blocks < group.size())
     fail<UsageError>("--batch {} has {} blocks of {} images, fewer than {} ranks: lower --blocks, or start fewer",
                      training.batch_size, blocks, training.blocks, group.size());
-  share_cores(options.device);
+  share_machine(options.device);
 }
 
 /// What all ranks must have in common, so that they train one network.
-RankGroup::Facts facts_of(const TrainingOptions& options, bool fast, const TrainingSource& source,
+RankGroup::Facts facts_of(const Options& options, const Backend& backend, const TrainingSource& source,
                           const TrainingStart& start, const TrainingPosition& position) {
-  RankGroup::Facts facts = {{"build", version_json().dump()}, {"--reduce", fast ? "fast" : "exact"}};
-  if (!fast) facts.emplace_back("processor", processor_of_blocks());
-  const nlohmann::json settings = nlohmann::json::parse(to_json(options));
+  RankGroup::Facts facts = {{"build", version_json().dump()},
+                            {"--reduce", options.reduce},
+                            {"--exchange", options.exchange},
+                            {"--device", backend.name()}};
+  if (!options.fast())
+    facts.emplace_back("processor", backend.device_id() ? processor_of_blocks(backend) : processor_of_blocks());
+  const nlohmann::json settings = nlohmann::json::parse(to_json(options.training));
   for (const auto& [name, value] : settings.items()) facts.emplace_back(name, value.dump());
   facts.emplace_back("data set", source.fingerprint);
   facts.emplace_back("model", fingerprint_of(start.parameters) +
@@ -426,14 +432,15 @@ void finetune(Options& options, Given given, RankGroup& group) {
   }
   take_launcher(options, checkpoint.has_value(), group);
   validate(options.training);
+  const bool in_blocks = options.training.blocks > 0 || options.fast();
+  if (in_blocks && options.device.device == "cudnn")
+    throw UsageError("--device cudnn: its bits change from run to run; blocks and ranks train on cpu or cuda");
+  if (!in_blocks && options.exchange != "auto")
+    throw UsageError("--exchange is for ranks: start them with mpirun or srun, or give --blocks");
   Images images = load_images(data, options.training);
   const Dataset &train_set = images.train, &test_set = images.test;
 
   const auto backend = options.device.make();
-  if (options.training.blocks > 0 && backend->name() != "cpu")
-    fail<UsageError>("--blocks: blocks are computed on the CPU only; take --device cpu, or leave --blocks out");
-  if (options.fast() && (backend->name() != "cpu" || options.training.precision != Precision::float32))
-    throw UsageError("--reduce fast: ranks train on the CPU only, in float32; take --device cpu");
   if (checkpoint) images.match_with(checkpoint->parameters);
   const TrainingSource source{.data = std::filesystem::absolute(data.path()).string(),
                               .fingerprint = fingerprint_of(images),
@@ -444,8 +451,7 @@ void finetune(Options& options, Given given, RankGroup& group) {
                                    : start_from(options, initial, given.image_size, images, *backend);
   RankGroup::Facts facts;
   if (group.size() > 1)
-    facts = facts_of(options.training, options.fast(), source, start,
-                     checkpoint ? checkpoint->position : TrainingPosition());
+    facts = facts_of(options, *backend, source, start, checkpoint ? checkpoint->position : TrainingPosition());
   const bool packed = start.packed.packed();
   Network network = Network::for_training(*backend, std::move(start.parameters), options.training.precision);
   std::optional<Network> teacher = load_teacher(options.training.distillation, options.checksums, *backend, network,
@@ -456,18 +462,20 @@ void finetune(Options& options, Given given, RankGroup& group) {
   if (packed) trainer.quantize(std::move(start.packed));
   if (checkpoint) trainer.restore(*checkpoint);
   trainer.note_source(source);
-  if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), group.ranks());
-  if (options.fast()) trainer.by_shares(omp_get_max_threads(), group.ranks());
 
   Outputs outputs;
   if (group.first()) outputs = claim_outputs(options, initial, checkpoint.has_value(), network.spec(), packed);
   const std::filesystem::path& output = outputs.model;
   group.agree(facts);
+  const std::unique_ptr<Exchange> exchange = in_blocks ? make_exchange(options.exchange, *backend, group) : nullptr;
+  if (options.training.blocks > 0) trainer.by_blocks(omp_get_max_threads(), group.ranks(), exchange.get());
+  if (options.fast()) trainer.by_shares(omp_get_max_threads(), group.ranks(), exchange.get());
   fmt::print("{}: {} training{} and {} test images, {} classes; features {}, {}{}\n", train_set.description,
              train_set.size(),
              options.training.validation ? fmt::format(", {} validation", images.validation.size()) : "",
              test_set.size(), train_set.classes.size(), options.training.freeze_features ? "frozen" : "trained",
              backend->description(), teacher ? "; learns from " + options.training.distillation.teacher : "");
+  if (exchange) fmt::print("ranks exchange gradients by {}\n", exchange->name());
   if (options.fast())
     fmt::print("--reduce fast: other numbers of ranks or threads, and another MPI, give other bits\n");
   std::fflush(stdout);
@@ -653,16 +661,18 @@ int main(int argc, char** argv) {
                  "the rest")
       ->capture_default_str();
   options.device.add_to(app);
-  app.add_option("--blocks", t.blocks,
-                 "Compute each batch in blocks of B images, each on one thread, side by side: the result then has the "
-                 "same bits for any number of threads and of ranks; on the CPU; 0: all threads share each batch, "
-                 "but under mpirun or srun 32")
+  app.add_option(
+         "--blocks", t.blocks,
+         "Compute each batch in blocks of B images, on the CPU each on one thread, side by side: the result then "
+         "has the same bits for any number of threads and of ranks; 0: a batch is computed at once, but under "
+         "mpirun or srun in blocks of 32")
       ->type_name("B")
       ->capture_default_str();
   add_checked(
       app, "--reduce", options.reduce, CLI::IsMember({"exact", "fast"}),
       "Under mpirun or srun, how ranks add up gradients. exact: by blocks, with the same bits for any number of ranks; "
-      "fast: each rank computes its share of a batch on all its threads, and MPI adds up in the order that it likes");
+      "fast: each rank computes its share of a batch at once, and MPI or NCCL adds up in the order that it likes");
+  add_exchange_option(app, options.exchange);
   add_rank_timeout(app, options.rank_timeout);
   add_checked(app, "--checkpoint-every", options.checkpoint_seconds, CLI::Range(0.0, 1e9),
               "Write a checkpoint every SECONDS while training")

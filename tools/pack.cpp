@@ -211,7 +211,7 @@ RankGroup::Facts facts_of(const Options& options, const std::filesystem::path& i
 }
 
 void pack(Options& options, RankGroup& group) {
-  share_cores(options.device);
+  share_machine(options.device);
   const PackingFlags& flags = options.packing;
   flags.validate();
   if (options.dry_run && flags.allocation.given())

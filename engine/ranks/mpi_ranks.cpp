@@ -39,12 +39,8 @@ const NibblenetMpi* load_module() {
 
 /// The machine and the namespace in which this process's id holds.
 std::string surroundings() {
-  std::string name(256, '\0');
-  gethostname(name.data(), name.size() - 1);
   std::error_code error;
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  return name.substr(0, name.find('\0')) + " " + boot + fs::read_symlink("/proc/self/ns/pid", error).string();
+  return this_machine() + fs::read_symlink("/proc/self/ns/pid", error).string();
 }
 
 /// Whether a process of this machine runs: one that has ended, but was not waited for, does not.
@@ -58,6 +54,14 @@ bool runs(int64_t process) {
 }
 
 }  // namespace
+
+std::string this_machine() {
+  std::string name(256, '\0');
+  gethostname(name.data(), name.size() - 1);
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return name.substr(0, name.find('\0')) + " " + boot;
+}
 
 MpiRanks::MpiRanks(double silence) : mpi_(load_module()), silence_(silence) {
   if (mpi_->start(&rank_, &size_) != 0) fail<Error>("MPI does not start: {}", mpi_->error());
@@ -108,6 +112,19 @@ void MpiRanks::expect_living() {
                    speaker);
 }
 
+void MpiRanks::expect_present(double seconds) {
+  expect_living();
+  if (seconds > silence_) silent(-1);
+}
+
+/// Throws for a rank that has been silent for too long; -1: it is not known which.
+void MpiRanks::silent(int peer) {
+  throw RankLost(fmt::format("{} has been silent for {:g} s, so all stop; --rank-timeout allows more",
+                             peer < 0 ? "a rank" : fmt::format("rank {}", peer), silence_),
+                 !last_words_.heard() && (peer == 0 ? rank_ == 1 : rank_ == 0),
+                 !last_words_.heard() && peer < 0 && rank_ > 0);  // it may be the first that is silent
+}
+
 void MpiRanks::exchange(std::span<const Sent> sent, std::span<const Received> received) {
   const auto as_message = [](int peer, const std::byte* data, size_t bytes) {
     return NibblenetMessage{peer, const_cast<std::byte*>(data), bytes};
@@ -119,16 +136,16 @@ void MpiRanks::exchange(std::span<const Sent> sent, std::span<const Received> re
   if (mpi_->begin(sends.data(), static_cast<int32_t>(sends.size()), receives.data(),
                   static_cast<int32_t>(receives.size())) != 0)
     fail<Error>("MPI cannot send: {}", mpi_->error());
-  wait(silence_);
+  wait();
 }
 
 void MpiRanks::add_up(std::span<float> values) {
   if (mpi_->begin_sum(values.data(), values.size()) != 0) fail<Error>("MPI cannot add up: {}", mpi_->error());
-  wait(silence_);
+  wait();
 }
 
 /// Polls: MPI has no wait with an end. Sleeps between, so that ranks may share a core.
-void MpiRanks::wait(double silence) {
+void MpiRanks::wait() {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   Clock::time_point looked = start;
@@ -144,10 +161,7 @@ void MpiRanks::wait(double silence) {
       expect_living();
       looked = now;
     }
-    if (std::chrono::duration<double>(now - start).count() > silence)
-      throw RankLost(fmt::format("{} has been silent for {:g} s, so all stop; --rank-timeout allows more",
-                                 peer < 0 ? "a rank" : fmt::format("rank {}", peer), silence),
-                     !last_words_.heard() && (peer == 0 ? rank_ == 1 : rank_ == 0));
+    if (std::chrono::duration<double>(now - start).count() > silence_) silent(peer);
     if (polls > 200) std::this_thread::sleep_for(std::chrono::microseconds(polls < 2000 ? 50 : 500));
   }
 }

@@ -12,12 +12,17 @@
 
 namespace nibblenet {
 
+/// What tells this machine from others: its name and its last start.
+std::string this_machine();
+
 /// A rank that ended while others needed it. The message names it.
 class RankLost : public Error {
  public:
-  RankLost(const std::string& message, bool tells) : Error(message), speaker(tells) {}
-  bool speaker;  ///< this process has the lowest rank of those that go on, and the lost one did not
-                 ///< say why it ended: this one shall tell of it
+  RankLost(const std::string& message, bool tells, bool tells_late = false)
+      : Error(message), speaker(tells), late_speaker(tells_late) {}
+  bool speaker;       ///< this process has the lowest rank of those that go on, and the lost one did not
+                      ///< say why it ended: this one shall tell of it
+  bool late_speaker;  ///< or may have, where nothing else ends it for a while
 };
 
 /// The processes that a launcher of MPI (mpirun, srun) started. Notices ranks on this machine that
@@ -34,6 +39,7 @@ class MpiRanks final : public Ranks {
   int size() const override { return size_; }
   void exchange(std::span<const Sent> sent, std::span<const Received> received) override;
   void add_up(std::span<float> values) override;
+  void expect_present(double seconds) override;
   /// Ends MPI, once all ranks do so.
   void finish();
   /// Tells the ranks of this machine that this one says why it ends, so that they need not.
@@ -42,7 +48,8 @@ class MpiRanks final : public Ranks {
  private:
   void meet();
   void expect_living();
-  void wait(double silence);
+  void wait();
+  [[noreturn]] void silent(int peer);
 
   const NibblenetMpi* mpi_ = nullptr;
   int rank_ = 0;

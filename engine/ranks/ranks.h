@@ -38,6 +38,10 @@ class Ranks {
   /// Adds up the values of all ranks, in place on each. The order of the sums is not promised.
   virtual void add_up(std::span<float> values) = 0;
 
+  /// For who waits for other ranks by other means, and has done so for `seconds`: called again and
+  /// again, throws Error where a rank is gone or silent. Not collective.
+  virtual void expect_present(double /*seconds*/) {}
+
   /// What every rank gave, by rank.
   std::vector<std::string> gather(std::string_view mine);
   /// Whether a rank gave true.

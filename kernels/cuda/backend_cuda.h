@@ -22,6 +22,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
 
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
+  std::optional<std::string> device_id() const override { return device_.id(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
   std::optional<double> joules() override;
   size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // policy unknown

@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,8 +19,14 @@
 
 using Actions = std::vector<std::function<void()>>;
 
-struct CUevent_st {
+/// Where an event was recorded last.
+struct Recorded {
   std::chrono::steady_clock::time_point time;
+  CUstream_st* stream = nullptr;
+  bool reached = true;
+};
+struct CUevent_st {
+  std::shared_ptr<Recorded> last = std::make_shared<Recorded>();
 };
 struct CUgraph_st {
   Actions actions;
@@ -32,7 +40,8 @@ namespace {
 
 size_t memory_limit = size_t{4} << 30;
 size_t memory_used = 0;
-int device_count = 1;
+int device_count = std::getenv("FAKE_GPUS") != nullptr ? std::atoi(std::getenv("FAKE_GPUS")) : 1;
+int current_device = 0;
 int architecture = 90;
 std::map<void*, size_t> allocations;
 std::map<const void*, size_t> allowed_shared;
@@ -47,6 +56,24 @@ bool is_page_locked(const void* data) {
   if (after == page_locked.begin()) return false;
   const auto& [begin, bytes] = *--after;
   return static_cast<const std::byte*>(data) < static_cast<const std::byte*>(begin) + bytes;
+}
+
+/// Runs what a stream waits for, as far as it can. Returns whether nothing is left.
+bool progress(CUstream_st* stream) {
+  while (!stream->waiting.empty()) {
+    if (!stream->waiting.front()()) return false;
+    stream->waiting.pop_front();
+  }
+  return true;
+}
+
+/// Returns once ready(), which may need work of the stream.
+template <class Ready>
+void wait_for(CUstream_st* stream, Ready ready) {
+  while (!ready()) {
+    progress(stream);
+    if (!ready()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
 }
 
 /// In dry mode memory has no contents.
@@ -81,6 +108,13 @@ int attributes_set() { return attributes_count; }
 void set_late_uploads(bool late) { late_uploads = late; }
 void finish_uploads() {
   for (const auto& upload : std::exchange(uploads, {})) upload();
+}
+void run_on(CUstream_st* stream, std::function<void()> work) {
+  if (stream == nullptr || stream->waiting.empty()) return work();
+  stream->waiting.push_back([work = std::move(work)] {
+    work();
+    return true;
+  });
 }
 bool capturing() { return captured.has_value(); }
 void record(std::function<void()> action) { captured->push_back(std::move(action)); }
@@ -124,30 +158,31 @@ cudaError_t cudaFreeHost(void* data) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (late_uploads && !captured && is_page_locked(from)) {
     uploads.push_back([=] { std::memcpy(to, from, bytes); });
     return cudaSuccess;
   }
-  perform([=] { std::memcpy(to, from, bytes); });
+  run_on(stream, [=] { perform([=] { std::memcpy(to, from, bytes); }); });
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  perform([=] { std::memset(to, value, bytes); });
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  run_on(stream, [=] { perform([=] { std::memset(to, value, bytes); }); });
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st{capturing, perform};
+  *stream = new CUstream_st{capturing, perform, {}};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   finish_uploads();
+  wait_for(stream, [=] { return stream->waiting.empty(); });
   return capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
@@ -159,20 +194,37 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  const auto action = [=] { event->time = std::chrono::steady_clock::now(); };
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const auto last = event->last = std::make_shared<Recorded>(Recorded{{}, stream, false});
+  const auto action = [=] {
+    last->time = std::chrono::steady_clock::now();
+    last->reached = true;
+  };
   if (captured)
     captured->push_back(action);
   else
-    action();  // nothing waits for it: uploads before it stay under way
+    run_on(stream, action);  // nothing waits for it: uploads before it stay under way
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   finish_uploads();
+  wait_for(event->last->stream, [=] { return event->last->reached; });
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (!event->last->reached) progress(event->last->stream);
+  return event->last->reached ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (event->last->reached) return cudaSuccess;
+  stream->waiting.push_back([last = event->last] {
+    if (!last->reached) progress(last->stream);
+    return last->reached;
+  });
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  *milliseconds = std::chrono::duration<float, std::milli>(end->last->time - start->last->time).count();
   return cudaSuccess;
 }
 
@@ -212,15 +264,21 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return device_count == 0 ? cudaErrorNoDevice : cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= device_count) return cudaErrorInvalidDevice;
+  current_device = device;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* bus, int, int) {
   std::strcpy(bus, "0000:00:00.0");
   return cudaSuccess;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
+  properties->uuid.bytes[15] = static_cast<char>(device);
   std::strcpy(properties->name, "host execution");
   properties->major = architecture / 10;
   properties->minor = architecture % 10;

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <functional>
 
+struct CUstream_st;
+
 namespace nibblenet::hostexec {
 
 // The part of the CUDA runtime that kernels/cuda/device/device.cu calls, over host memory:
@@ -29,6 +31,9 @@ int attributes_set();
 void set_late_uploads(bool late);
 /// Runs the copies that are delayed.
 void finish_uploads();
+
+/// Runs work of a stream: now, or behind what the stream waits for.
+void run_on(CUstream_st* stream, std::function<void()> work);
 
 /// Whether a graph is being captured, and adding one more action to it.
 bool capturing();

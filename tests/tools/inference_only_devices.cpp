@@ -6,7 +6,7 @@ namespace nibblenet {
 
 std::optional<std::string> cuda_unusable() { return "this program only infers"; }
 
-std::unique_ptr<Backend> make_backend(const std::string&, int threads) {
+std::unique_ptr<Backend> make_backend(const std::string&, int threads, int) {
   return std::make_unique<testing::InferenceOnlyBackend>(threads);
 }
 

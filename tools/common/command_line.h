@@ -37,12 +37,13 @@ class Stopped : public Error {
 struct DeviceOptions {
   std::string device = "auto";
   int threads = 0;
+  int gpu = 0;                 ///< as make_backend() takes it
   std::string precision;       ///< as choose_precision() takes it
   void add_to(CLI::App& app);  ///< --device, --threads
   /// Adds --precision. Left out, it is `unset`: empty for tools that measure what quantized weights
   /// cost, "auto" for those that shall be fast.
   CLI::Option* add_precision_to(CLI::App& app, const std::string& unset);
-  std::unique_ptr<Backend> make() const { return make_backend(device, threads); }
+  std::unique_ptr<Backend> make() const { return make_backend(device, threads, gpu); }
   /// What --precision means for a model on a backend. Throws as choose_precision() does.
   PrecisionChoice precision_of(const Backend& backend, const StateDict& model) const {
     return choose_precision(precision, backend, model);

@@ -30,7 +30,11 @@ std::optional<Launched> launched() {
   for (const auto& [size, rank, here] : launchers) {
     const std::optional<int> ranks = number_in(size), own = number_in(rank);
     const bool steps_of_one = size == launchers[2][0] && ranks == 1;  // srun starts programs without MPI, too
-    if (ranks && own && !steps_of_one) return Launched{*own, *ranks, number_in(here).value_or(1)};
+    if (!ranks || !own || steps_of_one) continue;
+    Launched result{*own, *ranks, number_in(here).value_or(1), *own};  // on one machine, ranks are counted as here
+    for (const char* rank_here : {"SLURM_LOCALID", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"})
+      result.rank_here = number_in(rank_here).value_or(result.rank_here);
+    return result;
   }
   return std::nullopt;
 }

@@ -9,6 +9,7 @@ struct Launched {
   int rank = 0;
   int ranks = 1;
   int ranks_here = 1;  ///< on this machine
+  int rank_here = 0;   ///< among those
 };
 /// Nothing where no launcher started this process.
 std::optional<Launched> launched();

@@ -68,6 +68,11 @@ void run_on_ranks(double silence, OnStop on_stop, const std::function<void(RankG
       speak_up();
     } else {
       hold();
+      if (lost.late_speaker) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(500) * mpi->rank());
+        mpi->announce_end();
+        speak_up();
+      }
     }
     throw;
   } catch (const std::exception& error) {
@@ -95,8 +100,9 @@ void add_rank_timeout(CLI::App& app, double& seconds) {
       ->type_name("SECONDS");
 }
 
-void share_cores(DeviceOptions& device) {
+void share_machine(DeviceOptions& device) {
   const std::optional<Launched> own = launched();
+  if (own) device.gpu = own->rank_here;
   const unsigned cores = default_threads();
   if (own && device.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr &&
       cores == std::thread::hardware_concurrency())

@@ -47,8 +47,9 @@ void run_on_ranks(double silence, OnStop on_stop, const std::function<void(RankG
 
 /// Adds --rank-timeout.
 void add_rank_timeout(CLI::App& app, double& seconds);
-/// Without --threads, ranks of a machine that may use all its cores share these.
-void share_cores(DeviceOptions& device);
+/// Without --threads, ranks of a machine that may use all its cores share these. Each takes the GPU
+/// of its number there.
+void share_machine(DeviceOptions& device);
 /// The words of a command, by which ranks tell whether all got the same.
 std::string words_of(int argc, char** argv);
 /// Identifies images.

@@ -21,6 +21,12 @@ std::optional<std::string> cuda_problem() {
   return std::nullopt;
 }
 
+void choose_gpu(int number) {
+  int devices = 0;
+  check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+  check(cudaSetDevice(number % devices), "cudaSetDevice");
+}
+
 Stream::Stream() {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(empty_kernel)), "cudaFuncGetAttributes");
@@ -32,6 +38,8 @@ Stream::~Stream() { cudaStreamDestroy(stream_); }
 
 void Stream::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 
+void Stream::wait(const Event& event) { check(cudaStreamWaitEvent(stream_, event.get(), 0), "cudaStreamWaitEvent"); }
+
 Event::Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
 
 Event::~Event() { cudaEventDestroy(event_); }
@@ -39,6 +47,13 @@ Event::~Event() { cudaEventDestroy(event_); }
 void Event::record(Stream& stream) { check(cudaEventRecord(event_, stream.get()), "cudaEventRecord"); }
 
 void Event::synchronize() { check(cudaEventSynchronize(event_), "waiting for an event"); }
+
+bool Event::reached() const {
+  const cudaError_t status = cudaEventQuery(event_);
+  if (status == cudaErrorNotReady) return false;
+  check(status, "waiting for an event");
+  return true;
+}
 
 float Event::since(const Event& start) const {
   float milliseconds = 0;
@@ -85,6 +100,7 @@ Device::Device() {
   has_wgmma_ = properties.major == 9;
 #endif
   l2_bytes_ = static_cast<size_t>(properties.l2CacheSize);
+  for (const char byte : properties.uuid.bytes) id_ += fmt::format("{:02x}", static_cast<unsigned char>(byte));
   description_ = fmt::format("{}, compute capability {}.{}, {} SMs, CUDA {}.{}, driver for CUDA {}.{}", properties.name,
                              properties.major, properties.minor, properties.multiProcessorCount, runtime / 1000,
                              runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);

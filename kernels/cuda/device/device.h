@@ -16,6 +16,9 @@ namespace nibblenet {
 
 /// Why CUDA cannot be used here, in one line; nothing when there is a GPU.
 std::optional<std::string> cuda_problem();
+/// Makes a GPU the current device of this thread: GPU `number`, modulo how many there are. Throws
+/// CudaError where there is none.
+void choose_gpu(int number);
 
 /// Cost of an operation: the least bytes and operations. It is stated nowhere else; benchmarks
 /// divide by it.
@@ -28,6 +31,8 @@ struct Work {
     return *this;
   }
 };
+
+class Event;
 
 /// An ordered queue of work on the current device, never the default stream. Move-only.
 class Stream {
@@ -42,6 +47,9 @@ class Stream {
   int compiled_for() const { return compiled_for_; }
   /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
+  /// Work that is queued from here on waits until the event's stream has reached it. Throws
+  /// CudaError.
+  void wait(const Event& event);
 
   /// Adds the work of a launch to the stream's sum.
   void count(const Work& work) {
@@ -66,11 +74,14 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  /// Records the stream's position; waits until the stream reaches it. Both throw CudaError.
+  /// Records the stream's position; waits until the stream reaches it; asks whether it has. All
+  /// throw CudaError.
   void record(Stream& stream);
   void synchronize();
+  bool reached() const;
   /// Milliseconds from `start` to this event. Requires that the stream reached both.
   float since(const Event& start) const;
+  CUevent_st* get() const { return event_; }
 
  private:
   CUevent_st* event_ = nullptr;
@@ -116,6 +127,8 @@ class Device {
   Device();
   /// "NVIDIA H200, compute capability 9.0, 132 SMs, CUDA 13.0, driver API 13.0"
   const std::string& description() const { return description_; }
+  /// Tells GPUs apart, parts of one that MIG made included: its UUID.
+  const std::string& id() const { return id_; }
   DeviceMemory memory() const;
   /// Whether the GPU has wgmma, and our kernels were compiled for it.
   bool has_wgmma() const { return has_wgmma_; }
@@ -127,6 +140,7 @@ class Device {
 
  private:
   std::string description_;
+  std::string id_;
   bool has_wgmma_ = false;
   size_t l2_bytes_ = 0;
 };

@@ -49,8 +49,10 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
   allow_shared_memory(name, reinterpret_cast<const void*>(kernel), grid.shared_bytes, grid.pdl);
 #ifdef GPU_HOST_EXECUTION
-  hostexec::run_grid(
-      name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
+  hostexec::run_on(stream.get(), [=] {
+    hostexec::run_grid(
+        name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
+  });
 #else
   nvtxRangePushA(name);
   cudaLaunchConfig_t config{};
