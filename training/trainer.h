@@ -162,8 +162,8 @@ class Trainer {
   void learn_from(Network& teacher);
   /// Computes batches by blocks of options.blocks images, on so many threads, with other processes.
   /// `exchange` moves gradients between GPUs; null: there is one process, or it trains on the CPU.
-  /// Call it before run(), with options.blocks alone. `ranks` and `exchange` must outlive the
-  /// trainer.
+  /// Call it before run(), with options.blocks alone. `ranks` and `exchange` must outlive
+  /// run().
   void by_blocks(int threads, Ranks& ranks, Exchange* exchange = nullptr);
   /// Shares each batch with other processes, each of which computes its images on all its threads;
   /// gradients are added up in any order. Call it before run(), without options.blocks, and else as

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "engine/core/stopwatch.h"
 
@@ -20,8 +21,8 @@ NcclExchange::NcclExchange(CudaBackend& backend, Ranks& ranks) : backend_(backen
   settle(nccl().init_rank(&communicator_, ranks.size(), id, ranks.rank(), &config), "ncclCommInitRankConfig");
 }
 
-NcclExchange::~NcclExchange() {
-  if (communicator_ != nullptr) nccl().abort(communicator_);
+void NcclExchange::abort() {
+  if (communicator_ != nullptr) nccl().abort(std::exchange(communicator_, nullptr));
 }
 
 void NcclExchange::follow_backend() {
@@ -63,7 +64,7 @@ void NcclExchange::wait_until(const std::function<bool()>& ready) {
       ncclResult_t state = ncclSuccess;
       check(nccl().get_async_error(communicator_, &state), "ncclCommGetAsyncError");
       if (state != ncclInProgress) check(state, "waiting for other ranks");
-      ranks_.expect_present(looked);
+      expect_others(looked);
     }
     if (polls > 1000) std::this_thread::sleep_for(std::chrono::microseconds(polls < 5000 ? 20 : 200));
   }
@@ -81,14 +82,24 @@ void NcclExchange::settle(ncclResult_t result, const char* what) {
 void NcclExchange::check(ncclResult_t result, const char* what) {
   if (result == ncclSuccess || result == ncclInProgress) return;
   for (int look = 0; look < 20; ++look) {  // a rank that dies closes its connections before it has ended
-    ranks_.expect_present(0);
+    expect_others(0);
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   const char* const more = nccl().get_last_error(communicator_);
   std::string text = fmt::format("{}: NCCL says: {}", what, nccl().get_error_string(result));
   if (more != nullptr && *more != '\0') text += fmt::format(" ({})", more);
   std::ranges::replace(text, '\n', ' ');
+  abort();
   throw CudaError(text);
+}
+
+void NcclExchange::expect_others(double seconds) {
+  try {
+    ranks_.expect_present(seconds);
+  } catch (...) {
+    abort();
+    throw;
+  }
 }
 
 }  // namespace nibblenet

@@ -17,7 +17,7 @@ class NcclExchange final : public Exchange {
   /// Collective. Both must outlive it. Throws CudaError for errors of NCCL.
   NcclExchange(CudaBackend& backend, Ranks& ranks);
   /// Ends what is still under way. Other ranks may wait for it no longer.
-  ~NcclExchange() override;
+  ~NcclExchange() override { abort(); }
   NcclExchange(const NcclExchange&) = delete;
   NcclExchange& operator=(const NcclExchange&) = delete;
 
@@ -37,8 +37,12 @@ class NcclExchange final : public Exchange {
   void wait_until(const std::function<bool()>& ready);
   /// Waits until a call that gave `result` is done, as those of such communicators may not be.
   void settle(ncclResult_t result, const char* what);
-  /// Throws for a result that is an error: RankLost where a rank turns out to be the cause.
+  /// Throws for a result that is an error.
   void check(ncclResult_t result, const char* what);
+  /// Throws where a rank is gone or silent for `seconds`, once nothing waits for it any more.
+  void expect_others(double seconds);
+  /// Ends the communicator, and what it has under way in the stream: freeing memory waits for that.
+  void abort();
 
   CudaBackend& backend_;
   Ranks& ranks_;

@@ -71,6 +71,18 @@ TEST_F(GpuRanks, FrozenFeaturesAndPackedTrainingToo) {
   expect_same_bits("--freeze features --quantize linear:4:channel --epochs 1 --distill small.safetensors");
 }
 
+/// Momenta and loss scale come back on other numbers of GPUs.
+TEST_F(GpuRanks, ACheckpointGoesOnWithAnotherNumber) {
+  const std::string line = training + "--freeze none --precision float16 --lr 0.12 --out ";
+  succeed(line + "one.safetensors --epochs 2");
+  ASSERT_EQ(run_job({{2, line + "ranks.safetensors --epochs 1"}}).code, 0);
+  const std::string resume = "finetune --resume ranks.checkpoint.safetensors --device cuda --epochs 2";
+  const Outcome resumed = run_job({{3, resume}});
+  EXPECT_EQ(resumed.code, 0) << resumed;
+  EXPECT_TRUE(read_text(at("ranks.safetensors")) == read_text(at("one.safetensors")));
+  EXPECT_TRUE(checkpoint("ranks.checkpoint.safetensors") == checkpoint("one.checkpoint.safetensors"));
+}
+
 TEST_F(GpuRanks, AFastSumIsTheSameButForRounding) {
   const std::string plain = std::regex_replace(training, std::regex("--blocks 3 "), "") + "--freeze none --epochs 1 ";
   succeed(plain + "--json plain.json --out plain.safetensors");
