@@ -37,13 +37,15 @@ nlohmann::json bytes_of_file(const std::filesystem::path& path) {
 
 /// Prints the bytes of each layer in the ONNX file beside the ledger, and returns them as JSON.
 nlohmann::json show_onnx(const std::vector<OnnxLayer>& layers, const nlohmann::json& file) {
-  constexpr const char* line = "{:<14} {:<24} {:<16} {:>11} {:>13} {:>13} {:>11}\n";
-  fmt::print(line, "layer", "scheme", "in ONNX", "weights", "resident B", "ONNX B", "difference");
+  constexpr const char* line = "{:<14} {:<{}} {:<16} {:>11} {:>13} {:>13} {:>11}\n";
+  const size_t width = longest(layers, 24, &OnnxLayer::scheme);
+  fmt::print(line, "layer", "scheme", width, "in ONNX", "weights", "resident B", "ONNX B", "difference");
   nlohmann::json json = nlohmann::json::array();
   OnnxLayer total;
   for (const OnnxLayer& layer : layers) {
-    fmt::print(line, layer.name, layer.scheme, layer.stored_as, thousands(layer.weights), thousands(layer.resident),
-               thousands(layer.onnx), difference(static_cast<double>(layer.onnx), static_cast<double>(layer.resident)));
+    fmt::print(line, layer.name, layer.scheme, width, layer.stored_as, thousands(layer.weights),
+               thousands(layer.resident), thousands(layer.onnx),
+               difference(static_cast<double>(layer.onnx), static_cast<double>(layer.resident)));
     json.push_back({{"name", layer.name},
                     {"scheme", layer.scheme},
                     {"stored_as", layer.stored_as},
@@ -55,8 +57,8 @@ nlohmann::json show_onnx(const std::vector<OnnxLayer>& layers, const nlohmann::j
     total.onnx += layer.onnx;
   }
   const int64_t bytes = file.is_null() ? total.onnx : file.get<int64_t>();
-  fmt::print(line, "graph", "", "", "", "", thousands(bytes - total.onnx), "");
-  fmt::print(line, "total", "", "", thousands(total.weights), thousands(total.resident), thousands(bytes),
+  fmt::print(line, "graph", "", width, "", "", "", thousands(bytes - total.onnx), "");
+  fmt::print(line, "total", "", width, "", thousands(total.weights), thousands(total.resident), thousands(bytes),
              difference(static_cast<double>(bytes), static_cast<double>(total.resident)));
   return {{"resident", total.resident}, {"onnx", bytes}, {"layers", json}};
 }

@@ -2,6 +2,7 @@
 
 #include "engine/io/pth.h"
 #include "engine/io/state_dict.h"
+#include "engine/quant/hadamard.h"
 #include "kernels/cuda/routes.h"
 #include "layers/network/batch_norm.h"
 #include "layers/network/foreign_names.h"
@@ -16,11 +17,11 @@ namespace {
 using namespace nibblenet;
 using namespace nibblenet::tools;
 
-void print(const nlohmann::json& tensor) {
+void print(const nlohmann::json& tensor, size_t width) {
   std::string shape;
   for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : "x") + std::to_string(size.get<int64_t>());
-  fmt::print("{:<20} {:<14} {:<28} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", printable(tensor["name"].get<std::string>()),
-             shape, tensor["scheme"].get<std::string>(), tensor["bits_per_weight"].get<double>(),
+  fmt::print("{:<20} {:<14} {:<{}} {:>8.3f} {:>13} {:>12.5g} {:>12.5g}\n", printable(tensor["name"].get<std::string>()),
+             shape, tensor["scheme"].get<std::string>(), width, tensor["bits_per_weight"].get<double>(),
              thousands(tensor["bytes"].get<int64_t>()), tensor["min"].get<double>(), tensor["max"].get<double>());
   if (const auto nan = tensor["nan"].get<int64_t>(), infinite = tensor["infinite"].get<int64_t>(); nan + infinite > 0)
     fmt::print("  no numbers: {} NaN, {} infinite\n", thousands(nan), thousands(infinite));
@@ -55,7 +56,10 @@ nlohmann::json print_routes(StateDict& dict, const RouteOptions& options) {
     const Parameter& weight = dict.at(layer.name + ".weight");
     const WeightTraits traits = weight.packed() ? traits_of(weight.packed_values(), best_layout(weight.packed_values()))
                                                 : traits_of(precision, best_layout(weight.shape()));
-    return route_of(question, weight.shape(), traits, gpu);
+    std::optional<ForwardRoute> route = route_of(question, weight.shape(), traits, gpu);
+    if (route && weight.packed())
+      route->rotates = bool(rotation_of_inputs(weight.packed_values().scheme, weight.shape()));
+    return route;
   };
   const auto routes = layer_routes(layers_of(dict), {options.batch, size, size, 3}, precision, route);
   fmt::print("kernels on {}, {}, batch {}, images of {} x {}:\n{}", options.gpu, to_string(precision), options.batch,
@@ -74,11 +78,14 @@ void inspect(const std::string& model, bool verify, Checksums checksums, const R
   StateDict dict = read_model(model, checksums);
   fmt::print("{}: {}, {} of it header\n", model, megabytes(static_cast<double>(dict.file_bytes)),
              thousands(dict.header_bytes));
-  fmt::print("{:<20} {:<14} {:<28} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", "bits/w", "bytes", "min",
-             "max");
   json.update(inspection_json(dict));
-  for (const nlohmann::json& tensor : json["tensors"]) print(tensor);
-  print(json["total"]);
+  const size_t width = longest(json["tensors"], 28, [](const nlohmann::json& tensor) {
+    return std::string_view(tensor["scheme"].get_ref<const std::string&>());
+  });
+  fmt::print("{:<20} {:<14} {:<{}} {:>8} {:>13} {:>12} {:>12}\n", "tensor", "shape", "scheme", width, "bits/w", "bytes",
+             "min", "max");
+  for (const nlohmann::json& tensor : json["tensors"]) print(tensor, width);
+  print(json["total"], width);
   if (routes.wanted) adopt_names(dict);
   if (routes.wanted) json["routes"] = print_routes(dict, routes);
   json["file"] = model;

@@ -7,7 +7,9 @@
 namespace nibblenet {
 
 std::string to_string(const ForwardRoute& route) {
-  return fmt::format("{}{}{}{}", route.kernel, route.expansion.empty() ? "" : " after " + route.expansion,
+  std::string first = route.rotates ? "hadamard" : "";
+  if (!route.expansion.empty()) first += (first.empty() ? "" : " and ") + route.expansion;
+  return fmt::format("{}{}{}{}", route.kernel, first.empty() ? "" : " after " + first,
                      route.pools ? ", with max pooling" : "", route.flattens ? " and flatten" : "");
 }
 
@@ -36,7 +38,9 @@ std::vector<LayerRoute> layer_routes(const Network& network, const Shape& input)
                           return std::string_view(each.spec.name);
                         });
                         if (layer->folded != nullptr) return ForwardRoute{"folded"};
-                        return network.backend().route(*layer->weight, question);
+                        std::optional<ForwardRoute> route = network.backend().route(*layer->weight, question);
+                        if (route) route->rotates = bool(layer->weight->rotation());
+                        return route;
                       });
 }
 

@@ -8,11 +8,12 @@
 namespace nibblenet::tools {
 namespace {
 
-/// Measured minus estimated, in percent of the estimate.
-std::string table_row(const SizeRow& row, int64_t file) {
+/// A row of the table of sizes, whose schemes take `width` columns. Differences are measured minus
+/// estimated, in percent of the estimate.
+std::string table_row(const SizeRow& row, int64_t file, size_t width) {
   const double estimated = row.estimated.total();
   const auto resident = static_cast<double>(row.resident.total());
-  return fmt::format("{:<14} {:<24} {:>11} {:>8.3f} {:>13} {:>13} {:>11} {:>13} {:>11}\n", row.name, row.scheme,
+  return fmt::format("{:<14} {:<{}} {:>11} {:>8.3f} {:>13} {:>13} {:>11} {:>13} {:>11}\n", row.name, row.scheme, width,
                      thousands(row.weights), row.bits_per_weight(), thousands(std::llround(estimated)),
                      file > 0 ? thousands(file) : "-",
                      file > 0 ? difference(static_cast<double>(file), estimated) : "-", thousands(row.resident.total()),
@@ -48,14 +49,15 @@ std::string megabytes(double bytes) { return fmt::format("{:.3f} MB ({:.3f} MiB)
 std::string size_table(const std::vector<SizeRow>& rows, int64_t file_bytes, int64_t header_bytes) {
   const SizeRow total = sum(rows, "total");
   const ResidentSize& r = total.resident;
+  const size_t width = longest(rows, 24, &SizeRow::scheme);
   std::string text =
-      fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13} {:>11} {:>13} {:>11}\n", "layer", "scheme", "weights",
-                  "bits/w", "estimated B", "file B", "difference", "resident B", "difference");
-  for (const SizeRow& row : rows) text += table_row(row, row.file);
+      fmt::format("{:<14} {:<{}} {:>11} {:>8} {:>13} {:>13} {:>11} {:>13} {:>11}\n", "layer", "scheme", width,
+                  "weights", "bits/w", "estimated B", "file B", "difference", "resident B", "difference");
+  for (const SizeRow& row : rows) text += table_row(row, row.file, width);
   if (header_bytes > 0)
-    text += fmt::format("{:<14} {:<24} {:>11} {:>8} {:>13} {:>13}\n", "file header", "", "", "", "",
+    text += fmt::format("{:<14} {:<{}} {:>11} {:>8} {:>13} {:>13}\n", "file header", "", width, "", "", "",
                         thousands(header_bytes));
-  text += table_row(total, file_bytes);
+  text += table_row(total, file_bytes, width);
   text += fmt::format("estimated (formula)   {}: codes {}, scales {}\n", megabytes(total.estimated.total()),
                       thousands(std::llround(total.estimated.codes)), thousands(std::llround(total.estimated.scales)));
   if (file_bytes > 0) text += fmt::format("file (measured)       {}\n", megabytes(static_cast<double>(file_bytes)));
@@ -137,6 +139,7 @@ nlohmann::json to_json(const std::vector<LayerRoute>& routes) {
   for (const auto& [layer, route] : routes)
     json.push_back({{"layer", layer},
                     {"kernel", route.kernel},
+                    {"rotates", route.rotates},
                     {"expansion", route.expansion.empty() ? nlohmann::json() : nlohmann::json(route.expansion)},
                     {"pools", route.pools},
                     {"flattens", route.flattens}});

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/io/json.h"
@@ -23,6 +26,14 @@ std::string megabytes(double bytes);
 
 /// "+1.250 %": how much more was measured than estimated; "-" without an estimate.
 std::string difference(double measured, double estimated);
+
+/// Columns for texts of `rows`: those of the longest, and `least`. `text` is a member or a
+/// function.
+template <class Rows, class Text>
+size_t longest(const Rows& rows, size_t least, Text text) {
+  for (const auto& row : rows) least = std::max(least, std::string_view(std::invoke(text, row)).size());
+  return least;
+}
 
 /// The ledger of sizes as a table: estimated, file and resident bytes of each layer and in total,
 /// bits per weight, differences in percent. `file_bytes` and `header_bytes` are 0 when there is no
@@ -55,8 +66,8 @@ nlohmann::json precision_json(const PrecisionChoice& choice, const Network& netw
 
 /// A table of the kernel that computes each layer, one line a layer.
 std::string routes_table(const std::vector<LayerRoute>& routes);
-/// The routes as JSON: [{layer, kernel, expansion, pools, flattens}]; expansion is null when
-/// weights are not expanded.
+/// The routes as JSON: [{layer, kernel, rotates, expansion, pools, flattens}]; expansion is null
+/// when weights are not expanded.
 nlohmann::json to_json(const std::vector<LayerRoute>& routes);
 
 }  // namespace nibblenet::tools
