@@ -437,6 +437,7 @@ void finetune(Options& options, Given given, RankGroup& group) {
     throw UsageError("--device cudnn: its bits change from run to run; blocks and ranks train on cpu or cuda");
   if (!in_blocks && options.exchange != "auto")
     throw UsageError("--exchange is for ranks: start them with mpirun or srun, or give --blocks");
+  expect_exchange(options.exchange, options.device);
   Images images = load_images(data, options.training);
   const Dataset &train_set = images.train, &test_set = images.test;
 

@@ -12,6 +12,7 @@
 #include "kernels/cuda/backend_cuda.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "tests/hostexec/fake_runtime.h"
+#include "tests/hostexec/fake_stream.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -44,6 +45,40 @@ std::string message_of(F f) {
     return error.what();
   }
   return "";
+}
+
+TEST_F(CudaDevice, ARanksNumberChoosesAmongTheGpus) {
+  hostexec::set_device_count(3);
+  std::vector<std::string> ids;
+  for (const int number : {0, 1, 2, 4}) {
+    choose_gpu(number);
+    ids.push_back(Device().id());
+  }
+  EXPECT_EQ(ids[3], ids[1]);
+  EXPECT_NE(ids[0], ids[1]);
+  EXPECT_NE(ids[1], ids[2]);
+  EXPECT_EQ(ids[0].size(), 32U);
+  choose_gpu(0);
+}
+
+/// Work behind other work that is not done, on one stream, while another goes on.
+TEST_F(CudaDevice, AStreamWaitsForAnEventOfAnother) {
+  Stream first, second;
+  bool done = false;
+  int order = 0, of_kernel = 0;
+  first.get()->waiting.push_back([&] { return done; });
+  Event event, behind;
+  event.record(first);
+  second.wait(event);
+  hostexec::run_on(second.get(), [&] { of_kernel = ++order; });
+  behind.record(second);
+  EXPECT_FALSE(event.reached());
+  EXPECT_FALSE(behind.reached());
+  EXPECT_EQ(order, 0);
+  done = true;
+  EXPECT_TRUE(behind.reached());
+  EXPECT_EQ(of_kernel, 1);
+  EXPECT_TRUE(event.reached());
 }
 
 TEST_F(CudaDevice, SaysWhenThereIsNone) {

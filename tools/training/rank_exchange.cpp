@@ -11,6 +11,8 @@
 namespace nibblenet::tools {
 namespace {
 
+constexpr const char* no_gpu = "--exchange nccl moves numbers between GPUs: not with --device cpu";
+
 /// What a rank tells the others of its GPU.
 struct Place {
   std::string machine;
@@ -44,16 +46,21 @@ void expect_own_gpus(const std::vector<Place>& places) {
 void add_exchange_option(CLI::App& app, std::string& wanted) {
   add_checked(
       app, "--exchange", wanted, CLI::IsMember({"auto", "nccl", "mpi"}),
-      "How ranks on GPUs exchange gradients and weights. nccl: from GPU to GPU, while the backward pass goes on; mpi: "
-      "by "
-      "way of the host, and ranks may share a GPU; auto: nccl where it is installed, else mpi. Ranks on the CPU take "
-      "mpi");
+      "How ranks on GPUs exchange gradients and weights. nccl: from GPU to GPU, while the backward pass goes on; "
+      "mpi: by way of the host, and ranks may share a GPU; auto: nccl where it is installed, else mpi. Ranks on the "
+      "CPU take mpi");
+}
+
+void expect_exchange(const std::string& wanted, const DeviceOptions& device) {
+  if (wanted != "nccl") return;
+  if (device.device == "cpu") throw UsageError(no_gpu);
+  if (const auto problem = nccl_problem()) fail<UsageError>("--exchange nccl: {}", *problem);
 }
 
 std::unique_ptr<Exchange> make_exchange(const std::string& wanted, Backend& backend, RankGroup& group) {
   Ranks& ranks = group.ranks();
   if (backend.name() == "cpu") {
-    if (wanted == "nccl") throw UsageError("--exchange nccl moves numbers between GPUs: not with --device cpu");
+    if (wanted == "nccl") throw UsageError(no_gpu);
     return nullptr;
   }
   if (ranks.size() == 1 && wanted == "auto") return nullptr;
@@ -61,10 +68,8 @@ std::unique_ptr<Exchange> make_exchange(const std::string& wanted, Backend& back
   const std::vector<Place> places = places_of_all(backend, ranks);
   expect_own_gpus(places);
   for (size_t rank = 0; rank < places.size(); ++rank) {
-    const std::string& problem = places[rank].problem;
-    if (problem.empty()) continue;
-    if (wanted == "nccl") fail<UsageError>("--exchange nccl: rank {}: {}", rank, problem);
-    fmt::print("rank {}: {}: ranks take --exchange mpi\n", rank, problem);
+    if (places[rank].problem.empty()) continue;
+    fmt::print("rank {}: {}: ranks take --exchange mpi\n", rank, places[rank].problem);
     return std::make_unique<HostExchange>(backend, ranks);
   }
   return make_nccl_exchange(backend, ranks);

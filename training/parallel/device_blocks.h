@@ -23,7 +23,7 @@ class DeviceBlocks final : public BlockPasses {
   /// Ranks share out whole batches of plan.batch images.
   Evaluation evaluate(const Dataset& dataset, const StateDict* model, const OnProgress& on_progress) override;
   Tensor<float> compute_features(const Dataset& dataset, const OnProgress& on_progress) override;
-  /// Each rank evaluates all: that takes no longer than bringing the logits together.
+  /// Each rank evaluates all features, of which it has a copy.
   Evaluation evaluate_features(TensorView<const float> features, std::span<const int32_t> labels,
                                const StateDict* model, const OnProgress& on_progress) override;
   void attend(Network& teacher) override { teacher_ = &teacher; }

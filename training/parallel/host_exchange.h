@@ -11,7 +11,7 @@ namespace nibblenet {
 
 /// An exchange by way of the host's memory, over any device: what is queued is done at once, in the
 /// order of the backend's operations. Several ranks may share a device.
-class HostExchange final : public Exchange {
+class HostExchange : public Exchange {
  public:
   /// Both must outlive it. Requires: the backend trains.
   HostExchange(Backend& backend, Ranks& ranks) : backend_(backend), ranks_(ranks) {}

@@ -3,12 +3,15 @@
 #include <array>
 #include <cstdlib>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/io/dataset.h"
 #include "kernels/nccl/exchange_nccl.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
+#include "training/parallel/host_exchange.h"
 #include "training/trainer.h"
 
 // NCCL with one rank, which sends to itself: in host execution a stand-in for it, on a GPU the
@@ -90,6 +93,59 @@ TEST_F(NcclExchangeTest, TrainingByItHasTheBitsOfTrainingWithoutIt) {
       };
       EXPECT_TRUE(same_bits(trained(true), trained(false)));
     }
+}
+
+/// Notes when gradients of weights are computed, and when messages are queued.
+struct Notes {
+  std::string text;
+};
+class NotingBackend final : public CudaBackend {
+ public:
+  explicit NotingBackend(Notes& notes) : notes_(notes) {}
+  void conv2d_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy, ConstActivations x,
+                              Window window) override {
+    notes_.text += 'g';
+    CudaBackend::conv2d_backward_weight(dw, dbias, dy, x, window);
+  }
+  void linear_backward_weight(TensorView<float> dw, TensorView<float> dbias, ConstActivations dy,
+                              ConstActivations x) override {
+    notes_.text += 'g';
+    CudaBackend::linear_backward_weight(dw, dbias, dy, x);
+  }
+
+ private:
+  Notes& notes_;
+};
+class NotingExchange final : public HostExchange {
+ public:
+  NotingExchange(Backend& backend, Ranks& ranks, Notes& notes) : HostExchange(backend, ranks), notes_(notes) {}
+  void exchange(std::span<const Sent> sent, std::span<const Received> received) override {
+    notes_.text += 'm';
+    HostExchange::exchange(sent, received);
+  }
+  void finish() override { notes_.text += '.'; }
+
+ private:
+  Notes& notes_;
+};
+
+/// Of the last block, each layer's sums leave and its values come back before the next gradient.
+TEST_F(NcclExchangeTest, LayersLeaveOneByOneDuringTheBackwardPass) {
+  TemporaryFolder folder;
+  write_standin(folder.path(), 10, 10, 1);
+  const Dataset train = load_dataset(folder.path(), Split::train), test = load_dataset(folder.path(), Split::test);
+  Notes notes;
+  NotingBackend backend(notes);
+  NotingExchange exchange(backend, one_, notes);
+  Network network(backend, small_alexnet(1));
+  Trainer trainer(network, train, test,
+                  {.freeze_features = false, .epochs = 1, .batch_size = 10, .image_size = 64, .blocks = 5});
+  trainer.by_blocks(1, one_, &exchange);
+  EXPECT_TRUE(trainer.run({}));
+  EXPECT_EQ(notes.text,
+            "gggggggg"
+            "gmmgmmgmmgmmgmmgmmgmmgmm"
+            ".");
 }
 
 #ifdef NIBBLENET_FAKE_NCCL
