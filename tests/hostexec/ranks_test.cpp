@@ -97,6 +97,17 @@ TEST_F(GpuRanks, AFastSumIsTheSameButForRounding) {
   }
 }
 
+TEST_F(GpuRanks, EvaluateWithTheBitsOfOne) {
+  const std::string line = "eval small.safetensors --data few --batch 4 --device cuda --force --logits ";
+  succeed(line + "one.safetensors");
+  for (const char* gpus : {"1", "3"}) {
+    set("FAKE_GPUS", gpus);
+    const Outcome outcome = run_job({{2, line + "ranks.safetensors"}});
+    EXPECT_EQ(outcome.code, 0) << outcome;
+    EXPECT_TRUE(read_text(at("ranks.safetensors")) == read_text(at("one.safetensors"))) << gpus;
+  }
+}
+
 TEST_F(GpuRanks, EachHasAGpuOfItsOwnUnlessTheyExchangeByMpi) {
   const std::string line = training + "--freeze none --epochs 1 --out few.safetensors ";
   set("FAKE_GPUS", "2");
