@@ -145,7 +145,7 @@ for sass in "$code"/*.sass; do
     /^\.text\./ {
       kernel = substr($1, 7)
       waits = file ~ /\.8[0-9]$/  # GPUs without PDL
-      late = kernel ~ /few_pixels_kernel|wgmma_pixel_kernel/
+      late = kernel ~ /few_pixels_kernel|wgmma_pixel_kernel|mma_kernel.*HalfCodes/
       seen += late
     }
     / ACQBULK/ { waits = 1 }

@@ -10,8 +10,12 @@ namespace {
 /// Starts the kernel that expands weights to superblocks of fp16 values.
 void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& f, Stream& stream) {
   const ConvolutionSizes& s = f.shape.sizes;
-  p.weights = {.layout = {s.k, s.length(), HalfCodes::bits}, .codes = superblocks, .rows = s.k};
+  p.weights = {.layout = fp16_superblocks(s), .codes = superblocks, .rows = s.k};
   p.weights_from_before = true;
+  if (f.w.layout() == WeightLayout::strings) {
+    p.epilogue = cuda::string_superblocks(superblocks, f, stream);
+    return;
+  }
   const Work work{.bytes = static_cast<double>(f.w.resident().total()) + static_cast<double>(p.weights.layout.bytes())};
   Grid grid = grid_for(p.weights.layout.tile_rows() * p.weights.layout.tile_columns() * weight_superblock_threads);
   grid.pdl = true;
@@ -54,8 +58,7 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
   const MaxPooling pool = max_pooling(shape);
   const FewPixelsBlocks blocks(s);
   Scratch scratch{.partial = blocks.partial_floats()};
-  if (!in_place)
-    scratch.weights = static_cast<size_t>(Superblocks(s.k, s.length(), HalfCodes::bits).bytes()) / sizeof(float);
+  if (!in_place) scratch.weights = static_cast<size_t>(fp16_superblocks(s).bytes()) / sizeof(float);
   if (shape.pools()) scratch.results = static_cast<size_t>(s.outputs()) * static_cast<size_t>(s.k) / 2;
   float* memory = scratch.total() > 0 ? workspace.floats(scratch.total()) : nullptr;
   const size_t rows = shape.pools() ? static_cast<size_t>(s.n * pool.p * blocks.rows) : 0;

@@ -8,21 +8,29 @@
 namespace nibblenet {
 namespace {
 
+/// Blocks of a product: of pixels, of rows, and splits of the superblocks along k.
+struct MmaBlocks {
+  int across;  ///< pairs of warps side by side
+  int64_t columns, rows;
+  int splits;
+  size_t partial_floats;
+
+  MmaBlocks(const PixelBlocks& pixels, const Superblocks& weights)
+      : across(ceil_div(pixels.columns(), mma_warp_columns)),
+        columns(int64_t{ceil_div(pixels.sizes.n, pixels.images)} * pixels.bands),
+        rows(ceil_div(weights.tile_rows(), int64_t{mma_row_warps})),
+        // Each split has at least four superblocks.
+        splits(split_k::mma.splits(columns * rows * mma_row_warps * across,
+                                   int64_t{pixels.slices()} * pixels.sizes.taps() / 4)),
+        partial_floats(
+            splits == 1 ? 0 : static_cast<size_t>(splits * columns * rows * across * mma_warp_columns * mma_rows)) {}
+};
+
 template <class Codes>
-void start(MmaProduct p, const Work& work, Workspace& workspace, Stream& stream) {
-  const ConvolutionSizes& s = p.pixels.sizes;
-  const int across = ceil_div(p.pixels.columns(), mma_warp_columns);
-  const auto columns = static_cast<unsigned>(ceil_div(s.n, p.pixels.images) * p.pixels.bands);
-  const auto rows = static_cast<unsigned>(ceil_div(p.weights.layout.tile_rows(), mma_row_warps));
-  const int64_t blocks = int64_t{columns} * rows;
-  // Each split has at least four superblocks.
-  p.splits = split_k::mma.splits(blocks * mma_row_warps * across, int64_t{p.pixels.slices()} * s.taps() / 4);
-  if (p.splits > 1) {
-    p.partial = workspace.floats(static_cast<size_t>(p.splits * blocks * across * mma_warp_columns * mma_rows));
-    p.semaphores = workspace.counters(static_cast<size_t>(blocks));
-  }
-  const Grid grid{dim3(columns, rows, static_cast<unsigned>(p.splits)),
-                  static_cast<unsigned>(32 * mma_row_warps * across),
+void start(const MmaProduct& p, const MmaBlocks& blocks, const Work& work, Stream& stream) {
+  const Grid grid{dim3(static_cast<unsigned>(blocks.columns), static_cast<unsigned>(blocks.rows),
+                       static_cast<unsigned>(blocks.splits)),
+                  static_cast<unsigned>(32 * mma_row_warps * blocks.across),
                   static_cast<size_t>(MmaMemory<Codes>::layout.bytes(p.pixels)), true};
   launch("mma_product", work, grid, stream, mma_kernel<Codes>, p);
 }
@@ -34,13 +42,30 @@ namespace cuda {
 void mma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
   expect_fit(mma::fits(f.shape), "mma", f.shape);
   const ConvolutionSizes& s = f.shape.sizes;
-  const SuperblockWeights weights = superblock_operand(f.w);
-  const MmaProduct p{.weights = weights,
-                     .x = f.x.fp16().data(),
-                     .pixels = *mma::blocks_of(f.shape),
-                     .epilogue = superblock_epilogue(f, weights)};
+  const bool expands = f.w.layout() == WeightLayout::strings;
+  MmaProduct p{.weights = {}, .x = f.x.fp16().data(), .pixels = *mma::blocks_of(f.shape)};
+  if (expands)
+    p.weights = {.layout = fp16_superblocks(s), .rows = s.k};
+  else
+    p.weights = superblock_operand(f.w);
+  const MmaBlocks blocks(p.pixels, p.weights.layout);
+  const size_t weights = expands ? static_cast<size_t>(p.weights.layout.bytes()) / sizeof(float) : 0;
+  float* memory = weights + blocks.partial_floats > 0 ? workspace.floats(weights + blocks.partial_floats) : nullptr;
+  p.splits = blocks.splits;
+  if (p.splits > 1) {
+    p.partial = memory + weights;
+    p.semaphores = workspace.counters(static_cast<size_t>(blocks.columns * blocks.rows));
+  }
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
-  with_codes(f.w, [&]<class Codes>() { start<Codes>(p, work, workspace, stream); });
+  if (expands) {
+    auto* superblocks = reinterpret_cast<uint8_t*>(memory);
+    p.weights.codes = superblocks;
+    p.weights_from_before = true;
+    p.epilogue = string_superblocks(superblocks, f, stream);
+    return start<HalfCodes>(p, blocks, work, stream);
+  }
+  p.epilogue = superblock_epilogue(f, p.weights);
+  with_codes(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
 }
 
 BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream) {

@@ -14,9 +14,10 @@ namespace nibblenet {
 /// Parameters of the kernel: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
 struct MmaProduct {
   SuperblockWeights weights;
+  bool weights_from_before = false;  ///< the kernel before made them
   const f16* x;
   PixelBlocks pixels = {};
-  BiasEpilogue<AnyElements> epilogue;
+  BiasEpilogue<AnyElements> epilogue = {};
   int splits = 0;                  ///< of the superblocks along k, each a block's
   float* partial = nullptr;        ///< [splits, blocks, columns of a block, rows of a block]
   unsigned* semaphores = nullptr;  ///< by block: how many splits are done
@@ -70,8 +71,10 @@ struct OperandRing {
       copy_slice(p.pixels, p.x, block, k_tile / taps, pixels(k_tile));
     cp_async_commit();
   }
-  /// Starts the copies of the first k-tiles. Weights may load early; x waits for the kernel before.
+  /// Starts the copies of the first k-tiles. Weights may load early, unless the kernel before made
+  /// them; x waits for it.
   __device__ void begin_copies() const {
+    if (p.weights_from_before) pdl_wait();
 #pragma unroll 1
     for (int i = 0; i < mma_stages - 1; ++i) copy_weights(begin + i);
     pdl_wait();

@@ -58,7 +58,7 @@ std::optional<PixelBlocks> blocks_of(const ProductCase& c) {
 bool fits(const ProductCase& c) {
   const ConvolutionSizes& s = c.sizes;
   if (c.pools() && (c.y != Precision::float16 || c.pool.window.padding != 0 || c.pool.flat)) return false;
-  return c.weight.layout == WeightLayout::superblocks && c.x == Precision::float16 &&
+  return c.weight.layout != WeightLayout::channels && c.x == Precision::float16 &&
          s.c % (s.taps() == 1 ? 8 : slice_channels) == 0 && s.outputs() > 0 && c.x_alignment == 16 &&
          c.y_alignment == 16 && c.weight.groups <= std::numeric_limits<int>::max() && blocks_of(c).has_value();
 }

@@ -106,8 +106,9 @@ namespace mma {
 /// where not even one row fits.
 std::optional<PixelBlocks> blocks_of(const ProductCase& c);
 
-/// Requires fp16 activations, and weights in superblocks that line up with slices of 64 channels; x
-/// and y 16-byte aligned. Max pooling: fp16 results, windows without padding.
+/// Requires fp16 activations, and weights in superblocks, or in string blocks, that line up with
+/// slices of 64 channels; x and y 16-byte aligned. Max pooling: fp16 results, windows without
+/// padding.
 bool fits(const ProductCase& c);
 /// Requires fp16 activations, C and K multiples of 8, 16-byte aligned dx and dy, and weights that
 /// train.

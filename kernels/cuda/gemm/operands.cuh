@@ -58,6 +58,16 @@ void with_half_operands(Y y, const ForwardProduct& f, F start) {
   }
 }
 
+/// Epilogue of a product by the values of trellis strings, without scales.
+inline BiasEpilogue<AnyElements> string_epilogue(const ForwardProduct& f) {
+  BiasEpilogue<AnyElements> epilogue = epilogue_of(any_elements(f.y), f, 1.0F);
+  epilogue.steps = {f.w.view().scales, f.w.view().scale_type, f.w.view().scale_to};
+  return epilogue;
+}
+
+/// The layout of weights that are expanded to superblocks of fp16 values.
+inline Superblocks fp16_superblocks(const ConvolutionSizes& s) { return {s.k, s.length(), 16}; }
+
 /// Factor of step times code value in fp16, where steps differ inside a row.
 inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisation() * 8192.0F; }
 

@@ -91,6 +91,7 @@ void start(const char* name, const PixelTiles& pixels, const Filters& w, PixelEp
 /// Expands a weight to rows of fp16 values. Returns the epilogue of the product by them.
 BiasEpilogue<AnyElements> store_rows(f16* rows, const ForwardProduct& f, Stream& stream) {
   if (f.w.layout() == WeightLayout::superblocks) return cuda::superblock_rows(rows, f, stream);
+  if (f.w.layout() == WeightLayout::strings) return cuda::string_rows(rows, f, stream);
   BiasEpilogue<AnyElements> of_product;
   const ConvolutionSizes& s = f.shape.sizes;
   const Work work{.bytes = static_cast<double>(f.w.resident().total()) + 2.0 * s.k * s.length()};

@@ -3,7 +3,8 @@
 namespace nibblenet::few_rows {
 
 bool fits(const ProductCase& c) {
-  return c.linear && c.weight.layout != WeightLayout::channels && c.x == Precision::float16 && c.sizes.n <= most_rows &&
+  const int most = c.weight.layout == WeightLayout::strings ? most_string_rows : most_rows;
+  return c.linear && c.weight.layout != WeightLayout::channels && c.x == Precision::float16 && c.sizes.n <= most &&
          c.sizes.c % 8 == 0 && c.x_alignment == 16 && c.weight.groups <= std::numeric_limits<int>::max();
 }
 

@@ -35,17 +35,21 @@ namespace cuda {
 
 void few_rows_strings_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
   const ConvolutionSizes& s = f.shape.sizes;
-  FewRowsStrings p{.layout = StringBlocks(f.w.view().trellis()),
-                   .codes = f.w.view().codes,
-                   .x = f.x.fp16().data(),
-                   .columns = s.c,
-                   .results = {s.n, epilogue_of(any_elements(f.y), f, 1.0F)}};
-  p.results.epilogue.steps = {f.w.view().scales, f.w.view().scale_type, f.w.view().scale_to};
-  with_quarters(f.w.view().trellis_quarters, [&]<int quarters>() {
-    if (s.n <= digit_rows) return start<quarters, DigitProduct>(p, f, workspace, stream);
-    if (s.n <= 8) return start<quarters, HalfProduct<1>>(p, f, workspace, stream);
-    start<quarters, HalfProduct<2>>(p, f, workspace, stream);
-  });
+  for (int first = 0; first < s.n; first += few_rows::most_rows) {
+    const int rows = std::min(s.n - first, few_rows::most_rows);
+    const ForwardProduct part =
+        forward_product(f.y.slice(first, rows), f.x.slice(first, rows), f.w, f.bias, {}, f.epilogue);
+    const FewRowsStrings p{.layout = StringBlocks(f.w.view().trellis()),
+                           .codes = f.w.view().codes,
+                           .x = part.x.fp16().data(),
+                           .columns = s.c,
+                           .results = {rows, string_epilogue(part)}};
+    with_quarters(f.w.view().trellis_quarters, [&]<int quarters>() {
+      if (rows <= digit_rows) return start<quarters, DigitProduct>(p, part, workspace, stream);
+      if (rows <= 8) return start<quarters, HalfProduct<1>>(p, part, workspace, stream);
+      start<quarters, HalfProduct<2>>(p, part, workspace, stream);
+    });
+  }
 }
 
 }  // namespace cuda

@@ -90,6 +90,47 @@ struct Float16Weights {
   }
 };
 
+/// Where the strings of a trellis weight lie.
+struct StringPlace {
+  const uint8_t* codes;
+  TrellisLayout layout;
+  bool in_blocks;            ///< else as in files
+  int input_channels, taps;  ///< of the inputs
+};
+
+/// Trellis values of weights [k, k + 8) of a row, plus 126, a byte each, the first one lowest; 126
+/// behind the row's end. A row's window lies in the same three bytes of all strings. Not inlined:
+/// that would take registers which the float32 kernel does not have.
+inline __device__ __noinline__ uint64_t load_strings(const StringPlace& at, int row, int k) {
+  const auto s = static_cast<int>(row / trellis_sequence), i = static_cast<int>(row % trellis_sequence);
+  const int quarters = at.layout.quarters;
+  const auto bytes = static_cast<int>(at.layout.string_bytes(s)), bit = static_cast<int>(trellis_bit(i, quarters));
+  const bool again = trellis_again(i, quarters);
+  const StringBlocks blocks(at.layout);
+  const int lanes = blocks.lanes(s);
+  uint64_t result = 0;
+#pragma unroll 1
+  for (int j = 7; j >= 0; --j) {
+    result = result << 8 | static_cast<uint64_t>(trellis_largest_value);
+    if (k + j >= at.layout.inputs) continue;
+    const int tap = (k + j) / at.input_channels, channel = k + j - tap * at.input_channels;
+    const uint8_t* string = at.codes + (at.in_blocks ? blocks.offset(s, (k + j) / StringBlocks::columns)
+                                                     : at.layout.offset(s, int64_t{channel} * at.taps + tap));
+    uint32_t word = 0;
+#pragma unroll 1
+    for (int byte = 2; byte >= 0; --byte) {
+      int in_string = bit / 8 + byte;
+      if (in_string >= bytes) in_string -= bytes;
+      const int place = at.in_blocks
+                            ? StringBlocks::byte_of_string((k + j) % StringBlocks::columns, in_string, lanes, quarters)
+                            : in_string;
+      word = word << 8 | string[place];
+    }
+    result += static_cast<uint64_t>(static_cast<int64_t>(trellis_value(word >> bit % 8 & (trellis_states - 1), again)));
+  }
+  return result;
+}
+
 /// Packed codes of any scheme. Linear, FP8 and codebook schemes differ only in their values; with
 /// block ids, the group of a weight is read from memory.
 struct PackedWeights {
@@ -177,42 +218,18 @@ struct PackedWeights {
     return sizes.taps == 1 && packed.groups.run(k) >= 8;
   }
 
-  /// Three bytes of the string of weight k of a row, the first one lowest. Not inlined, as
-  /// load_from_superblock().
-  __device__ __noinline__ uint32_t load_string(int64_t s, int k, int first, int second, int third) const {
-    const TrellisLayout layout{packed.channels, packed.channel_elements, packed.trellis_quarters};
-    if (string_blocks) {
-      const StringBlocks blocks(layout);
-      const uint8_t* block = packed.codes + blocks.offset(s, k / StringBlocks::columns);
-      const auto byte = [&](int i) -> uint32_t {
-        return block[blocks.byte_of_string(s, k % StringBlocks::columns, i)];
-      };
-      return byte(first) | byte(second) << 8 | byte(third) << 16;
-    }
-    const int tap = k / sizes.channels, channel = k - tap * sizes.channels;
-    const uint8_t* string = packed.codes + layout.offset(s, static_cast<int64_t>(channel) * sizes.taps + tap);
-    return static_cast<uint32_t>(string[first] | string[second] << 8 | string[third] << 16);
-  }
-
-  /// A row's window lies in the same three bytes of all strings.
   __device__ void load8_of_strings(int row, int k, float (&w)[8]) const {
-    const TrellisLayout layout{packed.channels, packed.channel_elements, packed.trellis_quarters};
-    const int64_t s = row / trellis_sequence;
-    const auto bytes = static_cast<int>(layout.string_bytes(s));
-    const auto i = static_cast<int>(row % trellis_sequence);
-    const int bit = i * packed.trellis_quarters / 4;
-    const bool again = i > 0 && (i - 1) * packed.trellis_quarters / 4 == bit;
-    const int first = bit / 8;
-    const int second = first + 1 < bytes ? first + 1 : first + 1 - bytes;
-    const int third = second + 1 < bytes ? second + 1 : second + 1 - bytes;
+    const uint64_t values = load_strings({packed.codes,
+                                          {packed.channels, packed.channel_elements, packed.trellis_quarters},
+                                          string_blocks,
+                                          sizes.channels,
+                                          sizes.taps},
+                                         row, k);
     const float factor = step(row);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      w[j] = 0.0F;
-      if (k + j >= sizes.length) continue;
-      const uint32_t window = load_string(s, k + j, first, second, third) >> bit % 8 & (trellis_states - 1);
-      w[j] = reconstruct(static_cast<float>(trellis_value(window, again)), 0.0F, factor);
-    }
+    for (int j = 0; j < 8; ++j)
+      w[j] = reconstruct(static_cast<float>(static_cast<int>(values >> 8 * j & 255U) - trellis_largest_value), 0.0F,
+                         factor);
   }
 
   __device__ void load8(int row, int k, const CodeValues& table, float (&w)[8]) const {

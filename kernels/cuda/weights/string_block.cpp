@@ -15,7 +15,8 @@ std::vector<uint8_t> to_string_blocks(const std::vector<uint8_t>& strings, const
       for (int column = 0; column < StringBlocks::columns; ++column) {
         const int64_t k = block * StringBlocks::columns + column;
         const uint8_t* from = strings.data() + layout.offset(s, k % channels * taps + k / channels);
-        for (int i = 0; i < bytes; ++i) to[blocks.byte_of_string(s, column, i)] = from[i];
+        for (int i = 0; i < bytes; ++i)
+          to[StringBlocks::byte_of_string(column, i, blocks.lanes(s), quarters)] = from[i];
       }
     }
   }

@@ -62,10 +62,9 @@ class StringBlocks {
     return {whole + rest, column};
   }
   /// Byte of a block that holds byte `i` of the string of column `column`.
-  constexpr int byte_of_string(int64_t s, int column, int i) const {
-    const int quarters = strings_.quarters;
+  static constexpr int byte_of_string(int column, int i, int lanes, int quarters) {
     const Place at = place(column % lane_columns, i % quarters, quarters);
-    return byte_of_word(at.word, i / quarters * 4 + column / lane_columns, lanes(s), quarters) + at.byte;
+    return byte_of_word(at.word, i / quarters * 4 + column / lane_columns, lanes, quarters) + at.byte;
   }
 
  private:

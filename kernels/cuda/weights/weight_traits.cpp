@@ -71,7 +71,7 @@ WeightLayout trained_layout(const Shape& shape, bool with_wgmma) {
 WeightTraits traits_of(const PackedTensor& packed, WeightLayout layout) {
   WeightTraits traits{.form = WeightForm::packed,
                       .layout = layout,
-                      .bits = packed.scheme.bits,
+                      .bits = layout == WeightLayout::strings ? 16 : packed.scheme.bits,
                       .integers = packed.scheme.method == Method::linear && packed.codebook.empty(),
                       .groups = packed.groups()};
   const auto run = run_of_scales(packed);

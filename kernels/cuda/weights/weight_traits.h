@@ -18,7 +18,7 @@ enum class WeightForm : uint8_t { float32, float16, packed };
 struct WeightTraits {
   WeightForm form = WeightForm::float32;
   WeightLayout layout = WeightLayout::channels;
-  int bits = 16;          ///< of a code, or of an fp16 weight
+  int bits = 16;          ///< of a code, or of an fp16 weight, as which string blocks count
   bool integers = false;  ///< codes stand for integers, but for a common offset and their scale
   bool trains = false;    ///< float32 values, and fp16 copies of them
   /// Number of neighbours in a row that share a scale, where superblocks are aligned to these runs;

@@ -23,7 +23,8 @@ TEST(StringBlock, EveryByteHasOnePlace) {
       EXPECT_EQ(blocks.bytes_each(0), layout.string_bytes());
       std::set<int> seen;
       for (int column = 0; column < StringBlocks::columns; ++column)
-        for (int i = 0; i < layout.string_bytes(0); ++i) seen.insert(blocks.byte_of_string(0, column, i));
+        for (int i = 0; i < layout.string_bytes(0); ++i)
+          seen.insert(StringBlocks::byte_of_string(column, i, blocks.lanes(0), quarters));
       EXPECT_EQ(static_cast<int64_t>(seen.size()), layout.string_bytes()) << quarters << " quarters, " << channels;
       EXPECT_EQ(*seen.begin(), 0);
       EXPECT_EQ(*seen.rbegin(), layout.string_bytes() - 1);
@@ -59,7 +60,8 @@ TEST(StringBlock, ColumnsAreInDeviceOrder) {
       for (int64_t s = 0; s < layout.sequences(); ++s)
         for (int64_t k = 0; k < layout.inputs; ++k)
           for (int i = 0; i < layout.string_bytes(s); ++i) {
-            const int64_t at = blocks.offset(s, k / 16) + blocks.byte_of_string(s, static_cast<int>(k % 16), i);
+            const int64_t at = blocks.offset(s, k / 16) +
+                               StringBlocks::byte_of_string(static_cast<int>(k % 16), i, blocks.lanes(s), quarters);
             ASSERT_EQ(result[static_cast<size_t>(at)], static_cast<uint8_t>(k % shape[1] * taps + k / shape[1]));
           }
     }
