@@ -159,8 +159,10 @@ std::optional<ForwardRoute> route_of(const ForwardQuestion& question, const Shap
   c.pool = {question.pool, question.flat};
   const std::optional<Route> route = c.pools() ? route_pooled(c, gpu) : route_forward(c, gpu);
   if (!route) return std::nullopt;
-  return ForwardRoute{std::string(to_string(route->product)), std::string(to_string(route->expansion)), route->pools,
-                      route->flattens};
+  return ForwardRoute{.kernel = std::string(to_string(route->product)),
+                      .expansion = std::string(to_string(route->expansion)),
+                      .pools = route->pools,
+                      .flattens = route->flattens};
 }
 
 }  // namespace nibblenet
