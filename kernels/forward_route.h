@@ -22,9 +22,9 @@ struct ForwardQuestion {
 struct ForwardRoute {
   std::string kernel;
   std::string expansion = {};  ///< the kernel that first expands the weights; empty: none
-  bool rotates = false;        ///< a kernel of its own first rotates the inputs
   bool pools = false;          ///< max pooling is fused
   bool flattens = false;       ///< the flatten is fused
+  bool rotates = false;        ///< a kernel of its own first rotates the inputs
 };
 
 }  // namespace nibblenet

@@ -540,6 +540,19 @@ TEST_F(InspectTest, TheEntropyOfTrellisStringsIsTheirRate) {
   }
 }
 
+TEST_F(InspectTest, RoutesNameThePassThatRotatesInputs) {
+  StateDict even = even_alexnet(1);
+  even.metadata["image_size"] = "224";
+  save_state_dict(at("even.safetensors"), even);
+  succeed("pack even.safetensors --method linear --bits 4 --rotate -o packed.safetensors");
+  const Outcome outcome = succeed("inspect packed.safetensors --routes --json out.json");
+  EXPECT_THAT(outcome.out, ::testing::HasSubstr("features.3     few_pixels after hadamard, with max pooling\n"));
+  const nlohmann::json routes = json("out.json").at("routes");
+  ASSERT_EQ(routes.size(), 8U);
+  for (const auto& route : routes) EXPECT_EQ(route.at("rotates"), route.at("layer") != "features.0");
+  EXPECT_TRUE(routes.at(0).at("pools"));
+}
+
 /// The fuzzer changes these files: it tests little where they are refused as they are.
 TEST_F(InspectTest, SeedsOfTheFuzzerAreRead) {
   int files = 0;
