@@ -14,7 +14,7 @@ namespace nibblenet {
 /// side. Ranks exchange their sums once the whole batch is computed.
 class CpuBlocks final : public BlockPasses {
  public:
-  /// As make_block_passes(). Throws UsageError for another device than the CPU.
+  /// As make_block_passes(). Throws Error for another device than the CPU.
   CpuBlocks(Network& network, size_t first_trained, bool frozen, const Preprocess& preprocess, const BlockPlan& plan);
   ~CpuBlocks() override;
 

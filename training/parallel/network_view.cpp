@@ -8,7 +8,7 @@ namespace nibblenet {
 
 Network view_of(Network& network, CpuBackend& backend) {
   if (dynamic_cast<CpuBackend*>(&network.backend()) == nullptr)
-    throw UsageError("--blocks: blocks are computed on the CPU only; take --device cpu, or leave --blocks out");
+    throw Error("a view shares weights with a network on the CPU");
   StateDict shapes;  // the values are replaced by views below
   for (const Layer& layer : network.layers()) {
     if (!layer.spec.has_parameters()) continue;

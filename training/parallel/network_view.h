@@ -7,7 +7,7 @@ namespace nibblenet {
 
 /// A network on another backend that computes with the weights of `network`, which outlives it.
 /// Both are on the CPU. Biases are copies: call refresh() after every change of a parameter. Throws
-/// UsageError for a network on another device.
+/// Error for a network on another device.
 Network view_of(Network& network, CpuBackend& backend);
 /// Takes over changed parameters.
 void refresh(Network& view, const Network& network);
