@@ -75,13 +75,16 @@ std::unique_ptr<Model> model_of(const NamedFloats& arrays, const std::string& de
       std::copy_n(array.data(), values.elements(), values.data());
       dict.parameters.push_back({.name = name, .value = std::move(values)});
     }
-    return std::make_unique<Model>(std::move(dict), "state dict", tools::DeviceOptions{device, threads, precision});
+    return std::make_unique<Model>(std::move(dict), "state dict",
+                                   tools::DeviceOptions{.device = device, .threads = threads, .precision = precision});
   });
 }
 
 std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& key, bool strict,
                             const std::string& device, int threads, const std::string& precision) {
-  return on_worker([&] { return Model::load(path, reading(key, strict), {device, threads, precision}); });
+  return on_worker([&] {
+    return Model::load(path, reading(key, strict), {.device = device, .threads = threads, .precision = precision});
+  });
 }
 
 template <class Images>
