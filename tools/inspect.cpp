@@ -56,10 +56,10 @@ nlohmann::json print_routes(StateDict& dict, const RouteOptions& options) {
     const Parameter& weight = dict.at(layer.name + ".weight");
     const WeightTraits traits = weight.packed() ? traits_of(weight.packed_values(), best_layout(weight.packed_values()))
                                                 : traits_of(precision, best_layout(weight.shape()));
-    std::optional<ForwardRoute> route = route_of(question, weight.shape(), traits, gpu);
-    if (route && weight.packed())
-      route->rotates = bool(rotation_of_inputs(weight.packed_values().scheme, weight.shape()));
-    return route;
+    std::optional<ForwardRoute> answer = route_of(question, weight.shape(), traits, gpu);
+    if (answer && weight.packed())
+      answer->rotates = bool(rotation_of_inputs(weight.packed_values().scheme, weight.shape()));
+    return answer;
   };
   const auto routes = layer_routes(layers_of(dict), {options.batch, size, size, 3}, precision, route);
   fmt::print("kernels on {}, {}, batch {}, images of {} x {}:\n{}", options.gpu, to_string(precision), options.batch,
