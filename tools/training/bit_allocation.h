@@ -54,8 +54,7 @@ struct Rotations {
 };
 
 /// Rotates the weights whose second candidate, the rotated one of two of equal bytes, changes the
-/// predictions for half of `images` less. Prints both. Weights without
-/// candidates are not rotated.
+/// predictions for half of `images` less. Prints both. Weights without candidates are not rotated.
 Rotations choose_rotations(Backend& backend, const StateDict& floats, const Dataset& images,
                            const Candidates& plain_and_rotated, const QuantizeWeight& draft);
 

@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/linear/launchers.h"
 #include "kernels/cuda/weights/string_windows.cuh"
+#include "tests/kernels/cuda/fresh_workspace.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
 
@@ -51,26 +52,7 @@ class FewRowsStrings : public ::testing::Test {
 
   CpuBackend cpu_{2};
   CudaBackend cuda_;
-
-  class Scratch final : public Workspace {
-   public:
-    explicit Scratch(CudaBackend& backend) : backend_(backend) {}
-    float* floats(size_t size) override {
-      floats_ = Buffer<float>(backend_, size, MemoryCategory::workspace);
-      return floats_.data();
-    }
-    unsigned* counters(size_t size) override {
-      counters_ = Buffer<unsigned>(backend_, size, MemoryCategory::workspace);
-      fill_zero(counters_.data(), counters_.bytes(), backend_.stream());
-      return counters_.data();
-    }
-
-   private:
-    CudaBackend& backend_;
-    Buffer<float> floats_;
-    Buffer<unsigned> counters_;
-  };
-  Scratch scratch_{cuda_};
+  testing::FreshWorkspace scratch_{cuda_};
 };
 
 TEST_F(FewRowsStrings, DecodesTheBitsOfTheReference) {
