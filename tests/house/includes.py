@@ -1,4 +1,5 @@
-"""Includes go down the house: to lower floors, or inside of a room; and the product includes no tests.
+"""Includes go down the house: to lower floors, or inside of a room; the product includes no tests; and what a C++
+compiler compiles includes no CUDA.
 
 usage: includes.py [FILE or FOLDER ...]
 """
@@ -19,6 +20,7 @@ ROOMS = {
     "training": {"compression": 0, "": 1},
     "tools": {"common": 0, "library": 0, "training": 1, "timing": 1, "study": 2, "": 3},
 }
+ON_THE_HOST = "tests/hostexec/"  # CUDA by a C++ compiler
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
@@ -37,12 +39,16 @@ def places_of(path):
 
 
 def wrong_includes(path, text):
-    """(line, what is wrong) of a source of the product."""
-    for number, line in enumerate(text.splitlines() if places_of(path) else [], 1):
+    """(line, what is wrong) of a source."""
+    for number, line in enumerate(text.splitlines(), 1):
         found = INCLUDE.match(line)
         if not found:
             continue
         included = found[1]
+        if path.endswith(".cpp") and included.endswith(".cuh") and not path.startswith(ON_THE_HOST):
+            yield number, f"a C++ compiler cannot read CUDA: {included}"
+        if not places_of(path):
+            continue
         if included.startswith("tests/"):
             yield number, f"the product includes test code, {included}"
         here, there = places_of(path), places_of(included)
@@ -53,7 +59,7 @@ def wrong_includes(path, text):
 
 
 def main(arguments):
-    files = chosen([path for path in tracked_files() if is_code(path) and places_of(path)], arguments)
+    files = chosen([path for path in tracked_files() if is_code(path)], arguments)
     findings = [(path, number, what) for path in files for number, what in wrong_includes(path, read(path))]
     return finish("includes", findings, len(files))
 

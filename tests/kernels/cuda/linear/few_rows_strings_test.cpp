@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -7,7 +8,7 @@
 #include "kernels/cuda/backend_cuda.h"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/linear/launchers.h"
-#include "kernels/cuda/weights/string_windows.cuh"
+#include "kernels/cuda/weights/window_plan.h"
 #include "tests/kernels/cuda/fresh_workspace.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
