@@ -210,9 +210,16 @@ RankGroup::Facts facts_of(const Options& options, const std::filesystem::path& i
   return facts;
 }
 
+/// Says what is left of a run that was stopped while it measured for a target.
+[[noreturn]] void stopped_measuring(const std::filesystem::path& measurements) {
+  std::error_code error;
+  if (!std::filesystem::exists(measurements, error)) throw Stopped("stopped; nothing was written");
+  fail<Stopped>("stopped; what was measured is in {}, and the same command goes on from there", measurements.string());
+}
+
 void pack(Options& options, RankGroup& group) {
   share_machine(options.device);
-  const PackingFlags& flags = options.packing;
+  PackingFlags& flags = options.packing;
   flags.validate();
   if (options.dry_run && flags.allocation.given())
     throw UsageError("--dry-run: what targets and --max-loss choose is not known before it is measured");
@@ -243,18 +250,30 @@ void pack(Options& options, RankGroup& group) {
   const std::optional<FileClaim> claim =
       group.first() ? claim_output("-o", output, OutputKind::model, {input, flags.calibration.load}) : std::nullopt;
   const CardWork card = group.first() ? prepare_card(options, input, output, dict) : CardWork();
+  std::string& measurements = flags.allocation.measurements;
+  const bool keeps_measurements = !measurements.empty();
+  if (flags.allocation.given() && !keeps_measurements) measurements = output.string() + ".measurements.json";
 
   const Stopwatch watch;
   std::optional<PackingRanks> together;
   if (group.several() != nullptr) together.emplace(PackingRanks{group, facts_of(options, input, *backend)});
-  PackingReport report = pack_by_flags(flags, dict, input, options.data, *backend, packed ? &*packed : nullptr,
-                                       together ? &*together : nullptr);
+  PackingReport report;
+  try {
+    report = pack_by_flags(flags, dict, input, options.data, *backend, packed ? &*packed : nullptr,
+                           together ? &*together : nullptr);
+  } catch (const Interrupted&) {
+    stopped_measuring(measurements);
+  } catch (const Stopped&) {
+    stopped_measuring(measurements);
+  }
   if (!group.first()) return;
   save(output, dict, options);
   const double seconds = watch.seconds();
   print_reports(report.layers);
   for (const std::string& line : report.lines) fmt::print("{}\n", line);
   show_result(options, input, output, seconds, *backend, card, std::move(report.json));
+  std::error_code error;
+  if (!keeps_measurements && !measurements.empty()) std::filesystem::remove(measurements, error);
 }
 
 }  // namespace

@@ -305,7 +305,8 @@ def pack(source: Source, bits: float | None = None, method: str | None = None, g
          ranges: str | Iterable[str] | None = None, column_order: str | None = None, passes: int | None = None,
          rate_weight: float | None = None, save_calibration: Path | None = None, target_bits: float | None = None,
          target_file: float | None = None, target_resident: float | None = None, target_size: float | None = None,
-         max_loss: float | None = None, target_images: int | None = None, data: Path | None = None, skip_unreadable: bool = False,
+         max_loss: float | None = None, target_images: int | None = None, measurements: Path | None = None,
+         data: Path | None = None, skip_unreadable: bool = False,
          compress: bool = False, key: str | None = None, strict: bool = False, device: str = "cpu", threads: int = 0,
          progress: bool | Progress | None = None) -> PackedModel:
     """Turns float weights into n-bit codes, as tools/pack does, by its options and defaults.
@@ -318,6 +319,7 @@ def pack(source: Source, bits: float | None = None, method: str | None = None, g
     Targets choose each layer's scheme, on training images of `data`, by default those of calibrate:
     target_bits a weight, target_file and target_resident (in memory) in MB (10^6 bytes), which may
     be given together, max_loss in points of accuracy. target_size is an old name of target_file.
+    With measurements, a file, a stopped call goes on where it was, and so does one with other targets.
     compress is for `save`; target_file implies it unless method is given.
     key, strict and threads are those of `load`, of a source that is a file. The other options are
     those of `tools/pack --help`, whose files have the same bytes.
@@ -333,7 +335,7 @@ def pack(source: Source, bits: float | None = None, method: str | None = None, g
          "calibration-seed": calibration_seed, "rounding": rounding, "column-order": column_order, "passes": passes,
          "rate-weight": rate_weight, "save-calibration": save_calibration, "target-bits": target_bits,
          "target-file": target_size if target_file is None else target_file, "target-resident": target_resident,
-         "max-loss": max_loss, "target-images": target_images,
+         "max-loss": max_loss, "target-images": target_images, "measurements": measurements,
          "data": data},
         {"zero-point": zero_point, "skip-unreadable": skip_unreadable, "compress": compress}, layers)
     for text in [ranges] if isinstance(ranges, str) else ranges or []:

@@ -132,6 +132,19 @@ class Packing(InFolder):
             loaded = nibblenet.load(path, key=part, strict=True).dequantize()
             self.assertTrue(np.array_equal(loaded["features.0.weight"], state_dict(seed)["features.0.weight"]))
 
+    def test_measurements_serve_another_target(self):
+        data = self.folder / "data"
+        data.mkdir()
+        write_cifar10(data)
+        options = {"data": data, "target_images": 10, "threads": 1}
+        kept = self.folder / "kept.json"
+        nibblenet.pack(state_dict(), target_resident=0.05, measurements=kept, **options)
+        measured = kept.read_bytes()
+        again = nibblenet.pack(state_dict(), target_resident=0.03, measurements=kept, **options)
+        self.assertEqual(kept.read_bytes(), measured)
+        unaided = nibblenet.pack(state_dict(), target_resident=0.03, **options)
+        self.assertEqual(again.report["allocation"], unaided.report["allocation"])
+
     def compare_with_tool(self, path, options):
         arguments = []
         for name, value in options.items():

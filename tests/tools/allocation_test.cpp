@@ -2,7 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <csignal>
+#include <regex>
+#include <thread>
 
 #include "tests/support/small_network.h"
 #include "tests/tools/run.h"
@@ -219,6 +223,82 @@ TEST_F(Allocation, ChoosesAmongTheWidthsOfAGivenMethod) {
   const nlohmann::json report = allocate("--target-bits 5 --method dynamic-tree --granularity channel");
   for (const auto& layer : report.at("allocation").at("layers"))
     EXPECT_THAT(std::string(layer.at("scheme")), HasSubstr("dynamic-tree:"));
+}
+
+/// Polls until `path` is there; false when the program ended without it.
+bool wait_for_file(testing::Child& child, const std::filesystem::path& path) {
+  while (!std::filesystem::exists(path)) {
+    if (!child.running()) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+TEST_F(Allocation, AStoppedRunGoesOnWhereItWas) {
+  const std::string line =
+      "pack small.safetensors --data standin --target-images 40 --target-file 0.026 --threads 2 -o packed.safetensors";
+  succeed(line + " --json unstopped.json");
+  const std::string unstopped = testing::read_text(at("packed.safetensors"));
+  const std::filesystem::path measurements = at("packed.safetensors.measurements.json");
+  EXPECT_FALSE(std::filesystem::exists(measurements)) << "nobody needs them when the model is written";
+  for (const int signal : {SIGINT, SIGKILL}) {
+    std::filesystem::remove(at("packed.safetensors"));
+    testing::Child child(command(line), at(""), environment_, at(".run").string());
+    ASSERT_TRUE(wait_for_file(child, measurements));
+    child.send(signal);
+    const testing::Outcome stopped = child.wait();
+    ASSERT_FALSE(std::filesystem::exists(at("packed.safetensors"))) << stopped;
+    if (signal == SIGINT) {
+      EXPECT_EQ(stopped.code, 130) << stopped;
+      EXPECT_THAT(stopped.err, HasSubstr("packed.safetensors.measurements.json, and the same command goes on"));
+    }
+    EXPECT_THAT(succeed(line + " --json resumed.json").out, HasSubstr(" choices are in "));
+    EXPECT_EQ(testing::read_text(at("packed.safetensors")), unstopped);
+    EXPECT_EQ(json("resumed.json").at("allocation"), json("unstopped.json").at("allocation"));
+    EXPECT_FALSE(std::filesystem::exists(measurements));
+  }
+}
+
+TEST_F(Allocation, MeasurementsServeOtherTargets) {
+  const std::string line = "--threads 2 --measurements kept.json --target-resident ";
+  allocate(line + "0.05");
+  const nlohmann::json kept = json("kept.json");
+  const nlohmann::json again = allocate(line + "0.03");
+  EXPECT_TRUE(json("kept.json") == kept) << "nothing was measured again";
+  EXPECT_EQ(again.at("allocation"), allocate("--threads 2 --target-resident 0.03").at("allocation"));
+  // A compressed file needs the sizes of its codes, too.
+  const nlohmann::json file = allocate("--threads 2 --measurements kept.json --target-file 0.026");
+  EXPECT_EQ(file.at("allocation"), allocate("--threads 2 --target-file 0.026").at("allocation"));
+  EXPECT_GT(json("kept.json").at("choices").size(), kept.at("choices").size());
+}
+
+TEST_F(Allocation, MeasurementsOfSomethingElseAreRefused) {
+  const std::string line =
+      "pack small.safetensors --data standin --measurements kept.json --target-resident 0.02 -o packed.safetensors ";
+  const std::string command = line + "--target-images 40 --threads 2";
+  succeed(command);
+  const std::string kept = testing::read_text(at("kept.json"));
+  refuse(line + "--target-images 30 --threads 2", "differs in its images", 2);
+  refuse(line + "--target-images 40 --threads 1", "differs in its device", 2);
+  refuse(command + " --calibrate standin --calibration-images 40", "differs in its calibration", 2);
+  EXPECT_EQ(testing::read_text(at("kept.json")), kept);
+  const auto damaged = [&](const std::string& text) {
+    testing::write_text(at("kept.json"), text);
+    refuse(command, "kept.json holds no measurements", 1);
+    EXPECT_EQ(testing::read_text(at("kept.json")), text);
+  };
+  damaged("");
+  damaged("[]");
+  damaged("{}");
+  damaged(kept.substr(0, kept.size() / 2));
+  damaged(std::regex_replace(kept, std::regex("\"divergence\": [^,]*,"), "\"divergence\": -1,"));
+  damaged(std::regex_replace(kept, std::regex("\"stored_bytes\": [0-9]*"), "\"stored_bytes\": \"many\""));
+  damaged(std::regex_replace(kept, std::regex("trellis:2"), "trellis:77"));
+  refuse("pack small.safetensors --bits 4 --measurements kept.json", "give one", 2);
+  refuse(
+      "pack small.safetensors --data standin --target-resident 0.02 --target-images 40 --measurements kept.json -o "
+      "kept.json --force",
+      "one file", 2);
 }
 
 TEST_F(Allocation, RefusesWhatCannotBeMet) {

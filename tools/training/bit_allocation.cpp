@@ -213,6 +213,10 @@ void AllocationOptions::add_to(CLI::App& app) {
   resident->excludes(loss);
   add_checked(app, "--target-images", images, positive,
               "Images that choices are measured on; as many others verify the choice");
+  app.add_option("--measurements", measurements,
+                 "Keep in FILE what targets and --max-loss measure: a run with another target does not measure it "
+                 "again. Without it, what a stopped run measured is kept beside the output for the next run")
+      ->type_name("FILE");
 }
 
 Dataset AllocationOptions::load_images(DataSource& data, const StateDict& model, int64_t calibrated) const {
@@ -224,14 +228,14 @@ Dataset AllocationOptions::load_images(DataSource& data, const StateDict& model,
 }
 
 Rotations choose_rotations(Backend& backend, const StateDict& floats, const Dataset& images,
-                           const Candidates& plain_and_rotated, const QuantizeWeight& draft) {
+                           const Candidates& plain_and_rotated, const QuantizeWeight& draft, ChoiceRecord* record) {
   Network network(backend, dequantized(floats), backend.preferred_precision());
   std::vector<WeightSensitivity> measured;
   {
     Progress progress("measuring rotations", "choices");
     measured =
         measure_sensitivity(network, floats, half_of(images, true), Preprocess::for_image_size(image_size_of(floats)),
-                            batch_size, plain_and_rotated, draft, MeasuredBytes::stored, std::ref(progress));
+                            batch_size, plain_and_rotated, draft, MeasuredBytes::stored, std::ref(progress), record);
   }
   Rotations rotations;
   fmt::print("divergence with inputs as they are, and rotated:\n");
@@ -251,16 +255,17 @@ Rotations choose_rotations(Backend& backend, const StateDict& floats, const Data
 
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, const OtherBytes& others, const Candidates& candidates,
-                          const QuantizeWeight& draft, const QuantizeWeight& quantize) {
+                          const QuantizeWeight& draft, const QuantizeWeight& quantize, ChoiceRecord* record) {
   const Dataset measuring = half_of(images, true), verifying = half_of(images, false);
   const Preprocess preprocess = Preprocess::for_image_size(image_size_of(floats));
   Network network(backend, dequantized(floats), backend.preferred_precision());
   std::vector<WeightSensitivity> measured;
   {
     Progress progress("measuring choices", "choices");
-    measured = measure_sensitivity(
-        network, floats, measuring, preprocess, batch_size, candidates, draft,
-        options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored, std::ref(progress));
+    measured =
+        measure_sensitivity(network, floats, measuring, preprocess, batch_size, candidates, draft,
+                            options.by_compressed() ? MeasuredBytes::stored_and_compressed : MeasuredBytes::stored,
+                            std::ref(progress), record);
   }
 
   std::optional<Progress> progress(std::in_place, "verifying: float", "images");

@@ -20,6 +20,7 @@ struct AllocationOptions {
   double target_resident = 0;  ///< MB in memory, the ledger's sum; 0: no such target
   double max_loss = -1;        ///< points of accuracy; below 0: no such target
   int64_t images = 500;        ///< images to measure on; as many others verify the choice
+  std::string measurements;    ///< the file of what is measured; empty: none
   bool compressed = false;     ///< whether the file will be compressed: --target-file then means that size
 
   /// Adds the flags to a program.
@@ -55,16 +56,17 @@ struct Rotations {
 
 /// Rotates the weights whose second candidate, the rotated one of two of equal bytes, changes the
 /// predictions for half of `images` less. Prints both. Weights without candidates are not rotated.
+/// `record` as in measure_sensitivity().
 Rotations choose_rotations(Backend& backend, const StateDict& floats, const Dataset& images,
-                           const Candidates& plain_and_rotated, const QuantizeWeight& draft);
+                           const Candidates& plain_and_rotated, const QuantizeWeight& draft, ChoiceRecord* record);
 
 /// Chooses a candidate for every weight: measures all on half of `images`, takes the best that
 /// meets the targets, verifies it on the other half, and prints tables. `draft` makes candidates to
 /// measure, `quantize` those that are chosen; it is asked for these more than once (remembered()).
-/// When the target cannot be met, throws UsageError that says what can: the smallest size,
-/// or the loss of the widest codes.
+/// `record` as in measure_sensitivity(). When the target cannot be met, throws UsageError that says
+/// what can: the smallest size, or the loss of the widest codes.
 AllocatedWeights allocate(const AllocationOptions& options, Backend& backend, const StateDict& floats,
                           const Dataset& images, const OtherBytes& others, const Candidates& candidates,
-                          const QuantizeWeight& draft, const QuantizeWeight& quantize);
+                          const QuantizeWeight& draft, const QuantizeWeight& quantize, ChoiceRecord* record);
 
 }  // namespace nibblenet::tools

@@ -12,6 +12,8 @@
 #include "layers/network/precision_choice.h"
 #include "tools/common/command_line.h"
 #include "tools/common/progress.h"
+#include "tools/common/version.h"
+#include "tools/training/measurement_file.h"
 #include "tools/training/precision_report.h"
 
 namespace nibblenet::tools {
@@ -151,10 +153,29 @@ nlohmann::json to_json(const std::vector<LayerReport>& reports) {
   return layers;
 }
 
+/// What measured choices depend on. The metadata of `dict` tell how codes are chosen: describe().
+MeasurementFile::Facts facts_of(const StateDict& dict, const Dataset& images, const Backend& backend) {
+  std::string rounding;
+  for (const char* key :
+       {"rounding", "range", "column_order", "refinements", "rate_weight", "calibration_images",
+        "calibration_positions", "calibration_seed", "calibration_image_size", "calibration_fingerprint"})
+    if (const auto found = dict.metadata.find(key); found != dict.metadata.end())
+      rounding += fmt::format("{}={} ", key, found->second);
+  return {{"build", version_json().dump()},
+          {"device", backend.description()},
+          {"model", fingerprint_of(dict)},
+          {"calibration", rounding},
+          {"images", fingerprint_of(images)}};
+}
+
 /// Throws UsageError for flags that set what the targets choose.
 void expect_free_choice(const PackingFlags& flags) {
   const SchemeFlags& scheme = flags.scheme;
-  if (!flags.allocation.given()) return;
+  if (!flags.allocation.given()) {
+    if (!flags.allocation.measurements.empty())
+      throw UsageError("--measurements keeps what a target or --max-loss measures: give one, or leave it out");
+    return;
+  }
   if (scheme.bits || !scheme.layers.empty())
     throw UsageError("targets and --max-loss choose the widths themselves: leave --bits and --layer out");
 }
@@ -213,17 +234,24 @@ nlohmann::json allocate_and_pack(const PackingFlags& flags, StateDict& dict, Wei
     const bool large = candidate.scheme.is_trellis() && weight.shape().elements() > most_weights_with_passes;
     return large ? packer.without_passes(weight, candidate, stop_if_asked) : quantize(weight, candidate);
   };
+  std::optional<MeasurementFile> file;
+  if (!flags.allocation.measurements.empty())
+    file.emplace(flags.allocation.measurements, facts_of(dict, images, backend));
+  if (file && file->found() > 0) fmt::print("{} choices are in {}\n", file->found(), file->path().string());
+  ChoiceRecord of_this_run;
+  ChoiceRecord* record = file ? &file->record() : &of_this_run;
   Rotations rotations;  // where the method is chosen, too
   if (flags.chooses_methods() && !flags.scheme.rotate)
     rotations = choose_rotations(
-        backend, dict, images, [&](const Parameter& weight) { return plain_and_rotated(flags, weight, dict); }, draft);
+        backend, dict, images, [&](const Parameter& weight) { return plain_and_rotated(flags, weight, dict); }, draft,
+        record);
   AllocatedWeights allocated = allocate(
       flags.allocation, backend, dict, images, others,
       [&](const Parameter& weight) {
         if (!flags.chooses_methods()) return every_width(flags, weight, dict);
         return every_scheme(flags, weight, dict, flags.scheme.rotate || rotations.weights.contains(weight.name));
       },
-      draft, quantize);
+      draft, quantize, record);
   if (flags.implies_compression()) {
     dict.metadata["range"] = "of each layer";
     if (flags.calibration.uses_gptq()) {

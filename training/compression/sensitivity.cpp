@@ -66,6 +66,10 @@ double log_sum_exp(std::span<const float> row) {
   return largest + std::log(sum);
 }
 
+std::string key_of(const std::string& weight, const Candidate& candidate) {
+  return weight + "=" + to_string(candidate);
+}
+
 }  // namespace
 
 std::string to_string(const Candidate& candidate) {
@@ -73,10 +77,27 @@ std::string to_string(const Candidate& candidate) {
   return candidate.step > 0 ? fmt::format("{}, step {}", scheme, candidate.step) : scheme;
 }
 
+ChoiceRecord::ChoiceRecord(const std::vector<Entry>& known, std::function<void(const Entry&)> on_added) {
+  for (const Entry& entry : known) add(entry);
+  on_added_ = std::move(on_added);
+}
+
+const MeasuredChoice* ChoiceRecord::find(const std::string& weight, const Candidate& candidate,
+                                         MeasuredBytes bytes) const {
+  const auto found = choices_.find(key_of(weight, candidate));
+  if (found == choices_.end()) return nullptr;
+  return bytes == MeasuredBytes::stored || found->second.compressed_bytes > 0 ? &found->second : nullptr;
+}
+
+void ChoiceRecord::add(const Entry& entry) {
+  choices_[key_of(entry.first, entry.second.candidate)] = entry.second;
+  if (on_added_) on_added_(entry);
+}
+
 QuantizeWeight remembered(QuantizeWeight quantize) {
   return [quantize = std::move(quantize), known = std::make_shared<std::map<std::string, PackedTensor>>()](
              const Parameter& weight, const Candidate& candidate) {
-    const std::string key = weight.name + "=" + to_string(candidate);
+    const std::string key = key_of(weight.name, candidate);
     const auto found = known->find(key);
     return found != known->end() ? found->second : known->emplace(key, quantize(weight, candidate)).first->second;
   };
@@ -104,7 +125,8 @@ int64_t payload_bytes(const PackedTensor& packed) {
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
                                                    const Candidates& candidates, const QuantizeWeight& quantize,
-                                                   MeasuredBytes bytes, const OnProgress& on_progress) {
+                                                   MeasuredBytes bytes, const OnProgress& on_progress,
+                                                   ChoiceRecord* record) {
   std::vector<size_t> places;  // of the layers with weights
   std::vector<std::vector<Candidate>> choices;
   int64_t total = 0, done = 0;
@@ -129,6 +151,11 @@ std::vector<WeightSensitivity> measure_sensitivity(Network& network, const State
     sensitivity.weights = weight.shape().elements();
     for (const Candidate& candidate : choices[i]) {
       report_progress(on_progress, done, total);
+      ++done;
+      if (const auto* known = record != nullptr ? record->find(weight.name, candidate, bytes) : nullptr) {
+        sensitivity.choices.push_back(*known);
+        continue;
+      }
       const PackedTensor packed = quantize(weight, candidate);
       std::unique_ptr<Weight> original = network.backend().make_weight(packed, network.precision());
       std::swap(original, layer.weight);
@@ -137,7 +164,7 @@ std::vector<WeightSensitivity> measure_sensitivity(Network& network, const State
       sensitivity.choices.push_back({candidate, payload_bytes(packed), resident_size(packed).total(),
                                      bytes == MeasuredBytes::stored ? 0 : compressed_bytes(packed),
                                      mean_divergence(expected.view(), logits.view())});
-      ++done;
+      if (record != nullptr) record->add({weight.name, sensitivity.choices.back()});
     }
   }
   if (on_progress) on_progress(done, total);

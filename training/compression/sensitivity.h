@@ -1,7 +1,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layers/network/evaluate.h"
@@ -17,6 +19,9 @@ struct Candidate {
 };
 /// "linear:4:channel", "linear:4:channel, step 2"
 std::string to_string(const Candidate& candidate);
+
+/// Which bytes of a choice to measure: compressing each takes time.
+enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
 
 /// A candidate, and what it does to the network when every other weight stays float.
 struct MeasuredChoice {
@@ -34,6 +39,22 @@ struct WeightSensitivity {
   std::vector<MeasuredChoice> choices;
 };
 
+/// Choices that were measured, by weight and candidate: they are not measured again.
+class ChoiceRecord {
+ public:
+  using Entry = std::pair<std::string, MeasuredChoice>;  ///< with the weight's name
+
+  /// Begins with `known`. `on_added`, unless empty, hears of what add() takes.
+  explicit ChoiceRecord(const std::vector<Entry>& known = {}, std::function<void(const Entry&)> on_added = {});
+  /// Null for what was not measured, or without its compressed bytes where `bytes` asks for these.
+  const MeasuredChoice* find(const std::string& weight, const Candidate& candidate, MeasuredBytes bytes) const;
+  void add(const Entry& entry);
+
+ private:
+  std::function<void(const Entry&)> on_added_;
+  std::map<std::string, MeasuredChoice> choices_;
+};
+
 /// The candidates of a weight, and how one is made.
 using Candidates = std::function<std::vector<Candidate>(const Parameter& weight)>;
 using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const Candidate& candidate)>;
@@ -41,19 +62,17 @@ using QuantizeWeight = std::function<PackedTensor(const Parameter& weight, const
 /// Makes each candidate once, however often it is asked for.
 QuantizeWeight remembered(QuantizeWeight quantize);
 
-/// Which bytes of a choice to measure: compressing each takes time.
-enum class MeasuredBytes : uint8_t { stored, stored_and_compressed };
-
 /// Stores one weight at a time in every candidate way and measures the predictions for `images`.
 /// The divergence needs no labels. Unlike a difference of losses it is not noisy: it is never
 /// negative, and 0 only if nothing changed. `network` holds the weights of `floats` and holds them
 /// again afterwards. Inputs of the layer at hand are kept for all images, so that the layers before
-/// it run once. Progress counts choices; throws Interrupted when it asks to stop.
+/// it run once. Choices of `record`, unless it is null, are taken from there, and others are added
+/// to it. Progress counts choices; throws Interrupted when it asks to stop.
 std::vector<WeightSensitivity> measure_sensitivity(Network& network, const StateDict& floats, const Dataset& images,
                                                    const Preprocess& preprocess, int64_t batch_size,
                                                    const Candidates& candidates, const QuantizeWeight& quantize,
                                                    MeasuredBytes bytes = MeasuredBytes::stored,
-                                                   const OnProgress& on_progress = {});
+                                                   const OnProgress& on_progress = {}, ChoiceRecord* record = nullptr);
 
 /// mean over rows of sum p log(p / q), p and q being the softmax of logits [rows, classes] on the
 /// host; in double.

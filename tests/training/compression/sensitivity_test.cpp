@@ -64,6 +64,26 @@ class Sensitivity : public ::testing::Test {
   std::unique_ptr<Backend> backend_ = make_test_backend();
 };
 
+TEST(ChoiceRecord, KnowsAChoiceByWeightAndCandidate) {
+  std::vector<std::string> heard;
+  const MeasuredChoice choice = {.candidate = {parse_scheme("linear:4"), 0.5F}, .stored_bytes = 12, .divergence = 0.25};
+  ChoiceRecord record({{"a.weight", choice}}, [&](const ChoiceRecord::Entry& entry) { heard.push_back(entry.first); });
+  EXPECT_TRUE(heard.empty()) << "what it begins with is known";
+  const auto find = [&](const std::string& weight, const Candidate& candidate,
+                        MeasuredBytes bytes = MeasuredBytes::stored) { return record.find(weight, candidate, bytes); };
+  ASSERT_NE(find("a.weight", choice.candidate), nullptr);
+  EXPECT_EQ(find("a.weight", choice.candidate)->divergence, 0.25);
+  EXPECT_EQ(find("a.weight", choice.candidate, MeasuredBytes::stored_and_compressed), nullptr);
+  EXPECT_EQ(find("a.weight", {parse_scheme("linear:4")}), nullptr) << "another step";
+  EXPECT_EQ(find("a.weight", {parse_scheme("linear:4:channel:f16"), 0.5F}), nullptr);
+  EXPECT_EQ(find("b.weight", choice.candidate), nullptr);
+  MeasuredChoice compressed = choice;
+  compressed.compressed_bytes = 7;
+  record.add({"a.weight", compressed});
+  EXPECT_EQ(find("a.weight", choice.candidate, MeasuredBytes::stored_and_compressed)->compressed_bytes, 7);
+  EXPECT_EQ(heard, std::vector<std::string>{"a.weight"});
+}
+
 TEST_F(Sensitivity, IsThatOfTheWholeNetworkWithOneWeightPacked) {
   Network network(*backend_, small_alexnet(6));
   const std::vector<WeightSensitivity> measured = measure(network);
