@@ -8,12 +8,14 @@
 #include <cmath>
 #include <optional>
 
-#include "engine/quant/packed_tensor.h"
+#include "engine/core/progress.h"
+#include "engine/quant/quantizer.h"
 #include "layers/network/network_spec.h"
 #include "python/bindings.h"
 #include "python/model.h"
 #include "python/packed_layer.h"
 #include "python/worker.h"
+#include "tools/common/interrupts.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -79,7 +81,9 @@ nb::list parts_of(PackedTensor packed, std::span<const float> bias) {
   const auto by_channel = [&](const std::vector<uint8_t>& bytes) {
     return std::vector<size_t>{channels, bytes.size() / channels};
   };
-  const std::vector<size_t> codes = by_channel(packed.codes), block_ids = by_channel(packed.block_ids);
+  const bool strings = packed.scheme.is_trellis();
+  const std::vector<size_t> codes = strings ? std::vector{packed.codes.size()} : by_channel(packed.codes);
+  const std::vector<size_t> block_ids = by_channel(packed.block_ids);
   nb::list parts;
   parts.append(bytes_or_none(std::move(packed.codes), codes));
   parts.append(bytes_or_none(std::move(packed.scales)));
@@ -121,14 +125,21 @@ nb::list layer_parts(Model& model, const std::string& name) {
   return parts_of(std::move(packed), bias.view().span());
 }
 
-/// The parts of a layer of float values. nibblenet.pack gives the same codes.
+/// The parts of a layer of float values, with the codes of nibblenet.pack. Trellis strings of a
+/// large layer take minutes, and stop when they are asked to.
 nb::list pack_layer(const Floats& weights, const std::optional<Dense<const float, 1>>& bias, const std::string& scheme,
                     const std::string& name) {
   std::span<const float> biases;
   if (bias) biases = {bias->data(), bias->size()};
   for (const float value : biases)
     if (!std::isfinite(value)) fail<FormatError>("{}: the bias holds NaN or infinities", name);
-  return parts_of(on_worker([&] { return quantize(view_of(weights), parse_scheme(scheme), name + ".weight"); }),
+  const auto stop_if_asked = [](int64_t, int64_t) {
+    if (tools::interrupted()) throw Interrupted("stopped");
+  };
+  return parts_of(on_worker([&] {
+                    return quantize(view_of(weights), parse_scheme(scheme), name + ".weight",
+                                    QuantizeOptions{.on_columns = stop_if_asked});
+                  }),
                   biases);
 }
 

@@ -43,7 +43,8 @@ void fetch_codes(Parameter& parameter, const Network& network) {
     return from == nullptr ? std::vector<uint8_t>() : std::vector<uint8_t>(first, first + bytes);
   };
   auto& packed = std::get<PackedTensor>(parameter.value);
-  packed.codes = copy(view.codes, view.channels * view.code_stride);
+  packed.codes =
+      copy(view.codes, view.trellis_quarters > 0 ? view.trellis().bytes() : view.channels * view.code_stride);
   packed.scales = copy(view.scales, size.scales);
   packed.zero_points = copy(view.zero_points, size.zero_points);
   packed.block_ids = copy(view.block_ids, view.channels * view.block_id_stride);

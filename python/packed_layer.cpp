@@ -57,8 +57,6 @@ std::vector<uint8_t> vector_of(std::span<const uint8_t> bytes) { return {bytes.b
 
 PackedLayer::PackedLayer(const std::string& scheme, const std::vector<int64_t>& shape)
     : scheme_(parse_scheme(scheme)), shape_(shape), groups_(make_group_map(scheme_.granularity, shape_)) {
-  if (scheme_.is_trellis())
-    fail<UsageError>("nibblenet.torch has no layers of trellis strings yet; other methods have, like kmeans");
   expect_rotatable(scheme_, shape_, "a packed layer");
   constexpr int64_t most_weights = int64_t{1} << 48;  // so that no size below overflows
   if (shape_.elements() > most_weights) fail<ShapeError>("a layer of {} weights", to_string(shape_));
@@ -66,6 +64,7 @@ PackedLayer::PackedLayer(const std::string& scheme, const std::vector<int64_t>& 
   PackedTensor form{.scheme = scheme_, .shape = shape_};
   if (traits.sorted) form.scales.resize(static_cast<size_t>(groups_.groups) * bytes_of(scheme_.scale));
   block_id_bits_ = form.block_id_bits();
+  code_bytes_ = scheme_.is_trellis() ? trellis_layout(form).bytes() : shape_[0] * form.code_stride();
   if (!traits.trained) codebook_ = codebook_of(form);
 }
 
@@ -73,8 +72,8 @@ void PackedLayer::expect_sizes(const LayerBytes& bytes) const {
   const int64_t inner = shape_.inner_elements();
   const size_t scale_bytes = bytes_of(scheme_.scale);
   const int64_t values = int64_t{1} << scheme_.bits;
-  const bool stored = traits_of(scheme_.method).trained || !bytes.codebook.empty();
-  expect_bytes(bytes.codes, shape_[0] * channel_stride(inner, scheme_.bits), 1, "codes");
+  const bool stored = traits_of(scheme_.method).trained || (!bytes.codebook.empty() && !scheme_.is_trellis());
+  expect_bytes(bytes.codes, code_bytes_, 1, "codes");
   expect_bytes(bytes.scales, groups_.groups * static_cast<int64_t>(scale_bytes), scale_bytes, "scales");
   expect_bytes(bytes.zero_points, scheme_.zero_point ? groups_.groups : 0, 1, "zero points");
   expect_bytes(bytes.block_ids, block_id_bits_ == 0 ? 0 : shape_[0] * channel_stride(inner, block_id_bits_), 1,
@@ -107,7 +106,7 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
   PackedView view{.bits = scheme_.bits,
                   .channels = shape_[0],
                   .channel_elements = shape_.inner_elements(),
-                  .code_stride = channel_stride(shape_.inner_elements(), scheme_.bits),
+                  .code_stride = scheme_.is_trellis() ? 0 : code_bytes_ / shape_[0],
                   .codes = bytes.codes.data(),
                   .scales = bytes.scales.data(),
                   .scale_type = scheme_.scale,
@@ -116,6 +115,7 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
                   .values = codebook_.values.data(),
                   .scale_to = codebook_.scale_to,
                   .groups = groups_,
+                  .trellis_quarters = scheme_.is_trellis() ? scheme_.quarters() : 0,
                   .rotation = rotation_of_inputs(scheme_, shape_)};
   std::vector<uint8_t> scales;  // for ids beyond the groups, which nobody has checked
   if (block_id_bits_ > 0) {

@@ -50,6 +50,7 @@ class PackedLayer {
   Scheme scheme_;
   Shape shape_;
   GroupMap groups_;
+  int64_t code_bytes_;
   int block_id_bits_;
   Codebook codebook_;  ///< of a weight that stores none
 };

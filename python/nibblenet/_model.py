@@ -299,7 +299,7 @@ def _options(values: Mapping[str, Any], flags: Mapping[str, bool], layers: Mappi
 
 
 def pack(source: Source, bits: float | None = None, method: str | None = None, granularity: str | None = None, *,
-         scale: str | None = None, scale_sign: str | None = None, zero_point: bool = False,
+         scale: str | None = None, scale_sign: str | None = None, zero_point: bool = False, rotate: bool = False,
          layers: Mapping[str, str] | None = None, calibrate: Path | None = None, calibration: Path | None = None,
          calibration_images: int | None = None, calibration_seed: int | None = None, rounding: str | None = None,
          ranges: str | Iterable[str] | None = None, column_order: str | None = None, passes: int | None = None,
@@ -337,7 +337,7 @@ def pack(source: Source, bits: float | None = None, method: str | None = None, g
          "target-file": target_size if target_file is None else target_file, "target-resident": target_resident,
          "max-loss": max_loss, "target-images": target_images, "measurements": measurements,
          "data": data},
-        {"zero-point": zero_point, "skip-unreadable": skip_unreadable, "compress": compress}, layers)
+        {"zero-point": zero_point, "rotate": rotate, "skip-unreadable": skip_unreadable, "compress": compress}, layers)
     for text in [ranges] if isinstance(ranges, str) else ranges or []:
         arguments += _option("range", str(text))
     core = _float_core(source, device, threads=threads, key=key, strict=strict)

@@ -499,14 +499,16 @@ def _mismatch(layer: _Layer, scheme: str, shape: list[int], window: list[int]) -
     return None if scheme else "is float32 in the packed model, too"
 
 
-def quantize(module: torch.nn.Module, bits: int | None = None, method: str | None = None,
+def quantize(module: torch.nn.Module, bits: float | None = None, method: str | None = None,
              granularity: str | None = None, *, scale: str | None = None, scale_sign: str | None = None,
-             zero_point: bool = False, layers: Mapping[str, str] | None = None,
+             zero_point: bool = False, rotate: bool = False, layers: Mapping[str, str] | None = None,
              progress: bool | Progress | None = None) -> Replacement:
     """Packs every Linear and Conv2d of a module that fits, in place, and says which stayed and why.
 
-    The options are those of `nibblenet.pack`, and so are the codes. bits: 2 to 8, by default 4.
-    layers: schemes of some layers, by patterns of their names in the module. A layer fits that is
+    The options are those of `nibblenet.pack`, and so are the codes. bits: 2 to 8, by default 4; trellis
+    has 0.5 to 4. rotate: rotates the inputs of layers where it can; those of a Linear as they lie, where
+    `nibblenet.pack` knows which of them are the pixels of one channel. layers: schemes of some layers, by
+    patterns of their names in the module. A layer fits that is
     float32 on the CPU, and as a convolution has square kernels, one stride and padding, and neither
     groups nor dilation. Nothing changes when an error is raised.
 
@@ -522,7 +524,7 @@ def quantize(module: torch.nn.Module, bits: int | None = None, method: str | Non
         else:
             fitting[name] = layer.module
     options = _model._options({"bits": bits, "method": method, "granularity": granularity, "scale": scale,
-                               "scale-sign": scale_sign}, {"zero-point": zero_point}, layers)
+                               "scale-sign": scale_sign}, {"zero-point": zero_point, "rotate": rotate}, layers)
     schemes = _core.choose_schemes(options, [(f"{name}.weight", list(layer.weight.shape))
                                              for name, layer in fitting.items()]) if fitting else []
     made: dict[str, PackedLayer] = {}

@@ -64,7 +64,7 @@ class Memory(unittest.TestCase):
 
     def test_what_the_network_holds_is_read_back(self):
         for scheme in ("linear:4:channel", "linear:3:row:zero-point", "kmeans:3", "nf4:4:block:64:f16", "fp8-e4m3",
-                       "stable-embedding:8:sorted"):
+                       "stable-embedding:8:sorted", "trellis:1.5:channel", "trellis:2:channel:f16:rotated"):
             packed = nibblenet.pack(state_dict(), layers={"*": scheme, "classifier.6": "linear:8:channel"})
             before = packed.dequantize()
             logits = packed(prepared(2))  # makes the network

@@ -17,7 +17,8 @@ TOOLS = os.environ.get("NIBBLENET_TOOLS")
 CHOICES = [{"target_bits": 4.5}, {"target_size": 0.021, "compress": True}, {"target_file": 0.02}, {"target_resident": 0.02},
            {"max_loss": 30, "method": "kmeans"}]
 SCHEMES = [{}, {"bits": 3}, {"method": "kmeans", "bits": 4}, {"method": "nf4", "granularity": "block:32", "scale": "f16"},
-           {"bits": 4, "layers": {"features.*": "linear:8:channel"}}]
+           {"bits": 4, "layers": {"features.*": "linear:8:channel"}}, {"bits": 3, "rotate": True},
+           {"layers": {"*": "trellis:1.5"}}]
 
 
 class InFolder(unittest.TestCase):

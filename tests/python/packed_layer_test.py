@@ -15,8 +15,9 @@ from support import state_dict
 SCHEMES = ["linear:4:channel", "linear:2:tensor", "linear:5:row:f16", "linear:3:block:7:zero-point",
            "linear:4:tile:2x3", "nf4:4:block:16:f16", "fp4:4:channel", "kmeans:3:channel", "fp8-e4m3:8:channel",
            "dynamic-tree:6:channel", "stable-embedding:4:sorted:10", "stable-embedding:5:sorted",
-           "stable-embedding-fp8:8:sorted:33"]
-MATRICES = [(1, 1), (3, 5), (17, 31), (130, 70), (8, 2050)]
+           "stable-embedding-fp8:8:sorted:33", "trellis:2:channel", "trellis:1.25:channel:f16",
+           "trellis:0.5:channel"]
+MATRICES = [(1, 1), (3, 5), (17, 31), (130, 70), (8, 2050), (321, 3)]
 FILTERS = [(1, 1, 1, 1), (5, 3, 3, 3), (70, 4, 5, 5), (64, 2, 1, 1)]
 
 
@@ -65,7 +66,8 @@ class Computing(unittest.TestCase):
                     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=f"{scheme} {shape}")
 
     def test_rotated_weights_read_rotated_inputs(self):
-        for shape, scheme in (((70, 24), "linear:4:channel:rotated"), ((5, 72), "kmeans:3:channel:f16:rotated:9")):
+        for shape, scheme in (((70, 24), "linear:4:channel:rotated"), ((5, 72), "kmeans:3:channel:f16:rotated:9"),
+                              ((300, 72), "trellis:1.5:channel:rotated:9")):
             layer, parts = packed(shape, scheme)
             x, y = weights((3, shape[1]), seed=2), np.full((3, shape[0]), np.nan, np.float32)
             layer.linear(y, x, parts)
@@ -97,6 +99,7 @@ class Computing(unittest.TestCase):
 class Parts(unittest.TestCase):
     def test_they_are_a_files(self):
         model = nibblenet.pack(state_dict(), layers={"classifier.4": "kmeans:3", "features.3": "stable-embedding:4",
+                                                     "classifier.6": "trellis:1.5",
                                                      "features.6": "linear:4:row:f16:zero-point"})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
@@ -185,7 +188,9 @@ class Arguments(unittest.TestCase):
         for scheme, shape in (("linear:4:rotated", [2, 12]), ("linear:4:rotated:3", [2, 8]),
                               ("linear:9", [2, 2]), ("", [2, 2]), ("linear:4:sorted", [2, 2]), ("linear:4", [2]),
                               ("linear:4", [0, 2]), ("linear:4", [2**31, 2**31]), ("linear:4", [-1, 2]),
-                              ("linear:4", [2, 2, 2, 2, 2])):
+                              ("linear:4", [2, 2, 2, 2, 2]), ("trellis:2:tensor", [2, 2]), ("trellis:5", [2, 2]),
+                              ("trellis:2:channel:rotated", [2, 12]), ("trellis:2", [2**31, 2**31]),
+                              ("trellis:2", [0, 2])):
             with self.subTest(scheme, shape=shape), self.assertRaises(ValueError):
                 _core.PackedLayer(scheme, shape)
 

@@ -31,7 +31,9 @@ except ModuleNotFoundError as absent:
 SCHEMES = [{}, {"bits": 2}, {"method": "kmeans", "bits": 3},
            {"method": "nf4", "granularity": "block:32", "scale": "f16"},
            {"method": "linear", "bits": 5, "granularity": "row", "zero_point": True}, {"method": "fp8-e4m3"},
-           {"method": "stable-embedding", "granularity": "sorted:100"}, {"layers": {"features.*": "linear:8:channel"}}]
+           {"method": "stable-embedding", "granularity": "sorted:100"}, {"layers": {"features.*": "linear:8:channel"}},
+           {"layers": {"*": "trellis:1.5"}},
+           {"layers": {"*": "trellis:2:channel:f16:rotated", "classifier.1": "linear:3:channel"}}]
 
 
 def run(code, **options):
@@ -303,6 +305,35 @@ class Replacing(WithTorch):
             self.assertEqual(done.after, packed.size.resident)
             self.assertEqual(done.before, sum(part.nbytes for part in state_dict().values()))
 
+    def test_rotated_layers_read_their_inputs_as_the_packed_model_does(self):
+        parameters = state_dict()
+        random = np.random.default_rng(7)  # 16 channels of 36 pixels, which classifier.1 can have rotated
+        parameters["features.10.weight"] = random.uniform(-0.3, 0.3, (16, 12, 3, 3)).astype(np.float32)
+        parameters["features.10.bias"] = np.zeros(16, np.float32)
+        parameters["classifier.1.weight"] = random.uniform(-0.1, 0.1, (32, 16 * 36)).astype(np.float32)
+        for options, rotated in (({"bits": 3, "rotate": True}, "linear:3:channel:rotated:36"),
+                                 ({"layers": {"*": "trellis:3:channel:rotated"}}, "trellis:3:channel:rotated:36")):
+            packed, model = nibblenet.pack(parameters, **options), network(parameters).eval()
+            self.assertEqual(packed_torch.replace(model, packed).replaced["classifier.1"], rotated)
+            quantized = network(parameters).eval()
+            self.assertEqual(packed_torch.quantize(quantized, **options).replaced["classifier.1"], rotated[:-3])
+            same = network(parameters).eval()
+            for name in LAYERS:
+                same.get_submodule(name).weight.data = quantized.get_submodule(name).dequantize()
+            for count in (1, 3, 20):
+                expected = packed(prepared(count))
+                self.assertTrue(np.array_equal(outputs(model, images(count)), expected), (options, count))
+                np.testing.assert_allclose(outputs(quantized, images(count)), outputs(same, images(count)), rtol=1e-3,
+                                           atol=1e-4)
+
+    def test_the_model_that_ships_gives_its_layers(self):
+        packed = nibblenet.load(Path(__file__).parents[2] / "weights" / "alexnet-cifar10.safetensors")
+        model = network(packed.dequantize()).to("meta").eval()
+        done = packed_torch.replace(model, packed)
+        self.assertEqual((len(done.replaced), done.after), (8, packed.size.resident))
+        size = packed.info["image_size"]
+        self.assertTrue(np.array_equal(outputs(model, images(1, size)), packed(prepared(1, size))))
+
     def test_layers_go_by_names_behind_prefixes(self):
         packed = nibblenet.pack(state_dict())
         expected = packed(prepared(2))
@@ -429,6 +460,10 @@ class Quantizing(WithTorch):
         self.assertEqual(done.replaced["features.10"], "kmeans:2:channel")
         self.assertEqual((done.replaced["classifier.4"], done.replaced["classifier.6"]),
                          ("linear:5:channel", "linear:8:channel"))
+        self.assertEqual(packed_torch.quantize(alexnet(), 1.5, "trellis").replaced["classifier.4"],
+                         "linear:8:channel")  # as pack does where a trellis would be padding
+        wide = nn.Sequential(nn.Linear(8, 64))
+        self.assertEqual(packed_torch.quantize(wide, 1.5, "trellis").replaced, {"0": "trellis:1.5:channel"})
         again = packed_torch.quantize(nn.Sequential(model, nn.Linear(10, 2)))  # what is packed stays so
         self.assertEqual((list(again.replaced), again.stayed), (["1"], {}))
 
@@ -447,7 +482,7 @@ class Quantizing(WithTorch):
 
         with self.assertRaisesRegex(LookupError, "enough"):
             packed_torch.quantize(model, progress=stop)
-        for options in ({"bits": 9}, {"bits": "x"}, {"method": "nf5"}, {"granularity": "block:0"}, {"layers": ["x"]},
+        for options in ({"bits": 9}, {"bits": 1.5}, {"bits": "x"}, {"method": "nf5"}, {"granularity": "block:0"}, {"layers": ["x"]},
                         {"layers": {"none": "linear:4"}}, {"layers": {"*": "linear:99"}}, {"method": "--help"}):
             with self.subTest(str(options)), self.assertRaises(ValueError):
                 packed_torch.quantize(model, **options)
@@ -464,7 +499,8 @@ class Quantizing(WithTorch):
 
 class States(WithTorch):
     LAYERS = {"features.6": "kmeans:3", "classifier.4": "stable-embedding:4:sorted:9",
-              "classifier.1": "linear:3:block:16:f16:zero-point"}
+              "classifier.1": "linear:3:block:16:f16:zero-point", "features.8": "trellis:3",
+              "features.3": "trellis:0.75:channel:f16:rotated"}
 
     def setUp(self):
         self.model = alexnet()
@@ -540,6 +576,9 @@ class States(WithTorch):
                  "classifier.4: .*block id"),
                 ("classifier.1.zero_points", torch.full_like(own["classifier.1.zero_points"], 8), "zero point 8"),
                 ("features.6.codebook", own["features.6.codebook"].flip(0), "features.6: .*codebook"),
+                ("features.8.codes", own["features.8.codes"][:-16], "features.8: codes: expected shape"),
+                ("features.8.codebook", nan, "features.8: the state has unexpected codebook"),
+                ("features.3.scales", torch.full_like(own["features.3.scales"], 255), "features.3: .*NaN"),
                 ("classifier.6._extra_state", own["classifier.4._extra_state"], "it is of stable-embedding"),
                 ("classifier.6._extra_state", None, "Missing key"), ("features.0.codes", "x", "features.0: codes"),
                 ("features.0._extra_state", "x", "features.0"),
@@ -583,6 +622,20 @@ class Processes(WithTorch):
         inputs = [images(2, seed=seed) for seed in range(4)]
         expected = [outputs(model, x) for x in inputs]
         self.assertEqual(wrong_in_threads(lambda x: outputs(model, x), inputs, expected), [])
+
+    def test_control_c_stops_the_search_for_strings(self):
+        done = run("""
+            import signal, threading, time
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            model = nn.Sequential(nn.Linear(8192, 8192))
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            start = time.monotonic()
+            try:
+                packed_torch.quantize(model, 2, "trellis")
+            except KeyboardInterrupt:
+                print("stopped", time.monotonic() - start < 10, type(model[0]).__name__)
+        """)
+        self.assertEqual(done.stdout, "stopped True Linear\n", done.stderr)
 
     def test_a_forked_child_is_told(self):
         done = run("""
