@@ -8,14 +8,17 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
+#include "engine/core/stopwatch.h"
 #include "engine/quant/value_check.h"
 #include "python/bindings.h"
 #include "python/model.h"
 #include "python/worker.h"
 #include "tools/common/data_search.h"
 #include "tools/common/inspection.h"
+#include "tools/common/interrupts.h"
 #include "tools/common/model_search.h"
 #include "tools/common/report.h"
 #include "tools/common/version.h"
@@ -90,6 +93,21 @@ std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string
 template <class Images>
 NewFloats logits(Model& model, const Images& images, int64_t batch) {
   return to_numpy(on_worker([&] { return model.logits(view_of<typename Images::Scalar>(images), batch); }));
+}
+
+/// Seconds of the fastest of so many calls of Model::logits(), without Python: for tests of what a
+/// call from Python takes beyond it.
+template <class Images>
+double seconds_of_logits(Model& model, const Images& images, int calls) {
+  return on_worker([&] {
+    double least = INFINITY;
+    for (int call = 0; call < calls && !tools::interrupted(); ++call) {
+      const Stopwatch watch;
+      model.logits(view_of<typename Images::Scalar>(images), 128);
+      least = std::min(least, watch.seconds());
+    }
+    return least;
+  });
 }
 
 /// Images, and what Model::evaluate() takes as `asked_for`.
@@ -237,6 +255,8 @@ NB_MODULE(_core, m) {
            })
       .def("logits", logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "batch"_a)
       .def("logits", logits<Array<float, 4>>, "images"_a.noconvert(), "batch"_a)
+      .def("seconds_of_logits", seconds_of_logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "calls"_a)
+      .def("seconds_of_logits", seconds_of_logits<Array<float, 4>>, "images"_a.noconvert(), "calls"_a)
       .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "skip_unreadable"_a, "batch"_a,
            "image_size"_a, "fold_first"_a, "progress"_a.none())
       .def("evaluate_arrays", evaluate_arrays, "images"_a.noconvert(), "labels"_a.noconvert(), "batch"_a,

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,21 @@
 
 namespace nibblenet::python {
 namespace nb = nanobind;
+
+namespace {
+
+/// How long either side of a call looks for the other before it sleeps: to be woken takes up to 50
+/// microseconds, and passes of small networks take about a hundred.
+constexpr std::chrono::microseconds patience{200};
+
+/// Looks until `ready` says yes, for a short while. Threads that compute may have the processor.
+template <class Ready>
+void look_for(Ready ready) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (!ready() && std::chrono::steady_clock::now() < end) sched_yield();
+}
+
+}  // namespace
 
 Worker& Worker::instance() {
   static auto* worker = new Worker;
@@ -39,11 +55,13 @@ void Worker::start() {
 }
 
 void Worker::serve() {
-  std::unique_lock lock(mutex_);
   for (;;) {
+    look_for([this] { return count_waiting_ > 0; });
+    std::unique_lock lock(mutex_);
     asked_.wait(lock, [this] { return !waiting_.empty(); });
     current_ = waiting_.front();
     waiting_.pop_front();
+    --count_waiting_;
     report_.reset();
     tools::ask_to_stop(closing_);
     lock.unlock();
@@ -57,7 +75,6 @@ void Worker::serve() {
     current_ = nullptr;
     lock.unlock();  // or who wakes up would wait again
     answered_.notify_all();
-    lock.lock();
   }
 }
 
@@ -72,6 +89,7 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
       if (!started_) start();
       ++calls_;
       waiting_.push_back(&job);
+      ++count_waiting_;
     }
     asked_.notify_one();
   };
@@ -79,7 +97,10 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
   for (bool done = false, asked = false; !done;) {
     {
       const nb::gil_scoped_release released;
-      if (!std::exchange(asked, true)) ask();
+      if (!std::exchange(asked, true)) {
+        ask();
+        look_for([&] { return job.done.load(); });
+      }
       wait_briefly(job);
     }
     if (!raised) {
@@ -102,14 +123,16 @@ void Worker::run(const std::function<void()>& work, const nb::object& progress) 
 
 void Worker::wait_briefly(Job& job) {
   std::unique_lock lock(mutex_);
-  answered_.wait_for(lock, std::chrono::milliseconds(50), [&] { return job.done; });
+  answered_.wait_for(lock, std::chrono::milliseconds(50), [&] { return job.done.load(); });
 }
 
 void Worker::stop(Job& job) {
   const nb::gil_scoped_release released;
   const std::lock_guard lock(mutex_);
   if (&job == current_) tools::ask_to_stop(true);
-  if (std::erase(waiting_, &job) > 0) job.done = true;
+  if (std::erase(waiting_, &job) == 0) return;
+  --count_waiting_;
+  job.done = true;
 }
 
 void Worker::show(const nb::object& progress) {

@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -20,10 +21,11 @@ class Worker {
   /// The process's only one. It is never destroyed: its thread outlives main.
   static Worker& instance();
 
-  /// Does `work` there and waits without the GIL. Twenty times a second it looks for signals and
-  /// calls progress(label, unit, done, total) unless it is None. Throws what `work` throws. If a
-  /// handler or `progress` raises, it stops the work and throws that. Throws Error in a forked
-  /// child and when the interpreter exits. Requires: the GIL.
+  /// Does `work` there and waits without the GIL. Both threads look for each other for a short
+  /// while before they sleep: a call takes microseconds beyond its work. Twenty times a second it
+  /// looks for signals and calls progress(label, unit, done, total) unless it is None. Throws what
+  /// `work` throws. If a handler or `progress` raises, it stops the work and throws that. Throws
+  /// Error in a forked child and when the interpreter exits. Requires: the GIL.
   void run(const std::function<void()>& work, const nanobind::object& progress = nanobind::none());
 
   /// Stops the work and waits until every call has returned; later ones throw Error. For atexit: a
@@ -35,7 +37,7 @@ class Worker {
   struct Job {
     const std::function<void()>* work;
     std::exception_ptr error;
-    bool done = false;
+    std::atomic<bool> done = false;
   };
   /// The last report of progress.
   struct Report {
@@ -57,6 +59,7 @@ class Worker {
   std::condition_variable asked_;     ///< there is work
   std::condition_variable answered_;  ///< work is done, or a call has returned
   std::deque<Job*> waiting_;
+  std::atomic<int> count_waiting_ = 0;  ///< changed with waiting_, and read without the mutex
   Job* current_ = nullptr;
   bool started_ = false;
   bool closing_ = false;

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 _CPU = 1  # DLPack's kDLCPU
+FLOAT32, UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 
 
 def array(value: Any, name: str) -> np.ndarray:
@@ -17,6 +18,8 @@ def array(value: Any, name: str) -> np.ndarray:
     tensors that require grad, of another device, or that are none.
     """
     if isinstance(value, np.ndarray):
+        if value.dtype in (FLOAT32, UINT8):
+            return value  # the usual ones need no look
         found = value
     elif hasattr(value, "__dlpack__"):
         if getattr(value, "requires_grad", False):
@@ -37,6 +40,12 @@ def array(value: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} has the other byte order ({found.dtype.str}); "
                          f"pass {name}.astype({name}.dtype.newbyteorder('='))")
     return found
+
+
+def dense(values: np.ndarray) -> np.ndarray:
+    """The array itself if it is aligned and in C order, else a copy that is."""
+    flags = values.flags
+    return values if flags.c_contiguous and flags.aligned else np.require(values, requirements=["C", "A"])
 
 
 def floats(value: Any, name: str) -> np.ndarray:

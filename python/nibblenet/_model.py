@@ -171,10 +171,10 @@ class Model:
         found = _arrays.array(images, "images")
         if found.ndim != 4:
             raise ValueError(f"images: expected 4 dimensions, got shape {found.shape}")
-        if found.dtype == np.uint8:
-            ready = np.require(found, requirements=["C", "A"])
-        elif found.dtype == np.float32:
-            ready = np.require(found.transpose(0, 2, 3, 1), requirements=["C", "A"])
+        if found.dtype == _arrays.UINT8:
+            ready = _arrays.dense(found)
+        elif found.dtype == _arrays.FLOAT32:
+            ready = _arrays.dense(found.transpose(0, 2, 3, 1))
         else:
             raise ValueError(f"images: expected uint8 [N, H, W, 3] or float32 [N, 3, S, S], got {found.dtype}")
         return self._core.logits(ready, _integer(batch, "batch", 1, 65536))

@@ -112,8 +112,12 @@ class PackedLayer(torch.nn.Module):
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         """function(*arguments, parts), with one line for parts that nobody can compute with."""
-        parts = [part if part is None else _shared(part) for part in self._parts()]
+        buffers = self._buffers
         try:
+            if _NUMPY:
+                parts = [part if (part := buffers[name]) is None else part.numpy() for name in _PARTS]
+            else:
+                parts = [buffers[name] for name in _PARTS]
             return function(*arguments, parts)
         except TypeError:
             for name, part in zip(_PARTS, self._parts()):
