@@ -13,6 +13,15 @@
 
 namespace nibblenet {
 
+/// What a device's driver says of it at one moment.
+struct DeviceState {
+  std::string driver;  ///< its version
+  int sm_mhz = 0;
+  int memory_mhz = 0;
+  double watts = 0;
+  int celsius = 0;
+};
+
 /// A kind of device: its memory, and the operations on it. Each base class is a small interface in
 /// its own header. A backend that only infers implements the pure functions, fewer than 20 in all;
 /// one that trains implements Training too.
@@ -33,6 +42,9 @@ class Backend : public BackendMemory, public Inference, public ImagePreparation,
   /// Energy of the device in J since an arbitrary moment, other processes included. Returns nothing
   /// where the device has no counter.
   virtual std::optional<double> joules() { return std::nullopt; }
+  /// Driver, clocks, power and temperature of the device now. Returns nothing where no driver tells
+  /// them.
+  virtual std::optional<DeviceState> state() { return std::nullopt; }
   /// Bytes to write in the backend's memory so that its caches hold nothing older.
   virtual size_t bytes_that_empty_caches() const { return size_t{256} << 20; }
 

@@ -17,6 +17,10 @@ class Recording {
   virtual bool current() const = 0;
   /// Number of operations.
   virtual int64_t operations() const = 0;
+  /// Milliseconds of one replay by the device's own clock: the mean of `count` replays, at least
+  /// one, in a row. `before` queues other work in front of them and does not wait: while the device
+  /// does it, the host queues the replays. Waits until all is done.
+  virtual double device_time(int64_t count, const std::function<void()>& before) = 0;
 };
 
 /// Recording of operations. A backend that gains nothing by it overrides nothing.

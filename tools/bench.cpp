@@ -11,6 +11,7 @@
 #include "tools/common/numbers.h"
 #include "tools/common/report.h"
 #include "tools/timing/comparison.h"
+#include "tools/timing/prefixes.h"
 
 namespace {
 
@@ -21,6 +22,8 @@ struct Timing {
   int64_t batch = 0;
   Latency warm;
   Latency cold;
+  std::optional<Latency> device;  ///< by the device's clock, where there is one
+  std::optional<Latency> cold_device;
 
   double images_per_second() const { return 1000.0 * static_cast<double>(batch) / warm.median; }
 };
@@ -28,20 +31,30 @@ struct Timing {
 void print(const Timing& t) {
   fmt::print("{:>6} {:>10.3f} {:>9.3f} {:>9.3f} {:>11.1f} {:>10.3f} {:>9.3f} {:>9.3f}\n", t.batch, t.warm.median,
              t.warm.p10, t.warm.p90, t.images_per_second(), t.cold.median, t.cold.p10, t.cold.p90);
+  if (t.device)
+    fmt::print("{:>6} {:>10.4f} {:>9.4f} {:>9.4f} {:>11.1f} {:>10.4f} {:>9.4f} {:>9.4f}\n", "device", t.device->median,
+               t.device->p10, t.device->p90, 1000.0 * static_cast<double>(t.batch) / t.device->median,
+               t.cold_device->median, t.cold_device->p10, t.cold_device->p90);
   std::fflush(stdout);
 }
+
+nlohmann::json or_null(const std::optional<Latency>& latency) { return latency ? to_json(*latency) : nlohmann::json(); }
 
 nlohmann::json to_json(const Timing& t) {
   return {{"batch", t.batch},
           {"latency_ms", t.warm.median},
           {"latency_ms_p10", t.warm.p10},
           {"latency_ms_p90", t.warm.p90},
-          {"samples", t.warm.samples},
+          {"samples", t.warm.samples.size()},
+          {"samples_ms", t.warm.samples},
           {"images_per_second", t.images_per_second()},
           {"cold_latency_ms", t.cold.median},
           {"cold_latency_ms_p10", t.cold.p10},
           {"cold_latency_ms_p90", t.cold.p90},
-          {"cold_samples", t.cold.samples}};
+          {"cold_samples", t.cold.samples.size()},
+          {"cold_samples_ms", t.cold.samples},
+          {"device", or_null(t.device)},
+          {"cold_device", or_null(t.cold_device)}};
 }
 
 struct Options : CommonOptions {
@@ -51,6 +64,7 @@ struct Options : CommonOptions {
   bool fold_first = false;
   bool no_fold_first = false;
   bool verbose = false;
+  bool prefixes = false;
   bool compare = false;
   std::vector<std::string> sides;
   int rounds = 2;
@@ -72,6 +86,29 @@ nlohmann::json bench_layers(const Network& network, const StateDict& parameters,
   return json;
 }
 
+/// Each prefix of a pass beside the bound of what it adds, for people and as JSON. Empty where the
+/// device's clock does not time passes.
+nlohmann::json bench_prefixes(TimedForward& forward, const Ceilings& ceilings, double seconds,
+                              const std::string& label) {
+  const std::vector<PrefixTiming> timings = time_prefixes(forward, seconds, label);
+  nlohmann::json json = nlohmann::json::array();
+  if (timings.empty()) return json;
+  fmt::print("{}", prefixes_table(timings, ceilings));
+  for (const PrefixTiming& timing : timings) json.push_back(to_json(timing, ceilings));
+  return json;
+}
+
+/// A device's driver, clocks, power and temperature at this moment, or null.
+nlohmann::json state_json(Backend& backend) {
+  const std::optional<DeviceState> state = backend.state();
+  if (!state) return {};
+  return {{"driver", state->driver},
+          {"sm_mhz", state->sm_mhz},
+          {"memory_mhz", state->memory_mhz},
+          {"watts", state->watts},
+          {"celsius", state->celsius}};
+}
+
 void bench(const Options& options) {
   const auto backend = options.device.make();
   const std::filesystem::path model = find_model(options.model, ModelKind::packed);
@@ -80,6 +117,7 @@ void bench(const Options& options) {
   const int image_size = image_size_of(dict);
   const PrecisionChoice choice = options.device.precision_of(*backend, dict);
   const Task task = options.task == "T32" || options.fold_first ? Task::t32 : Task::t224;
+  if (options.prefixes && task == Task::t32) throw UsageError("--prefixes times T224: preparing images is no layer");
   const ResampleTables tables = small_image_tables(image_size);
   const bool may_fold = task == Task::t32 && !options.no_fold_first;
   Network network(*backend, std::move(dict), choice.precision, may_fold ? &tables : nullptr,
@@ -95,25 +133,35 @@ void bench(const Options& options) {
   fmt::print("{:>6} {:>10} {:>9} {:>9} {:>11} {:>10} {:>9} {:>9}\n", "batch", "warm ms", "p10", "p90", "images/s",
              "cold ms", "p10", "p90");
   nlohmann::json document = {
-      {"model", model.string()},          {"device", backend->name()}, {"description", backend->description()},
-      {"image_size", image_size},         {"task", to_string(task)},   {"first_folded", network.folded()},
-      {"cold_sweep_bytes", sweep.bytes()}};
+      {"model", model.string()},           {"device", backend->name()},    {"description", backend->description()},
+      {"image_size", image_size},          {"task", to_string(task)},      {"first_folded", network.folded()},
+      {"cold_sweep_bytes", sweep.bytes()}, {"state", state_json(*backend)}};
   document.update(precision_json(choice, network));
   std::optional<Ceilings> ceilings;
-  if (options.verbose) {
+  if (options.verbose || options.prefixes) {
     ceilings = measure_ceilings(*backend, *backend, options.seconds);
     fmt::print("ceilings: {}\n", to_string(*ceilings));
     document["ceilings"] = to_json(*ceilings);
   }
+  const bool to_file = options.json != "-";  // then it holds what is done already, whatever stops this
   for (const int64_t batch : options.batches) {
     TimedForward forward(network, image_size, task, batch);
     const std::string label = fmt::format("batch {}", batch);
     const auto once = [&] { return forward.once(); };
-    const Timing timing{.batch = batch,
-                        .warm = time_warm(once, options.seconds, label),
-                        .cold = time_cold(once, sweep, options.seconds, label)};
+    Timing timing{.batch = batch,
+                  .warm = time_warm(once, options.seconds, label),
+                  .cold = time_cold(once, sweep, options.seconds, label),
+                  .device = std::nullopt,
+                  .cold_device = std::nullopt};
+    if (const auto recording = forward.record_layers(network.layers().size())) {
+      timing.device = time_replays(*recording, options.seconds, label);
+      timing.cold_device = time_cold_replays(*recording, sweep, options.seconds, label);
+    }
     print(timing);
-    document["results"].push_back(to_json(timing));
+    nlohmann::json& result = document["results"].emplace_back(to_json(timing));
+    result["state"] = state_json(*backend);
+    if (options.prefixes) result["prefixes"] = bench_prefixes(forward, *ceilings, options.seconds / 2, label);
+    if (to_file) write_json(options.json, document);
     if (!options.verbose) continue;
     const std::vector<LayerRoute> routes = layer_routes(network, {batch, image_size, image_size, 3});
     fmt::print("{}", routes_table(routes));
@@ -181,12 +229,13 @@ std::vector<SideSpec> chosen_sides(const Options& options, Backends& backends, b
 
 /// The part of a comparison's file that is not about sides.
 nlohmann::json setting_json(const Options& options, const std::filesystem::path& model, const StateDict& floats,
-                            const Backend& backend, const Ceilings& ceilings, const std::optional<std::string>& missing,
+                            Backend& backend, const Ceilings& ceilings, const std::optional<std::string>& missing,
                             const std::optional<Dataset>& images) {
   return {{"model", model.string()},
           {"device", backend.name()},
           {"description", backend.description()},
           {"image_size", image_size_of(floats)},
+          {"state", state_json(backend)},
           {"ceilings", to_json(ceilings)},
           {"baseline", missing ? nlohmann::json(*missing) : nlohmann::json()},
           {"seconds", options.seconds},
@@ -253,7 +302,8 @@ int main(int argc, char** argv) {
       "90th percentile; images/s follow from the warm median. Each batch size is warmed up for 50 passes and half a "
       "second, then sampled warm and cold until --seconds are over and there are 30 samples. Where these would take "
       "more than ten times --seconds, there are fewer, but at least 3. Warm passes shorter than 2 ms are timed several "
-      "in a row.",
+      "in a row. On a GPU, a second line gives the times of T224 by the GPU's own clock: events around replays of the "
+      "recorded pass, without launch and copy.",
       "bench");
   Options options;
   app.add_option("MODEL", options.model,
@@ -313,6 +363,10 @@ int main(int argc, char** argv) {
                "Print which kernel computes each layer, and the layer's time alone beside its bound: its operations at "
                "the device's measured peak rate for their type, or its bytes at the measured bandwidth. With --compare "
                "for each side");
+  app.add_flag("--prefixes", options.prefixes,
+               "On a GPU, with T224: also time the first layers of the pass, one kernel more each time, by the GPU's "
+               "clock. What a kernel adds is set beside its bound")
+      ->excludes(compare_flag);
   options.add_to(app);
   return run_long_tool(app, argc, argv, [&] {
     if (options.compare)

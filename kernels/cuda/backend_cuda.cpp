@@ -28,12 +28,21 @@ class RecordingCuda final : public Recording {
   void replay() override { graph_.launch(stream_); }
   bool current() const override { return scratch_moves_ == moves_before_; }
   int64_t operations() const override { return graph_.nodes(); }
+  double device_time(int64_t count, const std::function<void()>& before) override {
+    if (before) before();
+    begin_.record(stream_);
+    for (int64_t i = 0; i < count; ++i) replay();
+    end_.record(stream_);
+    end_.synchronize();
+    return static_cast<double>(end_.since(begin_)) / static_cast<double>(count);
+  }
 
  private:
   Stream& stream_;
   const int64_t& scratch_moves_;
   int64_t moves_before_;
   Graph graph_;
+  Event begin_, end_;
 };
 
 std::string_view wanted_kernels() {
@@ -72,22 +81,27 @@ void start(const Launchers<Operands>& launchers, Product product, const Operands
 
 }  // namespace
 
-CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_wgmma(), .choice = parse_kernels(wanted_kernels())} {}
+CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_wgmma()} { choose_kernels(parse_kernels(wanted_kernels())); }
 
 void CudaBackend::choose_kernels(KernelChoice choice) {
   if (choice.mode == KernelChoice::Mode::wgmma && !gpu_.has_wgmma)
     throw Error("wgmma needs a GPU of compute capability 9.0, and code compiled for 90a");
   gpu_.choice = choice;
+  stream_.allow_pdl(choice.pdl);
 }
 
-std::optional<double> CudaBackend::joules() {
+const Nvml* CudaBackend::nvml() {
   try {
-    if (!energy_) energy_.emplace();
-    return energy_->joules();
-  } catch (const Error&) {  // a driver without NVML, or not for this GPU
-    return std::nullopt;
+    if (!nvml_) nvml_.emplace();
+    return &*nvml_;
+  } catch (const Error&) {
+    return nullptr;
   }
 }
+
+std::optional<double> CudaBackend::joules() { return nvml() ? nvml_->joules() : std::nullopt; }
+
+std::optional<DeviceState> CudaBackend::state() { return nvml() ? std::optional(nvml_->state()) : std::nullopt; }
 
 std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
   return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);

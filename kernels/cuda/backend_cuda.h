@@ -5,7 +5,7 @@
 #include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/device/device.h"
 #include "kernels/cuda/device/downloads.h"
-#include "kernels/cuda/device/energy_meter.h"
+#include "kernels/cuda/device/nvml.h"
 #include "kernels/cuda/device/uploads.h"
 #include "kernels/cuda/device/workspace.h"
 #include "kernels/cuda/routes.h"
@@ -25,6 +25,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::optional<std::string> device_id() const override { return device_.id(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
   std::optional<double> joules() override;
+  std::optional<DeviceState> state() override;
   size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // policy unknown
   Precision preferred_precision() const override { return Precision::float16; }
   void expect_support(Precision precision) const override;
@@ -141,6 +142,8 @@ class CudaBackend : public Backend, public Training, private Workspace {
  private:
   void* do_allocate(size_t bytes) override { return bytes == 0 ? nullptr : device_.allocate(bytes); }
   void do_deallocate(void* data, size_t) noexcept override { device_.deallocate(data); }
+  /// Null without NVML: a driver that lacks it, or does not know this GPU.
+  const Nvml* nvml();
   float* floats(size_t size) override;
   unsigned* counters(size_t size) override;
   bool plain_alone() const { return gpu_.choice.mode == KernelChoice::Mode::plain; }
@@ -150,7 +153,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   Stream stream_;
   Uploads uploads_;
   Downloads downloads_;
-  std::optional<EnergyMeter> energy_;  ///< created at the first use
+  std::optional<Nvml> nvml_;  ///< created at the first use
   Buffer<float> workspace_;
   Buffer<unsigned> counters_;
   int64_t scratch_moves_ = 0;

@@ -97,6 +97,9 @@ KernelChoice parse_kernels(std::string_view text) {
       if (part == "portable") choice.mode = Mode::portable;
       if (part == "plain") choice.mode = Mode::plain;
       if (part.empty() || part == "fast" || choice.mode != Mode::fast) continue;
+    } else if (part == "-pdl") {
+      choice.pdl = false;
+      continue;
     } else if (part.starts_with('-') && part != "-plain") {
       const auto found = std::ranges::find(names, part.substr(1));
       if (found != names.end()) {
@@ -105,7 +108,8 @@ KernelChoice parse_kernels(std::string_view text) {
       }
     }
     fail<UsageError>(
-        "NIBBLENET_KERNELS: {} is unknown; it is fast, portable or plain, and then -ROW for kernels to leave out: {}",
+        "NIBBLENET_KERNELS: {} is unknown; it is fast, portable or plain, and then -ROW for kernels to leave out: {}; "
+        "or -pdl",
         part, fmt::join(names.begin(), names.end() - 1, ", "));
   }
   return choice;

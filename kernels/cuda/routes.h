@@ -29,13 +29,17 @@ struct KernelChoice {
   };
   Mode mode = Mode::fast;
   uint32_t left_out = 0;  ///< bit i: the product with number i
+  bool pdl = true;        ///< whether kernels may begin before the one in front has ended
 
+  /// This choice, with one kernel less.
   constexpr KernelChoice without(Product product) const {
-    return {mode, left_out | 1U << static_cast<unsigned>(product)};
+    KernelChoice choice = *this;
+    choice.left_out |= 1U << static_cast<unsigned>(product);
+    return choice;
   }
 };
-/// Parses "fast", "portable" or "plain", followed by "-ROW" for each kernel to leave out, as in
-/// "fast,-few_pixels". Empty means fast. Throws UsageError with the list of rows.
+/// Parses "fast", "portable" or "plain", followed by "-ROW" for each kernel to leave out, or by
+/// "-pdl", as in "fast,-few_pixels". Empty means fast. Throws UsageError with the list of rows.
 KernelChoice parse_kernels(std::string_view text);
 
 /// Properties of the GPU that routes depend on.

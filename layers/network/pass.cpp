@@ -151,7 +151,9 @@ TensorView<const float> Pass::forward(ConstActivations x, const DropoutPlan& dro
   if (x.size(0) > shapes_.front()[0])
     fail<ShapeError>("a batch of {}, planned for at most {}", x.size(0), shapes_.front()[0]);
   if (mode_ == Mode::inference)
-    return replays_.run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch); }).floats();
+    return replays_
+        .run(network_->backend(), x, [this](ConstActivations batch) { return infer(batch, 0, shapes_.size()); })
+        .floats();
   dropout_ = dropout;
   return forward_and_keep(x);
 }
@@ -171,28 +173,37 @@ TensorView<const float> Pass::forward(TensorView<const uint8_t> images) {
     const auto infer_part = [&](int64_t n, int64_t count, Activations result) {
       infer_layers(run_first(images.slice(n, count)), 1, features_end_, result);
     };
-    return infer_in_parts(batch, infer_part).floats();
+    return infer_in_parts(batch, infer_part, shapes_.size()).floats();
   }
-  return replays_.run(network_->backend(), run_first(images), [this](ConstActivations x) { return infer(x, 1); })
+  return replays_
+      .run(network_->backend(), run_first(images), [this](ConstActivations x) { return infer(x, 1, shapes_.size()); })
       .floats();
 }
 
-/// Runs the layers from `first` on. `x` is the output of the layer before, in alternating_[0] if
-/// this pass computed it.
-ConstActivations Pass::infer(ConstActivations x, size_t first) {
-  if (!in_parts(x.size(0))) return infer_layers(x, first, shapes_.size());
-  return infer_in_parts(x.size(0), [&](int64_t n, int64_t count, Activations result) {
-    infer_layers(x.slice(n, count), first, features_end_, result);
-  });
+std::unique_ptr<Recording> Pass::record_layers(ConstActivations x, size_t end) {
+  return network_->backend().record([&] { infer(x, 0, end); });
 }
 
-ConstActivations Pass::infer_in_parts(int64_t batch, const PartOfFeatures& infer_part) {
+/// Runs layers [first, end). `x` is the output of the layer before, in alternating_[0] if this pass
+/// computed it.
+ConstActivations Pass::infer(ConstActivations x, size_t first, size_t end) {
+  if (!in_parts(x.size(0))) return infer_layers(x, first, end);
+  const auto infer_part = [&](int64_t n, int64_t count, Activations result) {
+    if (end < features_end_)
+      infer_layers(x.slice(n, count), first, end);
+    else
+      infer_layers(x.slice(n, count), first, features_end_, result);
+  };
+  return infer_in_parts(x.size(0), infer_part, end);
+}
+
+ConstActivations Pass::infer_in_parts(int64_t batch, const PartOfFeatures& infer_part, size_t end) {
   const Activations features = output_of(features_end_ - 1, batch, features_slot);
   for (int64_t n = 0; n < batch; n += at_once_) {
     const int64_t count = std::min(at_once_, batch - n);
     infer_part(n, count, features.slice(n, count));
   }
-  return infer_layers(features, features_end_, shapes_.size());
+  return infer_layers(features, features_end_, std::max(end, features_end_));
 }
 
 ConstActivations Pass::infer_layers(ConstActivations x, size_t first, size_t end, Activations result) {

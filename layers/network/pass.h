@@ -39,6 +39,12 @@ class Pass {
   /// The output of a folded network for images[N, height, width, 3], bytes in the backend's memory.
   /// Requires: an inference pass from the first layer on, made for the shape of prepared images.
   TensorView<const float> forward(TensorView<const uint8_t> images);
+  /// Records the first `end` layers of an inference pass over x, as forward(x) runs them: with the
+  /// same kernels, and further layers where one kernel computes several. Null when the backend does
+  /// not record.
+  /// Requires: forward(x) has run before, and the network is not folded. A replay overwrites what
+  /// forward() returned.
+  std::unique_ptr<Recording> record_layers(ConstActivations x, size_t end);
   /// The number of operations that were recorded last; nothing when none were.
   std::optional<int64_t> replayed_operations() const { return replays_.operations(); }
 
@@ -59,12 +65,12 @@ class Pass {
                 const Agree& agree = {});
 
  private:
-  ConstActivations infer(ConstActivations x, size_t first = 0);
+  ConstActivations infer(ConstActivations x, size_t first, size_t end);
   /// Whether that many images pass the features in parts, which the backend's caches hold.
   bool in_parts(int64_t batch) const { return features_.size() > 0 && batch > at_once_; }
   /// Writes the features of images [first, first + count) to `result`.
   using PartOfFeatures = std::function<void(int64_t first, int64_t count, Activations result)>;
-  ConstActivations infer_in_parts(int64_t batch, const PartOfFeatures& infer_part);
+  ConstActivations infer_in_parts(int64_t batch, const PartOfFeatures& infer_part, size_t end);
   /// Runs layers [first, end) in inference. The last one writes to `result` unless that is empty.
   ConstActivations infer_layers(ConstActivations x, size_t first, size_t end, Activations result = {});
   void plan_inference(const Shape& input);

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # bundle.sh BUILD DIR MODEL IMAGES: a folder that runs the GPU checks where nothing is installed:
-# DIR/run.sh, train.sh and one archive of programs, their libraries, golden data, a few hundred
-# images and an 8-bit model. MODEL, packed at 8 bits, and IMAGES, a data set's folder or archive,
-# may be empty: what needs them is then left out.
+# DIR/run.sh, train.sh, a 4-bit model, and one archive of programs, their libraries, golden data and
+# a few hundred images. MODEL, packed at 4 bits, and IMAGES, a data set's folder or archive, may be
+# empty: what needs them is then left out. Build for 90a alone (CUDAARCHS), or it becomes too large.
+# GPU_XZ: an option of xz in place of -9e.
 set -euo pipefail
 
 build=$1 target=$2 model=$3 images=$4
 root=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
 images_of_class=30
-most_bytes=60000000
+most_bytes=45000000
 
 mkdir -p "$target"
 payload=$(mktemp -d)
@@ -49,7 +50,7 @@ mkdir "$payload/peers"
 cp "$root"/tests/peers/{alexnet_torch,compare_pytorch,tensorrt_side}.py "$payload/peers/"
 git -C "$root" rev-parse HEAD >"$payload/commit"
 if [[ -n $model ]]; then
-  cp "$model" "$payload/model-8bit.safetensors"
+  cp "$model" "$target/model-4bit.safetensors"  # packed codes do not compress
 else
   echo "no model: the bundle checks no accuracy and times nothing"
 fi
@@ -68,7 +69,7 @@ fi
 cp "$root"/tests/gpu/{run,train}.sh "$target/"
 # Programs hold the same kernels: one after the other, inside one window of the compressor, they
 # cost the room of one.
-tar -C "$payload" -c bin lib $(ls -A "$payload" | grep -vxE "bin|lib") | xz -9e >"$target/payload.tar.xz"
+tar -C "$payload" -c bin lib $(ls -A "$payload" | grep -vxE "bin|lib") | xz "${GPU_XZ:--9e}" >"$target/payload.tar.xz"
 bytes=$(du -sb "$target" | cut -f1)
 echo "$target: $bytes bytes; on the GPU machine: $(basename "$target")/run.sh"
 if ((bytes > most_bytes)); then

@@ -1,6 +1,9 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 
+#include <csignal>
+#include <cstdlib>
+
 #include "engine/io/dataset.h"
 #include "tests/tools/run.h"
 
@@ -45,8 +48,11 @@ TEST_F(CudaTools, ComparesOurKernelsWithTheBaseline) {
     const bool folded = side.at("first_folded");
     EXPECT_EQ(side.at("results").size(), folded ? 2U : 4U);
     EXPECT_EQ(side.at("layers").size(), folded ? 0U : 11U);
-    for (const nlohmann::json& result : side.at("results"))
+    for (const nlohmann::json& result : side.at("results")) {
       EXPECT_GE(result.at("operations"), 7) << "products, all in one recording";
+      EXPECT_EQ(result.at("device_ms").is_null(), result.at("task") == "T32") << result;
+      EXPECT_EQ(result.at("device_rounds").size(), result.at("task") == "T32" ? 0U : 1U);
+    }
     for (const nlohmann::json& result : side.at("results"))
       if (result.at("task") == "T224" && result.at("caches") == "warm")
         EXPECT_GT(result.at("joules_per_image"), 0.0);
@@ -58,6 +64,45 @@ TEST_F(CudaTools, ComparesOurKernelsWithTheBaseline) {
   EXPECT_THAT(outcome.out, HasSubstr("suit bandwidths")) << "runs of a layer overlap";
   EXPECT_EQ(sides[0].at("engine"), "nibblenet, cudnn");
   EXPECT_LT(sides[1].at("relative_error"), 0.02) << "fp16, and the rounding of resized pixels";
+}
+
+TEST_F(CudaTools, TimesPassesByTheDevicesClockPrefixByPrefix) {
+  const Outcome outcome =
+      succeed("bench small.safetensors --device cuda --batch 1 --seconds 0 --prefixes --json out.json");
+  const nlohmann::json report = json("out.json");
+  EXPECT_EQ(report.at("state").at("driver"), "570.1");
+  EXPECT_EQ(report.at("state").at("sm_mhz"), 1980);
+  EXPECT_EQ(report.at("state").at("memory_mhz"), 3201);
+  EXPECT_EQ(report.at("state").at("watts"), 0.0) << "this driver does not tell";
+  EXPECT_EQ(report.at("state").at("celsius"), 42);
+  ASSERT_EQ(report.at("results").size(), 1U);
+  for (const nlohmann::json& result : report.at("results")) {
+    EXPECT_FALSE(result.at("state").is_null());
+    EXPECT_EQ(result.at("samples_ms").size(), result.at("samples"));
+    for (const char* key : {"device", "cold_device"}) {
+      EXPECT_EQ(result.at(key).at("samples_ms").size(), result.at(key).at("samples")) << key;
+      EXPECT_GT(result.at(key).at("median_ms"), 0.0) << key;
+    }
+    const nlohmann::json prefixes = result.at("prefixes");
+    ASSERT_EQ(prefixes.back().at("name"), "classifier.6");
+    double before = 0, bytes = 0, flops = 0;
+    int64_t operations = 0;
+    for (const nlohmann::json& prefix : prefixes) {
+      SCOPED_TRACE(prefix.dump());
+      EXPECT_GT(prefix.at("operations"), operations);
+      operations = prefix.at("operations");
+      const double median = prefix.at("device").at("median_ms");
+      EXPECT_NEAR(prefix.at("marginal_ms"), median - before, 1e-9);
+      before = median;
+      EXPECT_EQ(prefix.at("percent_of_bound").is_null(), prefix.at("marginal_ms") <= 0.0);
+      bytes += prefix.at("bytes").get<double>();
+      flops += prefix.at("flops").get<double>();
+    }
+    EXPECT_GT(bytes, 2.0 * small_weights) << "all weights, in float16";
+    EXPECT_GT(flops, 2.0 * small_weights) << "each is used at least once an image";
+  }
+  EXPECT_NE(outcome.out.find("layers up to"), std::string::npos) << outcome;
+  refuse("bench small.safetensors --device cuda --task T32 --prefixes", "--prefixes times T224", 2);
 }
 
 TEST_F(CudaTools, AComparisonGoesOnWithoutASideThatFails) {
@@ -73,36 +118,148 @@ TEST_F(CudaTools, AComparisonGoesOnWithoutASideThatFails) {
   EXPECT_EQ(run(command + "--sides cudnn:float16 --batch 2").code, 1) << "no side is left";
 }
 
-TEST_F(CudaTools, TheScriptThatChecksAGpuGoesThroughAllItsSteps) {
-  std::filesystem::create_directory(at("bin"));
-  for (const char* tool : {"bench", "eval", "pack", "export"})
-    std::filesystem::create_symlink(std::filesystem::path(NIBBLENET_TOOLS) / tool, at("bin") / tool);
-  write_script("bin/gpu_tests",
-               "for word; do [[ $word != *json:* ]] || echo '{\"tests\": 0}' >\"${word#*json:}\"; done");
-  write_script("bin/nvidia-smi", "echo 'No GPU, 0.0, 0 MHz, 0 MHz, 0 W, 0'");
-  succeed("pack small.safetensors --bits 8 --device cpu -o 8bit.safetensors");
-  const auto set = [&](const char* name, const std::string& value) {
+/// The script that checks a GPU, on the host-execution build and a tiny network.
+class GpuScript : public CudaTools {
+ protected:
+  void SetUp() override {
+    CudaTools::SetUp();
+    std::filesystem::create_directory(at("bin"));
+    for (const char* tool : {"bench", "eval", "pack", "export", "finetune"})
+      std::filesystem::create_symlink(std::filesystem::path(NIBBLENET_TOOLS) / tool, at("bin") / tool);
+    // The smoke test of few_channels fails.
+    write_script("bin/gpu_tests",
+                 "for word; do [[ $word != *json:* ]] || echo \"{\\\"kernels\\\": \\\"$NIBBLENET_KERNELS\\\"}\" "
+                 ">\"${word#*json:}\"; done; [[ $* != *smoke-few_channels* ]]");
+    write_script("bin/nvidia-smi", "echo 'No GPU, 0.0, 0 MHz, 0 MHz, 0 W, 0'");
+    succeed("pack small.safetensors --bits 4 --device cpu -o 4bit.safetensors");
+    set("PATH", at("bin").string() + ":/usr/bin:/bin");
+    set("GPU_BIN", at("bin").string());
+    set("GPU_MODEL", at("4bit.safetensors").string());
+    set("GPU_DATA", at("few").string());
+    set("GPU_SIDES", "float16,cudnn:float16");
+    set("GPU_BATCHES", "2");
+    set("GPU_SAMPLING", "0");
+    set("GPU_SECONDS", "1500");
+    set("GPU_SANITIZER", "");
+    set("GPU_TRAIN_OPTIONS",
+        "--init small.safetensors --reset all --image-size 64 --batch 10 --train-limit 20 --test-limit 10");
+  }
+
+  void set(const std::string& name, const std::string& value) {
+    std::erase_if(environment_, [&](const std::string& one) { return one.starts_with(name + "="); });
     environment_.push_back(fmt::format("{}={}", name, value));
-  };
-  set("PATH", at("bin").string() + ":/usr/bin:/bin");
-  set("GPU_BIN", at("bin").string());
-  set("GPU_MODEL", at("8bit.safetensors").string());
-  set("GPU_DATA", at("few").string());
-  set("GPU_SIDES", "float16,cudnn:float16");
-  set("GPU_BATCHES", "1");
-  set("GPU_SECONDS", "1500");
-  set("GPU_SANITIZER", "");
-  const std::string script = NIBBLENET_SOURCE "/tests/gpu/run.sh";
-  const Outcome outcome =
-      Child({script, at("results").string()}, at("").parent_path(), environment_, at(".run").string()).wait();
-  EXPECT_EQ(outcome.code, 0) << outcome << read_text(at("results/gpu.log"));
+  }
+  std::unique_ptr<Child> start() const {
+    const std::string script = NIBBLENET_SOURCE "/tests/gpu/run.sh";
+    return std::make_unique<Child>(std::vector{script, at("results").string()}, at("").parent_path(), environment_,
+                                   at(".run").string());
+  }
+  /// Files of the results, each of which is complete.
+  std::vector<std::string> results() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(at("results"))) {
+      names.push_back(entry.path().filename());
+      if (entry.path().extension() == ".json") {
+        EXPECT_NO_THROW(json("results/" + names.back())) << names.back();
+      }
+    }
+    std::ranges::sort(names);
+    return names;
+  }
+};
+
+TEST_F(GpuScript, GoesThroughAllItsSteps) {
+  const Outcome outcome = start()->wait();
+  EXPECT_EQ(outcome.code, 1) << "a smoke test fails" << outcome << read_text(at("results/gpu.log"));
   const nlohmann::json report = json("results/gpu.json");
-  EXPECT_EQ(report.at("failures"), 0);
-  EXPECT_EQ(report.at("tests").at("tests"), 0);
+  EXPECT_EQ(report.at("failures"), 1) << report;
+  EXPECT_EQ(report.at("ended"), "complete");
+  EXPECT_EQ(report.at("left_out"), ",-few_channels");
+  EXPECT_THAT(report.at("gpu").get<std::string>(), HasSubstr("No GPU"));
+  for (const nlohmann::json& step : report.at("steps"))
+    EXPECT_EQ(step.at("status") == "0", step.at("step") != "smoke: few_channels") << step;
+  const nlohmann::json tests = json("results/tests.json");
+  EXPECT_EQ(tests.at("smoke-few_rows").at("kernels"), "");
+  EXPECT_EQ(tests.at("suite-1").at("kernels"), "fast,-few_channels");
+  EXPECT_TRUE(tests.contains("suite-8"));
   for (const char* model : {"float", "4bit"})
     for (const char* device : {"cuda", "cpu", "cudnn"})
-      EXPECT_EQ(report.at(fmt::format("eval-{}-{}", model, device)).at("images"), 3);
-  EXPECT_EQ(report.at("compare").at("sides").size(), 2U);
+      EXPECT_EQ(tests.at(fmt::format("eval-{}-{}", model, device)).at("images"), 3);
+  const nlohmann::json timings = json("results/timings.json");
+  for (const char* model : {"float", "4bit"}) {
+    const nlohmann::json first = timings.at(fmt::format("{}-first", model)).at("results")[0];
+    EXPECT_GT(first.at("device").at("median_ms"), 0.0);
+    EXPECT_EQ(first.at("prefixes").back().at("name"), "classifier.6");
+    EXPECT_EQ(timings.at(fmt::format("{}-more", model)).at("results")[0].at("batch"), 2);
+  }
+  EXPECT_EQ(timings.at("training").at("epochs").size(), 1U);
+  EXPECT_EQ(json("results/compare.json").at("sides").size(), 2U);
+  EXPECT_THAT(outcome.out, HasSubstr("layers up to")) << "a table after a step";
+  EXPECT_LE(results().size(), 8U);
+}
+
+/// What was measured when the run ends is there, however it ends.
+TEST_F(GpuScript, LeavesWhatWasMeasuredWhenItIsCutOff) {
+  for (const auto& [moment, signal] :
+       {std::pair{"== smoke: mma", SIGTERM}, {"== 4bit, batch 2", SIGKILL}, {"== training", SIGTERM}}) {
+    SCOPED_TRACE(moment);
+    const auto script = start();
+    ASSERT_TRUE(script->wait_for(moment)) << script->wait();
+    script->send(signal);
+    const Outcome outcome = script->wait();
+    EXPECT_EQ(outcome.code, signal == SIGTERM ? 143 : -1) << outcome;
+    const nlohmann::json report = json("results/gpu.json"), steps = report.at("steps");
+    EXPECT_EQ(report.at("ended"), signal == SIGTERM ? "cut off" : "under way");
+    ASSERT_FALSE(steps.empty());
+    results();
+    for (const nlohmann::json& step : steps) {
+      const std::string name = step.at("step"), kernel = name.substr(name.find(' ') + 1);
+      if (name.starts_with("smoke: ")) {
+        EXPECT_TRUE(json("results/tests.json").contains("smoke-" + kernel)) << name;
+      } else if (const auto comma = name.find(", batch "); comma != std::string::npos) {
+        const std::string key = name.substr(0, comma) + (name.ends_with(" 1") ? "-first" : "-more");
+        EXPECT_TRUE(json("results/timings.json").contains(key)) << name;
+      }
+    }
+  }
+}
+
+/// Steps without time are no failures.
+TEST_F(GpuScript, SaysWhatThereWasNoTimeFor) {
+  set("GPU_SECONDS", "2");
+  const Outcome outcome = start()->wait();
+  EXPECT_EQ(outcome.code, 0) << outcome;
+  const nlohmann::json report = json("results/gpu.json");
+  EXPECT_EQ(report.at("ended"), "complete");
+  ASSERT_FALSE(report.at("steps").empty());
+  for (const nlohmann::json& step : report.at("steps")) EXPECT_EQ(step.at("status"), "no time left") << step;
+}
+
+/// Where nothing is installed, with an empty environment: it runs up to where a GPU is needed.
+TEST_F(GpuScript, TheBundleRunsInAnEmptyFolder) {
+  std::filesystem::create_directories(at("build/tests/gpu"));
+  std::filesystem::create_directory_symlink(NIBBLENET_TOOLS, at("build/tools"));
+  write_text(
+      at("gpu_tests.c"),
+      "#include <stdio.h>\nint main(void) { puts(\"[  SKIPPED ] every test, since there is no GPU\"); return 0; }");
+  const std::string compiler = "cc -o " + at("build/tests/gpu/gpu_tests").string() + " " + at("gpu_tests.c").string();
+  if (std::system(compiler.c_str()) != 0 || std::system("command -v xz strip ldd nm >/dev/null") != 0)
+    GTEST_SKIP() << "there is no C compiler, xz or strip";
+  const Outcome made = Child({NIBBLENET_SOURCE "/tests/gpu/bundle.sh", at("build").string(), at("bundle").string(),
+                              at("4bit.safetensors").string(), ""},
+                             at("").parent_path(), {"GPU_XZ=-0"}, at(".bundle").string())
+                           .wait();
+  ASSERT_EQ(made.code, 0) << made;
+  const Outcome outcome =
+      Child({"/usr/bin/env", "-i", "PATH=/usr/bin:/bin", at("bundle/run.sh").string()}, "/", {}, at(".run").string())
+          .wait();
+  EXPECT_EQ(outcome.code, 77) << outcome;
+  EXPECT_FALSE(std::filesystem::exists(at("bundle/payload.tar.xz"))) << "it is unpacked";
+  const nlohmann::json report = json("bundle/results/gpu.json");
+  EXPECT_EQ(report.at("ended"), "no GPU");
+  EXPECT_EQ(report.at("gpu"), "none");
+  EXPECT_EQ(report.at("failures"), 0);
+  EXPECT_EQ(report.at("commit").get<std::string>().size(), 40U);
 }
 
 /// A tiny network, two images a class. The second start goes on from the first one's checkpoint.

@@ -9,6 +9,7 @@ A pass ends with the logits in the host's memory, as ours does. TF32 is off.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -43,7 +44,7 @@ class FromBytes(torch.nn.Module):
 
 
 class Graphed:
-    """A model's call on one batch, recorded as a CUDA graph."""
+    """A model's call on one batch, recorded as a CUDA graph. Its time by the GPU's clock leaves launch and copy out."""
 
     def __init__(self, model, images):
         self.images = images
@@ -60,6 +61,17 @@ class Graphed:
     def __call__(self, _):
         self.graph.replay()
         return self.output
+
+    def device_ms(self, count, before):
+        """Of one replay, the mean of some in a row, between two events; before() queues other work in front of them."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before()
+        begin.record()
+        for _ in range(count):
+            self.graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / count
 
 
 class Side(NamedTuple):
@@ -121,7 +133,8 @@ def operations_of(run, device):
 def median_and_spread(samples):
     ordered = sorted(samples)
     at = lambda fraction: ordered[int(fraction * (len(ordered) - 1) + 0.5)]
-    return {"median_ms": statistics.median(ordered), "p10_ms": at(0.1), "p90_ms": at(0.9), "samples": len(ordered)}
+    return {"median_ms": statistics.median(ordered), "p10_ms": at(0.1), "p90_ms": at(0.9), "samples": len(ordered),
+            "samples_ms": samples}
 
 
 class Timer:
@@ -140,26 +153,33 @@ class Timer:
         run().float().cpu()
         return 1e3 * (time.perf_counter() - start)
 
-    def samples(self, run, before):
+    def samples(self, sample):
         samples, begin = [], time.perf_counter()
         while len(samples) < 3 or time.perf_counter() - begin < self.seconds:
-            before()
-            samples.append(self.once(run))
+            samples.append(sample())
         return samples
 
     def warm(self, run):
-        self.samples(run, lambda: None)
-        return median_and_spread(self.samples(run, lambda: None))
+        self.samples(lambda: self.once(run))
+        return median_and_spread(self.samples(lambda: self.once(run)))
 
     def cold(self, run):
-        def before():
+        def once_cold():
             self.sweep.relu_()
             self.synchronize()
-        return median_and_spread(self.samples(run, before))
+            return self.once(run)
+        return median_and_spread(self.samples(once_cold))
+
+    def device(self, graph):
+        """By the GPU's clock, warm and cold."""
+        in_a_row = max(1, round(2 / graph.device_ms(3, lambda: None)))
+        return {"warm": median_and_spread(self.samples(lambda: graph.device_ms(in_a_row, lambda: None))),
+                "cold": median_and_spread(self.samples(lambda: graph.device_ms(1, self.sweep.relu_)))}
 
 
 def prepare(side, tensors, task, batch, options):
-    """A function that runs one pass of a side and returns its logits, and the bytes of the side's weights."""
+    """A function that runs one pass of a side and returns its logits, the bytes of the side's weights, and the CUDA graph
+    if the side is one."""
     dtype, how = side.dtype, side.how
     layout = torch.channels_last if side.channels_last else torch.contiguous_format
     model = alexnet(tensors).to(dtype).to(memory_format=layout)
@@ -176,7 +196,7 @@ def prepare(side, tensors, task, batch, options):
         model = Graphed(model, images)
     elif how != "eager":
         model = torch.compile(model, mode=None if how == "default" else how)
-    return lambda: model(images), weight_bytes
+    return lambda: model(images), weight_bytes, model if how == "graph" else None
 
 
 def check(run, reference):
@@ -188,8 +208,8 @@ def check(run, reference):
     return reference, error, float((logits.argmax(1) == reference.argmax(1)).mean())
 
 
-def measure(sides, tensors, options):
-    """Sides in turn within each round. Returns the list of sides, in bench's form."""
+def measure(sides, tensors, options, on_task):
+    """Sides in turn within each round. Returns the list of sides, in bench's form; calls on_task with it after each task."""
     timer = Timer(options.device, options.seconds)
     rows = {name: {"side": f"PyTorch {name}", "engine": f"PyTorch {torch.__version__}",
                    "weights": str(side.dtype)[6:] + (", linear layers nf4" if side.four_bits else ""),
@@ -197,11 +217,11 @@ def measure(sides, tensors, options):
                    "agreement": 1.0, "results": [], "layers": []} for name, side in sides.items()}
     for batch in options.batches:
         for task in ("T224", "T32"):
-            rounds, reference, operations = {}, None, {}
+            rounds, device, reference, operations = {}, {}, None, {}
             for index in range(options.rounds):
                 for name, side in list(sides.items()):
                     try:
-                        run, rows[name]["weight_bytes"] = prepare(side, tensors, task, batch, options)
+                        run, rows[name]["weight_bytes"], graph = prepare(side, tensors, task, batch, options)
                         if index == 0:
                             operations[name] = operations_of(run, options.device)
                             reference, error, agreement = check(run, reference)
@@ -209,6 +229,8 @@ def measure(sides, tensors, options):
                             rows[name]["agreement"] = min(rows[name]["agreement"], agreement)
                         for caches, timed in (("warm", timer.warm(run)), ("cold", timer.cold(run))):
                             rounds.setdefault((name, caches), []).append(timed)
+                        for caches, timed in (timer.device(graph) if graph else {}).items():
+                            device.setdefault((name, caches), []).append(timed)
                     except Exception as problem:  # whatever this machine's PyTorch lacks: a compiler, memory
                         reason = (str(problem) or type(problem).__name__).splitlines()[0]
                         rows[name]["not_measured"] = f"{task}, batch {batch}: {reason}"
@@ -216,11 +238,17 @@ def measure(sides, tensors, options):
                         del sides[name]
             for (name, caches), latencies in rounds.items():
                 medians = [latency["median_ms"] for latency in latencies]
+                by_device = device.get((name, caches), [])
                 rows[name]["results"].append({"task": task, "batch": batch, "caches": caches,
                                               "median_ms": statistics.median(medians),
                                               "spread": max(medians) / min(medians) - 1, "rounds": latencies,
+                                              "device_ms": statistics.median(latency["median_ms"] for latency in by_device)
+                                              if by_device else None, "device_rounds": by_device,
                                               "operations": operations.get(name)})
-                print(f"{name:<36} {task:>5} {batch:>6} {caches:>5} {statistics.median(medians):>10.4f} ms", flush=True)
+                of_device = rows[name]["results"][-1]["device_ms"]
+                print(f"{name:<36} {task:>5} {batch:>6} {caches:>5} {statistics.median(medians):>10.4f} ms"
+                      + (f", device {of_device:.4f} ms" if of_device else ""), flush=True)
+            on_task(list(rows.values()))
     return list(rows.values())
 
 
@@ -235,7 +263,8 @@ def main():
     parser.add_argument("--threads", type=int, help="on the CPU")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--sides", help="only these of the sides above, separated by commas")
-    parser.add_argument("--json", required=True)
+    parser.add_argument("--json", required=True, help="written after each task of each batch size")
+    parser.add_argument("--append", action="store_true", help="measure only the sides that the file at --json lacks, and add them")
     options = parser.parse_args()
     sides = sides_for(options.device)
     if options.sides:
@@ -249,15 +278,25 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     tensors = read_safetensors(options.model)
-    with torch.inference_mode():
-        sides = measure(sides, tensors, options)
-    if options.device == "cuda" and not options.sides:
-        sides += tensorrt_side.measure(tensors, options)
+    known = []
+    if options.append and os.path.exists(options.json):
+        with open(options.json, encoding="utf-8") as file:
+            known = json.load(file)["sides"]
+        sides = {name: side for name, side in sides.items() if f"PyTorch {name}" not in {row["side"] for row in known}}
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {"device": options.device, "description": f"PyTorch {torch.__version__}, {name}",
-              "image_size": options.image_size, "seconds": options.seconds, "sides": sides}
-    with open(options.json, "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1)
+              "image_size": options.image_size, "seconds": options.seconds}
+
+    def write(rows):
+        """In one go, so that a file is there whenever this is stopped."""
+        with open(options.json + ".new", "w", encoding="utf-8") as file:
+            json.dump(report | {"sides": known + rows}, file, indent=1)
+        os.replace(options.json + ".new", options.json)
+
+    with torch.inference_mode():
+        measured = measure(sides, tensors, options, write)
+    if options.device == "cuda" and not options.sides:
+        write(measured + tensorrt_side.measure(tensors, options))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ TEST_F(TimingTest, SetsLayersBesideTheirBounds) {
   }
   succeed("bench small.safetensors --batch 1 --seconds 0 --json out.json");
   EXPECT_FALSE(json("out.json").contains("ceilings")) << "they take time";
+  const nlohmann::json result = json("out.json").at("results")[0];
+  EXPECT_EQ(result.at("samples_ms").size(), result.at("samples"));
+  EXPECT_TRUE(result.at("device").is_null()) << "the CPU has no clock of its own";
+  refuse("bench small.safetensors --compare --prefixes", "--prefixes", 2);
 }
 
 /// Too many patterns of source pixels: folding would save nothing.

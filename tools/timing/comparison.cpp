@@ -160,6 +160,10 @@ void Comparison::time_forward(Measured& measured, Task task, int64_t batch) {
   const Latency of_cold = time_cold(once, sweep, options_.seconds, label);
   measured.latencies[warm].push_back(of_warm);
   measured.latencies[cold].push_back(of_cold);
+  if (const auto recording = forward.record_layers(network.layers().size())) {
+    measured.device[warm].push_back(time_replays(*recording, options_.seconds, label));
+    measured.device[cold].push_back(time_cold_replays(*recording, sweep, options_.seconds, label));
+  }
   measured.operations[warm] = measured.operations[cold] = forward.operations();
   if (options_.energy_seconds == 0 || task != Task::t224 || measured.joules.contains(warm)) return;
   if (const auto joules = joules_of(once, network.backend(), options_.energy_seconds, label))
@@ -211,14 +215,16 @@ nlohmann::json Comparison::side_json(const Measured& measured) const {
                              {"median_ms", rounds.median},
                              {"spread", rounds.spread},
                              {"rounds", nlohmann::json::array()},
+                             {"device_ms", nullptr},
+                             {"device_rounds", nlohmann::json::array()},
                              {"operations", or_null(measured.operations.at(key))},
                              {"joules_per_image", nullptr}};
     if (measured.joules.contains(key)) result["joules_per_image"] = measured.joules.at(key);
-    for (const Latency& latency : latencies)
-      result["rounds"].push_back({{"median_ms", latency.median},
-                                  {"p10_ms", latency.p10},
-                                  {"p90_ms", latency.p90},
-                                  {"samples", latency.samples}});
+    for (const Latency& latency : latencies) result["rounds"].push_back(tools::to_json(latency));
+    if (const auto device = measured.device.find(key); device != measured.device.end()) {
+      result["device_ms"] = rounds_of(device->second).median;
+      for (const Latency& latency : device->second) result["device_rounds"].push_back(tools::to_json(latency));
+    }
     json["results"].push_back(std::move(result));
   }
   for (const auto& [batch, timings] : measured.layers)

@@ -52,7 +52,8 @@ class Comparison {
   };
   struct Measured {
     std::unique_ptr<Side> side;
-    std::map<Key, std::vector<Latency>> latencies;       ///< one a round
+    std::map<Key, std::vector<Latency>> latencies;       ///< by the host's clock, one a round
+    std::map<Key, std::vector<Latency>> device;          ///< by the device's, where it has one
     std::map<Key, std::optional<int64_t>> operations;    ///< in a recorded pass
     std::map<Key, double> joules;                        ///< of an image
     std::map<int64_t, std::vector<LayerTiming>> layers;  ///< by batch size

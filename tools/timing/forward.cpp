@@ -48,6 +48,12 @@ TimedForward::TimedForward(Network& network, int image_size, Task task, int64_t 
   for (int thread = 0; thread < omp_get_max_threads(); ++thread) on_host_.emplace_back(preprocess);
 }
 
+std::unique_ptr<Recording> TimedForward::record_layers(size_t end) {
+  if (task_ != Task::t224) return nullptr;
+  forward();
+  return pass_.record_layers(input_, end);
+}
+
 TensorView<const float> TimedForward::forward() {
   if (task_ == Task::t224) return pass_.forward(input_);
   if (network_.folded()) return pass_.forward(bytes_);

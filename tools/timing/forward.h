@@ -30,6 +30,12 @@ class TimedForward {
 
   /// Milliseconds of one pass.
   double once();
+  /// Records the first `end` layers of the pass, to be timed by the device's clock. Null where that
+  /// is not the whole task (T32), or the backend does not record.
+  std::unique_ptr<Recording> record_layers(size_t end);
+  Network& network() const { return network_; }
+  /// The shape of T224's images.
+  const Shape& input_shape() const { return images_.shape(); }
   /// The number of operations in the recorded pass, the preparation of images aside; nothing when
   /// the backend records nothing.
   std::optional<int64_t> operations() const { return pass_.replayed_operations(); }

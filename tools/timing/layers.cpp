@@ -182,10 +182,14 @@ std::vector<LayerTiming> time_layers(Backend& backend, const StateDict& paramete
   return timings;
 }
 
-LayerBound bound_of(const LayerTiming& timing, const Ceilings& ceilings) {
-  auto peak = ceilings.per_second.find(timing.precision);
+LayerBound bound_of(double bytes, double flops, Precision precision, const Ceilings& ceilings) {
+  auto peak = ceilings.per_second.find(precision);
   if (peak == ceilings.per_second.end()) peak = ceilings.per_second.find(Precision::float32);
-  return {.products = 1e3 * timing.flops / peak->second, .bytes = 1e3 * timing.bytes / ceilings.bytes_per_second};
+  return {.products = 1e3 * flops / peak->second, .bytes = 1e3 * bytes / ceilings.bytes_per_second};
+}
+
+LayerBound bound_of(const LayerTiming& timing, const Ceilings& ceilings) {
+  return bound_of(timing.bytes, timing.flops, timing.precision, ceilings);
 }
 
 std::string layers_table(const std::vector<LayerTiming>& timings, const Ceilings& ceilings) {
@@ -213,6 +217,9 @@ nlohmann::json to_json(const LayerTiming& timing, const Ceilings& ceilings) {
           {"flops", timing.flops},
           {"bound_ms", bound.ms()},
           {"bound_by", bound.by()},
+          {"percent_of_bound", 100 * bound.ms() / timing.warm.median},
+          {"warm_samples_ms", timing.warm.samples},
+          {"cold_samples_ms", timing.cold ? nlohmann::json(timing.cold->samples) : nlohmann::json()},
           {"warm_ms", timing.warm.median},
           {"cold_ms", timing.cold ? nlohmann::json(timing.cold->median) : nlohmann::json()}};
 }

@@ -41,7 +41,8 @@ struct LayerBound {
   double ms() const { return std::max(products, bytes); }
   std::string_view by() const { return products >= bytes ? "products" : "bytes"; }
 };
-/// Where the ceilings have no peak of the layer's type, float32's counts.
+/// Where the ceilings have no peak of the type of the factors, float32's counts.
+LayerBound bound_of(double bytes, double flops, Precision precision, const Ceilings& ceilings);
 LayerBound bound_of(const LayerTiming& timing, const Ceilings& ceilings);
 
 /// A table for people: each layer's times beside its bound, then the sums.

@@ -47,11 +47,20 @@ void repeat(const Budget& budget, const std::string& label, const std::function<
 }  // namespace
 
 Latency latency_of(std::vector<double> samples) {
-  std::ranges::sort(samples);
+  std::vector<double> sorted = samples;
+  std::ranges::sort(sorted);
   const auto percentile = [&](double fraction) {
-    return samples[static_cast<size_t>(fraction * static_cast<double>(samples.size() - 1) + 0.5)];
+    return sorted[static_cast<size_t>(fraction * static_cast<double>(sorted.size() - 1) + 0.5)];
   };
-  return {percentile(0.5), percentile(0.1), percentile(0.9), samples.size()};
+  return {percentile(0.5), percentile(0.1), percentile(0.9), std::move(samples)};
+}
+
+nlohmann::json to_json(const Latency& latency) {
+  return {{"median_ms", latency.median},
+          {"p10_ms", latency.p10},
+          {"p90_ms", latency.p90},
+          {"samples", latency.samples.size()},
+          {"samples_ms", latency.samples}};
 }
 
 CacheSweep::CacheSweep(Backend& backend)
@@ -68,9 +77,11 @@ CacheSweep::CacheSweep(Backend& backend)
 }
 
 void CacheSweep::operator()() {
-  backend_.relu_forward(buffer_.view(), buffer_.view());
+  queue();
   backend_.synchronize();
 }
+
+void CacheSweep::queue() { backend_.relu_forward(buffer_.view(), buffer_.view()); }
 
 std::vector<float> random_values(int64_t count, float low, float high) {
   const size_t period = std::min(static_cast<size_t>(count), size_t{1} << 20);
@@ -85,27 +96,53 @@ std::vector<float> random_values(int64_t count, float low, float high) {
   return values;
 }
 
-Latency time_warm(const TimedOnce& once, double seconds, const std::string& label) {
+namespace {
+
+/// Runs the work `count` times in a row, and returns the mean in milliseconds.
+using TimedRuns = std::function<double(int count)>;
+
+Latency time_warm_runs(const TimedRuns& mean_of, double seconds, const std::string& label) {
   double shortest = std::numeric_limits<double>::infinity();
   repeat({.seconds = std::min(0.5, seconds), .often = 50, .at_least = 2}, label + ", warming up",
-         [&] { shortest = std::min(shortest, once()); });
+         [&] { shortest = std::min(shortest, mean_of(1)); });
   const int in_a_row = std::max(1, static_cast<int>(std::ceil(shortest_sample / shortest)));
   std::vector<double> samples;
-  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", warm", [&] {
-    double sum = 0;
-    for (int i = 0; i < in_a_row; ++i) sum += once();
-    samples.push_back(sum / in_a_row);
-  });
+  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", warm",
+         [&] { samples.push_back(mean_of(in_a_row)); });
   return latency_of(std::move(samples));
 }
 
-Latency time_cold(const TimedOnce& once, CacheSweep& sweep, double seconds, const std::string& label) {
+Latency time_cold_once(const TimedOnce& once_cold, double seconds, const std::string& label) {
   std::vector<double> samples;
-  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", cold", [&] {
-    sweep();
-    samples.push_back(once());
-  });
+  repeat({.seconds = seconds, .often = 30, .at_least = 3}, label + ", cold", [&] { samples.push_back(once_cold()); });
   return latency_of(std::move(samples));
+}
+
+}  // namespace
+
+Latency time_warm(const TimedOnce& once, double seconds, const std::string& label) {
+  const auto mean_of = [&](int count) {
+    double sum = 0;
+    for (int i = 0; i < count; ++i) sum += once();
+    return sum / count;
+  };
+  return time_warm_runs(mean_of, seconds, label);
+}
+
+Latency time_cold(const TimedOnce& once, CacheSweep& sweep, double seconds, const std::string& label) {
+  const auto once_cold = [&] {
+    sweep();
+    return once();
+  };
+  return time_cold_once(once_cold, seconds, label);
+}
+
+Latency time_replays(Recording& recording, double seconds, const std::string& label) {
+  return time_warm_runs([&](int count) { return recording.device_time(count, {}); }, seconds, label + ", device");
+}
+
+Latency time_cold_replays(Recording& recording, CacheSweep& sweep, double seconds, const std::string& label) {
+  return time_cold_once([&] { return recording.device_time(1, [&] { sweep.queue(); }); }, seconds, label + ", device");
 }
 
 std::optional<double> joules_of(const TimedOnce& once, Backend& backend, double seconds, const std::string& label) {

@@ -45,6 +45,9 @@ class Stream {
   CUstream_st* get() const { return stream_; }
   /// Compute capability, times 10, that the kernels which this device runs were compiled for.
   int compiled_for() const { return compiled_for_; }
+  /// Whether launches that ask for PDL get it: it is allowed, and the code waits.
+  bool uses_pdl() const { return pdl_ && compiled_for_ >= 90; }
+  void allow_pdl(bool allowed) { pdl_ = allowed; }
   /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
   /// Work that is queued from here on waits until the event's stream has reached it. Throws
@@ -62,6 +65,7 @@ class Stream {
  private:
   CUstream_st* stream_ = nullptr;
   int compiled_for_ = 0;
+  bool pdl_ = true;
   Work work_;
   int64_t launches_ = 0;
 };

@@ -64,7 +64,7 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = grid.pdl && stream.compiled_for() >= 90 ? 1 : 0;  // code for older GPUs does not wait
+  config.numAttrs = grid.pdl && stream.uses_pdl() ? 1 : 0;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);

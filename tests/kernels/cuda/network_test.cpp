@@ -250,6 +250,39 @@ TEST_F(CudaNetwork, PassesOverTheSamePlaceAreReplayed) {
   }
 }
 
+/// What host execution cannot show, because its kernels run one after the other: writes that a
+/// kernel does not see although it waited for them. On a GPU inputs change 1,000 times.
+TEST_F(CudaNetwork, ReplaysGiveTheSameBitsWithAndWithoutPdl) {
+  auto& backend = dynamic_cast<CudaBackend&>(cuda_);
+  const int rounds = cuda_.description().starts_with("host execution") ? 2 : 1000;
+  for (const std::string& scheme : {std::string("linear:4:channel"), std::string("nf4:4:block:16:f16")}) {
+    SCOPED_TRACE(scheme);
+    StateDict dict = even_alexnet(6);
+    pack_all(dict, parse_scheme(scheme));
+    Network network(cuda_, std::move(dict), Precision::float16);
+    const Shape shape{1, image_size, image_size, 3};
+    std::vector<std::vector<float>> logits;
+    for (const bool pdl : {false, true}) {
+      KernelChoice choice = backend.gpu().choice;
+      choice.pdl = pdl;
+      backend.choose_kernels(choice);
+      Pass pass(network, 0, network.layers().size(), shape, Pass::Mode::inference);
+      Tensor<float> x(cuda_, shape, MemoryCategory::data);
+      for (int round = 0; round < rounds; ++round) {
+        const Tensor<float> image = random_tensor(shape, static_cast<uint64_t>(round));
+        cuda_.copy_from_host(x.data(), image.data(), image.view().span().size_bytes());
+        const std::vector<float> result = cuda_.to_host(pass.forward(std::as_const(x).view()));
+        if (!pdl)
+          logits.push_back(result);
+        else
+          ASSERT_EQ(result, logits[static_cast<size_t>(round)]) << "round " << round;
+      }
+      EXPECT_TRUE(pass.replayed_operations().has_value());
+    }
+    EXPECT_NE(logits[0], logits[1]) << "the inputs differ";
+  }
+}
+
 /// Losses and last gradients of training steps on one batch.
 struct TrainingRun {
   std::vector<double> losses;

@@ -88,6 +88,10 @@ TEST(Routes, GoToTheNextRowWhereOneIsLeftOut) {
   EXPECT_EQ(route_with("portable,-few_pixels"), "mma");
   EXPECT_EQ(route_with("fast,-few_pixels,-wgmma"), "mma");
   EXPECT_EQ(route_with("portable,-few_pixels,-mma"), "plain");
+  EXPECT_EQ(route_with("fast,-few_pixels,-pdl"), "superblock_rows wgmma");
+  EXPECT_FALSE(parse_kernels("fast,-few_pixels,-pdl").pdl);
+  EXPECT_TRUE(parse_kernels("fast,-few_pixels").pdl);
+  EXPECT_FALSE(parse_kernels("fast,-pdl").without(Product::few_rows).pdl);
   EXPECT_EQ(route_with("plain"), "plain");
 }
 
