@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import random
 import subprocess
@@ -662,6 +663,7 @@ class Processes(WithTorch):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             self.assertTrue(np.array_equal(pool.submit(outputs, model, x).result(), outputs(model, x)))
 
+    @unittest.skipIf("NIBBLENET_SANITIZED" in os.environ, "a sanitizer's memory is not ours")
     def test_the_memory_of_the_process_falls_by_the_ledger(self):
         done = run("""
             def resident():
