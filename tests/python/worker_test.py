@@ -126,8 +126,9 @@ class Worker(unittest.TestCase):
             model = nibblenet.pack(state_dict(), bits=4)
             pixels = np.ascontiguousarray(prepared(1).transpose(0, 2, 3, 1))
             for given, taken in ((pixels.transpose(0, 3, 1, 2), pixels), (pictures(1), pictures(1))):
-                call = min(timeit.repeat(lambda: model(given), number=1, repeat=1000))
-                print(1e6 * (call - model._core.seconds_of_logits(taken, 1000)))
+                beyond = (min(timeit.repeat(lambda: model(given), number=1, repeat=500))
+                          - model._core.seconds_of_logits(taken, 500) for _ in range(8))
+                print(1e6 * min(beyond))  # other work on the machine may slow one of the two
             nothing = prepared(0)
             print(1e6 * min(timeit.repeat(lambda: model(nothing), number=100, repeat=20)) / 100)
         """, env={**os.environ, "OMP_NUM_THREADS": "1"})
