@@ -61,8 +61,9 @@ for architecture in "$@"; do
     }' "$code/unpack_probe.cu.$architecture.sass" || failed=1
 done
 
-# Codes are read past the L1 cache (LDG ... NA), n times a superblock, or copied to shared memory in
-# a loop of their own (LDGSTS). Trellis strings are all copied before the loop. A loop is what lies
+# Codes are read past the L1 cache (LDG ... NA), n times a superblock, or copied to shared memory
+# (LDGSTS) in a loop of their own, or before the loop, as few_rows does with shares that fit the
+# rings, and with trellis strings. A loop is what lies
 # between a label and the last branch back to it; the inner one is the shortest that multiplies.
 inner_loop='/^\.text\./ { report(); kernel = $1; n = stack = multiplies = shortest = 0; first = 1; last = 0; delete label }
   /^\.L_[^ ]*:/ { label[substr($1, 1, length($1) - 1)] = n + 1 }
@@ -94,8 +95,8 @@ for sass in "$code"/*.sass; do
       bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
       strings = match(kernel, /strings_kernelILi[0-9]+/)
       if (strings) bits = substr(kernel, RSTART + 17, RLENGTH - 17) / 4
-      for (i = first; i <= last; ++i) {
-        read += line[i] ~ /LDG\.E\.NA[^ ]*\.128/
+      for (i = first; i <= last; ++i) read += line[i] ~ /LDG\.E\.NA[^ ]*\.128/
+      for (i = 1; i <= last; ++i) {
         copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
         narrow += line[i] ~ /LDGSTS/ && line[i] !~ /\.128/
       }
@@ -127,6 +128,8 @@ count_loop() {
     END { report(); if (!seen) print file ": no kernel " pattern; exit failed || !seen }' "$1"
 }
 for architecture in "$@"; do
+  # 16 products and 4 of the zeros, as for a batch of up to 8.
+  count_loop "$code/few_rows.cu.$architecture.sass" 'few_rows_kernel.*IntegerCodesILi4EEELi1ELb0E' 20 150 || failed=1
   count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4E' 64 $((440 + 192)) || failed=1
   # Four instructions a weight, of which a lane has 128.
   count_loop "$code/few_rows_strings.cu.$architecture.sass" 'few_rows_strings.*ILi8E.*DigitProduct' 32 $((4 * 128)) ||

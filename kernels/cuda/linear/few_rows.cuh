@@ -141,20 +141,31 @@ struct FewRowsSums {
   float d[tiles][4][4];
 };
 
-/// sums += chunk * x. With zero points also x_sums += sum of x, in the sums' places of every row.
+/// A fragment all of whose codes are `code`, as subnormals() has them.
+template <class Codes>
+__device__ __forceinline__ void fill_fragment(unsigned code, uint32_t (&a)[4]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) a[r] = in_both_halves(code << Codes::subnormal_place(r));
+}
+
+/// sums += chunk * x. Linear codes are multiplied as subnormal values, zero included; x_sums +=
+/// `zeros` * x, in the sums' places of every row, is what has to be taken away. Both are added in
+/// the same order, so a row of zeros becomes 0.
 template <class Codes, int tiles>
 __device__ __forceinline__ void multiply(const uint32_t (&words)[Codes::bits], const uint32_t (&x)[tiles][8], int chunk,
-                                         const typename Codes::Table& table, bool with_x_sums, FewRowsSums<tiles>& sums,
-                                         float (&x_sums)[tiles][4]) {
-  constexpr uint32_t ones[4] = {0x3C003C00U, 0x3C003C00U, 0x3C003C00U, 0x3C003C00U};
+                                         const typename Codes::Table& table, const uint32_t (&zeros)[4],
+                                         FewRowsSums<tiles>& sums, float (&x_sums)[tiles][4]) {
   uint32_t a[4][4];
-  Codes{}.decode(words, table, a);
+  if constexpr (Codes::integers)
+    Codes{}.subnormals(words, a);
+  else
+    Codes{}.decode(words, table, a);
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
     const uint32_t b[2] = {x[tile][2 * chunk], x[tile][2 * chunk + 1]};
 #pragma unroll
     for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
-    if (with_x_sums) mma_16816(x_sums[tile], ones, b);
+    if constexpr (Codes::integers) mma_16816(x_sums[tile], zeros, b);
   }
 }
 
@@ -174,21 +185,29 @@ struct LaneSteps {
   }
 };
 
-/// total += step * (sums - zero point * x_sums) for a superblock; clears both sums.
+/// What the sums of row i of a lane's eight are to be multiplied by: linear codes were subnormal.
+template <class Codes>
+constexpr float sums_factor(int i) {
+  if constexpr (Codes::integers) return static_cast<float>(1 << (24 - Codes::subnormal_place(i)));
+  return 1.0F;
+}
+
+/// total += step * (sums - zeros of x_sums) for a superblock; clears both sums. x_sums have ones in
+/// place of zeros where there are zero points.
 template <class Codes, int tiles>
 __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_zero_points, FewRowsSums<tiles>& total,
                                             FewRowsSums<tiles>& sums, float (&x_sums)[tiles][4]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     float zero = 0.0F;
-    if constexpr (Codes::integers)
-      if (with_zero_points) zero = static_cast<float>(steps.zero_point[i]) - Codes::zero;
+    if constexpr (Codes::integers) zero = with_zero_points ? static_cast<float>(steps.zero_point[i]) : 1.0F;
+    const float step = steps.step[i] * sums_factor<Codes>(i);
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
       for (int e = i % 2 * 2; e < i % 2 * 2 + 2; ++e) {
         const float sum = fmaf(-zero, x_sums[tile][e], sums.d[tile][i / 2][e]);
-        total.d[tile][i / 2][e] = fmaf(steps.step[i], sum, total.d[tile][i / 2][e]);
+        total.d[tile][i / 2][e] = fmaf(step, sum, total.d[tile][i / 2][e]);
         sums.d[tile][i / 2][e] = 0.0F;
       }
     }
@@ -199,24 +218,81 @@ __device__ __forceinline__ void apply_steps(const LaneSteps& steps, bool with_ze
     for (int e = 0; e < 4; ++e) x_sums[tile][e] = 0.0F;
 }
 
+/// total = sums without the zeros, for a lane's eight rows.
+template <class Codes, int tiles>
+__device__ __forceinline__ void take_zeros_away(FewRowsSums<tiles>& total, const FewRowsSums<tiles>& sums,
+                                                const float (&x_sums)[tiles][4]) {
+  total = sums;
+  if constexpr (Codes::integers)
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+        for (int e = i % 2 * 2; e < i % 2 * 2 + 2; ++e)
+          total.d[tile][i / 2][e] = (sums.d[tile][i / 2][e] - x_sums[tile][e]) * sums_factor<Codes>(i);
+}
+
+/// A lane's part of x for a warp's superblocks, one after the other.
+template <int tiles, bool at_once>
+class FewRowsX {
+ public:
+  __device__ FewRowsX(const FewRows& p, int tile_column) : p_(p) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (at_once)
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int n = 8 * tile + lane / 4;
+        const int row = n < p.results.batch ? n : 0;  // what becomes of rows past the batch is not stored
+        of_lane_[tile] = p.x + static_cast<int64_t>(row) * p.columns + tile_column * Superblocks::size + lane % 4 * 16;
+      }
+  }
+  /// Loads the part for superblock `tile_column` of a row: of the next one of the warp.
+  __device__ __forceinline__ void load(int tile_column, uint32_t (&to)[tiles][8]) {
+    if constexpr (!at_once) {
+      load_few_rows_x<tiles>(p_, tile_column, to);
+    } else {
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint4 v = *reinterpret_cast<const uint4*>(of_lane_[tile] + 8 * i);
+          to[tile][4 * i] = v.x;
+          to[tile][4 * i + 1] = v.y;
+          to[tile][4 * i + 2] = v.z;
+          to[tile][4 * i + 3] = v.w;
+        }
+        of_lane_[tile] += few_rows_column_warps * Superblocks::size;
+      }
+    }
+  }
+
+ private:
+  const FewRows& p_;
+  const f16* of_lane_[tiles];  ///< only where x needs no checks
+};
+
 /// Sums of a warp's share. The first codes are in flight before the kernel before has ended. x and
 /// scales are read one superblock ahead. `inside`: scales, or zero points, are applied per
-/// superblock.
-template <class Codes, int tiles, bool inside, int stages>
+/// superblock. `at_once`: all of the share is in flight already, and superblocks have no columns
+/// past the end of x.
+template <class Codes, int tiles, bool inside, bool at_once, int stages>
 __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsShare& share,
                                                 FewRowsShared<Codes, tiles, stages>& memory,
                                                 FewRowsSums<tiles>& total) {
   constexpr int bits = Codes::bits;
   const unsigned warp = threadIdx.x / 32;
   auto& ring = memory.operands.ring;
-  pdl_wait();  // the kernel before made x
   const bool with_zero_points = inside && p.steps.zero_points != nullptr;
+  uint32_t zeros[4] = {};
+  if constexpr (Codes::integers) fill_fragment<Codes>(with_zero_points ? 1U : Codes::zero, zeros);
   const RowGroups groups(p.steps, p.results.epilogue.rows, share.tile_row);
+  FewRowsX<tiles, at_once> of_share(p, share.tile_column);
   uint32_t next_x[tiles][8] = {};
   LaneSteps next_steps;
   const auto read_ahead = [&](int tile_column) {
     if (tile_column >= share.end) return;
-    load_few_rows_x(p, tile_column, next_x);
+    of_share.load(tile_column, next_x);
     if constexpr (inside) next_steps = LaneSteps(p.steps, groups, tile_column);
   };
   read_ahead(share.tile_column);
@@ -240,15 +316,20 @@ __device__ __forceinline__ void sum_superblocks(const FewRows& p, const FewRowsS
       read_piece<bits>(ring[stage].pieces[warp], words);
 #pragma unroll
       for (int i = 0; i < few_rows_piece_chunks<bits>; ++i)
-        multiply<Codes>(words[i], x, chunk + i, memory.operands.table, with_zero_points, sums, x_sums);
-      copy_piece<bits>(p, share, piece + stages, ring[stage].pieces[warp]);
-      ++piece;
-      stage = stage + 1 < stages ? stage + 1 : 0;
+        multiply<Codes>(words[i], x, chunk + i, memory.operands.table, zeros, sums, x_sums);
+      if constexpr (at_once) {
+        cp_async_commit();
+        ++stage;
+      } else {
+        copy_piece<bits>(p, share, piece + stages, ring[stage].pieces[warp]);
+        ++piece;
+        stage = stage + 1 < stages ? stage + 1 : 0;
+      }
     }
     if constexpr (inside) apply_steps<Codes>(steps, with_zero_points, total, sums, x_sums);
   }
   cp_async_wait<0>();
-  if constexpr (!inside) total = sums;
+  if constexpr (!inside) take_zeros_away<Codes>(total, sums, x_sums);
 }
 
 /// Calls use(element in shared memory, sum) for each sum of a warp.
@@ -290,7 +371,13 @@ __device__ __forceinline__ void few_rows_block(const FewRows& p) {
   Codes{}.prepare(memory.operands.table, p.fixed, p.stored, p.value_factor);
   __syncthreads();
   FewRowsSums<tiles> sums = {};
-  sum_superblocks<Codes, tiles, inside, stages>(p, share, memory, sums);
+  pdl_wait();                                                   // the kernel before made x
+  constexpr bool can_be_at_once = !inside && Codes::bits < 16;  // fp16 values of a share fill no ring
+  const int most = share.tile_column + stages / few_rows_pieces<Codes::bits> * few_rows_column_warps;
+  if (can_be_at_once && p.columns % Superblocks::size == 0 && share.end <= most)
+    sum_superblocks<Codes, tiles, inside, can_be_at_once, stages>(p, share, memory, sums);
+  else
+    sum_superblocks<Codes, tiles, inside, false, stages>(p, share, memory, sums);
   __syncthreads();  // all threads are done reading the table
   for (int turn = 0; turn < few_rows_column_warps; ++turn) {
     if (phase == turn) for_each_sum(memory.sums, sums, [&](float& to, float sum) { to = turn == 0 ? sum : to + sum; });

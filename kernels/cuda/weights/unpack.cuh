@@ -61,7 +61,32 @@ struct IntegerCodes {
       a[value / 4][value % 4] = integers_of(words, value);
   }
 
+  /// Bit at which subnormals() leaves the codes of register r of a fragment. Registers of one row,
+  /// r and r + 2, have the same.
+  static constexpr int subnormal_place(int r) { return (n == 2 || n == 4) && r % 2 == 1 ? n : 0; }
+  /// The codes as subnormal fp16 values: code 2^(p - 24) with p = subnormal_place(r). A field that
+  /// is masked, and shifted at most, is that value already: below bit 11, fp16 bits count 2^-24.
+  /// In contrast to decode() this takes no fused multiply-add. The product's epilogue applies
+  /// 2^(24 - p), and takes the zero away.
+  __device__ __forceinline__ void subnormals(const uint32_t (&words)[n], uint32_t (&a)[4][4]) const {
+#pragma unroll
+    for (int value = 0; value < Superblocks::values_per_chunk; ++value)
+      a[value / 4][value % 4] = subnormals_of(words, value);
+  }
+
  private:
+  static __device__ __forceinline__ uint32_t subnormals_of(const uint32_t (&words)[n], int value) {
+    const FieldPlace at = field_place(value, n);
+    const uint32_t word = words[at.word];
+    if (at.rest > 0) {
+      const CrossingMasks masks = crossing_masks(at.rest, n);
+      return and_or(words[at.word + 1], masks.lower, word >> (16 - n) & masks.upper);
+    }
+    if (n == 8 && at.shift == 8) return __byte_perm(word, 0, 0x4341);
+    const int place = subnormal_place(value % 4);
+    return word >> (at.shift - place) & in_both_halves(((1U << n) - 1U) << place);
+  }
+
   /// After unrolling, the compiler knows everything but the words.
   static __device__ __forceinline__ uint32_t integers_of(const uint32_t (&words)[n], int value) {
     constexpr uint32_t magic = in_both_halves(0x6400U);  // 1024
