@@ -122,6 +122,9 @@ TEST_F(CudaTools, AComparisonGoesOnWithoutASideThatFails) {
 class GpuScript : public CudaTools {
  protected:
   void SetUp() override {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    GTEST_SKIP() << "a run of many tools takes too long under a sanitizer; their own tests run there";
+#endif
     CudaTools::SetUp();
     std::filesystem::create_directory(at("bin"));
     for (const char* tool : {"bench", "eval", "pack", "export", "finetune"})
