@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <span>
 
 #include "engine/quant/bits.h"
@@ -12,12 +13,11 @@
 namespace nibblenet {
 namespace {
 
-constexpr float largest_byte = 127.0F;
-
-/// How often each code occurs in a sample of the channels.
+/// How often each code occurs in a sample of the channels; at least once, since others may hold it.
 std::array<int64_t, 256> histogram(const PackedView& packed) {
   constexpr int64_t sampled_channels = 64;
   std::array<int64_t, 256> counts{};
+  counts.fill(1);
   const int64_t step = std::max<int64_t>(1, packed.channels / sampled_channels);
   for (int64_t channel = 0; channel < packed.channels; channel += step)
     for (int64_t k = 0; k < packed.channel_elements; ++k)
@@ -26,7 +26,7 @@ std::array<int64_t, 256> histogram(const PackedView& packed) {
 }
 
 int8_t byte_of(float value, float unit) {
-  return static_cast<int8_t>(std::clamp(std::nearbyint(value / unit), -largest_byte, largest_byte));
+  return static_cast<int8_t>(std::clamp(std::nearbyint(value / unit), -float{largest_byte}, float{largest_byte}));
 }
 
 /// What rounding to multiples of a unit does to weights.
@@ -79,8 +79,26 @@ ByteValues byte_values(const PackedView& packed) {
     }
     result.error = least.error;
   }
-  for (size_t code = 0; code < values.size(); ++code) result.bytes[code] = byte_of(values[code], result.unit);
+  int divisor = 0;
+  for (size_t code = 0; code < values.size(); ++code) {
+    result.bytes[code] = byte_of(values[code], result.unit);
+    divisor = std::gcd(divisor, int{result.bytes[code]});
+  }
+  if (divisor <= 1) return result;
+  for (int8_t& byte : result.bytes) byte = static_cast<int8_t>(byte / divisor);
+  result.unit *= static_cast<float>(divisor);
   return result;
+}
+
+bool may_sum_columns(const Shape& shape) {
+  return shape.rank() == 4 && (shape[3] == 3 || shape[3] == 5) && shape[1] % 4 == 0;
+}
+
+bool are_summands(const PackedView& packed, const ByteValues& values) {
+  const int largest_zero = packed.zero_points != nullptr ? (1 << packed.bits) - 1 : 0;
+  return std::ranges::all_of(std::span(values.bytes).first(size_t{1} << packed.bits), [&](int8_t byte) {
+    return byte <= largest_summand && byte - largest_zero >= -largest_summand;
+  });
 }
 
 std::string why_not_bytes(const PackedView& packed) {

@@ -61,13 +61,35 @@ double error_of(std::span<const float> weights, std::span<const float> importanc
   return error;
 }
 
-/// Rounds values to 127ths of the largest, so that products of bytes hold them exactly. Rounded
-/// only there, all weights of a code would be wrong by the same amount, and such errors add up.
-void round_to_bytes(std::vector<float>& values) {
+/// Rounds values to multiples of a unit, at most `largest_multiple` times it, so that products of
+/// bytes hold them exactly. Rounded only there, all weights of a code would be wrong by the same
+/// amount, and such errors add up. Of units between largest / largest_multiple and 1.5 times that,
+/// takes the one of the least sum of weight (sample - value)^2, which rounding raises by the
+/// value's share of the samples times the square of its own change, since it is their mean.
+void round_to_bytes(std::vector<float>& values, std::span<const Sample> samples, int largest_multiple) {
+  constexpr int fractions = 4;
   const float largest = std::fabs(*std::ranges::max_element(values, {}, [](float value) { return std::fabs(value); }));
-  const float unit = largest / 127.0F;
-  if (!std::isnormal(unit)) return;
-  for (float& value : values) value = std::nearbyint(value / unit) * unit;
+  if (!std::isnormal(largest / static_cast<float>(largest_multiple))) return;
+  const auto rounded = [](float value, float unit) { return std::nearbyint(value / unit) * unit; };
+  std::vector<double> shares(values.size());
+  for (const Sample& sample : samples) {
+    const auto above = static_cast<size_t>(std::ranges::lower_bound(values, sample.value) - values.begin());
+    const bool lower =
+        above == values.size() || (above > 0 && sample.value - values[above - 1] < values[above] - sample.value);
+    shares[lower ? above - 1 : above] += static_cast<double>(sample.weight);
+  }
+  float best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int whole = fractions * largest_multiple; whole * 3 >= fractions * largest_multiple * 2; --whole) {
+    const float unit = largest * static_cast<float>(fractions) / static_cast<float>(whole);
+    double cost = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double change = static_cast<double>(rounded(values[i], unit)) - static_cast<double>(values[i]);
+      cost += shares[i] * change * change;
+    }
+    if (cost < least) least = cost, best = unit;
+  }
+  for (float& value : values) value = rounded(value, best);
 }
 
 /// Clamps values so that none overflows when multiplied by the largest step.
@@ -170,7 +192,8 @@ std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const G
   return result;
 }
 
-std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits) {
+std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits,
+                                  int largest_multiple) {
   constexpr uint64_t most_samples = 4'000'000;
   constexpr int most_bits_in_bytes = 4;              // more values lie closer than bytes do
   constexpr uint64_t seed = 0x6B6D6561'6E730000ULL;  // "kmeans"
@@ -195,7 +218,7 @@ std::vector<float> trained_values(const GroupedWeights& weights, const std::vect
     }
   }
   std::vector<float> values = train_codebook(samples, bits);
-  if (bits <= most_bits_in_bytes) round_to_bytes(values);
+  if (bits <= most_bits_in_bytes) round_to_bytes(values, samples, largest_multiple);
   keep_finite(values, largest_step);
   return values;
 }

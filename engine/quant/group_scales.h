@@ -52,7 +52,9 @@ std::vector<Extremes> step_ranges(const std::vector<Extremes>& extremes, const G
 /// The codebook of a trained scheme: k-means of the weights divided by their steps. Each error is
 /// weighted by its size after multiplying back. Above 4 million weights, one weight of each
 /// neighbourhood is sampled, drawn by the neighbourhood's number. Up to 4 bits, values are
-/// multiples of a 127th of the largest, so that they fit bytes (ByteValues).
-std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits);
+/// whole multiples of a unit, at most `largest_multiple` of them, so that they fit bytes
+/// (ByteValues).
+std::vector<float> trained_values(const GroupedWeights& weights, const std::vector<Step>& steps, int bits,
+                                  int largest_multiple);
 
 }  // namespace nibblenet

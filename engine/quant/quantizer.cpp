@@ -12,6 +12,7 @@
 #include <span>
 
 #include "engine/quant/bits.h"
+#include "engine/quant/byte_values.h"
 #include "engine/quant/group_scales.h"
 #include "engine/quant/hadamard.h"
 #include "engine/quant/magnitude_order.h"
@@ -163,7 +164,8 @@ std::vector<Step> prepare(PackedTensor& packed, TensorView<const float> weights,
   std::vector<Extremes> extremes = is_trained ? deviations(grouped) : passes.extremes(weights, map, blocks);
   if (is_trained) {
     const std::vector<Step> steps = store_scales(packed, extremes, 1.0F, name);
-    packed.codebook = trained_values(grouped, steps, scheme.bits);
+    packed.codebook =
+        trained_values(grouped, steps, scheme.bits, may_sum_columns(packed.shape) ? largest_summand : largest_byte);
   }
   if (searches) extremes = search_ranges(extremes, grouped, scheme, codebook_of(packed));
   if (options.range == Range::step)

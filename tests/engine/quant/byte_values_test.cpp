@@ -47,6 +47,48 @@ TEST(ByteValues, KeepTrainedValuesOfUpToFourBits) {
   }
 }
 
+TEST(ByteValues, OfFiltersFitInSumsOfThree) {
+  for (const Shape& shape : {Shape{64, 8, 3, 3}, Shape{64, 4, 5, 5}, Shape{64, 12, 1, 3}})
+    for (int bits = 2; bits <= 4; ++bits) {
+      const Packed packed(fmt::format("kmeans:{}:channel", bits), shape);
+      const ByteValues values = byte_values(packed.view);
+      EXPECT_TRUE(may_sum_columns(shape));
+      EXPECT_LT(values.error, 1e-7) << bits;
+      EXPECT_TRUE(are_summands(packed.view, values)) << bits;
+    }
+  for (const Shape& shape : {Shape{64, 6, 3, 3}, Shape{64, 8, 1, 1}, Shape{64, 8, 3, 7}, Shape{64, 72}})
+    EXPECT_FALSE(may_sum_columns(shape)) << to_string(shape);
+}
+
+TEST(ByteValues, OfLinearCodesFitInSumsOfThreeUpToSixBits) {
+  const auto fit = [](const std::string& scheme) {
+    const Packed packed(scheme, {8, 100});
+    return are_summands(packed.view, byte_values(packed.view));
+  };
+  EXPECT_TRUE(fit("linear:6:channel"));
+  EXPECT_FALSE(fit("linear:7:channel"));
+  EXPECT_TRUE(fit("linear:5:channel:zero-point"));
+  EXPECT_FALSE(fit("linear:6:channel:zero-point"));
+}
+
+/// What rounding to fewer multiples adds to the error of weights is small: 2 % here.
+TEST(ByteValues, OfFiltersCostLittle) {
+  const auto error_of = [](const Shape& shape) {
+    const Packed packed("kmeans:4:channel", shape);
+    Tensor<float> rounded(host_memory(), shape, MemoryCategory::data);
+    dequantize(packed.tensor, rounded.view());
+    double squares = 0;
+    Random random(1);
+    for (const float value : rounded.view()) {
+      double weight = -6;
+      for (int i = 0; i < 12; ++i) weight += static_cast<double>(random.uniform());
+      squares += (weight - static_cast<double>(value)) * (weight - static_cast<double>(value));
+    }
+    return squares;
+  };
+  EXPECT_LT(error_of({64, 64, 3, 3}), 1.05 * error_of({64, 576}));
+}
+
 TEST(ByteValues, RoundOthersSoThatSumsChangeLittle) {
   const Packed packed("nf4:4:channel", {64, 1000});
   const ByteValues values = byte_values(packed.view);

@@ -119,9 +119,11 @@ TEST(TrainedValues, OfManyWeightsComeFromAFixedSample) {
   const PackedTensor again = quantize({weights.data(), shape}, parse_scheme("kmeans:2:tensor"), "w");
   EXPECT_EQ(packed.codebook, again.codebook);
   // Uniform weights have the values ±1/4 and ±3/4. With half a million weights each, means are off
-  // by 2e-4, neighbouring values add to that, and values are multiples of a 127th of the largest.
+  // by 2e-4, neighbouring values add to that, and values are multiples of at most 1.5 127ths of the
+  // largest.
   const std::vector<float> expected = {-0.75F, -0.25F, 0.25F, 0.75F};
-  for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(packed.codebook[i] * packed.scale(0), expected[i], 4e-3F + 0.75F / 254.0F);
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(packed.codebook[i] * packed.scale(0), expected[i], 4e-3F + 1.5F * 0.75F / 254.0F);
 }
 
 TEST(StepRange, ValuesLieThatManyDeviationsApartAndNothingIsClipped) {
