@@ -17,7 +17,7 @@ namespace nibblenet {
 ///
 /// Between layers, activations are float16 in float16, and float32 in all others: a layer of
 /// bfloat16 or int8 rounds its own input. Between two layers of int8 they may be bytes
-/// (Weight::byte_step()). Weights that are not packed are stored in float32, float16 or bfloat16.
+/// (Weight::byte_scale()). Weights that are not packed are stored in float32, float16 or bfloat16.
 /// Training in float16 keeps float32 weights beside the fp16 values.
 enum class Precision : uint8_t { float32, float16, bfloat16, int8 };
 
@@ -51,12 +51,20 @@ inline int alignment_of(const void* data) {
 }
 inline bool on_16_bytes(const void* data) { return alignment_of(data) == 16; }
 
-/// What bytes between layers stand for: x = byte * step, but in images whose `invalid` is not 0.
+/// The numbers that bytes without a sign stand for: byte * step, with 0 <= byte <= most.
+struct ByteScale {
+  float step = 0.0F;
+  int most = 255;
+
+  friend bool operator==(const ByteScale&, const ByteScale&) = default;
+};
+
+/// What bytes between layers stand for: numbers of a scale, but in images whose `invalid` is not 0.
 /// There, some x was NaN or infinite, which no byte is; all are taken for NaN. `Byte` is uint8_t or
 /// const uint8_t.
 template <class Byte>
 struct ByteForm {
-  float step = 0.0F;
+  ByteScale scale;
   Byte* invalid = nullptr;  ///< [N]
 };
 
@@ -82,7 +90,7 @@ class AnyActivations {
   /// A view of mutable activations is also a view of const ones.
   operator AnyActivations<const void>() const requires(!std::is_const_v<Void>) {
     if (precision_ != Precision::int8) return {data_, shape_, precision_};
-    return {static_cast<const uint8_t*>(data_), shape_, {form_.step, form_.invalid}};
+    return {static_cast<const uint8_t*>(data_), shape_, {form_.scale, form_.invalid}};
   }
 
   Void* data() const { return data_; }

@@ -18,7 +18,7 @@ namespace nibblenet {
 ///
 /// x is float32 or float16; y may be float32 when x is float16. Float16 activations take packed or
 /// float16 weights, float32 activations packed or float32 weights. Sums are float32. Where
-/// Weight::byte_step() and writes_bytes() say so, x or y may be bytes, which max pooling and
+/// Weight::byte_scale() and writes_bytes() say so, x or y may be bytes, which max pooling and
 /// flatten pass on: the values are those of float32 activations that the next product rounds.
 class Inference {
  public:

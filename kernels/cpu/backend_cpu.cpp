@@ -103,7 +103,8 @@ int64_t CpuBackend::images_at_once(Precision precision) const {
 std::optional<ForwardRoute> CpuBackend::route(const Weight& w, const ForwardQuestion& question) const {
   if (question.pool.size > 0) return std::nullopt;
   if (const auto* narrow = dynamic_cast<const NarrowWeightCpu*>(&w))
-    return ForwardRoute{fmt::format("{}, {}", to_string(*narrow->product_precision()), narrow->kernels().name)};
+    return ForwardRoute{fmt::format("{}, {}{}", to_string(*narrow->product_precision()), narrow->kernels().name,
+                                    narrow->filter(question.window.stride) != nullptr ? ", filtered" : "")};
   return ForwardRoute{"float32"};
 }
 

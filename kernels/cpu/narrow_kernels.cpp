@@ -26,7 +26,7 @@ constexpr int64_t codes_at_once = 64;
 /// The limits of rounded inputs: what fits a byte.
 struct ByteLimits {
   float low, high;
-  explicit ByteLimits(bool is_signed) : low(is_signed ? -128.0F : 0.0F), high(is_signed ? 127.0F : 255.0F) {}
+  ByteLimits(bool is_signed, int most) : low(is_signed ? -128.0F : 0.0F), high(static_cast<float>(most)) {}
 };
 
 float float_of(uint16_t bfloat) { return std::bit_cast<float>(static_cast<uint32_t>(bfloat) << 16); }
@@ -95,7 +95,7 @@ int16_t rounded(float x, float inverse, const ByteLimits& limits) {
 /// Outputs of channels [first, channels).
 template <class Sum>
 bool finish_from(const FinishWork& f, int64_t first) {
-  const ByteLimits limits(false);
+  const ByteLimits limits(false, f.most);
   bool finite = true;
   for (int64_t p = 0; p < f.pixels; ++p)
     for (int64_t k = first; k < f.channels; ++k) {
@@ -126,7 +126,7 @@ void widen_portable(const uint8_t* x, int64_t count, std::byte* out) {
 }
 
 bool round_portable_int(const RoundWork& w) {
-  const ByteLimits limits(w.is_signed);
+  const ByteLimits limits(w.is_signed, w.most);
   bool finite = true;
   for (int64_t i = 0; i < w.count; ++i) {
     finite = finite && std::isfinite(w.x[i]);
@@ -265,7 +265,7 @@ NIBBLENET_AVX512 inline __m512i rounded_512(__m512 x, __m512 inverse, __m512 low
 NIBBLENET_AVX512 inline uint32_t not_finite_512(__m512 x) { return _mm512_fpclass_ps_mask(x, 0x99); }
 
 NIBBLENET_AVX512 bool finish_512(const FinishWork& f, bool whole) {
-  const ByteLimits limits(false);
+  const ByteLimits limits(false, f.most);
   const __m512 image = _mm512_set1_ps(f.image), inverse = _mm512_set1_ps(f.inverse);
   const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
   uint32_t wrong = 0;
@@ -305,7 +305,7 @@ NIBBLENET_AVX2 inline __m256i rounded_256(__m256 x, __m256 inverse, __m256 low, 
 }
 
 NIBBLENET_AVX2 bool finish_256_int(const FinishWork& f) {
-  const ByteLimits limits(false);
+  const ByteLimits limits(false, f.most);
   const __m256 image = _mm256_set1_ps(f.image), inverse = _mm256_set1_ps(f.inverse);
   const __m256 low = _mm256_set1_ps(limits.low), high = _mm256_set1_ps(limits.high);
   __m256 wrong = _mm256_setzero_ps();
@@ -344,7 +344,7 @@ NIBBLENET_AVX2 void widen_256(const uint8_t* x, int64_t count, std::byte* out) {
 
 /// Into bytes; those of signed inputs are 128 more.
 NIBBLENET_AVX512 bool round_bytes(const RoundWork& w) {
-  const ByteLimits limits(w.is_signed);
+  const ByteLimits limits(w.is_signed, w.most);
   const __m512 inverse = _mm512_set1_ps(w.inverse);
   const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
   const __m512i zero = _mm512_set1_epi32(w.is_signed ? byte_zero : 0);
@@ -361,7 +361,7 @@ NIBBLENET_AVX512 bool round_bytes(const RoundWork& w) {
 
 /// Into whole numbers of 16 bits.
 NIBBLENET_AVX512 bool round_pairs_512(const RoundWork& w) {
-  const ByteLimits limits(w.is_signed);
+  const ByteLimits limits(w.is_signed, w.most);
   const __m512 inverse = _mm512_set1_ps(w.inverse);
   const __m512 low = _mm512_set1_ps(limits.low), high = _mm512_set1_ps(limits.high);
   uint32_t wrong = 0;
@@ -375,7 +375,7 @@ NIBBLENET_AVX512 bool round_pairs_512(const RoundWork& w) {
 }
 
 NIBBLENET_AVX2 bool round_pairs_256(const RoundWork& w) {
-  const ByteLimits limits(w.is_signed);
+  const ByteLimits limits(w.is_signed, w.most);
   const __m256 inverse = _mm256_set1_ps(w.inverse);
   const __m256 low = _mm256_set1_ps(limits.low), high = _mm256_set1_ps(limits.high);
   __m256 wrong = _mm256_setzero_ps();

@@ -51,8 +51,9 @@ struct FinishWork {
   bool relu;
   int64_t stride;  ///< from a pixel's outputs to the next one's
   float* y;        ///< null: `bytes` is written
-  uint8_t* bytes;  ///< y * inverse, rounded
+  uint8_t* bytes;  ///< y * inverse, rounded, at least 0 and at most `most`
   float inverse;
+  int most;
 };
 
 /// Rounding of float32 inputs to narrow values.
@@ -61,6 +62,7 @@ struct RoundWork {
   int64_t count;
   float inverse;   ///< bytes: 1 / the size of a step
   bool is_signed;  ///< bytes: otherwise no x is negative
+  int most;        ///< bytes: the largest
   std::byte* out;  ///< [count] values
 };
 
@@ -104,9 +106,6 @@ struct NarrowKernels {
 const NarrowKernels& narrow_kernels(Precision precision, InstructionSet set, bool vbmi = has_vbmi());
 /// Whether products in this precision are faster than in float32.
 bool has_fast_products(Precision precision, InstructionSet set);
-
-/// The size of a step of inputs up to this magnitude.
-constexpr float step_of_bytes(float largest, bool is_signed) { return largest / (is_signed ? 127.0F : 255.0F); }
 
 /// The largest magnitude of some floats; NaN or infinity if one is.
 float largest_magnitude(const float* x, int64_t count);

@@ -59,12 +59,21 @@ NarrowWeightCpu::NarrowWeightCpu(MemoryResource& memory, const PackedTensor& pac
     corrections_ = {memory, static_cast<size_t>(layout_.panels() * panel_channels), MemoryCategory::scales};
     sum_corrections(packed);
   }
+  if (precision == Precision::int8 && may_sum_columns(packed.shape) && are_summands(view_, values) &&
+      !input.is_signed && input.steps <= largest_byte) {
+    filter_ = &filter_kernels(set, layout_.group, layout_.columns);
+    if (kernels_->signed_zero != 0) {
+      filter_corrections_ = {memory, static_cast<size_t>(2 * layout_.panels() * panel_channels),
+                             MemoryCategory::scales};
+      sum_filter_corrections(packed);
+    }
+  }
   resident_ = resident_size(packed);
   // Panels are dense: odd widths may take less than the file's whole bytes of every channel.
   resident_.codes = std::min(resident_.codes, static_cast<int64_t>(codes_.bytes()));
   resident_.padding = static_cast<int64_t>(codes_.bytes()) - resident_.codes;
   resident_.codebooks = static_cast<int64_t>(table_.bytes());
-  resident_.scales += static_cast<int64_t>(corrections_.bytes());
+  resident_.scales += static_cast<int64_t>(corrections_.bytes() + filter_corrections_.bytes());
   view_.codes = nullptr;
   view_.values = nullptr;
   view_.scales = scales_.data();
@@ -92,9 +101,14 @@ TensorView<float> NarrowWeightCpu::values() {
   throw Error("a weight for products in bfloat16 or int8 has no float values: make the network in float32");
 }
 
-std::optional<float> NarrowWeightCpu::byte_step() const {
+std::optional<ByteScale> NarrowWeightCpu::byte_scale() const {
   if (precision_ != Precision::int8 || input_.is_signed || input_.largest == 0) return std::nullopt;
-  return step_of_bytes(input_.largest, false);
+  return input_.scale(input_.largest);
+}
+
+double NarrowWeightCpu::product_share(int64_t stride) const {
+  if (filter(stride) == nullptr) return 1.0;
+  return static_cast<double>(pair_factors(layout_.columns)) / static_cast<double>(2 * layout_.columns);
 }
 
 /// Panels are the unit of work: no byte holds codes of two.
@@ -122,18 +136,39 @@ void NarrowWeightCpu::reorder(const PackedTensor& packed) {
   }
 }
 
+/// Calls use(element, value) for every weight of a channel, in PyTorch's order.
+template <class Use>
+void NarrowWeightCpu::for_each_value(const PackedTensor& packed, int64_t channel, Use use) const {
+  const uint8_t* row = packed.codes.data() + channel * packed.code_stride();
+  const int zero =
+      packed.zero_points.empty() ? 0 : packed.zero_points[static_cast<size_t>(view_.groups.group(channel, 0))];
+  for (int64_t k = 0; k < layout_.inputs * layout_.taps(); ++k)
+    use(k, int32_t{table_.data()->bytes[read_field(row, k, bits_)]} - zero);
+}
+
 void NarrowWeightCpu::sum_corrections(const PackedTensor& packed) {
   std::fill_n(corrections_.data(), corrections_.size(), 0);
-  const int64_t stride = packed.code_stride();
 #pragma omp parallel for schedule(static)
   for (int64_t channel = 0; channel < layout_.channels; ++channel) {
-    const uint8_t* row = packed.codes.data() + channel * stride;
-    const int zero =
-        packed.zero_points.empty() ? 0 : packed.zero_points[static_cast<size_t>(view_.groups.group(channel, 0))];
     int32_t sum = 0;
-    for (int64_t k = 0; k < layout_.inputs * layout_.taps(); ++k)
-      sum += table_.data()->bytes[read_field(row, k, bits_)] - zero;
+    for_each_value(packed, channel, [&](int64_t, int32_t value) { sum += value; });
     corrections_.data()[channel] = kernels_->signed_zero * sum;
+  }
+}
+
+/// Of the factors of differences: g0 and g3 in even columns, -g2 and -g4 in odd ones, and half of
+/// g0 - g1 + g2, which odd columns subtract.
+void NarrowWeightCpu::sum_filter_corrections(const PackedTensor& packed) {
+  std::fill_n(filter_corrections_.data(), filter_corrections_.size(), 0);
+  int32_t* const odd_columns = filter_corrections_.data() + layout_.panels() * panel_channels;
+#pragma omp parallel for schedule(static)
+  for (int64_t channel = 0; channel < layout_.channels; ++channel) {
+    std::array<int32_t, 5> g{};  // sums of each column's weights
+    for_each_value(packed, channel,
+                   [&](int64_t k, int32_t value) { g[static_cast<size_t>(k % layout_.columns)] += value; });
+    const int32_t zero = kernels_->signed_zero, half = zero / 2 * (g[0] - g[1] + g[2]);
+    filter_corrections_.data()[channel] = zero * (g[0] + g[3]) + half;
+    odd_columns[channel] = -zero * (g[2] + g[4]) - half;
   }
 }
 
@@ -152,6 +187,17 @@ void NarrowWeightCpu::unpack(int64_t panel, int64_t first, int64_t count, std::b
                     .out = out});
 }
 
+void NarrowWeightCpu::unpack_filtered(int64_t panel, int64_t row, int64_t first, int64_t count, std::byte* out,
+                                      int64_t factor_bytes) const {
+  constexpr int64_t most_columns = 5;
+  alignas(64) std::byte columns[most_columns * filtered_groups * 4 * panel_channels];
+  const int64_t pixel = layout_.inputs / layout_.group, bytes = 4 * layout_.width(panel) * count;
+  for (int64_t column = 0; column < layout_.columns; ++column)
+    unpack(panel, (row * layout_.columns + column) * pixel + first, count, columns + column * bytes);
+  const int64_t values = bytes / kernels_->value_bytes();
+  filter_->weights(columns, values, values, out, factor_bytes / kernels_->value_bytes());
+}
+
 const std::byte* NarrowWeightCpu::unpacked_panel(int64_t panel, int64_t first) const {
   const int64_t values = layout_.offset(panel) + first * layout_.width(panel) * layout_.group;
   return reinterpret_cast<const std::byte*>(codes_.data()) + values * static_cast<int64_t>(sizeof(uint16_t));
@@ -166,6 +212,11 @@ void NarrowWeightCpu::factors(int64_t panel, float* factors) const {
 
 const int32_t* NarrowWeightCpu::corrections(int64_t panel) const {
   return corrections_.size() == 0 ? nullptr : corrections_.data() + panel * panel_channels;
+}
+
+const int32_t* NarrowWeightCpu::filter_corrections(int64_t panel, bool odd) const {
+  if (filter_corrections_.size() == 0) return nullptr;
+  return filter_corrections_.data() + ((odd ? layout_.panels() : 0) + panel) * panel_channels;
 }
 
 }  // namespace nibblenet

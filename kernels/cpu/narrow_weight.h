@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "engine/quant/packed_tensor.h"
+#include "kernels/cpu/minimal_filtering.h"
 #include "kernels/cpu/narrow_kernels.h"
 #include "kernels/weight.h"
 
@@ -52,7 +53,8 @@ class NarrowWeightCpu final : public Weight {
   TensorView<float> values() override;
   void changed() override {}
   std::optional<Precision> product_precision() const override { return precision_; }
-  std::optional<float> byte_step() const override;
+  std::optional<ByteScale> byte_scale() const override;
+  double product_share(int64_t stride) const override;
   bool writes_bytes() const override { return true; }
   Rotation rotation() const override { return view_.rotation; }
   ResidentSize resident() const override { return resident_; }
@@ -62,7 +64,8 @@ class NarrowWeightCpu final : public Weight {
   const InputRange& input() const { return input_; }
   /// Whether values lie in memory as products need them: nothing is to be unpacked.
   bool unpacked() const { return !packed(); }
-  /// Unpacks groups [first, first + count) of a panel; `first` and `count` are multiples of 2.
+  /// Unpacks groups [first, first + count) of a panel; `first` and `count` are multiples of 2 where
+  /// a group has 2 values.
   void unpack(int64_t panel, int64_t first, int64_t count, std::byte* out) const;
   /// The groups of a panel from `first` on. Requires: unpacked().
   const std::byte* unpacked_panel(int64_t panel, int64_t first) const;
@@ -72,9 +75,26 @@ class NarrowWeightCpu final : public Weight {
   /// [panel_channels]; null where they add nothing.
   const int32_t* corrections(int64_t panel) const;
 
+  /// The kernels of minimal filtering, with this stride; null where it is not 1, or factors would
+  /// not fit bytes.
+  const FilterKernels* filter(int64_t stride) const { return stride == 1 ? filter_ : nullptr; }
+  /// What differences of inputs, stored as unsigned bytes, add to the sums of a panel's channels
+  /// [panel_channels] in the even and the odd columns of a filtered convolution; null where they
+  /// add nothing.
+  const int32_t* filter_corrections(int64_t panel, bool odd) const;
+  /// The factors of groups [first, first + count) of a window row's input channels. They lie
+  /// `factor_bytes` apart in `out`. `first` and `count` are multiples of 2 where a group has 2
+  /// values. Requires: filter(1), and count at most filtered_groups.
+  void unpack_filtered(int64_t panel, int64_t row, int64_t first, int64_t count, std::byte* out,
+                       int64_t factor_bytes) const;
+  static constexpr int64_t filtered_groups = 16;
+
  private:
   void reorder(const PackedTensor& packed);
   void sum_corrections(const PackedTensor& packed);
+  void sum_filter_corrections(const PackedTensor& packed);
+  template <class Use>
+  void for_each_value(const PackedTensor& packed, int64_t channel, Use use) const;
 
   Shape shape_;
   Precision precision_;
@@ -87,7 +107,9 @@ class NarrowWeightCpu final : public Weight {
   Buffer<uint8_t> zero_points_;
   Buffer<ValueTable> table_;  ///< one, of packed weights
   Buffer<int32_t> corrections_;
-  PackedView view_;  ///< of the scales alone
+  const FilterKernels* filter_ = nullptr;
+  Buffer<int32_t> filter_corrections_;  ///< [even, odd][panels][panel_channels]
+  PackedView view_;                     ///< of the scales alone
   float unit_ = 1.0F;
   ResidentSize resident_;
 };

@@ -24,7 +24,7 @@ void transpose(TensorView<T> y, TensorView<const T> x, int64_t images, int64_t r
 
 /// Bytes that are made from bytes alone stand for what those do.
 void keep_form(Activations y, ConstActivations x) {
-  if (y.form().step != x.form().step) throw Error("bytes of one step cannot become bytes of another");
+  if (y.form().scale != x.form().scale) throw Error("bytes of one scale cannot become bytes of another");
   std::copy_n(x.form().invalid, x.size(0), y.form().invalid);
 }
 

@@ -83,7 +83,7 @@ void Pass::plan_inference(const Shape& input) {
     invalid_ = {backend, static_cast<size_t>(slots * input[0]), MemoryCategory::activations};
 }
 
-std::optional<float> Pass::byte_step(size_t index) const {
+std::optional<ByteScale> Pass::byte_scale(size_t index) const {
   if (invalid_.size() == 0) return std::nullopt;
   const auto spec_at = [this](size_t i) -> const LayerSpec& { return network_->layers()[begin_ + i].spec; };
   const auto passes_bytes = [&](size_t i) {
@@ -98,15 +98,15 @@ std::optional<float> Pass::byte_step(size_t index) const {
   const auto& layers = network_->layers();
   const Weight* written = layers[begin_ + writer].weight.get();
   const Weight* read = layers[begin_ + reader].weight.get();
-  return written != nullptr && read != nullptr && written->writes_bytes() ? read->byte_step() : std::nullopt;
+  return written != nullptr && read != nullptr && written->writes_bytes() ? read->byte_scale() : std::nullopt;
 }
 
 Activations Pass::output_of(size_t index, int64_t batch, size_t slot) {
   std::byte* const data = slot < alternating_.size() ? alternating_[slot].data() : features_.data();
   const Shape shape = with_batch(shapes_[index], batch);
-  if (const std::optional<float> step = byte_step(index)) {
+  if (const std::optional<ByteScale> scale = byte_scale(index)) {
     uint8_t* const invalid = invalid_.data() + static_cast<int64_t>(slot) * shapes_.front()[0];
-    return {reinterpret_cast<uint8_t*>(data), shape, {*step, invalid}};
+    return {reinterpret_cast<uint8_t*>(data), shape, {*scale, invalid}};
   }
   return {data, shape, index + 1 == shapes_.size() ? Precision::float32 : network_->storage()};
 }

@@ -86,7 +86,7 @@ class Pass {
   bool in_fp16() const { return network_->storage() == Precision::float16; }
   /// The step of the bytes in which layer `index` leaves its output, in inference; nothing: it is
   /// stored in the network's precision.
-  std::optional<float> byte_step(size_t index) const;
+  std::optional<ByteScale> byte_scale(size_t index) const;
   /// A view of layer `index`'s output for a batch, in slot `slot`: 0 and 1 are `alternating_`, 2 is
   /// `features_`.
   Activations output_of(size_t index, int64_t batch, size_t slot);

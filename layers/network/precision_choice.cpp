@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 
@@ -84,6 +85,16 @@ std::string why_not_int8(const Parameter& weight) {
   return why_not_bytes(view_of(weight.packed_values(), codebook));
 }
 
+/// Whether a layer's products in int8 are filtered if its inputs have 127 steps.
+bool may_filter(const LayerSpec& layer, const StateDict& model) {
+  if (layer.kind != LayerKind::conv2d || layer.window.stride != 1) return false;
+  const Parameter& weight = model.at(layer.name + ".weight");
+  if (!weight.packed() || !may_sum_columns(layer.weight) || !why_not_int8(weight).empty()) return false;
+  const Codebook codebook = codebook_of(weight.packed_values());
+  const PackedView view = view_of(weight.packed_values(), codebook);
+  return are_summands(view, byte_values(view));
+}
+
 std::map<std::string, std::string> layers_without_int8(const StateDict& model) {
   std::map<std::string, std::string> reasons;
   for (const Parameter& parameter : model.parameters)
@@ -117,8 +128,24 @@ void set_divergence(std::map<std::string, std::string>& metadata, Precision prec
 
 void forget_precisions(std::map<std::string, std::string>& metadata) {
   std::erase_if(metadata, [](const auto& item) {
-    return item.first.starts_with(divergence_key) || item.first.starts_with(input_range_key);
+    return std::ranges::any_of(std::array{divergence_key, input_range_key, input_steps_key},
+                               [&](std::string_view key) { return item.first.starts_with(key); });
   });
+}
+
+void halve_input_steps(StateDict& model) {
+  bool behind_relu = false;
+  for (const LayerSpec& layer : layers_of(model)) {
+    if (!layer.has_parameters()) continue;
+    if (behind_relu && input_range(model.metadata, layer.name, true).largest > 0 && may_filter(layer, model)) {
+      set_input_steps(model.metadata, layer.name, largest_byte);
+    }
+    behind_relu = layer.epilogue == Epilogue::relu;
+  }
+}
+
+bool restore_input_steps(std::map<std::string, std::string>& metadata) {
+  return std::erase_if(metadata, [](const auto& item) { return item.first.starts_with(input_steps_key); }) > 0;
 }
 
 PrecisionChoice choose_precision(std::string_view asked, const Backend& backend, const StateDict& model) {

@@ -61,6 +61,26 @@ const std::vector<Product> products = {
     {"nf4:4:channel", {2, 300}, {10, 300}},
 };
 
+/// Convolutions by minimal filtering, where inputs have 127 steps: few and many channels, even and
+/// odd columns, fewer columns than a pair, no and much padding, several panels.
+const std::vector<Product> filtered_products = {
+    {"kmeans:4:channel", {2, 6, 7, 64}, {67, 64, 3, 3}, {3, 1, 1}},
+    {"kmeans:3:channel", {3, 9, 12, 8}, {130, 8, 5, 5}, {5, 1, 2}},
+    {"linear:6:channel", {1, 5, 4, 4}, {3, 4, 3, 3}, {3, 1, 0}},
+    {"linear:5:channel:zero-point", {2, 5, 6, 36}, {17, 36, 5, 5}, {5, 1, 0}},
+    {"linear:2:tensor", {1, 1, 1, 20}, {16, 20, 5, 5}, {5, 1, 2}},
+    {"kmeans:2:channel:f16", {2, 3, 1, 132}, {33, 132, 3, 3}, {3, 1, 2}},
+};
+/// Convolutions whose inputs have 127 steps, but not so: by their stride, by their channels, their
+/// columns, by their values.
+const std::vector<Product> unfiltered_products = {
+    {"kmeans:4:channel", {2, 6, 7, 16}, {9, 16, 3, 3}, {3, 2, 1}},
+    {"kmeans:4:channel", {2, 6, 7, 6}, {9, 6, 3, 3}, {3, 1, 1}},
+    {"linear:4:channel", {2, 6, 7, 8}, {9, 8, 1, 1}, {1, 1, 0}},
+    {"linear:8:channel", {2, 6, 7, 8}, {9, 8, 3, 3}, {3, 1, 1}},
+    {"nf4:4:channel", {2, 6, 7, 8}, {9, 8, 5, 5}, {5, 1, 2}},
+};
+
 Values run(CpuBackend& backend, const Product& p, const Values& x, Weight& w, const Values& bias, Epilogue epilogue) {
   return p.is_linear() ? linear(backend, x, w, bias, epilogue) : conv2d(backend, x, w, bias, p.window, epilogue);
 }
@@ -84,11 +104,12 @@ Values in_integers(const Product& p, const Values& x, const PackedTensor& packed
   for (int64_t n = 0; n < n_size; ++n) {
     const float* image = x.data.data() + n * h_size * w_size * c_size;
     const float largest = range.largest > 0 ? range.largest : largest_magnitude(image, h_size * w_size * c_size);
-    const float step = largest / (range.is_signed ? 127.0F : 255.0F);
+    const auto most = static_cast<float>(range.is_signed ? 127 : range.steps);
+    const float step = largest / most;
     const auto rounded = [&](int64_t h, int64_t w, int64_t c) -> int64_t {
       if (h < 0 || h >= h_size || w < 0 || w >= w_size) return 0;
       const float scaled = image[(h * w_size + w) * c_size + c] * (1.0F / step);
-      return std::lrint(std::clamp(scaled, range.is_signed ? -128.0F : 0.0F, range.is_signed ? 127.0F : 255.0F));
+      return std::lrint(std::clamp(scaled, range.is_signed ? -128.0F : 0.0F, most));
     };
     for (int64_t i = 0; i < rows * columns; ++i)
       for (int64_t k = 0; k < k_size; ++k) {
@@ -111,12 +132,11 @@ Values in_integers(const Product& p, const Values& x, const PackedTensor& packed
   return y;
 }
 
-TEST(Int8Products, AreThoseOfTheIntegersOnEveryInstructionSet) {
-  for (const Product& p : products) {
+void expect_products_of_integers(const std::vector<Product>& cases, const std::vector<InputRange>& ranges) {
+  for (const Product& p : cases) {
     const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
     const Values bias = uniform({p.w[0]}, 2);
-    for (const InputRange range :
-         {InputRange{0.7F, false}, InputRange{0.7F, true}, InputRange{0, false}, InputRange{0, true}}) {
+    for (const InputRange& range : ranges) {
       const Values x = inputs_of(p, range.is_signed);
       for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
         const Values expected = in_integers(p, x, packed, bias, range, epilogue);
@@ -132,6 +152,59 @@ TEST(Int8Products, AreThoseOfTheIntegersOnEveryInstructionSet) {
       }
     }
   }
+}
+
+TEST(Int8Products, AreThoseOfTheIntegersOnEveryInstructionSet) {
+  expect_products_of_integers(products, {{0.7F, false}, {0.7F, true}, {0, false}, {0, true}});
+}
+
+TEST(Int8Products, OfInputsOf127StepsAreThoseOfTheIntegers) {
+  for (const auto* cases : {&products, &filtered_products, &unfiltered_products})
+    expect_products_of_integers(*cases, {{0.7F, false, 127}, {0, false, 127}, {0.7F, true, 127}});
+}
+
+TEST(MinimalFiltering, IsTakenWhereItsFactorsFitBytes) {
+  const auto filters = [](const Product& p, const InputRange& range) {
+    CpuBackend backend(1);
+    const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, range);
+    const bool shares = weight->product_share(p.window.stride) < 1.0;
+    EXPECT_EQ(backend.route(*weight, {.x = p.x, .window = p.window})->kernel.ends_with(", filtered"), shares);
+    return shares;
+  };
+  for (const Product& p : filtered_products) {
+    EXPECT_TRUE(filters(p, {0.7F, false, 127})) << p.scheme;
+    EXPECT_FALSE(filters(p, {0.7F, false, 255})) << p.scheme;
+    EXPECT_FALSE(filters(p, {0.7F, true, 127})) << p.scheme;
+  }
+  for (const Product& p : unfiltered_products) EXPECT_FALSE(filters(p, {0.7F, false, 127})) << p.scheme;
+}
+
+/// Values and inputs as large as they may be, of one sign and of both.
+TEST(MinimalFiltering, HoldsTheLargestFactors) {
+  for (const int64_t side : {3, 5})
+    for (const bool alternating : {false, true}) {
+      const Shape shape{16, 64, side, side};
+      Values w(shape);
+      for (int64_t i = 0; i < shape.elements(); ++i)
+        w.data[static_cast<size_t>(i)] = i % 7 == 0 ? 0.01F : alternating && i % side % 2 == 1 ? -42.0F : 42.0F;
+      const PackedTensor packed = quantize(w.view(), parse_scheme("kmeans:2:tensor"), "w");
+      const Product p = {"kmeans:2:tensor", {1, side, 8, 64}, shape, {side, 1, side / 2}};
+      for (const int period : {1, 2, 3}) {
+        Values x(p.x);
+        for (int64_t i = 0; i < p.x.elements(); ++i)
+          x.data[static_cast<size_t>(i)] = i / 64 % period == 0 ? 1.0F : 0.0F;
+        const InputRange range{1.0F, false, 127};
+        const Values bias(Shape{16});
+        const Values expected = in_integers(p, x, packed, bias, range, Epilogue::none);
+        for (const InstructionSet set : sets_here()) {
+          CpuBackend backend(1);
+          backend.limit(set);
+          const auto weight = backend.make_weight(packed, Precision::int8, range);
+          ASSERT_LT(weight->product_share(1), 1.0);
+          EXPECT_TRUE(same_bits(run(backend, p, x, *weight, bias, Epilogue::none), expected)) << to_string(set);
+        }
+      }
+    }
 }
 
 /// bfloat16's products as float32 ones of rounded values; sums may differ by their rounding.
@@ -257,23 +330,24 @@ TEST(Bfloat16Products, OfWindowsBesideANaNAreNumbers) {
 /// Activations as bytes.
 struct Bytes {
   Shape shape;
-  float step;
+  ByteScale scale;
   std::vector<uint8_t> data;
   std::vector<uint8_t> invalid;
 
-  Bytes(const Shape& sizes, float step_size)
+  Bytes(const Shape& sizes, const ByteScale& their_scale)
       : shape(sizes),
-        step(step_size),
+        scale(their_scale),
         data(static_cast<size_t>(sizes.elements())),
         invalid(static_cast<size_t>(sizes[0]), uint8_t{7}) {}  // a product has to set them all
-  Activations view() { return {data.data(), shape, {step, invalid.data()}}; }
+  Activations view() { return {data.data(), shape, {scale, invalid.data()}}; }
 };
 
 /// Floats as the next product would round them.
-std::vector<uint8_t> as_bytes(const Values& values, float step) {
+std::vector<uint8_t> as_bytes(const Values& values, const ByteScale& scale) {
   std::vector<uint8_t> bytes;
+  const auto most = static_cast<float>(scale.most);
   for (const float value : values.data)
-    bytes.push_back(static_cast<uint8_t>(std::lrint(std::clamp(value * (1.0F / step), 0.0F, 255.0F))));
+    bytes.push_back(static_cast<uint8_t>(std::lrint(std::clamp(value * (1.0F / scale.step), 0.0F, most))));
   return bytes;
 }
 
@@ -285,45 +359,55 @@ void run(CpuBackend& backend, const Product& p, Activations y, ConstActivations 
 }
 
 TEST(NarrowProducts, WriteTheBytesThatTheNextProductRounds) {
-  constexpr float step = 0.011F;
   for (const Precision precision : {Precision::int8, Precision::bfloat16})
     for (const Product& p : products)
       for (const InstructionSet set : sets_here()) {
+        const ByteScale scale{0.011F, p.x[0] % 2 == 0 ? 127 : 255};
         CpuBackend backend(2);
         backend.limit(set);
         const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), precision, {0, true});
         ASSERT_TRUE(weight->writes_bytes());
         const Values bias = uniform({p.w[0]}, 2), x = inputs_of(p, true);
         const Values floats = run(backend, p, x, *weight, bias, Epilogue::relu);
-        Bytes y(floats.shape, step);
+        Bytes y(floats.shape, scale);
         run(backend, p, y.view(), x.view(), *weight, bias);
-        EXPECT_EQ(y.data, as_bytes(floats, step)) << p.scheme << ", " << to_string(set);
+        EXPECT_EQ(y.data, as_bytes(floats, scale)) << p.scheme << ", " << to_string(set);
         EXPECT_EQ(y.invalid, std::vector<uint8_t>(y.invalid.size(), 0));
       }
 }
 
 TEST(Int8Products, OfBytesAreThoseOfTheNumbersTheyStandFor) {
-  for (const Product& p : products)
-    for (const InstructionSet set : sets_here()) {
-      CpuBackend backend(2);
-      backend.limit(set);
-      const auto weight =
-          backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {0.7F, false});
-      ASSERT_EQ(weight->byte_step(), 0.7F / 255.0F);
-      Bytes x(p.x, *weight->byte_step());
-      x.invalid.assign(x.invalid.size(), 0);
-      Random random(4);
-      Values floats(p.x);
-      for (size_t i = 0; i < x.data.size(); ++i) {
-        x.data[i] = static_cast<uint8_t>(random.below(256));
-        floats.data[i] = static_cast<float>(x.data[i]) * x.step;
+  for (const auto& [cases, steps] : {std::pair{&products, 255}, std::pair{&filtered_products, 127}})
+    for (const Product& p : *cases)
+      for (const InstructionSet set : sets_here()) {
+        CpuBackend backend(2);
+        backend.limit(set);
+        const auto weight =
+            backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {0.7F, false, steps});
+        ASSERT_EQ(weight->byte_scale(), (ByteScale{0.7F / static_cast<float>(steps), steps}));
+        Bytes x(p.x, *weight->byte_scale());
+        x.invalid.assign(x.invalid.size(), 0);
+        Random random(4);
+        Values floats(p.x);
+        for (size_t i = 0; i < x.data.size(); ++i) {
+          x.data[i] = static_cast<uint8_t>(random.below(static_cast<uint64_t>(steps) + 1));
+          floats.data[i] = static_cast<float>(x.data[i]) * x.scale.step;
+        }
+        const Values bias = uniform({p.w[0]}, 2);
+        const Values expected = run(backend, p, floats, *weight, bias, Epilogue::relu);
+        Values y(expected.shape);
+        run(backend, p, y.view(), x.view(), *weight, bias);
+        EXPECT_TRUE(same_bits(y, expected)) << p.scheme << ", " << to_string(set);
       }
-      const Values bias = uniform({p.w[0]}, 2);
-      const Values expected = run(backend, p, floats, *weight, bias, Epilogue::relu);
-      Values y(expected.shape);
-      run(backend, p, y.view(), x.view(), *weight, bias);
-      EXPECT_TRUE(same_bits(y, expected)) << p.scheme << ", " << to_string(set);
-    }
+}
+
+TEST(Int8Products, Of127StepsRefuseBytesOf255) {
+  CpuBackend backend(2);
+  const Product p = {"linear:4:channel", {1, 40}, {5, 40}};
+  const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {1, false, 127});
+  Bytes x(p.x, {1.0F / 127.0F, 255});
+  Values y(Shape{1, 5});
+  EXPECT_THROW(run(backend, p, y.view(), x.view(), *weight, Values(Shape{5})), Error);
 }
 
 TEST(Int8Products, KeepInBytesWhichImagesAreInvalid) {
@@ -335,7 +419,7 @@ TEST(Int8Products, KeepInBytesWhichImagesAreInvalid) {
       const auto weight = backend.make_weight(quantized(p.w, parse_scheme(p.scheme), 3), Precision::int8, {1, false});
       Values x = inputs_of(p, false);
       x.data[47] = value;
-      Bytes between(Shape{3, 40}, *weight->byte_step());
+      Bytes between(Shape{3, 40}, *weight->byte_scale());
       run(backend, p, between.view(), x.view(), *weight, Values(Shape{40}));
       EXPECT_EQ(between.invalid, (std::vector<uint8_t>{0, 1, 0})) << to_string(set);
       Values y(Shape{3, 40});
@@ -348,15 +432,15 @@ TEST(Int8Products, RefuseBytesWhereTheyExpectFloats) {
   CpuBackend backend(2);
   const Product p = {"linear:4:channel", {1, 40}, {5, 40}};
   const PackedTensor packed = quantized(p.w, parse_scheme(p.scheme), 3);
-  Bytes x(p.x, 0.1F);
+  Bytes x(p.x, {0.1F});
   Values y(Shape{1, 5});
   for (const InputRange range : {InputRange{0, false}, InputRange{1, true}}) {
     const auto weight = backend.make_weight(packed, Precision::int8, range);
-    EXPECT_EQ(weight->byte_step(), std::nullopt);
+    EXPECT_FALSE(weight->byte_scale());
     EXPECT_THROW(run(backend, p, y.view(), x.view(), *weight, Values(Shape{5})), Error);
   }
   const auto floats = backend.make_weight(packed);
-  EXPECT_EQ(floats->byte_step(), std::nullopt);
+  EXPECT_FALSE(floats->byte_scale());
   EXPECT_FALSE(floats->writes_bytes());
   EXPECT_THROW(run(backend, p, y.view(), x.view(), *floats, Values(Shape{5})), Error);
 }
@@ -366,7 +450,7 @@ TEST(Bytes, ArePooledAndFlattenedLikeTheNumbersTheyStandFor) {
   for (const Window window : {Window{3, 2, 0}, Window{3, 2, 1}, Window{2, 1, 1}, Window{5, 3, 2}})
     for (const int64_t channels : {3, 16, 67}) {
       const Shape shape{2, 9, 11, channels};
-      Bytes x(shape, 1.0F);
+      Bytes x(shape, {1.0F});
       x.invalid = {0, 1};
       Values floats(shape);
       Random random(4);
@@ -374,18 +458,20 @@ TEST(Bytes, ArePooledAndFlattenedLikeTheNumbersTheyStandFor) {
         floats.data[i] = static_cast<float>(x.data[i] = static_cast<uint8_t>(random.below(256)));
       Values pooled(Shape{2, window.output(9), window.output(11), channels});
       backend.max_pool2d_forward(pooled.view(), {}, floats.view(), window);
-      Bytes y(pooled.shape, 1.0F);
+      Bytes y(pooled.shape, {1.0F});
       backend.max_pool2d_forward(y.view(), {}, x.view(), window);
-      EXPECT_EQ(y.data, as_bytes(pooled, 1.0F));
+      EXPECT_EQ(y.data, as_bytes(pooled, {1.0F}));
       EXPECT_EQ(y.invalid, x.invalid);
       Values flat(Shape{2, pooled.shape.inner_elements()});
       backend.flatten_forward(flat.view(), pooled.view());
-      Bytes z(flat.shape, 1.0F);
+      Bytes z(flat.shape, {1.0F});
       backend.flatten_forward(z.view(), y.view());
-      EXPECT_EQ(z.data, as_bytes(flat, 1.0F));
+      EXPECT_EQ(z.data, as_bytes(flat, {1.0F}));
       EXPECT_EQ(z.invalid, x.invalid);
-      Bytes other(pooled.shape, 2.0F);
-      EXPECT_THROW(backend.max_pool2d_forward(other.view(), {}, x.view(), window), Error);
+      for (const ByteScale& scale : {ByteScale{2.0F}, ByteScale{1.0F, 127}}) {
+        Bytes other(pooled.shape, scale);
+        EXPECT_THROW(backend.max_pool2d_forward(other.view(), {}, x.view(), window), Error);
+      }
     }
 }
 

@@ -75,7 +75,8 @@ class LoneLayer {
 
   double flops() const {
     if (!spec_.has_parameters()) return 0;
-    return 2.0 * static_cast<double>(output_.elements()) * static_cast<double>(spec_.weight.inner_elements());
+    const double share = operands_.front().weight->product_share(spec_.window.stride);
+    return 2.0 * share * static_cast<double>(output_.elements()) * static_cast<double>(spec_.weight.inner_elements());
   }
 
  private:

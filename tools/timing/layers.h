@@ -19,7 +19,7 @@ namespace nibblenet::tools {
 struct LayerTiming {
   std::string name;  ///< PyTorch's, like "features.0"; "features.0+pool" for the pooling behind it
   double bytes = 0;  ///< stored weights, bias, input and output, once each
-  double flops = 0;  ///< multiplications and additions of its product; 0 for a pooling
+  double flops = 0;  ///< multiplications and additions that its product makes; 0 for a pooling
   Precision precision = Precision::float32;  ///< of the factors of its product
   Latency warm;
   std::optional<Latency> cold;  ///< nothing when that would take too many copies of the operands

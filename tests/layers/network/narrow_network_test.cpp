@@ -8,6 +8,7 @@
 #include "layers/network/input_range.h"
 #include "layers/network/layer_routes.h"
 #include "layers/network/pass.h"
+#include "layers/network/precision_choice.h"
 #include "tests/support/golden.h"
 #include "tests/support/small_network.h"
 
@@ -95,10 +96,25 @@ TEST(NarrowNetwork, BytesBetweenLayersChangeNoBit) {
   for (const int64_t batch : {int64_t{1}, many}) {
     const Tensor<float> images = random_tensor({batch, narrow_image_size, narrow_image_size, 3}, 5);
     Network network(*backend, with_ranges(packed_alexnet()), Precision::int8);
-    EXPECT_TRUE(network.layers().at(2).weight->byte_step().has_value());
+    EXPECT_TRUE(network.layers().at(2).weight->byte_scale().has_value());
     EXPECT_EQ(logits(network, images.shape(), images.view()), logits_by_layers(network, images.view()));
     Network floats(*backend, packed_alexnet(), Precision::int8);
     EXPECT_NE(logits(floats, images.shape(), images.view()), logits_by_layers(network, images.view()));
+  }
+}
+
+TEST(NarrowNetwork, BytesOf127StepsChangeNoBit) {
+  const auto backend = make_backend("cpu", 2);
+  StateDict dict = testing::even_alexnet(6);
+  pack_all(dict, parse_scheme("kmeans:4:channel"));
+  dict = with_ranges(std::move(dict));
+  halve_input_steps(dict);
+  for (const int64_t batch : {int64_t{1}, many}) {
+    const Tensor<float> images = random_tensor({batch, narrow_image_size, narrow_image_size, 3}, 5);
+    Network network(*backend, copy_of(dict), Precision::int8);
+    EXPECT_LT(network.layers().at(2).weight->product_share(1), 1.0);
+    EXPECT_EQ(network.layers().at(2).weight->byte_scale()->most, 127);
+    EXPECT_EQ(logits(network, images.shape(), images.view()), logits_by_layers(network, images.view()));
   }
 }
 

@@ -140,8 +140,33 @@ TEST(PrecisionChoice, DemandedInt8ListsTheLayersThatCannot) {
   }
 }
 
+/// The layers of an AlexNet whose inputs have 127 steps.
+std::vector<std::string> halved_layers(const char* scheme, bool ranges = true) {
+  StateDict dict = testing::even_alexnet(1);
+  pack_all(dict, parse_scheme(scheme));
+  for (const LayerSpec& layer : layers_of(dict))
+    if (ranges && layer.has_parameters()) set_input_range(dict.metadata, layer.name, 3.0F);
+  halve_input_steps(dict);
+  std::vector<std::string> layers;
+  for (const LayerSpec& layer : layers_of(dict))
+    if (layer.has_parameters() && input_range(dict.metadata, layer.name, true).steps == 127)
+      layers.push_back(layer.name);
+  EXPECT_EQ(restore_input_steps(dict.metadata), !layers.empty());
+  EXPECT_EQ(input_range(dict.metadata, "features.3", true).steps, 255);
+  return layers;
+}
+
+TEST(PrecisionChoice, InputsOfFilteredConvolutionsGet127Steps) {
+  for (const char* scheme : {"linear:4:channel", "linear:6:channel", "kmeans:4:channel:f16", "kmeans:2:channel"})
+    EXPECT_THAT(halved_layers(scheme), ElementsAre("features.3", "features.6", "features.8", "features.10")) << scheme;
+  for (const char* scheme : {"linear:8:channel", "nf4:4:channel", "linear:4:block:16", "trellis:2"})
+    EXPECT_THAT(halved_layers(scheme), IsEmpty()) << scheme;
+  EXPECT_THAT(halved_layers("linear:4:channel", false), IsEmpty());
+}
+
 TEST(PrecisionChoice, OtherCodesForgetWhatWasMeasured) {
   StateDict dict = measured_model(0.1, 0.1);
+  set_input_steps(dict.metadata, "features.3", 127);
   dict.metadata["image_size"] = "64";
   forget_precisions(dict.metadata);
   EXPECT_EQ(dict.metadata, (std::map<std::string, std::string>{{"image_size", "64"}}));
