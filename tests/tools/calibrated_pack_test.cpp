@@ -2,7 +2,9 @@
 
 #include "layers/network/input_range.h"
 #include "layers/network/precision_choice.h"
+#include "tests/support/small_network.h"
 #include "tests/tools/run.h"
+#include "tools/training/precision_report.h"
 
 namespace nibblenet::testing {
 namespace {
@@ -80,11 +82,35 @@ TEST_F(CalibratedPackTest, MeasuresWhatNarrowPrecisionsCost) {
   succeed("pack floats.safetensors --bits 4 -o again.safetensors --json again.json");
   for (const char* file : {"floats.safetensors", "again.safetensors"})
     for (const auto& [key, value] : model(file).metadata) {
-      EXPECT_FALSE(key.starts_with("input_range:") || key.starts_with("divergence:")) << file << ": " << key;
+      EXPECT_FALSE(key.starts_with("input_") || key.starts_with("divergence:")) << file << ": " << key;
     }
   EXPECT_TRUE(json("again.json").at("precisions").is_null());
   succeed("pack small.safetensors --bits 4 --data standin -o data.safetensors --json data.json");
   expect_divergences(json("data.json").at("precisions"), model("data.safetensors"), 200);
+}
+
+TEST_F(CalibratedPackTest, HalvesTheStepsOfFilteredInputs) {
+  StateDict dict = even_alexnet(1);
+  dict.metadata["image_size"] = "64";
+  save_state_dict(at("even.safetensors"), dict);
+  succeed("pack even.safetensors --bits 4 --calibrate standin --calibration-images 50 -o even_4.safetensors");
+  const StateDict packed = model("even_4.safetensors");
+  ASSERT_LE(divergence_of(packed.metadata, Precision::int8)->nats, most_divergence);
+  for (const char* layer : {"features.3", "features.6", "features.8", "features.10"})
+    EXPECT_EQ(packed.metadata.at(fmt::format("input_steps:{}", layer)), "127");
+  succeed("eval even_4.safetensors --data standin --precision int8");
+
+  // They keep them where int8 costs no more than the limit, here of all and of nothing.
+  for (const double largest : {1e9, 0.0}) {
+    StateDict measured = model("even_4.safetensors");
+    const auto backend = make_backend("cpu", 2);
+    tools::measure_and_describe(measured, {.images = load_dataset(at("standin"), Split::train, 20), .missing = {}},
+                                *backend, largest);
+    EXPECT_EQ(measured.metadata.contains("input_steps:features.3"), largest > 0);
+    EXPECT_EQ(input_range(measured.metadata, "features.3", true).largest,
+              input_range(packed.metadata, "features.3", true).largest);
+    EXPECT_EQ(divergence_of(measured.metadata, Precision::int8)->images, 20);
+  }
 }
 
 TEST_F(CalibratedPackTest, SaysWhyNothingWasMeasured) {

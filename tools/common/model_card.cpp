@@ -84,9 +84,9 @@ std::string ledger_text(const CardFacts& facts) {
 
 /// The metadata that say how the file was made: not what describes its format.
 std::string origin_text(const CardFacts& facts) {
-  constexpr std::array<std::string_view, 10> of_the_format = {"format",     "format_version", "header_xxh3",  "xxh3:",
+  constexpr std::array<std::string_view, 11> of_the_format = {"format",     "format_version", "header_xxh3",  "xxh3:",
                                                               "scheme:",    "shape:",         "compression:", "classes",
-                                                              "image_size", "input_range:"};
+                                                              "image_size", "input_range:",   "input_steps:"};
   std::string rows;
   for (const auto& [key, value] : facts.metadata)
     if (std::ranges::none_of(of_the_format, [&](std::string_view name) {

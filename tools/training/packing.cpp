@@ -317,6 +317,7 @@ PackingReport pack_by_flags(const PackingFlags& flags, StateDict& dict, const st
   if (together != nullptr && !together->group.first()) return report;
   report.json["gptq"] = to_json(report.layers);
   report.json["precisions"] = nullptr;
+  halve_input_steps(dict);
   if (images) {
     PrecisionReport precisions = measure_and_describe(dict, *images, backend);
     report.json["precisions"] = std::move(precisions.json);

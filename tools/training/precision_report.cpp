@@ -41,16 +41,22 @@ PrecisionImages load_precision_images(DataSource& data, const StateDict& model, 
   return result;
 }
 
-PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend) {
+PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend,
+                                     double largest) {
   if (!images.missing.empty()) return not_measured(images.missing);
   std::unique_ptr<Backend> cpu;
   if (!computes_narrow(backend)) cpu = make_backend("cpu", 0);
   Backend& measuring = cpu ? *cpu : backend;
-  Progress progress("measuring precisions", "images");
-  const auto measured =
-      measure_precisions(measuring, packed, images.images, Preprocess::for_image_size(image_size_of(packed)),
-                         images_a_pass, std::ref(progress));
-  progress.finish();
+  const auto measure = [&] {
+    Progress progress("measuring precisions", "images");
+    auto divergences =
+        measure_precisions(measuring, packed, images.images, Preprocess::for_image_size(image_size_of(packed)),
+                           images_a_pass, std::ref(progress));
+    progress.finish();
+    return divergences;
+  };
+  std::map<Precision, PrecisionDivergence> measured = measure();
+  if (measured.at(Precision::int8).nats > largest && restore_input_steps(packed.metadata)) measured = measure();
   std::vector<std::string> costs;
   PrecisionReport report{.line = {}, .json = {{"images", images.images.size()}, {"not_measured", nullptr}}};
   report.json["split"] = to_string(images.split);

@@ -6,6 +6,7 @@
 #include "engine/io/json.h"
 #include "engine/io/state_dict.h"
 #include "kernels/backend.h"
+#include "layers/network/precision_choice.h"
 #include "tools/common/data_search.h"
 #include "training/compression/calibration.h"
 
@@ -31,8 +32,10 @@ struct PrecisionReport {
 };
 
 /// Measures the narrow precisions of a packed model on the images, writes the divergences to its
-/// metadata, and reports. Measures on the CPU where `backend` does not compute in them. Throws
-/// Interrupted when the user asks to stop.
-PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend);
+/// metadata, and reports. Inputs of 127 steps (halve_input_steps()) get 255 again where the
+/// divergence of int8 is above `largest`. Measures on the CPU where `backend` does not compute in
+/// these precisions. Throws Interrupted when the user asks to stop.
+PrecisionReport measure_and_describe(StateDict& packed, const PrecisionImages& images, Backend& backend,
+                                     double largest = most_divergence);
 
 }  // namespace nibblenet::tools
