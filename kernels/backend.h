@@ -9,6 +9,7 @@
 #include "kernels/inference.h"
 #include "kernels/quantizer.h"
 #include "kernels/recording.h"
+#include "kernels/stream_order.h"
 #include "kernels/training.h"
 
 namespace nibblenet {
@@ -25,7 +26,12 @@ struct DeviceState {
 /// A kind of device: its memory, and the operations on it. Each base class is a small interface in
 /// its own header. A backend that only infers implements the pure functions, fewer than 20 in all;
 /// one that trains implements Training too.
-class Backend : public BackendMemory, public Inference, public ImagePreparation, public Recorder, public Quantizer {
+class Backend : public BackendMemory,
+                public Inference,
+                public ImagePreparation,
+                public Recorder,
+                public StreamOrder,
+                public Quantizer {
  public:
   virtual std::string name() const = 0;         ///< the value of --device: "cpu", "cuda", "cudnn"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads

@@ -107,6 +107,18 @@ std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work
   return std::make_unique<RecordingCuda>(stream_, scratch_moves_, work);
 }
 
+void CudaBackend::wait_for_stream(uintptr_t stream) {
+  Stream other(reinterpret_cast<CUstream_st*>(stream));
+  order_.record(other);
+  stream_.wait(order_);
+}
+
+void CudaBackend::let_stream_wait(uintptr_t stream) {
+  Stream other(reinterpret_cast<CUstream_st*>(stream));
+  order_.record(stream_);
+  other.wait(order_);
+}
+
 void CudaBackend::expect_support(Precision precision) const {
   if (precision != storage_of(precision))
     fail<UsageError>("--precision {}: a GPU computes in float32 and float16", to_string(precision));

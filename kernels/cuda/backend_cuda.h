@@ -24,6 +24,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   std::string description() const override { return device_.description(); }
   std::optional<std::string> device_id() const override { return device_.id(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
+  std::optional<int> gpu_number() const override { return device_.number(); }
   std::optional<double> joules() override;
   std::optional<DeviceState> state() override;
   size_t bytes_that_empty_caches() const override { return 5 * device_.l2_bytes(); }  // policy unknown
@@ -46,6 +47,8 @@ class CudaBackend : public Backend, public Training, private Workspace {
   }
   void finish_copies() override { downloads_.finish(); }
   void synchronize() override { stream_.synchronize(); }
+  void wait_for_stream(uintptr_t stream) override;
+  void let_stream_wait(uintptr_t stream) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<Weight> make_weight(TensorView<const float> host_values,
                                       Precision precision = Precision::float32) override;
@@ -158,6 +161,7 @@ class CudaBackend : public Backend, public Training, private Workspace {
   Buffer<unsigned> counters_;
   int64_t scratch_moves_ = 0;
   Buffer<int64_t> rows_;  ///< indices of the last gather_rows
+  Event order_;           ///< of the two streams in wait_for_stream() and let_stream_wait()
 };
 
 }  // namespace nibblenet

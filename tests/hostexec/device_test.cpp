@@ -53,6 +53,7 @@ TEST_F(CudaDevice, ARanksNumberChoosesAmongTheGpus) {
   for (const int number : {0, 1, 2, 4}) {
     choose_gpu(number);
     ids.push_back(Device().id());
+    EXPECT_EQ(Device().number(), number % 3);
   }
   EXPECT_EQ(ids[3], ids[1]);
   EXPECT_NE(ids[0], ids[1]);
@@ -79,6 +80,52 @@ TEST_F(CudaDevice, AStreamWaitsForAnEventOfAnother) {
   EXPECT_TRUE(behind.reached());
   EXPECT_EQ(of_kernel, 1);
   EXPECT_TRUE(event.reached());
+}
+
+TEST_F(CudaDevice, ABackendsWorkTakesItsPlaceInAStreamOfOthers) {
+  CudaBackend backend;
+  for (const bool by_default : {false, true}) {
+    Stream made;
+    const uintptr_t number = by_default ? 0 : reinterpret_cast<uintptr_t>(made.get());
+    Stream lent(reinterpret_cast<CUstream_st*>(number));
+    const Values x = uniform({7}, 1);
+    Tensor<float> from = on(backend, Values(x.shape)), to = on(backend, Values(x.shape));
+    Event written, read;
+    bool ready = false;
+    Stream other;
+    other.get()->waiting.push_back([&] { return ready; });
+    written.record(other);
+    lent.wait(written);
+    copy_on_device(from.data(), x.data.data(), from.view().span().size_bytes(), lent);
+    backend.wait_for_stream(number);
+    backend.convert(to.view(), std::as_const(from).view());
+    backend.let_stream_wait(number);
+    std::vector<float> seen(7);
+    copy_on_device(seen.data(), to.data(), 7 * sizeof(float), lent);
+    EXPECT_EQ(seen, std::vector<float>(7)) << "nothing is there yet";
+    ready = true;
+    lent.synchronize();
+    EXPECT_EQ(seen, x.data);
+  }
+  EXPECT_EQ(backend.gpu_number(), 0);
+}
+
+TEST_F(CudaDevice, AStreamOfOthersOutlivesItsView) {
+  Stream made;
+  {
+    const Stream lent(made.get());
+    EXPECT_EQ(lent.get(), made.get());
+    EXPECT_FALSE(lent.uses_pdl()) << "the kernel in front may be somebody else's";
+    EXPECT_TRUE(made.uses_pdl());
+  }
+  made.synchronize();
+}
+
+TEST_F(CudaDevice, TheCpuHasNoStreams) {
+  CpuBackend backend;
+  EXPECT_EQ(backend.gpu_number(), std::nullopt);
+  EXPECT_THROW(backend.wait_for_stream(0), Error);
+  EXPECT_THROW(backend.let_stream_wait(0), Error);
 }
 
 TEST_F(CudaDevice, SaysWhenThereIsNone) {

@@ -58,6 +58,14 @@ bool is_page_locked(const void* data) {
   return static_cast<const std::byte*>(data) < static_cast<const std::byte*>(begin) + bytes;
 }
 
+void perform(std::function<void()> action);
+
+/// The default stream, where there is no other.
+CUstream_st* or_default(CUstream_st* stream) {
+  static CUstream_st standard{capturing, perform, {}};
+  return stream != nullptr ? stream : &standard;
+}
+
 /// Runs what a stream waits for, as far as it can. Returns whether nothing is left.
 bool progress(CUstream_st* stream) {
   while (!stream->waiting.empty()) {
@@ -110,7 +118,8 @@ void finish_uploads() {
   for (const auto& upload : std::exchange(uploads, {})) upload();
 }
 void run_on(CUstream_st* stream, std::function<void()> work) {
-  if (stream == nullptr || stream->waiting.empty()) return work();
+  stream = or_default(stream);
+  if (captured || stream->waiting.empty()) return work();
   stream->waiting.push_back([work = std::move(work)] {
     work();
     return true;
@@ -181,6 +190,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  stream = or_default(stream);
   finish_uploads();
   wait_for(stream, [=] { return stream->waiting.empty(); });
   return capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
@@ -195,7 +205,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  const auto last = event->last = std::make_shared<Recorded>(Recorded{{}, stream, false});
+  const auto last = event->last = std::make_shared<Recorded>(Recorded{{}, or_default(stream), false});
   const auto action = [=] {
     last->time = std::chrono::steady_clock::now();
     last->reached = true;
@@ -217,7 +227,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   if (event->last->reached) return cudaSuccess;
-  stream->waiting.push_back([last = event->last] {
+  or_default(stream)->waiting.push_back([last = event->last] {
     if (!last->reached) progress(last->stream);
     return last->reached;
   });
@@ -250,8 +260,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
-  for (const auto& action : graph->actions) action();
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  run_on(stream, [actions = graph->actions] {
+    for (const auto& action : actions) action();
+  });
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {

@@ -27,14 +27,20 @@ void choose_gpu(int number) {
   check(cudaSetDevice(number % devices), "cudaSetDevice");
 }
 
-Stream::Stream() {
+Stream::Stream() : Stream(nullptr) {
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  lent_ = false;
+}
+
+Stream::Stream(CUstream_st* lent) : stream_(lent), lent_(true) {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(empty_kernel)), "cudaFuncGetAttributes");
   compiled_for_ = attributes.ptxVersion;
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
-Stream::~Stream() { cudaStreamDestroy(stream_); }
+Stream::~Stream() {
+  if (!lent_) cudaStreamDestroy(stream_);
+}
 
 void Stream::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 
@@ -88,10 +94,9 @@ void Graph::launch(Stream& stream) { check(cudaGraphLaunch(graph_, stream.get())
 
 Device::Device() {
   if (const auto problem = cuda_problem()) throw CudaError(*problem);
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaGetDevice(&number_), "cudaGetDevice");
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  check(cudaGetDeviceProperties(&properties, number_), "cudaGetDeviceProperties");
   int driver = 0;
   int runtime = 0;
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");

@@ -34,10 +34,15 @@ struct Work {
 
 class Event;
 
-/// An ordered queue of work on the current device, never the default stream. Move-only.
+/// An ordered queue of work on the current device: one of its own, never the default stream, or
+/// somebody else's. Move-only.
 class Stream {
  public:
   Stream();
+  /// A stream of somebody else in this process, which must outlive this object; null is the default
+  /// stream. It gets no PDL: a kernel of ours may read weights before it waits for the kernel in
+  /// front, which may write them if it is not ours.
+  explicit Stream(CUstream_st* lent);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -46,7 +51,7 @@ class Stream {
   /// Compute capability, times 10, that the kernels which this device runs were compiled for.
   int compiled_for() const { return compiled_for_; }
   /// Whether launches that ask for PDL get it: it is allowed, and the code waits.
-  bool uses_pdl() const { return pdl_ && compiled_for_ >= 90; }
+  bool uses_pdl() const { return pdl_ && !lent_ && compiled_for_ >= 90; }
   void allow_pdl(bool allowed) { pdl_ = allowed; }
   /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
@@ -64,6 +69,7 @@ class Stream {
 
  private:
   CUstream_st* stream_ = nullptr;
+  bool lent_ = false;
   int compiled_for_ = 0;
   bool pdl_ = true;
   Work work_;
@@ -133,6 +139,8 @@ class Device {
   const std::string& description() const { return description_; }
   /// Tells GPUs apart, parts of one that MIG made included: its UUID.
   const std::string& id() const { return id_; }
+  /// As CUDA counts those of this process.
+  int number() const { return number_; }
   DeviceMemory memory() const;
   /// Whether the GPU has wgmma, and our kernels were compiled for it.
   bool has_wgmma() const { return has_wgmma_; }
@@ -145,6 +153,7 @@ class Device {
  private:
   std::string description_;
   std::string id_;
+  int number_ = 0;
   bool has_wgmma_ = false;
   size_t l2_bytes_ = 0;
 };
