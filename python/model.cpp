@@ -31,6 +31,31 @@ struct PackOptions {
   bool compress = false;
 };
 
+/// Puts a backend's operations into the order of a caller's stream, for the life of this object.
+class InOrderOf {
+ public:
+  InOrderOf(Backend& backend, uintptr_t stream) : backend_(backend), stream_(stream) {
+    backend.wait_for_stream(stream);
+  }
+  ~InOrderOf() {
+    try {
+      backend_.let_stream_wait(stream_);
+    } catch (const Error&) {  // the next call reports it
+    }
+  }
+  InOrderOf(const InOrderOf&) = delete;
+  InOrderOf& operator=(const InOrderOf&) = delete;
+
+ private:
+  Backend& backend_;
+  uintptr_t stream_;
+};
+
+void expect_square(const Shape& images) {
+  if (images[1] != images[2] || images[3] != 3)
+    fail<ShapeError>("expected square images of 3 channels, got {}x{} of {}", images[1], images[2], images[3]);
+}
+
 /// Fills in what Model::let_codes_go() freed.
 void fetch_codes(Parameter& parameter, const Network& network) {
   const auto layer = std::ranges::find_if(
@@ -209,27 +234,43 @@ void Model::let_codes_go() {
   release_free_memory();
 }
 
-template <class Prepare>
-Tensor<float> Model::logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare) {
+/// Runs the images, `batch` at a time, prepared by prepare(runner, first, count); hands each
+/// output to use(output, first).
+template <class Prepare, class Use>
+void Model::infer(int64_t images, int64_t size, int64_t batch, Prepare prepare, Use use) {
   if (batch < 1) fail<UsageError>("batch {}: must be 1 or more", batch);
-  Network& net = network();
-  expect_image_size(net.spec(), size);
-  Tensor<float> logits(host_memory(), {images, net.classes()}, MemoryCategory::data);
-  if (images == 0) return logits;
+  expect_image_size(network().spec(), size);
+  if (images == 0) return;
   Runner& run = runner(size, std::min(batch, images));
   for (int64_t first = 0; first < images; first += batch) {
     if (tools::interrupted()) throw Interrupted("stopped");
-    const int64_t count = std::min(batch, images - first);
-    const TensorView<const float> output = run.pass.forward(prepare(run, first, count));
-    net.backend().copy_to_host(logits.view().slice(first, count).data(), output.data(), output.span().size_bytes());
+    use(run.pass.forward(prepare(run, first, std::min(batch, images - first))), first);
   }
+}
+
+template <class Prepare>
+Tensor<float> Model::logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare) {
+  Network& net = network();
+  Tensor<float> logits(host_memory(), {images, net.classes()}, MemoryCategory::data);
+  infer(images, size, batch, prepare, [&](TensorView<const float> output, int64_t first) {
+    net.backend().copy_to_host(logits.view().slice(first, output.size(0)).data(), output.data(),
+                               output.span().size_bytes());
+  });
   return logits;
 }
 
+template <class Prepare>
+void Model::logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, Caller caller,
+                            Prepare prepare) {
+  expect_shape(y.shape(), {images, classes_on(caller.gpu)}, "logits");
+  Backend& gpu = network().backend();
+  const InOrderOf order(gpu, caller.stream);
+  infer(images, size, batch, prepare,
+        [&](TensorView<const float> output, int64_t first) { gpu.convert(y.slice(first, output.size(0)), output); });
+}
+
 Tensor<float> Model::logits(TensorView<const float> images, int64_t batch) {
-  if (images.size(1) != images.size(2) || images.size(3) != 3)
-    fail<ShapeError>("expected square images of 3 channels, got {}x{} of {}", images.size(1), images.size(2),
-                     images.size(3));
+  expect_square(images.shape());
   const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
     const TensorView<const float> some = images.slice(first, count);
     if (network().backend().device_memory()) return run.images.upload(some);
@@ -238,13 +279,48 @@ Tensor<float> Model::logits(TensorView<const float> images, int64_t batch) {
   return logits_of(images.size(0), images.size(1), batch, prepare);
 }
 
-Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
-  if (images.size(3) != 3 || images.size(1) < 1 || images.size(2) < 1)
-    fail<ShapeError>("expected images of 3 channels and at least a pixel, got {}", to_string(images.shape()));
+void Model::logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, Caller caller) {
+  expect_square(images.shape());
+  logits_in_order(y, images.size(0), images.size(1), batch, caller,
+                  [&](Runner&, int64_t first, int64_t count) { return ConstActivations(images.slice(first, count)); });
+}
+
+void Model::logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, Caller caller) {
+  const Preprocess preprocess = preparation_of(images.shape());
+  const ImageSize size{static_cast<int>(images.size(2)), static_cast<int>(images.size(1))};
+  logits_in_order(y, images.size(0), preprocess.crop, batch, caller, [&](Runner& run, int64_t first, int64_t count) {
+    if (!run.resident || run.resident_size != size) {
+      run.resident.reset();
+      run.resident.emplace(network().backend(), preprocess, run.batch, network().storage(), size, ImageBytes::resident);
+      run.resident_size = size;
+    }
+    return run.resident->prepare(images.slice(first, count));
+  });
+}
+
+/// How RGB images of this shape are prepared. Throws ShapeError.
+Preprocess Model::preparation_of(const Shape& images) const {
+  if (images[3] != 3 || images[1] < 1 || images[2] < 1)
+    fail<ShapeError>("expected images of 3 channels and at least a pixel, got {}", to_string(images));
   expect_open();
   constexpr int64_t most = 1 << 20;
-  if (images.size(1) > most || images.size(2) > most) fail<ShapeError>("images of more than {} pixels a side", most);
-  const Preprocess preprocess = Preprocess::for_image_size(image_size_of(*dict_));
+  if (images[1] > most || images[2] > most) fail<ShapeError>("images of more than {} pixels a side", most);
+  return Preprocess::for_image_size(image_size_of(*dict_));
+}
+
+int64_t Model::classes_on(int gpu) {
+  expect_open();
+  const std::optional<int> number = backend().gpu_number();
+  if (!number)
+    fail<UsageError>("images are on cuda:{}, the model is on the CPU: pass images.cpu(), or load it with device='cuda'",
+                     gpu);
+  if (*number != gpu)
+    fail<UsageError>("images are on cuda:{0}, the model is on cuda:{1}: pass images.to('cuda:{1}')", gpu, *number);
+  return class_count(*dict_);
+}
+
+Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
+  const Preprocess preprocess = preparation_of(images.shape());
   const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
     const TensorView<float> prepared = run.images.host_images().slice(0, count);
     const int cores = device_.threads > 0 ? device_.threads : default_threads();

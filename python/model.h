@@ -56,6 +56,19 @@ class Model {
   Tensor<float> logits(TensorView<const float> images, int64_t batch);
   /// Logits of RGB images [N, height, width, 3], which are prepared like the tools' images.
   Tensor<float> logits(TensorView<const uint8_t> images, int64_t batch);
+  /// Where a caller's arrays lie, and when they may be read and written.
+  struct Caller {
+    int gpu;           ///< as CUDA counts them
+    uintptr_t stream;  ///< as StreamOrder takes it
+  };
+  /// Writes logits [N, classes] of prepared or RGB images to `y`, all in a GPU's memory, in the
+  /// order of the caller's stream. Returns when the work is queued. Throws UsageError when the
+  /// model is not on this GPU.
+  void logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, Caller caller);
+  void logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, Caller caller);
+  /// The number of logits of an image on a GPU. Throws UsageError when the model is on another
+  /// device.
+  int64_t classes_on(int gpu);
   /// evaluate() as tools/eval does it. Labels are matched by the names of classes, unless
   /// `asked_for` is nothing (DataSource::asked_for()). `fold_first` is eval's.
   Evaluation evaluate(Dataset& data, int64_t batch, int image_size, std::optional<bool> asked_for, bool fold_first);
@@ -70,6 +83,8 @@ class Model {
     ImageBatch images;
     int64_t size;
     int64_t batch;
+    std::optional<ImageBatch> resident;  ///< of bytes on the GPU, of the size below
+    ImageSize resident_size = {};
   };
 
   void expect_open() const;
@@ -79,8 +94,14 @@ class Model {
   Backend& backend();
   Network& network();
   Runner& runner(int64_t size, int64_t batch);
+  Preprocess preparation_of(const Shape& images) const;
+  template <class Prepare, class Use>
+  void infer(int64_t images, int64_t size, int64_t batch, Prepare prepare, Use use);
   template <class Prepare>
   Tensor<float> logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare);
+  template <class Prepare>
+  void logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, Caller caller,
+                       Prepare prepare);
 
   std::optional<StateDict> dict_;
   bool codes_let_go_ = false;

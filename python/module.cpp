@@ -31,6 +31,8 @@ namespace {
 
 template <class T, int rank>
 using Array = nb::ndarray<const T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
+template <class T, int rank>
+using GpuArray = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cuda>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using NewFloats = nb::ndarray<nb::numpy, float>;
 
@@ -93,6 +95,25 @@ std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string
 template <class Images>
 NewFloats logits(Model& model, const Images& images, int64_t batch) {
   return to_numpy(on_worker([&] { return model.logits(view_of<typename Images::Scalar>(images), batch); }));
+}
+
+/// Model::logits_on_gpu() with arrays by DLPack. `stream` is the caller's, which orders the work:
+/// whoever hands the arrays over need not wait. One function for both types: a capsule can be taken
+/// once, which the first of two overloads would do.
+void logits_on_gpu(Model& model, const GpuArray<float, 2>& y, const GpuArray<nb::ro, 4>& images, int64_t batch,
+                   uintptr_t stream) {
+  if (y.device_id() != images.device_id())
+    fail<UsageError>("images are on cuda:{}, their logits on cuda:{}", images.device_id(), y.device_id());
+  const bool bytes = images.dtype() == nb::dtype<uint8_t>();
+  if (!bytes && images.dtype() != nb::dtype<float>()) fail<UsageError>("images: expected uint8 or float32");
+  const TensorView<float> to(y.data(), shape_of(y));
+  const Model::Caller caller{images.device_id(), stream};
+  Worker::instance().run([&] {
+    if (bytes)
+      model.logits_on_gpu(to, {static_cast<const uint8_t*>(images.data()), shape_of(images)}, batch, caller);
+    else
+      model.logits_on_gpu(to, {static_cast<const float*>(images.data()), shape_of(images)}, batch, caller);
+  });
 }
 
 /// Seconds of the fastest of so many calls of Model::logits(), without Python: for tests of what a
@@ -255,6 +276,9 @@ NB_MODULE(_core, m) {
            })
       .def("logits", logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "batch"_a)
       .def("logits", logits<Array<float, 4>>, "images"_a.noconvert(), "batch"_a)
+      .def("logits_on_gpu", logits_on_gpu, "y"_a.noconvert(), "images"_a.noconvert(), "batch"_a, "stream"_a)
+      .def(
+          "classes_on", [](Model& model, int gpu) { return on_worker([&] { return model.classes_on(gpu); }); }, "gpu"_a)
       .def("seconds_of_logits", seconds_of_logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "calls"_a)
       .def("seconds_of_logits", seconds_of_logits<Array<float, 4>>, "images"_a.noconvert(), "calls"_a)
       .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "skip_unreadable"_a, "batch"_a,

@@ -9,13 +9,18 @@ ImageBatch::ImageBatch(Backend& backend, const Preprocess& preprocess, int64_t m
   const auto images = static_cast<size_t>(most);
   if (size && !kept)
     preparer_ = backend.make_image_preparer(make_resample_tables(preprocess, size->width, size->height));
-  if (size && (kept || preparer_))
+  const bool uploads = bytes != ImageBytes::resident;
+  if (size && uploads && (kept || preparer_))
     pixels_ = {backend, images * static_cast<size_t>(size->width * size->height * 3), MemoryCategory::data};
   if (preparer_)
     augmentations_ = {backend, images, MemoryCategory::data};
   else
     precision_ = Precision::float32;
   if (!kept) prepared_ = {backend, static_cast<size_t>(shape_.elements()) * bytes_of(precision_), MemoryCategory::data};
+  if (preparer_ && !uploads) {
+    const std::vector<Augmentation> none(images);
+    backend.copy_from_host(augmentations_.data(), none.data(), augmentations_.bytes());
+  }
 }
 
 TensorView<const uint8_t> ImageBatch::upload(TensorView<const uint8_t> pixels,
@@ -23,6 +28,11 @@ TensorView<const uint8_t> ImageBatch::upload(TensorView<const uint8_t> pixels,
   backend_.copy_from_host(pixels_.data(), pixels.data(), pixels.span().size_bytes());
   if (preparer_) backend_.copy_from_host(augmentations_.data(), augmentations.data(), augmentations.size_bytes());
   return uploaded_ = {pixels_.data(), pixels.shape()};
+}
+
+ConstActivations ImageBatch::prepare(TensorView<const uint8_t> pixels) {
+  uploaded_ = pixels;
+  return prepare();
 }
 
 ConstActivations ImageBatch::prepare() {

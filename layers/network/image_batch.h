@@ -14,10 +14,15 @@ namespace nibblenet {
 struct ImageSize {
   int width = 0;
   int height = 0;
+  bool operator==(const ImageSize&) const = default;
 };
 
-/// Whether a backend prepares the images' bytes, or keeps them for a folded network.
-enum class ImageBytes : uint8_t { prepared, kept };
+/// What becomes of the images' bytes.
+enum class ImageBytes : uint8_t {
+  prepared,  ///< uploaded and prepared by the backend
+  kept,      ///< uploaded for a folded network
+  resident   ///< in the backend's memory already, and prepared from there
+};
 
 /// A batch of images in a backend's memory. If the backend can prepare images, it gets their bytes;
 /// otherwise it gets images that the host has prepared.
@@ -35,6 +40,10 @@ class ImageBatch {
   TensorView<const uint8_t> upload(TensorView<const uint8_t> pixels, std::span<const Augmentation> augmentations);
   /// Prepares the uploaded bytes on the backend. The result is valid until the next call.
   ConstActivations prepare();
+  /// Prepares bytes [N, height, width, 3] that are resident, as they are. The result is valid until
+  /// the next call.
+  /// Requires: a backend that can, ImageBytes::resident and a size.
+  ConstActivations prepare(TensorView<const uint8_t> pixels);
 
   /// Uploads images [N, crop, crop, 3] that the host has prepared. The result is valid until the
   /// next call.

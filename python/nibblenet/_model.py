@@ -7,11 +7,11 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
-from . import _arrays, _core, _tables
+from . import _arrays, _core, _gpu, _tables
 from ._progress import Progress, shown
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -109,6 +109,7 @@ class Model:
 
     report: dict[str, Any] = {}
     _simulated = False
+    _classes: int | None = None
 
     def __init__(self, core: _core.Model) -> None:
         """For `load`, `pack` and `Model.of` only."""
@@ -158,7 +159,13 @@ class Model:
         """network, classes (their names), image_size, packed, device, metadata."""
         return json.loads(self._core.description())
 
-    def __call__(self, images: Any, batch: int = 128) -> np.ndarray:
+    @overload
+    def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray: ...
+
+    @overload
+    def __call__(self, images: Any, batch: int = 128) -> Any: ...
+
+    def __call__(self, images: Any, batch: int = 128) -> Any:
         """Logits [N, classes], float32.
 
         images: uint8 [N, height, width, 3] is RGB, and is resized, cropped and normalised as the
@@ -166,8 +173,16 @@ class Model:
         DLPack. uint8 in C order and float32 in channels-last order are read in place; others are
         copied once. `batch` images at a time: results depend on it to float rounding.
 
-        Raises ValueError for other types and shapes, and for tensors that require grad.
+        Returns a NumPy array; for a PyTorch tensor on the model's GPU a tensor there, in the order
+        of PyTorch's current stream, without waiting for it.
+
+        Raises ValueError for other types and shapes, for tensors that require grad, and for those
+        of a GPU on which the model is not.
         """
+        if not isinstance(images, np.ndarray) and (gpu := _gpu.number_of(images)) is not None:
+            if self._classes is None:
+                self._classes = self._core.classes_on(gpu)
+            return _gpu.logits(self._core, images, self._classes, _integer(batch, "batch", 1, 65536))
         found = _arrays.array(images, "images")
         if found.ndim != 4:
             raise ValueError(f"images: expected 4 dimensions, got shape {found.shape}")
