@@ -70,7 +70,7 @@ Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits
 Expansion expansion_for(Product product, const WeightTraits& weight) {
   if (weight.layout == WeightLayout::strings) {
     if (product == Product::wgmma) return Expansion::string_rows;
-    return product == Product::few_pixels || product == Product::mma ? Expansion::string_superblocks : Expansion::none;
+    return product == Product::few_pixels ? Expansion::string_superblocks : Expansion::none;
   }
   if (product == Product::few_pixels && !few_pixels::multiplies_in_place(weight)) return Expansion::weight_superblocks;
   if (product != Product::wgmma || weight.trains) return Expansion::none;

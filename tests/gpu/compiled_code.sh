@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # compiled_code.sh [ARCHITECTURE...]: what the compiler made of the kernels that read superblocks
-# and trellis strings (80 and 90a, or those given). Fails when unpacking linear codes takes more
-# instructions than it should, when a weight of a trellis string takes more than four in all, when
-# a kernel touches local memory, when its inner loop does not read codes 16 bytes at a time, or when
-# a kernel may read weights before the kernel before has made them. Needs nvdisasm, of the
-# environment's NVDISASM or PATH; without one it says so and exits with 77.
+# and trellis strings (80 and 90a, or those given). Fails when unpacking linear codes or string
+# tiles takes more instructions than it should, when a weight of a trellis string takes more than
+# four in all at batch 1, when a kernel touches local memory, when its inner loop does not read
+# codes 16 bytes at a time, or when a kernel may read weights before the kernel before has made
+# them. Needs nvdisasm, of the environment's NVDISASM or PATH; without one it says so and exits with
+# 77.
 set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../tools/kernels/compile.sh"
@@ -20,6 +21,7 @@ export nvdisasm
 # more may be taken.
 designed='1.06 1.16 1.13 1.28 1.44 1.53 1.00'
 tolerance=1.15
+most_of_strings=6.8  # for each weight of a string tile
 
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
@@ -36,12 +38,14 @@ done
 # Two probes differ by three chunks of 32 weights: whatever else a kernel does is the same in both.
 echo "instructions for each weight, without reading and writing it"
 for architecture in "$@"; do
-  awk -v designed="$designed" -v tolerance=$tolerance -v architecture="$architecture" '
+  awk -v designed="$designed" -v tolerance=$tolerance -v most_of_strings=$most_of_strings \
+    -v architecture="$architecture" '
     /^\.text\./ {
-      match($0, /(Integer|Codebook)CodesILi[0-9]EEELi[0-9]E/)
+      match($0, /((Integer|Codebook)CodesILi[0-9]+EE|_strings_kernelILi[0-9]+)ELi[0-9]E/)
       method = substr($0, RSTART, RLENGTH)
       split(method, part, /Li/)
-      kernel = substr(method, 1, index(method, "CodesI") - 1) " " (part[2] + 0) " " (part[3] + 0)
+      kernel = method ~ /^_/ ? "Strings" : substr(method, 1, index(method, "CodesI") - 1)
+      kernel = kernel " " (part[2] + 0) " " (part[3] + 0)
     }
     /^ +\/\*[0-9a-f]+\*\/ / {
       name = $2 ~ /^@/ ? $3 : $2
@@ -55,6 +59,14 @@ for architecture in "$@"; do
         bad = !(linear > 0 && linear <= tolerance * most[bits - 1])
         printf "%-4s %d bits: linear %.2f (designed %.2f, at most %.2f), others %.2f%s\n", architecture, bits, linear,
                most[bits - 1], tolerance * most[bits - 1], others, bad ? "  TOO MANY" : ""
+        failed = failed || bad
+      }
+      rates = split("2 3 4 5 6 8 12 16", quarters, " ")
+      for (i = 1; i <= rates; ++i) {
+        strings = (count["Strings " quarters[i] " 4"] - count["Strings " quarters[i] " 1"]) / 96
+        bad = !(strings > 0 && strings <= most_of_strings)
+        printf "%-4s %s bits: string tiles %.2f (at most %.2f)%s\n", architecture, quarters[i] / 4, strings,
+               most_of_strings, bad ? "  TOO MANY" : ""
         failed = failed || bad
       }
       exit failed
@@ -90,11 +102,15 @@ echo "16-byte loads in the inner loop, and accesses to local memory"
 for sass in "$code"/*.sass; do
   [[ $sass != *@(unpack_probe|wgmma)* ]] || continue
   awk -v file="$(basename "$sass" .sass)" "$inner_loop"'
-    function report(    i, read, copied, narrow, bits, strings, bad) {
+    function report(    i, read, copied, narrow, bits, strings, quarters, bad) {
       if (kernel == "" || !multiplies) return
       bits = match(kernel, /CodesILi[0-9]+/) ? substr(kernel, RSTART + 8, RLENGTH - 8) + 0 : 16  # halves
-      strings = match(kernel, /strings_kernelILi[0-9]+/)
-      if (strings) bits = substr(kernel, RSTART + 17, RLENGTH - 17) / 4
+      strings = match(kernel, /(strings_kernel|StringCodes)ILi[0-9]+/)
+      if (strings) {
+        quarters = substr(kernel, RSTART, RLENGTH)
+        sub(/.*Li/, "", quarters)
+        bits = quarters / 4
+      }
       for (i = first; i <= last; ++i) read += line[i] ~ /LDG\.E\.NA[^ ]*\.128/
       for (i = 1; i <= last; ++i) {
         copied += line[i] ~ /LDGSTS\.E[^ ]*\.128/
@@ -148,7 +164,7 @@ for sass in "$code"/*.sass; do
     /^\.text\./ {
       kernel = substr($1, 7)
       waits = file ~ /\.8[0-9]$/  # GPUs without PDL
-      late = kernel ~ /few_pixels_kernel|wgmma_pixel_kernel|mma_kernel.*HalfCodes/
+      late = kernel ~ /few_pixels_kernel|wgmma_pixel_kernel/
       seen += late
     }
     / ACQBULK/ { waits = 1 }

@@ -1,6 +1,7 @@
 // What compiled_code.sh takes apart: kernels that unpack one chunk of codes and four, and do
 // nothing else.
 
+#include "kernels/cuda/weights/string_fragments.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
 namespace nibblenet {
@@ -42,5 +43,30 @@ NIBBLENET_PROBE(CodebookCodes<5>)
 NIBBLENET_PROBE(CodebookCodes<6>)
 NIBBLENET_PROBE(CodebookCodes<7>)
 NIBBLENET_PROBE(CodebookCodes<8>)
+
+/// a[chunk] = the weights of that chunk of a string tile.
+template <int quarters, int chunks>
+__global__ void unpack_strings_kernel(uint4 (*a)[chunks][4], const unsigned char* tile) {
+  const StringFragments<quarters> fragments;
+#pragma unroll
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    uint32_t own[4][4];
+    fragments.unpack(tile, chunk, own);
+#pragma unroll
+    for (int f = 0; f < 4; ++f) a[threadIdx.x][chunk][f] = {own[f][0], own[f][1], own[f][2], own[f][3]};
+  }
+}
+
+#define NIBBLENET_STRING_PROBE(quarters)                                                             \
+  template __global__ void unpack_strings_kernel<quarters, 1>(uint4(*)[1][4], const unsigned char*); \
+  template __global__ void unpack_strings_kernel<quarters, 4>(uint4(*)[4][4], const unsigned char*);
+NIBBLENET_STRING_PROBE(2)
+NIBBLENET_STRING_PROBE(3)
+NIBBLENET_STRING_PROBE(4)
+NIBBLENET_STRING_PROBE(5)
+NIBBLENET_STRING_PROBE(6)
+NIBBLENET_STRING_PROBE(8)
+NIBBLENET_STRING_PROBE(12)
+NIBBLENET_STRING_PROBE(16)
 
 }  // namespace nibblenet

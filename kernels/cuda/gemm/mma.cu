@@ -42,30 +42,16 @@ namespace cuda {
 void mma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
   expect_fit(mma::fits(f.shape), "mma", f.shape);
   const ConvolutionSizes& s = f.shape.sizes;
-  const bool expands = f.w.layout() == WeightLayout::strings;
-  MmaProduct p{.weights = {}, .x = f.x.fp16().data(), .pixels = *mma::blocks_of(f.shape)};
-  if (expands)
-    p.weights = {.layout = fp16_superblocks(s), .rows = s.k};
-  else
-    p.weights = superblock_operand(f.w);
+  MmaProduct p{.weights = superblock_operand(f.w), .x = f.x.fp16().data(), .pixels = *mma::blocks_of(f.shape)};
   const MmaBlocks blocks(p.pixels, p.weights.layout);
-  const size_t weights = expands ? static_cast<size_t>(p.weights.layout.bytes()) / sizeof(float) : 0;
-  float* memory = weights + blocks.partial_floats > 0 ? workspace.floats(weights + blocks.partial_floats) : nullptr;
   p.splits = blocks.splits;
   if (p.splits > 1) {
-    p.partial = memory + weights;
+    p.partial = workspace.floats(blocks.partial_floats);
     p.semaphores = workspace.counters(static_cast<size_t>(blocks.columns * blocks.rows));
   }
   const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
-  if (expands) {
-    auto* superblocks = reinterpret_cast<uint8_t*>(memory);
-    p.weights.codes = superblocks;
-    p.weights_from_before = true;
-    p.epilogue = string_superblocks(superblocks, f, stream);
-    return start<HalfCodes>(p, blocks, work, stream);
-  }
   p.epilogue = superblock_epilogue(f, p.weights);
-  with_codes(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
+  with_codes_or_strings(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
 }
 
 BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, Stream& stream) {

@@ -7,14 +7,15 @@
 
 // mma products: convolutions and linear layers of many rows on the tensor cores. Implicit GEMM
 // (Chetlur et al. 2014, arXiv 1410.0759) with packed weights, which are unpacked from superblocks
-// to fragments in registers (Marlin, Frantar 2024, arXiv 2408.11743).
+// to fragments in registers (Marlin, Frantar 2024, arXiv 2408.11743). Trellis strings take more
+// instructions, so a block unpacks them once for all its warps, to superblocks of fp16 values in
+// shared memory.
 
 namespace nibblenet {
 
 /// Parameters of the kernel: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C].
 struct MmaProduct {
   SuperblockWeights weights;
-  bool weights_from_before = false;  ///< the kernel before made them
   const f16* x;
   PixelBlocks pixels = {};
   BiasEpilogue<AnyElements> epilogue = {};
@@ -23,11 +24,13 @@ struct MmaProduct {
   unsigned* semaphores = nullptr;  ///< by block: how many splits are done
 };
 
-/// MmaShared at compile time, for one kind of codes.
+/// MmaShared at compile time, for one kind of codes. With strings, the ring has two stages of
+/// unpacked superblocks, and the place of the third holds a ring of string tiles.
 template <class Codes>
 struct MmaMemory {
   static constexpr MmaShared layout{Codes::bits, Codes::integers};
   static constexpr int superblocks = layout.superblocks;
+  static constexpr int stages = are_strings<Codes> ? mma_stages - 1 : mma_stages;
   static constexpr int ring_at = layout.ring_at;
   static constexpr int slices_at = layout.slices_at;
   static constexpr int column = MmaShared::column;
@@ -35,10 +38,12 @@ struct MmaMemory {
 };
 
 /// Ring of a block's operands. The block walks through its superblocks slice by slice, and through
-/// each slice tap by tap, so that x is copied once. Copies run `mma_stages` - 1 k-tiles ahead.
+/// each slice tap by tap, so that x is copied once. Copies run `mma_stages` - 1 k-tiles ahead,
+/// those of strings one more: they are unpacked one k-tile ahead.
 template <class Codes>
 struct OperandRing {
   using Shared = MmaMemory<Codes>;
+  static constexpr int weights_ahead = are_strings<Codes> ? mma_stages : mma_stages - 1;
   const MmaProduct& p;
   unsigned char* memory;
   int block;           ///< of pixels
@@ -46,7 +51,12 @@ struct OperandRing {
   int begin, end;      ///< k-tiles
 
   __device__ unsigned char* superblocks(int k_tile) const {
-    return memory + Shared::ring_at + k_tile % mma_stages * Shared::superblocks;
+    return memory + Shared::ring_at + k_tile % Shared::stages * Shared::superblocks;
+  }
+  __device__ unsigned char* strings(int k_tile) const {
+    constexpr int bytes = mma_row_warps * StringTile<Codes::quarters>::bytes;
+    static_assert(mma_stages * bytes <= Shared::superblocks);
+    return memory + Shared::ring_at + Shared::stages * Shared::superblocks + k_tile % mma_stages * bytes;
   }
   __device__ unsigned char* pixels(int k_tile) const {
     const int slot = k_tile / p.pixels.sizes.taps() % p.pixels.slots;
@@ -60,9 +70,33 @@ struct OperandRing {
   }
 
   __device__ void copy_weights(int k_tile) const {
-    if (k_tile < end)
+    if (k_tile >= end) return;
+    if constexpr (are_strings<Codes>)
+      copy_string_tiles<Codes::quarters>(p.weights, first_tile_row, tile_column(k_tile), strings(k_tile));
+    else
       copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_tile_row, tile_column(k_tile),
                                     superblocks(k_tile));
+  }
+  /// Unpacks the string tiles of a k-tile, which have landed. The warps share the chunks of all
+  /// superblocks. A barrier follows.
+  __device__ __forceinline__ void unpack_strings(int k_tile) const {
+    if (k_tile >= end) return;
+    using Tile = StringTile<Codes::quarters>;
+    const StringFragments<Codes::quarters> fragments;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const bool has_block = tile_column(k_tile) * Tile::blocks + lane % 4 < p.weights.strings.blocks();
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) / 32; i < mma_row_warps * Superblocks::chunks;
+         i += static_cast<int>(blockDim.x) / 32) {
+      const int half = i / Superblocks::chunks, chunk = i % Superblocks::chunks;
+      if (first_tile_row + half >= p.weights.layout.tile_rows()) break;
+      uint32_t a[4][4] = {};
+      if (has_block) fragments.unpack(strings(k_tile) + half * Tile::bytes, chunk, a);
+      unsigned char* to = superblocks(k_tile) + (half * Codes::bits + 4 * chunk) * Superblocks::row_bytes + lane * 16;
+#pragma unroll
+      for (int f = 0; f < 4; ++f)
+        *reinterpret_cast<uint4*>(to + f * Superblocks::row_bytes) = {a[f][0], a[f][1], a[f][2], a[f][3]};
+    }
   }
   /// Copies the slice of x if the k-tile begins one, and closes the k-tile's cp.async group.
   __device__ void copy_pixels(int k_tile) const {
@@ -71,15 +105,19 @@ struct OperandRing {
       copy_slice(p.pixels, p.x, block, k_tile / taps, pixels(k_tile));
     cp_async_commit();
   }
-  /// Starts the copies of the first k-tiles. Weights may load early, unless the kernel before made
-  /// them; x waits for it.
+  /// Starts the copies of the first k-tiles. Weights may load early; x waits for the kernel before.
   __device__ void begin_copies() const {
-    if (p.weights_from_before) pdl_wait();
 #pragma unroll 1
-    for (int i = 0; i < mma_stages - 1; ++i) copy_weights(begin + i);
+    for (int i = 0; i < weights_ahead; ++i) copy_weights(begin + i);
+    if constexpr (are_strings<Codes>) cp_async_commit();
     pdl_wait();
 #pragma unroll 1
     for (int i = 0; i < mma_stages - 1; ++i) copy_pixels(begin + i);
+    if constexpr (are_strings<Codes>) {
+      cp_async_wait<mma_stages - 1>();
+      __syncthreads();
+      unpack_strings(begin);
+    }
   }
 };
 
@@ -90,6 +128,7 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
   const int half = warp % mma_row_warps;
   const int first_column = warp / mma_row_warps * mma_warp_columns + static_cast<int>(threadIdx.x) % 32 / 4;
   const bool has_rows = ring.first_tile_row + half < p.weights.layout.tile_rows();
+  const bool with_steps = !are_strings<Codes> && p.weights.inside;
   const auto& table = *reinterpret_cast<const typename Codes::Table*>(ring.memory);
   int first[mma_warp_tiles];
 #pragma unroll
@@ -98,11 +137,12 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
   ring.begin_copies();
   FragmentSteps steps = {};
   for (int k_tile = ring.begin; k_tile < ring.end; ++k_tile) {
-    if (p.weights.inside) load_steps<Codes>(p.weights, ring.first_tile_row + half, ring.tile_column(k_tile), steps);
+    if (with_steps) load_steps<Codes>(p.weights, ring.first_tile_row + half, ring.tile_column(k_tile), steps);
     cp_async_wait<mma_stages - 2>();
     __syncthreads();  // this k-tile has landed, and all threads are done reading the last one
-    ring.copy_weights(k_tile + mma_stages - 1);
+    ring.copy_weights(k_tile + ring.weights_ahead);
     ring.copy_pixels(k_tile + mma_stages - 1);
+    if constexpr (are_strings<Codes>) ring.unpack_strings(k_tile + 1);
     if (!has_rows) continue;
     const int tap = k_tile % p.pixels.sizes.taps();
     const int down = tap / p.pixels.sizes.size;
@@ -111,7 +151,7 @@ __device__ __forceinline__ void sum_split(const MmaProduct& p, const OperandRing
 #pragma unroll
     for (int tile = 0; tile < mma_warp_tiles; ++tile) position[tile] = first[tile] + offset;
     multiply_superblock<Codes>(ring.superblocks(k_tile) + half * Codes::bits * Superblocks::row_bytes,
-                               ring.pixels(k_tile), position, table, steps, p.weights.inside, sums);
+                               ring.pixels(k_tile), position, table, steps, with_steps, sums);
   }
   cp_async_wait<0>();
   __syncthreads();  // shared memory is free

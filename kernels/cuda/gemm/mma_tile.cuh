@@ -3,6 +3,7 @@
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/im2col.cuh"
 #include "kernels/cuda/gemm/mma_fit.h"
+#include "kernels/cuda/weights/string_fragments.cuh"
 #include "kernels/cuda/weights/superblock_scales.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
@@ -53,6 +54,32 @@ __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, cons
     const uint8_t* from = inside ? codes + (superblock * vectors + i % vectors) * 16 : codes;
     cp_async_16(to + i * 16, from, inside);
   }
+}
+
+/// Starts copying the string tiles of a block's rows in column `tile_column`, with zeros where
+/// there are none. All threads.
+template <int quarters>
+__device__ __forceinline__ void copy_string_tiles(const SuperblockWeights& w, int first_tile_row, int tile_column,
+                                                  unsigned char* to) {
+  using Tile = StringTile<quarters>;
+  static_assert(Tile::of_sequence % mma_row_warps == 0);
+  const StringTileSource<quarters> of_first(w.strings, w.codes, first_tile_row);
+  for (int i = static_cast<int>(threadIdx.x); i < mma_row_warps * Tile::vectors; i += static_cast<int>(blockDim.x)) {
+    const int half = i / Tile::vectors, vector = i % Tile::vectors;
+    StringTileSource<quarters> source = of_first;
+    source.first_lane += half * Tile::lanes;
+    const bool inside = first_tile_row + half < w.layout.tile_rows() && source.has(tile_column, vector);
+    cp_async_16(to + half * Tile::bytes + Tile::place(vector), inside ? source.vector(tile_column, vector) : w.codes,
+                inside);
+  }
+}
+
+/// Calls f.template operator()<Codes>() with the type that unpacks `w`, whose superblocks may be
+/// string tiles.
+template <class F>
+void with_codes_or_strings(const WeightCuda& w, F f) {
+  if (w.layout() != WeightLayout::strings) return with_codes(w, f);
+  with_quarters(w.view().trellis_quarters, [&]<int quarters>() { f.template operator()<StringCodes<quarters>>(); });
 }
 
 /// Scales of a superblock's fragments: they become (code - zero) * step, in fp16.

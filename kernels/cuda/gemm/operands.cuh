@@ -71,7 +71,7 @@ inline Superblocks fp16_superblocks(const ConvolutionSizes& s) { return {s.k, s.
 /// Factor of step times code value in fp16, where steps differ inside a row.
 inline float factor_of_differing_steps(const WeightCuda& w) { return w.normalisation() * 8192.0F; }
 
-/// Kernel parameters of a weight in superblocks.
+/// Kernel parameters of a weight in superblocks or in string blocks.
 inline SuperblockWeights superblock_operand(const WeightCuda& w) {
   const SuperblockSteps steps(w);
   // A codebook value times its step must fit fp16: products of both are below 2^13.
@@ -84,6 +84,7 @@ inline SuperblockWeights superblock_operand(const WeightCuda& w) {
                             .inside = steps.inside(),
                             .rows = static_cast<int>(w.shape()[0])};
   if (steps.differ) operand.step_factor = factor_of_differing_steps(w) / value_factor / w.view().scale_to;
+  if (w.layout() == WeightLayout::strings) operand.strings = StringBlocks(w.view().trellis());
   std::copy(w.codebook().values.begin(), w.codebook().values.end(), operand.fixed.values);
   return operand;
 }

@@ -14,9 +14,8 @@ inline constexpr int expanding_warps = 8;  ///< of a block, each with string blo
 /// The values of channel `i` of a lane, for columns `column` and the next one.
 template <int quarters>
 __device__ __forceinline__ uint32_t fp16_values(const LaneStrings<quarters>& strings, int column, int i) {
-  constexpr uint32_t magic = in_both_halves(0x6400U);  // 1024 has units as its lowest bits
-  constexpr uint32_t one = in_both_halves(0x3C00U), minus = in_both_halves(0xE400U + trellis_largest_value);
-  return fma_fp16x2(fp16_sums<quarters>(strings, column, i) | magic, one, minus);
+  return fp16_values(value_parts<quarters>(strings.of_column[column], i),
+                     value_parts<quarters>(strings.of_column[column + 1], i));
 }
 
 /// A warp's string block: block `index` of its sequence.

@@ -25,16 +25,20 @@ struct LanePlace {
   int next;    ///< bytes of the next lane's first words
   int step;    ///< bytes from four words to the next four
 
-  __device__ explicit LanePlace(int lanes) {
-    const int thread = static_cast<int>(threadIdx.x) % 32;
-    const int lane = thread < lanes ? thread : thread % 4;  // lanes without channels decode others'
-    const int behind = lane + 4 < lanes ? lane + 4 : lane % 4;
+  /// Of a lane of a block with `lanes` lanes.
+  __device__ LanePlace(int lane, int lanes, int byte_of_next) : next(byte_of_next), step(lanes * 16) {
     constexpr int whole = quarters / 4 * 4;
     own[0] = StringBlocks::byte_of_word(0, lane, lanes, quarters);
     own[1] = quarters % 4 == 0 ? 0 : StringBlocks::byte_of_word(whole, lane, lanes, quarters);
     own[2] = quarters % 4 != 3 ? 0 : StringBlocks::byte_of_word(whole + 2, lane, lanes, quarters);
-    next = StringBlocks::byte_of_word(0, behind, lanes, quarters);
-    step = lanes * 16;
+  }
+  /// Of this thread. Lanes without channels decode others'.
+  __device__ explicit LanePlace(int lanes) : LanePlace(of_thread() < lanes ? of_thread() : of_thread() % 4, lanes) {}
+
+ private:
+  static __device__ int of_thread() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ LanePlace(int lane, int lanes)
+      : LanePlace(lane, lanes, StringBlocks::byte_of_word(0, lane + 4 < lanes ? lane + 4 : lane % 4, lanes, quarters)) {
   }
 };
 
@@ -101,13 +105,18 @@ __device__ __forceinline__ uint32_t window_of(const uint32_t (&of_column)[words]
   return aligned(bit) & mask;
 }
 
-/// The four numbers of 6 bits whose sum is the value of channel `i` of a lane's column, plus 126.
+/// The four numbers of 6 bits whose sum is the value of a window, plus 126. `summand`:
+/// trellis_summand, and what trellis_value() adds for a window that is taken again.
+__device__ __forceinline__ uint32_t parts_of_value(uint32_t window, uint32_t summand) {
+  return (window * trellis_factor + summand) & 0x3F3F3F3FU;
+}
+
+/// These numbers for channel `i` of a lane's column.
 template <int quarters, int words>
 __device__ __forceinline__ uint32_t value_parts(const uint32_t (&of_column)[words], int i) {
   const bool again = trellis_again(i, quarters);
   const uint32_t window = window_of<quarters>(of_column, i - (again ? 1 : 0));
-  const uint32_t summand = trellis_summand + (again ? trellis_states * trellis_factor : 0U);
-  return (window * trellis_factor + summand) & 0x3F3F3F3FU;
+  return parts_of_value(window, trellis_summand + (again ? trellis_states * trellis_factor : 0U));
 }
 
 /// The sums of value_parts() of channel `i` for columns `column` and the next one, as the bits of
@@ -116,6 +125,13 @@ template <int quarters>
 __device__ __forceinline__ uint32_t fp16_sums(const LaneStrings<quarters>& strings, int column, int i) {
   const uint32_t odd = add_bytes(value_parts<quarters>(strings.of_column[column + 1], i), 0);
   return add_bytes(value_parts<quarters>(strings.of_column[column], i), odd << 16);
+}
+
+/// Two values in fp16, of their parts.
+__device__ __forceinline__ uint32_t fp16_values(uint32_t even, uint32_t odd) {
+  constexpr uint32_t magic = 0x6400U;  // 1024 has units as its lowest bits
+  constexpr uint32_t one = in_both_halves(0x3C00U), minus = in_both_halves(0x8000U + magic + trellis_largest_value);
+  return fma_fp16x2(add_bytes(even, add_bytes(odd, magic) * 0x10000U + magic), one, minus);
 }
 
 }  // namespace nibblenet

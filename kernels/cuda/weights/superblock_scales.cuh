@@ -59,6 +59,7 @@ struct RowGroups {
 /// Superblocks with the scales and values that turn them into fp16 values.
 struct SuperblockWeights {
   Superblocks layout;
+  StringBlocks strings = {};  ///< layout of trellis strings in their place
   const uint8_t* codes = nullptr;
   CodeValues fixed = {};  ///< values by code, used where `stored` is null
   const float* stored = nullptr;
@@ -78,6 +79,7 @@ struct SuperblockWeights {
 /// Power of two that the values of codes, or fp16 values in memory, are multiplied by.
 inline float factor_of_values(const WeightCuda& w) {
   if (w.form() == WeightForm::float16) return w.normalisation();
+  if (w.layout() == WeightLayout::strings) return 1.0F;
   return w.traits().integers ? 1.0F : w.value_normalisation();
 }
 
