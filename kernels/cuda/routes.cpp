@@ -68,10 +68,8 @@ Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits
 }
 
 Expansion expansion_for(Product product, const WeightTraits& weight) {
-  if (weight.layout == WeightLayout::strings) {
-    if (product == Product::wgmma) return Expansion::string_rows;
-    return product == Product::few_pixels ? Expansion::string_superblocks : Expansion::none;
-  }
+  if (weight.layout == WeightLayout::strings)
+    return product == Product::wgmma ? Expansion::string_rows : Expansion::none;
   if (product == Product::few_pixels && !few_pixels::multiplies_in_place(weight)) return Expansion::weight_superblocks;
   if (product != Product::wgmma || weight.trains) return Expansion::none;
   return weight.layout == WeightLayout::superblocks ? Expansion::superblock_rows : Expansion::weight_rows;
@@ -82,8 +80,8 @@ Expansion expansion_for(Product product, const WeightTraits& weight) {
 std::string_view to_string(Product product) { return names[static_cast<size_t>(product)]; }
 
 std::string_view to_string(Expansion expansion) {
-  constexpr std::array<std::string_view, 6> expansions = {
-      "", "weight_rows", "superblock_rows", "weight_superblocks", "string_rows", "string_superblocks"};
+  constexpr std::array<std::string_view, 5> expansions = {"", "weight_rows", "superblock_rows", "weight_superblocks",
+                                                          "string_rows"};
   return expansions[static_cast<size_t>(expansion)];
 }
 

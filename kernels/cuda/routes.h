@@ -55,14 +55,7 @@ GpuTraits parse_gpu(std::string_view text);
 
 /// A kernel that first expands weights to fp16 values in the workspace, for a product kernel that
 /// cannot read them in place.
-enum class Expansion : uint8_t {
-  none,
-  weight_rows,
-  superblock_rows,
-  weight_superblocks,
-  string_rows,
-  string_superblocks
-};
+enum class Expansion : uint8_t { none, weight_rows, superblock_rows, weight_superblocks, string_rows };
 /// The kernel's name; empty for none.
 std::string_view to_string(Expansion expansion);
 

@@ -73,8 +73,9 @@ Values string_product(CudaBackend& backend, const std::string& scheme, int64_t b
 /// fp16.
 Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
   backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
-  const Shape x = {1, 4, 5, 128};
-  const auto weight = backend.make_weight(quantized({192, 128, 3, 3}, parse_scheme(scheme), 3));
+  const Shape x = {1, 4, 5, 128}, w = {192, 128, 3, 3};
+  const Scheme parsed = parse_scheme(scheme);
+  const auto weight = backend.make_weight(parsed.is_trellis() ? random_strings(w, parsed) : quantized(w, parsed, 3));
   const Buffer<f16> fp16 = fp16_on(backend, uniform(x, 1));
   const Tensor<float> bias = on(backend, uniform({192}, 2));
   Buffer<f16> y(backend, 20 * 192, MemoryCategory::data);
@@ -190,7 +191,8 @@ std::vector<Operation> operations() {
     for (const int64_t batch : {2, 3, 16, 33})
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
                       [=](CudaBackend& b) { return string_product(b, scheme, batch); }});
-  for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:channel", "linear:4:block:64"})
+  for (const std::string scheme :
+       {"linear:3:channel:zero-point", "nf4:4:channel", "linear:4:block:64", "trellis:0.75", "trellis:2"})
     for (const bool few_pixels : {false, true})
       list.push_back({fmt::format("conv2d forward, {}{}", scheme, few_pixels ? ", few pixels" : ""),
                       [=](CudaBackend& b) { return superblock_convolution(b, scheme, few_pixels); }});

@@ -45,7 +45,6 @@ std::string kernel_of(const std::string& launch) {
                                                              {"superblock_rows", "superblock_rows"},
                                                              {"weight_superblocks", "weight_superblocks"},
                                                              {"string_rows", "string_rows"},
-                                                             {"string_superblocks", "string_superblocks"},
                                                              {"bias_gradient", ""},
                                                              {"bias_gradient_splits", ""},
                                                              {"conv2d_backward_weight_splits", ""},

@@ -12,10 +12,6 @@ void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& 
   const ConvolutionSizes& s = f.shape.sizes;
   p.weights = {.layout = fp16_superblocks(s), .codes = superblocks, .rows = s.k};
   p.weights_from_before = true;
-  if (f.w.layout() == WeightLayout::strings) {
-    p.epilogue = cuda::string_superblocks(superblocks, f, stream);
-    return;
-  }
   const Work work{.bytes = static_cast<double>(f.w.resident().total()) + static_cast<double>(p.weights.layout.bytes())};
   Grid grid = grid_for(p.weights.layout.tile_rows() * p.weights.layout.tile_columns() * weight_superblock_threads);
   grid.pdl = true;
@@ -87,7 +83,7 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
   }
   p.weights = superblock_operand(f.w);
   p.epilogue = superblock_epilogue(f, p.weights);
-  with_codes(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
+  with_codes_or_strings(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
 }
 
 }  // namespace cuda

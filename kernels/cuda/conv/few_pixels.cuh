@@ -8,7 +8,8 @@
 // The tiles here are small, and k is cut twice: between the warps of a block, which multiply
 // without barriers, and between blocks (split-K). As in linear/few_rows.cuh, packed codes go from
 // memory to registers in the order of the mma fragments and are unpacked there (Marlin, Frantar
-// 2024, arXiv 2408.11743).
+// 2024, arXiv 2408.11743). Trellis strings pass through shared memory on the way, where lanes meet
+// the words that they share.
 
 namespace nibblenet {
 
@@ -16,7 +17,7 @@ inline constexpr int few_pixels_threads = 32 * few_pixels_warps;
 inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: one stage is multiplied, the other is in flight
 /// Superblocks of a warp in flight. Registers cannot hold two of fp16 values.
 template <class Codes>
-inline constexpr int few_pixels_depth = Codes::bits == 16 ? 1 : few_pixels_stages;
+inline constexpr int few_pixels_depth = std::is_same_v<Codes, HalfCodes> ? 1 : few_pixels_stages;
 /// Upper bound of a thread's registers. Where it causes no spills, it leaves room on a
 /// multiprocessor for a block of the next linear layer: 256 threads of 72 registers with linear
 /// codes (linear/few_rows.cuh). That block then loads its weights before this kernel ends.
@@ -58,33 +59,66 @@ struct alignas(8) PixelWindow {
   }
 };
 
+/// Operands in shared memory: the look-up table, each warp's pixels, 64 channels at a time, and
+/// each warp's string tile.
+template <class Codes>
+struct FewPixelsOperands {
+  alignas(16) typename Codes::Table table;
+  alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][mma_warp_columns * slice_bytes];
+};
+template <int quarters>
+struct FewPixelsOperands<StringCodes<quarters>> : FewPixelsOperands<HalfCodes> {
+  alignas(16) unsigned char strings[few_pixels_warps][StringTile<quarters>::bytes];
+};
+
 /// Dynamic shared memory of a block: the windows of its pixels and the epilogues of its rows.
-/// Beside them lie first the look-up table and each warp's pixels, 64 channels at a time; later
-/// each warp's sums. The padding spreads the columns of a fragment over the banks.
+/// Beside them lie first the operands, later each warp's sums. The padding spreads the columns of a
+/// fragment over the banks.
 template <class Codes>
 struct FewPixelsShared {
-  struct Operands {
-    alignas(16) typename Codes::Table table;
-    alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][mma_warp_columns * slice_bytes];
-  };
   alignas(16) PixelWindow windows[mma_warp_columns];
   alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
   union {
-    Operands operands;
+    FewPixelsOperands<Codes> operands;
     alignas(16) float sums[few_pixels_warps][mma_warp_columns][few_pixels_rows + 4];
   };
 };
 
-/// A lane's words of its warp's superblocks in flight.
+/// A lane's part of a superblock: its words.
 template <class Codes>
-using FewPixelsWords = uint32_t[few_pixels_depth<Codes>][Superblocks::chunks][Codes::bits];
+struct LaneCodes {
+  uint32_t words[Superblocks::chunks][Codes::bits];
 
-/// Starts loading the codes of superblock `tile_column` of a row.
-template <int bits>
-__device__ __forceinline__ void load_codes(const SuperblockWeights& w, int tile_row, int tile_column,
-                                           uint32_t (&words)[Superblocks::chunks][bits]) {
-  load_superblock<bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(), words);
-}
+  /// Starts loading superblock `tile_column` of a row.
+  __device__ __forceinline__ void load(const SuperblockWeights& w, int tile_row, int tile_column) {
+    load_superblock<Codes::bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(),
+                                 words);
+  }
+};
+/// A lane's part of a string tile: every 32nd vector.
+template <int quarters>
+struct LaneCodes<StringCodes<quarters>> {
+  using Tile = StringTile<quarters>;
+  static constexpr int count = (Tile::vectors + 31) / 32;
+  uint4 vectors[count];
+
+  static __device__ int vector(int i) { return static_cast<int>(threadIdx.x) % 32 + 32 * i; }
+  __device__ __forceinline__ void load(const SuperblockWeights& w, int tile_row, int tile_column) {
+    const StringTileSource<quarters> source(w.strings, w.codes, tile_row);
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (vector(i) < Tile::vectors) vectors[i] = load_once_16(source.vector(tile_column, vector(i)));
+  }
+  /// Stores the vectors in the warp's tile.
+  __device__ __forceinline__ void store(unsigned char* tile) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (vector(i) < Tile::vectors) *reinterpret_cast<uint4*>(tile + Tile::place(vector(i))) = vectors[i];
+  }
+};
+/// A lane's part of its warp's superblocks in flight.
+template <class Codes>
+using FewPixelsCodes = LaneCodes<Codes>[few_pixels_depth<Codes>];
 
 /// Starts copying the input of the block's pixels for superblock `tile_column` of a row: 64
 /// channels at one tap. Writes zeros in the padding, and for pixels that do not exist. Called by
@@ -110,32 +144,32 @@ __device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
   }
 }
 
-/// sums += superblock * pixels in shared memory.
-template <class Codes>
-__device__ __forceinline__ void multiply_windows(const uint32_t (&words)[Superblocks::chunks][Codes::bits],
-                                                 const unsigned char* pixels, const typename Codes::Table& table,
-                                                 const FragmentSteps& steps, bool with_steps, TileSums& sums) {
+/// Multiplies a superblock by pixels in shared memory: multiply(chunk, x, first) a chunk, the first
+/// or the second of the two that x holds.
+template <class Multiply>
+__device__ __forceinline__ void multiply_windows(const unsigned char* pixels, Multiply multiply) {
   int position[mma_warp_tiles];
 #pragma unroll
   for (int tile = 0; tile < mma_warp_tiles; ++tile) position[tile] = 8 * tile + static_cast<int>(threadIdx.x) % 32 / 4;
   uint4 x[mma_warp_tiles];
   load_pixels<0>(pixels, position, x);
-  multiply_chunk<Codes>(words[0], x, true, table, steps, with_steps, sums);
-  multiply_chunk<Codes>(words[1], x, false, table, steps, with_steps, sums);
+  multiply(0, x, true);
+  multiply(1, x, false);
   load_pixels<1>(pixels, position, x);
-  multiply_chunk<Codes>(words[2], x, true, table, steps, with_steps, sums);
-  multiply_chunk<Codes>(words[3], x, false, table, steps, with_steps, sums);
+  multiply(2, x, true);
+  multiply(3, x, false);
 }
 
 /// Sums of a warp's superblocks: tile_column, tile_column + 8, … before `end`, of one row. The
-/// first superblocks' codes are in `words`, or in flight.
+/// first superblocks' codes are in `codes`, or in flight.
 template <class Codes>
 __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row, int tile_column, int end,
-                                                FewPixelsShared<Codes>& memory, FewPixelsWords<Codes>& words,
+                                                FewPixelsShared<Codes>& memory, FewPixelsCodes<Codes>& codes,
                                                 TileSums& sums) {
-  auto& ring = memory.operands.pixels[threadIdx.x / 32];
+  const unsigned warp = threadIdx.x / 32;
+  auto& ring = memory.operands.pixels[warp];
   FragmentSteps steps = {};
-  if (p.weights.inside) load_steps<Codes>(p.weights, tile_row, 0, steps);
+  if (!are_strings<Codes> && p.weights.inside) load_steps<Codes>(p.weights, tile_row, 0, steps);
   pdl_wait();  // the kernel before made x
 #pragma unroll
   for (int stage = 0; stage < few_pixels_stages; ++stage) {
@@ -147,13 +181,22 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row
 #pragma unroll
     for (int stage = 0; stage < few_pixels_stages; ++stage) {
       if (tile_column >= end) break;
+      auto& own = codes[stage % few_pixels_depth<Codes>];
+      if constexpr (are_strings<Codes>) own.store(memory.operands.strings[warp]);
       cp_async_wait<few_pixels_stages - 1>();
-      __syncwarp();  // the other lanes' copies have landed
-      auto& own = words[stage % few_pixels_depth<Codes>];
-      multiply_windows<Codes>(own, ring[stage], memory.operands.table, steps, p.weights.inside, sums);
+      __syncwarp();  // what the other lanes copied or stored is there
+      multiply_windows(ring[stage], [&](int chunk, const uint4(&x)[mma_warp_tiles], bool first) {
+        if constexpr (are_strings<Codes>) {
+          uint32_t a[4][4];
+          StringFragments<Codes::quarters>().unpack(memory.operands.strings[warp], chunk, a);
+          multiply_fragments(a, x, first, sums);
+        } else {
+          multiply_chunk<Codes>(own.words[chunk], x, first, memory.operands.table, steps, p.weights.inside, sums);
+        }
+      });
       __syncwarp();  // all lanes are done reading these pixels
       const int next_codes = tile_column + few_pixels_depth<Codes> * few_pixels_warps;
-      if (next_codes < end) load_codes(p.weights, tile_row, next_codes, own);
+      if (next_codes < end) own.load(p.weights, tile_row, next_codes);
       const int next = tile_column + few_pixels_stages * few_pixels_warps;
       if (next < end) copy_windows(p.windows, memory.windows, next, ring[stage]);
       cp_async_commit();
@@ -252,11 +295,11 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
 
   pdl_trigger();
   if (p.weights_from_before) pdl_wait();
-  FewPixelsWords<Codes> words;
+  FewPixelsCodes<Codes> codes;
 #pragma unroll
   for (int stage = 0; stage < few_pixels_depth<Codes>; ++stage)
     if (const int first = tile_column + stage * few_pixels_warps; first < end)
-      load_codes(p.weights, tile_row, first, words[stage]);
+      codes[stage].load(p.weights, tile_row, first);
   p.weights.prepare<Codes>(memory.operands.table);
   if (thread < mma_warp_columns) memory.windows[thread] = PixelWindow(p.windows, first_pixel + thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
@@ -267,7 +310,7 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
   __syncthreads();
 
   TileSums sums = {};
-  sum_superblocks<Codes>(p, tile_row, tile_column, end, memory, words, sums);
+  sum_superblocks<Codes>(p, tile_row, tile_column, end, memory, codes, sums);
   float4 total[few_pixels_fours];
   add_up_warps(memory, sums, total);
   if (p.splits > 1 && !add_up_splits(p, split, total)) return;

@@ -3,7 +3,7 @@
 namespace nibblenet::few_pixels {
 
 bool multiplies_in_place(const WeightTraits& weight) {
-  return weight.layout == WeightLayout::superblocks && weight.scale_run == 0 &&
+  return weight.layout != WeightLayout::channels && weight.scale_run == 0 &&
          weight.groups <= std::numeric_limits<int>::max();
 }
 

@@ -34,8 +34,9 @@ struct FewPixelsBlocks {
 
 namespace few_pixels {
 
-/// Whether the kernel reads the weights in place. Other weights are first expanded to superblocks
-/// of fp16 values in the workspace.
+/// Whether the kernel reads the weights in place: superblocks whose scales do not change along k,
+/// or string blocks. Other weights are first expanded to superblocks of fp16 values in the
+/// workspace.
 bool multiplies_in_place(const WeightTraits& weight);
 /// Requires a convolution of fp16 activations by windows of at most 16 x 16, C a multiple of 64,
 /// and 16-byte aligned x of fewer than 2^31 elements. Weights are neither float32 nor trained in

@@ -168,6 +168,17 @@ __device__ __forceinline__ void load_pixels(const unsigned char* pixels, const i
   }
 }
 
+/// sums += chunk * x, of a chunk's fragments. `first`: it is the first of the two that x holds.
+__device__ __forceinline__ void multiply_fragments(const uint32_t (&a)[4][4], const uint4 (&x)[mma_warp_tiles],
+                                                   bool first, TileSums& sums) {
+#pragma unroll
+  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
+    const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
+#pragma unroll
+    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
+  }
+}
+
 /// sums += chunk * x. `first`: the chunk is the first of the two that x holds.
 template <class Codes>
 __device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bits], const uint4 (&x)[mma_warp_tiles],
@@ -176,12 +187,7 @@ __device__ __forceinline__ void multiply_chunk(const uint32_t (&chunk)[Codes::bi
   uint32_t a[4][4];
   Codes{}.decode(chunk, table, a);
   if (with_steps) apply_steps(steps, a);
-#pragma unroll
-  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
-    const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
-#pragma unroll
-    for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
-  }
+  multiply_fragments(a, x, first, sums);
 }
 
 /// sums += half `pair` of a superblock's chunks * x.

@@ -28,16 +28,4 @@ BiasEpilogue<AnyElements> string_rows(f16* rows, const ForwardProduct& f, Stream
   return string_epilogue(f);
 }
 
-BiasEpilogue<AnyElements> string_superblocks(uint8_t* superblocks, const ForwardProduct& f, Stream& stream) {
-  const StringBlocks layout(f.w.view().trellis());
-  const Superblocks to = fp16_superblocks(f.shape.sizes);
-  const int64_t blocks = layout.sequences() * to.tile_columns() * (Superblocks::size / StringBlocks::columns);
-  const Work work = work_of(f.w, to.bytes() / 2);
-  with_quarters(f.w.view().trellis_quarters, [&]<int quarters>() {
-    launch("string_superblocks", work, grid_of(blocks), stream, string_superblocks_kernel<quarters>, superblocks,
-           layout, f.w.view().codes, to);
-  });
-  return string_epilogue(f);
-}
-
 }  // namespace nibblenet::cuda

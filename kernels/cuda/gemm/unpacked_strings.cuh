@@ -1,11 +1,9 @@
 #pragma once
 
 #include "kernels/cuda/weights/string_windows.cuh"
-#include "kernels/cuda/weights/superblock.h"
 
-// Expands trellis strings in blocks to fp16 values, in rows (device order) or in superblocks, for
-// kernels that do not decode them. The values are whole numbers from -126 to 126: without the
-// channels' scales.
+// Expands trellis strings in blocks to rows of fp16 values (device order), for wgmma, which does
+// not decode them. The values are whole numbers from -126 to 126: without the channels' scales.
 
 namespace nibblenet {
 
@@ -54,37 +52,6 @@ __global__ void __launch_bounds__(32 * expanding_warps)
     if (first + i < channels)
       *reinterpret_cast<uint2*>(to + i * columns) = {fp16_values<quarters>(strings, 0, i),
                                                      fp16_values<quarters>(strings, 2, i)};
-}
-
-/// Superblocks of fp16 values: those of strings in blocks, and zeros behind the last column. Rows
-/// that pad a sequence get its values. A warp for each quarter of a column of superblocks.
-template <int quarters>
-__global__ void __launch_bounds__(32 * expanding_warps)
-    string_superblocks_kernel(uint8_t* superblocks, StringBlocks layout, const uint8_t* codes, Superblocks to) {
-  constexpr int quarter_columns = Superblocks::size / StringBlocks::columns;
-  pdl_trigger();
-  const WarpBlock at(layout, to.tile_columns() * quarter_columns);
-  const int lanes = at.exists ? layout.lanes(at.sequence) : 0;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool zeros = at.index >= layout.blocks();
-  LaneStrings<quarters> strings = {};
-  if (lane < lanes && !zeros)
-    read_strings<quarters>(codes + layout.offset(at.sequence, at.index), LanePlace<quarters>(lanes), strings);
-  pdl_wait();  // the kernel before may still read superblocks there
-  if (lane >= lanes) return;
-  // A lane has 32 rows of a superblock, and its columns are a chunk of the superblock's lanes.
-  const int64_t row = at.sequence * trellis_sequence + lane / 4 * StringBlocks::lane_channels;
-  uint8_t* superblock = superblocks + to.offset(row, int64_t{at.index} * StringBlocks::columns);
-#pragma unroll
-  for (int i = 0; i < StringBlocks::lane_channels; ++i) {
-    if (i % 16 >= 8) continue;  // these are the other rows of a fragment
-    const int fragment = static_cast<int>(row) % Superblocks::size / 16 + i / 16;
-    const int load = lane % 4 * 4 + fragment, of_lane = i % 8 * 4 + at.index % quarter_columns;
-    uint4 v = {fp16_values<quarters>(strings, 0, i), fp16_values<quarters>(strings, 0, i + 8),
-               fp16_values<quarters>(strings, 2, i), fp16_values<quarters>(strings, 2, i + 8)};
-    if (zeros) v = {};
-    *reinterpret_cast<uint4*>(superblock + load * Superblocks::row_bytes + of_lane * 16) = v;
-  }
 }
 
 }  // namespace nibblenet

@@ -148,9 +148,6 @@ BiasEpilogue<AnyElements> superblock_rows(f16* rows, const ForwardProduct& f, St
 
 /// Expands string blocks to rows of fp16 weights. Returns the epilogue of the product by them.
 BiasEpilogue<AnyElements> string_rows(f16* rows, const ForwardProduct& f, Stream& stream);
-/// Expands string blocks to the superblocks of fp16_superblocks(). Returns the epilogue of the
-/// product by them.
-BiasEpilogue<AnyElements> string_superblocks(uint8_t* superblocks, const ForwardProduct& f, Stream& stream);
 
 }  // namespace cuda
 }  // namespace nibblenet

@@ -7,7 +7,7 @@
 #include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/schemes.h"
 
-// Products of trellis weights that are first expanded to fp16 values, by every kernel, against the
+// Products of trellis weights by every kernel, expanded to fp16 values first or not, against the
 // CPU.
 
 namespace nibblenet {

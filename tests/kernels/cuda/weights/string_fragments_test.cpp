@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/kernels/cuda/fresh_workspace.h"
@@ -148,6 +149,55 @@ TEST_F(StringFragments, MmaHasTheBitsOfFp16Weights) {
   for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
     for (const auto* cases : {&matrices, &convolutions})
       for (const Case& c : *cases) expect_bits_of_fp16_weights(cuda::mma_forward, c, scheme);
+}
+
+TEST_F(StringFragments, FewPixelsDecodesTheBitsOfTheReference) {
+  // Each pixel picks a column of a filter of one tap.
+  for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
+    for (const Shape& shape : {Shape{64, 64, 1, 1}, Shape{130, 128, 1, 1}, Shape{448, 64, 1, 1}}) {
+      PackedTensor packed = random_strings(shape, scheme);
+      auto* scales = reinterpret_cast<float*>(packed.scales.data());
+      for (int64_t i = 0; i < shape[0]; ++i) scales[i] = std::fabs(scales[i]);  // -0 + 0 is 0
+      const WeightCuda weight(cuda_, packed, cuda_.stream(), WeightLayout::strings);
+      Values columns({1, shape[1], 1, shape[1]});
+      for (int64_t i = 0; i < shape[1]; ++i) columns.data[static_cast<size_t>(i * shape[1] + i)] = 1.0F;
+      const Values y = product(cuda::few_pixels_forward, {columns.shape, shape, {1, 1, 0}}, columns, weight);
+      const Values expected = dequantized(packed);
+      for (int64_t i = 0; i < shape[1]; ++i)
+        for (int64_t k = 0; k < shape[0]; ++k)
+          ASSERT_EQ(y.data[static_cast<size_t>(i * shape[0] + k)], expected.data[static_cast<size_t>(k * shape[1] + i)])
+              << to_string(scheme) << " " << to_string(shape) << ", channel " << k << ", column " << i;
+    }
+}
+
+TEST_F(StringFragments, FewPixelsHasTheBitsOfFp16Weights) {
+  for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
+    for (const Case& c : convolutions) expect_bits_of_fp16_weights(cuda::few_pixels_forward, c, scheme);
+}
+
+TEST_F(StringFragments, PoolingInTheSameKernelHasTheBitsOfSeparatePooling) {
+  const WeightCuda weight(cuda_, random_strings({72, 64, 3, 3}, parse_scheme("trellis:1.25")), cuda_.stream(),
+                          WeightLayout::strings);
+  const Shape shape = {3, 5, 5, 64}, between = {3, 5, 5, 72}, pooled = {3, 2, 2, 72};
+  const Buffer<f16> input = fp16_on(cuda_, uniform(shape, 1));
+  const TensorView<const f16> x(input.data(), shape);
+  const Tensor<float> bias = on(cuda_, uniform({72}, 2));
+  const PoolingCase pool = {{3, 2, 0}};
+  for (const Launcher launcher : {cuda::mma_forward, cuda::few_pixels_forward}) {
+    Buffer<f16> results(cuda_, static_cast<size_t>(between.elements()), MemoryCategory::data);
+    const auto forward = [&](const Shape& of_y, const PoolingCase& of_product) {
+      const TensorView<f16> y(results.data(), of_y);
+      launcher(forward_product(y, x, weight, bias.view(), {3, 1, 1}, Epilogue::relu, of_product), scratch_,
+               cuda_.stream());
+      return y;
+    };
+    const Values expected = output_of(cuda_, pooled, [&](TensorView<float> y) {
+      cuda_.max_pool2d_forward(y, {}, forward(between, {}), pool.window);
+    });
+    const Values actual =
+        output_of(cuda_, pooled, [&](TensorView<float> y) { cuda_.convert(y, forward(pooled, pool)); });
+    EXPECT_TRUE(same_bits(actual, expected));
+  }
 }
 
 }  // namespace
