@@ -129,7 +129,7 @@ done
 # each string block of 4,096 weights (32 IMMA instructions). The loop of few_pixels also holds the
 # products of fragments by scales (192 instructions), which run only where weights have zero points
 # or share scales between rows.
-echo "instructions a superblock in the inner loop: 4-bit linear codes; trellis strings of 2 bits, batch 1"
+echo "instructions a superblock in the inner loop: 4-bit linear codes; trellis strings, batch 1, by rate"
 count_loop() {
   awk -v file="$(basename "$1" .sass)" -v pattern="$2" -v products="$3" -v most="$4" "$inner_loop"'
     function report(    i, multiplies, count, bad) {
@@ -147,9 +147,11 @@ for architecture in "$@"; do
   # 16 products and 4 of the zeros, as for a batch of up to 8.
   count_loop "$code/few_rows.cu.$architecture.sass" 'few_rows_kernel.*IntegerCodesILi4EEELi1ELb0E' 20 150 || failed=1
   count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4E' 64 $((440 + 192)) || failed=1
-  # Four instructions a weight, of which a lane has 128.
-  count_loop "$code/few_rows_strings.cu.$architecture.sass" 'few_rows_strings.*ILi8E.*DigitProduct' 32 $((4 * 128)) ||
-    failed=1
+  # Four instructions a weight, of which a lane has 128, at every rate.
+  for quarters in 2 3 4 5 6 8 12 16; do
+    count_loop "$code/few_rows_strings.cu.$architecture.sass" "few_rows_strings.*ILi${quarters}E.*DigitProduct" 32 \
+      $((4 * 128)) || failed=1
+  done
 done
 
 # The assembler moves reads of constant data (LDG ... CONSTANT) in front of the PDL wait (ACQBULK).

@@ -12,8 +12,11 @@ inline constexpr int expanding_warps = 8;  ///< of a block, each with string blo
 /// The values of channel `i` of a lane, for columns `column` and the next one.
 template <int quarters>
 __device__ __forceinline__ uint32_t fp16_values(const LaneStrings<quarters>& strings, int column, int i) {
-  return fp16_values(value_parts<quarters>(strings.of_column[column], i),
-                     value_parts<quarters>(strings.of_column[column + 1], i));
+  const auto parts = [&](int of_column) {
+    return parts_of_value(window_at(strings.of_column[of_column], static_cast<int>(trellis_bit(i, quarters))),
+                          summand_of<quarters>(i));
+  };
+  return fp16_values(parts(column), parts(column + 1));
 }
 
 /// A warp's string block: block `index` of its sequence.

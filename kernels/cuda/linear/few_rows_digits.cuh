@@ -9,7 +9,7 @@ namespace nibblenet {
 inline constexpr int digit_rows = 2;                            ///< of x, at most
 inline constexpr int digits_each = 3;                           ///< of a number, to the base 256, from -128 to 127
 inline constexpr int digit_columns = digit_rows * digits_each;  ///< of the second operand of mma.m16n8k32
-/// Most blocks of 16 columns of x. Sums stay below 2^27: 4,096 columns of 4 x 63 x 128.
+/// Most blocks of 16 columns of x. Sums stay below 2^29: 4,096 columns of 4 x 252 x 128.
 inline constexpr int digit_most_blocks = 256;
 
 /// Rows of x as digits. A row's values are x = X factor, where X has at most 22 bits beside its

@@ -39,7 +39,7 @@ struct StringShare {
 };
 
 /// The sums of a warp: d[f][tile] is fragment f. Its rows g and g + 8 are channels 32 g + 2 f and
-/// the next one.
+/// the next one, times 2^window_scale() of these.
 template <class Number, int tiles>
 struct StringSums {
   static constexpr int fours = StringBlocks::fragments * tiles;
@@ -73,7 +73,7 @@ class DigitProduct {
     const int lane = static_cast<int>(threadIdx.x) % 32, column = lane / 4;
     from_ = memory.digits[share.block - share.begin][column < digit_columns ? column : 0] + lane % 4 * 4;
   }
-  /// sums += block * x for the warp's next block.
+  /// sums += block * x for the warp's next block, whose rows are scaled as the sums are.
   template <int quarters>
   __device__ __forceinline__ void multiply(const LaneStrings<quarters>& strings, StringSums<Number, tiles>& sums) {
     const uint32_t x = *reinterpret_cast<const uint32_t*>(from_);  // a digit of four columns
@@ -85,13 +85,16 @@ class DigitProduct {
       const uint32_t b[2] = {permute_bytes(x, 0, 0x2222U * pair), permute_bytes(x, 0, 0x2222U * pair + 0x1111U)};
 #pragma unroll
       for (int f = 0; f < StringBlocks::fragments; ++f) {
-        const uint32_t a[4] = {value_parts<quarters>(even, 2 * f), value_parts<quarters>(even, 2 * f + 1),
-                               value_parts<quarters>(odd, 2 * f), value_parts<quarters>(odd, 2 * f + 1)};
+        const uint32_t a[4] = {scaled_parts<quarters>(even, 2 * f), scaled_parts<quarters>(even, 2 * f + 1),
+                               scaled_parts<quarters>(odd, 2 * f), scaled_parts<quarters>(odd, 2 * f + 1)};
         mma_16832(sums.d[f][0], a, b);
       }
     }
   }
+  template <int quarters>
   __device__ void finish(StringSums<Number, tiles>&) const {}
+  /// A sum divided by 2^scale.
+  static __device__ __forceinline__ Number unscaled(Number sum, int scale) { return sum >> scale; }
   /// The sum of row n of x, of the sums of its digits.
   template <class SumOf>
   static __device__ __forceinline__ float total(int n, SumOf sum_of) {
@@ -145,19 +148,24 @@ class HalfProduct {
     for (int f = 0; f < StringBlocks::fragments; ++f) {
       uint32_t a[4];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) a[r] = fp16_sums<quarters>(strings, r / 2 * 2, 2 * f + r % 2);
+      for (int r = 0; r < 4; ++r) a[r] = scaled_sums<quarters>(strings, r / 2 * 2, 2 * f + r % 2);
 #pragma unroll
       for (int tile = 0; tile < tiles; ++tile) mma_16816(sums.d[f][tile], a, b[tile]);
     }
   }
-  /// Takes 126 times the sum of x from each sum.
+  /// Takes 126 times the sum of x, scaled as the sums are, from each.
+  template <int quarters>
   __device__ void finish(StringSums<Number, tiles>& sums) const {
 #pragma unroll
-    for (auto& fragment : sums.d)
+    for (int f = 0; f < StringBlocks::fragments; ++f)
 #pragma unroll
       for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) fragment[tile][e] -= x_sums_[tile][e];
+        for (int e = 0; e < 4; ++e)
+          sums.d[f][tile][e] -= x_sums_[tile][e] * static_cast<float>(1 << window_scale<quarters>(2 * f + e / 2));
+  }
+  static __device__ __forceinline__ Number unscaled(Number sum, int scale) {
+    return sum * (1.0F / static_cast<float>(1 << scale));
   }
   template <class SumOf>
   static __device__ __forceinline__ float total(int n, SumOf sum_of) {
@@ -311,7 +319,7 @@ __device__ __forceinline__ void few_rows_strings_block(const FewRowsStrings& p) 
     sum_strings<true>(share, ring, copies, product, sums);
   else
     sum_strings<false>(share, ring, copies, product, sums);
-  product.finish(sums);
+  product.template finish<quarters>(sums);
   add_up_warps(memory.of_lanes, sums);
   if (warp == 0 && lane < share.lanes) {
 #pragma unroll
@@ -321,7 +329,8 @@ __device__ __forceinline__ void few_rows_strings_block(const FewRowsStrings& p) 
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           memory.sums[8 * tile + lane % 4 * 2 + e % 2]
-                     [memory.place(lane / 4 * StringBlocks::lane_channels + 2 * f + e / 2)] = sums.d[f][tile][e];
+                     [memory.place(lane / 4 * StringBlocks::lane_channels + 2 * f + e / 2)] =
+              Product::unscaled(sums.d[f][tile][e], window_scale<quarters>(2 * f + e / 2));
   }
   __syncthreads();
   finish_split(p.results, sequence * static_cast<int>(trellis_sequence) + thread, split,

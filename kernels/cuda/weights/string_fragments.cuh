@@ -132,14 +132,7 @@ class StringFragments {
   }
   /// The parts of the value of a lane's i-th window.
   __device__ __forceinline__ uint32_t parts(const uint32_t (&shifted)[shifted_words], int i) const {
-    const int word = i * distance / 32, bit = i * distance % 32;
-    uint32_t window = shifted[word];
-    if (bit > window_distance)
-      window = shift_right_double(window, word + 1 < shifted_words ? shifted[word + 1] : 0, bit);
-    else
-      window >>= bit;
-    if (bit != window_distance) window &= trellis_states - 1;
-    return parts_of_value(window, summand_);
+    return parts_of_value(window_at(shifted, i * distance), summand_);
   }
 
   int shift_;

@@ -85,24 +85,40 @@ __device__ __forceinline__ void read_strings(const unsigned char* block, const L
   }
 }
 
-/// The 12 bits from `bit` on of a lane's column, which begin with weight `i`.
-template <int quarters, int words>
-__device__ __forceinline__ uint32_t window_of(const uint32_t (&of_column)[words], int i) {
+/// The 12 bits of `words` from `bit` on.
+template <int count>
+__device__ __forceinline__ uint32_t window_at(const uint32_t (&words)[count], int bit) {
+  const int word = bit / 32, shift = bit % 32;
+  if (shift == window_distance) return words[word] >> shift;
+  const uint32_t low = shift < window_distance
+                           ? words[word] >> shift
+                           : shift_right_double(words[word], word + 1 < count ? words[word + 1] : 0, shift);
+  return low & (trellis_states - 1);
+}
+
+/// The exponent of the power of two by which the values of channel i of a lane are multiplied.
+template <int quarters>
+__device__ __forceinline__ constexpr int window_scale(int i) {
   constexpr WindowPlan plan = plan_windows(quarters);
-  constexpr uint32_t mask = trellis_states - 1;
+  return plan.scale(i);
+}
+
+/// The window of weight i of a lane's column, times 2^window_scale().
+template <int quarters, int words>
+__device__ __forceinline__ uint32_t scaled_window(const uint32_t (&of_column)[words], int i) {
+  constexpr WindowPlan plan = plan_windows(quarters);
   const auto bit = static_cast<int>(trellis_bit(i, quarters));
-  const auto aligned = [&](int from) {
-    const uint32_t low = of_column[from / 32];
-    if (from % 32 == 0) return low;
-    return shift_right_double(low, from / 32 + 1 < words ? of_column[from / 32 + 1] : 0, from % 32);
-  };
-  const auto turned = [&](int from) {
-    return shift_right_double(of_column[from / 32], of_column[from / 32], from % 32);
-  };
-  if ((plan.begins_turned >> i & 1U) != 0) return turned(bit) & mask;
-  if ((plan.ends_turned >> i & 1U) != 0) return turned(bit + trellis_window) >> window_distance;
-  if ((plan.ends >> i & 1U) != 0) return aligned(bit - window_distance) >> window_distance;
-  return aligned(bit) & mask;
+  const int place = plan.place(i);
+  uint32_t word = 0;
+  if ((plan.turned >> i & 1U) != 0) {
+    word = shift_right_double(of_column[bit / 32], of_column[bit / 32], (bit - place + 32) % 32);
+  } else {
+    const int begin = bit - place;
+    word = of_column[begin / 32];
+    if (begin % 32 != 0)
+      word = shift_right_double(word, begin / 32 + 1 < words ? of_column[begin / 32 + 1] : 0, begin % 32);
+  }
+  return place == window_distance ? word >> place : word & (trellis_states - 1) << place;
 }
 
 /// The four numbers of 6 bits whose sum is the value of a window, plus 126. `summand`:
@@ -111,20 +127,26 @@ __device__ __forceinline__ uint32_t parts_of_value(uint32_t window, uint32_t sum
   return (window * trellis_factor + summand) & 0x3F3F3F3FU;
 }
 
-/// These numbers for channel `i` of a lane's column.
-template <int quarters, int words>
-__device__ __forceinline__ uint32_t value_parts(const uint32_t (&of_column)[words], int i) {
-  const bool again = trellis_again(i, quarters);
-  const uint32_t window = window_of<quarters>(of_column, i - (again ? 1 : 0));
-  return parts_of_value(window, trellis_summand + (again ? trellis_states * trellis_factor : 0U));
+/// What parts_of_value() takes for weight i.
+template <int quarters>
+__device__ __forceinline__ uint32_t summand_of(int i) {
+  return trellis_summand + (trellis_again(i, quarters) ? trellis_states * trellis_factor : 0U);
 }
 
-/// The sums of value_parts() of channel `i` for columns `column` and the next one, as the bits of
+/// These numbers for channel `i` of a lane's column, times 2^window_scale(): at most 252.
+template <int quarters, int words>
+__device__ __forceinline__ uint32_t scaled_parts(const uint32_t (&of_column)[words], int i) {
+  const int scale = window_scale<quarters>(i);
+  const uint32_t x = scaled_window<quarters>(of_column, i) * trellis_factor + (summand_of<quarters>(i) << scale);
+  return x & 0x3F3F3F3FU << scale;
+}
+
+/// The sums of scaled_parts() of channel `i` for columns `column` and the next one, as the bits of
 /// two fp16 values: 2^-24 times the whole numbers, which are subnormal.
 template <int quarters>
-__device__ __forceinline__ uint32_t fp16_sums(const LaneStrings<quarters>& strings, int column, int i) {
-  const uint32_t odd = add_bytes(value_parts<quarters>(strings.of_column[column + 1], i), 0);
-  return add_bytes(value_parts<quarters>(strings.of_column[column], i), odd << 16);
+__device__ __forceinline__ uint32_t scaled_sums(const LaneStrings<quarters>& strings, int column, int i) {
+  const uint32_t odd = add_bytes(scaled_parts<quarters>(strings.of_column[column + 1], i), 0);
+  return add_bytes(scaled_parts<quarters>(strings.of_column[column], i), odd << 16);
 }
 
 /// Two values in fp16, of their parts.

@@ -1,9 +1,10 @@
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <limits>
+#include <map>
 
+#include "engine/core/random.h"
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
 #include "kernels/cuda/gemm/launchers.h"
@@ -185,11 +186,34 @@ TEST_F(FewRowsStrings, IsTakenForSmallBatchesOfFp16) {
   EXPECT_THROW(strings(random_strings({64, 24}, parse_scheme("trellis:2"))), Error);
 }
 
-TEST(WindowPlan, SharesMostWordsAtTwoBits) {
-  const WindowPlan plan = plan_windows(8);
-  EXPECT_EQ(std::popcount(plan.ends), 12);
-  EXPECT_EQ(std::popcount(plan.ends_turned), 2);
-  EXPECT_EQ(std::popcount(plan.begins_turned), 2);
+TEST(WindowPlan, TakesAsFewShiftedWordsAsCanBe) {
+  // What an integer program finds for each rate.
+  const std::map<int, int> fewest = {{2, 5}, {3, 7}, {4, 10}, {5, 9}, {6, 12}, {8, 11}, {12, 16}, {16, 13}};
+  for (const auto& [quarters, words] : fewest) EXPECT_EQ(plan_windows(quarters).shifted_words, words) << quarters;
+}
+
+TEST(WindowPlan, NamesWordsThatHaveTheWindows) {
+  Random random(5);
+  uint64_t bits[3];
+  for (uint64_t& word : bits) word = random.bits();
+  const auto bit_at = [&](int at) { return bits[at / 64] >> at % 64 & 1U; };
+  for (const int quarters : {2, 3, 4, 5, 6, 8, 12, 16}) {
+    const WindowPlan plan = plan_windows(quarters);
+    for (int i = 0; i < StringBlocks::lane_channels; ++i) {
+      const auto bit = static_cast<int>(trellis_bit(i, quarters));
+      const bool turned = (plan.turned >> i & 1U) != 0;
+      const int begin = bit - plan.place(i);
+      EXPECT_GE(turned ? 0 : begin, 0);
+      for (int j = 0; j < trellis_window; ++j) {
+        const int in_word = plan.place(i) + j;
+        ASSERT_LT(in_word, 32);
+        const int at = turned ? bit / 32 * 32 + (begin + 32 + in_word) % 32 : begin + in_word;
+        EXPECT_EQ(bit_at(at), bit_at(bit + j)) << quarters << " quarters, window " << i;
+      }
+      EXPECT_LE(63 << plan.scale(i), 255) << "a byte holds it";
+      EXPECT_EQ(plan.place(i), plan.place(i - (trellis_again(i, quarters) ? 1 : 0)));
+    }
+  }
 }
 
 }  // namespace
