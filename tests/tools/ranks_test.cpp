@@ -171,7 +171,8 @@ TEST_F(RanksTest, CalibrateAndPackWithTheBytesOfOneProcess) {
     EXPECT_TRUE(read_text(at("ranks.calibration")) == read_text(at("one.calibration")));
     EXPECT_EQ(json("ranks.json").at("gptq"), json("one.json").at("gptq"));
   }
-  const std::string loaded = "pack small.safetensors --calibration one.calibration --bits 3 --method kmeans --force ";
+  const std::string loaded =
+      "pack small.safetensors --calibration one.calibration --bits 3 --method kmeans --threads 1 --force ";
   ASSERT_EQ(run_job({{2, loaded + "-o loaded.safetensors"}}).code, 0);
   succeed(loaded + "-o alone.safetensors");
   EXPECT_TRUE(read_text(at("loaded.safetensors")) == read_text(at("alone.safetensors")));
