@@ -5,6 +5,10 @@
 
 namespace nibblenet {
 
+/// Output shape [N, K] of a linear layer of x[N, C] with w[K, C]. Throws ShapeError if they do not
+/// fit.
+Shape linear_output_shape(const Shape& x, const Shape& w);
+
 /// y[N, K] = epilogue(x[N, C] w[K, C]^T + bias[K]).
 void linear_forward(Inference& backend, Activations y, ConstActivations x, Weight& w, TensorView<const float> bias,
                     Epilogue epilogue);

@@ -42,7 +42,8 @@ std::vector<float> floats_of(std::span<const uint8_t> bytes) {
   return values;
 }
 
-/// x, or its channels rotated in `copy` where products with this weight read them so.
+/// x, or its channels rotated in `copy` where products with this weight read them so. Requires: x
+/// of that many channels.
 TensorView<const float> as_read_by(const Weight& weight, Backend& backend, TensorView<const float> x,
                                    Tensor<float>& copy) {
   if (!weight.rotation()) return x;
@@ -145,6 +146,7 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
 }
 
 void PackedLayer::linear(TensorView<float> y, TensorView<const float> x, const LayerBytes& bytes) const {
+  linear_output_shape(x.shape(), shape_);
   with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
     Tensor<float> copy;
     linear_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, Epilogue::none);
@@ -152,6 +154,7 @@ void PackedLayer::linear(TensorView<float> y, TensorView<const float> x, const L
 }
 
 void PackedLayer::conv2d(TensorView<float> y, TensorView<const float> x, Window window, const LayerBytes& bytes) const {
+  conv2d_output_shape(x.shape(), shape_, window);
   with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
     Tensor<float> copy;
     conv2d_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, window, Epilogue::none);

@@ -80,6 +80,16 @@ class Computing(unittest.TestCase):
         expected = np.einsum("npqrsc,kcrs->npqk", window(x, 3, 1, 0), layer.dequantized(parts), dtype=np.float64)
         np.testing.assert_allclose(y, expected + weights((5,), seed=1), rtol=1e-4, atol=1e-4)
 
+    def test_rotated_weights_refuse_other_inputs(self):
+        layer, parts = packed((70, 24), "linear:4:channel:rotated")
+        for channels in (1, 8, 23, 25, 48):
+            with self.assertRaisesRegex(ValueError, "channels differ"):
+                layer.linear(np.empty((3, 70), np.float32), weights((3, channels)), parts)
+        layer, parts = packed((5, 16, 3, 3), "linear:4:channel:rotated")
+        for channels in (1, 8, 17, 32):
+            with self.assertRaisesRegex(ValueError, "channels or sizes differ"):
+                layer.conv2d(np.empty((1, 1, 1, 5), np.float32), weights((1, 3, 3, channels)), 1, 0, parts)
+
     def test_images_of_many_sizes(self):
         layer, parts = packed((2, 1, 1, 1), "linear:8:channel", bias=False)
         value = layer.dequantized(parts).reshape(1, 1, 2)
