@@ -3,6 +3,7 @@
 #include "kernels/cpu/backend_cpu.h"
 #ifdef NIBBLENET_CUDA
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 #endif
 #ifdef NIBBLENET_CUDNN
 #include "kernels/cudnn/backend_cudnn.h"
@@ -29,6 +30,20 @@ std::optional<std::string> unusable(const std::string& device) {
   return std::nullopt;
 }
 
+#ifdef NIBBLENET_CUDA
+class BorrowedWeightCuda final : public BorrowedWeight {
+ public:
+  explicit BorrowedWeightCuda(const PackedTensor& packed) : weight_(packed, best_layout(packed)) {}
+  Weight& at(const DeviceParts& parts) override {
+    weight_.lie_at(parts);
+    return weight_;
+  }
+
+ private:
+  WeightCuda weight_;
+};
+#endif
+
 /// For a device that is usable.
 std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& device, [[maybe_unused]] int gpu) {
 #ifdef NIBBLENET_CUDA
@@ -46,7 +61,33 @@ std::unique_ptr<Backend> make_gpu_backend([[maybe_unused]] const std::string& de
 
 }  // namespace
 
+bool built_with_cuda() {
+#ifdef NIBBLENET_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
 std::optional<std::string> cuda_unusable() { return unusable("cuda"); }
+
+std::unique_ptr<Backend> make_backend_on_stream([[maybe_unused]] int gpu, [[maybe_unused]] uintptr_t stream) {
+  if (const std::optional<std::string> problem = unusable("cuda")) fail<UsageError>("device cuda: {}", *problem);
+#ifdef NIBBLENET_CUDA
+  choose_gpu(gpu);
+  return std::make_unique<CudaBackend>(reinterpret_cast<CUstream_st*>(stream));
+#else
+  return nullptr;
+#endif
+}
+
+std::unique_ptr<BorrowedWeight> borrow_weight([[maybe_unused]] const PackedTensor& packed) {
+#ifdef NIBBLENET_CUDA
+  return std::make_unique<BorrowedWeightCuda>(packed);
+#else
+  throw UsageError("this build has no CUDA backend");
+#endif
+}
 
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int gpu) {
   if (device != "auto" && device != "cpu" && device != "cuda" && device != "cudnn")

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/backend_memory.h"
+#include "kernels/borrowed_weight.h"
 #include "kernels/image_preparation.h"
 #include "kernels/inference.h"
 #include "kernels/quantizer.h"
@@ -35,6 +36,9 @@ class Backend : public BackendMemory,
  public:
   virtual std::string name() const = 0;         ///< the value of --device: "cpu", "cuda", "cudnn"
   virtual std::string description() const = 0;  ///< for reports: device, library, threads
+  /// Makes the calling thread compute as this backend does: with its threads, on its GPU. Call it
+  /// where several backends take turns on a thread, whose constructors set these for all.
+  virtual void take_turn() {}
   /// Tells the devices of a machine apart; nothing where it is the processor.
   virtual std::optional<std::string> device_id() const { return std::nullopt; }
   /// Throws UsageError for a precision of activations that the backend does not compute in.
@@ -73,6 +77,14 @@ class Backend : public BackendMemory,
 /// When "auto" means the CPU in a build that could use a GPU, the description says why. Throws
 /// UsageError for a device that this build or machine does not have.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int gpu = 0);
+/// Makes a CUDA backend that queues its work on a stream of somebody else (StreamOrder), which must
+/// outlive it. Throws UsageError as make_backend() does.
+std::unique_ptr<Backend> make_backend_on_stream(int gpu, uintptr_t stream);
+/// A weight of what this tensor holds, whose parts lie elsewhere in best_layout(). It copies what
+/// it needs of them. Throws UsageError when this build has no CUDA backend.
+std::unique_ptr<BorrowedWeight> borrow_weight(const PackedTensor& packed);
+/// Whether this build has the CUDA backend.
+bool built_with_cuda();
 /// Why "auto" means the CPU here, in one line; nothing when it means the GPU.
 std::optional<std::string> cuda_unusable();
 

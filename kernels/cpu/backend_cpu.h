@@ -22,9 +22,7 @@ class CpuBackend final : public Backend, public Training {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   size_t bytes_that_empty_caches() const override;
-  /// Makes the calling thread compute with this backend's number of threads. Call it where several
-  /// backends take turns on a thread: each constructor sets OpenMP's number for all.
-  void take_turn();
+  void take_turn() override;
   /// Limits the instructions of products in bfloat16 and int8 with weights that are made later.
   void limit(InstructionSet set) { instruction_set_ = std::min(instruction_set_, set); }
   /// Appends a remark to description().

@@ -83,6 +83,10 @@ void start(const Launchers<Operands>& launchers, Product product, const Operands
 
 CudaBackend::CudaBackend() : gpu_{.has_wgmma = device_.has_wgmma()} { choose_kernels(parse_kernels(wanted_kernels())); }
 
+CudaBackend::CudaBackend(CUstream_st* lent) : gpu_{.has_wgmma = device_.has_wgmma()}, stream_(lent) {
+  choose_kernels(parse_kernels(wanted_kernels()));
+}
+
 void CudaBackend::choose_kernels(KernelChoice choice) {
   if (choice.mode == KernelChoice::Mode::wgmma && !gpu_.has_wgmma)
     throw Error("wgmma needs a GPU of compute capability 9.0, and code compiled for 90a");

@@ -19,9 +19,12 @@ class CudaBackend : public Backend, public Training, private Workspace {
  public:
   /// Throws CudaError when there is no GPU, UsageError for an unknown NIBBLENET_KERNELS.
   CudaBackend();
+  /// Queues its work on a stream of somebody else (Stream::Stream(CUstream_st*)).
+  explicit CudaBackend(CUstream_st* lent);
 
   std::string name() const override { return "cuda"; }
   std::string description() const override { return device_.description(); }
+  void take_turn() override { choose_gpu(device_.number()); }
   std::optional<std::string> device_id() const override { return device_.id(); }
   std::optional<DeviceMemory> device_memory() const override { return device_.memory(); }
   std::optional<int> gpu_number() const override { return device_.number(); }

@@ -90,5 +90,7 @@ void with_quarters(int quarters, F f) {
 /// Strings as files have them, of a weight [K, C, taps], as blocks. Columns are in device order:
 /// tap by tap, channel by channel in a tap. The bytes behind the last string stay.
 std::vector<uint8_t> to_string_blocks(const std::vector<uint8_t>& strings, const Shape& shape, int quarters);
+/// Inverse of to_string_blocks.
+std::vector<uint8_t> from_string_blocks(const std::vector<uint8_t>& blocks, const Shape& shape, int quarters);
 
 }  // namespace nibblenet

@@ -3,74 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <optional>
 
-#include "engine/quant/bits.h"
+#include "kernels/cuda/weights/device_order.h"
 #include "kernels/cuda/weights/launchers.h"
-#include "kernels/cuda/weights/string_block.h"
-#include "kernels/cuda/weights/superblock.h"
 
 namespace nibblenet {
 namespace {
-
-/// Device order [K, taps, C] of a weight [K, C, taps]: maps index k of a filter to PyTorch's order.
-struct DeviceOrder {
-  int64_t channels;
-  int64_t taps;
-  explicit DeviceOrder(const Shape& shape) : channels(shape[1]), taps(shape.rank() == 4 ? shape[2] * shape[3] : 1) {}
-  int64_t operator()(int64_t k) const { return k % channels * taps + k / channels; }
-};
-
-/// Reorders fields of `bits` bits from the file's order to device order, channel by channel. The
-/// number of bytes stays.
-std::vector<uint8_t> reordered(const std::vector<uint8_t>& fields, const Shape& shape, int bits) {
-  const DeviceOrder order(shape);
-  if (order.taps == 1 || fields.empty()) return fields;
-  std::vector<uint8_t> result(fields.size());
-  const int64_t count = shape.inner_elements();
-  const int64_t stride = channel_stride(count, bits);
-#pragma omp parallel for schedule(static)
-  for (int64_t channel = 0; channel < shape[0]; ++channel) {
-    FieldWriter writer(result.data() + channel * stride);
-    for (int64_t k = 0; k < count; ++k) writer.put(read_field(fields.data() + channel * stride, order(k), bits), bits);
-    writer.finish();
-  }
-  return result;
-}
-
-/// Codes in device order as superblocks. Linear schemes have one unused code, which their codebook
-/// reads as 0. It is replaced by 0's code, for kernels that take codes as integers.
-std::vector<uint8_t> superblocks_of(std::vector<uint8_t> codes, const PackedTensor& packed) {
-  const int64_t rows = packed.shape[0];
-  const int64_t columns = packed.shape.inner_elements();
-  const int bits = packed.scheme.bits;
-  if (!traits_of(packed, WeightLayout::superblocks).integers || packed.scheme.zero_point)
-    return to_superblocks(codes, rows, columns, bits);
-  const uint32_t unused = (1U << bits) - 1U;  // 0's code with one more bit, the highest
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    uint8_t* channel = codes.data() + row * packed.code_stride();
-    for (int64_t column = 0; column < columns; ++column) {
-      if (read_field(channel, column, bits) != unused) continue;
-      const int64_t highest = column * bits + bits - 1;
-      channel[highest / 8] &= static_cast<uint8_t>(~(1U << highest % 8));
-    }
-  }
-  return to_superblocks(codes, rows, columns, bits);
-}
-
-std::vector<uint8_t> codes_of(const PackedTensor& packed, WeightLayout layout) {
-  const bool suits = layout == WeightLayout::channels ||
-                     (layout == WeightLayout::strings
-                          ? packed.scheme.is_trellis() && suits_string_blocks(packed.shape.inner_elements())
-                          : suits_superblocks(packed));
-  if (!suits) fail<Error>("no such layout of {}, {}", to_string(packed.shape), to_string(packed.scheme));
-  if (layout == WeightLayout::strings) return to_string_blocks(packed.codes, packed.shape, packed.scheme.quarters());
-  if (packed.scheme.is_trellis()) return packed.codes;
-  std::vector<uint8_t> codes = reordered(packed.codes, packed.shape, packed.scheme.bits);
-  if (layout == WeightLayout::channels) return codes;
-  return superblocks_of(std::move(codes), packed);
-}
 
 /// Turns rows of fp16 values into superblocks, in place.
 void fp16_to_superblocks(std::vector<f16>& fp16, const Shape& shape) {
@@ -125,26 +63,34 @@ WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, P
   fp16_ = resident_copy(memory, fp16, MemoryCategory::weights, stream);
 }
 
-WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, WeightLayout layout)
+WeightCuda::WeightCuda(const PackedTensor& packed, WeightLayout layout)
     : shape_(packed.shape),
       traits_(traits_of(packed, layout)),
-      codes_(resident_copy(memory, codes_of(packed, layout), MemoryCategory::codes, stream)),
-      scales_(resident_copy(memory, packed.scales, MemoryCategory::scales, stream)),
-      zero_points_(resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream)),
-      block_ids_(resident_copy(memory, reordered(packed.block_ids, packed.shape, packed.block_id_bits()),
-                               MemoryCategory::block_ids, stream)),
-      stored_codebook_(resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream)),
       codebook_(codebook_of(packed)),
       view_(view_of(packed, codebook_)),
       resident_(resident_size(packed)),
       normalisation_(normalisation_for(largest_weight(packed, codebook_))),
       value_normalisation_(std::ldexp(normalisation_for(largest_magnitude(codebook_.values)), 14)) {
+  lie_at({});
+}
+
+WeightCuda::WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream, WeightLayout layout)
+    : WeightCuda(packed, layout) {
+  codes_ = resident_copy(memory, to_device_codes(packed, layout), MemoryCategory::codes, stream);
+  scales_ = resident_copy(memory, packed.scales, MemoryCategory::scales, stream);
+  zero_points_ = resident_copy(memory, packed.zero_points, MemoryCategory::zero_points, stream);
+  block_ids_ = resident_copy(memory, to_device_block_ids(packed), MemoryCategory::block_ids, stream);
+  stored_codebook_ = resident_copy(memory, packed.codebook, MemoryCategory::codebooks, stream);
   resident_.padding += static_cast<int64_t>(codes_.size()) - static_cast<int64_t>(packed.codes.size());
-  view_.codes = codes_.data();
-  view_.scales = scales_.data();
-  view_.zero_points = zero_points_.size() == 0 ? nullptr : zero_points_.data();
-  view_.block_ids = block_ids_.size() == 0 ? nullptr : block_ids_.data();
-  view_.values = stored_codebook_.size() == 0 ? nullptr : stored_codebook_.data();
+  lie_at({codes_.data(), scales_.data(), zero_points_.data(), block_ids_.data(), stored_codebook_.data()});
+}
+
+void WeightCuda::lie_at(const DeviceParts& parts) {
+  view_.codes = parts.codes;
+  view_.scales = parts.scales;
+  view_.zero_points = parts.zero_points;
+  view_.block_ids = parts.block_ids;
+  view_.values = parts.codebook;
 }
 
 WeightCuda::WeightCuda(MemoryResource& memory, TensorView<const float> values, TrainsInFp16, Stream& stream,
@@ -167,7 +113,7 @@ void WeightCuda::changed() {
 }
 
 const uint8_t* WeightCuda::superblocks() const {
-  return traits_.form == WeightForm::packed ? codes_.data() : reinterpret_cast<const uint8_t*>(fp16_.data());
+  return traits_.form == WeightForm::packed ? view_.codes : reinterpret_cast<const uint8_t*>(fp16_.data());
 }
 
 bool WeightCuda::step_per_channel() const {

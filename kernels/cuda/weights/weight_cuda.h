@@ -2,6 +2,7 @@
 
 #include "engine/quant/packed_tensor.h"
 #include "kernels/activations.h"
+#include "kernels/borrowed_weight.h"
 #include "kernels/cuda/device/device.h"
 #include "kernels/cuda/weights/superblock.h"
 #include "kernels/cuda/weights/weight_traits.h"
@@ -25,6 +26,8 @@ class WeightCuda : public Weight {
   /// The parts of a packed tensor and nothing else; codes and block ids are in device order.
   WeightCuda(MemoryResource& memory, const PackedTensor& packed, Stream& stream,
              WeightLayout layout = WeightLayout::channels);
+  /// A packed tensor whose parts lie nowhere yet: see lie_at().
+  WeightCuda(const PackedTensor& packed, WeightLayout layout);
   /// A weight that trains in fp16: float32 in PyTorch's order, and fp16 copies that changed()
   /// renews, in `layout` for the forward pass and in rows for the backward pass. The copies' factor
   /// is the constant 64, so that they depend on the values alone. It keeps weights from 1e-6 to
@@ -38,6 +41,9 @@ class WeightCuda : public Weight {
   void changed() override;
   Rotation rotation() const override { return view_.rotation; }
   ResidentSize resident() const override { return resident_; }
+
+  /// Says where the parts of a packed weight lie, if they are not its own.
+  void lie_at(const DeviceParts& parts);
 
   const WeightTraits& traits() const { return traits_; }
   WeightForm form() const { return traits_.form; }
