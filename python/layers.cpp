@@ -3,8 +3,10 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -12,6 +14,7 @@
 #include "engine/quant/quantizer.h"
 #include "layers/network/network_spec.h"
 #include "python/bindings.h"
+#include "python/gpu_layer.h"
 #include "python/model.h"
 #include "python/packed_layer.h"
 #include "python/worker.h"
@@ -29,11 +32,18 @@ using Dense = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 template <class T>
 using NewArray = nb::ndarray<nb::numpy, T>;
+constexpr nb::dlpack::dtype float16{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
 
 /// The parts of a layer: codes, scales, zero points, block ids, codebook and bias, None for none.
 using Parts = std::vector<std::optional<Bytes>>;
+/// The same in a GPU's memory.
+using GpuBytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cuda>;
+using GpuParts = std::vector<std::optional<GpuBytes>>;
+template <int rank>
+using GpuArray = nb::ndarray<nb::ndim<rank>, nb::c_contig, nb::device::cuda>;
 
-LayerBytes bytes_of(const Parts& parts) {
+template <class AnyParts>
+LayerBytes bytes_of(const AnyParts& parts) {
   constexpr size_t count = 6;
   if (parts.size() != count) fail<UsageError>("a packed layer has {} parts, got {}", count, parts.size());
   const auto part = [&](size_t i) -> std::span<const uint8_t> {
@@ -75,15 +85,37 @@ std::vector<uint8_t> raw(std::span<const float> values) {
   return {bytes, bytes + values.size_bytes()};
 }
 
+/// The shape of a part that has a row of bytes for each channel.
+std::vector<size_t> rows_of(size_t bytes, const Shape& shape) {
+  const auto channels = static_cast<size_t>(shape[0]);
+  return {channels, bytes / channels};
+}
+/// Of codes as files have them.
+std::vector<size_t> shape_of_codes(const Scheme& scheme, const Shape& shape, size_t bytes) {
+  return scheme.is_trellis() ? std::vector{bytes} : rows_of(bytes, shape);
+}
+
+/// A view of an array in float32 or float16.
+template <class AnyArray>
+Activations activations_of(const AnyArray& array) {
+  const bool half = array.dtype() == float16;
+  if (!half && array.dtype() != nb::dtype<float>()) fail<UsageError>("expected float32 or float16");
+  return {array.data(), shape_of(array), half ? Precision::float16 : Precision::float32};
+}
+
+/// The caller of a product. Throws UsageError unless all lies on one GPU.
+template <class AnyArray>
+GpuCaller caller_of(const AnyArray& y, const AnyArray& x, const GpuParts& parts, uintptr_t stream) {
+  const auto here = [&](const auto& array) { return array.device_id() == x.device_id(); };
+  if (!here(y) || !std::ranges::all_of(parts, [&](const auto& part) { return !part || here(*part); }))
+    fail<UsageError>("the input is on cuda:{}, other tensors of the layer on other GPUs", x.device_id());
+  return {x.device_id(), stream};
+}
+
 /// The parts of a packed weight, and of a bias unless it is empty.
 nb::list parts_of(PackedTensor packed, std::span<const float> bias) {
-  const auto channels = static_cast<size_t>(packed.shape[0]);
-  const auto by_channel = [&](const std::vector<uint8_t>& bytes) {
-    return std::vector<size_t>{channels, bytes.size() / channels};
-  };
-  const bool strings = packed.scheme.is_trellis();
-  const std::vector<size_t> codes = strings ? std::vector{packed.codes.size()} : by_channel(packed.codes);
-  const std::vector<size_t> block_ids = by_channel(packed.block_ids);
+  const std::vector<size_t> codes = shape_of_codes(packed.scheme, packed.shape, packed.codes.size());
+  const std::vector<size_t> block_ids = rows_of(packed.block_ids.size(), packed.shape);
   nb::list parts;
   parts.append(bytes_or_none(std::move(packed.codes), codes));
   parts.append(bytes_or_none(std::move(packed.scales)));
@@ -143,9 +175,55 @@ nb::list pack_layer(const Floats& weights, const std::optional<Dense<const float
                   biases);
 }
 
+/// (layer, codes, block ids or None) of a layer's parts: the layer on a GPU, and what belongs into
+/// its memory in place of these two parts.
+nb::tuple for_gpu(const PackedLayer& form, const Parts& parts, const std::string& name) {
+  auto layer = on_worker([&] { return std::make_unique<GpuLayer>(form, bytes_of(parts), name); });
+  std::vector<uint8_t> block_ids = layer->take_block_ids();
+  const std::vector<size_t> sizes = rows_of(block_ids.size(), form.shape());
+  nb::object codes = bytes_or_none(layer->take_codes());
+  return nb::make_tuple(std::move(layer), codes, bytes_or_none(std::move(block_ids), sizes));
+}
+
+/// (codes, block ids or None) as files have them.
+nb::tuple file_order(const GpuLayer& layer, const Parts& parts) {
+  auto order = on_worker([&] { return layer.file_order(bytes_of(parts)); });
+  const PackedLayer& form = layer.form();
+  const std::vector<size_t> codes = shape_of_codes(form.scheme(), form.shape(), order.codes.size());
+  const std::vector<size_t> block_ids = rows_of(order.block_ids.size(), form.shape());
+  return nb::make_tuple(bytes_or_none(std::move(order.codes), codes),
+                        bytes_or_none(std::move(order.block_ids), block_ids));
+}
+
+/// The window of a convolution, of sizes that no kernel's integers overflow with.
+Window window_of(const PackedLayer& form, int64_t stride, int64_t padding, int64_t most) {
+  if (stride > most || padding > most) fail<ShapeError>("stride {} and padding {}", stride, padding);
+  return {form.shape()[form.shape().rank() - 1], stride, padding};
+}
+
 }  // namespace
 
 void bind_layers(nb::module_& m) {
+  nb::class_<GpuLayer>(m, "GpuLayer")
+      .def("file_order", file_order, "parts"_a.noconvert())
+      .def(
+          "linear",
+          [](GpuLayer& layer, const GpuArray<2>& y, const GpuArray<2>& x, const GpuParts& parts, uintptr_t stream) {
+            const GpuCaller caller = caller_of(y, x, parts, stream);
+            Worker::instance().run(
+                [&] { layer.linear(activations_of(y), activations_of(x), bytes_of(parts), caller); });
+          },
+          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a.noconvert(), "stream"_a)
+      .def(
+          "conv2d",
+          [](GpuLayer& layer, const GpuArray<4>& y, const GpuArray<4>& x, int64_t stride, int64_t padding,
+             const GpuParts& parts, uintptr_t stream_of_caller) {
+            const Window window = window_of(layer.form(), stride, padding, int64_t{1} << 20);
+            const GpuCaller caller = caller_of(y, x, parts, stream_of_caller);
+            Worker::instance().run(
+                [&] { layer.conv2d(activations_of(y), activations_of(x), window, bytes_of(parts), caller); });
+          },
+          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a.noconvert(), "stream"_a);
   nb::class_<PackedLayer>(m, "PackedLayer")
       .def(nb::init<const std::string&, const std::vector<int64_t>&>(), "scheme"_a, "shape"_a)
       .def(
@@ -164,12 +242,12 @@ void bind_layers(nb::module_& m) {
           "conv2d",
           [](const PackedLayer& layer, const Dense<float, 4>& y, const Dense<const float, 4>& x, int64_t stride,
              int64_t padding, const Parts& parts) {
-            constexpr int64_t most = int64_t{1} << 32;
-            if (stride > most || padding > most) fail<ShapeError>("stride {} and padding {}", stride, padding);
-            const Window window{layer.shape()[layer.shape().rank() - 1], stride, padding};
+            const Window window = window_of(layer, stride, padding, int64_t{1} << 32);
             Worker::instance().run([&] { layer.conv2d(view_of(y), view_of(x), window, bytes_of(parts)); });
           },
           "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a.noconvert())
+      .def("for_gpu", for_gpu, "parts"_a.noconvert(), "name"_a)
+      .def_prop_ro("rotated", &PackedLayer::rotated)
       .def(
           "dequantized",
           [](const PackedLayer& layer, const Parts& parts) {
@@ -179,6 +257,7 @@ void bind_layers(nb::module_& m) {
             return to_numpy<float>(std::move(values), sizes);
           },
           "parts"_a.noconvert());
+  m.attr("has_cuda") = built_with_cuda();
   m.def("packed_layers", packed_layers, "model"_a);
   m.def("layer_parts", layer_parts, "model"_a, "name"_a);
   m.def("pack_layer", pack_layer, "weights"_a.noconvert(), "bias"_a.none().noconvert(), "scheme"_a, "name"_a);

@@ -260,7 +260,7 @@ Tensor<float> Model::logits_of(int64_t images, int64_t size, int64_t batch, Prep
 }
 
 template <class Prepare>
-void Model::logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, Caller caller,
+void Model::logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, GpuCaller caller,
                             Prepare prepare) {
   expect_shape(y.shape(), {images, classes_on(caller.gpu)}, "logits");
   Backend& gpu = network().backend();
@@ -279,13 +279,13 @@ Tensor<float> Model::logits(TensorView<const float> images, int64_t batch) {
   return logits_of(images.size(0), images.size(1), batch, prepare);
 }
 
-void Model::logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, Caller caller) {
+void Model::logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, GpuCaller caller) {
   expect_square(images.shape());
   logits_in_order(y, images.size(0), images.size(1), batch, caller,
                   [&](Runner&, int64_t first, int64_t count) { return ConstActivations(images.slice(first, count)); });
 }
 
-void Model::logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, Caller caller) {
+void Model::logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, GpuCaller caller) {
   const Preprocess preprocess = preparation_of(images.shape());
   const ImageSize size{static_cast<int>(images.size(2)), static_cast<int>(images.size(1))};
   logits_in_order(y, images.size(0), preprocess.crop, batch, caller, [&](Runner& run, int64_t first, int64_t count) {
@@ -369,7 +369,7 @@ void Model::expect_open() const {
 
 Backend& Model::backend() {
   if (!backend_) backend_ = device_.make();
-  if (auto* cpu = dynamic_cast<CpuBackend*>(backend_.get())) cpu->take_turn();  // other models have their own threads
+  backend_->take_turn();  // other models have their own threads
   return *backend_;
 }
 

@@ -12,6 +12,7 @@
 #include "layers/network/image_batch.h"
 #include "layers/network/network.h"
 #include "layers/network/pass.h"
+#include "python/gpu_caller.h"
 #include "tools/common/command_line.h"
 
 namespace nibblenet::python {
@@ -56,16 +57,11 @@ class Model {
   Tensor<float> logits(TensorView<const float> images, int64_t batch);
   /// Logits of RGB images [N, height, width, 3], which are prepared like the tools' images.
   Tensor<float> logits(TensorView<const uint8_t> images, int64_t batch);
-  /// Where a caller's arrays lie, and when they may be read and written.
-  struct Caller {
-    int gpu;           ///< as CUDA counts them
-    uintptr_t stream;  ///< as StreamOrder takes it
-  };
   /// Writes logits [N, classes] of prepared or RGB images to `y`, all in a GPU's memory, in the
   /// order of the caller's stream. Returns when the work is queued. Throws UsageError when the
   /// model is not on this GPU.
-  void logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, Caller caller);
-  void logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, Caller caller);
+  void logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, GpuCaller caller);
+  void logits_on_gpu(TensorView<float> y, TensorView<const uint8_t> images, int64_t batch, GpuCaller caller);
   /// The number of logits of an image on a GPU. Throws UsageError when the model is on another
   /// device.
   int64_t classes_on(int gpu);
@@ -100,7 +96,7 @@ class Model {
   template <class Prepare>
   Tensor<float> logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare);
   template <class Prepare>
-  void logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, Caller caller,
+  void logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, GpuCaller caller,
                        Prepare prepare);
 
   std::optional<StateDict> dict_;

@@ -107,7 +107,7 @@ void logits_on_gpu(Model& model, const GpuArray<float, 2>& y, const GpuArray<nb:
   const bool bytes = images.dtype() == nb::dtype<uint8_t>();
   if (!bytes && images.dtype() != nb::dtype<float>()) fail<UsageError>("images: expected uint8 or float32");
   const TensorView<float> to(y.data(), shape_of(y));
-  const Model::Caller caller{images.device_id(), stream};
+  const GpuCaller caller{images.device_id(), stream};
   Worker::instance().run([&] {
     if (bytes)
       model.logits_on_gpu(to, {static_cast<const uint8_t*>(images.data()), shape_of(images)}, batch, caller);

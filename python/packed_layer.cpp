@@ -1,5 +1,6 @@
 #include "python/packed_layer.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -69,21 +70,21 @@ PackedLayer::PackedLayer(const std::string& scheme, const std::vector<int64_t>& 
   if (!traits.trained) codebook_ = codebook_of(form);
 }
 
-void PackedLayer::expect_sizes(const LayerBytes& bytes) const {
+void PackedLayer::expect_sizes(const LayerBytes& bytes, std::optional<int64_t> code_bytes, size_t alignment) const {
   const int64_t inner = shape_.inner_elements();
   const size_t scale_bytes = bytes_of(scheme_.scale);
   const int64_t values = int64_t{1} << scheme_.bits;
   const bool stored = traits_of(scheme_.method).trained || (!bytes.codebook.empty() && !scheme_.is_trellis());
-  expect_bytes(bytes.codes, code_bytes_, 1, "codes");
+  expect_bytes(bytes.codes, code_bytes.value_or(code_bytes_), alignment, "codes");
   expect_bytes(bytes.scales, groups_.groups * static_cast<int64_t>(scale_bytes), scale_bytes, "scales");
   expect_bytes(bytes.zero_points, scheme_.zero_point ? groups_.groups : 0, 1, "zero points");
   expect_bytes(bytes.block_ids, block_id_bits_ == 0 ? 0 : shape_[0] * channel_stride(inner, block_id_bits_), 1,
                "block ids");
-  expect_bytes(bytes.codebook, stored ? values * 4 : 0, 1, "codebook");
+  expect_bytes(bytes.codebook, stored ? values * 4 : 0, std::min(alignment, alignof(float)), "codebook");
   if (!bytes.bias.empty()) expect_bytes(bytes.bias, shape_[0] * 4, alignof(float), "bias");
 }
 
-PackedTensor PackedLayer::copy_of(const LayerBytes& bytes) const {
+PackedTensor PackedLayer::tensor(const LayerBytes& bytes) const {
   return {.scheme = scheme_,
           .shape = shape_,
           .codes = vector_of(bytes.codes),
@@ -95,7 +96,7 @@ PackedTensor PackedLayer::copy_of(const LayerBytes& bytes) const {
 
 void PackedLayer::validate(const LayerBytes& bytes, const std::string& name) const {
   expect_sizes(bytes);
-  nibblenet::validate(copy_of(bytes), name);
+  nibblenet::validate(tensor(bytes), name);
   for (const float value : floats_of(bytes.bias))
     if (!std::isfinite(value)) fail<FormatError>("{}: the bias holds NaN or infinities", name);
 }
@@ -164,7 +165,7 @@ void PackedLayer::conv2d(TensorView<float> y, TensorView<const float> x, Window 
 Tensor<float> PackedLayer::dequantized(const LayerBytes& bytes) const {
   validate(bytes, "the layer");
   Tensor<float> values(host_memory(), shape_, MemoryCategory::data);
-  dequantize(copy_of(bytes), values.view());
+  dequantize(tensor(bytes), values.view());
   return values;
 }
 

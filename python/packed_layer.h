@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +32,15 @@ class PackedLayer {
   const Shape& shape() const { return shape_; }
   const Scheme& scheme() const { return scheme_; }
 
+  /// Whether inputs are rotated before products.
+  bool rotated() const { return scheme_.is_rotated(); }
+  /// A copy of the bytes. Requires: expect_sizes().
+  PackedTensor tensor(const LayerBytes& bytes) const;
+  /// Throws ShapeError unless all parts have their sizes, and lie on the bytes of their types.
+  /// `code_bytes`, unless nothing, is the size of codes in another order. `alignment` is that of
+  /// codes; a codebook need not lie on more bytes than these either.
+  void expect_sizes(const LayerBytes& bytes, std::optional<int64_t> code_bytes = std::nullopt,
+                    size_t alignment = 1) const;
   /// Throws FormatError that begins with `name` unless the bytes decode to finite weights, as
   /// nibblenet::validate() does for a file's.
   void validate(const LayerBytes& bytes, const std::string& name) const;
@@ -44,8 +54,6 @@ class PackedLayer {
  private:
   template <class Work>
   void with_weight(const LayerBytes& bytes, Work work) const;
-  PackedTensor copy_of(const LayerBytes& bytes) const;
-  void expect_sizes(const LayerBytes& bytes) const;
 
   Scheme scheme_;
   Shape shape_;

@@ -1,15 +1,17 @@
-"""Packed layers for inference in PyTorch's models, on the CPU in float32.
+"""Packed layers for inference in PyTorch's models, on the CPU in float32, on a GPU in float16.
 
 `replace` puts the layers of a packed model in place of a torch.nn.Module's; `quantize` packs the
 layers of any module. Weights stay n-bit codes in memory: kernels decode them while they multiply.
 A layer's codes, scales and the rest are uint8 buffers of its module, so that a state dict holds
-them, copy and pickle take them along, and no conversion of types changes them.
+them, copy and pickle take them along, and no conversion of types changes them. On a GPU the codes
+lie in the order of its kernels, once; state dicts, pickles and `.cpu()` have the file's order.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +22,16 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("nibblenet.torch needs PyTorch: pip install torch", name="torch") from error
 
-from . import _core, _model, _tables
+from . import _core, _gpu, _model, _tables
 from ._progress import Progress, shown
 
 __all__ = ["Conv2d", "Linear", "PackedLayer", "Replacement", "quantize", "replace"]
 
 _PARTS = ("codes", "scales", "zero_points", "block_ids", "codebook", "bias_bytes")
+_ORDERED = ("codes", "block_ids")  # the parts whose order on a GPU is another
+_ordering = threading.Lock()
+_DEVICES = "the CPU and on NVIDIA's GPUs" if _core.has_cuda else "the CPU in this build"
+_TYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.float16)}
 
 
 def _numpy_works() -> bool:
@@ -42,6 +48,23 @@ _NUMPY = _numpy_works()
 def _shared(tensor: torch.Tensor) -> Any:
     """What hands a tensor's memory over: NumPy's array, or the tensor itself, by DLPack, which takes longer."""
     return tensor.numpy() if _NUMPY and tensor.device.type == "cpu" else tensor
+
+
+def _on_host(part: torch.Tensor | None) -> Any:
+    """What hands over a copy of a part in the CPU's memory, or the part itself where it is there."""
+    return None if part is None else _shared(part.cpu().contiguous())
+
+
+def _placed(like: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor of the host beside another one."""
+    return like.new_empty(values.shape, dtype=values.dtype).copy_(values)
+
+
+def _result(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Room for an output of x."""
+    if x.device.type == "cpu":
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return x.new_empty(shape)
 
 
 def _values(x: torch.Tensor) -> torch.Tensor:
@@ -61,6 +84,9 @@ class PackedLayer(torch.nn.Module):
     the parts of a packed file (docs/formats.md) as bytes: codes [K, stride], scales, zero_points,
     block_ids, codebook, and bias_bytes; those that the scheme or layer lacks are None.
 
+    On a GPU, codes and block_ids are in the order of its kernels, and the codes' shape is another.
+    Input is float32 or float16 there, and so is the output; products are of float16, sums float32.
+
     A call raises ValueError for an input that is not float32, on another device, of another shape,
     or that requires grad while grad is enabled; nibblenet.Error in training mode, while a tracer
     records, and in a forked process.
@@ -68,6 +94,7 @@ class PackedLayer(torch.nn.Module):
 
     scheme: str
     shape: tuple[int, ...]
+    _gpu_layer: _core.GpuLayer | None = None  # of codes in a GPU's order
 
     def __init__(self, scheme: str, shape: Sequence[int], parts: Sequence[Any]) -> None:
         """parts: uint8 arrays as the buffers above, None for none. They are not copied."""
@@ -89,7 +116,11 @@ class PackedLayer(torch.nn.Module):
 
     def dequantize(self) -> torch.Tensor:
         """The weights in float32, a new tensor of `shape`."""
-        return torch.from_dlpack(self._call(self._form().dequantized))
+        if self._gpu_layer is None:
+            return torch.from_dlpack(self._call(self._form().dequantized))
+        parts = {**self._buffers, **self._in_file_order()}
+        values = self._form().dequantized([_on_host(parts[name]) for name in _PARTS])
+        return _placed(self._buffers["codes"], torch.from_dlpack(values))
 
     def get_extra_state(self) -> torch.Tensor:
         """The scheme and shape as the bytes of a text: state dicts of other ones are refused."""
@@ -111,7 +142,7 @@ class PackedLayer(torch.nn.Module):
         return [self._buffers[name] for name in _PARTS]
 
     def _call(self, function: Any, *arguments: Any) -> Any:
-        """function(*arguments, parts), with one line for parts that nobody can compute with."""
+        """function(*arguments, parts) of the CPU, with one line for parts that nobody can compute with."""
         buffers = self._buffers
         try:
             if _NUMPY:
@@ -120,13 +151,88 @@ class PackedLayer(torch.nn.Module):
                 parts = [buffers[name] for name in _PARTS]
             return function(*arguments, parts)
         except TypeError:
-            for name, part in zip(_PARTS, self._parts()):
-                if part is not None and part.device.type != "cpu":
-                    raise ValueError(f"{name} is on {part.device}: packed layers compute on the CPU; call "
-                                     f".cpu()") from None
-                if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous()):
-                    raise ValueError(f"{name}: expected dense uint8, got {part.dtype} {tuple(part.shape)}") from None
+            self._expect_parts(torch.device("cpu"))
             raise
+
+    def _expect_parts(self, device: torch.device) -> None:
+        """Raises for parts that are not dense bytes on this device."""
+        for name, part in zip(_PARTS, self._parts()):
+            if part is not None and part.device != device:
+                raise ValueError(f"{name} is on {part.device}, not on {device}: call .to() on the whole layer")
+            if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous()):
+                raise ValueError(f"{name}: expected dense uint8, got {part.dtype} {tuple(part.shape)}")
+
+    def _multiply(self, product: str, y: torch.Tensor, x: torch.Tensor, *window: int) -> None:
+        """Computes y from x by "linear" or "conv2d": dense tensors on the layer's device."""
+        if x.device.type == "cpu":
+            return self._call(getattr(self._form(), product), _shared(y), _shared(x), *window)
+        layer = self._resident(x.device)
+        if x.dtype != torch.float16:
+            x = x.half()
+        elif self._form().rotated:
+            x = x.clone()  # it is rotated in place
+        self._expect_parts(x.device)
+        parts = [part if part is None else _gpu.shared(part) for part in self._parts()]
+        return getattr(layer, product)(_gpu.shared(y), _gpu.shared(x), *window, parts, _gpu.stream_of(x))
+
+    def _resident(self, device: torch.device) -> _core.GpuLayer:
+        """The layer of codes in a GPU's order. Brings them into it where they have another."""
+        if self._gpu_layer is None:
+            with _ordering:  # threads may call a model
+                if self._gpu_layer is None:
+                    self._expect_parts(device)
+                    layer, ordered = self._in_gpu_order()
+                    self._place(ordered)
+                    self._gpu_layer = layer
+        return self._gpu_layer
+
+    def _in_gpu_order(self) -> tuple[_core.GpuLayer, dict[str, torch.Tensor]]:
+        """The layer on a GPU, and the parts that have an order of their own there, on the host."""
+        layer, *ordered = self._form().for_gpu([_on_host(part) for part in self._parts()], "the layer")
+        return layer, {name: torch.from_dlpack(part) for name, part in zip(_ORDERED, ordered) if part is not None}
+
+    def _in_file_order(self) -> dict[str, torch.Tensor]:
+        """These parts in the order of files, on the host, of a layer whose parts are in a GPU's."""
+        ordered = self._gpu_layer.file_order([_on_host(part) for part in self._parts()])
+        return {name: torch.from_dlpack(part) for name, part in zip(_ORDERED, ordered) if part is not None}
+
+    def _place(self, parts: Mapping[str, torch.Tensor]) -> None:
+        """Puts parts of the host in place of those on the layer's device."""
+        self._buffers.update({name: _placed(self._buffers[name], part) for name, part in parts.items()})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        """Moves or converts the parts. On their way to a GPU or from it, the host orders them anew."""
+        before, layer_before = dict(self._buffers), self._gpu_layer
+        codes = before["codes"]
+        if codes is not None:
+            target = fn(codes.new_empty(0)).device.type
+            if target == "cuda" and codes.device.type == "cpu" and layer_before is None and _core.has_cuda:
+                self._gpu_layer, ordered = self._in_gpu_order()
+                self._buffers.update(ordered)
+            elif target != "cuda" and layer_before is not None:
+                self._buffers.update(self._in_file_order())
+                self._gpu_layer = None
+        try:
+            return super()._apply(fn, recurse)
+        except BaseException:  # a GPU's memory may be full
+            self._buffers.update(before)
+            self._gpu_layer = layer_before
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the order of files, which needs no GPU to be read."""
+        state = self.__dict__.copy()
+        if state.pop("_gpu_layer", None) is not None:
+            state["_buffers"] = self._buffers.copy()
+            state["_buffers"].update({name: _placed(self._buffers[name], part)
+                                      for name, part in self._in_file_order().items()})
+        return state
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._gpu_layer is not None:
+            for name, part in self._in_file_order().items():
+                destination[prefix + name] = _placed(self._buffers[name], part)
 
     def _expect(self, x: Any) -> None:
         """Raises for an input that no packed layer takes."""
@@ -134,12 +240,15 @@ class PackedLayer(torch.nn.Module):
             raise ValueError(f"expected a tensor, got {type(x).__name__}")
         if self.training:
             raise _core.Error("packed layers do not train: call .eval() on the model first")
-        if x.device.type != "cpu":
-            raise ValueError(f"the input is on {x.device}: packed layers compute on the CPU; call .cpu() on model and "
-                             f"input")
-        if x.dtype != torch.float32 or x.layout != torch.strided:
-            raise ValueError(f"expected a dense float32 tensor, got {x.dtype} ({x.layout}): packed layers compute in "
-                             f"float32")
+        codes = self._buffers["codes"]
+        device = x.device if codes is None else codes.device
+        if x.device != device:
+            raise ValueError(f"the input is on {x.device}, codes is on {device}: call .to() on one of them")
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"the input is on {device}: packed layers compute on {_DEVICES}")
+        if x.dtype not in _TYPES[device.type] or x.layout != torch.strided:
+            raise ValueError(f"expected a dense float32 tensor{'' if device.type == 'cpu' else ', or a float16 one'}, "
+                             f"got {x.dtype} ({x.layout})")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("the input requires grad, and packed layers have no gradients: call the model under "
                              "torch.no_grad()")
@@ -163,7 +272,7 @@ class PackedLayer(torch.nn.Module):
             if parts[name].shape != part.shape:
                 raise ValueError(f"{name}: expected shape {list(part.shape)}, got {list(parts[name].shape)}")
         if not any(part.is_meta for part in parts.values()):
-            whole = [_shared(parts[name].cpu().contiguous()) if name in parts else None for name in _PARTS]
+            whole = [_on_host(parts.get(name)) for name in _PARTS]
             self._form().validate(whole, "what it holds")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
@@ -171,14 +280,22 @@ class PackedLayer(torch.nn.Module):
         """Takes the state of a whole layer, or leaves all as it is."""
         found = {name: state_dict[prefix + name] for name in _PARTS if prefix + name in state_dict}
         title = state_dict.get(f"{prefix}_extra_state")
-        if found or title is not None:
-            try:
-                self._expect_state(found, title)
-            except (ValueError, TypeError, AttributeError, _core.Error) as error:
-                error_msgs.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
-                return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                                      error_msgs)
+        on_gpu = self._gpu_layer is not None and bool(found)
+        if on_gpu:  # state dicts have the file's order
+            self._place(self._in_file_order())
+            self._gpu_layer = None
+        try:
+            if found or title is not None:
+                try:
+                    self._expect_state(found, title)
+                except (ValueError, TypeError, AttributeError, _core.Error) as error:
+                    error_msgs.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
+                    return
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                          error_msgs)
+        finally:
+            if on_gpu and (device := self._buffers["codes"].device).type == "cuda":
+                self._resident(device)
 
 
 class Linear(PackedLayer):
@@ -191,7 +308,7 @@ class Linear(PackedLayer):
         Raises ValueError for a layer that does not fit, nibblenet.Error for NaN and infinities.
         """
         _expect_fit(layer, torch.nn.Linear)
-        return Linear(scheme, layer.weight.shape, _packed_parts(layer, scheme, name))
+        return _beside(layer, Linear(scheme, layer.weight.shape, _packed_parts(layer, scheme, name)))
 
     @property
     def in_features(self) -> int:
@@ -204,14 +321,14 @@ class Linear(PackedLayer):
         return self.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [..., C], float32. Read in place if it is contiguous, else copied once."""
+        """x: [..., C], float32, on a GPU also float16. Read in place if it is contiguous, else copied once."""
         self._expect(x)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected an input [..., {self.in_features}], got {list(x.shape)}")
-        y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32, device="cpu")
+        y = _result(x, (*x.shape[:-1], self.out_features))
         if y.numel() > 0:
             rows = _values(x).reshape(-1, self.in_features).contiguous()
-            self._call(self._form().linear, _shared(y.view(-1, self.out_features)), _shared(rows))
+            self._multiply("linear", y.view(-1, self.out_features), rows)
         return y
 
     def extra_repr(self) -> str:
@@ -234,7 +351,7 @@ class Conv2d(PackedLayer):
     def of(layer: torch.nn.Conv2d, scheme: str, name: str = "layer") -> Conv2d:
         """Packs a torch.nn.Conv2d, as Linear.of does."""
         _expect_fit(layer, torch.nn.Conv2d)
-        return Conv2d(scheme, layer.weight.shape, _packed_parts(layer, scheme, name), *_window(layer))
+        return _beside(layer, Conv2d(scheme, layer.weight.shape, _packed_parts(layer, scheme, name), *_window(layer)))
 
     @property
     def in_channels(self) -> int:
@@ -252,7 +369,7 @@ class Conv2d(PackedLayer):
         return self.shape[3]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [N, C, H, W] or [C, H, W], float32. The output is laid out as the input is.
+        """x: [N, C, H, W] or [C, H, W], float32, on a GPU also float16. The output is laid out as the input is.
 
         Channels-last input is read in place. Any other is copied once, and so is its output.
         """
@@ -264,12 +381,11 @@ class Conv2d(PackedLayer):
         if height < 0 or width < 0:
             raise ValueError(f"an input of {images.shape[2]} x {images.shape[3]} pixels is smaller than the kernel, "
                              f"{size} x {size} with padding {self.padding}")
-        y = torch.empty((images.shape[0], height // self.stride + 1, width // self.stride + 1, self.out_channels),
-                        dtype=torch.float32, device="cpu")
+        y = _result(x, (images.shape[0], height // self.stride + 1, width // self.stride + 1, self.out_channels))
         channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         if y.numel() > 0:
             pixels = images.permute(0, 2, 3, 1).contiguous()
-            self._call(self._form().conv2d, _shared(y), _shared(pixels), self.stride, self.padding)
+            self._multiply("conv2d", y, pixels, self.stride, self.padding)
         y = y.permute(0, 3, 1, 2)
         if not channels_last:
             y = y.contiguous()
@@ -336,9 +452,9 @@ def _misfit(layer: torch.nn.Module, values: bool = True) -> str | None:
             continue
         if type(part.data) is not torch.Tensor or part.layout != torch.strided:
             return f"has a {name} that is no dense tensor"
-        if part.device.type != "cpu" and (values or part.device.type != "meta"):
-            return f"has its {name} on {part.device}; packed layers compute on the CPU"
-        if part.dtype != torch.float32:
+        if part.device.type not in ("cpu", "cuda" if _core.has_cuda else "cpu", "cpu" if values else "meta"):
+            return f"has its {name} on {part.device}; packed layers compute on {_DEVICES}"
+        if part.dtype not in _TYPES.get(part.device.type, (torch.float32,)):
             return f"has a {name} of {part.dtype}; packed layers compute in float32"
     if layer.weight.numel() == 0:
         return "has no weights"
@@ -370,8 +486,14 @@ def _window(layer: torch.nn.Conv2d) -> tuple[int, int]:
 
 
 def _packed_parts(layer: torch.nn.Module, scheme: str, name: str) -> list[Any]:
-    weight, bias = layer.weight.detach().contiguous(), layer.bias
-    return _core.pack_layer(weight, None if bias is None else bias.detach().contiguous(), scheme, name)
+    weight, bias = (None if part is None else part.detach().cpu().float().contiguous()
+                    for part in (layer.weight, layer.bias))
+    return _core.pack_layer(weight, bias, scheme, name)
+
+
+def _beside(layer: torch.nn.Module, packed: PackedLayer) -> PackedLayer:
+    """The packed layer, on the GPU where the float one is on one."""
+    return packed.to(layer.weight.device) if layer.weight.device.type == "cuda" else packed
 
 
 @dataclass(frozen=True)
@@ -440,7 +562,8 @@ def replace(model: torch.nn.Module, packed: _model.PackedModel | _model.Path) ->
 
     Layers go by the names of `nibblenet.load`: those of torchvision's model, with or without
     prefixes such as "module." or "backbone.". A layer fits that has the same shape, stride,
-    padding and bias; the values it had do not matter, and it may be on the meta device. packed: a
+    padding and bias; the values it had do not matter, and it may be on the meta device. The packed
+    layer of one on a GPU is there, too. packed: a
     PackedModel or its file; afterwards it may be closed. Nothing changes when an error is raised.
 
     Raises ValueError where nothing fits, where two networks in the model have the names, and for
@@ -464,7 +587,8 @@ def replace(model: torch.nn.Module, packed: _model.PackedModel | _model.Path) ->
             stayed[name] = reason
         else:
             parts = _core.layer_parts(packed._core, layer)
-            made[name] = Conv2d(scheme, shape, parts, *window) if window else Linear(scheme, shape, parts)
+            made[name] = _beside(layers[name].module, Conv2d(scheme, shape, parts, *window) if window
+                                 else Linear(scheme, shape, parts))
             del stayed[name]
     return _put_all(made, layers, stayed, unused)
 
@@ -513,7 +637,7 @@ def quantize(module: torch.nn.Module, bits: float | None = None, method: str | N
     has 0.5 to 4. rotate: rotates the inputs of layers where it can; those of a Linear as they lie, where
     `nibblenet.pack` knows which of them are the pixels of one channel. layers: schemes of some layers, by
     patterns of their names in the module. A layer fits that is
-    float32 on the CPU, and as a convolution has square kernels, one stride and padding, and neither
+    float32 on the CPU or on a GPU, where it may be float16, and as a convolution has square kernels, one stride and padding, and neither
     groups nor dilation. Nothing changes when an error is raised.
 
     Raises ValueError for what is no option and where nothing fits, nibblenet.Error for NaN and

@@ -107,6 +107,12 @@ class Computing(unittest.TestCase):
 
 
 class Parts(unittest.TestCase):
+    @unittest.skipIf(_core.has_cuda, "this build has a CUDA backend")
+    def test_without_cuda_no_layer_goes_to_a_gpu(self):
+        layer, parts = packed((5, 3), "linear:4:channel")
+        with self.assertRaisesRegex(ValueError, "^this build has no CUDA backend$"):
+            layer.for_gpu(parts, "layer")
+
     def test_they_are_a_files(self):
         model = nibblenet.pack(state_dict(), layers={"classifier.4": "kmeans:3", "features.3": "stable-embedding:4",
                                                      "classifier.6": "trellis:1.5",
