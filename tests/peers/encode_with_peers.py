@@ -1,6 +1,6 @@
-"""What others make of the same weights: NNC (nncodec), NF4 (bitsandbytes) and GPTQ.
+"""What others make of the same weights: NNC (nncodec), NF4 (bitsandbytes), GPTQ and CERWU.
 
-usage: encode_with_peers.py MODEL.safetensors FOLDER [--calibration FILE] [--only NAME ...]
+usage: encode_with_peers.py MODEL.safetensors FOLDER [--calibration FILE] [--cerwu FOLDER] [--only NAME ...]
 
 Every peer's weights, decoded to float32, go to FOLDER/<name>.safetensors, so that our own eval measures all of them on
 the same images; FOLDER/peers.json gets bytes and seconds of processor time. Peers that are there already are left alone.
@@ -12,11 +12,17 @@ gptq-<n>   GPTQ (Frantar 2023, algorithm 1) as published, in PyTorch, since its 
            GPUs: blocks of 128 columns, damping 1 %, natural order, asymmetric min-max grid of each output channel;
            convolutions as matrices of im2col rows; bytes of n-bit codes, a float32 scale and a zero point a channel. Its
            Hessians are what `tools/pack --save-calibration FILE` has written.
+cerwu<e>   CERWU (Conzelmann and Bamler, arXiv 2505.18758) for lambda = 10^e, on the same Hessians, as its repository sets
+           it up: 16 bins, one grid a layer, whole-layer matrices. Its compiled module `_core` does the rounding; it lies
+           in the folder of --cerwu (README.md says how to build it). Bytes are what its own model of DeepCABAC's rate
+           says, and a step a layer: its coder's stream is not written. Takes a quarter of an hour.
 """
 
 import argparse
 import json
+import math
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -126,7 +132,57 @@ def gptq(bits):
     return run
 
 
+def cerwu_matrix(weights, hessian, exponent):
+    """weights[K, D] rounded, and the bits of the indices by the rate model."""
+    import _core
+
+    bins, rate_weight = 16, np.float32(10.0**exponent)
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    per_step = bins // 2 / weights.abs().max()
+    scaled = weights * per_step
+    # The prior of the rate: a normal distribution's quadratic term, taken out of the rate and into
+    # the Hessian.
+    gamma = float(1 / (math.log(2) * torch.var(scaled)))
+    hessian /= per_step**2
+    regularised = hessian.clone()
+    regularised.diagonal().add_(gamma * rate_weight)
+    target = scaled @ (hessian @ torch.inverse(regularised))
+    options = {"max_idx": bins, "entropy_model": "regularized", "scan_order_major": "row",
+               "entropy_model_options": {"base_model": "deepcabac", "max_idx": bins // 2, "gamma": gamma}}
+    indices = _core.GPTQ(options).run(target.contiguous().numpy(), inverse_factor(regularised).contiguous().numpy(),
+                                      rate_weight)
+    bits = _core.EntropyModel("deepcabac", indices, {"max_idx": bins}).estimate_tensor(indices)
+    return torch.from_numpy(indices).float() / per_step, bits
+
+
+def cerwu(exponent):
+    output_pixels = {"features.0": 55 * 55, "features.3": 27 * 27, **{f"features.{n}": 13 * 13 for n in (6, 8, 10)}}
+
+    def run(weights, calibration):
+        decoded, total, seconds = dict(weights), float32_bytes_of_biases(weights), 0.0
+        with safe_open(calibration, "np") as file:
+            for name, value in weights.items():
+                if not is_weight(value):
+                    continue
+                matrix = torch.from_numpy(value).reshape(len(value), -1)
+                # Of an image's squared error: ours is of one output pixel's, and without the factor
+                # 2.
+                pixels = output_pixels.get(name.removesuffix(".weight"), 1)
+                hessian = 2 * pixels * read_hessian(file, name, matrix.shape[1])
+                start = time.process_time()
+                rounded, bits = cerwu_matrix(matrix, hessian, exponent)
+                seconds += time.process_time() - start
+                decoded[name] = rounded.reshape(value.shape).numpy()
+                total += math.ceil(bits / 8) + 4
+        return decoded, total, seconds, None
+
+    return run
+
+
 PEERS = {f"nnc{qp}": nnc(qp) for qp in (-28, -24, -20)} | {"nf4": nf4} | {f"gptq-{n}": gptq(n) for n in (4, 3)}
+PEERS |= {f"cerwu{exponent}": cerwu(exponent) for exponent in (-6.6, -6)}
 
 
 def main():
@@ -134,8 +190,13 @@ def main():
     parser.add_argument("model")
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--calibration")
+    parser.add_argument("--cerwu", help="folder of CERWU's compiled module; without it its rows are left out")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
     arguments = parser.parse_args()
+    if arguments.cerwu:
+        sys.path.insert(0, arguments.cerwu)
+    else:
+        arguments.only = [name for name in arguments.only if not name.startswith("cerwu")]
     with safe_open(arguments.model, "np") as file:
         metadata = file.metadata()
     weights = {name: value.astype(np.float32) for name, value in load_file(arguments.model).items()}
@@ -145,7 +206,7 @@ def main():
     for name in arguments.only:
         if name in done:
             continue
-        if name.startswith("gptq") and not arguments.calibration:
+        if name.startswith(("gptq", "cerwu")) and not arguments.calibration:
             parser.error(f"{name} needs --calibration FILE")
         decoded, total, encode, decode = PEERS[name](weights, arguments.calibration)
         for key, value in weights.items():
