@@ -353,7 +353,8 @@ struct FilteredConvolution {
     multiply(2 * own(), 1, even, false);
     multiply(2 * own() + 1, 1, odd, false);
     if (has_both) multiply(2 * own() + 2, 1, both, false);
-    w.filter(1)->sums(even.of, odd.of, has_both ? both.of : nullptr, count * panel_channels);
+    for (int64_t at = 0; at < count * panel_channels; at += panel_channels)  // a narrower panel has fewer sums
+      w.filter(1)->sums(even.of + at, odd.of + at, has_both ? both.of + at : nullptr, layout().width(panel));
     multiply(0, own(), even, true);
     multiply(own(), own(), odd, true);
     for (int64_t i = 0; i < count;) {  // row by row
