@@ -114,7 +114,9 @@ def gptq_matrix(weights, hessian, bits):
     return weights
 
 
-def gptq(bits):
+def by_hessians(round_matrix):
+    """A peer that rounds weight by weight: round_matrix(weights[K, D], hessian[D, D], name) gives them and their bytes."""
+
     def run(weights, calibration):
         decoded, total, seconds = dict(weights), float32_bytes_of_biases(weights), 0.0
         with safe_open(calibration, "np") as file:
@@ -124,12 +126,20 @@ def gptq(bits):
                 matrix = torch.from_numpy(value).reshape(len(value), -1)
                 hessian = read_hessian(file, name, matrix.shape[1])
                 start = time.process_time()
-                decoded[name] = gptq_matrix(matrix, hessian, bits).reshape(value.shape).numpy()
+                rounded, size = round_matrix(matrix, hessian, name)
                 seconds += time.process_time() - start
-                total += value.size * bits // 8 + len(value) * (4 + 1)
+                decoded[name] = rounded.reshape(value.shape).numpy()
+                total += size
         return decoded, total, seconds, None
 
     return run
+
+
+def gptq(bits):
+    def round_matrix(weights, hessian, _):
+        return gptq_matrix(weights, hessian, bits), weights.numel() * bits // 8 + len(weights) * (4 + 1)
+
+    return by_hessians(round_matrix)
 
 
 def cerwu_matrix(weights, hessian, exponent):
@@ -160,25 +170,13 @@ def cerwu_matrix(weights, hessian, exponent):
 def cerwu(exponent):
     output_pixels = {"features.0": 55 * 55, "features.3": 27 * 27, **{f"features.{n}": 13 * 13 for n in (6, 8, 10)}}
 
-    def run(weights, calibration):
-        decoded, total, seconds = dict(weights), float32_bytes_of_biases(weights), 0.0
-        with safe_open(calibration, "np") as file:
-            for name, value in weights.items():
-                if not is_weight(value):
-                    continue
-                matrix = torch.from_numpy(value).reshape(len(value), -1)
-                # Of an image's squared error: ours is of one output pixel's, and without the factor
-                # 2.
-                pixels = output_pixels.get(name.removesuffix(".weight"), 1)
-                hessian = 2 * pixels * read_hessian(file, name, matrix.shape[1])
-                start = time.process_time()
-                rounded, bits = cerwu_matrix(matrix, hessian, exponent)
-                seconds += time.process_time() - start
-                decoded[name] = rounded.reshape(value.shape).numpy()
-                total += math.ceil(bits / 8) + 4
-        return decoded, total, seconds, None
+    def round_matrix(weights, hessian, name):
+        # Of an image's squared error: ours is of one output pixel's, and without the factor 2.
+        hessian *= 2 * output_pixels.get(name.removesuffix(".weight"), 1)
+        rounded, bits = cerwu_matrix(weights, hessian, exponent)
+        return rounded, math.ceil(bits / 8) + 4
 
-    return run
+    return by_hessians(round_matrix)
 
 
 PEERS = {f"nnc{qp}": nnc(qp) for qp in (-28, -24, -20)} | {"nf4": nf4} | {f"gptq-{n}": gptq(n) for n in (4, 3)}
