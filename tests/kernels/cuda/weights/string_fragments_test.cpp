@@ -122,27 +122,30 @@ class StringFragments : public ::testing::Test {
     EXPECT_TRUE(same_bits(actual, expected));
   }
 
+  /// Each row of x, or pixel, picks a column of the weights; filters have one tap.
+  void expect_values_of_the_reference(Launcher launcher, const Case& c, const Scheme& scheme) {
+    SCOPED_TRACE(name_of(scheme, c));
+    PackedTensor packed = random_strings(c.w, scheme);
+    auto* scales = reinterpret_cast<float*>(packed.scales.data());
+    for (int64_t i = 0; i < c.w[0]; ++i) scales[i] = std::fabs(scales[i]);  // -0 + 0 is 0
+    const WeightCuda weight(cuda_, packed, cuda_.stream(), WeightLayout::strings);
+    Values columns(c.x);
+    for (int64_t i = 0; i < c.w[1]; ++i) columns.data[static_cast<size_t>(i * c.w[1] + i)] = 1.0F;
+    const Values y = product(launcher, c, columns, weight), expected = dequantized(packed);
+    for (int64_t i = 0; i < c.w[1]; ++i)
+      for (int64_t k = 0; k < c.w[0]; ++k)
+        ASSERT_EQ(y.data[static_cast<size_t>(i * c.w[0] + k)], expected.data[static_cast<size_t>(k * c.w[1] + i)])
+            << "channel " << k << ", column " << i;
+  }
+
   CudaBackend cuda_;
   CountedWorkspace scratch_{cuda_};
 };
 
 TEST_F(StringFragments, MmaDecodesTheBitsOfTheReference) {
-  // Each row of x picks a column of the weights.
   for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
-    for (const Shape& shape : {Shape{1, 16}, Shape{130, 80}, Shape{192, 48}, Shape{521, 64}}) {
-      PackedTensor packed = random_strings(shape, scheme);
-      auto* scales = reinterpret_cast<float*>(packed.scales.data());
-      for (int64_t i = 0; i < shape[0]; ++i) scales[i] = std::fabs(scales[i]);  // -0 + 0 is 0
-      const WeightCuda weight(cuda_, packed, cuda_.stream(), WeightLayout::strings);
-      Values columns({shape[1], shape[1]});
-      for (int64_t i = 0; i < shape[1]; ++i) columns.data[static_cast<size_t>(i * shape[1] + i)] = 1.0F;
-      const Values y = product(cuda::mma_forward, {columns.shape, shape}, columns, weight);
-      const Values expected = dequantized(packed);
-      for (int64_t i = 0; i < shape[1]; ++i)
-        for (int64_t k = 0; k < shape[0]; ++k)
-          ASSERT_EQ(y.data[static_cast<size_t>(i * shape[0] + k)], expected.data[static_cast<size_t>(k * shape[1] + i)])
-              << to_string(scheme) << " " << to_string(shape) << ", channel " << k << ", column " << i;
-    }
+    for (const Shape& w : {Shape{1, 16}, Shape{130, 80}, Shape{192, 48}, Shape{521, 64}})
+      expect_values_of_the_reference(cuda::mma_forward, {{w[1], w[1]}, w}, scheme);
 }
 
 TEST_F(StringFragments, MmaHasTheBitsOfFp16Weights) {
@@ -152,22 +155,9 @@ TEST_F(StringFragments, MmaHasTheBitsOfFp16Weights) {
 }
 
 TEST_F(StringFragments, FewPixelsDecodesTheBitsOfTheReference) {
-  // Each pixel picks a column of a filter of one tap.
   for (const Scheme& scheme : schemes_of_every_width(Method::trellis))
-    for (const Shape& shape : {Shape{64, 64, 1, 1}, Shape{130, 128, 1, 1}, Shape{448, 64, 1, 1}}) {
-      PackedTensor packed = random_strings(shape, scheme);
-      auto* scales = reinterpret_cast<float*>(packed.scales.data());
-      for (int64_t i = 0; i < shape[0]; ++i) scales[i] = std::fabs(scales[i]);  // -0 + 0 is 0
-      const WeightCuda weight(cuda_, packed, cuda_.stream(), WeightLayout::strings);
-      Values columns({1, shape[1], 1, shape[1]});
-      for (int64_t i = 0; i < shape[1]; ++i) columns.data[static_cast<size_t>(i * shape[1] + i)] = 1.0F;
-      const Values y = product(cuda::few_pixels_forward, {columns.shape, shape, {1, 1, 0}}, columns, weight);
-      const Values expected = dequantized(packed);
-      for (int64_t i = 0; i < shape[1]; ++i)
-        for (int64_t k = 0; k < shape[0]; ++k)
-          ASSERT_EQ(y.data[static_cast<size_t>(i * shape[0] + k)], expected.data[static_cast<size_t>(k * shape[1] + i)])
-              << to_string(scheme) << " " << to_string(shape) << ", channel " << k << ", column " << i;
-    }
+    for (const Shape& w : {Shape{64, 64, 1, 1}, Shape{130, 128, 1, 1}, Shape{448, 64, 1, 1}})
+      expect_values_of_the_reference(cuda::few_pixels_forward, {{1, w[1], 1, w[1]}, w, {1, 1, 0}}, scheme);
 }
 
 TEST_F(StringFragments, FewPixelsHasTheBitsOfFp16Weights) {
