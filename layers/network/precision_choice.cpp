@@ -137,9 +137,8 @@ void halve_input_steps(StateDict& model) {
   bool behind_relu = false;
   for (const LayerSpec& layer : layers_of(model)) {
     if (!layer.has_parameters()) continue;
-    if (behind_relu && input_range(model.metadata, layer.name, true).largest > 0 && may_filter(layer, model)) {
+    if (behind_relu && input_range(model.metadata, layer.name, true).largest > 0 && may_filter(layer, model))
       set_input_steps(model.metadata, layer.name, largest_byte);
-    }
     behind_relu = layer.epilogue == Epilogue::relu;
   }
 }

@@ -122,10 +122,12 @@ TEST_F(PrecisionTest, BrokenMetadataAreOneLine) {
     refuse("eval broken.safetensors --data standin --precision int8", "divergence:int8", 1);
     succeed("eval broken.safetensors --data standin");  // does not look
   }
-  StateDict dict = model("channel.safetensors");
-  dict.metadata["input_range:features.3"] = "-nan";
-  save_state_dict(at("broken.safetensors"), dict);
-  refuse("classify a.png --model broken.safetensors", "input_range:features.3", 1);
+  for (const char* key : {"input_range:features.3", "input_steps:features.3"}) {
+    StateDict dict = model("channel.safetensors");
+    dict.metadata[key] = "-nan";
+    save_state_dict(at("broken.safetensors"), dict);
+    refuse("classify a.png --model broken.safetensors", key, 1);
+  }
 }
 
 TEST_F(PrecisionTest, ASweepHasOneForAllRows) {
