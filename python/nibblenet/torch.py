@@ -636,9 +636,9 @@ def quantize(module: torch.nn.Module, bits: float | None = None, method: str | N
     The options are those of `nibblenet.pack`, and so are the codes. bits: 2 to 8, by default 4; trellis
     has 0.5 to 4. rotate: rotates the inputs of layers where it can; those of a Linear as they lie, where
     `nibblenet.pack` knows which of them are the pixels of one channel. layers: schemes of some layers, by
-    patterns of their names in the module. A layer fits that is
-    float32 on the CPU or on a GPU, where it may be float16, and as a convolution has square kernels, one stride and padding, and neither
-    groups nor dilation. Nothing changes when an error is raised.
+    patterns of their names in the module. A layer fits that is float32 on the CPU or on a GPU, where it
+    may be float16, and as a convolution has square kernels, one stride and padding, and neither groups
+    nor dilation. Nothing changes when an error is raised.
 
     Raises ValueError for what is no option and where nothing fits, nibblenet.Error for NaN and
     infinities.
