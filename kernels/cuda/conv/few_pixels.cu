@@ -67,6 +67,7 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
   }
   const bool stores_fp16 = f.y.precision() == Precision::float16;
   FewPixels p{.windows = {s, f.x.fp16().data()},
+              .step = TapSlice(s, few_pixels_warps),
               .by_fours = stores_fp16 && s.k % 4 == 0 && reinterpret_cast<uintptr_t>(f.y.data()) % sizeof(uint2) == 0};
   p.splits = blocks.splits;
   if (p.splits > 1) {

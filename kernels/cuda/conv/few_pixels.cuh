@@ -27,12 +27,43 @@ inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5
 /// Groups of four neighbouring rows of a pixel that a thread stores.
 inline constexpr int few_pixels_fours = few_pixels_rows * mma_warp_columns / 4 / few_pixels_threads;
 
+/// Place of a superblock along k: a slice of 64 channels at one tap.
+struct TapSlice {
+  int row = 0, column = 0;  ///< of the tap
+  int slice = 0;
+
+  constexpr TapSlice() = default;
+  constexpr TapSlice(const ConvolutionSizes& s, int superblock) {
+    const int slices = s.c / slice_channels;
+    const int tap = superblock / slices;
+    row = tap / s.size;
+    column = tap - row * s.size;
+    slice = superblock - tap * slices;
+  }
+  /// Moves on by the superblocks in front of `step`.
+  __device__ __forceinline__ void move(const ConvolutionSizes& s, const TapSlice& step) {
+    const int slices = s.c / slice_channels;
+    row += step.row;
+    column += step.column;
+    slice += step.slice;
+    if (slice >= slices) {
+      slice -= slices;
+      ++column;
+    }
+    if (column >= s.size) {
+      column -= s.size;
+      ++row;
+    }
+  }
+};
+
 /// Parameters of the kernel: y [N, P, Q, K] from x [N, H, W, C] and packed filters [K, R S C], and
 /// fused max pooling where it is asked for. C is a multiple of 64.
 struct FewPixels {
   SuperblockWeights weights = {};    ///< whose steps do not change along k
   bool weights_from_before = false;  ///< the kernel before made them
   Windows<f16> windows;
+  TapSlice step = {};  ///< from a warp's superblock to its next one
   BiasEpilogue<AnyElements> epilogue = {};
   bool by_fours;                   ///< fp16 values of y lie so that four rows can be stored at once
   int splits = 1;                  ///< of the superblocks along k, each a block's
@@ -41,22 +72,31 @@ struct FewPixels {
   RowPooling pooling = {};
 };
 
-/// The window of an output pixel: where it begins, and which of its rows and columns are inside the
-/// image, and not in the padding.
-struct alignas(8) PixelWindow {
-  int first;        ///< element of x, channel 0
-  unsigned inside;  ///< bit r: row r; bit 16 + s: column s; none where there is no such pixel
+/// The window of an output pixel: where it begins, and which of its rows and columns lie in the
+/// padding.
+struct PixelWindow {
+  int first;         ///< element of x, channel 0
+  unsigned outside;  ///< bit r: row r; bit 16 + s: column s; all where there is no such pixel
 
-  __device__ PixelWindow(const Windows<f16>& windows, int pixel) : first(0), inside(0) {
+  PixelWindow() = default;
+  __device__ PixelWindow(const Windows<f16>& windows, int pixel) : first(0), outside(~0U) {
     const ConvolutionSizes& s = windows.sizes;
     const Windows<f16>::Row row = windows.row(pixel);
     if (row.image == nullptr) return;
     first = static_cast<int>(row.image - windows.x) + (row.h * s.w + row.w) * s.c;
     for (int i = 0; i < s.size; ++i) {
-      if (row.h + i >= 0 && row.h + i < s.h) inside |= 1U << i;
-      if (row.w + i >= 0 && row.w + i < s.w) inside |= 1U << (few_pixels_largest_window + i);
+      if (row.h + i >= 0 && row.h + i < s.h) outside &= ~(1U << i);
+      if (row.w + i >= 0 && row.w + i < s.w) outside &= ~(1U << (few_pixels_largest_window + i));
     }
   }
+};
+
+/// Windows of every fourth pixel of a block: of those whose input a lane copies.
+struct alignas(16) LaneWindows {
+  static constexpr int lanes = slice_bytes / 16;  ///< that share a pixel
+  static constexpr int groups = 32 / lanes;
+  static constexpr int count = mma_warp_columns / groups;
+  PixelWindow of[count];
 };
 
 /// Operands in shared memory: the look-up table, each warp's pixels, 64 channels at a time, and
@@ -71,13 +111,14 @@ struct FewPixelsOperands<StringCodes<quarters>> : FewPixelsOperands<HalfCodes> {
   alignas(16) unsigned char strings[few_pixels_warps][StringTile<quarters>::bytes];
 };
 
-/// Dynamic shared memory of a block: the windows of its pixels and the epilogues of its rows.
-/// Beside them lie first the operands, later each warp's sums. The padding spreads the columns of a
-/// fragment over the banks.
+/// Dynamic shared memory of a block: the windows of its pixels, and the steps and epilogues of its
+/// rows. Beside them lie first the operands, later each warp's sums. The padding spreads the
+/// columns of a fragment over the banks.
 template <class Codes>
 struct FewPixelsShared {
-  alignas(16) PixelWindow windows[mma_warp_columns];
+  LaneWindows windows[LaneWindows::groups];
   alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
+  uint32_t steps[few_pixels_rows];  ///< packed_steps, where weights have them inside
   union {
     FewPixelsOperands<Codes> operands;
     alignas(16) float sums[few_pixels_warps][mma_warp_columns][few_pixels_rows + 4];
@@ -88,12 +129,6 @@ struct FewPixelsShared {
 template <class Codes>
 struct LaneCodes {
   uint32_t words[Superblocks::chunks][Codes::bits];
-
-  /// Starts loading superblock `tile_column` of a row.
-  __device__ __forceinline__ void load(const SuperblockWeights& w, int tile_row, int tile_column) {
-    load_superblock<Codes::bits>(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * w.layout.bytes_each(),
-                                 words);
-  }
 };
 /// A lane's part of a string tile: every 32nd vector.
 template <int quarters>
@@ -103,12 +138,6 @@ struct LaneCodes<StringCodes<quarters>> {
   uint4 vectors[count];
 
   static __device__ int vector(int i) { return static_cast<int>(threadIdx.x) % 32 + 32 * i; }
-  __device__ __forceinline__ void load(const SuperblockWeights& w, int tile_row, int tile_column) {
-    const StringTileSource<quarters> source(w.strings, w.codes, tile_row);
-#pragma unroll
-    for (int i = 0; i < count; ++i)
-      if (vector(i) < Tile::vectors) vectors[i] = load_once_16(source.vector(tile_column, vector(i)));
-  }
   /// Stores the vectors in the warp's tile.
   __device__ __forceinline__ void store(unsigned char* tile) const {
 #pragma unroll
@@ -116,33 +145,79 @@ struct LaneCodes<StringCodes<quarters>> {
       if (vector(i) < Tile::vectors) *reinterpret_cast<uint4*>(tile + Tile::place(vector(i))) = vectors[i];
   }
 };
+
+/// Loads a lane's parts of its warp's superblocks of a row: `tile_column`, and every eighth from
+/// there on.
+template <class Codes>
+class LaneSource {
+ public:
+  __device__ LaneSource(const SuperblockWeights& w, int tile_row, int tile_column)
+      : next_(w.codes + (tile_row * w.layout.tile_columns() + tile_column) * bytes + threadIdx.x % 32 * 16) {}
+
+  /// Starts loading the next one.
+  __device__ __forceinline__ void load(LaneCodes<Codes>& to) {
+    load_lane_words<Codes::bits>(next_, to.words);
+    next_ += few_pixels_warps * bytes;
+  }
+
+ private:
+  static constexpr int bytes = Superblocks::row_bytes * Codes::bits;  ///< of a superblock
+  const uint8_t* next_;
+};
+template <int quarters>
+class LaneSource<StringCodes<quarters>> {
+ public:
+  __device__ LaneSource(const SuperblockWeights& w, int tile_row, int tile_column)
+      : weights_(w), tile_row_(tile_row), tile_column_(tile_column) {}
+
+  __device__ __forceinline__ void load(LaneCodes<StringCodes<quarters>>& to) {
+    const StringTileSource<quarters> source(weights_.strings, weights_.codes, tile_row_);
+#pragma unroll
+    for (int i = 0; i < to.count; ++i)
+      if (const int vector = to.vector(i); vector < StringTile<quarters>::vectors)
+        to.vectors[i] = load_once_16(source.vector(tile_column_, vector));
+    tile_column_ += few_pixels_warps;
+  }
+
+ private:
+  const SuperblockWeights& weights_;
+  int tile_row_, tile_column_;
+};
 /// A lane's part of its warp's superblocks in flight.
 template <class Codes>
 using FewPixelsCodes = LaneCodes<Codes>[few_pixels_depth<Codes>];
 
-/// Starts copying the input of the block's pixels for superblock `tile_column` of a row: 64
-/// channels at one tap. Writes zeros in the padding, and for pixels that do not exist. Called by
-/// one warp.
-__device__ __forceinline__ void copy_windows(const Windows<f16>& windows,
-                                             const PixelWindow (&of_pixels)[mma_warp_columns], int tile_column,
-                                             unsigned char* to) {
-  constexpr int vectors = slice_bytes / 16;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const ConvolutionSizes& s = windows.sizes;
-  const int slices = s.c / slice_channels;
-  const int tap = tile_column / slices;
-  const int row = tap / s.size;
-  const int column = tap - row * s.size;
-  const int element = (row * s.w + column) * s.c + (tile_column - tap * slices) * slice_channels + lane % vectors * 8;
+/// Copies the input of a block's pixels for one warp: 64 channels at one tap for each superblock.
+class WindowCopies {
+ public:
+  /// `first`: place of the warp's first superblock.
+  __device__ WindowCopies(const FewPixels& p, const LaneWindows (&windows)[LaneWindows::groups], const TapSlice& first)
+      : p_(p), windows_(windows), at_(first) {}
+
+  /// Starts copying for the next superblock. Writes zeros in the padding, and for pixels that do
+  /// not exist.
+  __device__ __forceinline__ void start(unsigned char* to) {
+    const ConvolutionSizes& s = p_.windows.sizes;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int vector = lane % LaneWindows::lanes;
+    const int group = lane / LaneWindows::lanes;
+    const int tap = (at_.row * s.w + at_.column) * s.c + at_.slice * slice_channels + vector * 8;
+    const unsigned needed = 1U << at_.row | 1U << (few_pixels_largest_window + at_.column);
+    const LaneWindows windows = windows_[group];  // in whole vectors, and before the first copy
 #pragma unroll
-  for (int i = 0; i < mma_warp_columns * vectors / 32; ++i) {
-    const int pixel = lane / vectors + i * (32 / vectors);
-    const PixelWindow window = of_pixels[pixel];
-    const bool inside = (window.inside >> row & window.inside >> (few_pixels_largest_window + column) & 1U) != 0;
-    cp_async_16_cached(to + slice_offset(pixel, lane % vectors), windows.x + (inside ? window.first + element : 0),
-                       inside);
+    for (int i = 0; i < LaneWindows::count; ++i) {
+      const bool inside = (windows.of[i].outside & needed) == 0;
+      cp_async_16_cached(to + slice_offset(group + i * LaneWindows::groups, vector),
+                         p_.windows.x + (inside ? windows.of[i].first + tap : 0), inside);
+    }
+    at_.move(s, p_.step);
   }
-}
+
+ private:
+  const FewPixels& p_;
+  const LaneWindows (&windows_)[LaneWindows::groups];
+  TapSlice at_;
+};
 
 /// Multiplies a superblock by pixels in shared memory: multiply(chunk, x, first) a chunk, the first
 /// or the second of the two that x holds.
@@ -160,21 +235,28 @@ __device__ __forceinline__ void multiply_windows(const unsigned char* pixels, Mu
   multiply(3, x, false);
 }
 
+/// A lane's steps. They wait in shared memory, because registers are short and few weights have
+/// them.
+__device__ __forceinline__ FragmentSteps steps_of_lane(const uint32_t (&of_row)[few_pixels_rows]) {
+  FragmentSteps steps;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) steps.of_row[i] = of_row[8 * i + threadIdx.x % 32 / 4];
+  return steps;
+}
+
 /// Sums of a warp's superblocks: tile_column, tile_column + 8, … before `end`, of one row. The
-/// first superblocks' codes are in `codes`, or in flight.
+/// first superblocks' codes are in `codes`, or in flight; the others come from `source`.
 template <class Codes>
-__device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row, int tile_column, int end,
-                                                FewPixelsShared<Codes>& memory, FewPixelsCodes<Codes>& codes,
-                                                TileSums& sums) {
+__device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_column, int end,
+                                                FewPixelsShared<Codes>& memory, LaneSource<Codes>& source,
+                                                FewPixelsCodes<Codes>& codes, TileSums& sums) {
   const unsigned warp = threadIdx.x / 32;
   auto& ring = memory.operands.pixels[warp];
-  FragmentSteps steps = {};
-  if (!are_strings<Codes> && p.weights.inside) load_steps<Codes>(p.weights, tile_row, 0, steps);
+  WindowCopies copies(p, memory.windows, TapSlice(p.windows.sizes, tile_column));
   pdl_wait();  // the kernel before made x
 #pragma unroll
   for (int stage = 0; stage < few_pixels_stages; ++stage) {
-    const int first = tile_column + stage * few_pixels_warps;
-    if (first < end) copy_windows(p.windows, memory.windows, first, ring[stage]);
+    if (tile_column + stage * few_pixels_warps < end) copies.start(ring[stage]);
     cp_async_commit();
   }
   while (tile_column < end) {
@@ -186,19 +268,18 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_row
       cp_async_wait<few_pixels_stages - 1>();
       __syncwarp();  // what the other lanes copied or stored is there
       multiply_windows(ring[stage], [&](int chunk, const uint4(&x)[mma_warp_tiles], bool first) {
+        uint32_t a[4][4];
         if constexpr (are_strings<Codes>) {
-          uint32_t a[4][4];
           StringFragments<Codes::quarters>().unpack(memory.operands.strings[warp], chunk, a);
-          multiply_fragments(a, x, first, sums);
         } else {
-          multiply_chunk<Codes>(own.words[chunk], x, first, memory.operands.table, steps, p.weights.inside, sums);
+          Codes{}.decode(own.words[chunk], memory.operands.table, a);
+          if (p.weights.inside) apply_steps(steps_of_lane(memory.steps), a);
         }
+        multiply_fragments(a, x, first, sums);
       });
       __syncwarp();  // all lanes are done reading these pixels
-      const int next_codes = tile_column + few_pixels_depth<Codes> * few_pixels_warps;
-      if (next_codes < end) own.load(p.weights, tile_row, next_codes);
-      const int next = tile_column + few_pixels_stages * few_pixels_warps;
-      if (next < end) copy_windows(p.windows, memory.windows, next, ring[stage]);
+      if (tile_column + few_pixels_depth<Codes> * few_pixels_warps < end) source.load(own);
+      if (tile_column + few_pixels_stages * few_pixels_warps < end) copies.start(ring[stage]);
       cp_async_commit();
       tile_column += few_pixels_warps;
     }
@@ -295,22 +376,27 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
 
   pdl_trigger();
   if (p.weights_from_before) pdl_wait();
-  FewPixelsCodes<Codes> codes;
+  LaneSource<Codes> source(p.weights, tile_row, tile_column);
+  FewPixelsCodes<Codes> codes = {};
 #pragma unroll
   for (int stage = 0; stage < few_pixels_depth<Codes>; ++stage)
-    if (const int first = tile_column + stage * few_pixels_warps; first < end)
-      codes[stage].load(p.weights, tile_row, first);
+    if (tile_column + stage * few_pixels_warps < end) source.load(codes[stage]);
   p.weights.prepare<Codes>(memory.operands.table);
-  if (thread < mma_warp_columns) memory.windows[thread] = PixelWindow(p.windows, first_pixel + thread);
+  if (thread < mma_warp_columns)
+    memory.windows[thread % LaneWindows::groups].of[thread / LaneWindows::groups] =
+        PixelWindow(p.windows, first_pixel + thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
     const int of_block = thread - (few_pixels_threads - few_pixels_rows);
     const int row = tile_row * few_pixels_rows + of_block;
     memory.rows[of_block] = p.epilogue.of_row(row < p.epilogue.rows ? row : 0);
+    if constexpr (!are_strings<Codes>)
+      if (p.weights.inside)
+        memory.steps[of_block] = packed_steps<Codes>(p.weights, p.weights.steps.first_group(p.weights.rows, row));
   }
   __syncthreads();
 
   TileSums sums = {};
-  sum_superblocks<Codes>(p, tile_row, tile_column, end, memory, codes, sums);
+  sum_superblocks<Codes>(p, tile_column, end, memory, source, codes, sums);
   float4 total[few_pixels_fours];
   add_up_warps(memory, sums, total);
   if (p.splits > 1 && !add_up_splits(p, split, total)) return;

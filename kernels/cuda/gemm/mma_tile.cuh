@@ -87,22 +87,25 @@ struct FragmentSteps {
   uint32_t of_row[8];  ///< of each of a lane's rows: step in the lower half, -zero in the upper one
 };
 
-/// Loads the scales of superblock `tile_column` of a row. A factor keeps them in the middle of
-/// fp16's range. Where all steps are equal, the epilogue applies them and they are 1 here.
+/// Step and zero point of a group, as FragmentSteps holds them. A factor keeps steps in the middle
+/// of fp16's range. Where all steps are equal, the epilogue applies them and they are 1 here.
+template <class Codes>
+__device__ __forceinline__ uint32_t packed_steps(const SuperblockWeights& w, int group) {
+  const SuperblockSteps& steps = w.steps;
+  float zero = 0.0F;
+  if constexpr (Codes::integers)
+    if (steps.zero_points != nullptr) zero = Codes::zero - static_cast<float>(steps.zero_points[group]);
+  return half_bits(steps.differ ? steps.steps.scale(group) * w.step_factor : 1.0F) | half_bits(zero) << 16;
+}
+
+/// Loads the scales of superblock `tile_column` of a row.
 template <class Codes>
 __device__ __forceinline__ void load_steps(const SuperblockWeights& w, int tile_row, int tile_column,
                                            FragmentSteps& to) {
-  const SuperblockSteps& steps = w.steps;
-  const RowGroups groups(steps, w.rows, tile_row);
-  const int before = steps.groups_before(tile_column);
+  const RowGroups groups(w.steps, w.rows, tile_row);
+  const int before = w.steps.groups_before(tile_column);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int group = groups.first[i] + before;
-    float zero = 0.0F;
-    if constexpr (Codes::integers)
-      if (steps.zero_points != nullptr) zero = Codes::zero - static_cast<float>(steps.zero_points[group]);
-    to.of_row[i] = half_bits(steps.differ ? steps.steps.scale(group) * w.step_factor : 1.0F) | half_bits(zero) << 16;
-  }
+  for (int i = 0; i < 8; ++i) to.of_row[i] = packed_steps<Codes>(w, groups.first[i] + before);
 }
 
 __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t (&a)[4][4]) {

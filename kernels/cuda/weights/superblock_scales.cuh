@@ -40,19 +40,20 @@ struct SuperblockSteps {
   /// Distance of the groups of superblock `tile_column` of a row from those of its first
   /// superblock.
   __device__ int groups_before(int tile_column) const { return run == 0 ? 0 : tile_column * Superblocks::size / run; }
+  /// Group of a row's first superblock. Rows past the end, `rows`, get the last row's.
+  __device__ int first_group(int rows, int row) const {
+    return (row < rows ? row : rows - 1) / rows_of_group * groups_per_row;
+  }
 };
 
-/// Groups of a lane's rows of a superblock row, two per fragment, at the first column. Rows past
-/// the end get the last row's group.
+/// Groups of a lane's rows of a superblock row, two per fragment, at the first column.
 struct RowGroups {
   int first[8];
 
   __device__ RowGroups(const SuperblockSteps& steps, int rows, int tile_row) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = tile_row * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4;
-      first[i] = (row < rows ? row : rows - 1) / steps.rows_of_group * steps.groups_per_row;
-    }
+    for (int i = 0; i < 8; ++i)
+      first[i] = steps.first_group(rows, tile_row * Superblocks::size + 8 * i + static_cast<int>(threadIdx.x) % 32 / 4);
   }
 };
 

@@ -11,11 +11,10 @@
 
 namespace nibblenet {
 
-/// Loads a lane's words of a superblock in device memory, chunk by chunk.
+/// Loads the words of a lane, whose first 16 bytes of a superblock in device memory are `of_lane`,
+/// chunk by chunk.
 template <int bits>
-__device__ __forceinline__ void load_superblock(const uint8_t* superblock,
-                                                uint32_t (&words)[Superblocks::chunks][bits]) {
-  const uint8_t* of_lane = superblock + threadIdx.x % 32 * 16;
+__device__ __forceinline__ void load_lane_words(const uint8_t* of_lane, uint32_t (&words)[Superblocks::chunks][bits]) {
 #pragma unroll
   for (int i = 0; i < bits; ++i) {
     const uint4 v = load_once_16(of_lane + i * Superblocks::row_bytes);

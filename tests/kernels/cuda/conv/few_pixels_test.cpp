@@ -39,13 +39,17 @@ constexpr double float16_tolerance = 2e-3;
 using Case = testing::ConvolutionCase;
 
 /// Around 32 pixels: fewer superblocks than warps, as many, and more; no split-K, split-K, and so
-/// many blocks that a warp has four superblocks.
+/// many blocks that a warp has four superblocks. Of the last three, warps move on by whole taps and
+/// by slices of channels, into the next column and row, or inside one tap.
 const std::vector<Case> cases = [] {
   std::vector<Case> all = testing::superblock_convolutions;
   for (const Case& more : std::vector<Case>{{{4, 2, 4, 512}, {64, 512, 1, 1}, {1, 1, 0}},
                                             {{1, 3, 11, 320}, {128, 320, 1, 1}, {1, 1, 0}},
                                             {{3, 28, 28, 64}, {12, 64, 5, 5}, {5, 1, 2}},
-                                            {{1, 1, 1, 64}, {64, 64, 7, 7}, {7, 1, 3}}})
+                                            {{1, 1, 1, 64}, {64, 64, 7, 7}, {7, 1, 3}},
+                                            {{1, 46, 47, 192}, {8, 192, 3, 3}, {3, 1, 1}},
+                                            {{1, 47, 46, 320}, {3, 320, 2, 2}, {2, 1, 0}},
+                                            {{2, 33, 33, 1088}, {5, 1088, 1, 1}, {1, 1, 0}}})
     all.push_back(more);
   return all;
 }();
