@@ -23,8 +23,8 @@ bool has_few_pixels(const ProductCase& c, const GpuTraits& gpu) {
          FewPixelsBlocks(c.sizes).count() <= 2 * nominal_multiprocessors;
 }
 
-/// wgmma expands weights first. For a linear layer that takes longer than the product, unless there
-/// are many rows.
+/// wgmma expands most weights first. For a linear layer that takes longer than the product, unless
+/// there are many rows.
 bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
   return gpu.choice.mode == Mode::wgmma || c.sizes.size != 1 || c.sizes.p * c.sizes.q != 1 || c.sizes.n >= 48;
 }
@@ -67,9 +67,10 @@ Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits
   return Product::plain;
 }
 
-Expansion expansion_for(Product product, const WeightTraits& weight) {
+Expansion expansion_for(Product product, const ProductCase& c) {
+  const WeightTraits& weight = c.weight;
   if (weight.layout == WeightLayout::strings)
-    return product == Product::wgmma ? Expansion::string_rows : Expansion::none;
+    return product == Product::wgmma && !wgmma::unpacks_strings(c) ? Expansion::string_rows : Expansion::none;
   if (product == Product::few_pixels && !few_pixels::multiplies_in_place(weight)) return Expansion::weight_superblocks;
   if (product != Product::wgmma || weight.trains) return Expansion::none;
   return weight.layout == WeightLayout::superblocks ? Expansion::superblock_rows : Expansion::weight_rows;
@@ -126,13 +127,11 @@ GpuTraits parse_gpu(std::string_view text) {
 
 Route route_forward(const ProductCase& c, const GpuTraits& gpu) {
   const Product product = first_of(forward_rows, c, gpu);
-  return {.product = product, .expansion = expansion_for(product, c.weight)};
+  return {.product = product, .expansion = expansion_for(product, c)};
 }
 
 std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu) {
-  const auto route = [&](Product product) {
-    return Route{product, expansion_for(product, c.weight), true, c.pool.flat};
-  };
+  const auto route = [&](Product product) { return Route{product, expansion_for(product, c), true, c.pool.flat}; };
   // few_pixels is faster than the fused kernels of the others, even where it cannot pool.
   if (gpu.may_use(Product::few_pixels) && has_few_pixels(c, gpu)) {
     if (few_pixels::fits_pooling(c)) return route(Product::few_pixels);

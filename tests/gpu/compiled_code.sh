@@ -31,7 +31,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows{,_strings},gemm/{mma,wgmma},conv/few_pixels}.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows{,_strings},gemm/{mma,wgmma{,_strings}},conv/few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 
@@ -82,7 +82,7 @@ inner_loop='/^\.text\./ { report(); kernel = $1; n = stack = multiplies = shorte
   /^ +\/\*[0-9a-f]+\*\/ / {
     line[++n] = $0
     if ($0 ~ / (LDL|STL)[. ]/) ++stack
-    if ($0 ~ / [HI]MMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
+    if ($0 ~ / (HG|H|I)MMA\./) { ++multiplies; product[n] = 1 } else delete product[n]
     delete jump[n]
     if (match($0, /BRA[^`]*`\(\.L_[^)]*\)/)) {
       target = substr($0, RSTART, RLENGTH - 1)
@@ -121,6 +121,26 @@ for sass in "$code"/*.sass; do
       bad = (read < (strings ? 1 : bits) && !copied) || narrow > 0 || stack > 0
       printf "%-25s %4s bits: %2d wide loads, %d wide and %d narrow copies, %d of local memory%s\n", file, bits, read,
              copied, narrow, stack, bad ? "  WRONG" : ""
+      failed = failed || bad
+      ++seen
+    }
+    END { report(); if (!seen) print file ": no kernel that multiplies"; exit failed || !seen }' "$sass" || failed=1
+done
+
+echo "instructions a k-tile of wgmma, and accesses to local memory"
+for sass in "$code"/wgmma*.90a.sass; do
+  [[ -e $sass ]] || continue
+  awk -v file="$(basename "$sass" .sass)" "$inner_loop"'
+    function report(    name, bad) {
+      if (kernel == "" || !multiplies) return
+      name = "weight gradient"
+      if (match(kernel, /(StringRow|FilterRow|FilterColumn)TilesILi[0-9]+E(Li[0-9]+E)?/))
+        name = substr(kernel, RSTART, RLENGTH)
+      gsub(/I?Li/, " ", name)
+      gsub(/E/, "", name)
+      bad = (stack > 0)
+      printf "%-22s %-30s %d instructions, %d of local memory%s\n", file, name, last - first + 1, stack,
+             bad ? "  WRONG" : ""
       failed = failed || bad
       ++seen
     }

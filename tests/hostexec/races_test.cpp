@@ -59,8 +59,8 @@ Values superblock_product(CudaBackend& backend, const std::string& scheme, int64
 /// A linear layer of trellis strings: two sequences, the last one short, and split-K over the
 /// columns.
 Values string_product(CudaBackend& backend, const std::string& scheme, int64_t batch) {
-  const KernelChoice portable = {KernelChoice::Mode::portable};
-  backend.choose_kernels(batch > 16 ? portable.without(Product::few_rows) : portable);  // then by mma
+  const KernelChoice portable = {KernelChoice::Mode::portable}, by_mma = portable.without(Product::few_rows);
+  backend.choose_kernels(batch <= 16 ? portable : batch <= 48 ? by_mma : KernelChoice{KernelChoice::Mode::wgmma});
   const auto weight = backend.make_weight(random_strings({320, 512}, parse_scheme(scheme)));
   const Buffer<f16> x = fp16_on(backend, uniform({batch, 512}, 1));
   const Tensor<float> bias = on(backend, uniform({320}, 2));
@@ -188,7 +188,7 @@ std::vector<Operation> operations() {
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
                       [=](CudaBackend& b) { return superblock_product(b, scheme, batch); }});
   for (const std::string scheme : {"trellis:0.75", "trellis:2"})
-    for (const int64_t batch : {2, 3, 16, 33})
+    for (const int64_t batch : {2, 3, 16, 33, 49})
       list.push_back({fmt::format("linear forward, {}, batch {}", scheme, batch),
                       [=](CudaBackend& b) { return string_product(b, scheme, batch); }});
   for (const std::string scheme :

@@ -72,7 +72,9 @@ struct OperandRing {
   __device__ void copy_weights(int k_tile) const {
     if (k_tile >= end) return;
     if constexpr (are_strings<Codes>)
-      copy_string_tiles<Codes::quarters>(p.weights, first_tile_row, tile_column(k_tile), strings(k_tile));
+      copy_string_tiles<Codes::quarters, mma_row_warps>(
+          p.weights.strings, p.weights.codes, static_cast<int>(p.weights.layout.tile_rows()), first_tile_row,
+          tile_column(k_tile) * StringTile<Codes::quarters>::blocks, static_cast<int>(blockDim.x), strings(k_tile));
     else
       copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_tile_row, tile_column(k_tile),
                                     superblocks(k_tile));

@@ -56,24 +56,6 @@ __device__ __forceinline__ void copy_superblocks(const Superblocks& layout, cons
   }
 }
 
-/// Starts copying the string tiles of a block's rows in column `tile_column`, with zeros where
-/// there are none. All threads.
-template <int quarters>
-__device__ __forceinline__ void copy_string_tiles(const SuperblockWeights& w, int first_tile_row, int tile_column,
-                                                  unsigned char* to) {
-  using Tile = StringTile<quarters>;
-  static_assert(Tile::of_sequence % mma_row_warps == 0);
-  const StringTileSource<quarters> of_first(w.strings, w.codes, first_tile_row);
-  for (int i = static_cast<int>(threadIdx.x); i < mma_row_warps * Tile::vectors; i += static_cast<int>(blockDim.x)) {
-    const int half = i / Tile::vectors, vector = i % Tile::vectors;
-    StringTileSource<quarters> source = of_first;
-    source.first_lane += half * Tile::lanes;
-    const bool inside = first_tile_row + half < w.layout.tile_rows() && source.has(tile_column, vector);
-    cp_async_16(to + half * Tile::bytes + Tile::place(vector), inside ? source.vector(tile_column, vector) : w.codes,
-                inside);
-  }
-}
-
 /// Calls f.template operator()<Codes>() with the type that unpacks `w`, whose superblocks may be
 /// string tiles.
 template <class F>

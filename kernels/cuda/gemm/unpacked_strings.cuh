@@ -2,8 +2,9 @@
 
 #include "kernels/cuda/weights/string_windows.cuh"
 
-// Expands trellis strings in blocks to rows of fp16 values (device order), for wgmma, which does
-// not decode them. The values are whole numbers from -126 to 126: without the channels' scales.
+// Expands trellis strings in blocks to rows of fp16 values (device order), for convolutions by
+// wgmma: each of their many blocks of pixels would decode all strings again. The values are whole
+// numbers from -126 to 126: without the channels' scales.
 
 namespace nibblenet {
 

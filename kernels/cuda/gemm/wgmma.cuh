@@ -1,9 +1,7 @@
 #pragma once
 
-#include "kernels/cuda/gemm/column_sums.cuh"
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/gradient_epilogue.cuh"
-#include "kernels/cuda/gemm/parameter_gradients.cuh"
 #include "kernels/cuda/gemm/wgmma_tile.cuh"
 
 // wgmma products: convolutions and linear layers of many rows, and their gradients, by Hopper's
@@ -39,16 +37,63 @@ struct WgmmaSums {
   }
 };
 
-/// Dynamic shared memory of a block: the ring of both operands' tiles, 1,024-byte aligned.
+/// Dynamic shared memory of a block, 1,024-byte aligned for the tiles.
+inline constexpr int wgmma_alignment = 1024;
+__device__ __forceinline__ unsigned char* wgmma_memory() {
+  const auto address = reinterpret_cast<uintptr_t>(dynamic_shared());
+  return dynamic_shared() + (wgmma_alignment - address % wgmma_alignment) % wgmma_alignment;
+}
+
+/// Ring of a block's operands in shared memory. Copies run wgmma_stages - 1 k-tiles ahead. All
+/// threads call each function. gemm/wgmma_strings.cuh has a ring for trellis strings.
 template <class A, class B>
-struct WgmmaShared {
-  static constexpr int stage = A::Tile::bytes + B::Tile::bytes;
-  static constexpr int alignment = 1024;
-  static constexpr int bytes = wgmma_stages * stage + alignment;
-  static __device__ unsigned char* memory() {
-    const auto address = reinterpret_cast<uintptr_t>(dynamic_shared());
-    return dynamic_shared() + (alignment - address % alignment) % alignment;
+class WgmmaRing {
+ public:
+  static constexpr int stage_bytes = A::Tile::bytes + B::Tile::bytes;
+  static constexpr int bytes = wgmma_stages * stage_bytes + wgmma_alignment;
+
+  __device__ WgmmaRing(const A& a, const B& b, int first_i, int first_j, int begin, int end, unsigned char* memory)
+      : a_(a),
+        b_(b),
+        of_a_(a.place(first_i, begin)),
+        of_b_(b.place(first_j, begin)),
+        begin_(begin),
+        end_(end),
+        memory_(memory) {}
+
+  /// Tiles of the k-tile that is multiplied.
+  __device__ const unsigned char* a() const { return memory_ + stage_ * stage_bytes; }
+  __device__ const unsigned char* b() const { return a() + A::Tile::bytes; }
+
+  /// Starts the first copies.
+  __device__ __forceinline__ void start() {
+#pragma unroll 1
+    for (int i = 0; i < wgmma_stages - 1; ++i) copy(begin_ + i, i);
   }
+  /// Fills the place of the k-tile before `k_tile`, which is multiplied now.
+  __device__ __forceinline__ void refill(int k_tile) { copy(k_tile + wgmma_stages - 1, free_stage_); }
+  __device__ __forceinline__ void advance() {
+    free_stage_ = stage_;
+    stage_ = stage_ + 1 == wgmma_stages ? 0 : stage_ + 1;
+  }
+
+ private:
+  __device__ __forceinline__ void copy(int k_tile, int stage) {
+    if (k_tile < end_) {
+      a_.copy(of_a_, memory_ + stage * stage_bytes);
+      b_.copy(of_b_, memory_ + stage * stage_bytes + A::Tile::bytes);
+    }
+    cp_async_commit();
+  }
+
+  const A& a_;
+  const B& b_;
+  typename A::Place of_a_;
+  typename B::Place of_b_;
+  int begin_, end_;  ///< k-tiles
+  unsigned char* memory_;
+  int stage_ = 0;
+  int free_stage_ = wgmma_stages - 1;
 };
 
 /// sums = products over k-tiles [begin, end), each 64 of k. Calls look_at(tile of a) for every
@@ -56,37 +101,23 @@ struct WgmmaShared {
 template <class A, class B, class LookAt>
 __device__ __forceinline__ void sum_steps(const A& a, const B& b, int first_i, int first_j, int begin, int end,
                                           unsigned char* memory, WgmmaSums<B::Tile::rows>& sums, LookAt look_at) {
-  constexpr int stage_bytes = WgmmaShared<A, B>::stage;
-  typename A::Place of_a = a.place(first_i, begin);
-  typename B::Place of_b = b.place(first_j, begin);
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const auto copy = [&](int k_tile, int stage) {
-    if (k_tile < end) {
-      a.copy(of_a, memory + stage * stage_bytes);
-      b.copy(of_b, memory + stage * stage_bytes + A::Tile::bytes);
-    }
-    cp_async_commit();
-  };
-#pragma unroll 1
-  for (int i = 0; i < wgmma_stages - 1; ++i) copy(begin + i, i);
-  int stage = 0;
-  int free_stage = wgmma_stages - 1;
+  WgmmaRing<A, B> ring(a, b, first_i, first_j, begin, end, memory);
+  ring.start();
 #pragma unroll 1
   for (int k_tile = begin; k_tile < end; ++k_tile) {
     wgmma_wait(sums.d);  // the products of the stage that is filled next
     cp_async_wait<wgmma_stages - 2>();
     show_to_wgmma();
     __syncthreads();  // this stage has landed, and no product reads the last one
-    const unsigned char* tile = memory + stage * stage_bytes;
     wgmma_fence(sums.d);
 #pragma unroll
     for (int k = 0; k < wgmma_depth / 16; ++k)  // 8,192 bytes: 64 rows, in both orders
-      wgmma_async<A::Tile::along_k, B::Tile::along_k>(sums.d, tile + warpgroup * 8192, tile + A::Tile::bytes, k);
+      wgmma_async<A::Tile::along_k, B::Tile::along_k>(sums.d, ring.a() + warpgroup * 8192, ring.b(), k);
     wgmma_commit();
-    copy(k_tile + wgmma_stages - 1, free_stage);
-    look_at(tile);
-    free_stage = stage;
-    stage = stage + 1 == wgmma_stages ? 0 : stage + 1;
+    ring.refill(k_tile);
+    look_at(ring.a());
+    ring.advance();
   }
   wgmma_wait(sums.d);
   cp_async_wait<0>();
@@ -147,7 +178,7 @@ template <class Filters, class Finish>
 __global__ void __launch_bounds__(wgmma_threads, 2)
     wgmma_pixel_kernel(PixelTiles pixels, Filters w, PixelEpilogue epilogue, Finish finish, int k_tiles, int of_split) {
   constexpr int columns = Filters::Tile::rows;
-  unsigned char* memory = WgmmaShared<PixelTiles, Filters>::memory();
+  unsigned char* memory = wgmma_memory();
   const int across = (epilogue.channels + columns - 1) / columns;
   const int first_pixel = static_cast<int>(blockIdx.x) / across * wgmma_rows;
   const int first_channel = static_cast<int>(blockIdx.x) % across * columns;
@@ -188,78 +219,6 @@ __global__ void sum_pixel_splits_kernel(PixelEpilogue epilogue, Finish finish, i
 #pragma unroll
     for (int e = 0; e < 8; ++e) sum[e] = finish.of_channel(channel + e)(sum[e]);
     finish.store(i, eight_fp16(sum));
-  });
-}
-
-/// Layout of dy's tile for ColumnSums.
-struct GradientColumns {
-  static constexpr int rows = wgmma_rows;
-  static __device__ int offset(int filter, int k) {
-    return filter / 64 * 8192 + k * 128 + ((filter % 64 / 8 ^ k % 8) << 4) + filter % 8 * 2;
-  }
-};
-
-/// Stores the weight sums of a linear layer through shared memory, so that whole lines are read and
-/// written.
-__device__ __forceinline__ void store_weights_of_linear(const ParameterGradients& epilogue, int first_filter,
-                                                        int first_column, const WgmmaSums<wgmma_rows>& sums,
-                                                        unsigned char* memory) {
-  constexpr int row_floats = wgmma_rows + 4;
-  constexpr int fours = wgmma_rows / 4;  ///< of a row
-  constexpr int at_once = 4;
-  auto* floats = reinterpret_cast<float*>(memory);
-  sums.for_each_pair([&](int j) {
-    return [floats, j](int i, float first, float second) {
-      *reinterpret_cast<float2*>(floats + i * row_floats + j) = {first, second};
-    };
-  });
-  __syncthreads();
-#pragma unroll 1
-  for (int begin = static_cast<int>(threadIdx.x); begin < wgmma_rows * fours; begin += at_once * wgmma_threads) {
-    int filter[at_once], column[at_once];
-    float4 sum[at_once];
-#pragma unroll
-    for (int e = 0; e < at_once; ++e) {
-      const int i = begin + e * wgmma_threads;
-      filter[e] = first_filter + i / fours;
-      column[e] = first_column + i % fours * 4;
-      sum[e] = *reinterpret_cast<const float4*>(floats + i / fours * row_floats + i % fours * 4);
-    }
-    epilogue.store_fours(filter, column, sum);
-  }
-}
-
-/// wgmma weight gradient: dw = dy^T * x. Block (x, y, z) owns 128 columns of dw in device order,
-/// 128 filters and split z of the k-tiles over pixels. The blocks of the first columns also compute
-/// dbias.
-__global__ void __launch_bounds__(wgmma_threads, 2)
-    wgmma_weight_kernel(GradientColumnTiles dy, WindowColumnTiles x, WeightGradient gradient, int k_tiles,
-                        int of_split) {
-  unsigned char* memory = WgmmaShared<GradientColumnTiles, WindowColumnTiles>::memory();
-  const ParameterGradients& epilogue = gradient.epilogue;
-  const int first_column = static_cast<int>(blockIdx.x) * wgmma_rows;
-  const int first_filter = static_cast<int>(blockIdx.y) * wgmma_rows;
-  const int split = static_cast<int>(blockIdx.z);
-  const int begin = split * of_split;
-  const int end = begin + of_split < k_tiles ? begin + of_split : k_tiles;
-  const bool with_bias = first_column == 0;
-  WgmmaSums<wgmma_rows> sums = {};
-  ColumnSums<GradientColumns, wgmma_threads, wgmma_depth> column_sums;
-  sum_steps(dy, x, first_filter, first_column, begin, end, memory, sums, [&](const unsigned char* tile) {
-    if (with_bias) column_sums.add(tile);
-  });
-  if (with_bias) {
-    column_sums.finish(memory, [&](int i, float sum) { gradient.store_bias(split, first_filter + i, sum); });
-    __syncthreads();  // shared memory is free
-  }
-  if (gradient.partial == nullptr && epilogue.has_fours())
-    return store_weights_of_linear(epilogue, first_filter, first_column, sums, memory);
-  sums.for_each_pair([&](int j) {
-    return [&, column = first_column + j](int i, float first, float second) {
-      const int filter = first_filter + i;
-      if (filter < epilogue.filters && column < epilogue.length())
-        gradient.store_pair(split, filter, column, first, second);
-    };
   });
 }
 

@@ -96,7 +96,7 @@ struct PixelTiles {
   struct Place {
     TapWalk walk;
     int h[Tile::copies], w[Tile::copies];  ///< of the first tap; far outside where there is no pixel
-    const f16* at[Tile::copies];           ///< that place
+    int at[Tile::copies];                  ///< that place, in eights of data
   };
   __device__ Place place(int first_pixel, int begin) const {
     Place place{TapWalk(begin, size), {}, {}, {}};
@@ -108,9 +108,8 @@ struct PixelTiles {
       const bool exists = image < n;
       place.h[i] = exists ? (across - image * p) * stride + first : -(1 << 24);
       place.w[i] = (pixel - across * q) * stride + first;
-      place.at[i] = data +
-                    ((static_cast<int64_t>(exists ? image : 0) * h + (exists ? place.h[i] : 0)) * w + place.w[i]) * c +
-                    TileCopies::vector() * 8;
+      place.at[i] =
+          (((exists ? image : 0) * h + (exists ? place.h[i] : 0)) * w + place.w[i]) * (c / 8) + TileCopies::vector();
     }
     return place;
   }
@@ -118,13 +117,13 @@ struct PixelTiles {
     const int r = direction * place.walk.r;
     const int s = direction * place.walk.s;
     const int channel = place.walk.slice * wgmma_depth;
-    const int offset = (r * w + s) * c + channel;
+    const int offset = (r * w + s) * (c / 8) + channel / 8;
     const bool in_channels = channel + TileCopies::vector() * 8 < c;
 #pragma unroll
     for (int i = 0; i < Tile::copies; ++i) {
       const bool inside = in_channels && static_cast<unsigned>(place.h[i] + r) < static_cast<unsigned>(h) &&
                           static_cast<unsigned>(place.w[i] + s) < static_cast<unsigned>(w);
-      cp_async_16_cached(tile + TileCopies::offset(i), inside ? place.at[i] + offset : data, inside);
+      cp_async_16_cached(tile + TileCopies::offset(i), data + int64_t{8} * (inside ? place.at[i] + offset : 0), inside);
     }
     place.walk.advance(size);
   }

@@ -7,8 +7,8 @@
 namespace nibblenet::few_rows {
 
 inline constexpr int most_rows = 16;  ///< of x
-/// Most rows by trellis strings, which are decoded again for every 16 rows. By estimate, expanding
-/// them takes longer up to here.
+/// Most rows by trellis strings, which are decoded again for every 16 rows. By estimate, wgmma
+/// takes longer up to here.
 inline constexpr int most_string_rows = 48;
 
 /// Requires a linear layer of at most 16 rows (48 by string blocks) of fp16 activations, C a

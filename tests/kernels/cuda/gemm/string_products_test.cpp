@@ -7,8 +7,7 @@
 #include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/schemes.h"
 
-// Products of trellis weights by every kernel, expanded to fp16 values first or not, against the
-// CPU.
+// Products of trellis weights by every kernel, against the CPU.
 
 namespace nibblenet {
 namespace {
@@ -28,7 +27,8 @@ struct Case {
   Window window = {};
 };
 
-/// Sequences of each length, columns that fill superblocks and that do not, several taps.
+/// Sequences of each length, columns that fill superblocks and that do not, several taps, blocks of
+/// rows that begin inside of a string tile and that cross sequences, split-K.
 const std::vector<Case> cases = {
     {{1, 4, 5, 64}, {72, 64, 3, 3}, {3, 1, 1}},
     {{2, 5, 4, 128}, {200, 128, 1, 1}, {1, 1, 0}},
@@ -36,9 +36,12 @@ const std::vector<Case> cases = {
     {{50, 80}, {64, 80}},
     {{49, 64}, {264, 64}},
     {{17, 48}, {136, 48}},
+    {{1, 4, 3, 80}, {96, 80, 3, 3}, {3, 1, 1}},
+    {{130, 1040}, {288, 1040}},
+    {{5, 208}, {96, 208}},
 };
 
-class UnpackedStrings : public ::testing::Test {
+class StringProducts : public ::testing::Test {
  protected:
   /// In fp16 values.
   Values product(const Case& c, const Values& x, Weight& w, const Values& bias) {
@@ -62,7 +65,7 @@ class UnpackedStrings : public ::testing::Test {
   CudaBackend cuda_;
 };
 
-TEST_F(UnpackedStrings, EveryKernelIsExactForIntegers) {
+TEST_F(StringProducts, EveryKernelIsExactForIntegers) {
   // Weights and activations are integers times a power of two, so that sums are exact; fp16 rounds
   // the same sum.
   constexpr KernelChoice fast = {KernelChoice::Mode::fast}, portable = {KernelChoice::Mode::portable};
