@@ -23,6 +23,11 @@ bool has_few_pixels(const ProductCase& c, const GpuTraits& gpu) {
          FewPixelsBlocks(c.sizes).count() <= 2 * nominal_multiprocessors;
 }
 
+/// Tiles that hold whole windows are more, since they overlap.
+bool few_pixels_pools(const ProductCase& c) {
+  return FewPixelsBlocks(c.sizes, few_pixels::pooled_tiles(c)).count() <= 2 * nominal_multiprocessors;
+}
+
 /// wgmma expands most weights first. For a linear layer that takes longer than the product, unless
 /// there are many rows.
 bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
@@ -132,9 +137,9 @@ Route route_forward(const ProductCase& c, const GpuTraits& gpu) {
 
 std::optional<Route> route_pooled(const ProductCase& c, const GpuTraits& gpu) {
   const auto route = [&](Product product) { return Route{product, expansion_for(product, c), true, c.pool.flat}; };
-  // few_pixels is faster than the fused kernels of the others, even where it cannot pool.
+  // few_pixels is faster than the fused kernels of the others, even where it does not pool.
   if (gpu.may_use(Product::few_pixels) && has_few_pixels(c, gpu)) {
-    if (few_pixels::fits_pooling(c)) return route(Product::few_pixels);
+    if (few_pixels::fits_pooling(c) && few_pixels_pools(c)) return route(Product::few_pixels);
     return std::nullopt;
   }
   const bool by_wgmma = gpu.may_use(Product::wgmma) && wgmma_pays(c, gpu);

@@ -174,7 +174,8 @@ count_loop() {
 for architecture in "$@"; do
   # 16 products and 4 of the zeros, as for a batch of up to 8.
   count_loop "$code/few_rows.cu.$architecture.sass" 'few_rows_kernel.*IntegerCodesILi4EEELi1ELb0E' 20 150 || failed=1
-  count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4E' 64 330 || failed=1
+  count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4EEELb0E' 64 330 || failed=1
+  count_loop "$code/few_pixels.cu.$architecture.sass" 'few_pixels.*IntegerCodesILi4EEELb1E' 80 355 || failed=1  # pools
   # Four instructions a weight, of which a lane has 128, at every rate.
   for quarters in 2 3 4 5 6 8 12 16; do
     count_loop "$code/few_rows_strings.cu.$architecture.sass" "few_rows_strings.*ILi${quarters}E.*DigitProduct" 32 \

@@ -238,14 +238,19 @@ TEST(Routes, LaunchersStartTheKernelsOfTheTable) {
   testing::expect_routes_of_the_table(std::ref(launches));
 }
 
-/// Dynamic shared memory of a product's block with 4-bit weights, batch 1.
-size_t shared_bytes_of(CudaBackend& backend, const Shape& w) {
+/// Dynamic shared memory of a product's block with 4-bit weights, batch 1. Convolutions with max
+/// pooling if `pool` has a size.
+size_t shared_bytes_of(CudaBackend& backend, const Shape& w, Window pool = {.size = 0}) {
   const auto weight = weight_of(backend, w, "linear:4:channel");
   const auto bias = floats({w[0]});
   hostexec::take_launches();
   if (w.rank() == 2)
     backend.linear_forward(view({1, w[0]}, Precision::float16), view({1, w[1]}, Precision::float16), *weight, bias,
                            Epilogue::relu);
+  else if (pool.size > 0)
+    backend.conv2d_max_pool2d_forward(view({1, pool.output(13), pool.output(13), w[0]}, Precision::float16),
+                                      view({1, 13, 13, w[1]}, Precision::float16), *weight, bias, {3, 1, 1},
+                                      Epilogue::relu, pool);
   else
     backend.conv2d_forward(view({1, 13, 13, w[0]}, Precision::float16), view({1, 13, 13, w[1]}, Precision::float16),
                            *weight, bias, {3, 1, 1}, Epilogue::relu);
@@ -256,11 +261,14 @@ TEST(Routes, BlocksOfNeighbouringLayersFitBesideEachOther) {
   constexpr size_t multiprocessor = 228 << 10, of_system = 1 << 10;  // compute capability 9.0; for each block
   DryBackends backends;
   const size_t convolution = shared_bytes_of(backends.of(90), {256, 256, 3, 3});
+  const size_t pooled = shared_bytes_of(backends.of(90), {256, 256, 3, 3}, {3, 2, 0});
   const size_t first = shared_bytes_of(backends.of(90), {4096, 9216});
   const size_t second = shared_bytes_of(backends.of(90), {1024, 4096});
   EXPECT_GE(first, 9 * 16384) << "all that a block reads is in flight";
   EXPECT_GT(2 * (first + of_system), multiprocessor) << "one to a multiprocessor: 128 blocks on 132";
   EXPECT_LE(convolution + first + 2 * of_system, multiprocessor);
+  EXPECT_GT(pooled, convolution);
+  EXPECT_LE(pooled + first + 2 * of_system, multiprocessor);
   EXPECT_LE(first + second + 2 * of_system, multiprocessor);
   EXPECT_LE(shared_bytes_of(backends.of(80), {4096, 9216}), 98 << 10) << "what every GPU has";
 }

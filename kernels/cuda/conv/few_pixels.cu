@@ -24,22 +24,29 @@ void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& 
       });
 }
 
-template <class Codes>
+template <class Codes, bool pools>
 void start(const FewPixels& p, const FewPixelsBlocks& blocks, const Work& work, Stream& stream) {
   const Grid grid{dim3(static_cast<unsigned>(blocks.columns), static_cast<unsigned>(blocks.rows),
                        static_cast<unsigned>(blocks.splits)),
-                  few_pixels_threads, sizeof(FewPixelsShared<Codes>), true};
-  launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes>, p);
+                  few_pixels_threads, sizeof(FewPixelsShared<Codes, columns_of<Codes, pools>>), true};
+  launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes, pools>, p);
 }
 
-/// Offsets of a product's scratch in the workspace, in floats.
-struct Scratch {
-  size_t weights = 0;  ///< superblocks of fp16 values
-  size_t partial = 0;
-  size_t results = 0;  ///< fp16 values that are pooled
+template <class Codes>
+void start(const FewPixels& p, const FewPixelsBlocks& blocks, const Work& work, Stream& stream) {
+  if (p.tiles.p > 0)
+    start<Codes, true>(p, blocks, work, stream);
+  else
+    start<Codes, false>(p, blocks, work, stream);
+}
 
-  size_t total() const { return weights + partial + results; }
-};
+/// Floats of split-K partial sums.
+size_t partial_floats(const FewPixelsBlocks& blocks, bool pools) {
+  if (blocks.splits == 1) return 0;
+  const int fours = few_pixels_fours<few_pixels_columns(false, 0)>;
+  const int pooled_fours = few_pixels_fours<few_pixels_columns(true, 0)>;  // the most
+  return static_cast<size_t>(blocks.splits * blocks.count()) * (pools ? pooled_fours : fours) * few_pixels_threads * 4;
+}
 
 }  // namespace
 
@@ -51,40 +58,32 @@ void few_pixels_forward(const ForwardProduct& product, Workspace& workspace, Str
   expect_fit(shape.pools() ? few_pixels::fits_pooling(shape) : few_pixels::fits(shape), "few_pixels", shape);
   if (s.outputs() == 0) return;
   const bool in_place = few_pixels::multiplies_in_place(shape.weight);
-  const MaxPooling pool = max_pooling(shape);
-  const FewPixelsBlocks blocks(s);
-  Scratch scratch{.partial = blocks.partial_floats()};
-  if (!in_place) scratch.weights = static_cast<size_t>(fp16_superblocks(s).bytes()) / sizeof(float);
-  if (shape.pools()) scratch.results = static_cast<size_t>(s.outputs()) * static_cast<size_t>(s.k) / 2;
-  float* memory = scratch.total() > 0 ? workspace.floats(scratch.total()) : nullptr;
-  const size_t rows = shape.pools() ? static_cast<size_t>(s.n * pool.p * blocks.rows) : 0;
-  const size_t semaphores = blocks.splits > 1 ? static_cast<size_t>(blocks.count()) : 0;
-  unsigned* counters = semaphores + rows > 0 ? workspace.counters(semaphores + rows) : nullptr;
-  ForwardProduct f = product;
-  if (shape.pools()) {
-    auto* results = reinterpret_cast<f16*>(memory + scratch.weights + scratch.partial);
-    f.y = TensorView<f16>(results, {s.n, s.p, s.q, s.k});
-  }
-  const bool stores_fp16 = f.y.precision() == Precision::float16;
-  FewPixels p{.windows = {s, f.x.fp16().data()},
-              .step = TapSlice(s, few_pixels_warps),
-              .by_fours = stores_fp16 && s.k % 4 == 0 && reinterpret_cast<uintptr_t>(f.y.data()) % sizeof(uint2) == 0};
-  p.splits = blocks.splits;
+  const PooledTiles tiles = shape.pools() ? few_pixels::pooled_tiles(shape) : PooledTiles();
+  const FewPixelsBlocks blocks = shape.pools() ? FewPixelsBlocks(s, tiles) : FewPixelsBlocks(s);
+  const size_t of_weights = in_place ? 0 : static_cast<size_t>(fp16_superblocks(s).bytes()) / sizeof(float);
+  const size_t of_splits = partial_floats(blocks, shape.pools());
+  float* memory = of_weights + of_splits > 0 ? workspace.floats(of_weights + of_splits) : nullptr;
+  const bool stores_fp16 = product.y.precision() == Precision::float16;
+  FewPixels p{
+      .windows = {s, product.x.fp16().data()},
+      .step = TapSlice(s, few_pixels_warps),
+      .by_fours = stores_fp16 && s.k % 4 == 0 && reinterpret_cast<uintptr_t>(product.y.data()) % sizeof(uint2) == 0,
+      .splits = blocks.splits,
+      .tiles = tiles,
+      .flat = shape.pool.flat};
   if (p.splits > 1) {
-    p.partial = memory + scratch.weights;
-    p.semaphores = counters;
+    p.partial = memory + of_weights;
+    p.semaphores = workspace.counters(static_cast<size_t>(blocks.count()));
   }
-  if (shape.pools())
-    p.pooling = {pool, f.y.fp16().data(), product.y.fp16().data(), shape.pool.flat, counters + semaphores};
-  const Work work = work_of(s, static_cast<double>(f.w.resident().total()), static_cast<double>(sizeof(f16)));
+  const Work work = work_of(s, static_cast<double>(product.w.resident().total()), static_cast<double>(sizeof(f16)));
   if (!in_place) {
-    make_superblocks(p, reinterpret_cast<uint8_t*>(memory), f, stream);
+    make_superblocks(p, reinterpret_cast<uint8_t*>(memory), product, stream);
     start<HalfCodes>(p, blocks, work, stream);
     return;
   }
-  p.weights = superblock_operand(f.w);
-  p.epilogue = superblock_epilogue(f, p.weights);
-  with_codes_or_strings(f.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
+  p.weights = superblock_operand(product.w);
+  p.epilogue = superblock_epilogue(product, p.weights);
+  with_codes_or_strings(product.w, [&]<class Codes>() { start<Codes>(p, blocks, work, stream); });
 }
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/conv/few_pixels_fit.h"
-#include "kernels/cuda/conv/few_pixels_pooling.cuh"
+#include "kernels/cuda/gemm/mma_tile.cuh"
 #include "kernels/cuda/gemm/split_k.cuh"
 
 // Convolutions of few output pixels, where large tiles would give only a handful of long blocks.
@@ -18,14 +18,18 @@ inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: one stage 
 /// Superblocks of a warp in flight. Registers cannot hold two of fp16 values.
 template <class Codes>
 inline constexpr int few_pixels_depth = std::is_same_v<Codes, HalfCodes> ? 1 : few_pixels_stages;
+template <class Codes, bool pools>
+inline constexpr int columns_of = few_pixels_columns(pools, code_table_bytes(Codes::bits, Codes::integers));
 /// Upper bound of a thread's registers. Where it causes no spills, it leaves room on a
 /// multiprocessor for a block of the next linear layer: 256 threads of 72 registers with linear
 /// codes (linear/few_rows.cuh). That block then loads its weights before this kernel ends.
-template <class Codes>
-inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= 5) ? 65536 / few_pixels_threads - 72
-                                                                                  : 255;
-/// Groups of four neighbouring rows of a pixel that a thread stores.
-inline constexpr int few_pixels_fours = few_pixels_rows * mma_warp_columns / 4 / few_pixels_threads;
+template <class Codes, bool pools>
+inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= (pools ? 4 : 5))
+                                                ? 65536 / few_pixels_threads - 72
+                                                : 255;
+/// Groups of four neighbouring rows of a column that a thread adds up. It may lack the last one.
+template <int columns>
+inline constexpr int few_pixels_fours = ceil_div(few_pixels_rows* columns / 4, few_pixels_threads);
 
 /// Place of a superblock along k: a slice of 64 channels at one tap.
 struct TapSlice {
@@ -69,7 +73,19 @@ struct FewPixels {
   int splits = 1;                  ///< of the superblocks along k, each a block's
   float* partial = nullptr;        ///< [splits, blocks, fours, threads, 4]
   unsigned* semaphores = nullptr;  ///< by block: how many splits are done
-  RowPooling pooling = {};
+  PooledTiles tiles = {};          ///< with fused max pooling
+  bool flat = false;               ///< pooled y is [N, K P Q], as PyTorch flattens it
+};
+
+/// Where a block's tile of results lies in the images, with fused max pooling.
+struct PooledTile {
+  int image;
+  int row, column;  ///< of the first window in the image's pooled results
+
+  __device__ PooledTile(const PooledTiles& tiles, int block)
+      : image(block / tiles.of_image()),
+        row((block - image * tiles.of_image()) / tiles.across * tiles.p),
+        column(block % tiles.across * tiles.q) {}
 };
 
 /// The window of an output pixel: where it begins, and which of its rows and columns lie in the
@@ -79,9 +95,8 @@ struct PixelWindow {
   unsigned outside;  ///< bit r: row r; bit 16 + s: column s; all where there is no such pixel
 
   PixelWindow() = default;
-  __device__ PixelWindow(const Windows<f16>& windows, int pixel) : first(0), outside(~0U) {
+  __device__ PixelWindow(const Windows<f16>& windows, const Windows<f16>::Row& row) : first(0), outside(~0U) {
     const ConvolutionSizes& s = windows.sizes;
-    const Windows<f16>::Row row = windows.row(pixel);
     if (row.image == nullptr) return;
     first = static_cast<int>(row.image - windows.x) + (row.h * s.w + row.w) * s.c;
     for (int i = 0; i < s.size; ++i) {
@@ -91,37 +106,56 @@ struct PixelWindow {
   }
 };
 
-/// Windows of every fourth pixel of a block: of those whose input a lane copies.
+/// The window that column `column` of a block belongs to.
+template <bool pools, int columns>
+__device__ __forceinline__ PixelWindow window_of_column(const FewPixels& p, int block, int column) {
+  if constexpr (!pools) {
+    return {p.windows, p.windows.row(block * columns + column)};
+  } else {
+    const PooledTile tile(p.tiles, block);
+    const int down = column / p.tiles.width();
+    const int row = tile.row * p.tiles.pool.stride + down;
+    const int across = tile.column * p.tiles.pool.stride + column - down * p.tiles.width();
+    const bool exists = down < p.tiles.height() && row < p.windows.sizes.p && across < p.windows.sizes.q;
+    return {p.windows, exists ? p.windows.row(tile.image, row, across) : Windows<f16>::Row{}};
+  }
+}
+
+/// Windows of every fourth column of a block: of those whose input a lane copies.
+template <int columns>
 struct alignas(16) LaneWindows {
-  static constexpr int lanes = slice_bytes / 16;  ///< that share a pixel
+  static constexpr int lanes = slice_bytes / 16;  ///< that share a column
   static constexpr int groups = 32 / lanes;
-  static constexpr int count = mma_warp_columns / groups;
+  static constexpr int count = columns / groups;
+  static_assert(columns % groups == 0);
   PixelWindow of[count];
 };
+template <int columns>
+using BlockWindows = LaneWindows<columns>[LaneWindows<columns>::groups];
 
 /// Operands in shared memory: the look-up table, each warp's pixels, 64 channels at a time, and
 /// each warp's string tile.
-template <class Codes>
+template <class Codes, int columns>
 struct FewPixelsOperands {
   alignas(16) typename Codes::Table table;
-  alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][mma_warp_columns * slice_bytes];
+  alignas(16) unsigned char pixels[few_pixels_warps][few_pixels_stages][columns * slice_bytes];
 };
-template <int quarters>
-struct FewPixelsOperands<StringCodes<quarters>> : FewPixelsOperands<HalfCodes> {
+template <int quarters, int columns>
+struct FewPixelsOperands<StringCodes<quarters>, columns> : FewPixelsOperands<HalfCodes, columns> {
   alignas(16) unsigned char strings[few_pixels_warps][StringTile<quarters>::bytes];
 };
 
 /// Dynamic shared memory of a block: the windows of its pixels, and the steps and epilogues of its
 /// rows. Beside them lie first the operands, later each warp's sums. The padding spreads the
 /// columns of a fragment over the banks.
-template <class Codes>
+template <class Codes, int columns>
 struct FewPixelsShared {
-  LaneWindows windows[LaneWindows::groups];
+  BlockWindows<columns> windows;
   alignas(16) BiasEpilogue<AnyElements>::Row rows[few_pixels_rows];
   uint32_t steps[few_pixels_rows];  ///< packed_steps, where weights have them inside
   union {
-    FewPixelsOperands<Codes> operands;
-    alignas(16) float sums[few_pixels_warps][mma_warp_columns][few_pixels_rows + 4];
+    FewPixelsOperands<Codes, columns> operands;
+    alignas(16) float sums[few_pixels_warps][columns][few_pixels_rows + 4];
   };
 };
 
@@ -188,10 +222,13 @@ template <class Codes>
 using FewPixelsCodes = LaneCodes<Codes>[few_pixels_depth<Codes>];
 
 /// Copies the input of a block's pixels for one warp: 64 channels at one tap for each superblock.
+template <int columns>
 class WindowCopies {
+  using OfLane = LaneWindows<columns>;
+
  public:
   /// `first`: place of the warp's first superblock.
-  __device__ WindowCopies(const FewPixels& p, const LaneWindows (&windows)[LaneWindows::groups], const TapSlice& first)
+  __device__ WindowCopies(const FewPixels& p, const BlockWindows<columns>& windows, const TapSlice& first)
       : p_(p), windows_(windows), at_(first) {}
 
   /// Starts copying for the next superblock. Writes zeros in the padding, and for pixels that do
@@ -199,15 +236,15 @@ class WindowCopies {
   __device__ __forceinline__ void start(unsigned char* to) {
     const ConvolutionSizes& s = p_.windows.sizes;
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int vector = lane % LaneWindows::lanes;
-    const int group = lane / LaneWindows::lanes;
+    const int vector = lane % OfLane::lanes;
+    const int group = lane / OfLane::lanes;
     const int tap = (at_.row * s.w + at_.column) * s.c + at_.slice * slice_channels + vector * 8;
     const unsigned needed = 1U << at_.row | 1U << (few_pixels_largest_window + at_.column);
-    const LaneWindows windows = windows_[group];  // in whole vectors, and before the first copy
+    const OfLane windows = windows_[group];  // in whole vectors, and before the first copy
 #pragma unroll
-    for (int i = 0; i < LaneWindows::count; ++i) {
+    for (int i = 0; i < OfLane::count; ++i) {
       const bool inside = (windows.of[i].outside & needed) == 0;
-      cp_async_16_cached(to + slice_offset(group + i * LaneWindows::groups, vector),
+      cp_async_16_cached(to + slice_offset(group + i * OfLane::groups, vector),
                          p_.windows.x + (inside ? windows.of[i].first + tap : 0), inside);
     }
     at_.move(s, p_.step);
@@ -215,18 +252,25 @@ class WindowCopies {
 
  private:
   const FewPixels& p_;
-  const LaneWindows (&windows_)[LaneWindows::groups];
+  const BlockWindows<columns>& windows_;
   TapSlice at_;
 };
 
+/// Tiles of 8 columns.
+constexpr int column_tiles(int columns) { return ceil_div(columns, 8); }
+
 /// Multiplies a superblock by pixels in shared memory: multiply(chunk, x, first) a chunk, the first
-/// or the second of the two that x holds.
-template <class Multiply>
+/// or the second of the two that x holds. Columns past the last get the last one's pixels.
+template <int columns, class Multiply>
 __device__ __forceinline__ void multiply_windows(const unsigned char* pixels, Multiply multiply) {
-  int position[mma_warp_tiles];
+  constexpr int tiles = column_tiles(columns);
+  int position[tiles];
 #pragma unroll
-  for (int tile = 0; tile < mma_warp_tiles; ++tile) position[tile] = 8 * tile + static_cast<int>(threadIdx.x) % 32 / 4;
-  uint4 x[mma_warp_tiles];
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int column = 8 * tile + static_cast<int>(threadIdx.x) % 32 / 4;
+    position[tile] = column < columns ? column : columns - 1;
+  }
+  uint4 x[tiles];
   load_pixels<0>(pixels, position, x);
   multiply(0, x, true);
   multiply(1, x, false);
@@ -246,13 +290,14 @@ __device__ __forceinline__ FragmentSteps steps_of_lane(const uint32_t (&of_row)[
 
 /// Sums of a warp's superblocks: tile_column, tile_column + 8, … before `end`, of one row. The
 /// first superblocks' codes are in `codes`, or in flight; the others come from `source`.
-template <class Codes>
+template <class Codes, int columns>
 __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_column, int end,
-                                                FewPixelsShared<Codes>& memory, LaneSource<Codes>& source,
-                                                FewPixelsCodes<Codes>& codes, TileSums& sums) {
+                                                FewPixelsShared<Codes, columns>& memory, LaneSource<Codes>& source,
+                                                FewPixelsCodes<Codes>& codes,
+                                                FragmentSums<column_tiles(columns)>& sums) {
   const unsigned warp = threadIdx.x / 32;
   auto& ring = memory.operands.pixels[warp];
-  WindowCopies copies(p, memory.windows, TapSlice(p.windows.sizes, tile_column));
+  WindowCopies<columns> copies(p, memory.windows, TapSlice(p.windows.sizes, tile_column));
   pdl_wait();  // the kernel before made x
 #pragma unroll
   for (int stage = 0; stage < few_pixels_stages; ++stage) {
@@ -267,7 +312,7 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_col
       if constexpr (are_strings<Codes>) own.store(memory.operands.strings[warp]);
       cp_async_wait<few_pixels_stages - 1>();
       __syncwarp();  // what the other lanes copied or stored is there
-      multiply_windows(ring[stage], [&](int chunk, const uint4(&x)[mma_warp_tiles], bool first) {
+      multiply_windows<columns>(ring[stage], [&](int chunk, const uint4(&x)[column_tiles(columns)], bool first) {
         uint32_t a[4][4];
         if constexpr (are_strings<Codes>) {
           StringFragments<Codes::quarters>().unpack(memory.operands.strings[warp], chunk, a);
@@ -294,80 +339,141 @@ struct FewPixelsPlace {
       : column((four * few_pixels_threads + static_cast<int>(threadIdx.x)) / (few_pixels_rows / 4)),
         row(static_cast<int>(threadIdx.x) % (few_pixels_rows / 4) * 4) {}
 };
+/// Calls use(i, place) for each group of four rows that the thread has.
+template <int columns, class Use>
+__device__ __forceinline__ void for_each_four(Use use) {
+#pragma unroll
+  for (int i = 0; i < few_pixels_fours<columns>; ++i)
+    if (const FewPixelsPlace place(i); place.column < columns) use(i, place);
+}
 
 __device__ __forceinline__ void add_to(float4& sum, const float4& other) {
   sum = {sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
 }
 
 /// A thread's sums over all warps, added in the order of the warps. All threads.
-template <class Codes>
-__device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes>& memory, TileSums& sums,
-                                             float4 (&total)[few_pixels_fours]) {
+template <class Codes, int columns>
+__device__ __forceinline__ void add_up_warps(FewPixelsShared<Codes, columns>& memory,
+                                             FragmentSums<column_tiles(columns)>& sums,
+                                             float4 (&total)[few_pixels_fours<columns>]) {
   __syncthreads();  // all threads are done reading the operands
   for_each_sum(sums, [&](int row) {
     auto& of_warp = memory.sums[threadIdx.x / 32];
-    return [&of_warp, row](int tile, int e, float sum) { of_warp[column_of_sum(tile, e)][row] = sum; };
+    return [&of_warp, row](int tile, int e, float sum) {
+      if (const int column = column_of_sum(tile, e); column < columns) of_warp[column][row] = sum;
+    };
   });
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < few_pixels_fours; ++i) {
-    const FewPixelsPlace place(i);
+  for_each_four<columns>([&](int i, const FewPixelsPlace& place) {
     total[i] = {};
 #pragma unroll
     for (const auto& of_warp : memory.sums)
       add_to(total[i], *reinterpret_cast<const float4*>(&of_warp[place.column][place.row]));
-  }
+  });
 }
 
 /// Split-K reduction: stores a thread's sums of this split. The last block to arrive adds the sums
 /// of all splits in their order; only there it returns true. All threads.
-__device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split, float4 (&total)[few_pixels_fours]) {
+template <int columns>
+__device__ __forceinline__ bool add_up_splits(const FewPixels& p, int split,
+                                              float4 (&total)[few_pixels_fours<columns>]) {
+  constexpr int fours = few_pixels_fours<columns>;
   const int64_t blocks = static_cast<int64_t>(gridDim.x) * gridDim.y;
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   const auto sums_of = [&](int of_split) {
-    return reinterpret_cast<float4*>(p.partial) + (of_split * blocks + block) * few_pixels_fours * few_pixels_threads +
+    return reinterpret_cast<float4*>(p.partial) + (of_split * blocks + block) * fours * few_pixels_threads +
            threadIdx.x;
   };
-#pragma unroll
-  for (int i = 0; i < few_pixels_fours; ++i) sums_of(split)[i * few_pixels_threads] = total[i];
+  for_each_four<columns>([&](int i, const FewPixelsPlace&) { sums_of(split)[i * few_pixels_threads] = total[i]; });
   if (!arrives_last(p.semaphores[block], p.splits)) return false;
 #pragma unroll
   for (float4& sum : total) sum = {};
 #pragma unroll 4
   for (int of_split = 0; of_split < p.splits; ++of_split)
-#pragma unroll
-    for (int i = 0; i < few_pixels_fours; ++i) add_to(total[i], __ldcg(sums_of(of_split) + i * few_pixels_threads));
+    for_each_four<columns>(
+        [&](int i, const FewPixelsPlace&) { add_to(total[i], __ldcg(sums_of(of_split) + i * few_pixels_threads)); });
   return true;
 }
 
-/// Stores four neighbouring rows of a pixel of y. `finish`: their epilogues.
-__device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixel,
-                                           const BiasEpilogue<AnyElements>::Row* finish, const float4& sum) {
+/// Results of four neighbouring rows of a column, from their epilogues.
+struct FourResults {
+  float value[4];
+
+  __device__ FourResults(const BiasEpilogue<AnyElements>::Row* finish, const float4& sum)
+      : value{finish[0](sum.x), finish[1](sum.y), finish[2](sum.z), finish[3](sum.w)} {}
+  __device__ uint2 fp16() const { return {pair_of_fp16(value[0], value[1]), pair_of_fp16(value[2], value[3])}; }
+};
+
+/// Stores four neighbouring rows of a pixel of y.
+__device__ __forceinline__ void store_four(const FewPixels& p, int row, int pixel, const FourResults& results) {
   if (pixel >= p.epilogue.columns) return;
-  const float value[4] = {finish[0](sum.x), finish[1](sum.y), finish[2](sum.z), finish[3](sum.w)};
   const int64_t first = static_cast<int64_t>(pixel) * p.epilogue.rows + row;
   if (p.by_fours) {
-    if (row < p.epilogue.rows)
-      *reinterpret_cast<uint2*>(static_cast<f16*>(p.epilogue.y.data) + first) = {pair_of_fp16(value[0], value[1]),
-                                                                                 pair_of_fp16(value[2], value[3])};
+    if (row < p.epilogue.rows) *reinterpret_cast<uint2*>(static_cast<f16*>(p.epilogue.y.data) + first) = results.fp16();
     return;
   }
 #pragma unroll
   for (int e = 0; e < 4; ++e)
-    if (row + e < p.epilogue.rows) store_element(p.epilogue.y, first + e, value[e]);
+    if (row + e < p.epilogue.rows) store_element(p.epilogue.y, first + e, results.value[e]);
 }
 
-/// Convolution of few pixels: y = epilogue(x * w + bias). 256 threads. Block (x, y, z) owns pixels
-/// [32 x, 32 x + 32) of the batch, rows [64 y, 64 y + 64) and split z of the superblocks along k.
-/// Each warp multiplies every eighth of these superblocks by all pixels of the block, into sums of
-/// its own. Warps' sums are added through shared memory, splits through device memory, always in
-/// the same order. With pooling, the block that stores the last result of a pooled row computes
-/// that row.
-template <class Codes>
-__global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPixels p) {
-  auto& memory = *reinterpret_cast<FewPixelsShared<Codes>*>(dynamic_shared());
+/// Stores four channels of a pooled result: window (row, column) of an image.
+__device__ __forceinline__ void store_pooled(const FewPixels& p, int image, int row, int column, int channel,
+                                             const uint2& four) {
+  const MaxPooling& pool = p.tiles.pool;
+  const int channels = p.epilogue.rows;
+  f16* y = static_cast<f16*>(p.epilogue.y.data);
+  const int64_t first_pixel = static_cast<int64_t>(image) * pool.p * pool.q;
+  const int pixel = row * pool.q + column;
+  if (!p.flat) {
+    *reinterpret_cast<uint2*>(y + (first_pixel + pixel) * channels + channel) = four;
+    return;
+  }
+  y += first_pixel * channels + static_cast<int64_t>(channel) * pool.p * pool.q + pixel;
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    y[e * pool.p * pool.q].bits = static_cast<uint16_t>((e < 2 ? four.x : four.y) >> e % 2 * 16);
+}
+
+/// Pools the results of a tile, of which `results` holds four rows of a column in 16 bytes, as fp16
+/// values in the first eight. All threads.
+template <int columns>
+__device__ __forceinline__ void pool_tile(const FewPixels& p, const float (&results)[columns][few_pixels_rows + 4]) {
+  constexpr int fours = few_pixels_rows / 4;
+  const MaxPooling& pool = p.tiles.pool;
+  const PooledTile tile(p.tiles, static_cast<int>(blockIdx.x));
+  for (int i = static_cast<int>(threadIdx.x); i < p.tiles.p * p.tiles.q * fours; i += few_pixels_threads) {
+    const int row = i / fours / p.tiles.q;
+    const int column = i / fours - row * p.tiles.q;
+    const int of_block = i % fours * 4;
+    const int channel = static_cast<int>(blockIdx.y) * few_pixels_rows + of_block;
+    if (tile.row + row >= pool.p || tile.column + column >= pool.q || channel >= p.epilogue.rows) continue;
+    const int first = row * pool.stride * p.tiles.width() + column * pool.stride;
+    const auto at = [&](int r, int c) {
+      return *reinterpret_cast<const uint2*>(&results[first + r * p.tiles.width() + c][of_block]);
+    };
+    uint2 largest = at(0, 0);
+    for (int r = 0; r < pool.size; ++r)
+#pragma unroll 3
+      for (int c = 0; c < pool.size; ++c) {
+        const uint2 other = at(r, c);
+        largest = {max_fp16x2(largest.x, other.x), max_fp16x2(largest.y, other.y)};
+      }
+    store_pooled(p, tile.image, tile.row + row, tile.column + column, channel, largest);
+  }
+}
+
+/// Convolution of few pixels: y = epilogue(x * w + bias), `pools`: with max pooling. 256 threads.
+/// Block (x, y, z) owns the x-th 32 pixels of the batch, or tile x of results that are pooled; rows
+/// [64 y, 64 y + 64); and split z of the superblocks along k. Each warp multiplies every eighth of
+/// these superblocks by all pixels of the block, into sums of its own. Warps' sums are added
+/// through shared memory, splits through device memory, always in the same order.
+template <class Codes, bool pools>
+__global__ void __maxnreg__((few_pixels_registers<Codes, pools>)) few_pixels_kernel(FewPixels p) {
+  constexpr int columns = columns_of<Codes, pools>;
+  auto& memory = *reinterpret_cast<FewPixelsShared<Codes, columns>*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
-  const int first_pixel = static_cast<int>(blockIdx.x) * mma_warp_columns;
+  const int block = static_cast<int>(blockIdx.x);
   const int tile_row = static_cast<int>(blockIdx.y);
   const int split = static_cast<int>(blockIdx.z);
   const auto superblocks = static_cast<int>(p.weights.layout.tile_columns());
@@ -382,9 +488,9 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
   for (int stage = 0; stage < few_pixels_depth<Codes>; ++stage)
     if (tile_column + stage * few_pixels_warps < end) source.load(codes[stage]);
   p.weights.prepare<Codes>(memory.operands.table);
-  if (thread < mma_warp_columns)
-    memory.windows[thread % LaneWindows::groups].of[thread / LaneWindows::groups] =
-        PixelWindow(p.windows, first_pixel + thread);
+  if (thread < columns)
+    memory.windows[thread % LaneWindows<columns>::groups].of[thread / LaneWindows<columns>::groups] =
+        window_of_column<pools, columns>(p, block, thread);
   if (thread >= few_pixels_threads - few_pixels_rows) {
     const int of_block = thread - (few_pixels_threads - few_pixels_rows);
     const int row = tile_row * few_pixels_rows + of_block;
@@ -395,18 +501,23 @@ __global__ void __maxnreg__(few_pixels_registers<Codes>) few_pixels_kernel(FewPi
   }
   __syncthreads();
 
-  TileSums sums = {};
+  FragmentSums<column_tiles(columns)> sums = {};
   sum_superblocks<Codes>(p, tile_column, end, memory, source, codes, sums);
-  float4 total[few_pixels_fours];
+  float4 total[few_pixels_fours<columns>];
   add_up_warps(memory, sums, total);
-  if (p.splits > 1 && !add_up_splits(p, split, total)) return;
-#pragma unroll
-  for (int i = 0; i < few_pixels_fours; ++i) {
-    const FewPixelsPlace place(i);
-    store_four(p, tile_row * few_pixels_rows + place.row, first_pixel + place.column, memory.rows + place.row,
-               total[i]);
+  if (p.splits > 1 && !add_up_splits<columns>(p, split, total)) return;
+  for_each_four<columns>([&](int i, const FewPixelsPlace& place) {
+    const FourResults results(memory.rows + place.row, total[i]);
+    // A thread alone has read these sums.
+    if constexpr (pools)
+      *reinterpret_cast<uint2*>(&memory.sums[0][place.column][place.row]) = results.fp16();
+    else
+      store_four(p, tile_row * few_pixels_rows + place.row, block * columns + place.column, results);
+  });
+  if constexpr (pools) {
+    __syncthreads();
+    pool_tile<columns>(p, memory.sums[0]);
   }
-  if (p.pooling.pool.size > 0) pool_completed_rows(p.pooling, p.windows.sizes, first_pixel, tile_row);
 }
 
 }  // namespace nibblenet

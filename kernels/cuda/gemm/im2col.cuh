@@ -26,9 +26,12 @@ struct Windows {
     if (pixel >= sizes.outputs()) return {};
     const int across = pixel / sizes.q;
     const int image = across / sizes.p;
-    return {x + static_cast<int64_t>(image) * sizes.h * sizes.w * sizes.c,
-            (across - image * sizes.p) * sizes.stride - sizes.padding,
-            (pixel - across * sizes.q) * sizes.stride - sizes.padding};
+    return row(image, across - image * sizes.p, pixel - across * sizes.q);
+  }
+  /// The window of the output pixel of an image in row p and column q.
+  __device__ Row row(int image, int p, int q) const {
+    return {x + static_cast<int64_t>(image) * sizes.h * sizes.w * sizes.c, p * sizes.stride - sizes.padding,
+            q * sizes.stride - sizes.padding};
   }
 
   /// Address of element `channel` of tap `tap`, or null in the padding.

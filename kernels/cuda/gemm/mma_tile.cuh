@@ -104,9 +104,11 @@ __device__ __forceinline__ void apply_steps(const FragmentSteps& steps, uint32_t
 }
 
 /// A warp's sums: d[tile][f] is fragment f of its superblock row, for columns [8 tile, 8 tile + 8).
-struct TileSums {
-  float d[mma_warp_tiles][4][4];
+template <int tiles>
+struct FragmentSums {
+  float d[tiles][4][4];
 };
+using TileSums = FragmentSums<mma_warp_tiles>;
 
 /// Column of the e-th sum of a lane's row in a tile, counted from the warp's first.
 __device__ __forceinline__ int column_of_sum(int tile, int e) {
@@ -114,13 +116,13 @@ __device__ __forceinline__ int column_of_sum(int tile, int e) {
 }
 /// Calls begin(row) for each row of the superblock that a lane holds. Calls what begin() returns
 /// with (tile, e, sum) for each sum of that row.
-template <class Begin>
-__device__ __forceinline__ void for_each_sum(TileSums& sums, Begin begin) {
+template <int tiles, class Begin>
+__device__ __forceinline__ void for_each_sum(FragmentSums<tiles>& sums, Begin begin) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     auto use = begin(8 * i + static_cast<int>(threadIdx.x) % 32 / 4);
 #pragma unroll
-    for (int tile = 0; tile < mma_warp_tiles; ++tile)
+    for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
       for (int e = 0; e < 2; ++e) use(tile, e, sums.d[tile][i / 2][i % 2 * 2 + e]);
   }
@@ -143,21 +145,22 @@ __device__ __forceinline__ void load_words(const unsigned char* codes, uint32_t 
 
 /// Loads a lane's part of x for half `pair` of a superblock's chunks: 16 bytes of each column hold
 /// two chunks. `position`: of the lane's column of each tile, at the tap.
-template <int pair>
-__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[mma_warp_tiles],
-                                            uint4 (&x)[mma_warp_tiles]) {
+template <int pair, int tiles>
+__device__ __forceinline__ void load_pixels(const unsigned char* pixels, const int (&position)[tiles],
+                                            uint4 (&x)[tiles]) {
 #pragma unroll
-  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
+  for (int tile = 0; tile < tiles; ++tile) {
     const int vector = static_cast<int>(threadIdx.x) % 4 * 2 + pair;
     x[tile] = *reinterpret_cast<const uint4*>(pixels + slice_offset(position[tile], vector));
   }
 }
 
 /// sums += chunk * x, of a chunk's fragments. `first`: it is the first of the two that x holds.
-__device__ __forceinline__ void multiply_fragments(const uint32_t (&a)[4][4], const uint4 (&x)[mma_warp_tiles],
-                                                   bool first, TileSums& sums) {
+template <int tiles>
+__device__ __forceinline__ void multiply_fragments(const uint32_t (&a)[4][4], const uint4 (&x)[tiles], bool first,
+                                                   FragmentSums<tiles>& sums) {
 #pragma unroll
-  for (int tile = 0; tile < mma_warp_tiles; ++tile) {
+  for (int tile = 0; tile < tiles; ++tile) {
     const uint32_t b[2] = {first ? x[tile].x : x[tile].z, first ? x[tile].y : x[tile].w};
 #pragma unroll
     for (int f = 0; f < 4; ++f) mma_16816(sums.d[tile][f], a[f], b);
