@@ -45,8 +45,10 @@ PairSlots order_of_pairs(const OutputBands& b) {
 }
 
 template <int tiles, int fragments, bool pooling>
-void start(const OutputBands& bands, const ForwardProduct& f, Stream& stream) {
+void start(OutputBands bands, const ForwardProduct& f, Stream& stream) {
   const ConvolutionSizes& s = bands.sizes;
+  if (f.w.form() == WeightForm::packed) bands.code_stride = static_cast<int>(f.w.view().code_stride);
+  if (bands.shared_bytes() > block_shared_bytes) bands.code_stride = 0;
   const bool whole_vectors = s.k % 8 == 0 && f.shape.y_alignment == 16;
   const int down = few_channels::filter_blocks(bands);
   const int across = std::min(bands.walks(), std::max(few_channels_most_blocks / down, 1));

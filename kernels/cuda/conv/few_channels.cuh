@@ -118,14 +118,17 @@ __global__ void __launch_bounds__(32 * few_channels_warps, 2) few_channels_kerne
   const OutputBands& b = p.bands;
   const int first_filter = static_cast<int>(blockIdx.y) * b.filters;
   pdl_trigger();
+  copy_codes(p, memory, weights, first_filter);
+  cp_async_commit();
   auto& table = shared<CodeValues>();
   weights.prepare(table);
   prepare_few_channels(p, memory, first_filter);
-  __syncthreads();
-  load_filters<fragments>(p, memory, weights, first_filter, table);
   pdl_wait();
   OutputBands::Place place{static_cast<int>(blockIdx.x), 0};
-  copy_band(p, memory, b.band(place));
+  copy_band(p, memory, b.band(place));  // arrives while filters are decoded
+  cp_async_wait<1>();
+  __syncthreads();  // codes and tables are there
+  load_filters<fragments>(p, memory, weights, first_filter, table);
 
   const int first_tile = static_cast<int>(threadIdx.x) / 32 * tiles;
   int window[tiles];

@@ -18,6 +18,19 @@ __device__ __forceinline__ int place_in_filters(int filter, int place) {
   return row * 32 + (place ^ (row >> 2 & 1) << 4);
 }
 
+/// Starts copying the codes of the block's filters to shared memory. Decoding them from there waits
+/// once for memory, not once for every eight weights.
+__device__ __forceinline__ void copy_codes(const FewChannels& p, const FewChannelsShared& shared,
+                                           const PackedWeights& weights, int first_filter) {
+  const OutputBands& b = p.bands;
+  const int left = weights.sizes.rows - first_filter;
+  const int vectors = (left < b.filters ? left : b.filters) * b.code_stride / 16;
+  const uint8_t* from = weights.packed.codes + static_cast<int64_t>(first_filter) * b.code_stride;
+  for (int i = static_cast<int>(threadIdx.x); i < vectors; i += static_cast<int>(blockDim.x))
+    cp_async_16(shared.codes() + i * 16, from + i * 16, true);
+}
+__device__ __forceinline__ void copy_codes(const FewChannels&, const FewChannelsShared&, const Float16Weights&, int) {}
+
 /// Prepares shared memory for the filters: writes the tables, and zeros where no weight will be.
 __device__ __forceinline__ void prepare_few_channels(const FewChannels& p, const FewChannelsShared& shared,
                                                      int first_filter) {
@@ -99,8 +112,51 @@ __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChan
   }
 }
 
-/// Loads packed weights: decodes eight codes at a time, rounded as the plain kernel rounds them. A
-/// warp takes eight times eight weights of four filters at a time, again to avoid bank conflicts.
+/// Calls use(e, w) for weights k + e, 0 <= e < 8, of a row that exists: decoded, and rounded as the
+/// plain kernel rounds them. `codes`: of the row, or a copy. Where weights differ in their groups,
+/// one is decoded after the other: eight times that code would not stay in the instruction cache.
+template <class Use>
+__device__ __forceinline__ void decode_eight(const PackedWeights& weights, const uint8_t* codes, int row, int k,
+                                             const CodeValues& table, Use use) {
+  if (weights.packed.trellis_quarters > 0) {
+    float w[8];
+    weights.load8_of_strings(row, k, w);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) use(e, w[e]);
+    return;
+  }
+  const uint64_t eight = weights.load_from_channel(codes, k);
+  const auto value = [&](int e) {
+    return table.values[static_cast<uint32_t>(eight >> (e * weights.packed.bits)) & ((1U << weights.packed.bits) - 1U)];
+  };
+  const int channels = weights.sizes.channels;
+  int tap = k / channels;
+  int channel = k - tap * channels;
+  int64_t group = weights.group(row, k, channel, tap);
+  float step = weights.step(group);
+  float zero = weights.zero_point(group);
+  if (weights.shares_group(k)) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) use(e, reconstruct(value(e), zero, step));
+    return;
+  }
+#pragma unroll 1
+  for (int e = 0; e < 8 && k + e < weights.sizes.length; ++e) {
+    if (const int64_t next = weights.group(row, k + e, channel, tap); next != group) {
+      group = next;
+      step = weights.step(group);
+      zero = weights.zero_point(group);
+    }
+    use(e, reconstruct(value(e), zero, step));
+    if (++channel == channels) {
+      channel = 0;
+      ++tap;
+    }
+  }
+}
+
+/// Loads packed weights, eight at a time. A warp takes eight times eight weights of four filters at
+/// a time, again to avoid bank conflicts. Filters that do not exist stay zeros.
 template <int fragments>
 __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChannelsShared& shared,
                                              const PackedWeights& weights, int first_filter, const CodeValues& table) {
@@ -114,15 +170,15 @@ __device__ __forceinline__ void load_filters(const FewChannels& p, const FewChan
     const int k = item / filters_at_once * 64 + lane % 8 * 8;
     const int i = item % filters_at_once;
     const int filter = (lane / 8 + i / of_lane * 4) * of_lane + i % of_lane;
-    if (k >= length) continue;
-    float w[8];
-    weights.load8(first_filter + filter, k, table, w);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (k + e >= length) continue;
+    const int row = first_filter + filter;
+    if (k >= length || row >= weights.sizes.rows) continue;
+    const uint8_t* codes = p.bands.code_stride > 0 ? shared.codes() + filter * p.bands.code_stride
+                                                   : weights.packed.codes + row * weights.packed.code_stride;
+    decode_eight(weights, codes, row, k, table, [&](int e, float w) {
+      if (k + e >= length) return;
       const int place = place_in_filters<fragments>(filter, shared.places()[k + e]);
-      store_element(reinterpret_cast<f16*>(shared.filters() + place), 0, w[e] * p.factor);
-    }
+      store_element(reinterpret_cast<f16*>(shared.filters() + place), 0, w * p.factor);
+    });
   }
 }
 

@@ -36,6 +36,7 @@ struct OutputBands {
   int pooled_p = 0;              ///< rows of y where results are pooled; 0: they are not
   int pooled_q = 0;              ///< and columns
   bool aligned = false;          ///< rows of x begin at 16 bytes, windows at words of them
+  int code_stride = 0;           ///< bytes of a filter's codes, copied first; 0: weights are read from memory
 
   constexpr int walks() const { return sizes.n * walks_h * walks_w; }
   constexpr int tiles() const { return rows * tiles_per_row; }
@@ -67,12 +68,15 @@ struct OutputBands {
   constexpr int input_at() const { return k_tiles * k_tile_bytes(); }
   constexpr int pairs_at() const { return input_at() + height * pitch * 4; }
   constexpr int finish_at() const { return pairs_at() + k_tiles * 4 * 8; }
-  /// Used until the filters are loaded; the pooling buffer then reuses this memory.
+  /// Used until the filters are loaded, as are the codes; the pooling buffer then reuses this
+  /// memory.
   constexpr int places_at() const { return finish_at() + filters * 8; }
+  constexpr int codes_at() const { return (places_at() + places_bytes() + 15) / 16 * 16; }
+  static constexpr int places_bytes() { return 2 * 2 * few_channels_most_pairs; }
   constexpr int result_row() const { return pooled_q * filters * 2; }
   constexpr int shared_bytes() const {
-    const int places = 2 * 2 * few_channels_most_pairs, results = (rows + 1) * result_row();
-    return places_at() + (places > results ? places : results);
+    const int codes = codes_at() + filters * code_stride, results = places_at() + (rows + 1) * result_row();
+    return codes > results ? codes : results;
   }
 };
 

@@ -48,6 +48,8 @@ struct FewChannelsShared {
   __device__ Finish* finish() const { return reinterpret_cast<Finish*>(memory + bands.finish_at()); }
   /// [weight, in device order]: its offset in row 0 of the filters.
   __device__ uint16_t* places() const { return reinterpret_cast<uint16_t*>(memory + bands.places_at()); }
+  /// [filter]: its packed codes.
+  __device__ unsigned char* codes() const { return memory + bands.codes_at(); }
   /// [row of a band][pooled column][filter]: maxima along rows. Behind them lie the last two rows
   /// of the band before, for the next band's first output row.
   __device__ unsigned char* results() const { return memory + bands.places_at(); }

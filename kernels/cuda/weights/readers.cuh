@@ -180,11 +180,16 @@ struct PackedWeights {
     return codes;
   }
 
-  /// Eight codes are `bits` whole bytes, in at most three aligned words.
   __device__ uint64_t load_from_row(int row, int k) const {
+    return load_from_channel(packed.codes + row * packed.code_stride, k);
+  }
+
+  /// Loads codes [k, k + 8) of a channel, of which `codes` may be a copy: `bits` whole bytes, in at
+  /// most three aligned words.
+  __device__ uint64_t load_from_channel(const uint8_t* codes, int k) const {
     const int byte = k / 8 * packed.bits;
     const int words = static_cast<int>(packed.code_stride / 4);
-    const auto* channel = reinterpret_cast<const uint32_t*>(packed.codes + row * packed.code_stride);
+    const auto* channel = reinterpret_cast<const uint32_t*>(codes);
     const int first = byte / 4;
     const int shift = byte % 4 * 8;
     const uint64_t low = channel[first];

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/conv/few_channels_fit.h"
 #include "kernels/cuda/gemm/product.h"
 #include "tests/kernels/schemes.h"
 #include "tests/support/golden.h"
@@ -92,6 +93,21 @@ TEST_P(FewChannelsOf, EveryScheme) {
 
 INSTANTIATE_TEST_SUITE_P(Methods, FewChannelsOf, ::testing::ValuesIn(scalar_methods().begin(), scalar_methods().end()),
                          [](const auto& instance) { return identifier(instance.param.name); });
+
+TEST_F(FewChannels, ReadsCodesThatDoNotFitBesideTheImage) {
+  const Case c{{1, 30, 264, 4}, {65, 4, 11, 11}, {11, 1, 5}};
+  const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+  for (const int bits : {8, 4}) {  // the latter fit
+    const PackedTensor packed = quantized(c.w, parse_scheme(fmt::format("linear:{}:channel:zero-point", bits)), 3);
+    ProductCase product = product_case(c.x, result_shape(c), c.window, traits_of(packed, WeightLayout::channels));
+    OutputBands bands = few_channels::plan_of(product).value().bands;
+    bands.code_stride = static_cast<int>(packed.code_stride());
+    EXPECT_EQ(bands.shared_bytes() > block_shared_bytes, bits == 8);
+    EXPECT_LE(relative_error(FewChannels::product(c, x, *cuda_.make_weight(packed), bias).view(),
+                             conv2d(cpu_, x, *cpu_.make_weight(packed), bias, c.window).view()),
+              float16_tolerance);
+  }
+}
 
 TEST_F(FewChannels, IsExactForIntegersOfAwkwardShapes) {
   // Up to 1 times up to 3: results below 2,048 are exact in fp16, too.
