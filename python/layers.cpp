@@ -13,6 +13,7 @@
 #include "engine/core/progress.h"
 #include "engine/quant/quantizer.h"
 #include "layers/network/network_spec.h"
+#include "python/arrays.h"
 #include "python/bindings.h"
 #include "python/gpu_layer.h"
 #include "python/model.h"
@@ -29,13 +30,18 @@ namespace {
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 template <class T, int rank>
 using Dense = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using AnyOrder = nb::ndarray<T, nb::ndim<4>, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 template <class T>
 using NewArray = nb::ndarray<nb::numpy, T>;
 constexpr nb::dlpack::dtype float16{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
 
-/// The parts of a layer: codes, scales, zero points, block ids, codebook and bias, None for none.
-using Parts = std::vector<std::optional<Bytes>>;
+/// The parts of a layer: codes, scales, zero points, block ids, codebook and bias, None for none. A
+/// list of arrays becomes them at each call; a caller that keeps them saves that.
+struct Parts : std::vector<std::optional<Bytes>> {
+  explicit Parts(std::vector<std::optional<Bytes>> arrays) : vector(std::move(arrays)) {}
+};
 /// The same in a GPU's memory.
 using GpuBytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cuda>;
 using GpuParts = std::vector<std::optional<GpuBytes>>;
@@ -51,13 +57,6 @@ LayerBytes bytes_of(const AnyParts& parts) {
     return {parts[i]->data(), parts[i]->size()};
   };
   return {part(0), part(1), part(2), part(3), part(4), part(5)};
-}
-
-template <class AnyArray>
-Shape shape_of(const AnyArray& array) {
-  std::vector<int64_t> sizes;
-  for (size_t i = 0; i < array.ndim(); ++i) sizes.push_back(static_cast<int64_t>(array.shape(i)));
-  return Shape(sizes);
 }
 
 template <class T>
@@ -204,8 +203,12 @@ Window window_of(const PackedLayer& form, int64_t stride, int64_t padding, int64
 }  // namespace
 
 void bind_layers(nb::module_& m) {
+  nb::set_implicit_cast_warnings(false);  // what is no list of arrays is a TypeError
+  using Arrays = std::vector<std::optional<Bytes>>;
+  nb::class_<Parts>(m, "Parts").def(nb::init<Arrays>(), "arrays"_a.noconvert());
+  nb::implicitly_convertible<Arrays, Parts>();
   nb::class_<GpuLayer>(m, "GpuLayer")
-      .def("file_order", file_order, "parts"_a.noconvert())
+      .def("file_order", file_order, "parts"_a)
       .def(
           "linear",
           [](GpuLayer& layer, const GpuArray<2>& y, const GpuArray<2>& x, const GpuParts& parts, uintptr_t stream) {
@@ -231,23 +234,42 @@ void bind_layers(nb::module_& m) {
           [](const PackedLayer& layer, const Parts& parts, const std::string& name) {
             Worker::instance().run([&] { layer.validate(bytes_of(parts), name); });
           },
-          "parts"_a.noconvert(), "name"_a)
+          "parts"_a, "name"_a)
       .def(
           "linear",
           [](const PackedLayer& layer, const Dense<float, 2>& y, const Dense<const float, 2>& x, const Parts& parts) {
-            Worker::instance().run([&] { layer.linear(view_of(y), view_of(x), bytes_of(parts)); });
+            Worker::instance().run_short([&] { layer.linear(view_of(y), view_of(x), bytes_of(parts)); },
+                                         layer.brevity_of(static_cast<int64_t>(y.size())));
           },
-          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a.noconvert())
+          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a)
       .def(
           "conv2d",
-          [](const PackedLayer& layer, const Dense<float, 4>& y, const Dense<const float, 4>& x, int64_t stride,
+          [](const PackedLayer& layer, const AnyOrder<float>& y, const AnyOrder<const float>& x, int64_t stride,
              int64_t padding, const Parts& parts) {
             const Window window = window_of(layer, stride, padding, int64_t{1} << 32);
-            Worker::instance().run([&] { layer.conv2d(view_of(y), view_of(x), window, bytes_of(parts)); });
+            Worker::instance().run_short([&] { layer.conv2d(planes_of(y), planes_of(x), window, bytes_of(parts)); },
+                                         layer.brevity_of(static_cast<int64_t>(y.size())));
           },
-          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a.noconvert())
-      .def("for_gpu", for_gpu, "parts"_a.noconvert(), "name"_a)
+          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a)
+      .def(
+          "seconds_of_linear",
+          [](const PackedLayer& layer, const Dense<float, 2>& y, const Dense<const float, 2>& x, const Parts& parts,
+             int calls, double pause) {
+            return seconds_of_calls(calls, pause, [&] { layer.linear(view_of(y), view_of(x), bytes_of(parts)); });
+          },
+          "y"_a.noconvert(), "x"_a.noconvert(), "parts"_a, "calls"_a, "pause"_a)
+      .def(
+          "seconds_of_conv2d",
+          [](const PackedLayer& layer, const AnyOrder<float>& y, const AnyOrder<const float>& x, int64_t stride,
+             int64_t padding, const Parts& parts, int calls, double pause) {
+            const Window window = window_of(layer, stride, padding, int64_t{1} << 32);
+            return seconds_of_calls(calls, pause,
+                                    [&] { layer.conv2d(planes_of(y), planes_of(x), window, bytes_of(parts)); });
+          },
+          "y"_a.noconvert(), "x"_a.noconvert(), "stride"_a, "padding"_a, "parts"_a, "calls"_a, "pause"_a)
+      .def("for_gpu", for_gpu, "parts"_a, "name"_a)
       .def_prop_ro("rotated", &PackedLayer::rotated)
+      .def_prop_ro("last_seconds", &PackedLayer::last_seconds)
       .def(
           "dequantized",
           [](const PackedLayer& layer, const Parts& parts) {
@@ -256,7 +278,7 @@ void bind_layers(nb::module_& m) {
             for (const int64_t size : values.shape().sizes()) sizes.push_back(static_cast<size_t>(size));
             return to_numpy<float>(std::move(values), sizes);
           },
-          "parts"_a.noconvert());
+          "parts"_a);
   m.attr("has_cuda") = built_with_cuda();
   m.def("packed_layers", packed_layers, "model"_a);
   m.def("layer_parts", layer_parts, "model"_a, "name"_a);

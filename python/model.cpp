@@ -51,6 +51,12 @@ class InOrderOf {
   uintptr_t stream_;
 };
 
+/// What logits of images cost, as Pace takes it: a share for the weights, which a pass reads once.
+double amount_of(const Shape& images) {
+  constexpr double weights = 4;  // images
+  return static_cast<double>(images.elements()) + weights * static_cast<double>(images.inner_elements());
+}
+
 void expect_square(const Shape& images) {
   if (images[1] != images[2] || images[3] != 3)
     fail<ShapeError>("expected square images of 3 channels, got {}x{} of {}", images[1], images[2], images[3]);
@@ -249,14 +255,27 @@ void Model::infer(int64_t images, int64_t size, int64_t batch, Prepare prepare, 
 }
 
 template <class Prepare>
-Tensor<float> Model::logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare) {
+Tensor<float> Model::logits_of(Pace& pace, const Shape& given, int64_t size, int64_t batch, Prepare prepare) {
   Network& net = network();
-  Tensor<float> logits(host_memory(), {images, net.classes()}, MemoryCategory::data);
-  infer(images, size, batch, prepare, [&](TensorView<const float> output, int64_t first) {
-    net.backend().copy_to_host(logits.view().slice(first, output.size(0)).data(), output.data(),
-                               output.span().size_bytes());
-  });
-  return logits;
+  const int64_t images = given[0];
+  const auto compute = [&] {
+    Tensor<float> logits(host_memory(), {images, net.classes()}, MemoryCategory::data);
+    infer(images, size, batch, prepare, [&](TensorView<const float> output, int64_t first) {
+      net.backend().copy_to_host(logits.view().slice(first, output.size(0)).data(), output.data(),
+                                 output.span().size_bytes());
+    });
+    return logits;
+  };
+  if (net.backend().device_memory()) return compute();
+  return pace.timed(amount_of(given), compute);
+}
+
+Brevity Model::brevity_of(const Planes<const float>& images) const {
+  return pace_of_floats_.of(amount_of(images.shape));
+}
+
+Brevity Model::brevity_of(TensorView<const uint8_t> images) const {
+  return pace_of_bytes_.of(amount_of(images.shape()));
 }
 
 template <class Prepare>
@@ -269,14 +288,21 @@ void Model::logits_in_order(TensorView<float> y, int64_t images, int64_t size, i
         [&](TensorView<const float> output, int64_t first) { gpu.convert(y.slice(first, output.size(0)), output); });
 }
 
-Tensor<float> Model::logits(TensorView<const float> images, int64_t batch) {
-  expect_square(images.shape());
+Tensor<float> Model::logits(const Planes<const float>& images, int64_t batch) {
+  const int64_t size = images.shape[2];
+  expect_square({images.shape[0], size, images.shape[3], images.shape[1]});
+  const std::optional<TensorView<const float>> in_place = channels_last(images);
+  const bool host = !backend().device_memory();
   const auto prepare = [&](Runner& run, int64_t first, int64_t count) -> ConstActivations {
-    const TensorView<const float> some = images.slice(first, count);
-    if (network().backend().device_memory()) return run.images.upload(some);
-    return some;  // the backend's memory is the host's
+    if (in_place) {
+      const TensorView<const float> some = in_place->slice(first, count);
+      return host ? ConstActivations(some) : run.images.upload(some);
+    }
+    const TensorView<float> room = run.images.host_images().slice(0, count);
+    gather(room, images, first);
+    return run.images.upload(TensorView<const float>(room));
   };
-  return logits_of(images.size(0), images.size(1), batch, prepare);
+  return logits_of(pace_of_floats_, images.shape, size, batch, prepare);
 }
 
 void Model::logits_on_gpu(TensorView<float> y, TensorView<const float> images, int64_t batch, GpuCaller caller) {
@@ -333,7 +359,7 @@ Tensor<float> Model::logits(TensorView<const uint8_t> images, int64_t batch) {
     });
     return run.images.upload(TensorView<const float>(prepared));
   };
-  return logits_of(images.size(0), preprocess.crop, batch, prepare);
+  return logits_of(pace_of_bytes_, images.shape(), preprocess.crop, batch, prepare);
 }
 
 Evaluation Model::evaluate(Dataset& data, int64_t batch, int image_size, std::optional<bool> asked_for,

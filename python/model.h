@@ -13,6 +13,8 @@
 #include "layers/network/network.h"
 #include "layers/network/pass.h"
 #include "python/gpu_caller.h"
+#include "python/pace.h"
+#include "python/planes.h"
 #include "tools/common/command_line.h"
 
 namespace nibblenet::python {
@@ -53,10 +55,17 @@ class Model {
   /// A copy of everything.
   StateDict whole_dict();
 
-  /// Logits [N, classes] of prepared images [N, S, S, 3] in host memory, `batch` at a time.
-  Tensor<float> logits(TensorView<const float> images, int64_t batch);
+  /// Logits [N, classes] of prepared images [N, 3, S, S] in host memory, `batch` at a time. Those
+  /// that lie as [N, S, S, 3] are read in place, others copied.
+  Tensor<float> logits(const Planes<const float>& images, int64_t batch);
   /// Logits of RGB images [N, height, width, 3], which are prepared like the tools' images.
   Tensor<float> logits(TensorView<const uint8_t> images, int64_t batch);
+  /// What logits() of such images is expected to take, by what it took before; infinite where it is
+  /// not the CPU that computes. Any thread may ask.
+  Brevity brevity_of(const Planes<const float>& images) const;
+  Brevity brevity_of(TensorView<const uint8_t> images) const;
+  /// Seconds that the last logits() of floats and of bytes took, for tests.
+  std::pair<double, double> last_seconds() const { return {pace_of_floats_.last(), pace_of_bytes_.last()}; }
   /// Writes logits [N, classes] of prepared or RGB images to `y`, all in a GPU's memory, in the
   /// order of the caller's stream. Returns when the work is queued. Throws UsageError when the
   /// model is not on this GPU.
@@ -94,7 +103,7 @@ class Model {
   template <class Prepare, class Use>
   void infer(int64_t images, int64_t size, int64_t batch, Prepare prepare, Use use);
   template <class Prepare>
-  Tensor<float> logits_of(int64_t images, int64_t size, int64_t batch, Prepare prepare);
+  Tensor<float> logits_of(Pace& pace, const Shape& given, int64_t size, int64_t batch, Prepare prepare);
   template <class Prepare>
   void logits_in_order(TensorView<float> y, int64_t images, int64_t size, int64_t batch, GpuCaller caller,
                        Prepare prepare);
@@ -110,6 +119,8 @@ class Model {
   std::optional<Network> network_;
   PrecisionChoice choice_;  ///< of network_
   std::optional<Runner> runner_;
+  Pace pace_of_floats_;  ///< of logits() on the CPU
+  Pace pace_of_bytes_;
 };
 
 }  // namespace nibblenet::python

@@ -8,11 +8,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
-#include "engine/core/stopwatch.h"
 #include "engine/quant/value_check.h"
+#include "python/arrays.h"
 #include "python/bindings.h"
 #include "python/model.h"
 #include "python/worker.h"
@@ -36,17 +35,17 @@ using GpuArray = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cuda>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using NewFloats = nb::ndarray<nb::numpy, float>;
 
-template <class AnyArray>
-Shape shape_of(const AnyArray& array) {
-  std::vector<int64_t> sizes;
-  for (size_t i = 0; i < array.ndim(); ++i) sizes.push_back(static_cast<int64_t>(array.shape(i)));
-  return Shape(sizes);
-}
-
 template <class T, class AnyArray>
 TensorView<const T> view_of(const AnyArray& array) {
   return {array.data(), shape_of(array)};
 }
+
+/// Images as Model::logits() takes them: RGB bytes in C order, or prepared ones of any strides.
+using Bytes4 = Array<uint8_t, 4>;
+using Floats4 = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
+
+TensorView<const uint8_t> images_of(const Bytes4& array) { return view_of<uint8_t>(array); }
+Planes<const float> images_of(const Floats4& array) { return planes_of(array); }
 
 /// Hands a tensor's memory to NumPy.
 NewFloats to_numpy(Tensor<float> tensor) {
@@ -92,9 +91,10 @@ std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string
   });
 }
 
-template <class Images>
-NewFloats logits(Model& model, const Images& images, int64_t batch) {
-  return to_numpy(on_worker([&] { return model.logits(view_of<typename Images::Scalar>(images), batch); }));
+template <class Array>
+NewFloats logits(Model& model, const Array& array, int64_t batch) {
+  const auto images = images_of(array);
+  return to_numpy(briefly(model.brevity_of(images), [&] { return model.logits(images, batch); }));
 }
 
 /// Model::logits_on_gpu() with arrays by DLPack. `stream` is the caller's, which orders the work:
@@ -116,19 +116,11 @@ void logits_on_gpu(Model& model, const GpuArray<float, 2>& y, const GpuArray<nb:
   });
 }
 
-/// Seconds of the fastest of so many calls of Model::logits(), without Python: for tests of what a
-/// call from Python takes beyond it.
-template <class Images>
-double seconds_of_logits(Model& model, const Images& images, int calls) {
-  return on_worker([&] {
-    double least = INFINITY;
-    for (int call = 0; call < calls && !tools::interrupted(); ++call) {
-      const Stopwatch watch;
-      model.logits(view_of<typename Images::Scalar>(images), 128);
-      least = std::min(least, watch.seconds());
-    }
-    return least;
-  });
+/// Seconds of calls of Model::logits(), without Python.
+template <class Array>
+std::vector<double> seconds_of_logits(Model& model, const Array& array, int calls, double pause) {
+  const auto images = images_of(array);
+  return seconds_of_calls(calls, pause, [&] { model.logits(images, 128); });
 }
 
 /// Images, and what Model::evaluate() takes as `asked_for`.
@@ -274,13 +266,14 @@ NB_MODULE(_core, m) {
              for (auto& [name, tensor] : values) arrays[name.c_str()] = to_numpy(std::move(tensor));
              return arrays;
            })
-      .def("logits", logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "batch"_a)
-      .def("logits", logits<Array<float, 4>>, "images"_a.noconvert(), "batch"_a)
+      .def("logits", logits<Bytes4>, "images"_a.noconvert(), "batch"_a)
+      .def("logits", logits<Floats4>, "images"_a.noconvert(), "batch"_a)
       .def("logits_on_gpu", logits_on_gpu, "y"_a.noconvert(), "images"_a.noconvert(), "batch"_a, "stream"_a)
       .def(
           "classes_on", [](Model& model, int gpu) { return on_worker([&] { return model.classes_on(gpu); }); }, "gpu"_a)
-      .def("seconds_of_logits", seconds_of_logits<Array<uint8_t, 4>>, "images"_a.noconvert(), "calls"_a)
-      .def("seconds_of_logits", seconds_of_logits<Array<float, 4>>, "images"_a.noconvert(), "calls"_a)
+      .def("seconds_of_logits", seconds_of_logits<Bytes4>, "images"_a.noconvert(), "calls"_a, "pause"_a)
+      .def("seconds_of_logits", seconds_of_logits<Floats4>, "images"_a.noconvert(), "calls"_a, "pause"_a)
+      .def_prop_ro("last_seconds", &Model::last_seconds)
       .def("evaluate_path", evaluate_path, "path"_a, "split"_a, "limit"_a, "skip_unreadable"_a, "batch"_a,
            "image_size"_a, "fold_first"_a, "progress"_a.none())
       .def("evaluate_arrays", evaluate_arrays, "images"_a.noconvert(), "labels"_a.noconvert(), "batch"_a,

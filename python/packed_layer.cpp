@@ -101,9 +101,17 @@ void PackedLayer::validate(const LayerBytes& bytes, const std::string& name) con
     if (!std::isfinite(value)) fail<FormatError>("{}: the bias holds NaN or infinities", name);
 }
 
-/// Calls work(backend, weight, bias) with a weight that views the bytes.
+/// The products of an output, and what reading a weight takes beside them.
+double PackedLayer::amount_of(int64_t outputs) const {
+  constexpr double reading = 8;  // products
+  return static_cast<double>(outputs) * static_cast<double>(shape_.inner_elements()) +
+         reading * static_cast<double>(shape_.elements());
+}
+
+/// Calls work(backend, weight, bias) with a weight that views the bytes, for an output of so many
+/// elements.
 template <class Work>
-void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
+void PackedLayer::with_weight(const LayerBytes& bytes, int64_t outputs, Work work) const {
   expect_sizes(bytes);
   PackedView view{.bits = scheme_.bits,
                   .channels = shape_[0],
@@ -140,7 +148,8 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
   const std::vector<float> zeros(bytes.bias.empty() ? static_cast<size_t>(shape_[0]) : 0);
   const float* bias = bytes.bias.empty() ? zeros.data() : reinterpret_cast<const float*>(bytes.bias.data());
   try {
-    work(shared_backend(), weight, TensorView<const float>(bias, {shape_[0]}));
+    CpuBackend& backend = shared_backend();
+    pace_.timed(amount_of(outputs), [&] { work(backend, weight, TensorView<const float>(bias, {shape_[0]})); });
   } catch (const dnnl::error& error) {
     fail<Error>("oneDNN does not compute this layer: {}", error.what());
   }
@@ -148,18 +157,34 @@ void PackedLayer::with_weight(const LayerBytes& bytes, Work work) const {
 
 void PackedLayer::linear(TensorView<float> y, TensorView<const float> x, const LayerBytes& bytes) const {
   linear_output_shape(x.shape(), shape_);
-  with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
-    Tensor<float> copy;
-    linear_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, Epilogue::none);
+  Tensor<float> rotated;
+  with_weight(bytes, y.elements(), [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
+    linear_forward(backend, y, as_read_by(weight, backend, x, rotated), weight, bias, Epilogue::none);
   });
 }
 
-void PackedLayer::conv2d(TensorView<float> y, TensorView<const float> x, Window window, const LayerBytes& bytes) const {
-  conv2d_output_shape(x.shape(), shape_, window);
-  with_weight(bytes, [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
-    Tensor<float> copy;
-    conv2d_forward(backend, y, as_read_by(weight, backend, x, copy), weight, bias, window, Epilogue::none);
+void PackedLayer::conv2d(const Planes<float>& y, const Planes<const float>& x, Window window,
+                         const LayerBytes& bytes) const {
+  const Shape images{x.shape[0], x.shape[2], x.shape[3], x.shape[1]};
+  const Shape output = conv2d_output_shape(images, shape_, window);
+  expect_shape({y.shape[0], y.shape[2], y.shape[3], y.shape[1]}, output, "convolution output");
+  Tensor<float> x_copy, y_copy, rotated;
+  std::optional<TensorView<const float>> pixels = channels_last(x);
+  if (!pixels) {
+    x_copy = Tensor<float>(host_memory(), images, MemoryCategory::activations);
+    gather(x_copy.view(), x);
+    pixels = std::as_const(x_copy).view();
+  }
+  std::optional<TensorView<float>> results = channels_last(y);
+  if (!results) {
+    y_copy = Tensor<float>(host_memory(), output, MemoryCategory::activations);
+    results = y_copy.view();
+  }
+  with_weight(bytes, output.elements(), [&](CpuBackend& backend, Weight& weight, TensorView<const float> bias) {
+    conv2d_forward(backend, *results, as_read_by(weight, backend, *pixels, rotated), weight, bias, window,
+                   Epilogue::none);
   });
+  if (!y_copy.empty()) scatter(y, *results);
 }
 
 Tensor<float> PackedLayer::dequantized(const LayerBytes& bytes) const {

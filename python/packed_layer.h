@@ -7,6 +7,8 @@
 
 #include "engine/quant/packed_tensor.h"
 #include "kernels/shapes.h"
+#include "python/pace.h"
+#include "python/planes.h"
 
 namespace nibblenet::python {
 
@@ -23,7 +25,7 @@ struct LayerBytes {
 
 /// The form of a packed layer: its scheme and shape, without its bytes. It computes on bytes where
 /// they lie, on the CPU, and copies none. Whatever the bytes are, it reads nothing else: a weight
-/// may come out wrong, or NaN. The Worker runs all but the constructor.
+/// may come out wrong, or NaN. Worker runs all but the constructor.
 class PackedLayer {
  public:
   /// `shape`: [K, C] or [K, C, R, S]. Throws UsageError or ShapeError.
@@ -46,14 +48,21 @@ class PackedLayer {
   void validate(const LayerBytes& bytes, const std::string& name) const;
   /// y[N, K] = x[N, C] w[K, C]^T + bias[K]. Throws ShapeError.
   void linear(TensorView<float> y, TensorView<const float> x, const LayerBytes& bytes) const;
-  /// y[N, P, Q, K] = conv(x[N, H, W, C], w[K, C, R, S]) + bias[K]. Throws ShapeError.
-  void conv2d(TensorView<float> y, TensorView<const float> x, Window window, const LayerBytes& bytes) const;
+  /// y[N, K, P, Q] = conv(x[N, C, H, W], w[K, C, R, S]) + bias[K]. What does not lie channels last
+  /// is copied. Throws ShapeError.
+  void conv2d(const Planes<float>& y, const Planes<const float>& x, Window window, const LayerBytes& bytes) const;
+  /// What either product is expected to take, of an output of so many elements. Any thread may
+  /// ask.
+  Brevity brevity_of(int64_t outputs) const { return pace_.of(amount_of(outputs)); }
+  /// Seconds that the last product took, for tests.
+  double last_seconds() const { return pace_.last(); }
   /// The weights in float32.
   Tensor<float> dequantized(const LayerBytes& bytes) const;
 
  private:
+  double amount_of(int64_t outputs) const;
   template <class Work>
-  void with_weight(const LayerBytes& bytes, Work work) const;
+  void with_weight(const LayerBytes& bytes, int64_t outputs, Work work) const;
 
   Scheme scheme_;
   Shape shape_;
@@ -61,6 +70,7 @@ class PackedLayer {
   int64_t code_bytes_;
   int block_id_bits_;
   Codebook codebook_;  ///< of a weight that stores none
+  mutable Pace pace_;  ///< of products
 };
 
 /// The scheme of each weight, of a name and a shape, by the options of tools/pack that say how

@@ -189,7 +189,7 @@ class Model:
         if found.dtype == _arrays.UINT8:
             ready = _arrays.dense(found)
         elif found.dtype == _arrays.FLOAT32:
-            ready = _arrays.dense(found.transpose(0, 2, 3, 1))
+            ready = found if found.flags.aligned else found.copy()
         else:
             raise ValueError(f"images: expected uint8 [N, H, W, 3] or float32 [N, 3, S, S], got {found.dtype}")
         return self._core.logits(ready, _integer(batch, "batch", 1, 65536))

@@ -60,16 +60,24 @@ def _placed(like: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return like.new_empty(values.shape, dtype=values.dtype).copy_(values)
 
 
-def _result(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Room for an output of x."""
-    if x.device.type == "cpu":
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
-    return x.new_empty(shape)
+def _result(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int] | None = None) -> torch.Tensor:
+    """Room for an output of x, a tensor of no class of its own; in C order without strides."""
+    if type(x) is not torch.Tensor:
+        x = torch.empty(0, dtype=x.dtype, device=x.device)
+    return x.new_empty(shape) if strides is None else x.new_empty_strided(shape, strides)
+
+
+def _images_like(x: torch.Tensor, shape: tuple[int, int, int, int], channels_last: bool) -> torch.Tensor:
+    """Room for images [N, C, H, W] beside x."""
+    if not channels_last:
+        return _result(x, shape)
+    _, channels, height, width = shape
+    return _result(x, shape, (channels * height * width, 1, channels * width, channels))
 
 
 def _values(x: torch.Tensor) -> torch.Tensor:
     """Without autograd, and with the signs that a view may only note."""
-    return x.detach().resolve_neg()
+    return x if not x.requires_grad and not x.is_neg() else x.detach().resolve_neg()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -95,6 +103,7 @@ class PackedLayer(torch.nn.Module):
     scheme: str
     shape: tuple[int, ...]
     _gpu_layer: _core.GpuLayer | None = None  # of codes in a GPU's order
+    _held: tuple[list[tuple[str, torch.Tensor | None, int]], _core.Parts] | None = None  # of the last call
 
     def __init__(self, scheme: str, shape: Sequence[int], parts: Sequence[Any]) -> None:
         """parts: uint8 arrays as the buffers above, None for none. They are not copied."""
@@ -117,7 +126,7 @@ class PackedLayer(torch.nn.Module):
     def dequantize(self) -> torch.Tensor:
         """The weights in float32, a new tensor of `shape`."""
         if self._gpu_layer is None:
-            return torch.from_dlpack(self._call(self._form().dequantized))
+            return torch.from_dlpack(self._call("dequantized"))
         parts = {**self._buffers, **self._in_file_order()}
         values = self._form().dequantized([_on_host(parts[name]) for name in _PARTS])
         return _placed(self._buffers["codes"], torch.from_dlpack(values))
@@ -141,18 +150,29 @@ class PackedLayer(torch.nn.Module):
     def _parts(self) -> list[torch.Tensor | None]:
         return [self._buffers[name] for name in _PARTS]
 
-    def _call(self, function: Any, *arguments: Any) -> Any:
-        """function(*arguments, parts) of the CPU, with one line for parts that nobody can compute with."""
-        buffers = self._buffers
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """The form's function(*arguments, parts), with one line for parts that nobody can compute with."""
         try:
-            if _NUMPY:
-                parts = [part if (part := buffers[name]) is None else part.numpy() for name in _PARTS]
-            else:
-                parts = [buffers[name] for name in _PARTS]
-            return function(*arguments, parts)
+            return getattr(self._form(), function)(*arguments, self._held_parts())
         except TypeError:
             self._expect_parts(torch.device("cpu"))
             raise
+
+    def _held_parts(self) -> _core.Parts:
+        """The parts for the core, from the call before unless a buffer is another tensor or lies elsewhere."""
+        buffers, held = self._buffers, self._held
+        if held is not None:
+            for name, part, address in held[0]:
+                if buffers[name] is not part or (part is not None and part.data_ptr() != address):
+                    break
+            else:
+                return held[1]
+        tensors = [buffers[name] for name in _PARTS]
+        # Aliases: memory that a buffer lets go stays until the next call, and its address with it.
+        parts = _core.Parts([part if part is None else _shared(part.detach()) for part in tensors])
+        self._held = ([(name, part, 0 if part is None else part.data_ptr()) for name, part in zip(_PARTS, tensors)],
+                      parts)
+        return parts
 
     def _expect_parts(self, device: torch.device) -> None:
         """Raises for parts that are not dense bytes on this device."""
@@ -162,10 +182,8 @@ class PackedLayer(torch.nn.Module):
             if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous()):
                 raise ValueError(f"{name}: expected dense uint8, got {part.dtype} {tuple(part.shape)}")
 
-    def _multiply(self, product: str, y: torch.Tensor, x: torch.Tensor, *window: int) -> None:
-        """Computes y from x by "linear" or "conv2d": dense tensors on the layer's device."""
-        if x.device.type == "cpu":
-            return self._call(getattr(self._form(), product), _shared(y), _shared(x), *window)
+    def _multiply_on_gpu(self, product: str, y: torch.Tensor, x: torch.Tensor, *window: int) -> None:
+        """Computes y from x by "linear" or "conv2d": dense tensors on the layer's GPU, images channels last."""
         layer = self._resident(x.device)
         if x.dtype != torch.float16:
             x = x.half()
@@ -202,6 +220,7 @@ class PackedLayer(torch.nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
         """Moves or converts the parts. On their way to a GPU or from it, the host orders them anew."""
+        self._held = None
         before, layer_before = dict(self._buffers), self._gpu_layer
         codes = before["codes"]
         if codes is not None:
@@ -222,6 +241,7 @@ class PackedLayer(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the order of files, which needs no GPU to be read."""
         state = self.__dict__.copy()
+        state.pop("_held", None)
         if state.pop("_gpu_layer", None) is not None:
             state["_buffers"] = self._buffers.copy()
             state["_buffers"].update({name: _placed(self._buffers[name], part)
@@ -236,11 +256,15 @@ class PackedLayer(torch.nn.Module):
 
     def _expect(self, x: Any) -> None:
         """Raises for an input that no packed layer takes."""
+        codes = self._buffers["codes"]
+        if (type(x) is torch.Tensor and x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided
+                and not x.requires_grad and codes is not None and codes.is_cpu and not self.training
+                and forward_ad._current_level < 0 and not torch.jit.is_tracing()):
+            return  # the usual ones need no look
         if not isinstance(x, torch.Tensor):
             raise ValueError(f"expected a tensor, got {type(x).__name__}")
         if self.training:
             raise _core.Error("packed layers do not train: call .eval() on the model first")
-        codes = self._buffers["codes"]
         device = x.device if codes is None else codes.device
         if x.device != device:
             raise ValueError(f"the input is on {x.device}, codes is on {device}: call .to() on one of them")
@@ -327,8 +351,14 @@ class Linear(PackedLayer):
             raise ValueError(f"expected an input [..., {self.in_features}], got {list(x.shape)}")
         y = _result(x, (*x.shape[:-1], self.out_features))
         if y.numel() > 0:
-            rows = _values(x).reshape(-1, self.in_features).contiguous()
-            self._multiply("linear", y.view(-1, self.out_features), rows)
+            rows, results = _values(x), y
+            if x.dim() != 2:
+                rows, results = rows.reshape(-1, self.in_features), y.view(-1, self.out_features)
+            rows = rows.contiguous()
+            if rows.is_cpu:
+                self._call("linear", _shared(results), _shared(rows))
+            else:
+                self._multiply_on_gpu("linear", results, rows)
         return y
 
     def extra_repr(self) -> str:
@@ -374,22 +404,35 @@ class Conv2d(PackedLayer):
         Channels-last input is read in place. Any other is copied once, and so is its output.
         """
         self._expect(x)
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(f"expected an input [N, {self.in_channels}, H, W], got {list(x.shape)}")
-        size, images = self.kernel_size, _values(x) if x.dim() == 4 else _values(x).unsqueeze(0)
-        height, width = (each + 2 * self.padding - size for each in images.shape[2:])
-        if height < 0 or width < 0:
-            raise ValueError(f"an input of {images.shape[2]} x {images.shape[3]} pixels is smaller than the kernel, "
+        dimensions, (channels_out, channels, _, size) = x.dim(), self.shape
+        if dimensions not in (3, 4) or x.shape[-3] != channels:
+            raise ValueError(f"expected an input [N, {channels}, H, W], got {list(x.shape)}")
+        images = _values(x) if dimensions == 4 else _values(x).unsqueeze(0)
+        count, _, height, width = images.shape
+        room = 2 * self.padding - size
+        if height + room < 0 or width + room < 0:
+            raise ValueError(f"an input of {height} x {width} pixels is smaller than the kernel, "
                              f"{size} x {size} with padding {self.padding}")
-        y = _result(x, (images.shape[0], height // self.stride + 1, width // self.stride + 1, self.out_channels))
-        channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-        if y.numel() > 0:
-            pixels = images.permute(0, 2, 3, 1).contiguous()
-            self._multiply("conv2d", y, pixels, self.stride, self.padding)
-        y = y.permute(0, 3, 1, 2)
-        if not channels_last:
-            y = y.contiguous()
-        return y if x.dim() == 4 else y.squeeze(0)
+        height, width = (height + room) // self.stride + 1, (width + room) // self.stride + 1
+        last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        y = _images_like(x, (count, channels_out, height, width), last)
+        if count > 0:
+            if images.is_cpu:
+                self._call("conv2d", _shared(y), _shared(images), self.stride, self.padding)
+            else:
+                self._convolve_on_gpu(y, images)
+        return y if dimensions == 4 else y.squeeze(0)
+
+    def _convolve_on_gpu(self, y: torch.Tensor, images: torch.Tensor) -> None:
+        """Computes y from images, both [N, C, H, W]. The GPU's kernels have channels last."""
+        pixels = images.permute(0, 2, 3, 1).contiguous()
+        results = y.permute(0, 2, 3, 1)
+        if results.is_contiguous():
+            self._multiply_on_gpu("conv2d", results, pixels, self.stride, self.padding)
+        else:
+            results = _result(images, results.shape)
+            self._multiply_on_gpu("conv2d", results, pixels, self.stride, self.padding)
+            y.copy_(results.permute(0, 3, 1, 2))
 
     def extra_repr(self) -> str:
         return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "

@@ -31,6 +31,11 @@ def packed(shape, scheme, bias=True):
     return _core.PackedLayer(scheme, list(shape)), _core.pack_layer(weights(shape), biases, scheme, "layer")
 
 
+def planes(images):
+    """Images [N, H, W, C] as [N, C, H, W]."""
+    return images.transpose(0, 3, 1, 2)
+
+
 def window(images, size, stride, padding):
     """[N, P, Q, R, S, C] of images [N, H, W, C]."""
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -60,10 +65,26 @@ class Computing(unittest.TestCase):
                     x = weights((2, 11, 8, shape[1]), seed=2)
                     windows = window(x, shape[2], stride, padding)
                     y = np.full((*windows.shape[:3], shape[0]), np.nan, np.float32)
-                    layer.conv2d(y, x, stride, padding, parts)
+                    layer.conv2d(planes(y), planes(x), stride, padding, parts)
                     expected = np.einsum("npqrsc,kcrs->npqk", windows, layer.dequantized(parts), dtype=np.float64)
                     expected += weights(shape[:1], seed=1)
                     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=f"{scheme} {shape}")
+
+    def test_images_of_any_strides_give_the_same_bits(self):
+        layer, parts = packed((70, 21, 3, 3), "linear:4:channel")
+        for count, height, width in ((1, 3, 3), (2, 5, 40), (3, 33, 34)):
+            x = weights((count, 21, height, width), seed=2)
+            shape = (count, 70, height - 2, width - 2)
+            expected = planes(np.empty((count, height - 2, width - 2, 70), np.float32))
+            layer.conv2d(expected, planes(np.ascontiguousarray(x.transpose(0, 2, 3, 1))), 1, 0, parts)
+            inputs = (x, x[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1], x.transpose(3, 1, 0, 2).copy().transpose(2, 1, 3, 0),
+                      np.repeat(x, 2, axis=1)[:, ::2], np.pad(x, ((0, 0), (0, 0), (1, 2), (3, 0)))[:, :, 1:-2, 3:])
+            for given in inputs:
+                self.assertTrue(np.array_equal(given, x))
+                for y in (np.full(shape, np.nan, np.float32), np.full(shape[::-1], np.nan, np.float32).T,
+                          np.full((*shape[:3], 2 * shape[3]), np.nan, np.float32)[..., ::-2]):
+                    layer.conv2d(y, given, 1, 0, parts)
+                    self.assertTrue(np.array_equal(y, expected), (given.strides, y.strides))
 
     def test_rotated_weights_read_rotated_inputs(self):
         for shape, scheme in (((70, 24), "linear:4:channel:rotated"), ((5, 72), "kmeans:3:channel:f16:rotated:9"),
@@ -76,7 +97,7 @@ class Computing(unittest.TestCase):
             np.testing.assert_array_equal(x, weights((3, shape[1]), seed=2), err_msg="the input changed")
         layer, parts = packed((5, 16, 3, 3), "linear:5:block:7:rotated")
         x, y = weights((2, 9, 7, 16), seed=2), np.full((2, 7, 5, 5), np.nan, np.float32)
-        layer.conv2d(y, x, 1, 0, parts)
+        layer.conv2d(planes(y), planes(x), 1, 0, parts)
         expected = np.einsum("npqrsc,kcrs->npqk", window(x, 3, 1, 0), layer.dequantized(parts), dtype=np.float64)
         np.testing.assert_allclose(y, expected + weights((5,), seed=1), rtol=1e-4, atol=1e-4)
 
@@ -88,7 +109,7 @@ class Computing(unittest.TestCase):
         layer, parts = packed((5, 16, 3, 3), "linear:4:channel:rotated")
         for channels in (1, 8, 17, 32):
             with self.assertRaisesRegex(ValueError, "channels or sizes differ"):
-                layer.conv2d(np.empty((1, 1, 1, 5), np.float32), weights((1, 3, 3, channels)), 1, 0, parts)
+                layer.conv2d(np.empty((1, 5, 1, 1), np.float32), weights((1, channels, 3, 3)), 1, 0, parts)
 
     def test_images_of_many_sizes(self):
         layer, parts = packed((2, 1, 1, 1), "linear:8:channel", bias=False)
@@ -96,14 +117,14 @@ class Computing(unittest.TestCase):
         for height in range(1, 41):
             for width in range(1, 21):  # more than the compiled convolutions that are kept
                 y, x = np.empty((1, height, width, 2), np.float32), np.ones((1, height, width, 1), np.float32)
-                layer.conv2d(y, x, 1, 0, parts)
+                layer.conv2d(planes(y), planes(x), 1, 0, parts)
                 self.assertTrue((y[0] == value).all())
 
     def test_no_rows_and_no_images(self):
         layer, parts = packed((5, 3), "linear:4:channel")
         layer.linear(np.empty((0, 5), np.float32), np.empty((0, 3), np.float32), parts)
         layer, parts = packed((5, 3, 3, 3), "linear:4:channel")
-        layer.conv2d(np.empty((0, 2, 2, 5), np.float32), np.empty((0, 4, 4, 3), np.float32), 1, 0, parts)
+        layer.conv2d(np.empty((0, 5, 2, 2), np.float32), np.empty((0, 3, 4, 4), np.float32), 1, 0, parts)
 
 
 class Parts(unittest.TestCase):
@@ -182,7 +203,7 @@ class Parts(unittest.TestCase):
                     if len(shape) == 2:
                         layer.linear(np.empty((2, 6), np.float32), weights((2, 41)), junk)
                     else:
-                        layer.conv2d(np.empty((1, 4, 4, 5), np.float32), weights((1, 6, 6, 3)), 1, 0, junk)
+                        layer.conv2d(np.empty((1, 5, 4, 4), np.float32), weights((1, 3, 6, 6)), 1, 0, junk)
 
 
 class Arguments(unittest.TestCase):
@@ -193,12 +214,12 @@ class Arguments(unittest.TestCase):
                 layer.linear(np.empty(y, np.float32), weights(x), parts)
         filters, bytes_ = packed((5, 3, 3, 3), "linear:4:channel")
         with self.assertRaises(ValueError):
-            layer.conv2d(np.empty((1, 4, 4, 5), np.float32), weights((1, 6, 6, 3)), 1, 0, parts)
+            layer.conv2d(np.empty((1, 5, 4, 4), np.float32), weights((1, 3, 6, 6)), 1, 0, parts)
         for y, x, stride, padding in (((1, 4, 4, 5), (1, 6, 6, 3), 2, 0), ((1, 4, 4, 5), (1, 6, 6, 3), 0, 0),
                                       ((1, 4, 4, 5), (1, 6, 6, 3), 1, -1), ((1, 4, 4, 5), (1, 6, 6, 3), 2**62, 2**62),
                                       ((1, 0, 0, 5), (1, 2, 2, 3), 1, 0), ((1, 4, 4, 5), (1, 6, 6, 2), 1, 0)):
             with self.assertRaises(ValueError):
-                filters.conv2d(np.empty(y, np.float32), weights(x), stride, padding, bytes_)
+                filters.conv2d(planes(np.empty(y, np.float32)), planes(weights(x)), stride, padding, bytes_)
 
     def test_forms_that_do_not_exist_are_refused(self):
         for scheme, shape in (("linear:4:rotated", [2, 12]), ("linear:4:rotated:3", [2, 8]),

@@ -111,6 +111,56 @@ class Worker(unittest.TestCase):
         """)
         self.assertEqual((done.returncode, done.stdout), (0, "end\n"), done.stderr)
 
+    def test_threads_of_short_calls_may_end_with_the_interpreter(self):
+        for threads in ("1", "2"):
+            for _ in range(4):
+                done = run("""
+                    model = nibblenet.pack(state_dict(), bits=4)
+                    image = prepared(1)
+
+                    def work():
+                        while True:
+                            model(image)
+
+                    for _ in range(3):
+                        threading.Thread(target=work, daemon=True).start()
+                    time.sleep(0.1)
+                    print("end", flush=True)
+                """, env={**os.environ, "OMP_NUM_THREADS": threads})
+                self.assertEqual((done.returncode, done.stdout), (0, "end\n"), done.stderr)
+
+    def test_short_calls_leave_the_calling_thread_as_it_was(self):
+        done = run("""
+            import ctypes
+            model = nibblenet.pack(state_dict(), bits=4)
+            image = prepared(1)
+            expected = [model(image) for _ in range(3)][-1]
+            mathematics = ctypes.CDLL("libm.so.6")
+            before, upward, heard = mathematics.fegetround(), 0x800, []
+            signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            mathematics.fesetround(upward)
+            same = all(np.array_equal(model(image), expected) for _ in range(2000))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print(before, same, mathematics.fegetround() == upward, len(heard) > 3,
+                  signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGUSR1})
+        """, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.assertEqual(done.stdout, "0 True True True True\n", done.stderr)
+
+    def test_a_thread_with_a_small_stack_may_call(self):
+        done = run("""
+            model = nibblenet.pack(state_dict(), bits=4)
+            image = prepared(1)
+            expected, found = [model(image) for _ in range(3)][-1], []
+            threading.stack_size(1 << 16)
+            thread = threading.Thread(target=lambda: found.append(all(np.array_equal(model(image), expected) for _ in range(9))))
+            thread.start()
+            thread.join()
+            print(found)
+        """, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.assertEqual(done.stdout, "[True]\n", done.stderr)
+
     def test_importing_takes_little_beyond_numpy(self):
         done = run("")
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -121,22 +171,32 @@ class Worker(unittest.TestCase):
 
     @unittest.skipIf("NIBBLENET_SANITIZED" in os.environ, "a sanitizer takes its time")
     def test_a_call_takes_little_beyond_its_pass(self):
-        done = run("""
-            import timeit
-            model = nibblenet.pack(state_dict(), bits=4)
-            pixels = np.ascontiguousarray(prepared(1).transpose(0, 2, 3, 1))
-            for given, taken in ((pixels.transpose(0, 3, 1, 2), pixels), (pictures(1), pictures(1))):
-                beyond = (min(timeit.repeat(lambda: model(given), number=1, repeat=500))
-                          - model._core.seconds_of_logits(taken, 500) for _ in range(8))
-                print(1e6 * min(beyond))  # other work on the machine may slow one of the two
-            nothing = prepared(0)
-            print(1e6 * min(timeit.repeat(lambda: model(nothing), number=100, repeat=20)) / 100)
-        """, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        floats, pictures_, nothing = map(float, done.stdout.split())
-        # 5 to 10 microseconds. Where each side of a call sleeps at once it is 45, for no images 50.
-        self.assertLess(floats, 40, done.stdout)
-        self.assertLess(pictures_, 100, done.stdout)  # of a pass of a millisecond
-        self.assertLess(nothing, 40, done.stdout)
+        for threads in ("1", "2"):
+            done = run("""
+                model = nibblenet.pack(state_dict(), bits=4)
+                planes = prepared(1)
+                pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+                def seconds(given, kind):
+                    start = time.perf_counter()
+                    model(given)
+                    whole = time.perf_counter() - start
+                    return whole, whole - model._core.last_seconds[kind]
+
+                for given, kind in ((pixels, 0), (planes, 0), (pictures(1), 1)):
+                    times = [seconds(given, kind) for _ in range(2000)]  # other work on the machine may slow most
+                    print(*(1e6 * min(each) for each in zip(*times)))
+                nothing = prepared(0)
+                print(1e6 * min(seconds(nothing, 0)[0] for _ in range(2000)))
+            """, env={**os.environ, "OMP_NUM_THREADS": threads})
+            (whole, floats), (copied, planes), (_, pictures_), (nothing,) = (
+                map(float, line.split()) for line in done.stdout.splitlines())
+            with self.subTest(threads, output=done.stdout):
+                # Measured: 4 to 9, at 2 threads 7 to 15. Where each side sleeps at once: 45.
+                for beyond in (floats, planes, pictures_, nothing):
+                    self.assertLess(beyond, 20)
+                if threads == "1":  # with others, two passes differ by more
+                    self.assertLess(copied - whole, 15)  # the copy
 
     def test_nothing_leaks(self):
         done = run("""
