@@ -24,8 +24,14 @@ def array(value: Any, name: str) -> np.ndarray:
     elif hasattr(value, "__dlpack__"):
         if getattr(value, "requires_grad", False):
             raise ValueError(f"{name} requires grad; pass {name}.detach()")
-        if value.__dlpack_device__()[0] != _CPU:
+        try:
+            device = value.__dlpack_device__()[0]
+        except Exception as error:  # PyTorch's of its device "meta"
+            raise ValueError(f"{name} has no memory that DLPack could hand over: {error}") from error
+        if device != _CPU:
             raise ValueError(f"{name} is not in the CPU's memory; pass {name}.cpu()")
+        if hasattr(value, "resolve_neg"):
+            value = value.resolve_neg()  # DLPack knows nothing of signs that a view of PyTorch's only notes
         if str(getattr(value, "dtype", "")).endswith("bfloat16"):
             value = value.float()
         try:
@@ -40,6 +46,11 @@ def array(value: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} has the other byte order ({found.dtype.str}); "
                          f"pass {name}.astype({name}.dtype.newbyteorder('='))")
     return found
+
+
+def detached(value: Any) -> Any:
+    """A parameter's tensor: weights are read, not differentiated. Anything else as it is."""
+    return value.detach() if getattr(value, "requires_grad", False) and hasattr(value, "detach") else value
 
 
 def dense(values: np.ndarray) -> np.ndarray:
@@ -62,11 +73,9 @@ def state_dict(values: Mapping[Any, Any]) -> list[tuple[str, np.ndarray]]:
     for name, value in values.items():
         if not isinstance(name, str):
             raise ValueError(f"a state dict's names are strings, got {name!r}")
-        if getattr(value, "requires_grad", False) and hasattr(value, "detach"):
-            value = value.detach()  # a parameter: state dicts are read, not differentiated
         if len(getattr(value, "shape", (1,))) == 0:
             continue
-        found.append((name, floats(value, name)))
+        found.append((name, floats(detached(value), name)))
     if not found:
         raise ValueError("the state dict holds no tensors")
     return found

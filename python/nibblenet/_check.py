@@ -127,7 +127,7 @@ def check(weights: Any, claimed_bits: float | None = None) -> CheckReport:
         if not tensors:
             raise ValueError("the state dict holds no tensor of two dimensions or more")
     else:
-        tensors = [("weights", _arrays.floats(weights, "weights"))]
+        tensors = [("weights", _arrays.floats(_arrays.detached(weights), "weights"))]
     rows = []
     for name, values in tensors:
         shaped = np.ascontiguousarray(_as_weights(values, name))

@@ -17,7 +17,10 @@ def number_of(value: Any) -> int | None:
     """The GPU in whose memory an array lies, as CUDA counts; None where it is in none."""
     if not hasattr(value, "__dlpack_device__"):
         return None
-    kind, number = value.__dlpack_device__()
+    try:
+        kind, number = value.__dlpack_device__()
+    except Exception:  # PyTorch's device "meta", which whoever reads the values refuses
+        return None
     return int(number) if kind == _CUDA else None
 
 

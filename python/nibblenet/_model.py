@@ -133,6 +133,9 @@ class Model:
             if key is not None:
                 raise ValueError("key belongs to files; take the wanted weights out of the state dict")
             core = _core.Model.of_arrays(_arrays.state_dict(source), *where)
+        elif hasattr(source, "state_dict"):
+            raise ValueError(f"model: expected a file, a state dict or a nibblenet.Model, got {type(source).__name__}; "
+                             f"pass its .state_dict()")
         else:
             core = _core.Model.load(_path(source, "model"), _key(key), bool(strict), *where)
         return _wrap(core)
@@ -215,6 +218,14 @@ class Model:
     def close(self) -> None:
         """Frees the memory. Later calls raise nibblenet.Error."""
         self._core.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Models are neither pickled nor deep-copied: TypeError."""
+        raise TypeError("models are not pickled or copied: save one and load it, or pass on its dequantize()")
+
+    def __copy__(self) -> Model:
+        """The same model by another name."""
+        return type(self)(self._core)
 
     def __enter__(self) -> Model:
         return self

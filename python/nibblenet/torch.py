@@ -47,7 +47,12 @@ _NUMPY = _numpy_works()
 
 def _shared(tensor: torch.Tensor) -> Any:
     """What hands a tensor's memory over: NumPy's array, or the tensor itself, by DLPack, which takes longer."""
-    return tensor.numpy() if _NUMPY and tensor.device.type == "cpu" else tensor
+    if not _NUMPY or not tensor.is_cpu:
+        return tensor
+    try:
+        return tensor.numpy()
+    except RuntimeError as error:  # what torch.vmap and torch.export make of tensors
+        raise _core.Error(f"packed layers read memory, which this tensor has not: {error}") from error
 
 
 def _on_host(part: torch.Tensor | None) -> Any:
@@ -137,9 +142,11 @@ class PackedLayer(torch.nn.Module):
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raises ValueError for the state of a layer of another scheme or shape."""
-        if bytes(state.tolist()) != self._title().encode():
-            raise ValueError(f"it is of {bytes(state.tolist()).decode(errors='replace')}, this layer of "
-                             f"{self._title()}")
+        if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.dim() != 1:
+            raise ValueError("what it is of is no text: expected a tensor of bytes")
+        title = bytes(state.tolist())
+        if title != self._title().encode():
+            raise ValueError(f"it is of {title.decode(errors='replace')}, this layer of {self._title()}")
 
     def _form(self) -> _core.PackedLayer:
         return _form_of(self.scheme, self.shape)
@@ -148,7 +155,7 @@ class PackedLayer(torch.nn.Module):
         return f"{self.scheme} {'x'.join(map(str, self.shape))}"
 
     def _parts(self) -> list[torch.Tensor | None]:
-        return [self._buffers[name] for name in _PARTS]
+        return [self._buffers.get(name) for name in _PARTS]
 
     def _call(self, function: str, *arguments: Any) -> Any:
         """The form's function(*arguments, parts), with one line for parts that nobody can compute with."""
@@ -163,11 +170,11 @@ class PackedLayer(torch.nn.Module):
         buffers, held = self._buffers, self._held
         if held is not None:
             for name, part, address in held[0]:
-                if buffers[name] is not part or (part is not None and part.data_ptr() != address):
+                if buffers.get(name) is not part or (part is not None and part.data_ptr() != address):
                     break
             else:
                 return held[1]
-        tensors = [buffers[name] for name in _PARTS]
+        tensors = self._parts()
         # Aliases: memory that a buffer lets go stays until the next call, and its address with it.
         parts = _core.Parts([part if part is None else _shared(part.detach()) for part in tensors])
         self._held = ([(name, part, 0 if part is None else part.data_ptr()) for name, part in zip(_PARTS, tensors)],
@@ -256,9 +263,9 @@ class PackedLayer(torch.nn.Module):
 
     def _expect(self, x: Any) -> None:
         """Raises for an input that no packed layer takes."""
-        codes = self._buffers["codes"]
+        codes = self._buffers.get("codes")
         if (type(x) is torch.Tensor and x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided
-                and not x.requires_grad and codes is not None and codes.is_cpu and not self.training
+                and not x.is_nested and not x.requires_grad and codes is not None and codes.is_cpu and not self.training
                 and forward_ad._current_level < 0 and not torch.jit.is_tracing()):
             return  # the usual ones need no look
         if not isinstance(x, torch.Tensor):
@@ -270,9 +277,9 @@ class PackedLayer(torch.nn.Module):
             raise ValueError(f"the input is on {x.device}, codes is on {device}: call .to() on one of them")
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"the input is on {device}: packed layers compute on {_DEVICES}")
-        if x.dtype not in _TYPES[device.type] or x.layout != torch.strided:
+        if x.dtype not in _TYPES[device.type] or x.layout != torch.strided or x.is_nested:
             raise ValueError(f"expected a dense float32 tensor{'' if device.type == 'cpu' else ', or a float16 one'}, "
-                             f"got {x.dtype} ({x.layout})")
+                             f"got {x.dtype} ({'nested' if x.is_nested else x.layout})")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("the input requires grad, and packed layers have no gradients: call the model under "
                              "torch.no_grad()")
@@ -291,8 +298,10 @@ class PackedLayer(torch.nn.Module):
                 raise ValueError(f"the state has {'no' if part is not None else 'unexpected'} {name}")
             if part is None:
                 continue
-            if not isinstance(parts[name], torch.Tensor) or parts[name].dtype != torch.uint8:
-                raise ValueError(f"{name}: expected uint8, got {getattr(parts[name], 'dtype', type(parts[name]))}")
+            if not isinstance(parts[name], torch.Tensor):
+                raise ValueError(f"{name}: expected a tensor, got {type(parts[name]).__name__}")
+            if parts[name].dtype != torch.uint8:
+                raise ValueError(f"{name}: expected uint8, got {parts[name].dtype}")
             if parts[name].shape != part.shape:
                 raise ValueError(f"{name}: expected shape {list(part.shape)}, got {list(parts[name].shape)}")
         if not any(part.is_meta for part in parts.values()):
@@ -373,7 +382,9 @@ class Conv2d(PackedLayer):
 
     def __init__(self, scheme: str, shape: Sequence[int], parts: Sequence[Any], stride: int = 1,
                  padding: int = 0) -> None:
-        """stride, padding: in pixels, for both directions."""
+        """stride, padding: in pixels, for both directions. Raises ValueError for others than whole numbers."""
+        stride = _model._integer(stride, "stride", 1, 1 << 20)
+        padding = _model._integer(padding, "padding", 0, 1 << 20)
         super().__init__(scheme, shape, parts)
         self.stride, self.padding = stride, padding
 
@@ -414,11 +425,12 @@ class Conv2d(PackedLayer):
             raise ValueError(f"an input of {height} x {width} pixels is smaller than the kernel, "
                              f"{size} x {size} with padding {self.padding}")
         height, width = (height + room) // self.stride + 1, (width + room) // self.stride + 1
+        pixels = _shared(images)
         last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         y = _images_like(x, (count, channels_out, height, width), last)
         if count > 0:
             if images.is_cpu:
-                self._call("conv2d", _shared(y), _shared(images), self.stride, self.padding)
+                self._call("conv2d", _shared(y), pixels, self.stride, self.padding)
             else:
                 self._convolve_on_gpu(y, images)
         return y if dimensions == 4 else y.squeeze(0)

@@ -1,5 +1,7 @@
 """Wrong arguments raise ValueError, OSError, nibblenet.Error or TypeError; none ends the process."""
 
+import copy
+import pickle
 import random
 import tempfile
 import unittest
@@ -123,6 +125,24 @@ class Arguments(unittest.TestCase):
             with self.assertRaisesRegex(nibblenet.Error, "closed"):
                 call()
         model.close()
+
+    def test_models_are_not_pickled(self):
+        for call in (pickle.dumps, copy.deepcopy):
+            with self.assertRaisesRegex(TypeError, "save one and load it"):
+                call(self.model)
+        images = prepared(1)
+        self.assertTrue(np.array_equal(copy.copy(self.model)(images), self.model(images)))
+        size = self.model.size
+        self.assertEqual(pickle.loads(pickle.dumps(size)), size)
+
+    def test_a_module_is_told_what_to_pass(self):
+        class Module:
+            def state_dict(self):
+                return {}
+
+        for call in (nibblenet.pack, nibblenet.evaluate, nibblenet.Model.of):
+            with self.assertRaisesRegex(ValueError, r"got Module; pass its .state_dict\(\)"):
+                call(Module())
 
     def test_random_arguments_never_end_the_process(self):
         chance = random.Random(7)

@@ -269,6 +269,21 @@ class Inputs(WithTorch):
         x = torch.randn(2, 6)
         self.assertTrue(torch.equal(self.linear(torch._neg_view(x)), self.linear(-x)))
 
+    def test_tensors_without_memory_of_their_own_are_refused(self):
+        nested = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)])
+        with self.assertRaisesRegex(ValueError, "nested"):
+            self.linear(nested)
+        for layer, x in ((self.linear, torch.randn(4, 2, 6)), (self.conv, torch.randn(4, 2, 3, 5, 5))):
+            with self.assertRaisesRegex(nibblenet.Error, "read memory"):
+                torch.vmap(layer)(x)
+
+    def test_windows_that_are_none_are_refused(self):
+        parts = self.conv._parts()
+        for window in ((0, 0), (-1, 0), (1, -1), (1.5, 0), ("1", 0), (1, None), (2**40, 0), (1, 2**40), (True, 0)):
+            with self.subTest(window), self.assertRaises(ValueError):
+                packed_torch.Conv2d(self.conv.scheme, self.conv.shape, [part if part is None else part.numpy() for part in parts],
+                                    *window)
+
     def test_training_mode_is_refused(self):
         model = nn.Sequential(nn.Linear(6, 4))
         packed_torch.quantize(model)
@@ -309,6 +324,35 @@ class Inputs(WithTorch):
                     chance.choice((self.linear, self.conv))(anything())
                 except (ValueError, TypeError, nibblenet.Error):
                     pass
+
+
+class Models(WithTorch):
+    def test_tensors_give_what_arrays_give(self):
+        model = nibblenet.pack(state_dict())
+        x = images(2)
+        expected = model(x.numpy())
+        for given in (x, x.to(memory_format=torch.channels_last), torch.cat([x, x])[2:], torch._neg_view(-x),
+                      nn.Parameter(x, requires_grad=False), x.flip(3).flip(3), torch.stack([x, x], -1)[..., 1]):
+            self.assertTrue(np.array_equal(model(given), expected))
+        self.assertTrue(np.array_equal(model(x.bfloat16()), model(x.bfloat16().float().numpy())))
+        for wrong, reason in ((x.clone().requires_grad_(), "detach"), (x.half(), "float16"), (x.double(), "float64"),
+                              (x.to("meta"), "meta"), (x.to_sparse(), "strided"), (x.to(torch.complex64).conj(), "conj"),
+                              (torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "QInt"), (x[0], "4 dimensions")):
+            with self.subTest(reason), self.assertRaisesRegex(ValueError, reason) as caught:
+                model(wrong)
+            self.assertNotIn("\n", str(caught.exception))
+
+    def test_state_dicts_of_tensors_are_those_of_arrays(self):
+        arrays = state_dict()
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        expected = nibblenet.pack(arrays).dequantize()
+        for given in (tensors, {name: nn.Parameter(part) for name, part in tensors.items()},
+                      {name: torch._neg_view(-part) for name, part in tensors.items()},
+                      {name: torch.stack([part, part], -1)[..., 1] for name, part in tensors.items()}):
+            for name, values in nibblenet.pack(given).dequantize().items():
+                self.assertTrue(np.array_equal(values, expected[name]), name)
+        weight = nn.Parameter(tensors["features.0.weight"])
+        self.assertEqual(nibblenet.check(weight).rows, nibblenet.check(arrays["features.0.weight"]).rows)
 
 
 class Replacing(WithTorch):
@@ -622,7 +666,9 @@ class States(WithTorch):
                 ("features.3.scales", torch.full_like(own["features.3.scales"], 255), "features.3: .*NaN"),
                 ("classifier.6._extra_state", own["classifier.4._extra_state"], "it is of stable-embedding"),
                 ("classifier.6._extra_state", None, "Missing key"), ("features.0.codes", "x", "features.0: codes"),
-                ("features.0._extra_state", "x", "features.0"),
+                ("features.0._extra_state", "x", "features.0: .*a tensor of bytes"),
+                ("features.0._extra_state", torch.zeros(3), "features.0: .*a tensor of bytes"),
+                ("features.0.codes", own["features.0.codes"].numpy(), "features.0: codes: expected a tensor, got ndarray"),
                 ("features.0.codebook", nan, "features.0: the state has unexpected codebook"),
                 ("more.codes", nan, "Unexpected key")):
             with self.subTest(name + reason), self.assertRaisesRegex(RuntimeError, reason):
