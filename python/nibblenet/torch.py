@@ -66,9 +66,9 @@ def _placed(like: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _result(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int] | None = None) -> torch.Tensor:
-    """Room for an output of x, a tensor of no class of its own; in C order without strides."""
-    if type(x) is not torch.Tensor:
-        x = torch.empty(0, dtype=x.dtype, device=x.device)
+    """Room for an output of x, on the CPU a tensor of no class of its own; in C order without strides."""
+    if type(x) is not torch.Tensor and x.is_cpu:
+        x = torch.empty(0, dtype=x.dtype, device="cpu")
     return x.new_empty(shape) if strides is None else x.new_empty_strided(shape, strides)
 
 

@@ -123,6 +123,8 @@ if torch is not None:
         def device(self):
             return torch.device("cuda", 0)
 
+        is_cpu, is_cuda = False, True
+
         def __deepcopy__(self, _):
             return double(self)
 

@@ -168,6 +168,32 @@ class Computing(OnHost):
         with self.assertRaisesRegex(nibblenet.Error, "^layer"):
             form.for_gpu([*parts[:3], ids, *parts[4:]], "layer")
 
+    def test_ids_of_no_block_are_the_last_ones(self):
+        for shape in ((5, 70), (5, 10, 3, 3)):
+            form, parts = packed(shape, "stable-embedding:5:sorted:20")
+            columns, groups = int(np.prod(shape[1:])), np.array(parts[1]).size // 4
+            bits = (groups - 1).bit_length()
+            self.assertLess(groups, 1 << bits)  # there are such ids
+            layer, there = on_gpu(form, parts)
+            fields = [[groups - 1 >> bit & 1 for bit in range(bits)] * columns, [1] * bits * columns]
+            results = []
+            for row in fields:  # written by hand where a GPU reads them, checked by nobody
+                packed_row = np.packbits(row, bitorder="little")
+                there[3] = np.zeros_like(parts[3])
+                there[3][:, :len(packed_row)] = packed_row
+                if len(shape) == 2:
+                    y, x = filled((3, 5)), weights((3, 70), seed=2).astype(np.float16)
+                    layer.linear(capsule(y), capsule(x), capsules(there), 0)
+                else:
+                    y, x = filled((2, 4, 5, 5)), weights((2, 6, 7, 10), seed=2).astype(np.float16)
+                    layer.conv2d(capsule(y), capsule(x), 1, 0, capsules(there), 0)
+                results.append(y)
+            self.assertTrue(np.isfinite(results[0]).all())
+            np.testing.assert_array_equal(results[1], results[0])
+            file = layer.file_order([None if part is None else np.array(part) for part in there])
+            with self.assertRaisesRegex(nibblenet.Error, "^it: block id 31 of"):
+                form.validate([file[0], *parts[1:3], file[1], *parts[4:]], "it")
+
 
 class Modules(WithDoubles):
     @classmethod
@@ -273,6 +299,11 @@ class Modules(WithDoubles):
             with self.assertRaisesRegex(RuntimeError, "finite|NaN|scale"):
                 layer.load_state_dict(broken)
             np.testing.assert_array_equal(plain(layer(double(self.input(layer)))), y)
+            if layer.block_ids is not None:
+                broken = dict(state, block_ids=torch.full_like(state["block_ids"], 255))
+                with self.assertRaisesRegex(RuntimeError, "block id"):
+                    layer.load_state_dict(broken)
+                np.testing.assert_array_equal(plain(layer(double(self.input(layer)))), y)
             layer.load_state_dict(state, assign=True)  # tensors of the CPU
             self.assertEqual(str(layer.codes.device), "cpu")
             torch.testing.assert_close(layer(self.input(layer)), torch.from_numpy(y), rtol=1e-2, atol=1e-1)

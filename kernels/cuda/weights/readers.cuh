@@ -208,10 +208,13 @@ struct PackedWeights {
     return packed.zero_points == nullptr ? 0.0F : static_cast<float>(packed.zero_points[group]);
   }
 
-  /// Group of weight k of a row, which lies at `channel` and `tap`.
+  /// Group of weight k of a row, which lies at `channel` and `tap`. Ids beyond the last one, which
+  /// only somebody else's memory can hold, are the last one's.
   __device__ int64_t group(int row, int k, int channel, int tap) const {
-    if (packed.block_ids != nullptr)
-      return read_field(packed.block_ids + row * packed.block_id_stride, k, packed.block_id_bits);
+    if (packed.block_ids != nullptr) {
+      const int64_t id = read_field(packed.block_ids + row * packed.block_id_stride, k, packed.block_id_bits);
+      return id < packed.groups.groups ? id : packed.groups.groups - 1;
+    }
     return packed.groups.group(row, static_cast<int64_t>(channel) * sizes.taps + tap);
   }
 
