@@ -19,6 +19,7 @@
 #include "tools/common/inspection.h"
 #include "tools/common/interrupts.h"
 #include "tools/common/model_search.h"
+#include "tools/common/progress.h"
 #include "tools/common/report.h"
 #include "tools/common/version.h"
 
@@ -192,8 +193,14 @@ nlohmann::json to_json(const ValueTables& tables) {
   return {{"groups", tables.groups}, {"values", tables.most}, {"bits", tables.bits}, {"bytes", tables.bytes}};
 }
 
-std::string check(const Floats& weights, const std::string& name) {
-  const ValueCheck found = on_worker([&] { return check_values(view_of<float>(weights), name); });
+std::string check(const Floats& weights, const std::string& name, const nb::object& progress) {
+  const ValueCheck found = on_worker(
+      [&] {
+        tools::Progress shown("checking " + name, "weights");
+        return check_values(view_of<float>(weights), name,
+                            [&](int64_t done, int64_t total) { shown.update_or_stop(done, total); });
+      },
+      progress);
   nlohmann::json json = {{"name", name},
                          {"weights", found.weights},
                          {"tensor", to_json(found.tensor)},
@@ -280,7 +287,7 @@ NB_MODULE(_core, m) {
            "image_size"_a, "fold_first"_a, "progress"_a.none())
       .def("close", [](Model& model) { Worker::instance().run([&] { model.close(); }); });
 
-  m.def("check", check, "weights"_a.noconvert(), "name"_a);
+  m.def("check", check, "weights"_a.noconvert(), "name"_a, "progress"_a.none());
   m.def(
       "inspect",
       [](const std::filesystem::path& path, const std::string& key, bool strict) {

@@ -45,22 +45,30 @@ struct Counter {
 };
 
 /// Fills the three tables. The values of a channel are collected from its rows, the tensor's from
-/// its channels: of rounded weights, few are left to sort. Returns the tensor's.
-std::vector<float> count_values(ValueCheck& check, TensorView<const float> weights) {
+/// its channels: of rounded weights, few are left to sort. Returns the tensor's. Calls on_weights
+/// with the number of counted weights, once in a while.
+template <class OnWeights>
+std::vector<float> count_values(ValueCheck& check, TensorView<const float> weights, OnWeights on_weights) {
   const auto channels = static_cast<size_t>(weights.size(0));
   const int64_t in_channel = weights.shape().inner_elements();
   const int64_t in_row = weights.shape().sizes().back();
   std::vector<Values> of_channel(channels);
   std::vector<Counter> rows(channels);
+  constexpr int64_t once_in = 1 << 20;  // weights
+  const auto together = static_cast<size_t>(1 + once_in / in_channel);
+  for (size_t begin = 0; begin < channels; begin += together) {
+    const size_t end = std::min(begin + together, channels);
+    on_weights(static_cast<int64_t>(begin) * in_channel);
 #pragma omp parallel for schedule(dynamic)
-  for (size_t c = 0; c < channels; ++c) {
-    const std::span<const float> channel = weights.slice(static_cast<int64_t>(c), 1).span();
-    for (int64_t first = 0; first < in_channel; first += in_row) {
-      const Values row = values_of(channel.subspan(static_cast<size_t>(first), static_cast<size_t>(in_row)));
-      rows[c].add(row, in_row);
-      of_channel[c].insert(of_channel[c].end(), row.begin(), row.end());
+    for (size_t c = begin; c < end; ++c) {
+      const std::span<const float> channel = weights.slice(static_cast<int64_t>(c), 1).span();
+      for (int64_t first = 0; first < in_channel; first += in_row) {
+        const Values row = values_of(channel.subspan(static_cast<size_t>(first), static_cast<size_t>(in_row)));
+        rows[c].add(row, in_row);
+        of_channel[c].insert(of_channel[c].end(), row.begin(), row.end());
+      }
+      keep_different(of_channel[c]);
     }
-    keep_different(of_channel[c]);
   }
   Counter channel, tensor;
   Values all;
@@ -282,12 +290,17 @@ std::string ValueCheck::stored_as() const {
   return least == row.bytes ? "table by row" : "float32";
 }
 
-ValueCheck check_values(TensorView<const float> weights, std::string_view name) {
+ValueCheck check_values(TensorView<const float> weights, std::string_view name,
+                        const std::function<void(int64_t, int64_t)>& on_weights) {
   make_group_map({}, weights.shape());  // the shapes that there are
   expect_finite(weights, name);
   ValueCheck check{.weights = weights.elements()};
-  const std::vector<float> values = count_values(check, weights);
+  const auto counted = [&](int64_t weights_done) {
+    if (on_weights) on_weights(weights_done, check.weights);
+  };
+  const std::vector<float> values = count_values(check, weights, counted);
   for (const Scheme& scheme : candidates(check, weights.shape())) {
+    counted(check.weights);
     const std::optional<int64_t> bytes = bytes_if_exact(weights, scheme, values);
     if (!bytes) continue;
     check.scheme = scheme;

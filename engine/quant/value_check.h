@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -41,8 +42,10 @@ struct ValueCheck {
 /// same bits. 0 and -0 count as one value, and as equal. The search tries every unsorted method
 /// with fixed values, at every width, in groups by tensor, channel, row and blocks of 16 to 256,
 /// with f32 and f16 scales: those of the extremes, and for `linear` of the values' own spacing.
-/// Throws ShapeError for other ranks and tensors without elements, Error naming `name` for NaN and
-/// infinities.
-ValueCheck check_values(TensorView<const float> weights, std::string_view name);
+/// `on_weights`, if there is one, is called with the number of counted weights and their total,
+/// then before each scheme with the total twice; what it throws ends the check. Throws ShapeError
+/// for other ranks and tensors without elements, Error naming `name` for NaN and infinities.
+ValueCheck check_values(TensorView<const float> weights, std::string_view name,
+                        const std::function<void(int64_t, int64_t)>& on_weights = {});
 
 }  // namespace nibblenet

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _arrays, _core, _tables
+from ._progress import Progress, shown
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _stored_bits(row: dict[str, Any]) -> int:
     return row[row["stored_as"].rsplit(" ", 1)[1]]["bits"]
 
 
-def check(weights: Any, claimed_bits: float | None = None) -> CheckReport:
+def check(weights: Any, claimed_bits: float | None = None, progress: bool | Progress | None = None) -> CheckReport:
     """What float weights that somebody rounded take to store, beside the bits that are claimed.
 
     weights: one tensor of any shape, or a state dict, whose tensors of two dimensions and more are
@@ -129,10 +130,11 @@ def check(weights: Any, claimed_bits: float | None = None) -> CheckReport:
     else:
         tensors = [("weights", _arrays.floats(_arrays.detached(weights), "weights"))]
     rows = []
-    for name, values in tensors:
-        shaped = np.ascontiguousarray(_as_weights(values, name))
-        row = json.loads(_core.check(shaped, name))
-        row["shape"] = values.shape
-        row["stored_bits"] = _stored_bits(row)
-        rows.append(row)
+    with shown(progress) as report:
+        for name, values in tensors:
+            shaped = np.ascontiguousarray(_as_weights(values, name))
+            row = json.loads(_core.check(shaped, name, report))
+            row["shape"] = values.shape
+            row["stored_bits"] = _stored_bits(row)
+            rows.append(row)
     return CheckReport(rows, claimed_bits)

@@ -177,7 +177,7 @@ class Arguments(unittest.TestCase):
             lambda: nibblenet.evaluate(self.model, (any_array(), any_array()), image_size=chance.choice((0, 64))),
             lambda: nibblenet.load(anything(), anything()),
             lambda: nibblenet.inspect(anything()),
-            lambda: nibblenet._core.check(anything(), anything()),
+            lambda: nibblenet._core.check(anything(), anything(), None),
             lambda: self.model._core.logits(any_array(), 2),
             lambda: self.model._core.evaluate_arrays(any_array(), any_array(), 1, 0, False, None),
         )

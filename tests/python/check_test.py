@@ -50,6 +50,19 @@ class Check(unittest.TestCase):
         self.assertGreater(report.bits_per_weight, 8)
         self.assertIn("do not hold", str(report))
 
+    def test_progress_is_heard_and_stops_it(self):
+        weights, heard = np.random.default_rng(1).standard_normal((3000, 2000)).astype(np.float32), []
+        nibblenet.check({"w": weights}, progress=lambda *args: heard.append(args))
+        for label, unit, done, total in heard:
+            self.assertEqual((label, unit, total), ("checking w", "weights", weights.size))
+            self.assertLessEqual(done, total)
+
+        def stop(*_):
+            raise LookupError("enough")
+
+        with self.assertRaisesRegex(LookupError, "enough"):
+            nibblenet.check(np.tile(weights, (4, 1)), progress=stop)
+
     def test_floats_take_float32(self):
         report = nibblenet.check(state_dict()["classifier.1.weight"])
         self.assertEqual(report.rows[0]["stored_as"], "float32")

@@ -127,6 +127,21 @@ TEST(ValueCheck, TablesServeValuesOfNoScheme) {
   EXPECT_EQ(found.bytes(), 4000 * 2 / 8.0 + 16);
 }
 
+TEST(ValueCheck, TellsHowFarItIsAndStopsWhenToldTo) {
+  const Shape shape{3, 1 << 19};
+  const std::vector<float> weights(static_cast<size_t>(shape.elements()), 1.0F);
+  std::vector<int64_t> done;
+  check_values({weights.data(), shape}, "w", [&](int64_t counted, int64_t total) {
+    EXPECT_EQ(total, shape.elements());
+    done.push_back(counted);
+  });
+  EXPECT_EQ(done.front(), 0);
+  EXPECT_EQ(done.back(), shape.elements());
+  EXPECT_TRUE(std::ranges::is_sorted(done));
+  const auto stop = [](int64_t, int64_t) { throw UsageError("enough"); };
+  EXPECT_THROW(check_values({weights.data(), shape}, "w", stop), UsageError);
+}
+
 TEST(ValueCheck, RefusesWhatIsNoWeightTensor) {
   EXPECT_THROW(check({1, std::numeric_limits<float>::quiet_NaN()}, {1, 2}), Error);
   EXPECT_THROW(check({1, std::numeric_limits<float>::infinity()}, {1, 2}), Error);
