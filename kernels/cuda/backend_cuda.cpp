@@ -92,6 +92,7 @@ void CudaBackend::choose_kernels(KernelChoice choice) {
     throw Error("wgmma needs a GPU of compute capability 9.0, and code compiled for 90a");
   gpu_.choice = choice;
   stream_.allow_pdl(choice.pdl);
+  stream_.allow_clusters(choice.clusters);
 }
 
 const Nvml* CudaBackend::nvml() {

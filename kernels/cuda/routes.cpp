@@ -104,6 +104,9 @@ KernelChoice parse_kernels(std::string_view text) {
     } else if (part == "-pdl") {
       choice.pdl = false;
       continue;
+    } else if (part == "-clusters") {
+      choice.clusters = false;
+      continue;
     } else if (part.starts_with('-') && part != "-plain") {
       const auto found = std::ranges::find(names, part.substr(1));
       if (found != names.end()) {
@@ -113,7 +116,7 @@ KernelChoice parse_kernels(std::string_view text) {
     }
     fail<UsageError>(
         "NIBBLENET_KERNELS: {} is unknown; it is fast, portable or plain, and then -ROW for kernels to leave out: {}; "
-        "or -pdl",
+        "or -pdl, or -clusters",
         part, fmt::join(names.begin(), names.end() - 1, ", "));
   }
   return choice;

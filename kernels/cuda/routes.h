@@ -30,6 +30,7 @@ struct KernelChoice {
   Mode mode = Mode::fast;
   uint32_t left_out = 0;  ///< bit i: the product with number i
   bool pdl = true;        ///< whether kernels may begin before the one in front has ended
+  bool clusters = true;   ///< whether split-K parts may form thread block clusters
 
   /// This choice, with one kernel less.
   constexpr KernelChoice without(Product product) const {
@@ -39,7 +40,8 @@ struct KernelChoice {
   }
 };
 /// Parses "fast", "portable" or "plain", followed by "-ROW" for each kernel to leave out, or by
-/// "-pdl", as in "fast,-few_pixels". Empty means fast. Throws UsageError with the list of rows.
+/// "-pdl" or "-clusters", as in "fast,-few_pixels". Empty means fast. Throws UsageError with the
+/// list of rows.
 KernelChoice parse_kernels(std::string_view text);
 
 /// Properties of the GPU that routes depend on.

@@ -46,6 +46,7 @@ int architecture = 90;
 std::map<void*, size_t> allocations;
 std::map<const void*, size_t> allowed_shared;
 int attributes_count = 0;
+int blocks_in_clusters = 132;
 std::optional<Actions> captured;
 std::map<const void*, size_t> page_locked;
 bool late_uploads = false;
@@ -113,6 +114,7 @@ size_t block_shared_limit() {
 }
 size_t allowed_shared_memory(const void* kernel) { return allowed_shared[kernel]; }
 int attributes_set() { return attributes_count; }
+void set_blocks_in_clusters(int blocks) { blocks_in_clusters = blocks; }
 void set_late_uploads(bool late) { late_uploads = late; }
 void finish_uploads() {
   for (const auto& upload : std::exchange(uploads, {})) upload();
@@ -309,6 +311,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (static_cast<size_t>(value) > block_shared_limit()) return cudaErrorInvalidValue;
   allowed_shared[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+  if (config->numAttrs != 1 || config->attrs->id != cudaLaunchAttributeClusterDimension) return cudaErrorInvalidValue;
+  *clusters = blocks_in_clusters / static_cast<int>(config->attrs->val.clusterDim.z);
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {

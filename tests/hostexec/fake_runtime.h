@@ -26,6 +26,10 @@ size_t block_shared_limit();
 size_t allowed_shared_memory(const void* kernel);
 int attributes_set();
 
+/// Blocks that run at once in clusters, as cudaOccupancyMaxActiveClusters counts them: 132 at
+/// first.
+void set_blocks_in_clusters(int blocks);
+
 /// Delays copies from page-locked memory until somebody waits for the stream or it gets other work,
 /// as a busy GPU would.
 void set_late_uploads(bool late);

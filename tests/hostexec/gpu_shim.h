@@ -294,6 +294,22 @@ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row,
   hostexec::warp_collective(0xFFFFFFFFU, "ldmatrix_x4_transposed", where, &slot, hostexec::load_transposed_matrices);
 }
 
+inline unsigned cluster_rank() { return blockIdx.z % hostexec::state.cluster; }
+inline void cluster_arrive(std::source_location where = std::source_location::current()) {
+  hostexec::arrive_in_cluster(true, where);
+}
+inline void cluster_arrive_relaxed(std::source_location where = std::source_location::current()) {
+  hostexec::arrive_in_cluster(false, where);
+}
+inline void cluster_wait(std::source_location where = std::source_location::current()) {
+  hostexec::wait_for_cluster(where);
+}
+inline float4 load_cluster_16(const float4* own, unsigned rank,
+                              std::source_location where = std::source_location::current()) {
+  hostexec::expect_aligned(own, "load_cluster_16 from a place that is not 16-byte aligned", where);
+  return *static_cast<const float4*>(hostexec::in_cluster(own, rank, where));
+}
+
 inline bool compiled_for_90() { return hostexec::compiled_for() >= 90; }
 
 using SharedPlace = uintptr_t;

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/device/gpu.h"
 #include "kernels/cuda/gemm/split_k.cuh"
+#include "tests/hostexec/fake_runtime.h"
 #include "tests/hostexec/scheduler.h"
 
 // The harness itself: correct kernels give the same bits in every schedule, and each planted bug is
@@ -46,9 +47,9 @@ constexpr std::array<Schedule, 6> schedules = {{{Order::forward, 0, false},
                                                 {Order::random, 6, true}}};
 
 /// Runs a grid and returns the message it is refused with, or "".
-std::string refusal(dim3 blocks, unsigned threads, std::function<void()> body) {
+std::string refusal(dim3 blocks, unsigned threads, std::function<void()> body, unsigned cluster = 1) {
   try {
-    run_grid("planted", blocks, threads, std::move(body));
+    run_grid("planted", blocks, threads, std::move(body), 0, cluster);
   } catch (const HostExecutionError& error) {
     return error.what();
   }
@@ -89,6 +90,45 @@ TEST_F(Harness, BlocksReduce) {
     std::vector<float> y(3);
     run_grid("sum", dim3(3), 128, [&] { sum_kernel(y.data(), x.data()); });
     EXPECT_EQ(y, expected);
+  }
+}
+
+/// y[column] = sum over a cluster of 3 blocks of 64 of their (block + 1) * thread, each block a
+/// share of the columns. The flags leave a barrier out.
+void cluster_sum_kernel(float* y, bool publish, bool stay) {
+  struct Row {
+    alignas(16) float of[64];
+  };
+  auto& row = shared<Row>();
+  row.of[thread()] = static_cast<float>((blockIdx.z + 1) * threadIdx.x);
+  if (publish)
+    cluster_arrive();
+  else
+    cluster_arrive_relaxed();
+  cluster_wait();
+  for (int four = thread(); four < 16; four += 64) {
+    if (four % 3 != static_cast<int>(cluster_rank())) continue;
+    for (unsigned rank = 0; rank < 3; ++rank) {
+      const float4 part = load_cluster_16(reinterpret_cast<const float4*>(row.of) + four, rank);
+      float* to = y + (block() * 16 + four) * 4;
+      to[0] += part.x;
+      to[1] += part.y;
+      to[2] += part.z;
+      to[3] += part.w;
+    }
+  }
+  if (!stay) return;
+  cluster_arrive_relaxed();
+  cluster_wait();
+}
+
+TEST_F(Harness, ClustersReduce) {
+  for (const Schedule& each : schedules) {
+    set_schedule(each);
+    std::vector<float> y(2 * 64);
+    run_grid(
+        "cluster sum", dim3(2, 1, 3), 64, [&] { cluster_sum_kernel(y.data(), true, true); }, 0, 3);
+    for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], static_cast<float>(6 * (i % 64)));
   }
 }
 
@@ -294,6 +334,64 @@ TEST_F(Harness, FindsWrongMasks) {
               HasSubstr("lanes of one mask at different places"));
 }
 
+TEST_F(Harness, FindsWrongUseOfClusters) {
+  std::vector<float> y(64);
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 3), 64, [&] { cluster_sum_kernel(y.data(), true, false); }, 3),
+              HasSubstr("shared memory of a block of which threads have ended"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32,
+                  [] {
+                    cluster_arrive();
+                    cluster_arrive();
+                  },
+                  2),
+              HasSubstr("cluster_arrive twice"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32, [] { cluster_wait(); }, 2),
+              HasSubstr("without cluster_arrive"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32, [] { cluster_arrive(); }, 2),
+              HasSubstr("ended between"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32,
+                  [] {
+                    if (blockIdx.z == 1 && thread() == 7) return;
+                    cluster_arrive();
+                    cluster_wait();
+                  },
+                  2),
+              AllOf(HasSubstr("cluster_wait"), HasSubstr("for ever"), HasSubstr("thread 7 has ended")));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32,
+                  [] {
+                    if (blockIdx.z == 1) __syncthreads();
+                    if (blockIdx.z == 1 && thread() == 0) __syncthreads();
+                    cluster_arrive();
+                    cluster_wait();
+                  },
+                  2),
+              AllOf(HasSubstr("block (0, 0, 1)"), HasSubstr("__syncthreads"), HasSubstr("for ever")));
+  const float4 outside{};
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32, [&] { load_cluster_16(&outside, 1); }, 2),
+              HasSubstr("not in shared memory"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32, [&] { load_cluster_16(&outside, 2); }, 2),
+              HasSubstr("that the cluster does not have"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 3), 32, [] {}, 2),
+              HasSubstr("clusters of 2 in a grid 3 deep"));
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 9), 32, [] {}, 9),
+              HasSubstr("clusters of 9"));
+  set_architecture(89);
+  EXPECT_THAT(refusal(
+                  dim3(1, 1, 2), 32, [] {}, 2),
+              HasSubstr("compute capability 8.9"));
+  set_architecture(90);
+}
+
 TEST_F(Harness, FindsAMisalignedCopy) {
   const std::vector<float> x = counting(256);
   EXPECT_THAT(refusal(dim3(1), 32,
@@ -307,6 +405,14 @@ TEST_F(Harness, FindsAMisalignedCopy) {
 }
 
 // Planted bugs that the sanitizers find
+
+TEST_F(Harness, ThreadSanitizerFindsSumsThatABlockDidNotPublish) {
+  if (!has_thread_sanitizer) GTEST_SKIP() << "this build has no ThreadSanitizer";
+  std::vector<float> y(64);
+  EXPECT_DEATH(run_grid(
+                   "cluster", dim3(1, 1, 3), 64, [&] { cluster_sum_kernel(y.data(), false, true); }, 0, 3),
+               "data race");
+}
 
 TEST_F(Harness, AddressSanitizerFindsWritesOutOfBounds) {
   if (!has_address_sanitizer) GTEST_SKIP() << "this build has no AddressSanitizer";

@@ -71,8 +71,10 @@ Values string_product(CudaBackend& backend, const std::string& scheme, int64_t b
 
 /// A convolution of superblocks: two slices, two or three row blocks, split-K, results in
 /// fp16.
-Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels) {
-  backend.choose_kernels(few_pixels ? KernelChoice{} : KernelChoice{}.without(Product::few_pixels));
+Values superblock_convolution(CudaBackend& backend, const std::string& scheme, bool few_pixels, bool clusters = true) {
+  KernelChoice choice;
+  choice.clusters = clusters;
+  backend.choose_kernels(few_pixels ? choice : choice.without(Product::few_pixels));
   const Shape x = {1, 4, 5, 128}, w = {192, 128, 3, 3};
   const Scheme parsed = parse_scheme(scheme);
   const auto weight = backend.make_weight(parsed.is_trellis() ? random_strings(w, parsed) : quantized(w, parsed, 3));
@@ -103,7 +105,11 @@ Values few_channels(CudaBackend& backend, const std::string& scheme) {
 }
 
 /// A convolution of single pixels with max pooling, in one kernel.
-Values pooled_convolution(CudaBackend& backend, const Shape& y, const Shape& x, int64_t channels) {
+Values pooled_convolution(CudaBackend& backend, const Shape& y, const Shape& x, int64_t channels,
+                          bool clusters = true) {
+  KernelChoice choice;
+  choice.clusters = clusters;
+  backend.choose_kernels(choice);
   const auto weight = backend.make_weight(quantized({channels, x[3], 1, 1}, parse_scheme("linear:4:channel"), 3));
   const Buffer<f16> fp16 = fp16_on(backend, uniform(x, 1));
   const Tensor<float> bias = on(backend, uniform({channels}, 2));
@@ -196,6 +202,8 @@ std::vector<Operation> operations() {
     for (const bool few_pixels : {false, true})
       list.push_back({fmt::format("conv2d forward, {}{}", scheme, few_pixels ? ", few pixels" : ""),
                       [=](CudaBackend& b) { return superblock_convolution(b, scheme, few_pixels); }});
+  list.push_back({"conv2d forward, linear:4:channel, few pixels, semaphores",
+                  [](CudaBackend& b) { return superblock_convolution(b, "linear:4:channel", true, false); }});
   for (const std::string scheme : {"linear:3:channel:zero-point", "nf4:4:block:7"}) {
     list.push_back(
         {fmt::format("first convolution, {}", scheme), [=](CudaBackend& b) { return few_channels(b, scheme); }});
@@ -207,9 +215,11 @@ std::vector<Operation> operations() {
   list.push_back({"few pixels with pooling", [](CudaBackend& b) {
                     return pooled_convolution(b, {2, 3, 4, 64}, {2, 7, 9, 64}, 64);
                   }});
-  list.push_back({"few pixels with pooling, parts, flat", [](CudaBackend& b) {
-                    return pooled_convolution(b, {1, 1152}, {1, 7, 9, 1024}, 96);
-                  }});
+  for (const bool clusters : {false, true})
+    list.push_back(
+        {fmt::format("few pixels with pooling, {}, flat", clusters ? "clusters" : "semaphores"), [=](CudaBackend& b) {
+           return pooled_convolution(b, {1, 1152}, {1, 7, 9, 1024}, 96, clusters);
+         }});
   list.push_back(map("conv2d backward data", image, result, [](CudaBackend& b, Y dx, X dy) {
     b.conv2d_backward_data(dx, dy, *b.make_weight(uniform(filters, 3).view()), window);
   }));

@@ -273,5 +273,31 @@ TEST(Routes, BlocksOfNeighbouringLayersFitBesideEachOther) {
   EXPECT_LE(shared_bytes_of(backends.of(80), {4096, 9216}), 98 << 10) << "what every GPU has";
 }
 
+/// Blocks of a cluster of AlexNet's fourth convolution, which has 5 splits, at batch 1.
+unsigned cluster_of(CudaBackend& backend) {
+  const auto weight = weight_of(backend, {256, 384, 3, 3}, "linear:4:channel");
+  const auto bias = floats({256});
+  hostexec::take_launches();
+  backend.conv2d_forward(view({1, 13, 13, 256}, Precision::float16), view({1, 13, 13, 384}, Precision::float16),
+                         *weight, bias, {3, 1, 1}, Epilogue::relu);
+  return hostexec::take_launches().at(0).cluster;
+}
+
+TEST(Routes, SplitsFormClustersWhereAllFitAtOnce) {
+  DryBackends backends;
+  hostexec::set_architecture(90);
+  EXPECT_EQ(cluster_of(backends.of(90)), 5U);
+  hostexec::set_blocks_in_clusters(119);  // 120 blocks
+  EXPECT_EQ(cluster_of(backends.of(90)), 1U);
+  hostexec::set_blocks_in_clusters(120);
+  EXPECT_EQ(cluster_of(backends.of(90)), 5U);
+  hostexec::set_blocks_in_clusters(132);
+  KernelChoice without;
+  without.clusters = false;
+  backends.of(90).choose_kernels(without);
+  EXPECT_EQ(cluster_of(backends.of(90)), 1U);
+  EXPECT_EQ(cluster_of(backends.of(89)), 1U);
+}
+
 }  // namespace
 }  // namespace nibblenet

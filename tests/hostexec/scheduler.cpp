@@ -62,7 +62,9 @@ void order_after([[maybe_unused]] void* point) {
 }
 
 /// Where a fiber stands.
-enum class Wait : uint8_t { nothing, block, warp };
+enum class Wait : uint8_t { nothing, block, warp, cluster };
+
+struct Block;
 
 /// A stack with a guard page below it, on which one CUDA thread after the other runs.
 struct Fiber {
@@ -77,6 +79,7 @@ struct Fiber {
   void* tsan_fiber = nullptr;
 
   // Of the CUDA thread that runs on it
+  Block* block = nullptr;
   unsigned thread = 0;
   bool finished = true;
   Wait wait = Wait::nothing;
@@ -84,16 +87,25 @@ struct Fiber {
   const char* what = "";
   unsigned mask = 0;
   void* slot = nullptr;
+  bool arrived = false;  ///< at the cluster's barrier, and has not waited there yet
+  size_t turn = 0;       ///< of the cluster's barrier when it arrived
   CopyGroups copies;
   std::exception_ptr error;
 };
 
+struct SharedObject {
+  const void* key;
+  void* memory;
+  size_t size;
+};
+
 struct Block {
+  uint3 index{};
   std::vector<Fiber*> fibers;
   unsigned at_barrier = 0;
-  /// Shared objects by key; an array, since ThreadSanitizer would take allocations for writes of
-  /// whoever asks first.
-  std::array<std::pair<const void*, void*>, 32> shared{};
+  /// Shared objects; an array, since ThreadSanitizer would take allocations for writes of whoever
+  /// asks first.
+  std::array<SharedObject, 32> shared{};
   size_t shared_count = 0;
   size_t shared_bytes = 0;  ///< of all of them
   // Addresses for order_before and order_after. On the heap: on the stack they would be those of
@@ -105,10 +117,18 @@ struct Block {
   std::vector<char> warp_combined;
 };
 
+/// Blocks that run at once.
+struct Cluster {
+  std::vector<Block> blocks;
+  size_t at_barrier = 0;
+  std::vector<char> barrier_points = std::vector<char>(2);  ///< as a block's
+  size_t barrier_turn = 0;
+};
+
 struct Scheduler {
   const char* kernel = "";
   const std::function<void()>* body = nullptr;
-  Block* block = nullptr;
+  Cluster* cluster = nullptr;
   Fiber* running = nullptr;
   bool abandoning = false;
   context::fcontext_t main = nullptr;
@@ -118,7 +138,7 @@ struct Scheduler {
   void* main_tsan_fiber = nullptr;
   char launched = 0;  // addresses for order_before and order_after
   char done = 0;
-  /// Two pools in turn: under ThreadSanitizer nothing orders the threads of neighbouring blocks.
+  /// Two pools in turn: under ThreadSanitizer nothing orders the threads of neighbouring clusters.
   std::vector<std::unique_ptr<Fiber>> pools[2];
   std::vector<void*> garbage;  ///< shared memory of finished blocks
 } scheduler;
@@ -156,6 +176,10 @@ void run_thread() {
   (*scheduler.body)();
   if (!self.copies.open.empty() || !self.copies.closed.empty())
     fail<HostExecutionError>("{}: thread {} of block ({}, {}, {}) ended with copies nobody waited for",
+                             scheduler.kernel, self.thread, state.block_index.x, state.block_index.y,
+                             state.block_index.z);
+  if (self.arrived)
+    fail<HostExecutionError>("{}: thread {} of block ({}, {}, {}) ended between cluster_arrive and cluster_wait",
                              scheduler.kernel, self.thread, state.block_index.x, state.block_index.y,
                              state.block_index.z);
 }
@@ -208,6 +232,7 @@ Fiber::~Fiber() {
 void resume(Fiber& fiber) {
   scheduler.running = &fiber;
   state.thread_index = {fiber.thread, 0, 0};
+  state.block_index = fiber.block->index;
   state.copies = &fiber.copies;
 #ifdef HOSTEXEC_ASAN
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -235,19 +260,32 @@ std::string place() {
                      state.block_index.z);
 }
 
+/// The fibers of a cluster, block by block.
+std::vector<Fiber*> fibers_of(const Cluster& cluster) {
+  std::vector<Fiber*> fibers;
+  for (const Block& block : cluster.blocks) fibers.insert(fibers.end(), block.fibers.begin(), block.fibers.end());
+  return fibers;
+}
+
 /// Nobody can run: names one that waits, and one that keeps it waiting.
-[[noreturn]] void fail_stuck(const Block& block) {
-  const auto waiting = std::ranges::find_if(block.fibers, [](const Fiber* f) { return !f->finished; });
+[[noreturn]] void fail_stuck(const Cluster& cluster) {
+  const std::vector<Fiber*> fibers = fibers_of(cluster);
+  // One that waits for its block or its warp keeps the cluster waiting, not the other way round.
+  auto waiting = std::ranges::find_if(fibers, [](const Fiber* f) { return !f->finished && f->wait != Wait::cluster; });
+  if (waiting == fibers.end()) waiting = std::ranges::find_if(fibers, [](const Fiber* f) { return !f->finished; });
   const Fiber& first = **waiting;
-  const auto absent = std::ranges::find_if(block.fibers, [&](const Fiber* other) {
+  const auto absent = std::ranges::find_if(fibers, [&](const Fiber* other) {
     if (other == &first) return false;
+    if (first.wait == Wait::cluster) return other->wait != Wait::cluster;
+    if (other->block != first.block) return false;
     if (first.wait == Wait::block) return other->wait != Wait::block;
     const bool named =
         other->thread / warp_size == first.thread / warp_size && (first.mask >> (other->thread % warp_size) & 1U) != 0;
     return named && (other->wait != Wait::warp || other->mask != first.mask);
   });
+  state.block_index = first.block->index;
   fail<HostExecutionError>("{}: {} for ever: {}", place(), describe(first),
-                           absent == block.fibers.end() ? "nobody is left to come" : describe(**absent));
+                           absent == fibers.end() ? "nobody is left to come" : describe(**absent));
 }
 
 template <class Item>
@@ -263,34 +301,44 @@ void release_shared_memory() {
   scheduler.garbage.clear();
 }
 
-void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
-  Block block;
-  block.warp_posted.resize((threads + warp_size - 1) / warp_size);
-  block.warp_combined.resize(block.warp_posted.size());
-  for (unsigned thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = *pool[thread];
-    fiber.thread = thread;
-    fiber.finished = false;
-    fiber.wait = Wait::nothing;
-    block.fibers.push_back(&fiber);
+/// Runs the blocks from `first` on that differ in z alone, one a cluster or several.
+void run_cluster(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads, uint3 first) {
+  Cluster cluster;
+  cluster.blocks.resize(state.cluster);
+  for (unsigned rank = 0; rank < state.cluster; ++rank) {
+    Block& block = cluster.blocks[rank];
+    block.index = {first.x, first.y, first.z + rank};
+    block.warp_posted.resize((threads + warp_size - 1) / warp_size);
+    block.warp_combined.resize(block.warp_posted.size());
+    for (unsigned thread = 0; thread < threads; ++thread) {
+      Fiber& fiber = *pool[rank * threads + thread];
+      fiber.block = &block;
+      fiber.thread = thread;
+      fiber.finished = false;
+      fiber.arrived = false;
+      fiber.wait = Wait::nothing;
+      block.fibers.push_back(&fiber);
+    }
   }
-  scheduler.block = &block;
+  const std::vector<Fiber*> fibers = fibers_of(cluster);
+  scheduler.cluster = &cluster;
   const auto leave = [&] {
-    for (size_t i = 0; i < block.shared_count; ++i) scheduler.garbage.push_back(block.shared[i].second);
-#ifndef HOSTEXEC_TSAN  // freeing is writing, and nothing has ordered us behind this block's threads yet
+    for (const Block& block : cluster.blocks)
+      for (size_t i = 0; i < block.shared_count; ++i) scheduler.garbage.push_back(block.shared[i].memory);
+#ifndef HOSTEXEC_TSAN  // freeing is writing, and nothing has ordered us behind these blocks' threads yet
     release_shared_memory();
 #endif
-    scheduler.block = nullptr;
+    scheduler.cluster = nullptr;
   };
   try {
     std::vector<Fiber*> ready;
     for (uint64_t round = 0;; ++round) {
       ready.clear();
-      std::ranges::copy_if(block.fibers, std::back_inserter(ready),
+      std::ranges::copy_if(fibers, std::back_inserter(ready),
                            [](const Fiber* f) { return !f->finished && f->wait == Wait::nothing; });
       if (ready.empty()) {
-        if (std::ranges::all_of(block.fibers, &Fiber::finished)) break;
-        fail_stuck(block);
+        if (std::ranges::all_of(fibers, &Fiber::finished)) break;
+        fail_stuck(cluster);
       }
       arrange(ready, round);
       for (Fiber* fiber : ready) {
@@ -300,7 +348,7 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
     }
   } catch (...) {
     scheduler.abandoning = true;
-    for (Fiber* fiber : block.fibers)
+    for (Fiber* fiber : fibers)
       if (!fiber->finished) resume(*fiber);
     scheduler.abandoning = false;
     order_after(&scheduler.done);
@@ -310,31 +358,38 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads) {
   leave();
 }
 
-void run(const char* name, dim3 blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+void run(const char* name, dim3 blocks, unsigned threads, size_t shared_bytes, unsigned cluster,
+         const std::function<void()>& body) {
   if (scheduler.running != nullptr) throw HostExecutionError("a kernel cannot launch a kernel here");
   finish_uploads();
   if (threads == 0 || threads > 1024) fail<HostExecutionError>("{}: {} threads in a block", name, threads);
+  if (cluster == 0 || cluster > 8 || blocks.z % cluster != 0)
+    fail<HostExecutionError>("{}: clusters of {} in a grid {} deep", name, cluster, blocks.z);
+  if (cluster > 1 && compiled_for() < 90)
+    fail<HostExecutionError>("{}: clusters on compute capability {}.{}", name, compiled_for() / 10,
+                             compiled_for() % 10);
   scheduler.kernel = name;
   scheduler.body = &body;
   state.block_dimensions = dim3(threads);
   state.grid_dimensions = blocks;
   state.shared_bytes = shared_bytes;
+  state.cluster = cluster;
 #ifdef HOSTEXEC_TSAN
   scheduler.main_tsan_fiber = __tsan_get_current_fiber();
 #endif
   for (auto& pool : scheduler.pools)
-    while (pool.size() < threads) pool.push_back(std::make_unique<Fiber>());
+    while (pool.size() < size_t{threads} * cluster) pool.push_back(std::make_unique<Fiber>());
   order_before(&scheduler.launched);
 
-  std::vector<uint64_t> order(size_t{blocks.x} * blocks.y * blocks.z);
+  std::vector<uint64_t> order(size_t{blocks.x} * blocks.y * (blocks.z / cluster));
   std::iota(order.begin(), order.end(), uint64_t{0});
   arrange(order, ~uint64_t{0});
   try {
     size_t turn = 0;
     for (const uint64_t index : order) {
-      state.block_index = {static_cast<unsigned>(index % blocks.x), static_cast<unsigned>(index / blocks.x % blocks.y),
-                           static_cast<unsigned>(index / blocks.x / blocks.y)};
-      run_block(scheduler.pools[turn++ % 2], threads);
+      run_cluster(scheduler.pools[turn++ % 2], threads,
+                  {static_cast<unsigned>(index % blocks.x), static_cast<unsigned>(index / blocks.x % blocks.y),
+                   static_cast<unsigned>(index / blocks.x / blocks.y) * cluster});
     }
   } catch (...) {
     order_after(&scheduler.done);
@@ -357,20 +412,21 @@ std::vector<Launch> take_launches() { return std::exchange(launches, {}); }
 void set_schedule(const Schedule& schedule) { current_schedule = schedule; }
 const Schedule& schedule() { return current_schedule; }
 
-void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body, size_t shared_bytes) {
+void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body, size_t shared_bytes,
+              unsigned cluster) {
   if (dry_mode) {
-    launches.push_back({name, blocks, threads, shared_bytes});
+    launches.push_back({name, blocks, threads, shared_bytes, cluster});
   } else if (capturing()) {
-    record([=, body = std::move(thread_body)] { run(name, blocks, threads, shared_bytes, body); });
+    record([=, body = std::move(thread_body)] { run(name, blocks, threads, shared_bytes, cluster, body); });
   } else {
-    run(name, blocks, threads, shared_bytes, thread_body);
+    run(name, blocks, threads, shared_bytes, cluster, thread_body);
   }
 }
 
 void* shared_object(const void* key, size_t size) {
-  Block& block = *scheduler.block;
+  Block& block = *scheduler.running->block;
   for (size_t i = 0; i < block.shared_count; ++i)
-    if (block.shared[i].first == key) return block.shared[i].second;
+    if (block.shared[i].key == key) return block.shared[i].memory;
   if (block.shared_count == block.shared.size()) throw HostExecutionError("too many shared objects in one block");
   block.shared_bytes += (size + 15) / 16 * 16;
   if (block.shared_bytes > block_shared_limit())
@@ -387,13 +443,13 @@ void* shared_object(const void* key, size_t size) {
   AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
   AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 #endif
-  block.shared[block.shared_count++] = {key, object};
+  block.shared[block.shared_count++] = {key, object, size};
   return object;
 }
 
 void block_barrier(std::source_location where) {
   Fiber& self = *scheduler.running;
-  Block& block = *scheduler.block;
+  Block& block = *scheduler.running->block;
   self.wait = Wait::block;
   self.what = "__syncthreads";
   self.where = where;
@@ -412,9 +468,57 @@ void block_barrier(std::source_location where) {
   order_after(point);
 }
 
+void arrive_in_cluster(bool publish, std::source_location where) {
+  Fiber& self = *scheduler.running;
+  Cluster& cluster = *scheduler.cluster;
+  if (self.arrived) fail_here("cluster_arrive twice without cluster_wait", where);
+  self.arrived = true;
+  self.turn = cluster.barrier_turn;
+  if (publish) order_before(&cluster.barrier_points[self.turn]);
+  if (++cluster.at_barrier < cluster.blocks.size() * self.block->fibers.size()) return;
+  cluster.at_barrier = 0;
+  cluster.barrier_turn ^= 1;
+  for (const Block& block : cluster.blocks)
+    for (Fiber* fiber : block.fibers)
+      if (fiber->wait == Wait::cluster) fiber->wait = Wait::nothing;
+}
+
+void wait_for_cluster(std::source_location where) {
+  Fiber& self = *scheduler.running;
+  if (!self.arrived) fail_here("cluster_wait without cluster_arrive", where);
+  self.arrived = false;
+  if (scheduler.cluster->barrier_turn == self.turn) {
+    self.wait = Wait::cluster;
+    self.what = "cluster_wait";
+    self.where = where;
+    suspend();
+  }
+  order_after(&scheduler.cluster->barrier_points[self.turn]);
+}
+
+const void* in_cluster(const void* own, unsigned rank, std::source_location where) {
+  const Block& block = *scheduler.running->block;
+  const Cluster& cluster = *scheduler.cluster;
+  if (rank >= cluster.blocks.size()) fail_here("a block that the cluster does not have", where);
+  const Block& other = cluster.blocks[rank];
+  if (std::ranges::any_of(other.fibers, &Fiber::finished))
+    fail_here("shared memory of a block of which threads have ended", where);
+  const auto holds = [own](const SharedObject& object) {
+    const std::less<const void*> before;
+    return object.memory != nullptr && !before(own, object.memory) &&
+           before(own, static_cast<const char*>(object.memory) + object.size);
+  };
+  const auto object = std::ranges::find_if(block.shared, holds);
+  if (object == block.shared.end()) fail_here("a place in a cluster that is not in shared memory", where);
+  const auto of_other = std::ranges::find(other.shared, object->key, &SharedObject::key);
+  if (of_other == other.shared.end()) fail_here("shared memory that the other block does not have yet", where);
+  return static_cast<const char*>(of_other->memory) +
+         (static_cast<const char*>(own) - static_cast<const char*>(object->memory));
+}
+
 void warp_collective(unsigned mask, const char* what, std::source_location where, void* slot, Combine combine) {
   Fiber& self = *scheduler.running;
-  Block& block = *scheduler.block;
+  Block& block = *scheduler.running->block;
   const unsigned warp = self.thread / warp_size;
   self.wait = Wait::warp;
   self.what = what;

@@ -12,8 +12,8 @@
 
 #include "engine/core/error.h"
 
-// Runs a grid of CUDA threads on the CPU: one fiber a thread, block after block. Sanitizers see
-// every access, and every barrier knows which threads wait where.
+// Runs a grid of CUDA threads on the CPU: one fiber a thread, cluster after cluster of blocks.
+// Sanitizers see every access, and every barrier knows which threads wait where.
 
 namespace nibblenet::hostexec {
 
@@ -45,6 +45,7 @@ struct Launch {
   dim3 blocks;
   unsigned threads = 0;
   size_t shared_bytes = 0;
+  unsigned cluster = 1;
 };
 /// Launches since the last call, in their order.
 std::vector<Launch> take_launches();
@@ -67,14 +68,16 @@ struct ThreadState {
   dim3 block_dimensions;
   dim3 grid_dimensions;
   size_t shared_bytes = 0;  ///< of the launch
+  unsigned cluster = 1;     ///< blocks of a cluster
   CopyGroups* copies = nullptr;
 };
 extern ThreadState state;
 
 /// Runs `thread_body` once for every thread. Throws HostExecutionError, or what the body threw.
 /// While a graph is being captured, the grid is recorded instead; in dry mode it is noted.
+/// `cluster`: so many blocks that differ in z alone run at once, as a thread block cluster.
 void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<void()> thread_body,
-              size_t shared_bytes = 0);
+              size_t shared_bytes = 0, unsigned cluster = 1);
 
 // For the wrappers in gpu_shim.h.
 
@@ -82,6 +85,13 @@ void run_grid(const char* name, dim3 blocks, unsigned threads, std::function<voi
 void* shared_object(const void* key, size_t size);
 
 void block_barrier(std::source_location where);
+
+/// The two halves of a cluster's barrier. `publish`: orders what the thread did before all who have
+/// waited.
+void arrive_in_cluster(bool publish, std::source_location where);
+void wait_for_cluster(std::source_location where);
+/// The place in the shared memory of block `rank` of the cluster that `own` is in the block's own.
+const void* in_cluster(const void* own, unsigned rank, std::source_location where);
 
 /// Waits until every lane of `mask` has called this from the same place. The last lane runs
 /// `combine`, which sees every lane's slot and writes the results there.

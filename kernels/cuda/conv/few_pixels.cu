@@ -24,12 +24,22 @@ void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& 
       });
 }
 
+/// Whether the splits of a tile become a thread block cluster, of 8 blocks at most.
+bool forms_clusters(const char* name, const void* kernel, const Grid& grid, const Stream& stream) {
+  constexpr unsigned most = 8;
+  return grid.cluster > 1 && grid.cluster <= most && stream.uses_clusters() && clusters_fit(name, kernel, grid);
+}
+
 template <class Codes, bool pools>
-void start(const FewPixels& p, const FewPixelsBlocks& blocks, const Work& work, Stream& stream) {
-  const Grid grid{dim3(static_cast<unsigned>(blocks.columns), static_cast<unsigned>(blocks.rows),
-                       static_cast<unsigned>(blocks.splits)),
-                  few_pixels_threads, sizeof(FewPixelsShared<Codes, columns_of<Codes, pools>>), true};
-  launch("few_pixels_conv2d_forward", work, grid, stream, few_pixels_kernel<Codes, pools>, p);
+void start(FewPixels p, const FewPixelsBlocks& blocks, const Work& work, Stream& stream) {
+  constexpr const char* name = "few_pixels_conv2d_forward";
+  const auto splits = static_cast<unsigned>(blocks.splits);
+  Grid grid{dim3(static_cast<unsigned>(blocks.columns), static_cast<unsigned>(blocks.rows), splits), few_pixels_threads,
+            sizeof(FewPixelsShared<Codes, columns_of<Codes, pools>>), true, splits};
+  const auto kernel = few_pixels_kernel<Codes, pools>;
+  p.clustered = forms_clusters(name, reinterpret_cast<const void*>(kernel), grid, stream);
+  if (!p.clustered) grid.cluster = 1;
+  launch(name, work, grid, stream, kernel, p);
 }
 
 template <class Codes>

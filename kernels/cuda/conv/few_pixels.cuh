@@ -73,6 +73,7 @@ struct FewPixels {
   int splits = 1;                  ///< of the superblocks along k, each a block's
   float* partial = nullptr;        ///< [splits, blocks, fours, threads, 4]
   unsigned* semaphores = nullptr;  ///< by block: how many splits are done
+  bool clustered = false;          ///< the splits of a tile are a cluster, and need neither of these
   PooledTiles tiles = {};          ///< with fused max pooling
   bool flat = false;               ///< pooled y is [N, K P Q], as PyTorch flattens it
 };
@@ -335,6 +336,7 @@ __device__ __forceinline__ void sum_superblocks(const FewPixels& p, int tile_col
 /// Position of a thread's results in a block's tile.
 struct FewPixelsPlace {
   int column, row;
+  __device__ FewPixelsPlace(int of_column, int of_row) : column(of_column), row(of_row) {}
   __device__ explicit FewPixelsPlace(int four)
       : column((four * few_pixels_threads + static_cast<int>(threadIdx.x)) / (few_pixels_rows / 4)),
         row(static_cast<int>(threadIdx.x) % (few_pixels_rows / 4) * 4) {}
@@ -435,17 +437,18 @@ __device__ __forceinline__ void store_pooled(const FewPixels& p, int image, int 
     y[e * pool.p * pool.q].bits = static_cast<uint16_t>((e < 2 ? four.x : four.y) >> e % 2 * 16);
 }
 
-/// Pools the results of a tile, of which `results` holds four rows of a column in 16 bytes, as fp16
-/// values in the first eight. All threads.
+/// Pools rows [4 first_four, 4 (first_four + fours)) of a tile's results. `results` holds four rows
+/// of a column in 16 bytes, as fp16 values in the first eight. All threads.
 template <int columns>
-__device__ __forceinline__ void pool_tile(const FewPixels& p, const float (&results)[columns][few_pixels_rows + 4]) {
-  constexpr int fours = few_pixels_rows / 4;
+__device__ __forceinline__ void pool_tile(const FewPixels& p, const float (&results)[columns][few_pixels_rows + 4],
+                                          int first_four, int fours) {
   const MaxPooling& pool = p.tiles.pool;
   const PooledTile tile(p.tiles, static_cast<int>(blockIdx.x));
   for (int i = static_cast<int>(threadIdx.x); i < p.tiles.p * p.tiles.q * fours; i += few_pixels_threads) {
-    const int row = i / fours / p.tiles.q;
-    const int column = i / fours - row * p.tiles.q;
-    const int of_block = i % fours * 4;
+    const int window = i / fours;
+    const int row = window / p.tiles.q;
+    const int column = window - row * p.tiles.q;
+    const int of_block = (first_four + i - window * fours) * 4;
     const int channel = static_cast<int>(blockIdx.y) * few_pixels_rows + of_block;
     if (tile.row + row >= pool.p || tile.column + column >= pool.q || channel >= p.epilogue.rows) continue;
     const int first = row * pool.stride * p.tiles.width() + column * pool.stride;
@@ -463,11 +466,58 @@ __device__ __forceinline__ void pool_tile(const FewPixels& p, const float (&resu
   }
 }
 
+/// Stores the results of four rows of a column. With pooling they go to `results`, behind which a
+/// barrier and pool_tile() follow.
+template <bool pools, int columns>
+__device__ __forceinline__ void finish_four(const FewPixels& p, const BiasEpilogue<AnyElements>::Row* rows,
+                                            const FewPixelsPlace& place, const float4& sum,
+                                            float (&results)[columns][few_pixels_rows + 4]) {
+  const FourResults four(rows + place.row, sum);
+  if constexpr (pools)
+    *reinterpret_cast<uint2*>(&results[place.column][place.row]) = four.fp16();
+  else
+    store_four(p, static_cast<int>(blockIdx.y) * few_pixels_rows + place.row,
+               static_cast<int>(blockIdx.x) * columns + place.column, four);
+}
+
+/// Split-K reduction in a cluster: each block finishes its share of the rows, from the sums of all
+/// splits in their order, which it reads out of the other blocks' shared memory. The sums have the
+/// bits of add_up_splits(). All threads.
+template <bool pools, class Codes, int columns>
+__device__ __forceinline__ void finish_in_cluster(const FewPixels& p, FewPixelsShared<Codes, columns>& memory,
+                                                  const float4 (&total)[few_pixels_fours<columns>]) {
+  auto& own = memory.sums[0];  // a thread alone has read the sums there that it replaces
+  for_each_four<columns>([&](int i, const FewPixelsPlace& place) {
+    *reinterpret_cast<float4*>(&own[place.column][place.row]) = total[i];
+  });
+  meet_in_cluster();
+  const auto rank = static_cast<int>(cluster_rank());
+  const int first_four = few_pixels_rows / 4 * rank / p.splits;
+  const int fours = few_pixels_rows / 4 * (rank + 1) / p.splits - first_four;
+  for (int i = static_cast<int>(threadIdx.x); i < columns * fours; i += few_pixels_threads) {
+    const int column = i / fours;
+    const FewPixelsPlace place(column, (first_four + i - column * fours) * 4);
+    float4 sum = {};
+#pragma unroll 4
+    for (int split = 0; split < p.splits; ++split)
+      add_to(sum, load_cluster_16(reinterpret_cast<const float4*>(&own[place.column][place.row]),
+                                  static_cast<unsigned>(split)));
+    finish_four<pools>(p, memory.rows, place, sum, memory.sums[1]);
+  }
+  cluster_arrive_relaxed();  // results are stored, so all that they need of other blocks has been read
+  if constexpr (pools) {
+    __syncthreads();
+    pool_tile<columns>(p, memory.sums[1], first_four, fours);
+  }
+  cluster_wait();  // until then the others may read this block's sums
+}
+
 /// Convolution of few pixels: y = epilogue(x * w + bias), `pools`: with max pooling. 256 threads.
 /// Block (x, y, z) owns the x-th 32 pixels of the batch, or tile x of results that are pooled; rows
 /// [64 y, 64 y + 64); and split z of the superblocks along k. Each warp multiplies every eighth of
 /// these superblocks by all pixels of the block, into sums of its own. Warps' sums are added
-/// through shared memory, splits through device memory, always in the same order.
+/// through shared memory, splits through that of a cluster or through device memory, always in the
+/// same order.
 template <class Codes, bool pools>
 __global__ void __maxnreg__((few_pixels_registers<Codes, pools>)) few_pixels_kernel(FewPixels p) {
   constexpr int columns = columns_of<Codes, pools>;
@@ -505,18 +555,15 @@ __global__ void __maxnreg__((few_pixels_registers<Codes, pools>)) few_pixels_ker
   sum_superblocks<Codes>(p, tile_column, end, memory, source, codes, sums);
   float4 total[few_pixels_fours<columns>];
   add_up_warps(memory, sums, total);
+  if (compiled_for_90() && p.clustered) return finish_in_cluster<pools>(p, memory, total);
   if (p.splits > 1 && !add_up_splits<columns>(p, split, total)) return;
   for_each_four<columns>([&](int i, const FewPixelsPlace& place) {
-    const FourResults results(memory.rows + place.row, total[i]);
-    // A thread alone has read these sums.
-    if constexpr (pools)
-      *reinterpret_cast<uint2*>(&memory.sums[0][place.column][place.row]) = results.fp16();
-    else
-      store_four(p, tile_row * few_pixels_rows + place.row, block * columns + place.column, results);
+    // With pooling, results replace sums that this thread alone has read.
+    finish_four<pools>(p, memory.rows, place, total[i], memory.sums[0]);
   });
   if constexpr (pools) {
     __syncthreads();
-    pool_tile<columns>(p, memory.sums[0]);
+    pool_tile<columns>(p, memory.sums[0], 0, few_pixels_rows / 4);
   }
 }
 

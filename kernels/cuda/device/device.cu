@@ -155,6 +155,21 @@ void allow_shared_memory(const char* name, const void* kernel, size_t shared_byt
   }
 }
 
+bool clusters_fit(const char* name, const void* kernel, const Grid& grid) {
+  allow_shared_memory(name, kernel, grid.shared_bytes, grid.pdl);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = grid.cluster;
+  const cudaLaunchConfig_t config{grid.blocks, dim3(grid.threads), grid.shared_bytes, nullptr, &cluster, 1};
+  int at_once = 0;
+  if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // it is no error of a later launch that there is no room for one
+    return false;
+  }
+  return int64_t{grid.blocks.x} * grid.blocks.y * (grid.blocks.z / grid.cluster) <= at_once;
+}
+
 void copy_to_device(void* destination, const void* host, size_t bytes, Stream& stream) {
   if (bytes == 0) return;
   check(cudaMemcpyAsync(destination, host, bytes, cudaMemcpyHostToDevice, stream.get()), "copying to the GPU");

@@ -53,6 +53,9 @@ class Stream {
   /// Whether launches that ask for PDL get it: it is allowed, and the code waits.
   bool uses_pdl() const { return pdl_ && !lent_ && compiled_for_ >= 90; }
   void allow_pdl(bool allowed) { pdl_ = allowed; }
+  /// Whether kernels may form thread block clusters: they are allowed, and the code has them.
+  bool uses_clusters() const { return clusters_ && compiled_for_ >= 90; }
+  void allow_clusters(bool allowed) { clusters_ = allowed; }
   /// Waits until all queued work is done. Throws CudaError for errors in it.
   void synchronize();
   /// Work that is queued from here on waits until the event's stream has reached it. Throws
@@ -72,6 +75,7 @@ class Stream {
   bool lent_ = false;
   int compiled_for_ = 0;
   bool pdl_ = true;
+  bool clusters_ = true;
   Work work_;
   int64_t launches_ = 0;
 };

@@ -61,6 +61,53 @@ __device__ __forceinline__ constexpr bool compiled_for_90() {
 #endif
 }
 
+// Thread block clusters (Grid::cluster; compute capability 9.0 on, PTX ISA, barrier.cluster, mapa).
+// Blocks of a cluster run at once and read each other's shared memory. Kernels call these only
+// where compiled_for_90() is true.
+
+/// The block's number in its cluster.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+#endif
+  return rank;
+}
+/// The two halves of a barrier of all threads in a cluster. What a thread wrote before it arrives
+/// is visible to all who have waited. No block may end before the others have read its shared
+/// memory.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
+#endif
+}
+/// Arrives without publishing what the thread wrote, for a barrier that only keeps shared memory
+/// alive: it needs no fence of the whole GPU.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+#endif
+}
+/// Loads 16 aligned bytes from shared memory of block `rank` of the cluster, from the place that
+/// `own` is in this block's.
+__device__ __forceinline__ float4 load_cluster_16([[maybe_unused]] const float4* own, [[maybe_unused]] unsigned rank) {
+  float4 v{};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .u32 place;\nmapa.shared::cluster.u32 place, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [place];\n}\n"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(shared_address(own)), "r"(rank)
+      : "memory");
+#endif
+  return v;
+}
+
 /// A shared-memory address as a number. The compiler keeps additions to it as they are.
 using SharedPlace = unsigned;
 __device__ __forceinline__ SharedPlace shared_place(const void* pointer) { return shared_address(pointer); }

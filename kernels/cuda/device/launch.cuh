@@ -19,6 +19,7 @@ struct Grid {
   unsigned threads;
   size_t shared_bytes = 0;  ///< of dynamic_shared()
   bool pdl = false;         ///< launched by PDL; the kernel calls pdl_wait()
+  unsigned cluster = 1;     ///< blocks that differ in z alone and form a thread block cluster, at most 8
 };
 
 /// One thread per item, up to 2^20 blocks; beyond that, kernels loop over the grid.
@@ -41,6 +42,10 @@ inline Work moves(std::initializer_list<ConstActivations> operands, double flops
 /// for one. Thread-safe. Throws CudaError, which names `name`.
 void allow_shared_memory(const char* name, const void* kernel, size_t shared_bytes, bool pdl);
 
+/// Whether all clusters of a grid run at once on the current device. Where they do not, the last
+/// ones would wait for the first ones to end. Thread-safe. Throws CudaError, which names `name`.
+bool clusters_fit(const char* name, const void* kernel, const Grid& grid);
+
 /// Starts a kernel: opens a profiler range `name`, launches, checks for errors, and counts the
 /// work. A grid without blocks starts nothing. All kernels start here.
 template <class... Parameters, class... Arguments>
@@ -51,7 +56,8 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
 #ifdef GPU_HOST_EXECUTION
   hostexec::run_on(stream.get(), [=] {
     hostexec::run_grid(
-        name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes);
+        name, grid.blocks, grid.threads, [=] { kernel(static_cast<Parameters>(arguments)...); }, grid.shared_bytes,
+        grid.cluster);
   });
 #else
   nvtxRangePushA(name);
@@ -60,11 +66,18 @@ void launch(const char* name, const Work& work, const Grid& grid, Stream& stream
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream.get();
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = grid.pdl && stream.uses_pdl() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (grid.pdl && stream.uses_pdl()) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {1, 1, grid.cluster};
+  }
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   nvtxRangePop();
   check(status, name);

@@ -28,4 +28,16 @@ __device__ __forceinline__ bool arrives_last(unsigned& semaphore, int splits) {
   return count.last;
 }
 
+/// Split-K in a cluster: waits until all its blocks are here, and sees what they wrote to their
+/// shared memory. All threads. One warp publishes for its block, behind a barrier, as in
+/// arrives_last(): the fence of a release waits for the whole GPU.
+__device__ __forceinline__ void meet_in_cluster() {
+  __syncthreads();
+  if (threadIdx.x < 32)
+    cluster_arrive();
+  else
+    cluster_arrive_relaxed();
+  cluster_wait();
+}
+
 }  // namespace nibblenet

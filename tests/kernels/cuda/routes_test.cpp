@@ -91,6 +91,8 @@ TEST(Routes, GoToTheNextRowWhereOneIsLeftOut) {
   EXPECT_EQ(route_with("fast,-few_pixels,-pdl"), "superblock_rows wgmma");
   EXPECT_FALSE(parse_kernels("fast,-few_pixels,-pdl").pdl);
   EXPECT_TRUE(parse_kernels("fast,-few_pixels").pdl);
+  EXPECT_TRUE(parse_kernels("fast,-pdl").clusters);
+  EXPECT_FALSE(parse_kernels("portable,-clusters,-pdl").clusters);
   EXPECT_FALSE(parse_kernels("fast,-pdl").without(Product::few_rows).pdl);
   EXPECT_EQ(route_with("plain"), "plain");
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -323,6 +324,36 @@ TEST(PooledTiles, HoldWholeWindowsInTheFewestTiles) {
   EXPECT_EQ(second.height() * second.width(), 35);
   EXPECT_EQ(PooledTiles({.size = 3, .stride = 2, .p = 6, .q = 6}, 36).of_image(), 6);
   EXPECT_EQ(PooledTiles({.size = 3, .stride = 2, .p = 6, .q = 6}, 32).of_image(), 9);
+}
+
+TEST_F(PooledFewPixels, ClustersHaveTheBitsOfSemaphores) {
+  // 2, 3, 4, 7, 8 splits, and 9, which are too many for a cluster; filters that end inside a
+  // superblock; without pooling, with it and flattened.
+  const std::vector<Case> split_cases = {
+      {{1, 7, 7, 256}, {72, 256, 2, 2}, {2, 1, 0}},  {{2, 5, 6, 128}, {64, 128, 3, 3}, {3, 1, 1}},
+      {{1, 5, 9, 512}, {200, 512, 2, 2}, {2, 1, 1}}, {{1, 6, 6, 384}, {132, 384, 3, 3}, {3, 1, 1}},
+      {{1, 6, 7, 448}, {4, 448, 3, 3}, {3, 1, 1}},   {{1, 6, 7, 512}, {4, 512, 3, 3}, {3, 1, 1}}};
+  std::set<int> splits;
+  for (const Case& c : split_cases) {
+    SCOPED_TRACE(name_of(c));
+    const Pooled p{c, {3, 2, 0}};
+    WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel:zero-point"), 3), cuda_.stream(),
+                 WeightLayout::superblocks);
+    const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
+    splits.insert(FewPixelsBlocks(product_case(c.x, result_shape(c), c.window, w.traits()).sizes).splits);
+    std::vector<Values> by_semaphores;
+    for (const bool clusters : {false, true}) {
+      KernelChoice choice;
+      choice.clusters = clusters;
+      cuda_.choose_kernels(choice);
+      const std::vector<Values> results = {product(c, x, w, bias),
+                                           product(c, x, w, bias, Epilogue::relu, Precision::float16),
+                                           pooled(p, x, w, true), pooled(p, x, w, true, true)};
+      if (!clusters) by_semaphores = results;
+      for (size_t i = 0; i < results.size(); ++i) EXPECT_TRUE(same_bits(results[i], by_semaphores[i])) << i;
+    }
+  }
+  EXPECT_EQ(splits, (std::set<int>{2, 3, 4, 7, 8, 9}));
 }
 
 TEST_F(PooledFewPixels, KeepsNaN) {
