@@ -27,11 +27,14 @@ class Notebooks(unittest.TestCase):
         values = {"NIBBLENET_DATA": folder.name, **os.environ, "NIBBLENET_LIMIT": "10", "JUPYTER_PLATFORM_DIRS": "1"}
         cls.enterClassContext(unittest.mock.patch.dict(os.environ, values))
 
+    def read(self, name):
+        import nbformat
+        return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
     def execute(self, name):
         """Returns the text that each code cell prints and shows."""
         import nbclient
-        import nbformat
-        book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+        book = self.read(name)
         nbclient.NotebookClient(book, timeout=600, kernel_name="python3",
                                 resources={"metadata": {"path": FOLDER}}).execute()
         return ["".join(output.get("text", "") + output.get("data", {}).get("text/html", "")
@@ -61,6 +64,11 @@ class Notebooks(unittest.TestCase):
         needed = {line.split()[0]: int(line.split()[3]) for line in table[1:]}
         self.assertEqual(needed["dynamic-tree:4:row"], 8)
         self.assertGreater(needed["stable-embedding:8:sorted"], 8)
+
+    def test_thirty_lines_make_the_main_table(self):
+        cells = [cell.source for cell in self.read("dynamic_tree").cells if cell.cell_type == "code"][:2]
+        self.assertIn("nibblenet.sweep", cells[1])
+        self.assertLessEqual(sum(len(cell.splitlines()) for cell in cells), 30)
 
     def test_stable_embedding(self):
         self.assertIn("block_ids", "".join(self.execute("stable_embedding")))
