@@ -56,9 +56,10 @@ template <class Operands>
 using Launchers = std::array<Launcher<Operands>, product_count>;  // by Product
 
 constexpr Launchers<ForwardProduct> forward_launchers = {
-    cuda::few_pixels_forward,   cuda::few_rows_forward,    cuda::wgmma_forward, cuda::mma_forward,
-    cuda::few_channels_forward, cuda::few_outputs_forward, cuda::plain_forward};
+    cuda::few_pixels_forward, cuda::few_rows_forward,     cuda::wgmma_unpacked_forward, cuda::wgmma_forward,
+    cuda::mma_forward,        cuda::few_channels_forward, cuda::few_outputs_forward,    cuda::plain_forward};
 constexpr Launchers<DataGradientProduct> data_gradient_launchers = {nullptr,
+                                                                    nullptr,
                                                                     nullptr,
                                                                     cuda::wgmma_data_gradient,
                                                                     cuda::mma_data_gradient,
@@ -66,6 +67,7 @@ constexpr Launchers<DataGradientProduct> data_gradient_launchers = {nullptr,
                                                                     cuda::few_outputs_data_gradient,
                                                                     cuda::plain_data_gradient};
 constexpr Launchers<WeightGradientProduct> weight_gradient_launchers = {nullptr,
+                                                                        nullptr,
                                                                         nullptr,
                                                                         cuda::wgmma_weight_gradient,
                                                                         cuda::mma_weight_gradient,

@@ -14,8 +14,8 @@ namespace {
 
 using Mode = KernelChoice::Mode;
 
-constexpr std::array<std::string_view, product_count> names = {"few_pixels",   "few_rows",    "wgmma", "mma",
-                                                               "few_channels", "few_outputs", "plain"};
+constexpr std::array<std::string_view, product_count> names = {"few_pixels", "few_rows",     "wgmma_unpacked", "wgmma",
+                                                               "mma",        "few_channels", "few_outputs",    "plain"};
 
 /// At most two few_pixels tiles per multiprocessor: with more, large tiles fill the GPU as well.
 bool has_few_pixels(const ProductCase& c, const GpuTraits& gpu) {
@@ -28,8 +28,8 @@ bool few_pixels_pools(const ProductCase& c) {
   return FewPixelsBlocks(c.sizes, few_pixels::pooled_tiles(c)).count() <= 2 * nominal_multiprocessors;
 }
 
-/// wgmma expands most weights first. For a linear layer that takes longer than the product, unless
-/// there are many rows.
+/// wgmma expands weights first, or unpacks them for 128 rows of x. For a linear layer that takes
+/// longer than the product, unless there are many rows.
 bool wgmma_pays(const ProductCase& c, const GpuTraits& gpu) {
   return gpu.choice.mode == Mode::wgmma || c.sizes.size != 1 || c.sizes.p * c.sizes.q != 1 || c.sizes.n >= 48;
 }
@@ -46,6 +46,7 @@ struct Row {
 constexpr Row forward_rows[] = {
     {Product::few_pixels, few_pixels::fits, has_few_pixels},
     {Product::few_rows, few_rows::fits},
+    {Product::wgmma_unpacked, wgmma::fits_unpacked, wgmma_pays},
     {Product::wgmma, wgmma::fits, wgmma_pays},
     {Product::mma, mma::fits},
     {Product::wgmma, wgmma::fits},
@@ -74,10 +75,9 @@ Product first_of(const Row (&rows)[count], const ProductCase& c, const GpuTraits
 
 Expansion expansion_for(Product product, const ProductCase& c) {
   const WeightTraits& weight = c.weight;
-  if (weight.layout == WeightLayout::strings)
-    return product == Product::wgmma && !wgmma::unpacks_strings(c) ? Expansion::string_rows : Expansion::none;
   if (product == Product::few_pixels && !few_pixels::multiplies_in_place(weight)) return Expansion::weight_superblocks;
   if (product != Product::wgmma || weight.trains) return Expansion::none;
+  if (weight.layout == WeightLayout::strings) return Expansion::string_rows;
   return weight.layout == WeightLayout::superblocks ? Expansion::superblock_rows : Expansion::weight_rows;
 }
 
@@ -125,7 +125,8 @@ KernelChoice parse_kernels(std::string_view text) {
 bool GpuTraits::may_use(Product product) const {
   if (product == Product::plain) return true;
   if (choice.mode == Mode::plain || (choice.left_out >> static_cast<unsigned>(product) & 1U) != 0) return false;
-  return product != Product::wgmma || (has_wgmma && choice.mode != Mode::portable);
+  const bool is_wgmma = product == Product::wgmma_unpacked || product == Product::wgmma;
+  return !is_wgmma || (has_wgmma && choice.mode != Mode::portable);
 }
 
 GpuTraits parse_gpu(std::string_view text) {

@@ -15,8 +15,8 @@ namespace nibblenet {
 
 /// Product kernels, named after their files in conv/, linear/ and gemm/. A gradient's kernel has
 /// the name of the forward product's.
-enum class Product : uint8_t { few_pixels, few_rows, wgmma, mma, few_channels, few_outputs, plain };
-inline constexpr size_t product_count = 7;
+enum class Product : uint8_t { few_pixels, few_rows, wgmma_unpacked, wgmma, mma, few_channels, few_outputs, plain };
+inline constexpr size_t product_count = 8;
 std::string_view to_string(Product product);
 
 /// The kernels that routes may choose.

@@ -31,7 +31,7 @@ disassemble() {
 }
 export -f disassemble
 for architecture in "$@"; do
-  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows{,_strings},gemm/{mma,wgmma{,_strings}},conv/few_pixels}.cu |
+  printf '%s\n' tests/gpu/unpack_probe.cu kernels/cuda/{linear/few_rows{,_strings},gemm/{mma,wgmma{,_integers,_codebooks,_strings}},conv/few_pixels}.cu |
     xargs -P "$(nproc)" -I{} bash -c 'disassemble "$1" "$2" "$3"' _ "$architecture" {} "$code"
 done
 
@@ -41,8 +41,9 @@ for architecture in "$@"; do
   awk -v designed="$designed" -v tolerance=$tolerance -v most_of_strings=$most_of_strings \
     -v architecture="$architecture" '
     /^\.text\./ {
-      match($0, /((Integer|Codebook)CodesILi[0-9]+EE|_strings_kernelILi[0-9]+)ELi[0-9]E/)
+      match($0, /((Integer|Codebook)CodesILi[0-9]+E(Li32E)?E|_strings_kernelILi[0-9]+)ELi[0-9]E/)
       method = substr($0, RSTART, RLENGTH)
+      sub(/Li32E/, "", method)  # copies of the look-up table
       split(method, part, /Li/)
       kernel = method ~ /^_/ ? "Strings" : substr(method, 1, index(method, "CodesI") - 1)
       kernel = kernel " " (part[2] + 0) " " (part[3] + 0)
@@ -134,7 +135,7 @@ for sass in "$code"/wgmma*.90a.sass; do
     function report(    name, bad) {
       if (kernel == "" || !multiplies) return
       name = "weight gradient"
-      if (match(kernel, /(StringRow|FilterRow|FilterColumn)TilesILi[0-9]+E(Li[0-9]+E)?/))
+      if (match(kernel, /((Integer|Codebook|String)CodesILi[0-9]+E(Li[0-9]+E)?E|(FilterRow|FilterColumn)TilesI)(E?Li[0-9]+E)?/))
         name = substr(kernel, RSTART, RLENGTH)
       gsub(/I?Li/, " ", name)
       gsub(/E/, "", name)

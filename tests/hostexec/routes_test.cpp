@@ -39,6 +39,7 @@ std::string kernel_of(const std::string& launch) {
                                                              {"data_gradient", "mma"},
                                                              {"weight_gradient", "mma"},
                                                              {"wgmma_forward", "wgmma"},
+                                                             {"wgmma_unpacked", "wgmma_unpacked"},
                                                              {"wgmma_data_gradient", "wgmma"},
                                                              {"wgmma_weight_gradient", "wgmma"},
                                                              {"weight_rows", "weight_rows"},

@@ -210,7 +210,7 @@ class LaneSource<StringCodes<quarters>> {
 #pragma unroll
     for (int i = 0; i < to.count; ++i)
       if (const int vector = to.vector(i); vector < StringTile<quarters>::vectors)
-        to.vectors[i] = load_once_16(source.vector(tile_column_ * StringTile<quarters>::blocks, vector));
+        to.vectors[i] = load_once_16(source.vector(tile_column_, vector));
     tile_column_ += few_pixels_warps;
   }
 

@@ -20,12 +20,17 @@ void mma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
 void mma_data_gradient(const DataGradientProduct& g, Workspace& workspace, Stream& stream);
 void mma_weight_gradient(const WeightGradientProduct& g, Workspace& workspace, Stream& stream);
 
-/// wgmma: the tensor cores of compute capability 9.0. Linear layers of trellis strings go to
-/// wgmma_strings(), whose kernel unpacks them. Other weights that do not train are first expanded
+/// wgmma: the tensor cores of compute capability 9.0. Weights that do not train are first expanded
 /// to rows of fp16 values in the workspace.
 void wgmma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
-void wgmma_strings(const ForwardProduct& f, Workspace& workspace, Stream& stream);
 void wgmma_data_gradient(const DataGradientProduct& g, Workspace& workspace, Stream& stream);
 void wgmma_weight_gradient(const WeightGradientProduct& g, Workspace& workspace, Stream& stream);
+
+/// wgmma by packed weights that the kernel itself unpacks. The first one calls one of the others,
+/// by the kind of codes.
+void wgmma_unpacked_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream);
+void wgmma_integers(const ForwardProduct& f, Workspace& workspace, Stream& stream);
+void wgmma_codebooks(const ForwardProduct& f, Workspace& workspace, Stream& stream);
+void wgmma_strings(const ForwardProduct& f, Workspace& workspace, Stream& stream);
 
 }  // namespace nibblenet::cuda

@@ -71,13 +71,14 @@ struct OperandRing {
 
   __device__ void copy_weights(int k_tile) const {
     if (k_tile >= end) return;
+    unsigned char* to = nullptr;
     if constexpr (are_strings<Codes>)
-      copy_string_tiles<Codes::quarters, mma_row_warps>(
-          p.weights.strings, p.weights.codes, static_cast<int>(p.weights.layout.tile_rows()), first_tile_row,
-          tile_column(k_tile) * StringTile<Codes::quarters>::blocks, static_cast<int>(blockDim.x), strings(k_tile));
+      to = strings(k_tile);
     else
-      copy_superblocks<Codes::bits>(p.weights.layout, p.weights.codes, first_tile_row, tile_column(k_tile),
-                                    superblocks(k_tile));
+      to = superblocks(k_tile);
+    using Vector = CodeVector<Codes>;
+    for (int i = static_cast<int>(threadIdx.x); i < mma_row_warps * Vector::per_tile; i += static_cast<int>(blockDim.x))
+      Vector(p.weights, first_tile_row, i).copy(p.weights, tile_column(k_tile), i, to + Vector::place(i));
   }
   /// Unpacks the string tiles of a k-tile, which have landed. The warps share the chunks of all
   /// superblocks. A barrier follows.

@@ -3,8 +3,7 @@
 #include "kernels/cuda/gemm/epilogue.cuh"
 #include "kernels/cuda/gemm/im2col.cuh"
 #include "kernels/cuda/gemm/mma_fit.h"
-#include "kernels/cuda/weights/string_fragments.cuh"
-#include "kernels/cuda/weights/superblock_scales.cuh"
+#include "kernels/cuda/weights/code_tile.cuh"
 #include "kernels/cuda/weights/unpack.cuh"
 
 // Shared-memory tiles of the mma product (gemm/mma.cuh), and a warp's work on them. A block keeps a
@@ -38,21 +37,6 @@ __device__ __forceinline__ void copy_slice(const PixelBlocks& b, const f16* x, i
     const bool inside = n < s.n && h >= 0 && h < s.h && w >= 0 && w < s.w && channel < s.c;
     const f16* from = inside ? x + ((static_cast<int64_t>(n) * s.h + h) * s.w + w) * s.c + channel : x;
     cp_async_16(to + slice_offset(position, vector), from, inside);
-  }
-}
-
-/// Starts copying the superblocks of a block's rows in column `tile_column`, with zeros where there
-/// are no rows. All threads.
-template <int bits>
-__device__ __forceinline__ void copy_superblocks(const Superblocks& layout, const uint8_t* codes, int first_tile_row,
-                                                 int tile_column, unsigned char* to) {
-  constexpr int vectors = bits * Superblocks::row_bytes / 16;
-  for (int i = static_cast<int>(threadIdx.x); i < mma_row_warps * vectors; i += static_cast<int>(blockDim.x)) {
-    const int tile_row = first_tile_row + i / vectors;
-    const bool inside = tile_row < layout.tile_rows();
-    const int64_t superblock = tile_row * layout.tile_columns() + tile_column;
-    const uint8_t* from = inside ? codes + (superblock * vectors + i % vectors) * 16 : codes;
-    cp_async_16(to + i * 16, from, inside);
   }
 }
 

@@ -46,7 +46,6 @@ namespace cuda {
 
 void wgmma_forward(const ForwardProduct& f, Workspace& workspace, Stream& stream) {
   expect_fit(wgmma::fits(f.shape), "wgmma", f.shape);
-  if (wgmma::unpacks_strings(f.shape)) return wgmma_strings(f, workspace, stream);
   const ConvolutionSizes s = sizes_in_lines(f.shape);
   const PixelTiles pixels = PixelTiles::windows(f.x.fp16().data(), s);
   const size_t weights = static_cast<size_t>(s.k) * static_cast<size_t>(s.length());

@@ -45,7 +45,7 @@ __device__ __forceinline__ unsigned char* wgmma_memory() {
 }
 
 /// Ring of a block's operands in shared memory. Copies run wgmma_stages - 1 k-tiles ahead. All
-/// threads call each function. gemm/wgmma_strings.cuh has a ring for trellis strings.
+/// threads call each function. gemm/wgmma_unpacked.cuh has a ring for packed weights.
 template <class A, class B>
 class WgmmaRing {
  public:

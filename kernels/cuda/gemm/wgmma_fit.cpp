@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "kernels/cuda/weights/superblock.h"
+
 namespace nibblenet::wgmma {
 namespace {
 
@@ -20,7 +22,13 @@ bool fits(const ProductCase& c) {
   return fits_any(c) && c.sizes.outputs() > 0 && c.weight.form != WeightForm::float32 && !c.pools();
 }
 
-bool unpacks_strings(const ProductCase& c) { return c.linear && c.weight.layout == WeightLayout::strings; }
+bool fits_unpacked(const ProductCase& c) {
+  const WeightTraits& w = c.weight;
+  if (!fits(c)) return false;
+  if (w.layout == WeightLayout::strings) return c.linear;
+  return w.layout == WeightLayout::superblocks && w.form == WeightForm::packed && !w.steps_inside &&
+         (c.linear || c.sizes.c % Superblocks::size == 0) && (w.integers || w.bits <= most_codebook_bits);
+}
 
 bool fits_data_gradient(const ProductCase& c) {
   return fits_any(c) && c.sizes.inputs() > 0 && c.weight.trains && c.sizes.stride == 1;

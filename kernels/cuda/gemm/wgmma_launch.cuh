@@ -34,13 +34,13 @@ struct WgmmaSplits {
 };
 
 /// Calls f.operator()<columns>() with the block width that wastes the fewest columns, the widest of
-/// several.
-template <class F>
+/// several. `most` is 128 or 96; where it is 96, wide blocks may waste 1 / 32 of the columns.
+template <int most = 128, class F>
 void with_wgmma_columns(int channels, F f) {
   const auto empty = [&](int columns) { return ceil_div(channels, columns) * columns - channels; };
-  if (empty(128) <= empty(96) && empty(128) <= empty(64))
-    f.template operator()<128>();
-  else if (empty(96) <= empty(64))
+  if constexpr (most == 128)
+    if (empty(128) <= empty(96) && empty(128) <= empty(64)) return f.template operator()<128>();
+  if (empty(96) <= empty(64) + (most == 128 ? 0 : channels / 32))
     f.template operator()<96>();
   else
     f.template operator()<64>();

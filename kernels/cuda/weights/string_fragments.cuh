@@ -36,6 +36,8 @@ struct StringTile {
 
   /// Byte of vector i in the tile.
   static constexpr int place(int i) { return i / block_vectors * block_bytes + i % block_vectors * 16; }
+  /// Column of string blocks that vector i belongs to.
+  static constexpr int block(int tile_column, int i) { return tile_column * blocks + i / block_vectors; }
   /// Byte of vector i in its string block of a sequence of `lanes_of_all` lanes. `first_lane`: the
   /// tile's.
   static constexpr int source(int i, int first_lane, int lanes_of_all) {
@@ -56,10 +58,9 @@ struct StringTile {
   }
 };
 
-/// Where string tiles come from, whose string blocks begin anywhere along the columns.
+/// Where a string tile comes from.
 template <int quarters>
 struct StringTileSource {
-  using Tile = StringTile<quarters>;
   const uint8_t* blocks;  ///< of the sequence
   int block_count;
   int block_bytes;
@@ -67,38 +68,22 @@ struct StringTileSource {
 
   /// The tiles of superblock row `tile_row`.
   __device__ StringTileSource(const StringBlocks& layout, const uint8_t* codes, int tile_row) {
-    const int sequence = tile_row / Tile::of_sequence;
+    const int sequence = tile_row / StringTile<quarters>::of_sequence;
     blocks = codes + layout.offset(sequence, 0);
     block_count = static_cast<int>(layout.blocks());
     block_bytes = static_cast<int>(layout.bytes_each(sequence));
     lanes = layout.lanes(sequence);
-    first_lane = tile_row % Tile::of_sequence * Tile::lanes;
+    first_lane = tile_row % StringTile<quarters>::of_sequence * StringTile<quarters>::lanes;
   }
-  /// Whether vector i of the tile from string block `first_block` on exists: the last tile may lack
-  /// string blocks.
-  __device__ __forceinline__ bool has(int first_block, int i) const {
-    return first_block + i / Tile::block_vectors < block_count;
+  /// Whether vector i of tile `tile_column` exists: the last one may lack string blocks.
+  __device__ __forceinline__ bool has(int tile_column, int i) const {
+    return StringTile<quarters>::block(tile_column, i) < block_count;
   }
-  __device__ __forceinline__ const uint8_t* vector(int first_block, int i) const {
-    return blocks + static_cast<int64_t>(first_block + i / Tile::block_vectors) * block_bytes +
-           Tile::source(i, first_lane, lanes);
+  __device__ __forceinline__ const uint8_t* vector(int tile_column, int i) const {
+    return blocks + static_cast<int64_t>(StringTile<quarters>::block(tile_column, i)) * block_bytes +
+           StringTile<quarters>::source(i, first_lane, lanes);
   }
 };
-
-/// Starts copying `count` string tiles below each other, from tile row `first_tile_row` and string
-/// block `first_block` on, with zeros where there are no strings. All of the block's `threads`.
-template <int quarters, int count>
-__device__ __forceinline__ void copy_string_tiles(const StringBlocks& layout, const uint8_t* codes, int tile_rows,
-                                                  int first_tile_row, int first_block, int threads, unsigned char* to) {
-  using Tile = StringTile<quarters>;
-  for (int i = static_cast<int>(threadIdx.x); i < count * Tile::vectors; i += threads) {
-    const int tile = i / Tile::vectors, vector = i % Tile::vectors, tile_row = first_tile_row + tile;
-    const StringTileSource<quarters> source(layout, codes, tile_row < tile_rows ? tile_row : 0);
-    const bool inside = tile_row < tile_rows && source.has(first_block, vector);
-    cp_async_16(to + tile * Tile::bytes + Tile::place(vector), inside ? source.vector(first_block, vector) : codes,
-                inside);
-  }
-}
 
 /// Unpacks string tiles, a chunk of a superblock at a time. Lane 4 g + t gets its own places: rows
 /// g and g + 8 of each fragment, at four columns of string block t. So it takes every eighth window

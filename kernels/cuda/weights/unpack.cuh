@@ -1,5 +1,7 @@
 #pragma once
 
+#include <bit>
+
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/weights/readers.cuh"
 #include "kernels/cuda/weights/superblock.h"
@@ -22,6 +24,27 @@ __device__ __forceinline__ void load_lane_words(const uint8_t* of_lane, uint32_t
     words[(4 * i + 1) / bits][(4 * i + 1) % bits] = v.y;
     words[(4 * i + 2) / bits][(4 * i + 2) % bits] = v.z;
     words[(4 * i + 3) / bits][(4 * i + 3) % bits] = v.w;
+  }
+}
+
+/// Loads a lane's words of chunk `chunk` of a superblock in shared memory.
+template <int bits>
+__device__ __forceinline__ void load_chunk(const unsigned char* superblock, int chunk, uint32_t (&words)[bits]) {
+  constexpr int width = bits % 4 == 0 ? 4 : bits % 2 == 0 ? 2 : 1;  // words of a load
+  const unsigned char* of_lane = superblock + threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int i = 0; i < bits; i += width) {
+    const int word = chunk * bits + i;
+    const unsigned char* from = of_lane + word / 4 * Superblocks::row_bytes + word % 4 * 4;
+    if constexpr (width == 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+    } else if constexpr (width == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      words[i] = v.x, words[i + 1] = v.y;
+    } else {
+      words[i] = *reinterpret_cast<const uint32_t*>(from);
+    }
   }
 }
 
@@ -115,32 +138,33 @@ inline __device__ uint32_t half_bits(float value) {
   return half.bits;
 }
 
-/// Codes of n bits as fp16, from a table in shared memory. Every lane has a copy in a bank of its
-/// own, so that look-ups never conflict. Up to 4 bits, an entry holds both values of a pair.
-template <int n>
+/// Codes of n bits as fp16, from a table in shared memory. With 32 copies every lane has one in a
+/// bank of its own, so that look-ups never conflict; fewer copies take less memory. Up to 4 bits,
+/// an entry holds both values of a pair.
+template <int n, int copies = 32>
 struct CodebookCodes {
   static constexpr int bits = n;
   static constexpr bool integers = false;
   static constexpr bool by_pair = n <= 4;
   static constexpr int entries = 1 << (by_pair ? 2 * n : n);
   struct Table {
-    uint32_t fp16[entries][32];
+    uint32_t fp16[entries][copies];
   };
 
   /// Fills the table with values times `factor`. All threads; the caller's next barrier makes it
   /// visible.
   __device__ void prepare(Table& table, const CodeValues& fixed, const float* stored, float factor) const {
     const float* values = stored != nullptr ? stored : fixed.values;
-    for (int i = static_cast<int>(threadIdx.x); i < entries * 32; i += static_cast<int>(blockDim.x)) {
-      const int entry = i / 32;
+    for (int i = static_cast<int>(threadIdx.x); i < entries * copies; i += static_cast<int>(blockDim.x)) {
+      const int entry = i / copies;
       const uint32_t even = half_bits(values[entry % (1 << n)] * factor);
       const uint32_t odd = by_pair ? half_bits(values[entry >> n] * factor) : even;
-      table.fp16[entry][i % 32] = even | odd << 16;
+      table.fp16[entry][i % copies] = even | odd << 16;
     }
   }
 
   __device__ __forceinline__ void decode(const uint32_t (&words)[n], const Table& table, uint32_t (&a)[4][4]) const {
-    const SharedPlace of_lane = shared_place(&table.fp16[0][threadIdx.x % 32]);
+    const SharedPlace of_lane = shared_place(&table.fp16[0][threadIdx.x % copies]);
 #pragma unroll
     for (int value = 0; value < Superblocks::values_per_chunk; ++value) {
       const FieldPlace at = field_place(value, n);
@@ -154,7 +178,7 @@ struct CodebookCodes {
   }
 
  private:
-  static constexpr int entry_shift = 7;  ///< an entry and its copies take 128 bytes
+  static constexpr int entry_shift = std::countr_zero(4U * copies);  ///< an entry and its copies take 2^this bytes
 
   /// Values of the two codes `shift` bits above the start of either half word.
   static __device__ __forceinline__ uint32_t pair_of(SharedPlace of_lane, uint32_t word, int shift) {
@@ -190,8 +214,8 @@ struct CodebookCodes {
 
 /// Codes of 2 bits: their four fp16 values are two words. One byte permutation selects the values
 /// of a pair.
-template <>
-struct CodebookCodes<2> {
+template <int copies>
+struct CodebookCodes<2, copies> {
   static constexpr int bits = 2;
   static constexpr bool integers = false;
   struct alignas(16) Table {  // others lie behind it

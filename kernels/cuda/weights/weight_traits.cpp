@@ -76,6 +76,8 @@ WeightTraits traits_of(const PackedTensor& packed, WeightLayout layout) {
                       .groups = packed.groups()};
   const auto run = run_of_scales(packed);
   if (layout == WeightLayout::superblocks && run && *run < packed.shape.inner_elements()) traits.scale_run = *run;
+  traits.steps_inside =
+      traits.scale_run != 0 || packed.scheme.granularity.kind == Granularity::Kind::tile || packed.scheme.zero_point;
   return traits;
 }
 

@@ -24,7 +24,8 @@ struct WeightTraits {
   /// Number of neighbours in a row that share a scale, where superblocks are aligned to these runs;
   /// 0: the whole row.
   int64_t scale_run = 0;
-  int64_t groups = 1;  ///< scale groups
+  int64_t groups = 1;         ///< scale groups
+  bool steps_inside = false;  ///< superblocks: scales differ inside a row or between a few, or there are zero points
 };
 
 /// The layout for a packed tensor: superblocks, or string blocks, where the tensor-core kernels can

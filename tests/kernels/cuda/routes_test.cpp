@@ -84,11 +84,12 @@ TEST(Routes, GoToTheNextRowWhereOneIsLeftOut) {
     return text_of(route_forward(c, gpu));
   };
   EXPECT_EQ(route_with(""), "few_pixels");
-  EXPECT_EQ(route_with("fast,-few_pixels"), "superblock_rows wgmma");
+  EXPECT_EQ(route_with("fast,-few_pixels"), "wgmma_unpacked");
+  EXPECT_EQ(route_with("fast,-few_pixels,-wgmma_unpacked"), "superblock_rows wgmma");
   EXPECT_EQ(route_with("portable,-few_pixels"), "mma");
-  EXPECT_EQ(route_with("fast,-few_pixels,-wgmma"), "mma");
+  EXPECT_EQ(route_with("fast,-few_pixels,-wgmma_unpacked,-wgmma"), "mma");
   EXPECT_EQ(route_with("portable,-few_pixels,-mma"), "plain");
-  EXPECT_EQ(route_with("fast,-few_pixels,-pdl"), "superblock_rows wgmma");
+  EXPECT_EQ(route_with("fast,-few_pixels,-pdl"), "wgmma_unpacked");
   EXPECT_FALSE(parse_kernels("fast,-few_pixels,-pdl").pdl);
   EXPECT_TRUE(parse_kernels("fast,-few_pixels").pdl);
   EXPECT_TRUE(parse_kernels("fast,-pdl").clusters);
@@ -121,8 +122,8 @@ TEST(Routes, AnswerReports) {
   EXPECT_FALSE(route_of(question, last.weight, weight, parse_gpu("sm_90")).has_value());
   question.pool.size = 0;
   const auto alone = route_of(question, last.weight, weight, parse_gpu("sm_90"));
-  EXPECT_EQ(alone->kernel, "wgmma");
-  EXPECT_EQ(alone->expansion, "superblock_rows");
+  EXPECT_EQ(alone->kernel, "wgmma_unpacked");
+  EXPECT_EQ(alone->expansion, "");
   EXPECT_FALSE(alone->pools);
 }
 

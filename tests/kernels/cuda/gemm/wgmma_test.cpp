@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cuda/backend_cuda.h"
+#include "kernels/cuda/weights/weight_cuda.h"
 #include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
@@ -43,6 +44,18 @@ const std::vector<Case> cases = {
     {{300, 8}, {8, 8}},
 };
 
+/// Weights in superblocks: the tails of a tile's 64 rows and columns, blocks of 64, 96 and 128
+/// rows, some of which begin inside of a tile, several taps and slices, one k-tile, split-K.
+const std::vector<Case> superblock_cases = {
+    {{1, 5, 4, 64}, {72, 64, 3, 3}, {3, 1, 1}},
+    {{2, 5, 4, 128}, {200, 128, 1, 1}, {1, 1, 0}},
+    {{1, 6, 5, 192}, {288, 192, 3, 3}, {3, 2, 1}},
+    {{1, 13, 11, 64}, {192, 64, 5, 5}, {5, 1, 2}},
+    {{130, 1040}, {288, 1040}},
+    {{5, 72}, {96, 72}},
+    {{300, 8}, {64, 8}},
+};
+
 std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
 
 Shape output_shape(const Case& c) {
@@ -75,6 +88,8 @@ class WgmmaProduct : public ::testing::Test {
   CudaBackend cuda_;
 };
 
+class WgmmaUnpacked : public WgmmaProduct {};
+
 TEST_F(WgmmaProduct, IsExactForIntegers) {
   for (const Case& c : cases)
     for (const Epilogue epilogue : {Epilogue::none, Epilogue::relu}) {
@@ -102,15 +117,45 @@ TEST_F(WgmmaProduct, SumsInFloat32) {
 
 TEST_F(WgmmaProduct, EveryWayToStoreWeights) {
   for (const Case& c : {cases[1], Case{{40, 128}, {64, 128}}})
-    for (const char* scheme :
-         {"linear:4:tensor", "linear:2:channel", "linear:8:block:64:zero-point", "dynamic-tree:4:block:64", "kmeans:3",
-          "fp8-e4m3:8:channel", "stable-embedding:5", "nf4:4:block:64"}) {
+    for (const char* scheme : {"linear:4:tensor", "linear:2:channel", "linear:8:block:64:zero-point",
+                               "linear:4:channel:zero-point", "linear:4:tile:64x64", "dynamic-tree:4:block:64",
+                               "kmeans:3", "fp8-e4m3:8:channel", "stable-embedding:5", "nf4:4:block:64"}) {
       SCOPED_TRACE(name_of(c) + ", " + scheme);
       const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 3);
       const auto w = cuda_.make_weight(quantize(uniform(c.w, 2).view(), parse_scheme(scheme), "w"));
       EXPECT_LE(
           relative_error(product(Family::wgmma, c, x, *w, bias).view(), product(Family::plain, c, x, *w, bias).view()),
           1e-3);  // scales are fp16 values in one, floats in the other
+    }
+}
+
+TEST_F(WgmmaUnpacked, IsExactForIntegersOfEveryWidth) {
+  // A scale of 2^(n-1) - 1 makes linear's steps 1: weights are integers, and so is every partial
+  // sum.
+  for (const Case& c : superblock_cases)
+    for (int bits = 2; bits <= 8; ++bits) {
+      SCOPED_TRACE(fmt::format("{}, {} bits", name_of(c), bits));
+      const int64_t largest = (int64_t{1} << (bits - 1)) - 1;
+      Values weights = integers(c.w, 2, largest);
+      weights.data[0] = static_cast<float>(largest);
+      const PackedTensor packed = quantize(weights.view(), parse_scheme(fmt::format("linear:{}:tensor", bits)), "w");
+      WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
+      const Values x = integers(c.x, 1, 1), bias = integers({c.w[0]}, 3, 2);
+      EXPECT_EQ(product(Family::wgmma, c, x, w, bias), product(Family::plain, c, x, w, bias));
+    }
+}
+
+TEST_F(WgmmaUnpacked, OtherCodesOfEveryWidth) {
+  for (const Case& c : superblock_cases)
+    for (int bits = 2; bits <= 8; ++bits) {
+      SCOPED_TRACE(fmt::format("{}, {} bits", name_of(c), bits));
+      const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 3);
+      const PackedTensor packed =
+          quantize(uniform(c.w, 2).view(), parse_scheme(fmt::format("kmeans:{}:channel", bits)), "w");
+      WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
+      EXPECT_LE(
+          relative_error(product(Family::wgmma, c, x, w, bias).view(), product(Family::plain, c, x, w, bias).view()),
+          1e-3);  // values are fp16 in one, floats in the other
     }
 }
 
