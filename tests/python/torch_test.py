@@ -720,7 +720,8 @@ class Processes(WithTorch):
             try:
                 packed_torch.quantize(model, 2, "trellis")
             except KeyboardInterrupt:
-                print("stopped", time.monotonic() - start < 10, type(model[0]).__name__)
+                limit = 100 if "NIBBLENET_SANITIZED" in os.environ else 10  # a sanitizer takes its time
+                print("stopped", time.monotonic() - start < limit, type(model[0]).__name__)
         """)
         self.assertEqual(done.stdout, "stopped True Linear\n", done.stderr)
 
