@@ -24,10 +24,10 @@ void make_superblocks(FewPixels& p, uint8_t* superblocks, const ForwardProduct& 
       });
 }
 
-/// Whether the splits of a tile become a thread block cluster, of 8 blocks at most.
+/// Whether the splits of a tile become a thread block cluster.
 bool forms_clusters(const char* name, const void* kernel, const Grid& grid, const Stream& stream) {
-  constexpr unsigned most = 8;
-  return grid.cluster > 1 && grid.cluster <= most && stream.uses_clusters() && clusters_fit(name, kernel, grid);
+  return grid.cluster > 1 && grid.cluster <= few_pixels_largest_cluster && stream.uses_clusters() &&
+         clusters_fit(name, kernel, grid);
 }
 
 template <class Codes, bool pools>

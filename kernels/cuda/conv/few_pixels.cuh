@@ -18,6 +18,7 @@ inline constexpr int few_pixels_stages = 2;  ///< of a warp's pixels: one stage 
 /// Superblocks of a warp in flight. Registers cannot hold two of fp16 values.
 template <class Codes>
 inline constexpr int few_pixels_depth = std::is_same_v<Codes, HalfCodes> ? 1 : few_pixels_stages;
+/// Columns of a block.
 template <class Codes, bool pools>
 inline constexpr int columns_of = few_pixels_columns(pools, code_table_bytes(Codes::bits, Codes::integers));
 /// Upper bound of a thread's registers. Where it causes no spills, it leaves room on a
@@ -29,7 +30,7 @@ inline constexpr int few_pixels_registers = (Codes::integers && Codes::bits <= (
                                                 : 255;
 /// Groups of four neighbouring rows of a column that a thread adds up. It may lack the last one.
 template <int columns>
-inline constexpr int few_pixels_fours = ceil_div(few_pixels_rows* columns / 4, few_pixels_threads);
+inline constexpr int few_pixels_fours = ceil_div(columns / 4 * few_pixels_rows, few_pixels_threads);
 
 /// Place of a superblock along k: a slice of 64 channels at one tap.
 struct TapSlice {
@@ -497,11 +498,15 @@ __device__ __forceinline__ void finish_in_cluster(const FewPixels& p, FewPixelsS
   for (int i = static_cast<int>(threadIdx.x); i < columns * fours; i += few_pixels_threads) {
     const int column = i / fours;
     const FewPixelsPlace place(column, (first_four + i - column * fours) * 4);
+    const auto* sums = reinterpret_cast<const float4*>(&own[place.column][place.row]);
+    float4 of_split[few_pixels_largest_cluster] = {};  // all are loaded before the first is added
+#pragma unroll
+    for (int split = 0; split < few_pixels_largest_cluster; ++split)
+      if (split < p.splits) of_split[split] = load_cluster_16(sums, static_cast<unsigned>(split));
     float4 sum = {};
-#pragma unroll 4
-    for (int split = 0; split < p.splits; ++split)
-      add_to(sum, load_cluster_16(reinterpret_cast<const float4*>(&own[place.column][place.row]),
-                                  static_cast<unsigned>(split)));
+#pragma unroll
+    for (int split = 0; split < few_pixels_largest_cluster; ++split)
+      if (split < p.splits) add_to(sum, of_split[split]);
     finish_four<pools>(p, memory.rows, place, sum, memory.sums[1]);
   }
   cluster_arrive_relaxed();  // results are stored, so all that they need of other blocks has been read

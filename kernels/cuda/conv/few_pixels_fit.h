@@ -11,6 +11,7 @@ namespace nibblenet {
 inline constexpr int few_pixels_warps = 8;  ///< of a block, which take superblocks of the same rows in turn
 inline constexpr int few_pixels_rows = Superblocks::size;  ///< of y that a block owns, for its columns
 inline constexpr int few_pixels_largest_window = 16;       ///< of the convolution
+inline constexpr int few_pixels_largest_cluster = 8;       ///< blocks: what every GPU that has clusters allows
 /// Columns (output pixels) of a block. With fused max pooling: most results of a tile. AlexNet's
 /// tiles are 5 x 7 results, of 2 x 3 windows; beside a large look-up table there is room for 5 x 5.
 constexpr int few_pixels_columns(bool pools, int table_bytes) {
