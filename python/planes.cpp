@@ -10,7 +10,7 @@ namespace {
 /// sides are then read and written in runs.
 template <class T, class Plane, class Copy>
 void each_pair(TensorView<T> pixels, const Planes<Plane>& planes, int64_t first, Copy copy) {
-  constexpr int64_t together = 16, few = 1 << 14;  // values that are copied before other threads wake up
+  constexpr int64_t together = 16, few = 1 << 12;  // values that are copied before other threads wake up
   const auto [n, c, h, w] = planes.strides;
   const int64_t height = pixels.size(1), width = pixels.size(2), channels = pixels.size(3);
   const auto each_of_row = [&, n = n, c = c, h = h, w = w](int64_t y) {
