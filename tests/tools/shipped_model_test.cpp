@@ -46,10 +46,10 @@ TEST_F(ShippedModelTest, SaysWhichKernelsWouldComputeIt) {
   EXPECT_EQ(one.at("layer"), "features.6");
   EXPECT_EQ(one.at("kernel"), "few_pixels");
   EXPECT_TRUE(one.at("expansion").is_null());
-  EXPECT_EQ(features_6("--batch 128").at("kernel"), "wgmma");
+  EXPECT_EQ(features_6("--batch 128").at("kernel"), "wgmma_unpacked");
   EXPECT_EQ(features_6("--batch 128 --gpu sm_80").at("kernel"), "mma");
   EXPECT_EQ(features_6("--precision float32").at("kernel"), "plain");
-  EXPECT_EQ(features_6("--image-size 640").at("kernel"), "wgmma");
+  EXPECT_EQ(features_6("--image-size 640").at("kernel"), "wgmma_unpacked");
   // Scales that change along a filter have to be expanded first.
   succeed("pack --bits 4 --layer features.*=nf4:4:block:16:f16 floats.safetensors -o packed.safetensors --force");
   EXPECT_EQ(features_6("--force").at("expansion"), "weight_superblocks");
