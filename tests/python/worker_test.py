@@ -192,9 +192,10 @@ class Worker(unittest.TestCase):
             (whole, floats), (copied, planes), (_, pictures_), (nothing,) = (
                 map(float, line.split()) for line in done.stdout.splitlines())
             with self.subTest(threads, output=done.stdout):
-                # Measured: 4 to 9, at 2 threads 7 to 15. Where each side sleeps at once: 45.
+                # Measured: 4 to 9, at 2 threads 7 to 15, which other work on the machine's
+                # processors slows in every call. Where each side sleeps at once: 45.
                 for beyond in (floats, planes, pictures_, nothing):
-                    self.assertLess(beyond, 20)
+                    self.assertLess(beyond, 20 if threads == "1" else 30)
                 if threads == "1":  # with others, two passes differ by more
                     self.assertLess(copied - whole, 15)  # the copy
 
