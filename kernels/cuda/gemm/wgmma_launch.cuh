@@ -60,6 +60,8 @@ struct WgmmaPixelPlan {
                                         : 0) {}
 };
 
+/// Starts the product, and the sum of its splits where there are several. `partial`: memory for
+/// plan.partial_floats, or null.
 template <class Filters, class Finish>
 void start_wgmma(const char* name, const PixelTiles& pixels, const Filters& w, PixelEpilogue epilogue,
                  const Finish& finish, const WgmmaPixelPlan& plan, float* partial, const Work& work, Stream& stream) {

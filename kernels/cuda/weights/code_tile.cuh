@@ -9,6 +9,7 @@
 
 namespace nibblenet {
 
+/// The row of tiles, or the last one.
 __device__ __forceinline__ int existing_row(const SuperblockWeights& w, int tile_row) {
   const int last = static_cast<int>(w.layout.tile_rows()) - 1;
   return tile_row < last ? tile_row : last;

@@ -1,16 +1,40 @@
 #pragma once
 
+#include <limits>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/values.h"
 
 namespace nibblenet::testing {
 
 struct ConvolutionCase {
-  Shape x;
+  Shape x;  ///< NHWC, or [N, C] of a linear layer
   Shape w;
   Window window = {};
+
+  Shape result_shape() const {
+    if (x.rank() == 2) return {x[0], w[0]};
+    return {x[0], window.output(x[1]), window.output(x[2]), w[0]};
+  }
 };
+
+/// The product of fp16 activations, stored as fp16 values.
+inline Values fp16_product(CudaBackend& backend, const ConvolutionCase& c, const Values& x, Weight& w,
+                           const Values& bias, Epilogue epilogue = Epilogue::none) {
+  const Buffer<f16> input = fp16_on(backend, x);
+  const TensorView<const f16> in(input.data(), c.x);
+  const Tensor<float> offset = on(backend, bias);
+  return output_of(backend, c.result_shape(), [&](TensorView<float> floats) {
+    Buffer<f16> fp16 = fp16_on(backend, Values(floats.shape(), std::numeric_limits<float>::quiet_NaN()));
+    const TensorView<f16> y(fp16.data(), floats.shape());
+    if (c.x.rank() == 2)
+      backend.linear_forward(y, in, w, offset.view(), epilogue);
+    else
+      backend.conv2d_forward(y, in, w, offset.view(), c.window, epilogue);
+    backend.convert(floats, y);
+  });
+}
 
 /// Cases for superblocks: filters of several slices, of rows around a block's 64 and 128, of
 /// strides, without padding; images of which a block holds many, one, and a band.

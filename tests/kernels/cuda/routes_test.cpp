@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/cuda/gemm/wgmma_fit.h"
 #include "tests/support/route_table.h"
 
 // Tests of the table of routes, without a GPU and without kernels. tests/hostexec checks that
@@ -96,6 +97,13 @@ TEST(Routes, GoToTheNextRowWhereOneIsLeftOut) {
   EXPECT_FALSE(parse_kernels("portable,-clusters,-pdl").clusters);
   EXPECT_FALSE(parse_kernels("fast,-pdl").without(Product::few_rows).pdl);
   EXPECT_EQ(route_with("plain"), "plain");
+}
+
+TEST(Routes, LeaveOutWgmmaWhereAnIntCannotCountActivations) {
+  ProductCase c = case_of(features_6);
+  EXPECT_TRUE(wgmma::fits(c) && wgmma::fits_unpacked(c));
+  c.sizes.n = 600'000;  // more than 2^31 times eight
+  EXPECT_FALSE(wgmma::fits(c) || wgmma::fits_unpacked(c));
 }
 
 TEST(Routes, AreRefusedWhereARowIsUnknown) {

@@ -58,8 +58,6 @@ const std::vector<Case> cases = [] {
 
 std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
 
-Shape result_shape(const Case& c) { return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]}; }
-
 Values rounded(Values values) {
   for (float& value : values.data) value = f16_to_f32(f32_to_f16(value));
   return values;
@@ -82,7 +80,7 @@ class FewPixels : public ::testing::Test {
     const auto& resident = static_cast<WeightCuda&>(w);
     const int64_t kernels = resident.layout() == WeightLayout::superblocks ? 1 : 2;
     EXPECT_TRUE(has_few_pixels(halves_of_x.shape(), resident, c.window)) << name_of(c);
-    return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+    return output_of(cuda_, c.result_shape(), [&](TensorView<float> y) {
       Buffer<f16> fp16 = fp16_on(cuda_, Values(y.shape(), std::numeric_limits<float>::quiet_NaN()));
       const Activations of_fp16 = TensorView<f16>(fp16.data(), y.shape());
       const int64_t launches = cuda_.stream().launches();
@@ -196,8 +194,8 @@ TEST_F(FewPixels, ResultsAnywhereInMemory) {
   WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
   const Buffer<f16> input = fp16_on(cuda_, x);
   const Tensor<float> offset = on(cuda_, bias);
-  Buffer<f16> fp16(cuda_, static_cast<size_t>(result_shape(c).elements()) + 1, MemoryCategory::data);
-  const Values actual = output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+  Buffer<f16> fp16(cuda_, static_cast<size_t>(c.result_shape().elements()) + 1, MemoryCategory::data);
+  const Values actual = output_of(cuda_, c.result_shape(), [&](TensorView<float> y) {
     const TensorView<f16> odd(fp16.data() + 1, y.shape());
     cuda_.conv2d_forward(odd, TensorView<const f16>(input.data(), c.x), w, offset.view(), c.window, Epilogue::none);
     cuda_.convert(y, odd);
@@ -231,7 +229,7 @@ class PooledFewPixels : public FewPixels {
     Window pool;
   };
   static Shape pooled_shape(const Pooled& p) {
-    const Shape y = result_shape(p.c);
+    const Shape y = p.c.result_shape();
     return {y[0], p.pool.output(y[1]), p.pool.output(y[2]), y[3]};
   }
 
@@ -240,7 +238,7 @@ class PooledFewPixels : public FewPixels {
     const Buffer<f16> input = fp16_on(cuda_, x);
     const TensorView<const f16> halves_of_x(input.data(), p.c.x);
     const Tensor<float> bias = on(cuda_, uniform({p.c.w[0]}, 2));
-    const Shape between = result_shape(p.c), shape = pooled_shape(p);
+    const Shape between = p.c.result_shape(), shape = pooled_shape(p);
     Buffer<f16> results(cuda_, static_cast<size_t>(between.elements()), MemoryCategory::data);
     Buffer<f16> fp16 = fp16_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
     Buffer<f16> unflattened(cuda_, fp16.size(), MemoryCategory::data);
@@ -340,7 +338,7 @@ TEST_F(PooledFewPixels, ClustersHaveTheBitsOfSemaphores) {
     WeightCuda w(cuda_, quantized(c.w, parse_scheme("linear:4:channel:zero-point"), 3), cuda_.stream(),
                  WeightLayout::superblocks);
     const Values x = uniform(c.x, 1), bias = uniform({c.w[0]}, 2);
-    splits.insert(FewPixelsBlocks(product_case(c.x, result_shape(c), c.window, w.traits()).sizes).splits);
+    splits.insert(FewPixelsBlocks(product_case(c.x, c.result_shape(), c.window, w.traits()).sizes).splits);
     std::vector<Values> by_semaphores;
     for (const bool clusters : {false, true}) {
       KernelChoice choice;

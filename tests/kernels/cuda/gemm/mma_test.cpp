@@ -57,7 +57,7 @@ class MmaProduct : public ::testing::Test {
     const Buffer<f16> input = fp16_on(cuda_, x);
     const Tensor<float> offset = on(cuda_, bias);
     WeightCuda w(cuda_, packed, cuda_.stream(), WeightLayout::superblocks);
-    return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+    return output_of(cuda_, c.result_shape(), [&](TensorView<float> y) {
       Buffer<f16> fp16(cuda_, static_cast<size_t>(y.elements()), MemoryCategory::data);
       const Activations rounded = TensorView<f16>(fp16.data(), y.shape());
       forward(c, y_precision == Precision::float32 ? Activations(y) : rounded,
@@ -80,11 +80,6 @@ class MmaProduct : public ::testing::Test {
     else
       cuda_.linear_forward(y, x, w, bias, epilogue);
     EXPECT_EQ(cuda_.stream().launches(), launches + 1);
-  }
-
-  static Shape result_shape(const Case& c) {
-    if (c.x.rank() == 2) return {c.x[0], c.w[0]};
-    return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
   }
 
   CpuBackend cpu_{2};
@@ -162,7 +157,7 @@ TEST_F(MmaProduct, Fp16WeightsAreSuperblocksToo) {
         c.x.rank() == 2 ? linear(cpu_, x, *float_weight, bias) : conv2d(cpu_, x, *float_weight, bias, c.window);
     for (const bool plain : {false, true}) {
       cuda_.choose_kernels(plain ? testing::plain_kernels : testing::mma_kernels);
-      EXPECT_EQ(output_of(cuda_, result_shape(c),
+      EXPECT_EQ(output_of(cuda_, c.result_shape(),
                           [&](TensorView<float> y) {
                             forward(c, y, TensorView<const f16>(input.data(), x.shape), resident, offset.view(),
                                     Epilogue::none);
@@ -203,7 +198,7 @@ TEST_F(MmaProduct, FusedPoolingHasTheBitsOfSeparatePooling) {
     const Buffer<f16> fp16 = fp16_on(cuda_, uniform(c.x, 1));
     const TensorView<const f16> x(fp16.data(), c.x);
     const Tensor<float> bias = on(cuda_, uniform({c.w[0]}, 2));
-    const Shape convolved = result_shape(c);
+    const Shape convolved = c.result_shape();
     const Shape pooled = {convolved[0], pool.output(convolved[1]), pool.output(convolved[2]), convolved[3]};
     Buffer<f16> between(cuda_, static_cast<size_t>(convolved.elements()), MemoryCategory::data);
     Buffer<f16> result(cuda_, static_cast<size_t>(pooled.elements()), MemoryCategory::data);
@@ -259,7 +254,7 @@ TEST_F(MmaProduct, ThePlainKernelsReadSuperblocksOfFiltersToo) {
       const Tensor<float> x = on(cuda_, uniform(c.x, 1)), bias = on(cuda_, uniform({c.w[0]}, 2));
       const auto result = [&](WeightLayout layout) {
         WeightCuda w(cuda_, packed, cuda_.stream(), layout);
-        return output_of(cuda_, result_shape(c), [&](TensorView<float> y) {
+        return output_of(cuda_, c.result_shape(), [&](TensorView<float> y) {
           cuda_.conv2d_forward(y, x.view(), w, bias.view(), c.window, Epilogue::none);
         });
       };

@@ -1,9 +1,10 @@
 #include <gtest/gtest.h>
 
-#include <limits>
+#include <algorithm>
 
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cuda/backend_cuda.h"
+#include "tests/kernels/cuda/convolution_cases.h"
 #include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/schemes.h"
 
@@ -13,19 +14,12 @@ namespace nibblenet {
 namespace {
 
 using testing::conv2d;
-using testing::fp16_on;
 using testing::integers;
 using testing::linear;
-using testing::on;
-using testing::output_of;
 using testing::random_strings;
 using testing::Values;
 
-struct Case {
-  Shape x;  ///< NHWC, or [N, C] of a linear layer
-  Shape w;
-  Window window = {};
-};
+using Case = testing::ConvolutionCase;
 
 /// Sequences of each length, columns that fill superblocks and that do not, several taps, blocks of
 /// rows that begin inside of a string tile and that cross sequences, split-K.
@@ -43,24 +37,6 @@ const std::vector<Case> cases = {
 
 class StringProducts : public ::testing::Test {
  protected:
-  /// In fp16 values.
-  Values product(const Case& c, const Values& x, Weight& w, const Values& bias) {
-    const Buffer<f16> input = fp16_on(cuda_, x);
-    const Tensor<float> offset = on(cuda_, bias);
-    Shape shape = {c.x[0], c.w[0]};
-    if (c.x.rank() == 4) shape = {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
-    return output_of(cuda_, shape, [&](TensorView<float> floats) {
-      Buffer<f16> fp16 = fp16_on(cuda_, Values(shape, std::numeric_limits<float>::quiet_NaN()));
-      const TensorView<f16> y(fp16.data(), shape);
-      const TensorView<const f16> in(input.data(), c.x);
-      if (c.x.rank() == 2)
-        cuda_.linear_forward(y, in, w, offset.view(), Epilogue::none);
-      else
-        cuda_.conv2d_forward(y, in, w, offset.view(), c.window, Epilogue::none);
-      cuda_.convert(floats, y);
-    });
-  }
-
   CpuBackend cpu_{2};
   CudaBackend cuda_;
 };
@@ -83,7 +59,7 @@ TEST_F(StringProducts, EveryKernelIsExactForIntegers) {
       const auto weight = cuda_.make_weight(packed);
       for (const KernelChoice& choice : choices) {
         cuda_.choose_kernels(choice);
-        EXPECT_EQ(product(c, x, *weight, bias), expected)
+        EXPECT_EQ(fp16_product(cuda_, c, x, *weight, bias), expected)
             << to_string(scheme) << ", " << to_string(c.x) << " by " << to_string(c.w) << ", kernels "
             << static_cast<int>(choice.mode) << " without " << choice.left_out;
       }

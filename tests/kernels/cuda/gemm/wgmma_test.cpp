@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/backend_cuda.h"
 #include "kernels/cuda/weights/weight_cuda.h"
+#include "tests/kernels/cuda/convolution_cases.h"
 #include "tests/kernels/cuda/kernel_families.h"
 #include "tests/kernels/values.h"
 #include "tests/support/golden.h"
@@ -18,17 +19,12 @@ using testing::Family;
 using testing::fp16_on;
 using testing::integers;
 using testing::on;
-using testing::output_of;
 using testing::relative_error;
 using testing::same_bits;
 using testing::uniform;
 using testing::Values;
 
-struct Case {
-  Shape x;  ///< NHWC, or [N, C] of a linear layer
-  Shape w;
-  Window window = {};
-};
+using Case = testing::ConvolutionCase;
 
 /// Less than a block, several blocks, tails of 64 channels and of 128 pixels, blocks of 64, 96 and
 /// 128 columns, strides, padding that windows lie in, split-K.
@@ -58,11 +54,6 @@ const std::vector<Case> superblock_cases = {
 
 std::string name_of(const Case& c) { return to_string(c.x) + " by " + to_string(c.w); }
 
-Shape output_shape(const Case& c) {
-  if (c.x.rank() == 2) return {c.x[0], c.w[0]};
-  return {c.x[0], c.window.output(c.x[1]), c.window.output(c.x[2]), c.w[0]};
-}
-
 class WgmmaProduct : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -72,17 +63,7 @@ class WgmmaProduct : public ::testing::Test {
   Values product(Family family, const Case& c, const Values& x, Weight& w, const Values& bias,
                  Epilogue epilogue = Epilogue::none) {
     use(cuda_, family);
-    const Buffer<f16> input = fp16_on(cuda_, x);
-    const Tensor<float> offset = on(cuda_, bias);
-    return output_of(cuda_, output_shape(c), [&](TensorView<float> floats) {
-      Buffer<f16> fp16 = fp16_on(cuda_, Values(floats.shape(), std::numeric_limits<float>::quiet_NaN()));
-      const TensorView<f16> y(fp16.data(), floats.shape());
-      if (c.x.rank() == 2)
-        cuda_.linear_forward(y, TensorView<const f16>(input.data(), c.x), w, offset.view(), epilogue);
-      else
-        cuda_.conv2d_forward(y, TensorView<const f16>(input.data(), c.x), w, offset.view(), c.window, epilogue);
-      cuda_.convert(floats, y);
-    });
+    return fp16_product(cuda_, c, x, w, bias, epilogue);
   }
 
   CudaBackend cuda_;
@@ -177,7 +158,7 @@ TEST_F(WgmmaProduct, TakesOverWherePlainKernelsWouldBeSlow) {
   const Tensor<float> offset = on(cuda_, bias);
   Buffer<f16> y(cuda_, 36 * 64, MemoryCategory::data);
   const int64_t before = cuda_.stream().launches();
-  cuda_.conv2d_forward(TensorView<f16>(y.data(), output_shape(c)), TensorView<const f16>(input.data(), c.x), *w,
+  cuda_.conv2d_forward(TensorView<f16>(y.data(), c.result_shape()), TensorView<const f16>(input.data(), c.x), *w,
                        offset.view(), c.window, Epilogue::none);
   EXPECT_GE(cuda_.stream().launches() - before, 2);
 }

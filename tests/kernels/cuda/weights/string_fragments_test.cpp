@@ -10,6 +10,7 @@
 #include "kernels/cuda/conv/launchers.h"
 #include "kernels/cuda/gemm/launchers.h"
 #include "kernels/cuda/weights/weight_cuda.h"
+#include "tests/kernels/cuda/convolution_cases.h"
 #include "tests/kernels/cuda/fresh_workspace.h"
 #include "tests/kernels/schemes.h"
 
@@ -28,11 +29,7 @@ using testing::same_bits;
 using testing::uniform;
 using testing::Values;
 
-struct Case {
-  Shape x;  ///< NHWC, or [N, C] of a linear layer
-  Shape w;
-  Window window = {};
-};
+using Case = testing::ConvolutionCase;
 
 /// Sequences of 64, 128, 192 and 256 channels, alone and behind others, padded and not; an odd
 /// number of superblock rows; columns of one string block and of several, with and without whole
